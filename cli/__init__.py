@@ -1,0 +1,1 @@
+"""The command line: parse → call `lm` → show. One file a command, in `cli/commands/`."""

@@ -1,0 +1,64 @@
+"""lm eval."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir
+from lm.errors import ConfigError
+
+POSITION = 3
+
+
+def command(
+    run: RunName = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, valid or test; default: test where there is one, else valid.", show_default=False)
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Score this text instead; - for stdin.", show_default=False)
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, help="How far a Transformer's window slides; default: half its context.", show_default=False),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute; default: a GPU when there is one.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 (the reference), bf16 or fp16.")] = "fp32",
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Say how well a model predicts a text: perplexity, bits per byte and more, each with its denominator.
+
+    \b
+    lm eval RUN
+    lm eval RUN --text FILE --json
+    """
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise ConfigError(f"--precision {precision!r}: use fp32, bf16 or fp16.")
+    if split is not None and text is not None:
+        raise ConfigError("--split and --text are two different texts: give one of them.")
+    from cli.output import console, reading, scoring
+    from cli.report import print_report
+    from lm.corpora.text import read_text
+    from lm.run import load
+
+    loaded = load(run, runs_dir=runs_dir, device=device)
+    content = None
+    if text is not None:
+        content = sys.stdin.buffer.read().decode("utf-8", errors="replace") if text == "-" else read_text(Path(text))
+    with reading() as watch, scoring(f"scoring {loaded.name}") as progress:
+        report = loaded.evaluate(
+            split, text=content, name="stdin" if text == "-" else str(text), stride=stride,
+            precision=precision, progress=progress, reading=watch, data_dir=data_dir,  # type: ignore[arg-type]
+        )  # fmt: skip
+    if not loaded.folder.shipped and text is None and stride is None:
+        loaded.save_report(report)
+    if as_json:
+        typer.echo(report.model_dump_json())
+    else:
+        print_report(console(), report)

@@ -1,0 +1,55 @@
+"""lm show."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from cli.options import DEFAULT_RUNS, Json, RunName, RunsDir
+
+POSITION = 5
+
+
+def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
+    """Show a run's card: options, parameters, scores, files."""
+    from rich.filesize import decimal
+
+    from cli.output import console, facts_table
+    from cli.report import print_report
+    from lm.card import facts
+    from lm.evaluation.report import Report
+    from lm.run import load
+
+    loaded = load(run, runs_dir=runs_dir)
+    known = facts(loaded)
+    if as_json:
+        typer.echo(json.dumps({**known, "metrics": loaded.folder.read_metrics()}))
+        return
+    screen = console()
+    plan = known["plan"] or {}
+    screen.print(f"[bold]{known['name']}[/bold]  [dim]{known['path']}[/dim]", soft_wrap=True)
+    screen.print(
+        facts_table(
+            [
+                ("model", known["model"], f"{known['parameters']:,} parameters"),
+                ("tokenizer", known["tokenizer"], f"{known['vocab_size']:,} tokens"),
+                ("corpus", known["corpus"], "; ".join(known["corpus_notes"])),
+                *((f"  {name}", f"{part['tokens']:,}", f"tokens, {part['characters']:,} characters, sha256 {part['sha256'][:12]}…")
+                  for name, part in known["splits"].items()),
+                ("plan", f"{plan.get('steps', 0):,}", "steps"),
+                ("made", known["created"][:16].replace("T", " "), f"with Inkling {known['inkling']}"),
+                ("states", "", ", ".join(known["states"])),
+                ("size", decimal(known["size_bytes"]), ""),
+            ]
+        )
+    )  # fmt: skip
+    for report in known["reports"].values():
+        screen.print()
+        print_report(screen, Report.model_validate(report))
+    for section in ("tokenizer", "model", "training"):
+        screen.print(f"\n[bold]{section}[/bold]")
+        screen.print(facts_table([(name, str(value), "") for name, value in known["options"][section].items()]))
+    screen.print("\n[bold]files[/bold]")
+    files = sorted(path for path in loaded.folder.path.rglob("*") if path.is_file() and path.name != ".lock")
+    screen.print(facts_table([(str(path.relative_to(loaded.folder.path)), decimal(path.stat().st_size), "") for path in files]))

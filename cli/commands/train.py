@@ -1,0 +1,182 @@
+"""lm train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, field
+from lm.config import CorpusConfig, TrainingConfig, compose, parse_assignments, preset_names, validate
+from lm.errors import ConfigError
+
+POSITION = 1
+
+
+def command(
+    corpus: Annotated[
+        str | None,
+        typer.Argument(help=CorpusConfig.model_fields["source"].description, show_default=False),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help=f"Where to start: {', '.join(preset_names())}; default: by the text.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; default: after corpus and preset.", show_default=False)
+    ] = None,
+    minutes: Annotated[float | None, field(TrainingConfig, "minutes")] = None,
+    max_steps: Annotated[int | None, field(TrainingConfig, "max_steps")] = None,
+    epochs: Annotated[float | None, field(TrainingConfig, "epochs")] = None,
+    stop_after: Annotated[
+        int | None, typer.Option(help="Stop at this step of the plan; --resume goes on.", show_default=False)
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Any option, e.g. model.hidden_size=768; repeatable."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file of options, over the preset.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, field(TrainingConfig, "seed")] = None,
+    device: Annotated[str | None, field(TrainingConfig, "device")] = None,
+    precision: Annotated[str | None, field(TrainingConfig, "precision")] = None,
+    split_fractions: Annotated[str | None, field(CorpusConfig, "split_fractions")] = None,
+    text_column: Annotated[str | None, field(CorpusConfig, "text_column")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with a run to the end of its plan.", show_default=False)
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Start from a run's weights and tokenizer, on other text.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on a text, and say how good it is.
+
+    \b
+    lm train input.txt
+    lm train input.txt --preset gru-char --minutes 10 --set model.hidden_size=768
+    lm train --resume RUN
+    """
+    flags = {
+        "training.minutes": minutes, "training.max_steps": max_steps, "training.epochs": epochs,
+        "training.seed": seed, "training.device": device, "training.precision": precision,
+    }  # fmt: skip
+    overrides: dict[str, Any] = parse_assignments(set_ or [])
+    overrides |= {path: value for path, value in flags.items() if value is not None}
+    if resume is not None:
+        unwanted = {"CORPUS": corpus, "--preset": preset, "--name": name, "--config": config, "--init": init}
+        given = [flag for flag, value in unwanted.items() if value] + [
+            f"--{path.partition('.')[2]}" for path in overrides if path not in ("training.max_steps", "training.device")
+        ]
+        if given:
+            raise ConfigError(
+                f"--resume {resume} goes on as the run was planned, so {', '.join(given)} cannot change it; "
+                "--max-steps, --stop-after and --device can. To train it differently, start from it with --init."
+            )
+        _resume(resume, runs_dir, max_steps, stop_after, device, data_dir, as_json)
+        return
+    if corpus is None:
+        raise ConfigError("Which text? Write: lm train FILE (or a folder, a named corpus, - for stdin; see lm train --help).")
+    where = {"source": corpus, "split_fractions": split_fractions, "text_column": text_column}
+    corpus_config = validate(CorpusConfig, {key: value for key, value in where.items() if value is not None}, where="corpus")
+    for key in ("split_fractions", "text_column"):
+        if where[key] is not None:
+            overrides[f"corpus.{key}"] = getattr(corpus_config, key)
+    _train(corpus_config, preset, config, overrides, name, init, stop_after, overwrite, runs_dir, data_dir, as_json)
+
+
+def _train(
+    where: CorpusConfig,
+    preset: str | None,
+    file: Path | None,
+    overrides: dict[str, Any],
+    name: str | None,
+    init: str | None,
+    stop_after: int | None,
+    overwrite: bool,
+    runs_dir: Path,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    from cli.output import console, reading
+    from cli.training import TrainingView
+    from lm.corpora import open_corpus
+
+    # What can be wrong in the options is found before the text is read.
+    if preset is not None or init is None:
+        compose(where.source, preset=preset or preset_names()[0], file=file, overrides=overrides if preset else {})
+    from lm.run import load
+    from lm.training.jobs import choose_preset, init_config, train
+
+    base = load(init, runs_dir=runs_dir) if init is not None else None
+    if base is not None and preset is not None:
+        raise ConfigError(f"--init {init} keeps that run's model and training options: leave --preset out, change with --set.")
+    with reading() as progress:
+        opened = open_corpus(where, data_dir=data_dir, progress=progress)
+        if base is not None:
+            options = init_config(base, where, overrides)
+        else:
+            preset = preset or choose_preset(opened)
+            options = compose(where.source, preset=preset, file=file, overrides=overrides)
+    length = options.training
+    if length.max_steps is None and length.epochs is None and length.minutes is None:
+        console(stderr=True).print("No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it).")
+    with reading() as progress:
+        run = train(
+            opened, options, name=name, runs_dir=runs_dir, init=base, stop_after=stop_after, overwrite=overwrite,
+            callbacks=[TrainingView()], data_dir=data_dir, progress=progress,
+        )  # fmt: skip
+    _closing(run, as_json)
+
+
+def _resume(
+    name: str,
+    runs_dir: Path,
+    max_steps: int | None,
+    stop_after: int | None,
+    device: str | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    from cli.output import console, reading
+    from cli.training import TrainingView
+    from lm.training.jobs import resume
+
+    with reading() as progress:
+        run, went_on = resume(
+            name, runs_dir=runs_dir, max_steps=max_steps, stop_after=stop_after, device=device,
+            callbacks=[TrainingView()], data_dir=data_dir, progress=progress,
+        )  # fmt: skip
+    if went_on:
+        _closing(run, as_json)
+    else:
+        console(stderr=True).print(f"{run.name} is finished already. A longer plan: lm train --resume {run.name} --max-steps N")
+
+
+def _closing(run: Any, as_json: bool) -> None:
+    """The best score, a sample, and what to type next."""
+    from cli.output import console
+    from cli.report import print_report
+    from lm.evaluation.report import Report
+
+    report = Report.model_validate(run.reports()["valid"])
+    if as_json:
+        typer.echo(json.dumps({"run": run.name, "path": str(run.folder.path), "report": report.model_dump(mode="json")}))
+        return
+    screen = console()
+    print_report(screen, report)
+    samples = sorted((run.folder.path / "samples").glob("*.txt"), key=lambda path: path.stat().st_mtime)
+    if samples:
+        text = samples[-1].read_text("utf-8").partition("# sample 1 of 1\n")[2].strip("\n")
+        screen.rule("a sample")
+        screen.print(text, markup=False)
+        screen.rule()
+    test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
+    screen.print(f'Next: lm sample {run.name} --prompt "…"    or: lm eval {run.name}{test}', markup=False, soft_wrap=True)

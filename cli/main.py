@@ -1,0 +1,81 @@
+"""The `lm` program: finds the commands, and turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import pkgutil
+import sys
+from typing import Annotated
+
+import typer
+
+from cli import commands
+from lm.errors import LMError
+from lm.version import __version__
+
+app = typer.Typer(
+    name="lm",
+    help="Train a small language model on your own text, know how good it is, and sample from it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: lm demo   or: lm train FILE",
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"inkling {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def _add_commands() -> None:
+    modules = [importlib.import_module(f"{commands.__name__}.{found.name}") for found in pkgutil.iter_modules(commands.__path__)]
+    for module in sorted(modules, key=lambda module: module.POSITION):
+        app.command(name=module.__name__.rpartition(".")[2])(module.command)
+
+
+class _Notices(logging.Handler):
+    """What the library has to say, on stderr, one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.secho(f"note: {record.getMessage()}", err=True, fg="yellow" if "NO_COLOR" not in os.environ else None)
+
+
+def main() -> None:
+    """Run the program; the entry point of `lm`."""
+    logging.getLogger("lm").addHandler(_Notices(logging.WARNING))
+    logging.getLogger("lm").propagate = False
+    _add_commands()
+    try:
+        app()
+    except LMError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        # The reader of a pipe went away, as `head` does: nothing is wrong.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (keeps the interpreter's last flush quiet)
+        sys.exit(0)
+    except OSError as error:
+        _fail(f"{error.filename or 'The system'}: {error.strerror or error}.")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(sentence: str) -> None:
+    typer.secho(f"error: {sentence}", err=True, fg="red" if "NO_COLOR" not in os.environ else None)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Consoles, tables and progress bars: colour and width follow the terminal, NO_COLOR and pipes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+WIDE = 200
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for results, or (stderr) for everything that is not the result."""
+    made = Console(stderr=stderr, highlight=False)
+    # A pipe has no width: do not fold what a script reads.
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=WIDE)
+
+
+def facts_table(rows: list[tuple[str, str, str]]) -> Table:
+    """Name, value, and what it means."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar for text that is read, or None where nobody watches."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield None
+        return
+    bar = Progress(
+        TextColumn("{task.description:24}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+        console=screen, transient=True,
+    )  # fmt: skip
+    tasks: dict[str, Any] = {}
+    with bar:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total or None)
+            bar.update(tasks[stage], completed=done, total=total or None)
+
+        yield progress
+
+
+@contextlib.contextmanager
+def scoring(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar for tokens that are scored, or None where nobody watches."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield None
+        return
+    bar = Progress(
+        TextColumn(label), BarColumn(), TextColumn("{task.completed:,}/{task.total:,} tokens"), TimeRemainingColumn(),
+        console=screen, transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=1)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

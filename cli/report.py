@@ -1,0 +1,46 @@
+"""How a perplexity report looks on a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from cli.output import facts_table
+
+if TYPE_CHECKING:
+    from lm.evaluation.report import Report
+
+
+def print_report(screen: Console, report: Report) -> None:
+    """The figures, each with its denominator, and what they were measured under."""
+    step = f", step {report.step:,}" if report.step is not None else ""
+    screen.print(f"[bold]{report.run}[/bold] ({report.state}{step}) on {report.corpus}, split [bold]{report.split}[/bold]")
+    screen.print(
+        facts_table(
+            [
+                ("loss", f"{report.loss:.4f} ± {report.standard_error:.4f}", f"nats per token, over {report.tokens:,} tokens"),
+                ("perplexity", f"{report.perplexity:,.3f}", "of a token: compare only with the same tokenizer"),
+                ("word perplexity", f"{report.word_perplexity:,.2f}", f"over {report.words:,} words (white space)"),
+                (
+                    "  with line ends",
+                    f"{report.word_eos_perplexity:,.2f}",
+                    f"over {report.words + report.lines:,} words and line ends, as WikiText figures are given",
+                ),
+                (
+                    "  as lm-eval counts",
+                    f"{report.lm_eval_word_perplexity:,.2f}",
+                    f"over {report.lm_eval_words:,} parts of re.split(r'\\s+')",
+                ),
+                ("bits per character", f"{report.bits_per_char:.4f}", f"over {report.characters:,} characters"),
+                ("bits per byte", f"{report.bits_per_byte:.4f}", f"over {report.bytes:,} UTF-8 bytes: compare across tokenizers"),
+                ("accuracy", f"{report.accuracy:.2%}", f"first choice right; {report.top5_accuracy:.2%} among the first five"),
+                ("unknown", f"{report.unknown_rate:.2%}", f"{report.unknown_tokens:,} tokens outside the vocabulary"),
+                ("context", "", report.context),
+                ("speed", f"{report.tokens_per_second:,.0f}", f"tokens/s on {report.device}, {report.precision}"),
+                ("text", "", f"sha256 {report.text_sha256}"),
+            ]
+        )
+    )
+    for note in report.notes:
+        screen.print(f"note: {note}", style="yellow", soft_wrap=True)

@@ -1,0 +1,112 @@
+"""The live view of a training run: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+from cli.output import console
+from lm.training.callbacks import Callback, End, Row, Start, Tick
+
+PLAIN_SECONDS = 10.0
+"""Between lines where there is no terminal."""
+
+
+def duration(seconds: float) -> str:
+    """92 → 1:32."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class TrainingView(Callback):
+    """Step, loss, perplexity, tokens/s, time left, learning rate, gradient norm and clip rate on stderr."""
+
+    def __init__(self) -> None:
+        self._screen = console(stderr=True)
+        self._live: Live | None = None
+        self._row: Row = {}
+        self._best: float | None = None
+        self._printed = time.monotonic()
+
+    def on_start(self, start: Start) -> None:
+        """Say what is trained and how far; begin the bar."""
+        self._start, self._from, self._begun = start, start.step, time.monotonic()
+        epochs = start.plan_steps / start.steps_per_epoch
+        goes = f"goes on at step {start.step:,}" if start.step else "starts"
+        self._screen.print(
+            f"[bold]{start.run}[/bold] {goes}: {start.model}, {start.parameters:,} parameters, on {start.corpus}; "
+            f"{start.plan_steps:,} steps of {start.tokens_per_step:,} tokens ({epochs:.1f} epochs), {start.device}, "
+            f"{start.precision}",
+            soft_wrap=True,
+        )
+        if self._screen.is_terminal:
+            self._bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}%"))
+            self._task = self._bar.add_task("", total=start.plan_steps, completed=start.step)
+            self._live = Live(self._bar, console=self._screen, refresh_per_second=8, transient=True)
+            self._live.start()
+
+    def on_step(self, tick: Tick) -> None:
+        """Move the bar."""
+        if self._live is not None:
+            left = (time.monotonic() - self._begun) / (tick.step - self._from) * (self._start.plan_steps - tick.step)
+            self._bar.update(self._task, completed=tick.step, description=f"step {tick.step:,}/{self._start.plan_steps:,}")
+            self._live.update(Group(self._bar, Text(self._numbers(tick.loss) + f" · {duration(left)} left", style="dim")))
+
+    def on_log(self, row: Row) -> None:
+        """Keep the numbers; print a line at each validation, and now and then without a terminal."""
+        self._row = row
+        if row["valid_loss"] is not None:
+            self._print_validation(row)
+        elif self._live is None and time.monotonic() - self._printed > PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            self._screen.print(f"step {row['step']:>7,}  {self._numbers(row['train_loss'] or math.nan)}", soft_wrap=True)
+
+    def on_validation(self, done: int, total: int) -> None:
+        """Show that a validation runs."""
+        if self._live is not None:
+            self._live.update(Group(self._bar, Text(f"validating {done / total:.0%}", style="dim")))
+
+    def on_end(self, end: End) -> None:
+        """Clear the bar and say why it ended."""
+        if self._live is not None:
+            self._live.stop()
+        why = {
+            "finished": "Finished the plan",
+            "stop_after": f"Stopped early at step {end.step:,} of {end.plan_steps:,}",
+            "interrupted": f"Interrupted, saved at step {end.step:,} of {end.plan_steps:,}",
+            "out_of_time": f"Time is up at step {end.step:,} of {end.plan_steps:,}",
+            "no_progress": f"Stopped at step {end.step:,}: validation has not improved",
+        }[end.reason]
+        self._screen.print(f"{why} after {duration(end.seconds)}.")
+        if end.reason in ("interrupted", "stop_after"):
+            self._screen.print(f"Go on with: lm train --resume {self._start.run}", soft_wrap=True)
+
+    def _numbers(self, loss: float) -> str:
+        row = self._row
+        parts = [f"loss {loss:.4f}", f"perplexity {math.exp(min(loss, 50)):.2f}"]
+        if row:
+            parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+            parts.append(f"lr {row['learning_rate']:.2e}")
+            if row["grad_norm"] is not None:
+                parts.append(f"grad {row['grad_norm']:.2f}, {row['clip_rate']:.0%} clipped")
+            if row["skipped_steps"]:
+                parts.append(f"{row['skipped_steps']} skipped")
+        return " · ".join(parts)
+
+    def _print_validation(self, row: Row) -> None:
+        better = self._best is None or row["valid_loss"] < self._best
+        self._best = row["valid_loss"] if better else self._best
+        train = f"{row['train_loss']:.4f}" if row["train_loss"] is not None else "–"
+        self._printed = time.monotonic()
+        self._screen.print(
+            f"step {row['step']:>7,}  epoch {row['epoch']:6.2f}  train {train}  valid [bold]{row['valid_loss']:.4f}[/bold]"
+            f"  perplexity {math.exp(min(row['valid_loss'], 50)):9.2f}  {row['tokens_per_second']:>9,.0f} tokens/s"
+            f"  {duration(row['seconds'])}{'  best' if better else ''}",
+            soft_wrap=True,
+        )

@@ -1,0 +1,57 @@
+"""Inkling: train a small language model on your own text, know how good it is, and sample from it.
+
+    import lm
+
+    config = lm.compose("input.txt", preset="gru-char", overrides={"training.minutes": 5})
+    run = lm.train("input.txt", config)                # → checkpoints/input-gru-char/
+    run = lm.load("input-gru-char")                    # or lm.load() for the newest
+    print(run.sample("ROMEO:", temperature=0.8, seed=7))
+    print(run.evaluate("valid").bits_per_byte)
+
+Everything is imported when first used, so that `import lm` is quick and loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lm.version import __version__
+
+if TYPE_CHECKING:
+    from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, compose, preset_names
+    from lm.errors import LMError
+    from lm.evaluation.report import Report
+    from lm.generation.options import SamplingOptions
+    from lm.run import Run, load
+    from lm.training.callbacks import Callback
+    from lm.training.jobs import resume, train
+
+_HOMES = {
+    "Callback": "lm.training.callbacks",
+    "CorpusConfig": "lm.config",
+    "LMError": "lm.errors",
+    "Report": "lm.evaluation.report",
+    "Run": "lm.run",
+    "RunConfig": "lm.config",
+    "SamplingOptions": "lm.generation.options",
+    "Section": "lm.config",
+    "TrainingConfig": "lm.config",
+    "compose": "lm.config",
+    "load": "lm.run",
+    "preset_names": "lm.config",
+    "resume": "lm.training.jobs",
+    "train": "lm.training.jobs",
+}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lm' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

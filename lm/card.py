@@ -1,0 +1,115 @@
+"""The model card: a run's README.md, generated from what the run holds, in Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lm.errors import LMError
+
+if TYPE_CHECKING:
+    from lm.run import Run
+
+FIGURES = {
+    "loss": ("loss", "nats per token", ".4f"),
+    "perplexity": ("perplexity", "of a token", ".3f"),
+    "word_perplexity": ("word perplexity", "of a word", ".2f"),
+    "bits_per_char": ("bits per character", "", ".4f"),
+    "bits_per_byte": ("bits per byte", "comparable across tokenizers", ".4f"),
+    "accuracy": ("accuracy", "first choice right", ".2%"),
+    "top5_accuracy": ("top-5 accuracy", "", ".2%"),
+}
+"""Figures of a report: field → name, what it is, format."""
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What `lm show` and the card say about a run, in order."""
+    record = run.record
+    corpus = record["corpus"]
+    size = sum(path.stat().st_size for path in run.folder.path.rglob("*") if path.is_file())
+    return {
+        "name": run.name,
+        "path": str(run.folder.path),
+        "model": run.config.model.type,
+        "parameters": record["parameters"],
+        "tokenizer": run.config.tokenizer.type,
+        "vocab_size": record["vocab_size"],
+        "corpus": corpus["name"],
+        "corpus_notes": corpus["notes"],
+        "splits": corpus["splits"],
+        "preset": run.config.preset,
+        "initialised_from": record.get("init"),
+        "plan": record.get("plan"),
+        "created": record["created"],
+        "inkling": record["inkling"],
+        "states": ["best", *(["last"] if run.folder.has_last() else []), *run.folder.kept_states()],
+        "size_bytes": size,
+        "shipped": bool(record.get("shipped")),
+        "options": run.config.model_dump(mode="json"),
+        "reports": run.reports(),
+    }
+
+
+def card(run: Run) -> str:
+    """The text of the card."""
+    known = facts(run)
+    lines = [
+        f"# {known['name']}",
+        "",
+        f"A {known['model']} language model with {known['parameters']:,} parameters over {known['vocab_size']:,} "
+        f"{known['tokenizer']} tokens, trained on {known['corpus']} with Inkling {known['inkling']}.",
+        "",
+        "```",
+        f'lm sample {known["name"]} --prompt "…" --temperature 0.8 --seed 1',
+        f"lm eval {known['name']}",
+        "```",
+        "",
+        "## Scores",
+        "",
+    ]
+    if known["reports"]:
+        for split, report in known["reports"].items():
+            lines += [f"### {split}: {report['tokens']:,} tokens, {report['context']}", "", "| figure | value |", "|---|---|"]
+            for field, (name, unit, form) in FIGURES.items():
+                lines.append(f"| {name}{f' ({unit})' if unit else ''} | {report[field]:{form}} |")
+            lines += [
+                f"| standard error of the loss | {report['standard_error']:.4f} |",
+                f"| words / characters / bytes | {report['words']:,} / {report['characters']:,} / {report['bytes']:,} |",
+                f"| unknown tokens | {report['unknown_tokens']:,} ({report['unknown_rate']:.2%}) |",
+                f"| text sha256 | `{report['text_sha256']}` |",
+                "",
+            ]
+            lines += [f"{note}\n" for note in report["notes"]]
+    else:
+        lines += ["None yet: `lm eval` measures and records them.", ""]
+    lines += ["## Corpus", "", "| split | tokens | characters | sha256 |", "|---|---|---|---|"]
+    for split, part in known["splits"].items():
+        lines.append(f"| {split} | {part['tokens']:,} | {part['characters']:,} | `{part['sha256']}` |")
+    lines += ["", *(f"- {note}" for note in known["corpus_notes"]), "", "## Options", ""]
+    for section in ("tokenizer", "model", "training"):
+        lines += [f"### {section}", "", "| option | value |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in known["options"][section].items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """A line of `lm list`; a run that cannot be read says why in "problem"."""
+    try:
+        known = facts(run)
+        best = known["reports"].get("valid") or {}
+        return {
+            "name": run.name,
+            "path": known["path"],
+            "model": known["preset"] or known["model"],
+            "parameters": known["parameters"],
+            "corpus": known["corpus"],
+            "step": best.get("step"),
+            "loss": best.get("loss"),
+            "bits_per_byte": best.get("bits_per_byte"),
+            "size_bytes": known["size_bytes"],
+            "created": known["created"],
+            "shipped": known["shipped"],
+            "problem": None,
+        }
+    except (LMError, KeyError, TypeError, AttributeError) as error:
+        return {"name": run.name, "path": str(run.folder.path), "problem": f"cannot be read: {error}"}

@@ -1,0 +1,460 @@
+"""A run folder: atomic writes, verified reads, and no pickle.
+
+    checkpoints/<run>/
+        config.json          every option, the corpus and tokenizer hashes, the plan       (format_version)
+        model.safetensors    the best weights
+        tokenizer.json
+        metrics.jsonl · report.json · README.md · samples/ · events/
+        steps/step-500/      kept weights
+        last/                all that resuming needs: model, optimizer, hidden state, state.json
+
+Every weights file carries the hash of its own tensors and of the tokenizer and model options it belongs to, so that
+files which drifted apart are refused. A folder or file is written beside its place, synced and renamed; a kill at any
+instant leaves the state before or the state after. This module needs no torch: tensors are numpy arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from lm.errors import (
+    CorruptRunError,
+    FormatVersionError,
+    RunError,
+    RunExistsError,
+    RunLockedError,
+    RunNotFoundError,
+    TokenizerError,
+    VocabMismatchError,
+)
+from lm.registry import did_you_mean
+from lm.tokenizers.base import Tokenizer, load_tokenizer
+
+FORMAT_VERSION = 1
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+CONFIG, MODEL, TOKENIZER, METRICS, REPORT, CARD = (
+    "config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "report.json", "README.md"
+)  # fmt: skip
+LAST, LAST_OLD, STEPS, SAMPLES, EVENTS, LOCK = "last", "last.old", "steps", "samples", "events", ".lock"
+
+
+# -- atomic files -----------------------------------------------------------------------------------
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Put `content` in place of whatever is at `path`, all or nothing.
+
+    Raises:
+        RunError: the disk is full or read-only; what was at `path` is untouched.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_synced(partial, content.encode("utf-8") if isinstance(content, str) else content)
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunError(f"Cannot write {path}: {error.strerror or error}. What was there before is untouched.") from error
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value in its canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _digest_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name}|{array.dtype}|{array.shape}|".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+def pack_arrays(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file that carries the hash of its own tensors."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    header = {**(metadata or {}), "format_version": str(FORMAT_VERSION), "sha256": _digest_arrays(arrays)}
+    return safetensors.numpy.save(dict(arrays), metadata=header)
+
+
+def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """Tensors and metadata of a file written by `pack_arrays`, checked.
+
+    Raises:
+        RunNotFoundError: there is no such file.
+        CorruptRunError: the file is truncated or was edited.
+        FormatVersionError: it was written by a newer Inkling.
+    """
+    if not path.is_file():
+        raise RunNotFoundError(f"{path} is missing: restore it from a copy, or train again.")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            _check_version(int(metadata.get("format_version", 0)), path)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
+    if metadata.get("sha256") != _digest_arrays(arrays):
+        raise CorruptRunError(f"{path} fails its hash, so it was edited or damaged: restore it, or train again.")
+    return arrays, metadata
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+        RunNotFoundError, CorruptRunError: the file is missing, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RunNotFoundError(f"{path} is missing: restore it from a copy, or train again.") from None
+    except (ValueError, OSError) as error:
+        raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
+
+
+def _check_version(version: int, path: Path) -> None:
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{path} has format version {version}, this Inkling reads up to {FORMAT_VERSION}: upgrade Inkling to use it."
+        )
+
+
+# -- the folder -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.path.name
+
+    # -- making ---------------------------------------------------------------------------------
+
+    def create(self, record: dict[str, Any], tokenizer: Tokenizer, *, overwrite: bool = False) -> None:
+        """Make the folder, with its configuration and tokenizer.
+
+        Raises:
+            RunExistsError: the folder holds something, and `overwrite` was not said or it is no run.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self._content())):
+            if not (overwrite and (self.path / CONFIG).is_file()):
+                raise RunExistsError(
+                    f"{self.path} exists already: choose another --name, or say --overwrite to replace that run."
+                )
+            if self.shipped:
+                raise RunExistsError(f"{self.path} is shipped with Inkling and read-only: choose another --name.")
+            for old in self._content():
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        write_file(self.path / TOKENIZER, tokenizer.to_json())
+        self.write_record({"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, **record})
+
+    def _content(self) -> list[Path]:
+        return [entry for entry in self.path.iterdir() if entry.name != LOCK]
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for one trainer; freed when the process ends, however it ends.
+
+        Raises:
+            RunLockedError: another process holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(self.path / LOCK, timeout=0):
+                yield
+        except filelock.Timeout:
+            raise RunLockedError(
+                f"{self.path} is being trained by another process: wait for it, stop it, or choose another --name."
+            ) from None
+        except OSError as error:
+            raise RunError(f"Cannot write to {self.path}: {error.strerror or error}.") from None
+        finally:
+            # A job that was refused before it made its run leaves nothing behind.
+            if self.path.is_dir() and not any(self._content()):
+                shutil.rmtree(self.path, ignore_errors=True)
+
+    # -- configuration ----------------------------------------------------------------------------
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write `config.json`."""
+        write_file(
+            self.path / CONFIG, json.dumps({"format_version": FORMAT_VERSION, **record}, indent=2, ensure_ascii=False) + "\n"
+        )
+
+    def read_record(self) -> dict[str, Any]:
+        """The content of `config.json`.
+
+        Raises:
+            CorruptRunError, FormatVersionError: it cannot be used.
+        """
+        record = read_json(self.path / CONFIG)
+        if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
+            raise CorruptRunError(f"{self.path / CONFIG} is not the configuration of a run: restore it from a copy.")
+        _check_version(record["format_version"], self.path / CONFIG)
+        return record
+
+    @property
+    def shipped(self) -> bool:
+        """True for a run that travels with Inkling; it is read-only."""
+        with contextlib.suppress(RunError):
+            return bool(self.read_record().get("shipped", False))
+        return False
+
+    def read_tokenizer(self) -> Tokenizer:
+        """The run's tokenizer, checked against the hash in `config.json`.
+
+        Raises:
+            VocabMismatchError: it is another tokenizer than the one the model was trained with.
+        """
+        record = self.read_record()
+        try:
+            tokenizer = load_tokenizer(self.path / TOKENIZER)
+        except TokenizerError as error:
+            raise CorruptRunError(str(error)) from None
+        if tokenizer.sha256 != record.get("tokenizer_sha256"):
+            raise VocabMismatchError(
+                f"Run {self.name!r}: {TOKENIZER} ({tokenizer.vocab_size} tokens) is not the tokenizer that the model was "
+                f"trained with ({record.get('vocab_size')} tokens). Restore the {TOKENIZER} saved with this run."
+            )
+        return tokenizer
+
+    # -- weights ----------------------------------------------------------------------------------
+
+    def _belongs(self, record: dict[str, Any]) -> dict[str, str]:
+        return {"tokenizer_sha256": record["tokenizer_sha256"], "model_sha256": digest(record["config"]["model"])}
+
+    def pack_weights(self, arrays: Arrays, **facts: Any) -> bytes:
+        """A weights file of this run; `facts` (step, valid_loss, …) are kept in its metadata."""
+        known = {name: json.dumps(value) for name, value in facts.items()}
+        return pack_arrays(arrays, {**known, **self._belongs(self.read_record())})
+
+    def write_best(self, arrays: Arrays, **facts: Any) -> None:
+        """Replace the best weights."""
+        write_file(self.path / MODEL, self.pack_weights(arrays, **facts))
+
+    def write_step(self, name: str, arrays: Arrays, **facts: Any) -> None:
+        """Keep weights under steps/<name>/."""
+        write_file(self.path / STEPS / name / MODEL, self.pack_weights(arrays, **facts))
+
+    def weights_path(self, state: str) -> Path:
+        """The weights file of a kept state: "best", "last", or a folder under steps/.
+
+        Raises:
+            RunNotFoundError: no such state; the sentence lists those there are.
+        """
+        if state == "best":
+            return self.path / MODEL
+        if state == LAST:
+            return self._last() / MODEL
+        if state not in self.kept_states():
+            raise RunNotFoundError(
+                f"Run {self.name!r} keeps no state {state!r}.{did_you_mean(state, self.kept_states())} "
+                f"Kept: {', '.join(['best', LAST, *self.kept_states()])}."
+            )
+        return self.path / STEPS / state / MODEL
+
+    def kept_states(self) -> list[str]:
+        """Names under steps/, in the order of training."""
+        found = (self.path / STEPS).glob(f"*-*/{MODEL}")
+        return sorted((path.parent.name for path in found), key=lambda name: (name.split("-")[0], int(re.sub(r"\D", "", name) or 0)))
+
+    def drop_step(self, name: str) -> None:
+        """Remove a kept state."""
+        shutil.rmtree(self.path / STEPS / name, ignore_errors=True)
+
+    def read_weights(self, state: str = "best") -> tuple[Arrays, dict[str, Any]]:
+        """Weights and their facts, checked against the run's tokenizer and model options.
+
+        Raises:
+            CorruptRunError, VocabMismatchError, RunNotFoundError: they cannot be used.
+        """
+        path = self.weights_path(state)
+        arrays, metadata = read_arrays(path)
+        for name, expected in self._belongs(self.read_record()).items():
+            if metadata.get(name) != expected:
+                what = "the tokenizer" if name == "tokenizer_sha256" else "the model options"
+                raise VocabMismatchError(
+                    f"{path} was not trained with {what} in this folder: the files were mixed up or {CONFIG} was edited. "
+                    "Restore the files saved together."
+                )
+        facts = {name: json.loads(value) for name, value in metadata.items() if name in ("step", "valid_loss", "epoch")}
+        return arrays, facts
+
+    # -- all that resuming needs --------------------------------------------------------------------
+
+    def _last(self) -> Path:
+        # Between the two renames of write_last only last.old exists.
+        return self.path / (LAST if (self.path / LAST).is_dir() else LAST_OLD)
+
+    def has_last(self) -> bool:
+        """True if training can be resumed from this folder."""
+        return self._last().is_dir()
+
+    def write_last(self, files: Mapping[str, bytes]) -> None:
+        """Replace `last/` by a folder of these files, all or nothing.
+
+        Raises:
+            RunError: the disk is full or read-only; the old `last/` is untouched.
+        """
+        partial, place, old = self.path / f".{LAST}.partial", self.path / LAST, self.path / LAST_OLD
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for name, content in files.items():
+                _write_synced(partial / name, content)
+            _sync_folder(partial)
+            if place.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+                place.rename(old)
+            partial.rename(place)
+            _sync_folder(self.path)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise RunError(
+                f"Cannot write {place}: {error.strerror or error}. The state saved before is untouched."
+            ) from error
+
+    def read_last(self) -> tuple[dict[str, Any], dict[str, Arrays]]:
+        """`state.json`, and the tensors of every safetensors file of `last/` by file stem, all checked.
+
+        Raises:
+            RunNotFoundError: the run has nothing to resume from.
+            CorruptRunError: a file is damaged.
+        """
+        folder = self._last()
+        if not folder.is_dir():
+            raise RunNotFoundError(f"Run {self.name!r} has no last/ folder, so it cannot be resumed; --init can start from it.")
+        state = read_json(folder / "state.json")
+        stored = state.pop("sha256", None) if isinstance(state, dict) else None
+        if stored is None or stored != digest(state):
+            raise CorruptRunError(f"{folder / 'state.json'} fails its hash, so it was edited or damaged: restore it.")
+        tensors = {}
+        for name in state["files"]:
+            tensors[name], _ = read_arrays(folder / f"{name}.safetensors")
+        return state, tensors
+
+    def pack_state(self, state: dict[str, Any]) -> bytes:
+        """`state.json` with its own hash."""
+        return (json.dumps({**state, "sha256": digest(state)}, indent=1) + "\n").encode()
+
+    # -- metrics --------------------------------------------------------------------------------------
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a line cut short by a kill is left out."""
+        rows = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.path / METRICS).read_text("utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    rows.append(json.loads(line))
+        return rows
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop lines after `step`: training resumes there and will write them again."""
+        if (self.path / METRICS).exists():
+            kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row.get("step", 0) <= step]
+            write_file(self.path / METRICS, "".join(kept))
+
+
+# -- finding runs -------------------------------------------------------------------------------------
+
+
+def shipped_folder() -> Path:
+    """Where the runs that travel with Inkling lie: package data in a wheel, `checkpoints/` in a checkout."""
+    packaged = Path(__file__).parent / "shipped"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "checkpoints"
+
+
+def list_runs(runs_dir: Path) -> list[RunFolder]:
+    """The runs to choose from: the user's, newest first, then the shipped ones."""
+    own, shipped = [], {}
+    for folder in (runs_dir, shipped_folder()):
+        if not folder.is_dir():
+            continue
+        for path in folder.iterdir():
+            if not (path / CONFIG).is_file():
+                continue
+            run = RunFolder(path)
+            if run.shipped:
+                shipped.setdefault(run.name, run)
+            elif folder == runs_dir:
+                own.append(run)
+    names = {run.name for run in own}
+    own.sort(key=lambda run: max((run.path / CONFIG).stat().st_mtime, _mtime(run.path / MODEL)), reverse=True)
+    return own + [shipped[name] for name in sorted(shipped) if name not in names]
+
+
+def _mtime(path: Path) -> float:
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
+    """The folder and kept state that RUN names: NAME, PATH, NAME@last, NAME@step-500, or None for the newest.
+
+    Raises:
+        RunNotFoundError: nothing of that name; the sentence says what there is.
+    """
+    runs = list_runs(runs_dir)
+    if name is None:
+        if not runs:
+            raise RunNotFoundError(f"There is no run in {runs_dir}: train one with: lm train FILE")
+        return runs[0], "best"
+    base, _, state = name.partition("@")
+    for candidate in (runs_dir / base, Path(base)) if base else ():
+        if (candidate / CONFIG).is_file():
+            return RunFolder(candidate), state or "best"
+    for run in runs:
+        if run.name == base:
+            return run, state or "best"
+    if Path(base).is_dir():
+        raise RunNotFoundError(f"{base} is a folder without {CONFIG}, so it is not a run. See them with: lm list")
+    names = [run.name for run in runs]
+    known = f" Runs: {', '.join(names[:8])}." if names else " There are none yet: train one with: lm train FILE"
+    raise RunNotFoundError(f"No run {base!r} in {runs_dir}.{did_you_mean(base, names)}{known}")

@@ -1,0 +1,325 @@
+"""Every option, declared once: default, bounds, description.
+
+A run's configuration has four sections. `corpus` and `training` are the same for every run and are declared here;
+`tokenizer` and `model` are declared in the file of the tokenizer or model that `type` names, and are checked by it
+when they are resolved. So reading a configuration loads neither torch nor any model.
+
+Precedence: defaults < preset < file (`--config`) < overrides (`--set section.field=value` and the flags).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from lm.errors import ConfigError
+from lm.registry import ALL, did_you_mean
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Options(BaseModel):
+    """Base of all option sections: frozen, and an unknown name is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Section(BaseModel):
+    """Options of a registered part as they were written down; `type` names the class that owns and checks them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    type: str = Field(description="Which one; see the registered names.")
+
+    def resolve(self, kind: Literal["model", "tokenizer"]) -> Any:
+        """The checked options object, of the class's own `Options` type.
+
+        Raises:
+            ConfigError: the type is unknown, or an option is unknown or out of bounds.
+        """
+        owner = ALL[kind].resolve(self.type)
+        return validate(owner.Options, self.model_dump(), where=kind)
+
+
+class CorpusConfig(Options):
+    """Where the text is and how it is split."""
+
+    source: str = Field(
+        description="A file, a folder, a glob, '-' (stdin), a named corpus, or hf:NAME[/CONFIG] for a hub data set."
+    )
+    text_column: str = Field(
+        "text", description="The column that holds the text, in .jsonl, .csv, .parquet and hub data sets."
+    )
+    split_fractions: tuple[float, ...] | None = Field(
+        None,
+        description="How text without splits of its own is cut by position: train,valid or train,valid,test. "
+        "Default: 0.9,0.05,0.05, or the customary split of a named corpus.",
+    )
+
+    @field_validator("split_fractions", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("split_fractions")
+    @classmethod
+    def _whole(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
+        if len(value) not in (2, 3) or abs(sum(value) - 1) > 1e-6 or min(value) <= 0:
+            raise ValueError("give two or three positive numbers that add up to 1, such as 0.9,0.1")
+        return value
+
+
+class TrainingConfig(Options):
+    """How a model is trained."""
+
+    # -- how long ---------------------------------------------------------------------------------
+    max_steps: int | None = Field(None, ge=1, description="Length of the plan in optimizer steps.")
+    epochs: float | None = Field(None, gt=0, description="Length of the plan in passes over the training split.")
+    minutes: float | None = Field(
+        None, gt=0, description="Length of the plan in minutes: the speed is measured, then the steps are fixed."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop when this many validations in a row brought no better loss."
+    )
+
+    # -- what a step sees -------------------------------------------------------------------------
+    batch_size: int = Field(64, ge=1, description="Rows in a step's batch.")
+    bptt: int | None = Field(
+        None, ge=1, description="Tokens a row in one step; default: the model's context length, else 64."
+    )
+    batching: Literal["streams", "random", "shuffled"] | None = Field(
+        None,
+        description="streams: contiguous text with carried state; random: windows from anywhere; shuffled: every "
+        "window once an epoch. Default: streams for recurrent models, random for Transformers.",
+    )
+    gradient_accumulation: int = Field(
+        1, ge=1, description="Batches whose gradients are averaged before each optimizer step."
+    )
+
+    # -- the step ---------------------------------------------------------------------------------
+    optimizer: Literal["adamw", "sgd", "muon"] = Field(
+        "adamw", description="adamw, sgd, or muon (torch's Muon for hidden matrices, AdamW for the rest)."
+    )
+    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
+    muon_learning_rate: float = Field(0.02, gt=0, description="Peak learning rate of Muon's matrices.")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="Adam's decay rates of the two moments.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD and of Muon.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Decoupled decay of matrices (embeddings, biases and gains are spared); L2 for SGD."
+    )
+    grad_clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; none: no clipping.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Probability mass spread over all tokens.")
+
+    # -- schedule ---------------------------------------------------------------------------------
+    schedule: Literal["cosine", "linear", "constant", "step", "plateau"] = Field(
+        "cosine",
+        description="Learning rate over the plan: cosine or linear to the floor, constant, step (times decay_factor "
+        "every decay_every steps), plateau (times decay_factor when validation stalls).",
+    )
+    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up (at most a tenth of the plan).")
+    learning_rate_floor: float = Field(
+        0.02, ge=0, le=1, description="Learning rate at the end of cosine and linear, as a share of the peak."
+    )
+    decay_factor: float = Field(0.25, gt=0, lt=1, description="Factor of the step and plateau schedules.")
+    decay_every: int = Field(1000, ge=1, description="Steps between decays of the step schedule.")
+    decay_patience: int = Field(
+        1, ge=1, description="Validations without a better loss before the plateau schedule decays."
+    )
+
+    # -- precision and machine --------------------------------------------------------------------
+    precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="Number format of the matrix products; default: bf16 on a GPU that has it, else fp32."
+    )
+    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; default: a GPU when there is one.")
+    seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, dropout and the order of batches.")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="When the loss is not a number: stop with the last good state, or skip the step."
+    )
+
+    # -- looking and keeping ----------------------------------------------------------------------
+    evaluate_every: int | None = Field(
+        None, ge=1, description="Steps between validations; default: ten to twenty over the plan."
+    )
+    validation_tokens: int | None = Field(
+        None, ge=1, description="Validate during training on the first so many tokens of the split; default: all."
+    )
+    log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+    checkpoint_every: int | None = Field(None, ge=1, description="Keep the weights under steps/ this often (steps).")
+    checkpoint_epochs: tuple[int, ...] = Field((), description="Keep the weights at the end of these epochs.")
+    keep_checkpoints: int | None = Field(
+        None, ge=1, description="Keep at most so many of checkpoint_every's states, newest first; default: all."
+    )
+
+    @field_validator("betas")
+    @classmethod
+    def _betas(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("both must lie between 0 and 1")
+        return value
+
+
+class RunConfig(Options):
+    """All options of a run; saved as `config.json`, enough to repeat it."""
+
+    corpus: CorpusConfig
+    tokenizer: Section
+    model: Section
+    training: TrainingConfig = TrainingConfig()
+    preset: str | None = Field(None, description="The preset the options started from.")
+
+    def resolved(self) -> RunConfig:
+        """The same configuration with every option of tokenizer and model checked and spelled out (loads torch)."""
+        sections = {
+            kind: Section.model_validate(getattr(self, kind).resolve(kind).model_dump(mode="json"))
+            for kind in ("tokenizer", "model")
+        }
+        return self.model_copy(update=sections)
+
+
+# -- presets --------------------------------------------------------------------------------------
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the presets, sorted."""
+    folder = resources.files("lm") / "presets"
+    return tuple(sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml")))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The sections of a preset's file.
+
+    Raises:
+        ConfigError: no preset of that name.
+    """
+    if name not in preset_names():
+        raise ConfigError(
+            f"Unknown preset {name!r}.{did_you_mean(name, preset_names())} Presets: {', '.join(preset_names())}."
+        )
+    return tomllib.loads((resources.files("lm") / "presets" / f"{name}.toml").read_text("utf-8"))
+
+
+def preset_summary(name: str) -> str:
+    """The first comment line of a preset's file: what it is for."""
+    text = (resources.files("lm") / "presets" / f"{name}.toml").read_text("utf-8")
+    return text.splitlines()[0].lstrip("# ").strip()
+
+
+# -- putting a configuration together ---------------------------------------------------------------
+
+
+def compose(
+    source: str,
+    *,
+    preset: str,
+    file: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """A checked configuration from preset, file and overrides, in that order of precedence.
+
+    Args:
+        source: the corpus, as `CorpusConfig.source`.
+        preset: where to start.
+        file: a TOML file with the same sections.
+        overrides: "section.field" → value; text is read as JSON where it is JSON ("3", "true", "[5,10]"), and
+            "none" as None.
+
+    Raises:
+        ConfigError: a name is unknown or a value out of bounds; the sentence names it and what would do.
+    """
+    sections: dict[str, dict[str, Any]] = {
+        "corpus": {"source": source}, "tokenizer": {}, "model": {}, "training": {}
+    }  # fmt: skip
+    layers = [read_preset(preset)]
+    if file is not None:
+        try:
+            layers.append(tomllib.loads(file.read_text("utf-8")))
+        except OSError as error:
+            raise ConfigError(f"--config {file}: {error.strerror}.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--config {file} is not TOML: {error}.") from None
+    layers.append(_nested(overrides or {}))
+    for layer in layers:
+        for name, fields in layer.items():
+            if name not in sections:
+                raise ConfigError(f"Unknown section {name!r}.{did_you_mean(name, sections)} Known: {', '.join(sections)}.")
+            if not isinstance(fields, dict):
+                raise ConfigError(f"{name} is a section: write [{name}] and its fields below it.")
+            sections[name].update(fields)
+    return validate(RunConfig, {**sections, "preset": preset}).resolved()
+
+
+def merge(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """A copy of `config` with overrides applied and checked, as in `compose`."""
+    sections = config.model_dump(mode="json")
+    for name, fields in _nested(overrides).items():
+        if not isinstance(sections.get(name), dict):
+            raise ConfigError(f"Unknown section {name!r}. Known: corpus, tokenizer, model, training.")
+        sections[name].update(fields)
+    return validate(RunConfig, sections).resolved()
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, str]:
+    """["model.dropout=0.1"] → {"model.dropout": "0.1"}.
+
+    Raises:
+        ConfigError: an entry is not SECTION.FIELD=VALUE.
+    """
+    pairs = {}
+    for entry in assignments:
+        match = re.fullmatch(r"\s*(\w+\.\w+)\s*=(.*)", entry, re.DOTALL)
+        if match is None:
+            raise ConfigError(f"--set {entry!r}: write SECTION.FIELD=VALUE, for example model.hidden_size=768.")
+        pairs[match[1]] = match[2].strip()
+    return pairs
+
+
+def _nested(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    nested: dict[str, dict[str, Any]] = {}
+    for path, value in overrides.items():
+        section, _, field = path.partition(".")
+        nested.setdefault(section, {})[field] = _parse(value) if isinstance(value, str) else value
+    return nested
+
+
+def _parse(text: str) -> Any:
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
+    except ValueError:
+        return text
+
+
+def validate(cls: type[M], data: Any, *, where: str = "") -> M:
+    """`cls.model_validate`, with pydantic's findings as one plain sentence each.
+
+    Raises:
+        ConfigError: with every finding.
+    """
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        sentences = []
+        for finding in error.errors(include_url=False):
+            path = ".".join([*([where] if where else []), *(str(part) for part in finding["loc"])])
+            if finding["type"] == "extra_forbidden":
+                owner: type[BaseModel] = cls
+                for part in finding["loc"][:-1]:
+                    annotation = owner.model_fields[str(part)].annotation
+                    assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+                    owner = annotation
+                hint = did_you_mean(str(finding["loc"][-1]), owner.model_fields)
+                sentences.append(f"Unknown option {path}.{hint or ' Known: ' + ', '.join(owner.model_fields) + '.'}")
+            else:
+                message = finding["msg"].removeprefix("Value error, ")
+                sentences.append(f"{path} = {finding['input']!r}: {message[0].lower()}{message[1:]}.")
+        raise ConfigError(" ".join(sentences)) from None

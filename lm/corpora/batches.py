@@ -1,0 +1,170 @@
+"""Tokens → training batches, each a pure function of its number.
+
+Shapes: B rows (batch_size), T tokens a row (bptt), N targets in the split.
+
+Resuming needs nothing but the number of the next batch: batch 1,000 is the same whether or not batches 0 to 999 were
+made before it. Randomness comes from Philox (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"), a
+generator with a key and a counter: the key is the seed and the purpose, the counter's high half the batch or epoch,
+its low half left to the draws within it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lm.corpora.tokens import TokenSplit
+from lm.errors import CorpusError
+from lm.tokenizers.base import Ids
+
+BatchingKind = Literal["streams", "random", "shuffled"]
+
+START_TOKEN_SHARE = 1 / 16
+"""Of rows whose first input is the start token, where rows begin anywhere: so that it is learned as a context."""
+
+_WINDOWS, _ORDER, _STARTS = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and the tokens that follow them."""
+
+    inputs: npt.NDArray[np.int64]
+    """(B, T)"""
+    targets: npt.NDArray[np.int64]
+    """(B, T): targets[b, t] follows inputs[b, t]."""
+    fresh: bool
+    """The carried state is to be reset before this batch."""
+
+
+class Batches(ABC):
+    """All batches of a split."""
+
+    per_epoch: int
+    """Batches in one pass over the split."""
+    tokens_per_batch: int
+    """Targets in a full batch; the last of an epoch may have fewer."""
+
+    def __init__(self, split: TokenSplit, batch_size: int, bptt: int) -> None:
+        self._ids = split.ids
+        self._start_id = int(split.ids[0])
+        self._targets = len(split.ids) - 1
+        self._batch_size, self._bptt = batch_size, bptt
+        self.tokens_per_batch = batch_size * bptt
+        if self._targets < self.tokens_per_batch:
+            raise CorpusError(
+                f"The {split.name} split has {self._targets:,} tokens, fewer than one batch of {batch_size} rows of "
+                f"{bptt} tokens needs ({self.tokens_per_batch:,}): lower training.batch_size or training.bptt, or "
+                "give a longer text."
+            )
+
+    @abstractmethod
+    def batch(self, index: int) -> Batch:
+        """The batch of this number, from 0; epochs follow one another without end."""
+
+
+class StreamBatches(Batches):
+    """Contiguous streams for carried state (truncated back-propagation through time).
+
+    The N targets are cut into B rows of S = N // B; batch k of an epoch holds columns k·T to (k+1)·T of every row, and
+    the last batch is shorter. At an epoch's first batch the state is reset and each row begins with the start token.
+    The N - B·S tokens at the end, fewer than B, are left out.
+    """
+
+    def __init__(self, split: TokenSplit, batch_size: int, bptt: int) -> None:
+        super().__init__(split, batch_size, bptt)
+        length = self._targets // batch_size
+        self.per_epoch = -(-length // bptt)
+        # Views into the memory-mapped file: nothing is copied until a batch is made.
+        self._inputs = _rows(self._ids, 0, batch_size, length)
+        self._nexts = _rows(self._ids, 1, batch_size, length)
+
+    def batch(self, index: int) -> Batch:
+        """See `Batches.batch`."""
+        number = index % self.per_epoch
+        columns = slice(number * self._bptt, (number + 1) * self._bptt)
+        inputs = self._inputs[:, columns].astype(np.int64)
+        if number == 0:
+            inputs[:, 0] = self._start_id
+        return Batch(inputs, self._nexts[:, columns].astype(np.int64), fresh=number == 0)
+
+
+class RandomWindows(Batches):
+    """Windows that start anywhere, drawn anew for every batch, with replacement."""
+
+    def __init__(self, split: TokenSplit, batch_size: int, bptt: int, seed: int) -> None:
+        super().__init__(split, batch_size, bptt)
+        self._seed = seed
+        self.per_epoch = max(1, self._targets // self.tokens_per_batch)
+
+    def batch(self, index: int) -> Batch:
+        """See `Batches.batch`."""
+        draws = _generator(self._seed, _WINDOWS, index)
+        starts = draws.integers(0, self._targets - self._bptt + 1, size=self._batch_size)
+        return _windows(self._ids, starts, self._bptt, self._start_id, _generator(self._seed, _STARTS, index))
+
+
+class ShuffledWindows(Batches):
+    """Every window once an epoch, in an order of that epoch.
+
+    The windows lie end to end from an offset of 0 to T - 1 that the epoch draws too, so that windows of different
+    epochs begin at different places; the up to 2·T - 2 tokens outside them are left out. The last batch of an epoch
+    may have fewer rows.
+    """
+
+    def __init__(self, split: TokenSplit, batch_size: int, bptt: int, seed: int) -> None:
+        super().__init__(split, batch_size, bptt)
+        self._seed = seed
+        self._count = max(1, (self._targets - bptt + 1) // bptt)
+        self._offsets = min(bptt, self._targets - self._count * bptt + 1)
+        self.per_epoch = -(-self._count // batch_size)
+        self._epoch: int | None = None
+        self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._offset = 0
+
+    def batch(self, index: int) -> Batch:
+        """See `Batches.batch`."""
+        epoch, number = divmod(index, self.per_epoch)
+        if epoch != self._epoch:
+            draws = _generator(self._seed, _ORDER, epoch)
+            self._offset = int(draws.integers(0, self._offsets))
+            self._order = draws.permutation(self._count)
+            self._epoch = epoch
+        chosen = self._order[number * self._batch_size : (number + 1) * self._batch_size]
+        starts = self._offset + chosen * self._bptt
+        return _windows(self._ids, starts, self._bptt, self._start_id, _generator(self._seed, _STARTS, index))
+
+
+def make_batches(kind: BatchingKind, split: TokenSplit, batch_size: int, bptt: int, seed: int) -> Batches:
+    """The batches of a split.
+
+    Raises:
+        CorpusError: the split is shorter than one batch.
+    """
+    match kind:
+        case "streams":
+            return StreamBatches(split, batch_size, bptt)
+        case "random":
+            return RandomWindows(split, batch_size, bptt, seed)
+        case "shuffled":
+            return ShuffledWindows(split, batch_size, bptt, seed)
+
+
+def _rows(ids: Ids, first: int, rows: int, length: int) -> Ids:
+    return ids[first : first + rows * length].reshape(rows, length)
+
+
+def _generator(seed: int, purpose: int, index: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=seed | purpose << 64, counter=index << 128))
+
+
+def _windows(ids: Ids, starts: npt.NDArray[np.int64], bptt: int, start_id: int, draws: np.random.Generator) -> Batch:
+    """The windows of T + 1 tokens from `starts`; some begin with the start token, so that it is learned."""
+    windows = ids[starts[:, None] + np.arange(bptt + 1)].astype(np.int64)
+    inputs, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
+    inputs[draws.random(len(starts)) < START_TOKEN_SHARE, 0] = start_id
+    return Batch(inputs, targets, fresh=True)

@@ -1,0 +1,76 @@
+"""Hub data sets: `hf:NAME[/CONFIG]`, downloaded and memory-mapped by the `datasets` library; never remote code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm.corpora.corpus import SPLIT_NAMES, Corpus, Progress, by_position, fraction_note, whole
+from lm.corpora.tables import TableText, datasets_library
+from lm.errors import CorpusError
+
+PREFIX = "hf:"
+_SPLITS = {
+    "train": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+
+
+def readings(source: str) -> list[tuple[str, str | None]]:
+    """The (name, config) pairs that `hf:...` can mean, likeliest first.
+
+    Three parts are owner/name and a configuration. Two parts are owner/name, or else the name of a data set without
+    an owner and a configuration.
+    """
+    parts = source.removeprefix(PREFIX).strip("/").split("/")
+    match parts:
+        case [name] if name:
+            return [(name, None)]
+        case [first, second] if first and second:
+            return [(f"{first}/{second}", None), (first, second)]
+        case [owner, name, config] if owner and name and config:
+            return [(f"{owner}/{name}", config)]
+    raise CorpusError(f"{source!r} is not a hub data set: write hf:NAME, hf:OWNER/NAME or hf:OWNER/NAME/CONFIG.")
+
+
+def open_hub(source: str, *, column: str, fractions: Sequence[float], progress: Progress) -> Corpus:
+    """Open a hub data set; one with a training split only is split by position.
+
+    Raises:
+        CorpusError: no such data set, no network, no training or validation split, no such column.
+    """
+    data = _load(source)
+    name = source.removeprefix(PREFIX).strip("/").replace("/", "-")
+    if not hasattr(data, "items"):
+        data = {"train": data}
+    found = {_SPLITS[key]: rows for key, rows in data.items() if key in _SPLITS}
+    texts = {key: TableText(f"{source} ({key})", _constant(found[key]), column) for key in SPLIT_NAMES if key in found}
+    if "train" not in texts or ("valid" not in texts and "test" in texts):
+        missing = "training" if "train" not in texts else "validation"
+        raise CorpusError(f"{source} has no {missing} split; its splits are {', '.join(map(str, data))}.")
+    if len(texts) == 1:
+        splits = by_position(texts["train"], fractions, progress=progress)
+        return Corpus(name, source, splits, (fraction_note(fractions),))
+    return Corpus(name, source, {key: whole(key, text) for key, text in texts.items()})
+
+
+def _constant(rows: Any) -> Any:
+    return lambda: rows
+
+
+def _load(source: str) -> Any:
+    datasets = datasets_library()
+    reasons = []
+    for name, config in readings(source):
+        try:
+            return datasets.load_dataset(name, *([config] if config else []))
+        # The library raises errors of many kinds here: its own, the network's, the file readers'.
+        except Exception as error:
+            reasons.append(str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error))
+            if isinstance(error, ConnectionError):
+                break
+    raise CorpusError(f"{source} could not be loaded: {'; '.join(reasons)}.")

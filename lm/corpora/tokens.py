@@ -1,0 +1,415 @@
+"""Text → counted, hashed, memory-mapped tokens.
+
+Each split is read twice: once to hash and count it, once to encode it. The token files are kept in the cache under a
+key made from the text's hash and the tokenizer, so that the second time nothing is encoded:
+
+    tokens/<key>/ meta.json · tokenizer.json · train.bin · valid.bin · test.bin
+
+A .bin file is the start token and then the split's N tokens, raw and little-endian. Folders are built aside and
+renamed, so a kill leaves none half made; one whose files have the wrong size is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lm.config import Section
+from lm.corpora.cache import cache_folder, put_in_place, sync, unwritable, workplace
+from lm.corpora.corpus import SPLIT_NAMES, Corpus, Progress, Split, logger, silent
+from lm.corpora.text import regroup
+from lm.errors import CorpusError, LMError
+from lm.registry import TOKENIZERS
+from lm.tokenizers.base import TOKENIZER_FORMAT_VERSION, Ids, Tokenizer, load_tokenizer
+
+TOKENS_FORMAT_VERSION = 1
+
+_NAMED_IN_NOTICE = 8
+_MET_KEPT = 200_000
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How long a split is, in every unit that perplexity is given in."""
+
+    characters: int
+    """Unicode code points."""
+    bytes: int
+    """Of the UTF-8 text."""
+    words: int
+    """`len(text.split())`."""
+    lines: int
+    """Newlines."""
+    lm_eval_words: int
+    """`len(re.split(r"\\s+", text))`, as the LM evaluation harness counts."""
+    tokens: int
+    """N: without the start token."""
+    unknown_tokens: int
+    """How many of the N are the tokenizer's unknown token."""
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """The tokens of one split."""
+
+    name: str
+    ids: Ids
+    """(N+1,) the start token, then the N tokens; memory-mapped where it was prepared."""
+    counts: Counts
+    sha256: str
+    """Of the split's text in UTF-8."""
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A corpus as tokens, with the tokenizer that made them."""
+
+    name: str
+    source: str
+    key: str
+    """Names it in the cache; see `load_prepared`."""
+    splits: Mapping[str, TokenSplit]
+    tokenizer: Tokenizer
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all splits: of their names and their hashes."""
+        return _corpus_sha256({name: split.sha256 for name, split in self.splits.items()})
+
+
+# -- counting ---------------------------------------------------------------------------------------
+
+_WIDE = [chr(code).encode("utf-8") for code in range(0x80, 0x3001) if chr(code).isspace()]
+_WIDE_SPACES = {size: np.array([int.from_bytes(each, "big") for each in _WIDE if len(each) == size]) for size in (2, 3)}
+
+
+class _Measure:
+    """Hash and counts of a UTF-8 text that comes in pieces, cut anywhere between two characters."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._characters = self._bytes = self._words = self._lines = 0
+        self._starts_with_space = False
+        self._after_space = True
+
+    def update(self, data: bytes) -> None:
+        """Take the next piece."""
+        if not data:
+            return
+        codes = np.frombuffer(data, np.uint8)
+        space = _spaces(codes)
+        if not self._bytes:
+            self._starts_with_space = bool(space[0])
+        self._words += int(np.count_nonzero(space[:-1] > space[1:])) + (self._after_space and not space[0])
+        self._after_space = bool(space[-1])
+        self._hash.update(data)
+        # Bytes 0x80 to 0xBF go on with a character; as signed numbers they are -128 to -65.
+        self._characters += int(np.count_nonzero(codes.view(np.int8) > -65))
+        self._bytes += len(data)
+        self._lines += int(np.count_nonzero(codes == ord("\n")))
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def counts(self, *, tokens: int = 0, unknown_tokens: int = 0) -> Counts:
+        """The counts of all that came."""
+        # Splitting at runs of white space gives one more part than there are runs, and a run at an end an empty part.
+        ends = (self._starts_with_space + self._after_space) if self._bytes else 1
+        return Counts(
+            characters=self._characters,
+            bytes=self._bytes,
+            words=self._words,
+            lines=self._lines,
+            lm_eval_words=self._words + ends,
+            tokens=tokens,
+            unknown_tokens=unknown_tokens,
+        )
+
+
+def _spaces(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Which bytes of UTF-8 text belong to white space, as `str.split` sees it."""
+    # ASCII: 9 to 13 and 28 to 32. uint8 wraps around, so that one comparison bounds both sides.
+    result: npt.NDArray[np.bool_] = (codes - np.uint8(9)) < 5
+    result |= (codes - np.uint8(28)) < 5
+    # All wider white space begins with the byte C2, or E1 to E3.
+    led = (codes - np.uint8(0xE1)) < 3
+    led |= codes == 0xC2
+    places = np.flatnonzero(led)
+    if len(places):
+        padded = np.append(codes, np.zeros(2, np.uint8))
+        two = padded[places].astype(np.int64) << 8 | padded[places + 1]
+        three = two << 8 | padded[places + 2]
+        for value, size in ((two, 2), (three, 3)):
+            starts = places[np.isin(value, _WIDE_SPACES[size])]
+            for offset in range(size):
+                result[starts + offset] = True
+    return result
+
+
+def _utf8(text: str) -> bytes:
+    """Raises CorpusError where the text holds half of a surrogate pair, which UTF-8 cannot express."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CorpusError(
+            f"The text holds U+{ord(text[error.start]):04X}, half of a surrogate pair, which is no character: "
+            f"remove it (near {text[max(0, error.start - 20) : error.start]!r})."
+        ) from None
+
+
+# -- encoding ---------------------------------------------------------------------------------------
+
+
+class _Met:
+    """Symbols met outside the vocabulary, and how often; memory stays bounded."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._counts: Counter[str] = Counter()
+
+    def add(self, met: Counter[str]) -> None:
+        self.total += met.total()
+        self._counts.update(met)
+        if len(self._counts) > _MET_KEPT:
+            self._counts = Counter(dict(self._counts.most_common(_MET_KEPT // 2)))
+
+    def most_common(self) -> list[tuple[str, int]]:
+        return self._counts.most_common(_NAMED_IN_NOTICE)
+
+
+def _notice(name: str, tokenizer: Tokenizer, total: int, common: Iterable[tuple[str, int]]) -> None:
+    if not total:
+        return
+    done = {
+        "replace": "replaced by the unknown token",
+        "skip": "left out",
+        "byte": "spelled in bytes",
+        "error": "refused",
+    }[tokenizer.options.unknown]
+    listed = ", ".join(f"{symbol!r} ({count:,}×)" for symbol, count in common)
+    times = "once" if total == 1 else f"{total:,} times"
+    logger.warning("%s: symbols outside the vocabulary were met %s and %s: %s.", name, times, done, listed)
+
+
+class _Encoder:
+    """Encodes a split chunk by chunk, counting what it makes."""
+
+    def __init__(self, tokenizer: Tokenizer, met: _Met) -> None:
+        self._tokenizer = tokenizer
+        self._met = met
+        self.tokens = 0
+        self.unknown_tokens = 0
+        self.characters = 0
+
+    def start(self) -> Ids:
+        return np.array([self._tokenizer.start_id], self._tokenizer.dtype)
+
+    def encode(self, chunk: str) -> Ids:
+        met: Counter[str] = Counter()
+        ids = self._tokenizer.encode(chunk, met=met)
+        if met:
+            self._met.add(met)
+        self.tokens += len(ids)
+        self.characters += len(chunk)
+        if self._tokenizer.unknown_id is not None:
+            self.unknown_tokens += int(np.count_nonzero(ids == self._tokenizer.unknown_id))
+        return ids
+
+
+def encode_text(name: str, text: str | Iterable[str], tokenizer: Tokenizer) -> TokenSplit:
+    """Tokens of a text, in memory, with the notice of unknown symbols that `prepare` gives.
+
+    Args:
+        name: what notices call it, and the split's name.
+        text: the text, or its pieces in order (such as `split.chunks()`).
+        tokenizer: a trained tokenizer.
+
+    Raises:
+        CorpusError: the text gives no token.
+    """
+    measure, met = _Measure(), _Met()
+    encoder = _Encoder(tokenizer, met)
+    parts = [encoder.start()]
+    for chunk in regroup([text] if isinstance(text, str) else text):
+        measure.update(_utf8(chunk))
+        parts.append(encoder.encode(chunk))
+    if not encoder.tokens:
+        raise CorpusError(f"{name} is empty: there is no token to score.")
+    _notice(name, tokenizer, met.total, met.most_common())
+    counts = measure.counts(tokens=encoder.tokens, unknown_tokens=encoder.unknown_tokens)
+    return TokenSplit(name, np.concatenate(parts), counts, measure.sha256)
+
+
+def prepare(
+    corpus: Corpus,
+    tokenizer: Tokenizer | Section,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> PreparedCorpus:
+    """Tokens of every split, from the cache where it has them; gives one notice of unknown symbols.
+
+    Args:
+        corpus: text with splits.
+        tokenizer: a trained tokenizer, or the section of a configuration that says which to train. It is trained on
+            the training split alone.
+        cache: in place of `cache_folder()`.
+        progress: told of bytes, in the stages "reading", "training the tokenizer" and "encoding".
+
+    Raises:
+        CorpusError: the text cannot be read, a split gives no tokens, or the cache cannot be written.
+        TokenizerError: the tokenizer cannot be trained, or refuses a symbol.
+        ConfigError: the section names no tokenizer, or an option is wrong.
+    """
+    watch = progress or silent
+    folder = (cache or cache_folder()) / "tokens"
+    measures = _measure(corpus, watch)
+    key = _key({name: measure.sha256 for name, measure in measures.items()}, tokenizer)
+    found = _read(folder / key)
+    if found is None:
+        trained = tokenizer if isinstance(tokenizer, Tokenizer) else _train(corpus, tokenizer, measures, watch)
+        with workplace(folder) as place:
+            built = place / key
+            try:
+                built.mkdir()
+                _write(built, corpus, trained, measures, watch)
+                put_in_place(built, folder / key, good=lambda path: _read(path) is not None)
+            except OSError as error:
+                raise unwritable(folder, error) from None
+        found = _read(folder / key)
+        if found is None:
+            raise CorpusError(f"{folder / key} changed while it was written: another program is at work in the cache.")
+    prepared, met = found
+    _notice(corpus.name, prepared.tokenizer, met["total"], met["common"])
+    return replace(prepared, name=corpus.name, source=corpus.source, notes=corpus.notes)
+
+
+def load_prepared(key: str, *, cache: Path | None = None) -> PreparedCorpus | None:
+    """What `prepare` left in the cache under `key`, without reading the text; None where it is gone or not whole."""
+    found = _read((cache or cache_folder()) / "tokens" / key)
+    return found[0] if found else None
+
+
+def _measure(corpus: Corpus, progress: Progress) -> dict[str, _Measure]:
+    measures, done = {}, 0
+    total = _total(corpus)
+    for name in _order(corpus):
+        measures[name] = measure = _Measure()
+        split = corpus.splits[name]
+        for block in split.blocks() if split.blocks else map(_utf8, split.chunks()):
+            measure.update(block)
+            done += len(block)
+            progress("reading", min(done, total) if total else done, total)
+    return measures
+
+
+def _order(corpus: Corpus) -> Iterator[str]:
+    return (name for name in SPLIT_NAMES if name in corpus.splits)
+
+
+def _total(corpus: Corpus) -> int:
+    sizes = [split.size_bytes for split in corpus.splits.values()]
+    return sum(sizes) if all(sizes) else 0
+
+
+def _corpus_sha256(hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in hashes).encode()).hexdigest()
+
+
+def _key(hashes: Mapping[str, str], tokenizer: Tokenizer | Section) -> str:
+    made_by = tokenizer.sha256 if isinstance(tokenizer, Tokenizer) else _options_json(tokenizer)
+    versions = f"{TOKENS_FORMAT_VERSION} {TOKENIZER_FORMAT_VERSION}"
+    return hashlib.sha256(f"{versions}\n{_corpus_sha256(hashes)}\n{made_by}".encode()).hexdigest()[:32]
+
+
+def _options_json(section: Section) -> str:
+    options = section.resolve("tokenizer").model_dump(mode="json")
+    return json.dumps({**options, "type": section.type}, sort_keys=True)
+
+
+def _train(corpus: Corpus, section: Section, measures: Mapping[str, _Measure], progress: Progress) -> Tokenizer:
+    total = measures["train"].counts().bytes
+    watched = _watched(corpus.splits["train"], total, "training the tokenizer", progress)
+    return TOKENIZERS.resolve(section.type).train(watched, section.resolve("tokenizer"))
+
+
+def _watched(split: Split, total: int, stage: str, progress: Progress) -> Iterator[str]:
+    characters = 0
+    for chunk in split.chunks():
+        yield chunk
+        characters += len(chunk)
+        progress(stage, min(characters, total), total)
+
+
+def _write(
+    folder: Path, corpus: Corpus, tokenizer: Tokenizer, measures: Mapping[str, _Measure], progress: Progress
+) -> None:
+    """Fill the new folder of a prepared corpus, and sync it."""
+    met, splits = _Met(), {}
+    dtype = tokenizer.dtype.newbyteorder("<")
+    done, total = 0, sum(measure.counts().bytes for measure in measures.values())
+    for name, measure in measures.items():
+        encoder = _Encoder(tokenizer, met)
+        plain = measure.counts()
+        bytes_a_character = plain.bytes / max(1, plain.characters)
+        with (folder / f"{name}.bin").open("wb") as file:
+            file.write(encoder.start().astype(dtype).data)
+            for chunk in corpus.splits[name].chunks():
+                file.write(np.ascontiguousarray(encoder.encode(chunk), dtype).data)
+                progress("encoding", done + int(encoder.characters * bytes_a_character), total)
+        if encoder.characters != plain.characters:
+            raise CorpusError(f"{corpus.source} changed while it was read: start again.")
+        if encoder.tokens < (2 if name == "train" else 1):
+            raise CorpusError(
+                f"{corpus.name}: the {name} split of {plain.characters:,} characters gives {encoder.tokens} tokens, "
+                "too few to learn from or to score. Give a longer text."
+            )
+        done += plain.bytes
+        counts = measure.counts(tokens=encoder.tokens, unknown_tokens=encoder.unknown_tokens)
+        splits[name] = {"sha256": measure.sha256, "counts": asdict(counts)}
+        sync(folder / f"{name}.bin")
+    tokenizer.save(folder / "tokenizer.json")
+    meta = {
+        "format_version": TOKENS_FORMAT_VERSION,
+        "name": corpus.name,
+        "source": corpus.source,
+        "notes": corpus.notes,
+        "tokenizer_sha256": tokenizer.sha256,
+        "met": {"total": met.total, "common": met.most_common()},
+        "splits": splits,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    sync(folder / "tokenizer.json")
+    sync(folder / "meta.json")
+
+
+def _read(folder: Path) -> tuple[PreparedCorpus, dict[str, Any]] | None:
+    """A prepared corpus and what was met outside the vocabulary; None where the folder is missing or not whole."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text("utf-8"))
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
+        if meta["format_version"] != TOKENS_FORMAT_VERSION or meta["tokenizer_sha256"] != tokenizer.sha256:
+            return None
+        dtype = tokenizer.dtype.newbyteorder("<")
+        splits = {}
+        for name, entry in meta["splits"].items():
+            counts = Counts(**entry["counts"])
+            path = folder / f"{name}.bin"
+            if path.stat().st_size != (counts.tokens + 1) * dtype.itemsize:
+                return None
+            splits[name] = TokenSplit(name, np.memmap(path, dtype, mode="r"), counts, entry["sha256"])
+        prepared = PreparedCorpus(meta["name"], meta["source"], folder.name, splits, tokenizer, tuple(meta["notes"]))
+        return prepared, meta["met"]
+    # Whatever is wrong with a cached folder, the answer is to make it again.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, LMError):
+        return None

@@ -1,0 +1,53 @@
+"""The device and the number format that work runs with, chosen or refused before any work starts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+from lm.errors import DeviceError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device called `name`, or the best one present: cuda, then mps, then cpu.
+
+    Raises:
+        DeviceError: there is no such device here.
+    """
+    present = ["cpu"]
+    if torch.backends.mps.is_available():
+        present.insert(0, "mps")
+    if torch.cuda.is_available():
+        present[:0] = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if name is None:
+        return torch.device(present[0])
+    if name not in present:
+        raise DeviceError(f"Device {name!r} is not here: use {' or '.join(present)}, or leave --device out.")
+    return torch.device(name)
+
+
+def pick_precision(name: Precision | None, device: torch.device) -> Precision:
+    """The number format asked for, or the default of the device: bf16 on a GPU that computes in it, else fp32."""
+    if name is not None:
+        return name
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Run matrix products in `precision`; what torch lists as delicate stays in fp32."""
+    if precision == "fp32":
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, dtype=_DTYPES[precision]))
+        if device.type == "cpu" and precision == "fp16":
+            # oneDNN has no fp16 LSTM; torch's own kernels have everything, slowly. fp16 on a CPU is for tests.
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        yield

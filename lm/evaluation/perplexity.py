@@ -1,0 +1,176 @@
+"""One summed log-likelihood over all N tokens of a split: what every figure of a report is made of.
+
+Two context rules, chosen by the model's `context_length` alone:
+
+- None: the state is carried from the first token to the last (`rows` = 1), or within `rows` equal parts of the split
+  that are read side by side, which is faster and is what validation during training does;
+- C: a window of C tokens slides by `stride`; after the first window only its last `stride` tokens are scored, so that
+  each is predicted from at least C - stride tokens.
+
+Either way each token is scored exactly once, the first one conditioned on the start token, the tail included.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lm.device import Precision, autocast
+from lm.models.base import LanguageModel, State
+
+LOGITS_AT_ONCE = 16_000_000
+"""Logits held at a time: bounds the memory of an evaluation whatever the vocabulary."""
+MOST_TOKENS_AT_ONCE = 8192
+
+Ids = npt.NDArray[Any]
+
+
+@dataclass
+class Scores:
+    """Sums over the tokens scored so far; every figure is a quotient of two of them."""
+
+    context: str
+    """The context rule in words."""
+    tokens: int = 0
+    nats: float = 0.0
+    squared_nats: float = 0.0
+    top1: int = 0
+    top5: int = 0
+    seconds: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens that were the model's first choice."""
+        return self.top1 / self.tokens
+
+    @property
+    def standard_error(self) -> float:
+        """Of `loss`, taking tokens as independent: deviation of a token's nats over the root of their number."""
+        variance = max(self.squared_nats / self.tokens - self.loss**2, 0.0)
+        return float((variance / self.tokens) ** 0.5)
+
+
+@dataclass
+class _Piece:
+    """Tokens to run through the model together; the first `skip` columns are context only."""
+
+    inputs: Ids
+    targets: Ids
+    skip: int = 0
+    keep_row: int | None = None
+    """Go on from the state of this row alone."""
+    fresh: bool = field(default=False)
+
+
+def score(
+    model: LanguageModel,
+    ids: Ids,
+    *,
+    precision: Precision = "fp32",
+    rows: int = 1,
+    stride: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Score every token of a split.
+
+    Args:
+        model: left in the mode it was in; runs on the device it is on.
+        ids: (N + 1,) the start token, then the N tokens.
+        precision: of the matrix products; the loss is float32, its sum float64.
+        rows: for a carried state, how many equal parts of the split are read side by side.
+        stride: for a window, how far it slides; default: half the context length.
+        progress: called with tokens done and tokens in all.
+    """
+    count = len(ids) - 1
+    at_once = max(1, min(MOST_TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.vocab_size))
+    context = model.context_length
+    if context is None:
+        rows = max(1, min(rows, count))
+        pieces = _carried(ids, rows, max(1, at_once // rows))
+        rule = "state carried over the whole split"
+        if rows > 1:
+            rule = f"state carried within each of {rows} equal parts of the split"
+    else:
+        stride = min(stride or context // 2, context)
+        pieces = _sliding(ids, context, stride, max(1, at_once // context))
+        rule = f"sliding window of {context} tokens, stride {stride}"
+    scores = Scores(rule)
+    device = next(model.parameters(), torch.empty(0)).device
+    was_training = model.training
+    model.eval()
+    begun = time.perf_counter()
+    try:
+        with torch.inference_mode(), autocast(device, precision):
+            state: State | None = None
+            for piece in pieces:
+                if piece.fresh:
+                    state = None
+                elif piece.keep_row is not None and state is not None:
+                    state = state.select([piece.keep_row])
+                inputs = torch.from_numpy(piece.inputs.astype(np.int64)).to(device)
+                targets = torch.from_numpy(piece.targets.astype(np.int64)).to(device)
+                logits, state = model(inputs, state)
+                _add(scores, logits[:, piece.skip :], targets[:, piece.skip :])
+                if progress is not None:
+                    progress(scores.tokens, count)
+    finally:
+        model.train(was_training)
+    scores.seconds = time.perf_counter() - begun
+    return scores
+
+
+def _add(scores: Scores, logits: Tensor, targets: Tensor) -> None:
+    logits = logits.float().reshape(-1, logits.shape[-1])
+    targets = targets.reshape(-1)
+    own = logits.gather(1, targets[:, None])
+    nats = (torch.logsumexp(logits, dim=1) - own[:, 0]).double()
+    # The rank of the true token is the number of tokens with a greater logit.
+    rank = (logits > own).sum(dim=1)
+    sums = torch.stack([nats.sum(), nats.square().sum(), (rank < 1).sum().double(), (rank < 5).sum().double()])
+    total, squared, top1, top5 = sums.tolist()
+    scores.tokens += targets.numel()
+    scores.nats += total
+    scores.squared_nats += squared
+    scores.top1 += int(top1)
+    scores.top5 += int(top5)
+
+
+def _carried(ids: Ids, rows: int, time: int) -> Iterator[_Piece]:
+    length = (len(ids) - 1) // rows
+    inputs = ids[:-1][: rows * length].reshape(rows, length)
+    targets = ids[1:][: rows * length].reshape(rows, length)
+    for begin in range(0, length, time):
+        yield _Piece(inputs[:, begin : begin + time], targets[:, begin : begin + time], fresh=begin == 0)
+    if rest := len(ids) - 1 - rows * length:
+        # Fewer tokens than rows are left over: they go on from the last row.
+        yield _Piece(ids[None, -1 - rest : -1], ids[None, -rest:], keep_row=rows - 1)
+
+
+def _sliding(ids: Ids, context: int, stride: int, batch: int) -> Iterator[_Piece]:
+    count = len(ids) - 1
+    first = min(context, count)
+    yield _Piece(ids[None, :first], ids[None, 1 : first + 1], fresh=True)
+    # Window k covers the targets k·stride … k·stride + context - 1; its last `stride` are new.
+    whole = max(0, (count - context) // stride)
+    skip = context - stride
+    offsets = np.arange(context)
+    for begin in range(1, whole + 1, batch):
+        starts = np.arange(begin, min(begin + batch, whole + 1)) * stride
+        window = starts[:, None] + offsets
+        yield _Piece(ids[window], ids[window + 1], skip=skip, fresh=True)
+    done = first + whole * stride
+    if rest := count - done:
+        start = max(0, done - skip)
+        yield _Piece(ids[None, start:-1], ids[None, start + 1 :], skip=len(ids) - 1 - start - rest, fresh=True)

@@ -1,0 +1,107 @@
+"""The perplexity report: every figure with its denominator, context rule and data hash.
+
+All figures come from one sum of log-likelihoods (`lm.evaluation.perplexity`), divided by different counts.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+
+from lm.config import Options
+from lm.corpora import Counts
+from lm.evaluation.perplexity import Scores
+
+EOS_CONVENTION = (
+    "words are len(text.split()); word_perplexity divides by them alone, word_eos_perplexity by words plus one end-of-line "
+    "mark a line, as published WikiText and Penn Treebank figures do"
+)
+
+
+class Report(Options):
+    """What `lm eval` prints and saves."""
+
+    run: str = Field(description="Name of the run.")
+    state: str = Field(description="Which weights: best, last, or a kept step.")
+    step: int | None = Field(description="Optimizer step of the weights.")
+    corpus: str = Field(description="Name of the text.")
+    split: str = Field(description="Which part of it.")
+    text_sha256: str = Field(description="Hash of the UTF-8 text that was scored.")
+
+    loss: float = Field(description="Nats per token: the sum of log-likelihoods over the number of tokens.")
+    standard_error: float = Field(description="Of the loss, taking tokens as independent.")
+    perplexity: float = Field(description="exp(loss): of a token; compare only between equal tokenizers.")
+    word_perplexity: float = Field(description="exp(nats / words).")
+    word_eos_perplexity: float = Field(description="exp(nats / (words + lines)).")
+    lm_eval_word_perplexity: float = Field(description="exp(nats / lm_eval_words), as lm-evaluation-harness counts.")
+    bits_per_char: float = Field(description="Bits per character of the original text.")
+    bits_per_byte: float = Field(description="Bits per UTF-8 byte: comparable across all tokenizers.")
+    accuracy: float = Field(description="Share of tokens that were the model's first choice.")
+    top5_accuracy: float = Field(description="Share of tokens among its first five choices.")
+
+    tokens: int = Field(description="Tokens scored: all of the split.")
+    words: int = Field(description="len(text.split()).")
+    lines: int = Field(description="Newlines in the text.")
+    lm_eval_words: int = Field(description="len(re.split(r'\\s+', text)).")
+    characters: int = Field(description="Unicode characters of the original text.")
+    bytes: int = Field(description="UTF-8 bytes of the original text.")
+    unknown_tokens: int = Field(description="Symbols outside the vocabulary.")
+    unknown_rate: float = Field(description="unknown_tokens / tokens.")
+
+    context: str = Field(description="What a prediction could look back on.")
+    convention: str = Field(EOS_CONVENTION, description="How words are counted.")
+    notes: tuple[str, ...] = Field((), description="What to know before comparing these figures.")
+    tokens_per_second: float = Field(description="Speed of this evaluation.")
+    device: str = Field(description="Where it ran.")
+    precision: str = Field(description="Number format of the matrix products.")
+    version: str = Field(description="Version of Inkling.")
+
+
+def make_report(scores: Scores, counts: Counts, **facts: object) -> Report:
+    """All figures from the sums.
+
+    Args:
+        scores: sums over the whole text; `scores.tokens` must be `counts.tokens`.
+        counts: how long the text is in every unit.
+        facts: the fields that say what was measured and where.
+    """
+    assert scores.tokens == counts.tokens, "every token is scored once"
+    bits = scores.nats / math.log(2)
+    notes = []
+    if counts.unknown_tokens:
+        notes.append(
+            f"{counts.unknown_tokens:,} symbols were outside the vocabulary and scored as the unknown token (or skipped), "
+            "not as the text they stand for: figures per character, byte and word are kinder than the truth."
+        )
+    return Report.model_validate(
+        {
+            "loss": scores.loss,
+            "standard_error": scores.standard_error,
+            "perplexity": _exp(scores.loss),
+            "word_perplexity": _exp(scores.nats / max(counts.words, 1)),
+            "word_eos_perplexity": _exp(scores.nats / max(counts.words + counts.lines, 1)),
+            "lm_eval_word_perplexity": _exp(scores.nats / counts.lm_eval_words),
+            "bits_per_char": bits / max(counts.characters, 1),
+            "bits_per_byte": bits / max(counts.bytes, 1),
+            "accuracy": scores.top1 / scores.tokens,
+            "top5_accuracy": scores.top5 / scores.tokens,
+            "tokens": counts.tokens,
+            "words": counts.words,
+            "lines": counts.lines,
+            "lm_eval_words": counts.lm_eval_words,
+            "characters": counts.characters,
+            "bytes": counts.bytes,
+            "unknown_tokens": counts.unknown_tokens,
+            "unknown_rate": counts.unknown_tokens / counts.tokens,
+            "context": scores.context,
+            "notes": tuple(notes),
+            "tokens_per_second": scores.tokens / max(scores.seconds, 1e-9),
+            **facts,
+        }
+    )
+
+
+def _exp(nats: float) -> float:
+    """exp, or infinity where it does not fit a float."""
+    return math.exp(nats) if nats < 709 else math.inf

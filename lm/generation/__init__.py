@@ -1,0 +1,1 @@
+"""From logits to text: options → filters → draw → decoder → text."""

@@ -1,0 +1,150 @@
+"""The LanguageModel contract, which every model satisfies and all other code relies on.
+
+Shapes: B batch, T time, V vocabulary.
+
+    logits, state = model(ids)                 # ids (B, T) int64 → logits (B, T, V)
+    logits, state = model(more_ids, state)     # the same logits as one pass over both
+
+To add a model: one file here, with an options class, a subclass of `LanguageModel`, and the `REGISTERS` line.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from lm.config import Options
+
+
+class ModelOptions(Options):
+    """Options that every model has."""
+
+    type: str = Field(description="Registered name of the model.")
+
+
+@dataclass(frozen=True)
+class State:
+    """What a model remembers of the text so far: hidden state or key-value cache, the same type for callers.
+
+    Rows (axis 0) belong to independent texts, and can be selected and joined at any time.
+    """
+
+    tensors: dict[str, Tensor]
+    """Each (B, ...); those named in `growing` are (B, L, ...), aligned at the end of the time axis."""
+    growing: frozenset[str] = field(default_factory=frozenset)
+    ragged: bool = False
+    """True where rows may hold texts of different length; their number of valid positions is in "lengths"."""
+
+    def detach(self) -> State:
+        """The same values, cut from the graph: the border of truncated back-propagation through time."""
+        return self._map(lambda tensor: tensor.detach())
+
+    def to(self, device: torch.device | str) -> State:
+        """The state on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def select(self, rows: Tensor | Sequence[int]) -> State:
+        """The state of some rows, in the order asked for; a row may be asked for twice."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        return self._map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
+
+    @staticmethod
+    def join(states: Sequence[State]) -> State:
+        """The rows of several states of one model as one batch; shorter caches are padded in front."""
+        first = states[0]
+        spans = {state.tensors[name].shape[1] for state in states for name in state.growing}
+        longest = max(spans, default=0)
+        joined = {}
+        for name in first.tensors:
+            parts = [state.tensors[name] for state in states]
+            if name in first.growing:
+                parts = [F.pad(part, (0, 0) * (part.ndim - 2) + (longest - part.shape[1], 0)) for part in parts]
+            joined[name] = torch.cat(parts)
+        return replace(first, tensors=joined, ragged=len(spans) > 1 or any(state.ragged for state in states))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> State:
+        return replace(self, tensors={name: change(tensor) for name, tensor in self.tensors.items()})
+
+
+class LanguageModel(nn.Module, ABC):
+    """A distribution over the next token, given the tokens before it."""
+
+    Options: ClassVar[type[ModelOptions]]
+    trained_by: ClassVar[Literal["gradient", "counting"]] = "gradient"
+    batching: ClassVar[Literal["streams", "random"]] = "streams"
+    """How it is trained unless `training.batching` says otherwise."""
+
+    def __init__(self, options: Any, vocab_size: int) -> None:
+        super().__init__()
+        self.options = options
+        self.vocab_size = vocab_size
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that a prediction may look back on; None for a carried state without limit."""
+        return None
+
+    @abstractmethod
+    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Logits of the token after each token, and the state after the last.
+
+        Args:
+            ids: (B, T) int64, T >= 1.
+            state: of B rows, from an earlier call; None at the start of a text.
+
+        Returns:
+            logits (B, T, V) float, and the state of B rows. Feeding a text in chunks gives the logits of one pass.
+        """
+
+    def fit(self, ids: npt.NDArray[Any]) -> None:
+        """Learn from a whole split at once; only models with `trained_by = "counting"`.
+
+        Args:
+            ids: (N + 1,) the start token, then the N tokens of the training split.
+        """
+        raise TypeError(f"{type(self).__name__} is trained by gradient")
+
+    def num_parameters(self) -> int:
+        """Numbers that training sets; a shared one counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The weights as host arrays, by name, for saving; copies, safe from later steps."""
+        return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in self.state_dict().items()}
+
+    def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Set the weights from `arrays`, which must match by name and shape (ValueError names what does not)."""
+        own = self.state_dict()
+        if missing := sorted(own.keys() ^ arrays.keys()):
+            raise ValueError(f"weights and model differ in {', '.join(missing[:4])}")
+        for name, tensor in own.items():
+            if tuple(tensor.shape) != arrays[name].shape:
+                raise ValueError(f"{name} is {arrays[name].shape} in the file, {tuple(tensor.shape)} in the model")
+        self.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+
+
+def build_model(section: Any, vocab_size: int, *, seed: int | None = None) -> LanguageModel:
+    """A model with fresh weights.
+
+    Args:
+        section: the `model` section of a configuration (`lm.config.Section`).
+        vocab_size: V of the tokenizer.
+        seed: seed of the weights; None leaves torch's generator where it is.
+    """
+    from lm.registry import MODELS
+
+    options = section.resolve("model")
+    if seed is not None:
+        torch.manual_seed(seed)
+    cls: Any = MODELS.resolve(section.type)
+    model: LanguageModel = cls(options, vocab_size)
+    return model

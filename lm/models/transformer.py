@@ -1,0 +1,231 @@
+"""A decoder-only Transformer whose weights map one to one onto the Llama and Qwen3 families.
+
+    ids ─► embedding ─► num_layers × (RMSNorm ─► attention ─► + ; RMSNorm ─► SwiGLU ─► +) ─► RMSNorm ─► logits
+
+Rotary positions, causal attention through torch's fused `scaled_dot_product_attention`, grouped queries and QK-norm by
+option, no biases. Parameter names are those of the Llama and Qwen3 implementations in Hugging Face transformers.
+The state is the key-value cache.
+
+Shapes: B batch, T new positions, L cached positions, H query heads, G key-value heads, D head size, E hidden size.
+
+Sources: Vaswani et al. 2017; Touvron et al. 2023 (Llama); Su et al. 2021 (rotary positions); Zhang and Sennrich 2019
+(RMSNorm); Shazeer 2020 (SwiGLU); Ainslie et al. 2023 (grouped queries); Dehghani et al. 2023 (QK-norm).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from lm.models.base import LanguageModel, ModelOptions, State
+
+REGISTERS = {"transformer": "Transformer"}
+
+
+class TransformerOptions(ModelOptions):
+    """Options of the Transformer."""
+
+    type: Literal["transformer"] = Field("transformer", description="Registered name of the model.")
+    context_length: int = Field(128, ge=2, description="The most tokens a prediction looks back on.")
+    hidden_size: int = Field(128, ge=2, description="Width of embeddings and residual stream (E).")
+    num_layers: int = Field(4, ge=1, description="Blocks, one above the other.")
+    num_heads: int = Field(4, ge=1, description="Query heads; hidden_size must be an even multiple of it.")
+    num_kv_heads: int | None = Field(
+        None, ge=1, description="Key-value heads, each shared by num_heads / num_kv_heads queries; default: num_heads."
+    )
+    mlp_size: int | None = Field(
+        None, ge=1, description="Inner width of SwiGLU; default: 8/3 of hidden_size, up to a multiple of 64."
+    )
+    qk_norm: bool = Field(True, description="RMSNorm on queries and keys (Qwen3) instead of none (Llama).")
+    rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary wavelengths.")
+    norm_epsilon: float = Field(1e-6, gt=0, description="Added to the mean square in RMSNorm.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on embeddings, attention weights and both branches.")
+    tie_weights: bool = Field(False, description="Use the embedding as output layer.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be an even multiple of num_heads {self.num_heads}"
+            )
+        if self.num_heads % (self.num_kv_heads or 1):
+            raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
+        return self
+
+
+class Attention(nn.Module):
+    """Causal attention with rotary positions over the cache and the new positions."""
+
+    def __init__(self, options: TransformerOptions) -> None:
+        super().__init__()
+        size = options.hidden_size
+        self.head_size = size // options.num_heads
+        kv_heads = options.num_kv_heads or options.num_heads
+        self.grouped = kv_heads != options.num_heads
+        self.dropout = options.dropout
+        self.q_proj = nn.Linear(size, options.num_heads * self.head_size, bias=False)
+        self.k_proj = nn.Linear(size, kv_heads * self.head_size, bias=False)
+        self.v_proj = nn.Linear(size, kv_heads * self.head_size, bias=False)
+        self.o_proj = nn.Linear(options.num_heads * self.head_size, size, bias=False)
+        epsilon = options.norm_epsilon
+        self.q_norm = nn.RMSNorm(self.head_size, eps=epsilon) if options.qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_size, eps=epsilon) if options.qk_norm else None
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        causal: bool,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(B, T, E) → (B, T, E), and keys and values (B, L + T, G, D) of the grown cache."""
+        batch, time, _ = hidden.shape
+        query, key, value = (
+            projection(hidden).view(batch, time, -1, self.head_size)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            # In float32: autocast leaves norms alone, and torch's fused norm wants its weight's own dtype.
+            query, key = self.q_norm(query.float()), self.k_norm(key.float())
+        query, key = (rotate(heads, *rotation).to(value.dtype) for heads in (query, key))
+        if cache is not None:
+            key, value = torch.cat([cache[0], key], dim=1), torch.cat([cache[1], value], dim=1)
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal,
+            enable_gqa=self.grouped,
+        )
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1)), (key, value)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x)), position by position."""
+
+    def __init__(self, options: TransformerOptions) -> None:
+        super().__init__()
+        size = options.hidden_size
+        inner = options.mlp_size or -(-size * 8 // 3 // 64) * 64
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
+        mixed: Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return mixed
+
+
+class Block(nn.Module):
+    """Attention, then SwiGLU, each behind a norm and added to the residual stream."""
+
+    def __init__(self, options: TransformerOptions) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
+        self.self_attn = Attention(options)
+        self.post_attention_layernorm = nn.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
+        self.mlp = SwiGLU(options)
+        self.dropout = nn.Dropout(options.dropout)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        causal: bool,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(B, T, E) → (B, T, E), and the grown cache."""
+        mixed, cache = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)
+        hidden = hidden + self.dropout(mixed)
+        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), cache
+
+
+class Transformer(LanguageModel):
+    """A Llama-shaped Transformer; with QK-norm, Qwen3-shaped."""
+
+    Options = TransformerOptions
+    batching = "random"
+
+    options: TransformerOptions
+
+    def __init__(self, options: TransformerOptions, vocab_size: int) -> None:
+        super().__init__(options, vocab_size)
+        self.embed_tokens = nn.Embedding(vocab_size, options.hidden_size)
+        self.dropout = nn.Dropout(options.dropout)
+        self.layers = nn.ModuleList(Block(options) for _ in range(options.num_layers))
+        self.norm = nn.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
+        self.lm_head = None if options.tie_weights else nn.Linear(options.hidden_size, vocab_size, bias=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                # The residual stream sums 2 × num_layers branches: each starts with a share of the variance.
+                branch = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * self.options.num_layers) ** 0.5 if branch else 0.02)
+
+    @property
+    def context_length(self) -> int:
+        """As in the options; longer inputs are computed, but training never saw such distances."""
+        return self.options.context_length
+
+    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """See `LanguageModel.forward`."""
+        batch, time = ids.shape
+        before = torch.zeros(batch, dtype=torch.int64, device=ids.device) if state is None else state.tensors["lengths"]
+        positions = before[:, None] + torch.arange(time, device=ids.device)
+        rotation = rotary_tables(positions, self.options.hidden_size // self.options.num_heads, self.options.rope_theta)
+        mask = None if state is None else cache_mask(state, time)
+        hidden = self.dropout(self.embed_tokens(ids))
+        grown = {"lengths": before + time}
+        for index, layer in enumerate(self.layers):
+            cache = None
+            if state is not None:
+                cache = state.tensors[f"keys.{index}"], state.tensors[f"values.{index}"]
+            hidden, (keys, values) = layer(hidden, rotation, cache, mask, state is None)
+            grown[f"keys.{index}"], grown[f"values.{index}"] = keys, values
+        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        growing = frozenset(grown) - {"lengths"}
+        ragged = state is not None and state.ragged
+        return F.linear(self.norm(hidden), weight), State(grown, growing=growing, ragged=ragged)
+
+
+def rotary_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, T, 1, D/2) float32 of the rotary angles at `positions` (B, T)."""
+    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=positions.device) / head_size
+    angles = positions[..., None, None].float() * theta**-exponents
+    return angles.cos(), angles.sin()
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (B, T, H, D) by position, in float32; dimension i is paired with i + D/2, as in Llama's weights."""
+    first, second = heads.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def cache_mask(state: State, time: int) -> Tensor | None:
+    """Which of the L + T keys each of T new positions may look at, for `scaled_dot_product_attention`.
+
+    Returns:
+        None where all may be looked at; else bool, (T, L + T), or (B, 1, T, L + T) for rows of different length.
+    """
+    cached = state.tensors["keys.0"].shape[1]
+    device = state.tensors["lengths"].device
+    if time == 1 and not state.ragged:
+        return None
+    causal = torch.ones(time, cached + time, dtype=torch.bool, device=device).tril(cached)
+    if not state.ragged:
+        return causal
+    # Caches are aligned at their end: a row of length n fills the last n of the L cached places.
+    place = torch.arange(cached + time, device=device)
+    held = place >= cached - state.tensors["lengths"][:, None]
+    return causal & held[:, None, None, :]

@@ -1,0 +1,81 @@
+"""Short name → class, without importing what is not asked for.
+
+A file in `lm/models/` or `lm/tokenizers/` registers what it defines with one literal line:
+
+    REGISTERS = {"gru": "Recurrent", "lstm": "Recurrent"}
+
+The registry reads that line from the source, so that listing the names imports neither torch nor any model;
+the class is imported when it is first asked for. A new model or tokenizer is therefore one new file.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from lm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lm.models.base import LanguageModel
+    from lm.tokenizers.base import Tokenizer
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """" Did you mean 'gru'?" for the nearest known name, or "" when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+class Registry(Generic[T]):
+    """The classes of one kind, found by name in the files of one package."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self._package = package
+        self._added: dict[str, str] = {}
+
+    @functools.cached_property
+    def _found(self) -> dict[str, str]:
+        folder = Path(__file__).parent.joinpath(*self._package.split(".")[1:])
+        found: dict[str, str] = {}
+        for file in sorted(folder.glob("*.py")):
+            for node in ast.parse(file.read_text("utf-8")).body:
+                match node:
+                    case ast.Assign(targets=[ast.Name(id="REGISTERS")], value=value):
+                        for name, cls in ast.literal_eval(value).items():
+                            found[name] = f"{self._package}.{file.stem}:{cls}"
+        return found
+
+    def add(self, name: str, import_string: str) -> None:
+        """Register a class from outside this package, as "package.module:Class"."""
+        self._added[name] = import_string
+
+    def names(self) -> tuple[str, ...]:
+        """All registered names, sorted; imports nothing."""
+        return tuple(sorted({**self._found, **self._added}))
+
+    def resolve(self, name: str) -> type[T]:
+        """The class registered under `name`.
+
+        Raises:
+            ConfigError: the name is not registered.
+        """
+        strings = {**self._found, **self._added}
+        if name not in strings:
+            raise ConfigError(
+                f"Unknown {self.kind} {name!r}.{did_you_mean(name, strings)} Known: {', '.join(sorted(strings))}."
+            )
+        module, _, attribute = strings[name].partition(":")
+        return cast("type[T]", getattr(importlib.import_module(module), attribute))
+
+
+MODELS: Registry[LanguageModel] = Registry("model", "lm.models")
+TOKENIZERS: Registry[Tokenizer] = Registry("tokenizer", "lm.tokenizers")
+ALL: dict[str, Registry[Any]] = {"model": MODELS, "tokenizer": TOKENIZERS}

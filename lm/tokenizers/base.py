@@ -1,0 +1,339 @@
+"""The Tokenizer contract: text ↔ token ids, saved to one readable file.
+
+A tokenizer is trained on the training split alone, then frozen. Every tokenizer has a start token, on which the first
+token of a text and an empty prompt are conditioned, so that all N tokens of a text are scored.
+
+    tokenizer = CharTokenizer.train(["hello\n"], CharOptions())
+    ids = tokenizer.encode("hello")        # array([...], dtype=uint8)
+    tokenizer.decode(ids)                  # "hello"
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, field_validator
+
+from lm.config import Options, validate
+from lm.errors import ConfigError, FormatVersionError, LMError, TokenizerError, UnknownSymbolError
+from lm.registry import TOKENIZERS
+
+TOKENIZER_FORMAT_VERSION = 1
+
+UnknownPolicy = Literal["replace", "skip", "byte", "error"]
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class TokenizerOptions(Options):
+    """Options that every tokenizer has; subclasses narrow `type` to their registered name."""
+
+    type: str = Field(description="Which tokenizer; see the registered names.")
+    unknown: UnknownPolicy = Field(
+        "replace",
+        description="What a symbol outside the vocabulary becomes: replace (the unknown token), skip (nothing), "
+        "byte (its UTF-8 bytes, where the vocabulary has them), error (refuse the text).",
+    )
+
+
+class ByteFreeOptions(TokenizerOptions):
+    """Options of a tokenizer whose vocabulary holds no bytes: the policy `byte` is refused."""
+
+    @field_validator("unknown")
+    @classmethod
+    def _no_bytes(cls, value: UnknownPolicy) -> UnknownPolicy:
+        if value == "byte":
+            raise ValueError("the vocabulary holds no bytes; choose replace, skip or error")
+        return value
+
+
+class Tokenizer(ABC):
+    """Text ↔ ids. Subclasses set `options`, `vocab_size`, `start_id` and `unknown_id` when built.
+
+    A lone surrogate (U+D800 to U+DFFF) is half of a UTF-16 pair, no character, and has no UTF-8 bytes. Every tokenizer
+    treats it as a symbol outside its vocabulary; where bytes exist, `replace` and `byte` make it U+FFFD.
+    """
+
+    Options: ClassVar[type[TokenizerOptions]]
+    type: ClassVar[str]
+    lossless: ClassVar[bool]
+    """Whether `decode(encode(s)) == s` for every `s` that the vocabulary covers."""
+
+    options: TokenizerOptions
+    vocab_size: int
+    start_id: int
+    """The token before the first: `<eos>` for words and subwords, a newline for characters and bytes."""
+    unknown_id: int | None
+    """The token `<unk>`, which sampling should not emit; None where the vocabulary has none."""
+
+    @classmethod
+    @abstractmethod
+    def train(cls, texts: Iterable[str], options: Any) -> Self:
+        """Learn the vocabulary from pieces of text, in order, in one pass and with flat memory.
+
+        The pieces may be cut anywhere.
+
+        Raises:
+            TokenizerError: there is no text to learn from, or the options do not fit it.
+        """
+
+    @abstractmethod
+    def encode(self, text: str, *, unknown: UnknownPolicy | None = None, met: Counter[str] | None = None) -> Ids:
+        """Ids (N,) of `text` in `self.dtype`, a new writable array.
+
+        Args:
+            text: any text. Pieces cut after a newline give the same ids as the whole.
+            unknown: the policy for this call; None takes `options.unknown`.
+            met: where given, each symbol outside the vocabulary is counted here, whatever the policy.
+
+        Raises:
+            UnknownSymbolError: under the policy `error`; names the symbol and its line and column in `text`.
+            ConfigError: the policy is `byte` and the vocabulary holds no bytes.
+        """
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        """The text of the ids; `decode(encode(s)) == s` for byte, char and subword.
+
+        Bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            TokenizerError: an id is outside the vocabulary.
+        """
+
+    @abstractmethod
+    def pieces(self, ids: Sequence[int] | Ids) -> list[str]:
+        """One displayable string a token: never empty.
+
+        A newline shows as "\\n" and other control characters as their escapes, a space as "▁", a byte that is not a
+        character of its own as "<0xE2>".
+        """
+
+    def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
+        """A decoder that takes one id at a time and never gives out half a character.
+
+        Args:
+            after: the ids that stand before the stream (a prompt): decode(after) and the text of the stream joined
+                equal the text of all the ids, where `after` ends with a whole character.
+        """
+        return StreamDecoder(self)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest of uint8, uint16 and uint32 that holds every id."""
+        return np.dtype(np.min_scalar_type(self.vocab_size - 1))
+
+    def checked(self, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
+        """The ids as an array (N,), each known to be inside the vocabulary.
+
+        Raises:
+            TokenizerError: one is not.
+        """
+        array = np.asarray(ids, dtype=np.int64)
+        outside = (array < 0) | (array >= self.vocab_size)
+        if outside.any():
+            raise TokenizerError(
+                f"Token {array[outside][0]} is outside the vocabulary of {self.vocab_size} tokens. "
+                "The ids were probably made by another tokenizer."
+            )
+        return array
+
+    def policy(self, unknown: UnknownPolicy | None) -> UnknownPolicy:
+        """The policy of one call: `unknown`, or the option where it is None.
+
+        Raises:
+            ConfigError: it is `byte` and the vocabulary holds no bytes.
+        """
+        chosen = self.options.unknown if unknown is None else unknown
+        if chosen == "byte" and issubclass(self.Options, ByteFreeOptions):
+            raise ConfigError(
+                f"unknown = 'byte': the vocabulary of the {self.type} tokenizer holds no bytes. "
+                "Choose replace, skip or error."
+            )
+        return chosen
+
+    # -- one readable file ------------------------------------------------------------------------
+
+    @abstractmethod
+    def payload(self) -> dict[str, Any]:
+        """What `from_payload` needs beside the options; JSON values, vocabulary readable."""
+
+    @classmethod
+    @abstractmethod
+    def from_payload(cls, options: Any, payload: dict[str, Any]) -> Self:
+        """The tokenizer that gave `payload`."""
+
+    def to_json(self) -> str:
+        """The text of the file: stable, so that its hash names the tokenizer."""
+        content = {
+            "format_version": TOKENIZER_FORMAT_VERSION,
+            "type": self.type,
+            "options": self.options.model_dump(mode="json", exclude={"type"}),
+            "vocab_size": self.vocab_size,
+            **self.payload(),
+        }
+        return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the saved file."""
+        return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the one file, UTF-8 JSON."""
+        path.write_text(self.to_json(), encoding="utf-8", newline="")
+
+
+class StreamDecoder:
+    """Text of a growing list of ids, given out piece by piece.
+
+    All that `feed` and `end` give, joined, equals `decode` of all the ids. This base version serves tokenizers whose
+    tokens decode to whole characters, each on its own.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Start a stream of `tokenizer`'s ids."""
+        self._tokenizer = tokenizer
+
+    def feed(self, token: int) -> str:
+        """The text that `token` completes; may be ""."""
+        return self._tokenizer.decode([token])
+
+    def end(self) -> str:
+        """What is still held back."""
+        return ""
+
+
+class Utf8StreamDecoder(StreamDecoder):
+    """For tokens that are bytes: holds back the bytes of a character until it is whole or known to be broken."""
+
+    def __init__(self, tokenizer: Tokenizer, table: Sequence[bytes]) -> None:
+        """Start a stream of `tokenizer`'s ids; `table` holds the bytes of each."""
+        super().__init__(tokenizer)
+        self._table = table
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """The text that `token` completes; may be ""."""
+        self._tokenizer.checked([token])
+        return self._decoder.decode(self._table[token])
+
+    def end(self) -> str:
+        """U+FFFD where the last bytes began a character that never came, else ""."""
+        return self._decoder.decode(b"", final=True)
+
+
+# -- what the tokenizers share ----------------------------------------------------------------------
+
+
+def line_blocks(text: str, size: int) -> Iterator[str]:
+    """`text` in blocks of at least `size` characters, each but the last cut after a newline."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + size) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+def visible(text: str) -> str:
+    """`text` for display: spaces as "▁", control characters as escapes such as "\\n"."""
+    if text.isprintable():
+        return text.replace(" ", "▁")
+    return "".join(
+        "▁" if char == " " else char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def visible_byte(value: int) -> str:
+    """One byte for display: the character where it is ASCII, else "<0xE2>"."""
+    return visible(chr(value)) if value < 128 else f"<0x{value:02X}>"
+
+
+def unknown_symbol(text: str, position: int, symbol: str, *, remedy: str) -> UnknownSymbolError:
+    """The error for `symbol` at `position` of `text`, with its place counted from line 1, column 1."""
+    line = text.count("\n", 0, position) + 1
+    column = position - text.rfind("\n", 0, position)
+    code = f" (U+{ord(symbol):04X})" if len(symbol) == 1 else ""
+    return UnknownSymbolError(f"Line {line}, column {column}: {symbol!r}{code} is outside the vocabulary. {remedy}")
+
+
+def without_surrogates(text: str, policy: UnknownPolicy, met: Counter[str] | None) -> str:
+    """`text` with every lone surrogate dropped (`skip`), made U+FFFD (`replace`, `byte`) or refused (`error`).
+
+    Raises:
+        UnknownSymbolError: under `error`, where there is one.
+    """
+    try:
+        text.encode("utf-8")  # ten times as fast as the search
+    except UnicodeEncodeError:
+        pass
+    else:
+        return text
+    first = _SURROGATE.search(text)
+    assert first is not None, "only surrogates have no UTF-8 bytes"
+    if met is not None:
+        met.update(_SURROGATE.findall(text))
+    if policy == "error":
+        raise unknown_symbol(
+            text,
+            first.start(),
+            first[0],
+            remedy="It is a lone surrogate, half of a UTF-16 pair: read the text again with its right encoding, "
+            "or set unknown to replace or skip.",
+        )
+    return _SURROGATE.sub("" if policy == "skip" else REPLACEMENT, text)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer file of any type.
+
+    Raises:
+        TokenizerError: the file is missing, damaged, no tokenizer file, or names an unknown type.
+        FormatVersionError: the file was written by a newer Inkling.
+    """
+    restore = "Restore the tokenizer file saved with the run."
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        version, kind = content.pop("format_version"), content.pop("type")
+        if not isinstance(version, int) or not isinstance(kind, str):
+            raise TypeError("format_version or type")
+    except FileNotFoundError:
+        raise TokenizerError(f"{path} is missing. {restore}") from None
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise TokenizerError(f"{path} is not a tokenizer file, or was cut short. {restore}") from None
+    if version > TOKENIZER_FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{path} has tokenizer format {version}, this Inkling reads up to {TOKENIZER_FORMAT_VERSION}. "
+            "It was written by a newer Inkling: upgrade this one."
+        )
+    try:
+        cls = TOKENIZERS.resolve(kind)
+    except ConfigError as error:
+        raise TokenizerError(f"{path}: {error} The file may come from a newer Inkling or from elsewhere.") from None
+    try:
+        options = validate(cls.Options, {**content.pop("options"), "type": kind}, where="options")
+        vocab_size = content.pop("vocab_size")
+        tokenizer = cls.from_payload(options, content)
+    except KeyError as error:
+        raise TokenizerError(f"{path} is damaged: {error} is missing. {restore}") from None
+    except (LMError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise TokenizerError(f"{path} is damaged: {error} {restore}") from None
+    if tokenizer.vocab_size != vocab_size:
+        raise TokenizerError(f"{path} says {vocab_size!r} tokens but holds {tokenizer.vocab_size}. {restore}")
+    return tokenizer

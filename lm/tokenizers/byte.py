@@ -1,0 +1,92 @@
+"""Bytes as tokens: 256 of them, nothing to train, nothing unknown.
+
+ByteTokenizer(ByteOptions()).encode("é\n")        # array([195, 169, 10], dtype=uint8)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from lm.errors import TokenizerError
+from lm.tokenizers.base import (
+    Ids,
+    StreamDecoder,
+    Tokenizer,
+    TokenizerOptions,
+    UnknownPolicy,
+    Utf8StreamDecoder,
+    visible_byte,
+    without_surrogates,
+)
+
+REGISTERS = {"byte": "ByteTokenizer"}
+
+_BYTES = [bytes([value]) for value in range(256)]
+
+
+class ByteOptions(TokenizerOptions):
+    """Options of the byte tokenizer."""
+
+    type: Literal["byte"] = "byte"
+
+
+class ByteTokenizer(Tokenizer):
+    """The UTF-8 bytes of the text; the id is the byte. The start token is the newline, byte 10."""
+
+    Options = ByteOptions
+    type = "byte"
+    lossless = True
+
+    vocab_size = 256
+    start_id = 10
+    unknown_id = None
+
+    def __init__(self, options: ByteOptions) -> None:
+        """Build; there is no vocabulary to give."""
+        self.options = options
+
+    @classmethod
+    def train(cls, texts: Iterable[str], options: ByteOptions) -> Self:
+        """Nothing to learn; looks only whether there is any text.
+
+        Raises:
+            TokenizerError: the text is empty.
+        """
+        if not any(texts):
+            raise TokenizerError("The training text is empty: there is nothing to learn from.")
+        return cls(options)
+
+    def encode(self, text: str, *, unknown: UnknownPolicy | None = None, met: Counter[str] | None = None) -> Ids:
+        """UTF-8 bytes (N,) uint8 of `text`; see `Tokenizer.encode`."""
+        policy = self.policy(unknown)
+        try:
+            raw = bytearray(text, "utf-8")
+        except UnicodeEncodeError:
+            raw = bytearray(without_surrogates(text, policy, met), "utf-8")
+        # A bytearray and not bytes, so that the array over it is writable.
+        return np.frombuffer(raw, dtype=np.uint8)
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        """The text of the bytes; those that are not UTF-8 become U+FFFD."""
+        return self.checked(ids).astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+    def pieces(self, ids: Sequence[int] | Ids) -> list[str]:
+        """ASCII characters as themselves, other bytes as "<0xE2>"."""
+        return [visible_byte(value) for value in self.checked(ids).tolist()]
+
+    def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
+        """A decoder that gives out whole characters."""
+        return Utf8StreamDecoder(self, _BYTES)
+
+    def payload(self) -> dict[str, Any]:
+        """Nothing: all byte tokenizers are alike."""
+        return {}
+
+    @classmethod
+    def from_payload(cls, options: ByteOptions, payload: dict[str, Any]) -> Self:
+        """The byte tokenizer."""
+        return cls(options)

@@ -1,0 +1,285 @@
+"""Pieces of words as tokens, learned by sentencepiece: byte-pair encoding or unigram.
+
+    tokenizer = SubwordTokenizer.train(texts, SubwordOptions(algorithm="bpe", size=8000))
+    tokenizer.decode(tokenizer.encode(any_text)) == any_text
+
+The round trip is exact: text is not normalised, no space is added or dropped, and what no piece covers is spelled in
+bytes (newline and tab always are, one token each).
+
+Sources: Kudo 2018, "Subword Regularization"; Sennrich et al. 2016, "Neural Machine Translation of Rare Words with
+Subword Units"; Kudo and Richardson 2018, "SentencePiece".
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import io
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field
+
+from lm.errors import TokenizerError
+from lm.tokenizers.base import (
+    REPLACEMENT,
+    Ids,
+    StreamDecoder,
+    Tokenizer,
+    TokenizerOptions,
+    UnknownPolicy,
+    Utf8StreamDecoder,
+    line_blocks,
+    visible,
+    visible_byte,
+    without_surrogates,
+)
+
+REGISTERS = {"subword": "SubwordTokenizer"}
+
+_log = logging.getLogger("lm.tokenizers")
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space inside a piece
+_BATCH = 1 << 20  # characters encoded at a time: bounds the memory of the ids in flight
+_SAMPLE_BLOCK = 4096  # characters: grain of the training sample
+_LONGEST_SENTENCE = 4096  # characters: longer lines are cut for training, where sentencepiece would drop them
+# Never part of a piece: sentencepiece drops whole lines that hold U+0000 or U+2585, takes tab for a boundary of its
+# own and U+2581 for a space; lone surrogates are no characters.
+_NOT_LEARNED = re.compile("[\n\t\0\u2581\u2585\ud800-\udfff]+")
+_LITERAL = [2 + value for value in _SPACE.encode("utf-8")]  # the ids of a U+2581 of the text: its bytes
+_FEW_WORDS = re.compile("(?: *[^ ]+){1,4}| +")
+_LINE = re.compile("[^\n]*\n|[^\n]+")
+_LINE_OR_SPACE = re.compile("\u2581|[^\n\u2581]*\n|[^\n\u2581]+")
+_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class SubwordOptions(TokenizerOptions):
+    """Options of the subword tokenizer."""
+
+    type: Literal["subword"] = "subword"
+    algorithm: Literal["bpe", "unigram"] = Field(
+        "bpe", description="bpe (merges of frequent pairs) or unigram (likeliest segmentation)."
+    )
+    size: int = Field(
+        8000,
+        ge=260,
+        le=1_000_000,
+        description="Tokens in the vocabulary, 256 bytes, <unk> and <eos> included; lowered with a notice where the "
+        "text has fewer pieces.",
+    )
+    character_coverage: float = Field(
+        0.9995,
+        ge=0.9,
+        le=1,
+        description="Share of the sample's characters that get tokens of their own; the rest is spelled in bytes.",
+    )
+    train_sample_characters: int = Field(
+        10_000_000,
+        ge=1000,
+        description="Characters of the training split, taken evenly over its length, that the pieces are learned from.",
+    )
+
+
+class SubwordTokenizer(Tokenizer):
+    """A sentencepiece model; ids are its own: `<unk>` 0, `<eos>` 1 (the start token), 256 bytes, then the pieces.
+
+    `encode` gives neither `<unk>`, since everything can be spelled in bytes, nor `<eos>`: text that spells out
+    "<unk>", "<eos>" or "<0x41>" is encoded letter by letter like any other.
+    """
+
+    Options = SubwordOptions
+    type = "subword"
+    lossless = True
+
+    unknown_id = 0
+    start_id = 1
+
+    def __init__(self, options: SubwordOptions, model: bytes) -> None:
+        """Build from a serialised sentencepiece model.
+
+        Raises:
+            ValueError: these bytes are no such model, or one that was trained otherwise.
+        """
+        from sentencepiece import SentencePieceProcessor
+
+        self.options = options
+        self._model = model
+        self._processor = SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError:
+            raise ValueError("the model is not one of sentencepiece.") from None
+        self.vocab_size = self._processor.get_piece_size()
+        spelled = [self._processor.id_to_piece(token) for token in range(self.vocab_size)]
+        if spelled[:3] != ["<unk>", "<eos>", "<0x00>"] or spelled[257:258] != ["<0xFF>"] or _SPACE not in spelled:
+            raise ValueError("the model lacks <unk>, <eos>, the bytes or the space in their places.")
+        self._spelled = spelled
+        self._table = [
+            REPLACEMENT.encode(), b"", *(bytes([value]) for value in range(256)),
+            *(piece.replace(_SPACE, " ").encode("utf-8") for piece in spelled[258:]),
+        ]  # fmt: skip
+
+    @classmethod
+    def train(cls, texts: Iterable[str], options: SubwordOptions) -> Self:
+        """Learn the pieces from an even sample of the training split; the same text gives the same model.
+
+        Raises:
+            TokenizerError: there is no text, or `size` cannot hold the characters that `character_coverage` asks for.
+        """
+        from sentencepiece import SentencePieceTrainer
+
+        sample = even_sample(texts, options.train_sample_characters)
+        if not any(True for _ in _sentences(sample)):
+            raise TokenizerError("The training text is empty or blank: there is nothing to learn from.")
+        model = io.BytesIO()
+        try:
+            SentencePieceTrainer.train(
+                sentence_iterator=_sentences(sample),
+                model_writer=model,
+                model_type=options.algorithm,
+                vocab_size=options.size,
+                hard_vocab_limit=False,  # a text with fewer pieces gets fewer
+                character_coverage=options.character_coverage,
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                allow_whitespace_only_pieces=True,
+                byte_fallback=True,
+                # Without a token of its own a space would be spelled in bytes, which decode to U+2581.
+                required_chars=_SPACE,
+                unk_id=cls.unknown_id,
+                eos_id=cls.start_id,
+                bos_id=-1,
+                pad_id=-1,
+                eos_piece="<eos>",
+                max_sentence_length=4 * _LONGEST_SENTENCE,  # bytes
+                num_threads=8,  # whatever the machine: sums of floats depend on it
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            short = re.search(r"required_chars\. (\d+) vs (\d+)", str(error))
+            if short is None:
+                raise TokenizerError(f"sentencepiece could not learn from this text: {error}") from None
+            raise TokenizerError(
+                f"tokenizer.size = {short[1]} cannot hold the 256 bytes and the characters of this text. "
+                f"Set it to {short[2]} or more, or lower tokenizer.character_coverage from "
+                f"{options.character_coverage} (rare characters are then spelled in bytes)."
+            ) from None
+        tokenizer = cls(options, model.getvalue())
+        if tokenizer.vocab_size < options.size:
+            _log.warning(
+                "The text has pieces for a vocabulary of %d, not %d: the smaller one is used.",
+                tokenizer.vocab_size,
+                options.size,
+            )
+        return tokenizer
+
+    def encode(self, text: str, *, unknown: UnknownPolicy | None = None, met: Counter[str] | None = None) -> Ids:
+        """Ids (N,) of `text`, line by line on all cores; see `Tokenizer.encode`."""
+        text = without_surrogates(text, self.policy(unknown), met)
+        parts: list[Ids] = []
+        for block in line_blocks(text, _BATCH):
+            literal = _SPACE in block
+            # Strictly line by line: sentencepiece sums scores in 32-bit floats, so that what stands before a line
+            # could sway how it is cut.
+            lines = _LINE_OR_SPACE.findall(block) if literal else _LINE.findall(block)
+            encoded: list[list[int]] = self._processor.encode(
+                lines, out_type=int, num_threads=min(_THREADS, len(lines))
+            )
+            if literal:
+                # sentencepiece would take a U+2581 of the text for a space.
+                encoded = [_LITERAL if line == _SPACE else ids for line, ids in zip(lines, encoded, strict=True)]
+            parts.append(np.fromiter(chain.from_iterable(encoded), dtype=self.dtype))
+        return np.concatenate(parts) if parts else np.empty(0, dtype=self.dtype)
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        """The text of the pieces; `<eos>` is nothing, `<unk>` and bytes that are not UTF-8 are U+FFFD."""
+        return b"".join([self._table[token] for token in self.checked(ids).tolist()]).decode("utf-8", "replace")
+
+    def pieces(self, ids: Sequence[int] | Ids) -> list[str]:
+        """The pieces, a space inside them as "▁"; bytes as the byte tokenizer shows them."""
+        return [
+            visible_byte(self._table[token][0]) if 2 <= token < 258 else visible(self._spelled[token])
+            for token in self.checked(ids).tolist()
+        ]
+
+    def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
+        """A decoder that gives out whole characters."""
+        return Utf8StreamDecoder(self, self._table)
+
+    def payload(self) -> dict[str, Any]:
+        """The pieces with their scores in order of id, to read; the sentencepiece model in base64, to run."""
+        return {"pieces": self._scores(), "model": base64.b64encode(self._model).decode("ascii")}
+
+    @classmethod
+    def from_payload(cls, options: SubwordOptions, payload: dict[str, Any]) -> Self:
+        """The tokenizer of this model.
+
+        Raises:
+            ValueError: the model is damaged, or is not the one of the pieces listed beside it.
+        """
+        tokenizer = cls(options, base64.b64decode(payload["model"], validate=True))
+        if list(payload["pieces"].items()) != list(tokenizer._scores().items()):
+            raise ValueError("the pieces listed are not those of the model.")
+        return tokenizer
+
+    def _scores(self) -> dict[str, float]:
+        return {piece: round(self._processor.get_score(token), 4) for token, piece in enumerate(self._spelled)}
+
+
+# -- the training sample ----------------------------------------------------------------------------
+
+
+def even_sample(texts: Iterable[str], characters: int) -> list[str]:
+    """Blocks of the text, in order, that lie evenly over its whole length and hold at most `characters` together.
+
+    One pass over a stream of unknown length, in memory of `characters`. The same text gives the same blocks, however
+    it is cut into pieces; a text that fits is taken whole.
+    """
+    # Multiples of the golden ratio, modulo 1, lie evenly in every interval of indices: so do the blocks whose value is
+    # below a threshold. The heap lowers the threshold as the text grows.
+    golden = (5**0.5 - 1) / 2
+    heap: list[tuple[float, int, str]] = []
+    held = 0
+    for index, block in enumerate(_sample_blocks(texts)):
+        heapq.heappush(heap, (-(index * golden % 1), index, block))
+        held += len(block)
+        while held > characters and len(heap) > 1:
+            held -= len(heapq.heappop(heap)[2])
+    return [block[:characters] for _, _, block in sorted(heap, key=lambda entry: entry[1])]
+
+
+def _sample_blocks(texts: Iterable[str]) -> Iterator[str]:
+    """The text in blocks of one to two `_SAMPLE_BLOCK`, cut after a newline where there is one."""
+    rest = ""
+    for text in texts:
+        rest += text
+        start = 0
+        while len(rest) - start >= 2 * _SAMPLE_BLOCK:
+            stop = start + 2 * _SAMPLE_BLOCK
+            cut = rest.find("\n", start + _SAMPLE_BLOCK, stop) + 1 or stop
+            yield rest[start:cut]
+            start = cut
+        rest = rest[start:]
+    if rest:
+        yield rest
+
+
+def _sentences(sample: Iterable[str]) -> Iterator[str]:
+    """What sentencepiece learns from: a few words of a line at a time, free of characters that it would stumble over.
+
+    Neither algorithm looks across words, so the cuts change no count. But unigram takes its first candidates from
+    substrings that occur with different neighbours to the right: in text with spaces about all words, such as
+    WikiText's, " which" would never be one, were it not at the end of a sentence now and then.
+    """
+    for block in sample:
+        for line in _NOT_LEARNED.split(block):
+            for words in _FEW_WORDS.findall(line):
+                for start in range(0, len(words), _LONGEST_SENTENCE):
+                    yield words[start : start + _LONGEST_SENTENCE]

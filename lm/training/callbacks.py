@@ -1,0 +1,70 @@
+"""What watches a training run: each callback sees the same events, and none can change the training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+StopReason = Literal["finished", "stop_after", "interrupted", "out_of_time", "no_progress"]
+
+Row = dict[str, Any]
+"""A line of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Training begins or goes on."""
+
+    run: str
+    model: str
+    parameters: int
+    corpus: str
+    step: int
+    plan_steps: int
+    tokens_per_step: int
+    steps_per_epoch: float
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A step is done; cheap numbers for a live display."""
+
+    step: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class End:
+    """Training ends, with everything saved."""
+
+    reason: StopReason
+    step: int
+    plan_steps: int
+    seconds: float
+    best_loss: float | None
+    best_step: int | None
+
+
+class Callback:
+    """Override what is of interest."""
+
+    def on_start(self, start: Start) -> None:
+        """Before the first step."""
+
+    def on_step(self, tick: Tick) -> None:
+        """After every step."""
+
+    def on_log(self, row: Row) -> None:
+        """After a line was added to metrics.jsonl; a line with validation has "valid_loss"."""
+
+    def on_validation(self, done: int, total: int) -> None:
+        """While a validation runs: tokens scored, tokens in all."""
+
+    def on_save(self, step: int) -> None:
+        """After `last/` was replaced."""
+
+    def on_end(self, end: End) -> None:
+        """After the last step."""

@@ -1,0 +1,284 @@
+"""Whole training jobs: from a corpus to a finished run, and from an interrupted run to its end."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.checkpoint import EVENTS, RunFolder, find_run, list_runs
+from lm.config import CorpusConfig, RunConfig, compose, merge
+from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
+from lm.device import pick_device, pick_precision
+from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunExistsError
+from lm.evaluation.perplexity import score
+from lm.generation.options import SamplingOptions
+from lm.models.base import LanguageModel, build_model
+from lm.run import DEFAULT_RUNS_DIR, Run
+from lm.training.callbacks import Callback
+from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, measure, timed_plan
+from lm.training.tensorboard import TensorBoard
+from lm.training.trainer import Trainer
+from lm.version import __version__
+
+log = logging.getLogger(__name__)
+
+MOST_CHARACTERS_FOR_CHAR = 1000
+"""Texts with more different characters than this are better cut into subwords."""
+CLOSING_SAMPLE = SamplingOptions(max_tokens=300)
+
+
+def choose_preset(corpus: Corpus) -> str:
+    """The preset for a text that came without one; looks at how many different characters it has, never at its name."""
+    seen: set[str] = set()
+    read = 0
+    for chunk in corpus.splits["train"].chunks():
+        seen.update(chunk)
+        read += len(chunk)
+        if read > 4_000_000:
+            break
+    return "gru-char" if len(seen) <= MOST_CHARACTERS_FOR_CHAR else "gru-subword"
+
+
+def train(
+    corpus: str | Path | Corpus,
+    config: RunConfig | None = None,
+    *,
+    name: str | None = None,
+    runs_dir: Path | str = DEFAULT_RUNS_DIR,
+    init: Run | None = None,
+    stop_after: int | None = None,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Train a model on a corpus, as a new run.
+
+    Args:
+        corpus: what `CorpusConfig.source` may be, or an opened corpus.
+        config: all options, from `lm.config.compose`; None takes the preset that suits the text.
+        name: of the run; None names it after corpus and model.
+        runs_dir: where the run folder is made.
+        init: a run whose weights and tokenizer to start from; `config` then has its model options.
+        stop_after: stop at this step of the plan; `resume` goes on.
+        overwrite: replace a run of that name.
+        callbacks: what watches.
+        data_dir: where named corpora lie.
+        progress: called while the corpus is read.
+
+    Returns:
+        The run with its best weights, their report on the validation split saved.
+
+    Raises:
+        LMError: anything the caller can mend; nothing was overwritten.
+    """
+    if not isinstance(corpus, Corpus):
+        where = CorpusConfig(source=str(corpus)) if config is None else config.corpus.model_copy(update={"source": str(corpus)})
+        corpus = open_corpus(where, data_dir=data_dir, progress=progress)
+    if config is None:
+        config = compose(corpus.source, preset=choose_preset(corpus))
+    config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": corpus.source})})
+    pick_precision(config.training.precision, pick_device(config.training.device))
+    folder = _new_folder(name, corpus, config, Path(runs_dir), overwrite)
+    if "valid" not in corpus.splits:
+        raise CorpusError(f"{corpus.source} has no validation split, so nothing could tell the best weights: add one.")
+    prepared = prepare(corpus, init.tokenizer if init else config.tokenizer, progress=progress)
+    with folder.lock():
+        make = _factory(folder, config, prepared, init)
+        if make().model.trained_by == "counting":
+            return _fit_by_counting(folder, config, prepared, make().model, overwrite)
+        config, plan = _fix_plan(config, make)
+        trainer = make()
+        record = _record(config, prepared, trainer.model, init)
+        folder.create({**record, "plan": plan.to_json()}, prepared.tokenizer, overwrite=overwrite)
+        return _run(trainer, plan, stop_after, callbacks)
+
+
+def resume(
+    run: str | None,
+    *,
+    runs_dir: Path | str = DEFAULT_RUNS_DIR,
+    max_steps: int | None = None,
+    stop_after: int | None = None,
+    device: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Run, bool]:
+    """Go on with a run to the end of its plan.
+
+    Args:
+        run: as in `lm.load`.
+        runs_dir: where the runs lie.
+        max_steps: a new length of the plan, longer than what is done.
+        stop_after: stop at this step of the plan.
+        device: another device than before.
+        callbacks: what watches.
+        data_dir: where named corpora lie.
+        progress: called if the corpus has to be read again.
+
+    Returns:
+        The run, and whether there was anything left to do.
+
+    Raises:
+        LMError: the run or its corpus is not what it was; nothing was changed.
+    """
+    folder, _ = find_run(run, Path(runs_dir))
+    if folder.shipped:
+        raise RunError(f"Run {folder.name!r} is shipped and read-only: train on from it with --init {folder.name}.")
+    with folder.lock():
+        current = Run(folder)
+        record, config = current.record, current.config
+        state, _ = folder.read_last()
+        try:
+            plan, done = Plan(**record["plan"]), int(state["train_state"]["step"])
+            stopped = state["train_state"]["stop_reason"]
+        except (KeyError, TypeError):
+            raise CorruptRunError(f"{folder.path} has no plan or step that can be read: restore it from a copy.") from None
+        if max_steps is not None:
+            if max_steps < done:
+                raise ConfigError(f"--max-steps {max_steps}: run {folder.name!r} is at step {done} already.")
+            if max_steps > done or stopped is None:
+                plan = replace(plan, steps=max_steps, seconds=None)
+                stopped = None
+        if done >= plan.steps or stopped in ("finished", "out_of_time", "no_progress"):
+            return current, False
+        if stop_after is not None and stop_after <= done:
+            raise ConfigError(f"--stop-after {stop_after}: run {folder.name!r} is at step {done} already.")
+        prepared = _same_corpus(current, data_dir, progress)
+        if device is not None:
+            config = merge(config, {"training.device": device})
+        if plan.to_json() != record["plan"] or device is not None:
+            # A run that ended otherwise than by its plan keeps that plan; only a new length is written down.
+            folder.write_record({**record, "plan": plan.to_json(), "config": config.model_dump(mode="json")})
+        trainer = _factory(folder, config, prepared, None)()
+        trainer.load()
+        return _run(trainer, plan, stop_after, callbacks), True
+
+
+def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> RunConfig:
+    """The configuration of a run that starts from another one: its model and tokenizer, and its way of training.
+
+    Raises:
+        ConfigError: an override would change what the weights were made for.
+    """
+    base = run.config.model_copy(update={"corpus": corpus})
+    length = {f"training.{field}": None for field in ("max_steps", "epochs", "minutes", "evaluate_every")}
+    config = merge(base, {**length, **overrides})
+    if config.tokenizer != base.tokenizer:
+        raise ConfigError(f"--init {run.name} keeps that run's tokenizer: leave tokenizer options out.")
+    return config
+
+
+# -- the parts ------------------------------------------------------------------------------------------
+
+
+def _new_folder(name: str | None, corpus: Corpus, config: RunConfig, runs_dir: Path, overwrite: bool) -> RunFolder:
+    if name is not None:
+        if name in ("", ".", "..") or any(sign in name for sign in "/\\@"):
+            raise ConfigError(f"--name {name!r}: a run's name is a folder's name, without / and @.")
+        if (runs_dir / name).exists() and not overwrite:
+            raise RunExistsError(
+                f"{runs_dir / name} exists already: choose another --name, say --overwrite to replace that run, or go on "
+                f"with it: lm train --resume {name}"
+            )
+        return RunFolder(runs_dir / name)
+    base = f"{corpus.name}-{config.preset or config.model.type}"
+    taken = {run.name for run in list_runs(runs_dir)}
+    candidates = (base if number == 1 else f"{base}-{number}" for number in range(1, 1_000_000))
+    return RunFolder(runs_dir / next(c for c in candidates if c not in taken and not (runs_dir / c).exists()))
+
+
+def _factory(folder: RunFolder, config: RunConfig, corpus: PreparedCorpus, init: Run | None) -> Any:
+    """A function that makes an equal trainer each time it is called."""
+
+    def make() -> Trainer:
+        model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
+        if init is not None:
+            arrays, _ = init.folder.read_weights(init.state)
+            try:
+                model.load_arrays(arrays)
+            except ValueError as error:
+                raise ConfigError(f"--init {init.name}: {error}; leave options that change the model's shape out.") from None
+        return Trainer(folder, config.training, model, corpus)
+
+    return make
+
+
+def _fix_plan(config: RunConfig, make: Any) -> tuple[RunConfig, Plan]:
+    training = config.training
+    if training.max_steps is None and training.epochs is None and training.minutes is None:
+        training = training.model_copy(update={"minutes": DEFAULT_MINUTES})
+        config = config.model_copy(update={"training": training})
+    trial: Trainer = make()
+    if training.minutes is None:
+        return config, fixed_plan(training, trial.steps_per_epoch)
+    step_seconds, token_seconds = measure(trial, min(4.0, training.minutes * 60 * 0.05))
+    valid = len(trial.corpus.splits["valid"].ids) - 1
+    return config, timed_plan(training, trial.steps_per_epoch, step_seconds, token_seconds, valid)
+
+
+def _record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, init: Run | None) -> dict[str, Any]:
+    splits = {
+        name: {"sha256": part.sha256, "tokens": part.counts.tokens, "characters": part.counts.characters}
+        for name, part in corpus.splits.items()
+    }
+    return {
+        "inkling": __version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "parameters": model.num_parameters(),
+        "init": f"{init.name}@{init.state}" if init else None,
+        "corpus": {
+            "name": corpus.name,
+            "sha256": corpus.sha256,
+            "key": corpus.key,
+            "notes": list(corpus.notes),
+            "splits": splits,
+        },
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def _run(trainer: Trainer, plan: Plan, stop_after: int | None, callbacks: Sequence[Callback]) -> Run:
+    trainer.callbacks = [TensorBoard(trainer.folder.path / EVENTS), *callbacks]
+    trainer.train(plan, stop_after=stop_after)
+    return _close(trainer.folder, trainer.corpus, str(trainer.device))
+
+
+def _close(folder: RunFolder, corpus: PreparedCorpus, device: str) -> Run:
+    """Measure the best weights exactly, and leave report, card and a sample."""
+    run = Run(folder, device=device)
+    run.save_report(run.evaluate("valid"))
+    run.save_sample("", [run.sample(**CLOSING_SAMPLE.model_dump())], CLOSING_SAMPLE)
+    return run
+
+
+def _same_corpus(run: Run, data_dir: Path | None, progress: Progress | None) -> PreparedCorpus:
+    """The run's own text, from the cache or read again, checked by its hash."""
+    prepared = load_prepared(run.record["corpus"]["key"])
+    if prepared is None or prepared.tokenizer.sha256 != run.tokenizer.sha256:
+        corpus = open_corpus(run.config.corpus, data_dir=data_dir, progress=progress)
+        prepared = prepare(corpus, run.tokenizer, progress=progress)
+    if prepared.sha256 != run.record["corpus"]["sha256"]:
+        raise CorpusError(
+            f"{run.config.corpus.source} is not the text that run {run.name!r} was trained on: give that text back, or "
+            f"train on the new one with --init {run.name}."
+        )
+    return prepared
+
+
+def _fit_by_counting(
+    folder: RunFolder, config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, overwrite: bool
+) -> Run:
+    model.fit(np.asarray(corpus.splits["train"].ids))
+    folder.create({**_record(config, corpus, model, None), "plan": Plan(1, 1).to_json()}, corpus.tokenizer, overwrite=overwrite)
+    loss = score(model, corpus.splits["valid"].ids).loss
+    folder.write_best(model.arrays(), step=1, valid_loss=loss)
+    folder.append_metrics({"step": 1, "train_loss": None, "valid_loss": loss})
+    return _close(folder, corpus, "cpu")

@@ -1,0 +1,493 @@
+"""The trainer: from batches and a model to saved weights.
+
+    plan ─► step (forward, backward, clip, update) ─► log ─► validate ─► save best ─► save last ─► …
+
+Everything that a later step depends on is in `TrainState` and the tensors beside it, and is saved with them: N steps
+straight and N/2 + N/2 give the same weights, bit for bit, on one machine's CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lm.checkpoint import MODEL, Arrays, RunFolder
+from lm.config import TrainingConfig
+from lm.corpora import PreparedCorpus
+from lm.corpora.batches import make_batches
+from lm.device import autocast, pick_device, pick_precision
+from lm.errors import CorruptRunError, NonFiniteLossError
+from lm.evaluation.perplexity import Scores, score
+from lm.models.base import LanguageModel, State
+from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
+from lm.training.optimizers import load_optimizer_arrays, make_optimizers, optimizer_arrays
+from lm.training.plan import Plan
+from lm.training.schedules import learning_rate_share
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BPTT = 64
+VALIDATION_ROWS = 64
+"""Parts of the split that validation reads side by side while training; reports read it as one."""
+SAVE_SECONDS = 120.0
+"""The most training that a kill can cost."""
+
+
+@dataclass
+class TrainState:
+    """All numbers that resuming needs, beside the tensors."""
+
+    step: int = 0
+    seconds: float = 0.0
+    """Training time spent, validation and saving included."""
+    best_loss: float | None = None
+    best_step: int | None = None
+    stalls: int = 0
+    """Validations since the best one."""
+    rate_scale: float = 1.0
+    """What the plateau schedule has multiplied the learning rate by."""
+    rate_stalls: int = 0
+    skipped_steps: int = 0
+    clipped_steps: int = 0
+    stop_reason: StopReason | None = None
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What the last bits of a result depend on."""
+    return {
+        "torch": torch.__version__,
+        "device": device.type,
+        "threads": str(torch.get_num_threads()),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "MKL_CBWR": os.environ.get("MKL_CBWR", ""),
+    }
+
+
+class Trainer:
+    """Trains one model in one run folder."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: TrainingConfig,
+        model: LanguageModel,
+        corpus: PreparedCorpus,
+        *,
+        callbacks: list[Callback] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.corpus = corpus
+        self.callbacks = callbacks or []
+        self.device = pick_device(config.device)
+        self.precision = pick_precision(config.precision, self.device)
+        self.model = model.to(self.device)
+        self.plan = Plan(steps=1, evaluate_every=1)
+        kind = config.batching or model.batching
+        bptt = config.bptt or model.context_length or DEFAULT_BPTT
+        train = corpus.splits["train"]
+        self.batches = make_batches(kind, train, batch_size=config.batch_size, bptt=bptt, seed=config.seed)
+        self.carries = kind == "streams"
+        self.steps_per_epoch = self.batches.per_epoch / config.gradient_accumulation
+        self.tokens_per_step = config.batch_size * bptt * config.gradient_accumulation
+        # The fused AdamW and a gradient scaler do not meet on every device; fp16 takes the plain one.
+        self.optimizers = make_optimizers(model, config, fused=self.precision != "fp16" and self.device.type != "mps")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.state = TrainState()
+        self.hidden: State | None = None
+        self._signal: str | None = None
+        self._accuracy: float | None = None
+
+    # -- one step -----------------------------------------------------------------------------------
+
+    def run_step(self) -> float:
+        """One optimizer step; the loss in nats per token, NaN where the update was skipped."""
+        config, state = self.config, self.state
+        share = learning_rate_share(state.step, self.plan.steps, config) * state.rate_scale
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_learning_rate"] * share
+        self.model.train()
+        total = 0.0
+        for part in range(config.gradient_accumulation):
+            index = state.step * config.gradient_accumulation + part
+            loss, objective = self._forward(index)
+            if not math.isfinite(loss):
+                self._skip_or_stop(f"the loss is {loss}", index)
+                return math.nan
+            self.scaler.scale(objective / config.gradient_accumulation).backward()
+            total += loss / config.gradient_accumulation
+        for optimizer in self.optimizers:
+            # Clip true gradients: fp16 ones still carry the loss scale (65,536 at first).
+            self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
+        self._grad_norm = float(norm)
+        if not math.isfinite(self._grad_norm) and not self.scaler.is_enabled():
+            self._skip_or_stop(f"the gradient norm is {self._grad_norm}", index)
+            return math.nan
+        scale = self.scaler.get_scale()
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() < scale:
+            state.skipped_steps += 1
+        elif config.grad_clip is not None and self._grad_norm > config.grad_clip:
+            state.clipped_steps += 1
+        self._clear_gradients()
+        state.step += 1
+        return total
+
+    def _forward(self, index: int) -> tuple[float, Tensor]:
+        batch = self.batches.batch(index)
+        inputs, targets = (torch.from_numpy(array).to(self.device) for array in (batch.inputs, batch.targets))
+        with autocast(self.device, self.precision):
+            logits, after = self.model(inputs, None if batch.fresh else self.hidden)
+        self.hidden = after.detach() if self.carries else None
+        logits, targets = logits.float().flatten(0, 1), targets.flatten()
+        if self._logs_at(self.state.step + 1):
+            self._accuracy = float((logits.detach().argmax(dim=1) == targets).float().mean())
+        objective = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
+        if self.config.label_smoothing == 0:
+            return float(objective.detach()), objective
+        return float(F.cross_entropy(logits.detach(), targets)), objective
+
+    def _clear_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _skip_or_stop(self, what: str, index: int) -> None:
+        """A step whose numbers are not finite: skipped or refused, as the options say, never silently."""
+        self._clear_gradients()
+        where = first_nonfinite(self.model, self.batches.batch(index).inputs, self.device)
+        # A state that holds the bad values would poison every later step.
+        self.hidden = None
+        sentence = f"Step {self.state.step + 1}: {what} ({where})"
+        if self.config.on_nonfinite == "stop":
+            raise NonFiniteLossError(
+                f"{sentence}. The weights saved last are intact: resume from them, and train with a lower "
+                "training.learning_rate, training.precision=fp32, or training.on_nonfinite=skip."
+            )
+        log.warning("%s; the step was skipped.", sentence)
+        self.state.skipped_steps += 1
+        self.state.step += 1
+
+    # -- measuring, for a plan in minutes -------------------------------------------------------------
+
+    def time_validation(self, seconds: float, step_seconds: float) -> float:
+        """Seconds to validate on one token, measured on a part of the split that takes about `seconds`."""
+        valid = self.corpus.splits["valid"].ids
+        # A validation token costs about a third of a training token.
+        tokens = int(seconds / step_seconds * self.tokens_per_step * 3)
+        part = valid[: 1 + max(min(len(valid) - 1, VALIDATION_ROWS), min(len(valid) - 1, tokens))]
+        begun = time.perf_counter()
+        scores = self._score(part)
+        return (time.perf_counter() - begun) / scores.tokens
+
+    # -- the loop -------------------------------------------------------------------------------------
+
+    def train(self, plan: Plan, *, stop_after: int | None = None) -> End:
+        """Go on from the current state to the end of the plan, or to step `stop_after`.
+
+        Raises:
+            NonFiniteLossError: the loss became NaN or infinite and the options say stop; `last/` is intact.
+        """
+        self.plan = plan
+        self._epoch_steps = {round(epoch * self.steps_per_epoch): epoch for epoch in self.config.checkpoint_epochs}
+        start = Start(
+            run=self.folder.name,
+            model=str(self.model.options.type),
+            parameters=self.model.num_parameters(),
+            corpus=self.corpus.name,
+            step=self.state.step,
+            plan_steps=plan.steps,
+            tokens_per_step=self.tokens_per_step,
+            steps_per_epoch=self.steps_per_epoch,
+            device=str(self.device),
+            precision=self.precision,
+        )
+        if self.state.step == 0:
+            if not (self.folder.path / MODEL).exists():
+                self.folder.write_best(self.model.arrays(), step=0, valid_loss=None)
+            self.save()
+        for callback in self.callbacks:
+            callback.on_start(start)
+        self._clock = time.perf_counter() - self.state.seconds
+        self._saved_at = time.perf_counter()
+        self._begin_interval()
+        with self._signals(), deterministic(self.device):
+            reason = self._loop(stop_after)
+        self.state.stop_reason = reason
+        if self.state.best_step is None:
+            # Stopped before the first validation: what was learned is still the best there is.
+            self.folder.write_best(self.model.arrays(), step=self.state.step, valid_loss=None)
+        self.save()
+        end = End(
+            reason, self.state.step, plan.steps, self.state.seconds, self.state.best_loss, self.state.best_step
+        )
+        for callback in self.callbacks:
+            callback.on_end(end)
+        return end
+
+    def _loop(self, stop_after: int | None) -> StopReason:
+        state, plan = self.state, self.plan
+        reason: StopReason | None = None
+        while state.step < plan.steps:
+            begun = time.perf_counter()
+            loss = self.run_step()
+            self._step_seconds += time.perf_counter() - begun
+            self._losses.append(loss)
+            state.seconds = time.perf_counter() - self._clock
+            for callback in self.callbacks:
+                callback.on_step(Tick(state.step, loss, state.seconds))
+            reason = self._why_stop(stop_after)
+            # The plan's own steps decide about validation; a stop in between must not add one, or it would change
+            # what patience and plateau see.
+            validates = self._validates_at(state.step) or reason == "out_of_time"
+            if self._logs_at(state.step) or reason is not None:
+                self._write_row(validates)
+            kept = self._keep()
+            if validates and reason is None:
+                reason = self._out_of_patience()
+            if reason is not None:
+                return reason
+            if validates or kept or time.perf_counter() - self._saved_at > SAVE_SECONDS:
+                self.save()
+        return "finished"
+
+    def _validates_at(self, step: int) -> bool:
+        return step % self.plan.evaluate_every == 0 or step == self.plan.steps
+
+    def _logs_at(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or self._validates_at(step)
+
+    def _why_stop(self, stop_after: int | None) -> StopReason | None:
+        state, plan = self.state, self.plan
+        if state.step >= plan.steps:
+            return "finished"
+        if self._signal is not None:
+            return "interrupted"
+        if stop_after is not None and state.step >= stop_after:
+            return "stop_after"
+        if plan.seconds is not None and state.seconds >= plan.seconds:
+            return "out_of_time"
+        return None
+
+    def _out_of_patience(self) -> StopReason | None:
+        patience = self.config.patience
+        return "no_progress" if patience is not None and self.state.stalls >= patience else None
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM finish the step; a second Ctrl-C stops at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signal = signal.Signals(number).name
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # -- looking --------------------------------------------------------------------------------------
+
+    def _begin_interval(self) -> None:
+        self._losses: list[float] = []
+        self._step_seconds = 0.0
+        self._clipped_before = self.state.clipped_steps
+        self._grad_norm = math.nan
+
+    def _score(self, ids: Any, *, report: bool = False) -> Scores:
+        def progress(done: int, total: int) -> None:
+            for callback in self.callbacks:
+                callback.on_validation(done, total)
+
+        # While training, windows do not overlap and a carried state is read in rows: quick, and the same every time.
+        return score(
+            self.model,
+            ids,
+            precision=self.precision,
+            rows=VALIDATION_ROWS,
+            stride=self.model.context_length,
+            progress=progress if report else None,
+        )
+
+    def _write_row(self, validates: bool) -> None:
+        state, losses = self.state, [loss for loss in self._losses if math.isfinite(loss)]
+        steps = max(1, len(self._losses))
+        row: Row = {
+            "step": state.step,
+            "epoch": round(state.step / self.steps_per_epoch, 4),
+            "train_loss": float(np.mean(losses)) if losses else None,
+            "train_accuracy": self._accuracy,
+            "valid_loss": None,
+            "valid_accuracy": None,
+            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+            "grad_norm": self._grad_norm if math.isfinite(self._grad_norm) else None,
+            "clip_rate": (state.clipped_steps - self._clipped_before) / steps,
+            "skipped_steps": state.skipped_steps,
+            "tokens_per_second": steps * self.tokens_per_step / max(self._step_seconds, 1e-9),
+        }
+        if self.scaler.is_enabled():
+            row["loss_scale"] = self.scaler.get_scale()
+        if validates:
+            row |= self._validate()
+        state.seconds = time.perf_counter() - self._clock
+        row["seconds"] = round(state.seconds, 3)
+        self.folder.append_metrics(row)
+        for callback in self.callbacks:
+            callback.on_log(row)
+        self._begin_interval()
+
+    def _validate(self) -> Row:
+        """Validate, keep the weights if they are the best so far, and count stalls."""
+        state = self.state
+        limit = self.plan.validation_tokens
+        valid = self.corpus.splits["valid"].ids
+        scores = self._score(valid[: None if limit is None else limit + 1], report=True)
+        loss = scores.loss
+        # A resumed run comes to the same best step again: that is no stall.
+        better = math.isfinite(loss) and (
+            state.best_loss is None or loss < state.best_loss or state.step == state.best_step
+        )
+        if better:
+            state.best_loss, state.best_step, state.stalls, state.rate_stalls = loss, state.step, 0, 0
+            self.folder.write_best(self.model.arrays(), step=state.step, valid_loss=loss)
+        else:
+            state.stalls += 1
+            state.rate_stalls += 1
+            if self.config.schedule == "plateau" and state.rate_stalls >= self.config.decay_patience:
+                state.rate_scale *= self.config.decay_factor
+                state.rate_stalls = 0
+        return {"valid_loss": loss, "valid_accuracy": scores.accuracy}
+
+    # -- keeping --------------------------------------------------------------------------------------
+
+    def _keep(self) -> bool:
+        """Keep this step's weights under steps/ where the options say so."""
+        step, every = self.state.step, self.config.checkpoint_every
+        epoch = self._epoch_steps.get(step)
+        if epoch is None and (every is None or step % every):
+            return False
+        self.folder.write_step(f"step-{step}", self.model.arrays(), step=step, epoch=epoch)
+        if self.config.keep_checkpoints is not None:
+            kept = [name for name in self.folder.kept_states() if int(name.split("-")[1]) not in self._epoch_steps]
+            for name in kept[: -self.config.keep_checkpoints]:
+                self.folder.drop_step(name)
+        return True
+
+    def save(self) -> None:
+        """Replace `last/` by the current state."""
+        tensors: dict[str, Arrays] = {
+            "model": self.model.arrays(),
+            "optimizer": optimizer_arrays(self.optimizers),
+            "random": {"cpu": torch.get_rng_state().numpy()},
+        }
+        if self.device.type == "cuda":
+            tensors["random"]["cuda"] = torch.cuda.get_rng_state(self.device).numpy()
+        if self.hidden is not None:
+            tensors["hidden"] = {name: tensor.float().cpu().numpy() for name, tensor in self.hidden.tensors.items()}
+        state = {
+            "train_state": asdict(self.state),
+            "scaler": self.scaler.state_dict(),
+            "hidden_dtype": str(next(iter(self.hidden.tensors.values())).dtype) if self.hidden is not None else None,
+            "environment": environment(self.device),
+            "files": sorted(tensors),
+        }
+        facts = {"step": self.state.step, "valid_loss": None}
+        files = {f"{name}.safetensors": self.folder.pack_weights(arrays, **facts) for name, arrays in tensors.items()}
+        self.folder.write_last({**files, "state.json": self.folder.pack_state(state)})
+        self._saved_at = time.perf_counter()
+        for callback in self.callbacks:
+            callback.on_save(self.state.step)
+
+    def load(self) -> None:
+        """Go back to what `last/` holds.
+
+        Raises:
+            CorruptRunError: it does not fit the model.
+        """
+        state, tensors = self.folder.read_last()
+        try:
+            self.state = TrainState(**state["train_state"])
+            self.model.load_arrays(tensors["model"])
+            load_optimizer_arrays(self.optimizers, tensors["optimizer"])
+            self.scaler.load_state_dict(state["scaler"] if self.scaler.is_enabled() else {})
+            torch.set_rng_state(torch.from_numpy(tensors["random"]["cpu"].copy()))
+            if self.device.type == "cuda" and "cuda" in tensors["random"]:
+                torch.cuda.set_rng_state(torch.from_numpy(tensors["random"]["cuda"].copy()), self.device)
+            if "hidden" in tensors and self.carries:
+                dtype = getattr(torch, state["hidden_dtype"].removeprefix("torch."))
+                self.hidden = State(
+                    {name: torch.from_numpy(array.copy()).to(self.device, dtype) for name, array in tensors["hidden"].items()}
+                )
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CorruptRunError(f"{self.folder.path / 'last'} does not fit this run ({error}): restore it.") from None
+        self.state.stop_reason = None
+        self._adopt_best()
+        self.folder.cut_metrics(self.state.step)
+        now, then = environment(self.device), state["environment"]
+        if different := [f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name)]:
+            log.warning("Resuming where the last bits may differ from an uninterrupted run: %s.", "; ".join(different))
+
+    def _adopt_best(self) -> None:
+        """A kill may have come between saving the best weights and `last/`: those weights stay the ones to beat."""
+        _, facts = self.folder.read_weights("best")
+        loss = facts.get("valid_loss")
+        if loss is not None and (self.state.best_loss is None or loss < self.state.best_loss):
+            self.state.best_loss, self.state.best_step = loss, facts["step"]
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Only deterministic kernels on the CPU; on a GPU, where some have no such form, torch says which."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(device.type == "cpu" or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def first_nonfinite(model: LanguageModel, inputs: Any, device: torch.device) -> str:
+    """Where a value stopped being finite: the first weight or, all weights being well, the first module's output."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            return f"first in the weight {name}"
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
+                found.append(name)
+
+        return hook
+
+    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    try:
+        with torch.no_grad():
+            model(torch.from_numpy(inputs).to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return f"first in the output of {found[0]}" if found else "weights and outputs are finite in fp32: lower precision overflowed"
