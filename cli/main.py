@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import pkgutil
@@ -55,6 +56,10 @@ class _Notices(logging.Handler):
 
 def main() -> None:
     """Run the program; the entry point of `lm`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character shows "?" and goes on.
+            stream.reconfigure(errors="replace")
     logging.getLogger("lm").addHandler(_Notices(logging.WARNING))
     logging.getLogger("lm").propagate = False
     _add_commands()

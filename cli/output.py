@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
 WIDE = 200
 
@@ -27,8 +30,22 @@ def facts_table(rows: list[tuple[str, str, str]]) -> Table:
     table.add_column(justify="right")
     table.add_column(style="dim")
     for row in rows:
-        table.add_row(*row)
+        # What stands in brackets, in an option or a file's name, is no markup.
+        table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def print_json(value: Any) -> None:
+    """One line of strict JSON on stdout: NaN and infinity, which JSON has not, become null."""
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))  # noqa: T201 (the result itself)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

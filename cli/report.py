@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 
 from cli.output import facts_table
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 def print_report(screen: Console, report: Report) -> None:
     """The figures, each with its denominator, and what they were measured under."""
     step = f", step {report.step:,}" if report.step is not None else ""
-    screen.print(f"[bold]{report.run}[/bold] ({report.state}{step}) on {report.corpus}, split [bold]{report.split}[/bold]")
+    where = f"({report.state}{step}) on {report.corpus}"
+    if report.split != report.corpus:
+        where += f", split {report.split}"
+    screen.print(f"[bold]{escape(report.run)}[/bold] {escape(where)}", soft_wrap=True)
     screen.print(
         facts_table(
             [
@@ -43,4 +47,4 @@ def print_report(screen: Console, report: Report) -> None:
         )
     )
     for note in report.notes:
-        screen.print(f"note: {note}", style="yellow", soft_wrap=True)
+        screen.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)

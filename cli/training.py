@@ -7,6 +7,7 @@ import time
 
 from rich.console import Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
@@ -31,7 +32,8 @@ class TrainingView(Callback):
         self._screen = console(stderr=True)
         self._live: Live | None = None
         self._row: Row = {}
-        self._best: float | None = None
+        self.end: End | None = None
+        """How it ended, once it has."""
         self._printed = time.monotonic()
 
     def on_start(self, start: Start) -> None:
@@ -40,7 +42,8 @@ class TrainingView(Callback):
         epochs = start.plan_steps / start.steps_per_epoch
         goes = f"goes on at step {start.step:,}" if start.step else "starts"
         self._screen.print(
-            f"[bold]{start.run}[/bold] {goes}: {start.model}, {start.parameters:,} parameters, on {start.corpus}; "
+            f"[bold]{escape(start.run)}[/bold] {goes}: {start.model}, {start.parameters:,} parameters, on "
+            f"{escape(start.corpus)}; "
             f"{start.plan_steps:,} steps of {start.tokens_per_step:,} tokens ({epochs:.1f} epochs), {start.device}, "
             f"{start.precision}",
             soft_wrap=True,
@@ -74,8 +77,8 @@ class TrainingView(Callback):
 
     def on_end(self, end: End) -> None:
         """Clear the bar and say why it ended."""
-        if self._live is not None:
-            self._live.stop()
+        self.close()
+        self.end = end
         why = {
             "finished": "Finished the plan",
             "stop_after": f"Stopped early at step {end.step:,} of {end.plan_steps:,}",
@@ -85,7 +88,12 @@ class TrainingView(Callback):
         }[end.reason]
         self._screen.print(f"{why} after {duration(end.seconds)}.")
         if end.reason in ("interrupted", "stop_after"):
-            self._screen.print(f"Go on with: lm train --resume {self._start.run}", soft_wrap=True)
+            self._screen.print(f"Go on with: lm train --resume {self._start.run}", markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._live is not None:
+            self._live.stop()
 
     def _numbers(self, loss: float) -> str:
         row = self._row
@@ -100,13 +108,11 @@ class TrainingView(Callback):
         return " · ".join(parts)
 
     def _print_validation(self, row: Row) -> None:
-        better = self._best is None or row["valid_loss"] < self._best
-        self._best = row["valid_loss"] if better else self._best
         train = f"{row['train_loss']:.4f}" if row["train_loss"] is not None else "–"
         self._printed = time.monotonic()
         self._screen.print(
             f"step {row['step']:>7,}  epoch {row['epoch']:6.2f}  train {train}  valid [bold]{row['valid_loss']:.4f}[/bold]"
             f"  perplexity {math.exp(min(row['valid_loss'], 50)):9.2f}  {row['tokens_per_second']:>9,.0f} tokens/s"
-            f"  {duration(row['seconds'])}{'  best' if better else ''}",
+            f"  {duration(row['seconds'])}{'  best' if row['best_step'] == row['step'] else ''}",
             soft_wrap=True,
         )

@@ -53,6 +53,11 @@ CONFIG, MODEL, TOKENIZER, METRICS, REPORT, CARD = (
     "config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "report.json", "README.md"
 )  # fmt: skip
 LAST, LAST_OLD, STEPS, SAMPLES, EVENTS, LOCK = "last", "last.old", "steps", "samples", "events", ".lock"
+_RECORD: dict[str, Any] = {
+    "tokenizer_sha256": str, "vocab_size": int, "parameters": int, "created": str, "inkling": str, "config.model": dict,
+    "corpus.name": str, "corpus.key": str, "corpus.sha256": str, "corpus.notes": list, "corpus.splits": dict,
+}  # fmt: skip
+"""What `config.json` must hold, by place and type."""
 
 
 # -- atomic files -----------------------------------------------------------------------------------
@@ -81,6 +86,8 @@ def write_file(path: Path, content: bytes | str) -> None:
         RunError: the disk is full or read-only; what was at `path` is untouched.
     """
     partial = path.with_name(f".{path.name}.partial")
+    if path.exists() and not path.is_file():
+        raise RunError(f"Cannot write {path}: it is no file, and would be lost.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_synced(partial, content.encode("utf-8") if isinstance(content, str) else content)
@@ -128,11 +135,20 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
             metadata = file.metadata() or {}
             _check_version(int(metadata.get("format_version", 0)), path)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
     if metadata.get("sha256") != _digest_arrays(arrays):
         raise CorruptRunError(f"{path} fails its hash, so it was edited or damaged: restore it, or train again.")
     return arrays, metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a file written by `pack_arrays`, without reading its tensors; empty where it cannot be read."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return {}
 
 
 def read_json(path: Path) -> Any:
@@ -145,7 +161,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise RunNotFoundError(f"{path} is missing: restore it from a copy, or train again.") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
 
 
@@ -185,7 +201,8 @@ class RunFolder:
                 )
             if self.shipped:
                 raise RunExistsError(f"{self.path} is shipped with Inkling and read-only: choose another --name.")
-            for old in self._content():
+            # config.json last: what a kill leaves is still a run, which --overwrite may replace.
+            for old in sorted(self._content(), key=lambda entry: entry.name == CONFIG):
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         write_file(self.path / TOKENIZER, tokenizer.to_json())
         self.write_record({"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, **record})
@@ -200,20 +217,24 @@ class RunFolder:
         Raises:
             RunLockedError: another process holds it.
         """
+        lock = filelock.FileLock(self.path / LOCK, timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(self.path / LOCK, timeout=0):
-                yield
+            lock.acquire()
         except filelock.Timeout:
             raise RunLockedError(
                 f"{self.path} is being trained by another process: wait for it, stop it, or choose another --name."
             ) from None
         except OSError as error:
             raise RunError(f"Cannot write to {self.path}: {error.strerror or error}.") from None
+        try:
+            yield
         finally:
-            # A job that was refused before it made its run leaves nothing behind.
+            # A job that was refused before it made its run leaves nothing behind. The lock goes first, while it is
+            # held: whoever takes it afterwards finds the folder gone and makes its own.
             if self.path.is_dir() and not any(self._content()):
                 shutil.rmtree(self.path, ignore_errors=True)
+            lock.release()
 
     # -- configuration ----------------------------------------------------------------------------
 
@@ -233,6 +254,15 @@ class RunFolder:
         if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
             raise CorruptRunError(f"{self.path / CONFIG} is not the configuration of a run: restore it from a copy.")
         _check_version(record["format_version"], self.path / CONFIG)
+        for place, kind in _RECORD.items():
+            value: Any = record
+            for part in place.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if not isinstance(value, kind):
+                raise CorruptRunError(f"{self.path / CONFIG} has no proper {place!r}: restore it from a copy.")
+        for name, part in record["corpus"]["splits"].items():
+            if not (isinstance(part, dict) and part.keys() >= {"sha256", "tokens", "characters"}):
+                raise CorruptRunError(f"{self.path / CONFIG} has no proper 'corpus.splits.{name}': restore it from a copy.")
         return record
 
     @property
@@ -311,6 +341,15 @@ class RunFolder:
             CorruptRunError, VocabMismatchError, RunNotFoundError: they cannot be used.
         """
         path = self.weights_path(state)
+        arrays, metadata = self._read_own(path)
+        try:
+            facts = {name: json.loads(value) for name, value in metadata.items() if name in ("step", "valid_loss", "epoch")}
+        except ValueError as error:
+            raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
+        return arrays, facts
+
+    def _read_own(self, path: Path) -> tuple[Arrays, dict[str, str]]:
+        """Tensors and metadata of a file of this run, known to belong to its tokenizer and model options."""
         arrays, metadata = read_arrays(path)
         for name, expected in self._belongs(self.read_record()).items():
             if metadata.get(name) != expected:
@@ -319,8 +358,7 @@ class RunFolder:
                     f"{path} was not trained with {what} in this folder: the files were mixed up or {CONFIG} was edited. "
                     "Restore the files saved together."
                 )
-        facts = {name: json.loads(value) for name, value in metadata.items() if name in ("step", "valid_loss", "epoch")}
-        return arrays, facts
+        return arrays, metadata
 
     # -- all that resuming needs --------------------------------------------------------------------
 
@@ -373,7 +411,7 @@ class RunFolder:
             raise CorruptRunError(f"{folder / 'state.json'} fails its hash, so it was edited or damaged: restore it.")
         tensors = {}
         for name in state["files"]:
-            tensors[name], _ = read_arrays(folder / f"{name}.safetensors")
+            tensors[name], _ = self._read_own(folder / f"{name}.safetensors")
         return state, tensors
 
     def pack_state(self, state: dict[str, Any]) -> bytes:
@@ -383,9 +421,16 @@ class RunFolder:
     # -- metrics --------------------------------------------------------------------------------------
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Add one line to metrics.jsonl.
+
+        Raises:
+            RunError: the disk is full or read-only.
+        """
+        try:
+            with (self.path / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise RunError(f"Cannot write {self.path / METRICS}: {error.strerror or error}.") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a line cut short by a kill is left out."""
@@ -393,13 +438,15 @@ class RunFolder:
         with contextlib.suppress(FileNotFoundError):
             for line in (self.path / METRICS).read_text("utf-8").splitlines():
                 with contextlib.suppress(ValueError):
-                    rows.append(json.loads(line))
+                    row = json.loads(line)
+                    if isinstance(row, dict) and isinstance(row.get("step"), int):
+                        rows.append(row)
         return rows
 
     def cut_metrics(self, step: int) -> None:
         """Drop lines after `step`: training resumes there and will write them again."""
         if (self.path / METRICS).exists():
-            kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row.get("step", 0) <= step]
+            kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
             write_file(self.path / METRICS, "".join(kept))
 
 
@@ -414,7 +461,8 @@ def shipped_folder() -> Path:
 
 def list_runs(runs_dir: Path) -> list[RunFolder]:
     """The runs to choose from: the user's, newest first, then the shipped ones."""
-    own, shipped = [], {}
+    own: list[RunFolder] = []
+    shipped: dict[str, RunFolder] = {}
     for folder in (runs_dir, shipped_folder()):
         if not folder.is_dir():
             continue
@@ -446,13 +494,16 @@ def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
         if not runs:
             raise RunNotFoundError(f"There is no run in {runs_dir}: train one with: lm train FILE")
         return runs[0], "best"
-    base, _, state = name.partition("@")
-    for candidate in (runs_dir / base, Path(base)) if base else ():
-        if (candidate / CONFIG).is_file():
-            return RunFolder(candidate), state or "best"
-    for run in runs:
-        if run.name == base:
-            return run, state or "best"
+    # The whole name first: a path may hold an @ of its own.
+    before, _, after = name.rpartition("@")
+    for base, state in ((name, "best"), (before, after or "best")):
+        for candidate in (runs_dir / base, Path(base)) if base else ():
+            if (candidate / CONFIG).is_file():
+                return RunFolder(candidate), state
+        for run in runs:
+            if run.name == base:
+                return run, state
+    base = before or name
     if Path(base).is_dir():
         raise RunNotFoundError(f"{base} is a folder without {CONFIG}, so it is not a run. See them with: lm list")
     names = [run.name for run in runs]

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -80,6 +80,8 @@ class CorpusConfig(Options):
 
 class TrainingConfig(Options):
     """How a model is trained."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     # -- how long ---------------------------------------------------------------------------------
     max_steps: int | None = Field(None, ge=1, description="Length of the plan in optimizer steps.")
@@ -154,7 +156,7 @@ class TrainingConfig(Options):
     )
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     checkpoint_every: int | None = Field(None, ge=1, description="Keep the weights under steps/ this often (steps).")
-    checkpoint_epochs: tuple[int, ...] = Field((), description="Keep the weights at the end of these epochs.")
+    checkpoint_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="Keep the weights at the end of these epochs.")
     keep_checkpoints: int | None = Field(
         None, ge=1, description="Keep at most so many of checkpoint_every's states, newest first; default: all."
     )
@@ -253,8 +255,17 @@ def compose(
                 raise ConfigError(f"Unknown section {name!r}.{did_you_mean(name, sections)} Known: {', '.join(sections)}.")
             if not isinstance(fields, dict):
                 raise ConfigError(f"{name} is a section: write [{name}] and its fields below it.")
-            sections[name].update(fields)
+            sections[name] = {**_still_known(name, sections[name], fields), **fields}
     return validate(RunConfig, {**sections, "preset": preset}).resolved()
+
+
+def _still_known(name: str, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the layers below that mean something to the type that the layer above chooses."""
+    kind = above.get("type")
+    if name not in ALL or "type" not in below or kind is None or kind == below["type"]:
+        return below
+    known = ALL[name].resolve(str(kind)).Options.model_fields
+    return {field: value for field, value in below.items() if field in known}
 
 
 def merge(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:

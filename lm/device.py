@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -37,6 +38,25 @@ def pick_precision(name: Precision | None, device: torch.device) -> Precision:
     if name is not None:
         return name
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """Say in a sentence that memory ran out.
+
+    Raises:
+        DeviceError: in place of what torch and Python raise for it.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        cpu = re.search("can't allocate memory|not enough memory|Storage size calculation overflow", str(error))
+        if not (cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)):
+            raise
+        raise DeviceError(
+            "The memory is not enough for this model and batch: lower training.batch_size, training.bptt or "
+            f"model.hidden_size ({str(error).splitlines()[0][:200]})."
+        ) from None
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run, read_json, write_file
+from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run, read_json, read_metadata, write_file
 from lm.config import RunConfig, validate
 from lm.corpora import Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
 from lm.errors import CorpusError, CorruptRunError, RunNotFoundError
@@ -24,12 +24,32 @@ from lm.tokenizers.base import Ids, Tokenizer, UnknownPolicy
 from lm.version import __version__
 
 if TYPE_CHECKING:
+    import torch
+
     from lm.device import Precision
     from lm.evaluation.report import Report
     from lm.generation.generate import Outcome
     from lm.models.base import LanguageModel
 
 log = logging.getLogger(__name__)
+
+_NUMBERS = (
+    "loss", "standard_error", "perplexity", "word_perplexity", "bits_per_char", "bits_per_byte", "accuracy",
+    "top5_accuracy", "tokens", "words", "characters", "bytes", "unknown_tokens", "unknown_rate",
+)  # fmt: skip
+_TEXTS = ("state", "context", "text_sha256")
+
+
+def _is_report(value: Any) -> bool:
+    """Whether a part of report.json holds what is shown of it; needs no torch."""
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(name), int | float) for name in _NUMBERS)
+        and all(isinstance(value.get(name), str) for name in _TEXTS)
+        and isinstance(value.get("step"), int | None)
+        and isinstance(value.get("notes"), list)
+    )
+
 
 DEFAULT_RUNS_DIR = Path("checkpoints")
 
@@ -92,16 +112,20 @@ class Run:
     @functools.cached_property
     def model(self) -> LanguageModel:
         """The model with its weights, on its device, ready to predict."""
-        from lm.device import pick_device
         from lm.models.base import build_model
 
-        device = pick_device(self._device)
         model = build_model(self.config.model, self.tokenizer.vocab_size)
         try:
             model.load_arrays(self._weights[0])
         except ValueError as error:
             raise CorruptRunError(f"Run {self.name!r}: {error}. Restore the files saved together.") from None
-        return model.to(device).eval()
+        return model.to(self._place(model)).eval()
+
+    def _place(self, model: LanguageModel) -> torch.device:
+        from lm.device import pick_device
+
+        # Counts are looked up, not multiplied: a GPU would only be further away.
+        return pick_device("cpu" if model.trained_by == "counting" else self._device)
 
     # -- sampling -----------------------------------------------------------------------------------
 
@@ -211,7 +235,7 @@ class Run:
             corpus=corpus,
             split=part.name,
             text_sha256=part.sha256,
-            device=str(next(self.model.parameters()).device),
+            device=str(self._place(self.model)),
             precision=precision,
             version=__version__,
         )
@@ -222,7 +246,7 @@ class Run:
         if split not in known:
             raise CorpusError(f"Run {self.name!r} has no {split!r} split: its corpus has {', '.join(known)}.")
         prepared = load_prepared(self.record["corpus"]["key"])
-        if prepared is None:
+        if prepared is None or prepared.tokenizer.sha256 != self.tokenizer.sha256:
             corpus = open_corpus(self.config.corpus, data_dir=data_dir, progress=reading)
             prepared = prepare(corpus, self.tokenizer, progress=reading)
         part = prepared.splits.get(split)
@@ -234,12 +258,28 @@ class Run:
         return part
 
     def reports(self) -> dict[str, dict[str, Any]]:
-        """The reports saved with the run, by split; another state than the best is SPLIT@STATE."""
+        """The reports saved with the run, by split; another state than the best is SPLIT@STATE.
+
+        A report of weights that training has replaced since is left out.
+
+        Raises:
+            CorruptRunError: report.json holds something else.
+        """
+        path = self.folder.path / REPORT
         try:
-            saved = read_json(self.folder.path / REPORT)
+            saved = read_json(path)
         except RunNotFoundError:
             return {}
-        return saved if isinstance(saved, dict) else {}
+        if not isinstance(saved, dict) or not all(_is_report(report) for report in saved.values()):
+            raise CorruptRunError(f"{path} holds no reports: delete it, lm eval {self.name} writes it again.")
+        return {key: report for key, report in saved.items() if self._measured(report)}
+
+    def _measured(self, report: dict[str, Any]) -> bool:
+        try:
+            weights = read_metadata(self.folder.weights_path(report["state"]))
+        except RunNotFoundError:
+            return False
+        return weights.get("step") == json.dumps(report["step"])
 
     def save_report(self, report: Report) -> None:
         """Add a report to `report.json`, in place of an earlier one of the same split and state."""

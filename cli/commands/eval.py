@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir
-from lm.errors import ConfigError
+from lm.errors import ConfigError, CorpusError
 
 POSITION = 3
 
@@ -42,23 +42,31 @@ def command(
         raise ConfigError(f"--precision {precision!r}: use fp32, bf16 or fp16.")
     if split is not None and text is not None:
         raise ConfigError("--split and --text are two different texts: give one of them.")
-    from cli.output import console, reading, scoring
+    from cli.output import console, print_json, reading, scoring
     from cli.report import print_report
-    from lm.corpora.text import read_text
+    from lm.corpora.text import FileText
     from lm.run import load
 
     loaded = load(run, runs_dir=runs_dir, device=device)
     content = None
     if text is not None:
-        content = sys.stdin.buffer.read().decode("utf-8", errors="replace") if text == "-" else read_text(Path(text))
+        content = _stdin() if text == "-" else "".join(FileText(Path(text)).chunks())
     with reading() as watch, scoring(f"scoring {loaded.name}") as progress:
         report = loaded.evaluate(
             split, text=content, name="stdin" if text == "-" else str(text), stride=stride,
             precision=precision, progress=progress, reading=watch, data_dir=data_dir,  # type: ignore[arg-type]
         )  # fmt: skip
-    if not loaded.folder.shipped and text is None and stride is None:
+    # The card holds reference figures only.
+    if not loaded.folder.shipped and text is None and stride is None and precision == "fp32":
         loaded.save_report(report)
     if as_json:
-        typer.echo(report.model_dump_json())
+        print_json(report.model_dump(mode="json"))
     else:
         print_report(console(), report)
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"Standard input is not UTF-8 at byte {error.start:,}: convert it first.") from None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
-
-import typer
 
 from cli.options import DEFAULT_RUNS, Json, RunsDir
 
@@ -15,16 +12,17 @@ POSITION = 4
 def command(runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
     """List the runs: model, corpus, step, bits per byte, size, date."""
     from rich.filesize import decimal
+    from rich.markup import escape
     from rich.table import Table
 
-    from cli.output import console
+    from cli.output import console, print_json
     from lm.card import summary
     from lm.checkpoint import list_runs
     from lm.run import Run
 
     rows: list[dict[str, Any]] = [summary(Run(folder)) for folder in list_runs(runs_dir)]
     if as_json:
-        typer.echo(json.dumps(rows))
+        print_json(rows)
         return
     if not rows:
         console(stderr=True).print(f"There is no run in {runs_dir} yet. Train one with: lm train FILE")
@@ -36,11 +34,11 @@ def command(runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         if row["problem"]:
-            table.add_row(row["name"], f"[red]{row['problem']}[/red]", "", "", "", "", "")
+            table.add_row(escape(row["name"]), f"[red]{escape(row['problem'])}[/red]", "", "", "", "", "")
             continue
         score = f"{row['bits_per_byte']:.4f}" if row["bits_per_byte"] is not None else "–"
         table.add_row(
-            row["name"], row["model"], row["corpus"], f"{row['step']:,}" if row["step"] is not None else "–",
+            escape(row["name"]), escape(row["model"]), escape(row["corpus"]), f"{row['step']:,}" if row["step"] is not None else "–",
             score, decimal(row["size_bytes"]), "shipped" if row["shipped"] else row["created"][:16].replace("T", " "),
         )  # fmt: skip
     console().print(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 import time
@@ -72,6 +71,7 @@ def command(
         # A shell's closing newline is not part of what was typed.
         prompt += sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
 
+    from cli.output import print_json
     from lm.generation.generate import Outcome
     from lm.run import load
 
@@ -96,12 +96,9 @@ def command(
         texts.append(text)
         seconds = time.perf_counter() - begun
         if as_json:
-            typer.echo(
-                json.dumps(
-                    {"prompt": prompt, "text": text, "index": index, "seed": options.seed, "tokens": outcome.tokens,
-                     "finish_reason": outcome.finish_reason, "run": loaded.name, "state": loaded.state},
-                    ensure_ascii=False,
-                )
+            print_json(
+                {"prompt": prompt, "text": text, "index": index, "seed": options.seed, "tokens": outcome.tokens,
+                 "finish_reason": outcome.finish_reason, "run": loaded.name, "state": loaded.state}
             )  # fmt: skip
         elif detokenize:
             typer.echo(loaded.tokenizer.detokenize((prompt if echo else "") + text))  # type: ignore[attr-defined]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
-import typer
-
 from cli.options import DEFAULT_RUNS, Json, RunName, RunsDir
 
 POSITION = 5
@@ -14,21 +10,23 @@ POSITION = 5
 def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
     """Show a run's card: options, parameters, scores, files."""
     from rich.filesize import decimal
+    from rich.markup import escape
 
-    from cli.output import console, facts_table
+    from cli.output import console, facts_table, print_json
     from cli.report import print_report
-    from lm.card import facts
+    from lm.card import facts, files
+    from lm.config import validate
     from lm.evaluation.report import Report
     from lm.run import load
 
     loaded = load(run, runs_dir=runs_dir)
     known = facts(loaded)
     if as_json:
-        typer.echo(json.dumps({**known, "metrics": loaded.folder.read_metrics()}))
+        print_json({**known, "metrics": loaded.folder.read_metrics()})
         return
     screen = console()
     plan = known["plan"] or {}
-    screen.print(f"[bold]{known['name']}[/bold]  [dim]{known['path']}[/dim]", soft_wrap=True)
+    screen.print(f"[bold]{escape(known['name'])}[/bold]  [dim]{escape(known['path'])}[/dim]", soft_wrap=True)
     screen.print(
         facts_table(
             [
@@ -46,10 +44,11 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
     )  # fmt: skip
     for report in known["reports"].values():
         screen.print()
-        print_report(screen, Report.model_validate(report))
+        print_report(screen, validate(Report, report, where="report.json"))
     for section in ("tokenizer", "model", "training"):
         screen.print(f"\n[bold]{section}[/bold]")
         screen.print(facts_table([(name, str(value), "") for name, value in known["options"][section].items()]))
     screen.print("\n[bold]files[/bold]")
-    files = sorted(path for path in loaded.folder.path.rglob("*") if path.is_file() and path.name != ".lock")
-    screen.print(facts_table([(str(path.relative_to(loaded.folder.path)), decimal(path.stat().st_size), "") for path in files]))
+    screen.print(
+        facts_table([(str(path.relative_to(loaded.folder.path)), decimal(size), "") for path, size in files(loaded)])
+    )

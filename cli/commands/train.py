@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, field
 from lm.config import CorpusConfig, TrainingConfig, compose, parse_assignments, preset_names, validate
 from lm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lm.run import Run
+    from lm.training.callbacks import End
 
 POSITION = 1
 
@@ -31,7 +34,7 @@ def command(
     max_steps: Annotated[int | None, field(TrainingConfig, "max_steps")] = None,
     epochs: Annotated[float | None, field(TrainingConfig, "epochs")] = None,
     stop_after: Annotated[
-        int | None, typer.Option(help="Stop at this step of the plan; --resume goes on.", show_default=False)
+        int | None, typer.Option(min=1, help="Stop at this step of the plan; --resume goes on.", show_default=False)
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -71,10 +74,12 @@ def command(
     overrides: dict[str, Any] = parse_assignments(set_ or [])
     overrides |= {path: value for path, value in flags.items() if value is not None}
     if resume is not None:
-        unwanted = {"CORPUS": corpus, "--preset": preset, "--name": name, "--config": config, "--init": init}
-        given = [flag for flag, value in unwanted.items() if value] + [
-            f"--{path.partition('.')[2]}" for path in overrides if path not in ("training.max_steps", "training.device")
-        ]
+        unwanted = {
+            "CORPUS": corpus, "--preset": preset, "--name": name, "--config": config, "--init": init,
+            "--split-fractions": split_fractions, "--text-column": text_column, "--overwrite": overwrite, "--set": set_,
+            "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision,
+        }  # fmt: skip
+        given = [flag for flag, value in unwanted.items() if value not in (None, False)]
         if given:
             raise ConfigError(
                 f"--resume {resume} goes on as the run was planned, so {', '.join(given)} cannot change it; "
@@ -111,13 +116,14 @@ def _train(
 
     # What can be wrong in the options is found before the text is read.
     if preset is not None or init is None:
-        compose(where.source, preset=preset or preset_names()[0], file=file, overrides=overrides if preset else {})
+        compose(where.source, preset=preset or preset_names()[0], file=file, overrides=overrides)
     from lm.run import load
     from lm.training.jobs import choose_preset, init_config, train
 
     base = load(init, runs_dir=runs_dir) if init is not None else None
-    if base is not None and preset is not None:
-        raise ConfigError(f"--init {init} keeps that run's model and training options: leave --preset out, change with --set.")
+    for flag, value in (("--preset", preset), ("--config", file)):
+        if base is not None and value is not None:
+            raise ConfigError(f"--init {init} keeps that run's model and training options: leave {flag} out, change with --set.")
     with reading() as progress:
         opened = open_corpus(where, data_dir=data_dir, progress=progress)
         if base is not None:
@@ -128,11 +134,13 @@ def _train(
     length = options.training
     if length.max_steps is None and length.epochs is None and length.minutes is None:
         console(stderr=True).print("No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it).")
+    view = TrainingView()
     with reading() as progress:
         run = train(
             opened, options, name=name, runs_dir=runs_dir, init=base, stop_after=stop_after, overwrite=overwrite,
-            callbacks=[TrainingView()], data_dir=data_dir, progress=progress,
+            callbacks=[view], data_dir=data_dir, progress=progress,
         )  # fmt: skip
+    _leave_if_interrupted(view.end)
     _closing(run, as_json)
 
 
@@ -145,38 +153,54 @@ def _resume(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    from cli.output import console, reading
+    from cli.output import console, print_json, reading
     from cli.training import TrainingView
     from lm.training.jobs import resume
 
+    view = TrainingView()
     with reading() as progress:
         run, went_on = resume(
             name, runs_dir=runs_dir, max_steps=max_steps, stop_after=stop_after, device=device,
-            callbacks=[TrainingView()], data_dir=data_dir, progress=progress,
+            callbacks=[view], data_dir=data_dir, progress=progress,
         )  # fmt: skip
+    _leave_if_interrupted(view.end)
     if went_on:
         _closing(run, as_json)
-    else:
-        console(stderr=True).print(f"{run.name} is finished already. A longer plan: lm train --resume {run.name} --max-steps N")
+        return
+    console(stderr=True).print(
+        f"{run.name} is finished already. A longer plan: lm train --resume {run.name} --max-steps N", markup=False, soft_wrap=True
+    )
+    if as_json:
+        print_json(_result(run))
 
 
-def _closing(run: Any, as_json: bool) -> None:
+def _leave_if_interrupted(end: End | None) -> None:
+    """The exit code that a shell gives to a program ended by a signal: what follows with && must not run."""
+    if end is not None and end.signal is not None:
+        raise typer.Exit(128 + end.signal)
+
+
+def _result(run: Run) -> dict[str, Any]:
+    return {"run": run.name, "path": str(run.folder.path), "report": run.reports().get("valid")}
+
+
+def _closing(run: Run, as_json: bool) -> None:
     """The best score, a sample, and what to type next."""
-    from cli.output import console
+    from cli.output import console, print_json
     from cli.report import print_report
     from lm.evaluation.report import Report
 
-    report = Report.model_validate(run.reports()["valid"])
     if as_json:
-        typer.echo(json.dumps({"run": run.name, "path": str(run.folder.path), "report": report.model_dump(mode="json")}))
+        print_json(_result(run))
         return
+    report = Report.model_validate(run.reports()["valid"])
     screen = console()
     print_report(screen, report)
     samples = sorted((run.folder.path / "samples").glob("*.txt"), key=lambda path: path.stat().st_mtime)
     if samples:
         text = samples[-1].read_text("utf-8").partition("# sample 1 of 1\n")[2].strip("\n")
         screen.rule("a sample")
-        screen.print(text, markup=False)
+        screen.print(text, markup=False, emoji=False, soft_wrap=True)
         screen.rule()
     test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
     screen.print(f'Next: lm sample {run.name} --prompt "…"    or: lm eval {run.name}{test}', markup=False, soft_wrap=True)

@@ -29,7 +29,7 @@ class Split:
     name: str
     """train, valid or test."""
     chunks: Callable[[], Iterator[str]]
-    """Starts reading anew; at most about 2 MB a chunk, cut after a newline wherever there is one."""
+    """Starts reading anew; at most half a million characters a chunk, cut after a newline wherever there is one."""
     size_bytes: int = 0
     """About how long it is, for progress; 0 where that is not known before reading."""
     blocks: Callable[[], Iterator[bytes]] | None = None

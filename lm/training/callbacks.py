@@ -46,6 +46,8 @@ class End:
     seconds: float
     best_loss: float | None
     best_step: int | None
+    signal: int | None = None
+    """The signal that interrupted it."""
 
 
 class Callback:
@@ -67,4 +69,7 @@ class Callback:
         """After `last/` was replaced."""
 
     def on_end(self, end: End) -> None:
-        """After the last step."""
+        """After the last step, with everything saved."""
+
+    def close(self) -> None:
+        """Last of all, also where an error ended the training: give back the terminal, files, …"""

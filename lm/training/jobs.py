@@ -14,11 +14,12 @@ import numpy as np
 from lm.checkpoint import EVENTS, RunFolder, find_run, list_runs
 from lm.config import CorpusConfig, RunConfig, compose, merge
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
-from lm.device import pick_device, pick_precision
+from lm.device import enough_memory, pick_device, pick_precision
 from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunExistsError
 from lm.evaluation.perplexity import score
 from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel, build_model
+from lm.registry import MODELS
 from lm.run import DEFAULT_RUNS_DIR, Run
 from lm.training.callbacks import Callback
 from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, measure, timed_plan
@@ -73,7 +74,8 @@ def train(
         progress: called while the corpus is read.
 
     Returns:
-        The run with its best weights, their report on the validation split saved.
+        The run with its best weights, their report on the validation split saved; one that was interrupted (Ctrl-C)
+        is saved without a report.
 
     Raises:
         LMError: anything the caller can mend; nothing was overwritten.
@@ -85,14 +87,16 @@ def train(
         config = compose(corpus.source, preset=choose_preset(corpus))
     config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": corpus.source})})
     pick_precision(config.training.precision, pick_device(config.training.device))
+    if stop_after is not None and stop_after < 1:
+        raise ConfigError(f"--stop-after {stop_after}: give a step of the plan, 1 or later.")
     folder = _new_folder(name, corpus, config, Path(runs_dir), overwrite)
     if "valid" not in corpus.splits:
         raise CorpusError(f"{corpus.source} has no validation split, so nothing could tell the best weights: add one.")
     prepared = prepare(corpus, init.tokenizer if init else config.tokenizer, progress=progress)
-    with folder.lock():
+    with folder.lock(), enough_memory():
+        if _counts(config):
+            return _fit_by_counting(folder, config, prepared, init, overwrite)
         make = _factory(folder, config, prepared, init)
-        if make().model.trained_by == "counting":
-            return _fit_by_counting(folder, config, prepared, make().model, overwrite)
         config, plan = _fix_plan(config, make)
         trainer = make()
         record = _record(config, prepared, trainer.model, init)
@@ -129,24 +133,29 @@ def resume(
     Raises:
         LMError: the run or its corpus is not what it was; nothing was changed.
     """
-    folder, _ = find_run(run, Path(runs_dir))
+    patient = False
+    folder, state_name = find_run(run, Path(runs_dir))
+    if state_name not in ("best", "last"):
+        raise ConfigError(f"--resume {run}: a run goes on from its last step; start from {state_name} with --init {run}.")
     if folder.shipped:
         raise RunError(f"Run {folder.name!r} is shipped and read-only: train on from it with --init {folder.name}.")
-    with folder.lock():
+    with folder.lock(), enough_memory():
         current = Run(folder)
         record, config = current.record, current.config
+        if _counts(config):
+            return current, False
         state, _ = folder.read_last()
         try:
-            plan, done = Plan(**record["plan"]), int(state["train_state"]["step"])
+            plan, done = Plan.from_json(record["plan"]), int(state["train_state"]["step"])
             stopped = state["train_state"]["stop_reason"]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             raise CorruptRunError(f"{folder.path} has no plan or step that can be read: restore it from a copy.") from None
         if max_steps is not None:
-            if max_steps < done:
+            if max_steps < max(done, 1):
                 raise ConfigError(f"--max-steps {max_steps}: run {folder.name!r} is at step {done} already.")
             if max_steps > done or stopped is None:
                 plan = replace(plan, steps=max_steps, seconds=None)
-                stopped = None
+                patient, stopped = stopped == "no_progress", None
         if done >= plan.steps or stopped in ("finished", "out_of_time", "no_progress"):
             return current, False
         if stop_after is not None and stop_after <= done:
@@ -159,6 +168,9 @@ def resume(
             folder.write_record({**record, "plan": plan.to_json(), "config": config.model_dump(mode="json")})
         trainer = _factory(folder, config, prepared, None)()
         trainer.load()
+        if patient:
+            # Whoever asks for more steps wants as much patience again.
+            trainer.state.stalls = 0
         return _run(trainer, plan, stop_after, callbacks), True
 
 
@@ -247,7 +259,10 @@ def _record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, ini
 
 def _run(trainer: Trainer, plan: Plan, stop_after: int | None, callbacks: Sequence[Callback]) -> Run:
     trainer.callbacks = [TensorBoard(trainer.folder.path / EVENTS), *callbacks]
-    trainer.train(plan, stop_after=stop_after)
+    end = trainer.train(plan, stop_after=stop_after)
+    if end.reason == "interrupted":
+        # Whoever interrupts is in a hurry: all is saved, and `lm eval` can measure it.
+        return Run(trainer.folder, device=str(trainer.device))
     return _close(trainer.folder, trainer.corpus, str(trainer.device))
 
 
@@ -273,9 +288,17 @@ def _same_corpus(run: Run, data_dir: Path | None, progress: Progress | None) -> 
     return prepared
 
 
+def _counts(config: RunConfig) -> bool:
+    """Whether the model is trained by counting: in one go, without steps."""
+    return MODELS.resolve(config.model.type).trained_by == "counting"
+
+
 def _fit_by_counting(
-    folder: RunFolder, config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, overwrite: bool
+    folder: RunFolder, config: RunConfig, corpus: PreparedCorpus, init: Run | None, overwrite: bool
 ) -> Run:
+    if init is not None:
+        raise ConfigError(f"--init {init.name}: {config.model.type} models are trained by counting and start from nothing.")
+    model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
     model.fit(np.asarray(corpus.splits["train"].ids))
     folder.create({**_record(config, corpus, model, None), "plan": Plan(1, 1).to_json()}, corpus.tokenizer, overwrite=overwrite)
     loss = score(model, corpus.splits["valid"].ids).loss

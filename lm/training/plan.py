@@ -39,6 +39,16 @@ class Plan:
     """Stop when so much training time is spent; None: never."""
     measured_step_seconds: float | None = None
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Plan:
+        """The plan of a `config.json`; TypeError or ValueError where it is none."""
+        plan = cls(**content)
+        if not all(isinstance(number, int) and number > 0 for number in (plan.steps, plan.evaluate_every)):
+            raise ValueError("steps and evaluate_every are whole numbers from 1")
+        if not all(number is None or isinstance(number, int | float) for number in asdict(plan).values()):
+            raise TypeError("a plan is made of numbers")
+        return plan
+
     def to_json(self) -> dict[str, Any]:
         """For `config.json`."""
         return asdict(self)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from lm.training.callbacks import Callback, End, Row, Start
+from lm.errors import RunError
+from lm.training.callbacks import Callback, Row, Start
 
 
 class TensorBoard(Callback):
@@ -12,12 +16,14 @@ class TensorBoard(Callback):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._writer: Any = None
 
     def on_start(self, start: Start) -> None:
         """Open the event file."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(str(self._folder), purge_step=start.step + 1)  # type: ignore[no-untyped-call]
+        with self._writing():
+            self._writer = SummaryWriter(str(self._folder), purge_step=start.step + 1)
 
     def on_log(self, row: Row) -> None:
         """Write the line's values at its step."""
@@ -25,8 +31,18 @@ class TensorBoard(Callback):
             if name != "step" and isinstance(value, int | float):
                 group = name.split("_")[0] if name.startswith(("train_", "valid_")) else "training"
                 label = name.removeprefix(f"{group}_")
-                self._writer.add_scalar(f"{group}/{label}", value, row["step"])  # type: ignore[no-untyped-call]
+                with self._writing():
+                    self._writer.add_scalar(f"{group}/{label}", value, row["step"])
 
-    def on_end(self, end: End) -> None:
+    def close(self) -> None:
         """Close the event file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        if self._writer is not None:
+            with self._writing():
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"Cannot write to {self._folder}: {error.strerror or error}.") from error

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -101,7 +102,8 @@ class Trainer:
         bptt = config.bptt or model.context_length or DEFAULT_BPTT
         train = corpus.splits["train"]
         self.batches = make_batches(kind, train, batch_size=config.batch_size, bptt=bptt, seed=config.seed)
-        self.carries = kind == "streams"
+        # A window of limited length is not carried: it would grow with every batch.
+        self.carries = kind == "streams" and model.context_length is None
         self.steps_per_epoch = self.batches.per_epoch / config.gradient_accumulation
         self.tokens_per_step = config.batch_size * bptt * config.gradient_accumulation
         # The fused AdamW and a gradient scaler do not meet on every device; fp16 takes the plain one.
@@ -109,7 +111,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.state = TrainState()
         self.hidden: State | None = None
-        self._signal: str | None = None
+        self._signal: int | None = None
         self._accuracy: float | None = None
 
     # -- one step -----------------------------------------------------------------------------------
@@ -136,17 +138,19 @@ class Trainer:
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
         self._grad_norm = float(norm)
-        if not math.isfinite(self._grad_norm) and not self.scaler.is_enabled():
+        if math.isfinite(self._grad_norm):
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+            if config.grad_clip is not None and self._grad_norm > config.grad_clip:
+                state.clipped_steps += 1
+        elif not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+            # No loss scale is to blame, or none is left to lower.
             self._skip_or_stop(f"the gradient norm is {self._grad_norm}", index)
             return math.nan
-        scale = self.scaler.get_scale()
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        if self.scaler.get_scale() < scale:
+        else:
+            # An overflow in any one optimizer's part skips the step for all; the scaler lowers its scale.
             state.skipped_steps += 1
-        elif config.grad_clip is not None and self._grad_norm > config.grad_clip:
-            state.clipped_steps += 1
+        self.scaler.update()
         self._clear_gradients()
         state.step += 1
         return total
@@ -178,8 +182,8 @@ class Trainer:
         sentence = f"Step {self.state.step + 1}: {what} ({where})"
         if self.config.on_nonfinite == "stop":
             raise NonFiniteLossError(
-                f"{sentence}. The weights saved last are intact: resume from them, and train with a lower "
-                "training.learning_rate, training.precision=fp32, or training.on_nonfinite=skip."
+                f"{sentence}. The weights saved last are intact: start from them with --init {self.folder.name}@last "
+                "and a lower training.learning_rate, training.precision=fp32, or training.on_nonfinite=skip."
             )
         log.warning("%s; the step was skipped.", sentence)
         self.state.skipped_steps += 1
@@ -205,6 +209,13 @@ class Trainer:
         Raises:
             NonFiniteLossError: the loss became NaN or infinite and the options say stop; `last/` is intact.
         """
+        try:
+            return self._train(plan, stop_after)
+        finally:
+            for callback in self.callbacks:
+                callback.close()
+
+    def _train(self, plan: Plan, stop_after: int | None) -> End:
         self.plan = plan
         self._epoch_steps = {round(epoch * self.steps_per_epoch): epoch for epoch in self.config.checkpoint_epochs}
         start = Start(
@@ -236,7 +247,13 @@ class Trainer:
             self.folder.write_best(self.model.arrays(), step=self.state.step, valid_loss=None)
         self.save()
         end = End(
-            reason, self.state.step, plan.steps, self.state.seconds, self.state.best_loss, self.state.best_step
+            reason,
+            self.state.step,
+            plan.steps,
+            self.state.seconds,
+            self.state.best_loss,
+            self.state.best_step,
+            signal=self._signal if reason == "interrupted" else None,
         )
         for callback in self.callbacks:
             callback.on_end(end)
@@ -260,8 +277,9 @@ class Trainer:
             if self._logs_at(state.step) or reason is not None:
                 self._write_row(validates)
             kept = self._keep()
-            if validates and reason is None:
-                reason = self._out_of_patience()
+            if validates and reason != "finished":
+                # Also where the run stops here anyway: a resume must not go on past the end of patience.
+                reason = self._out_of_patience() or reason
             if reason is not None:
                 return reason
             if validates or kept or time.perf_counter() - self._saved_at > SAVE_SECONDS:
@@ -295,12 +313,13 @@ class Trainer:
         """Let Ctrl-C and SIGTERM finish the step; a second Ctrl-C stops at once."""
 
         def note(number: int, frame: FrameType | None) -> None:
-            self._signal = signal.Signals(number).name
+            self._signal = number
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        self._signal = None
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -378,7 +397,11 @@ class Trainer:
             if self.config.schedule == "plateau" and state.rate_stalls >= self.config.decay_patience:
                 state.rate_scale *= self.config.decay_factor
                 state.rate_stalls = 0
-        return {"valid_loss": loss, "valid_accuracy": scores.accuracy}
+        if not math.isfinite(loss):
+            where = first_nonfinite(self.model, self.batches.batch(0).inputs, self.device)
+            log.warning("Step %d: the validation loss is %s (%s).", state.step, loss, where)
+            return {}
+        return {"valid_loss": loss, "valid_accuracy": scores.accuracy, "best_step": state.best_step}
 
     # -- keeping --------------------------------------------------------------------------------------
 
@@ -390,7 +413,8 @@ class Trainer:
             return False
         self.folder.write_step(f"step-{step}", self.model.arrays(), step=step, epoch=epoch)
         if self.config.keep_checkpoints is not None:
-            kept = [name for name in self.folder.kept_states() if int(name.split("-")[1]) not in self._epoch_steps]
+            own = {f"step-{step}" for step in self._epoch_steps}
+            kept = [name for name in self.folder.kept_states() if re.fullmatch(r"step-\d+", name) and name not in own]
             for name in kept[: -self.config.keep_checkpoints]:
                 self.folder.drop_step(name)
         return True

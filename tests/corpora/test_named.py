@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from lm.config import CorpusConfig
+from lm.config import CorpusConfig, validate
 from lm.corpora import Corpus, named, open_corpus
 from lm.corpora.named import BUILTIN, Known, NamedCorpus, NamedFile
+from lm.corpora.text import FileText
 from lm.errors import ConfigError, CorpusError, DownloadError
 
 TEXT = b"To be, or not to be\n" * 5
@@ -120,9 +121,6 @@ def test_the_data_folder_comes_first_then_inkling_data_then_the_cache(tmp_path, 
         opened("one", data_dir=places[0])
         assert used == [place / "one" / "input.txt"]
     assert Server.asked == []
-
-
-FileText = named.FileText
 
 
 def test_a_named_single_file_has_its_customary_split_unless_the_user_gives_another(tmp_path, monkeypatch):
@@ -256,8 +254,6 @@ def test_every_known_hash_has_the_length_of_its_kind():
 
 
 def test_fractions_that_do_not_add_up_are_refused():
-    from lm.config import validate
-
     with pytest.raises(ConfigError, match="add up to 1"):
         validate(CorpusConfig, {"source": "a.txt", "split_fractions": "0.9,0.2"})
     assert CorpusConfig(source="a.txt").split_fractions is None

@@ -62,7 +62,9 @@ def test_line_ends_are_kept_and_a_byte_order_mark_is_dropped(tmp_path):
     assert "".join(texts(opened(tmp_path / "a.txt", split_fractions=(0.5, 0.5))).values()) == "a\r\nb\rc\n"
 
 
-@pytest.mark.parametrize("content", ["a\nbb\nccc\n" * 9, "no newline but words " * 5, "日本語" * 20, "x" * 50 + "é" * 9])
+@pytest.mark.parametrize(
+    "content", ["a\nbb\nccc\n" * 9, "no newline but words " * 5, "日本語" * 20, "x" * 50 + "é" * 9]
+)
 def test_chunks_are_the_text_and_each_split_starts_where_the_last_ended(tmp_path, small_chunks, content):
     (tmp_path / "a.txt").write_text(content, encoding="utf-8")
     corpus = opened(tmp_path / "a.txt", split_fractions=(0.5, 0.25, 0.25))

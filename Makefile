@@ -1,0 +1,75 @@
+# make help
+
+PYTHON ?= python3
+VENV ?= .venv
+# Another build of torch, for instance TORCH=torch==2.13.0+cpu or a wheel's path: for a new .venv.
+TORCH ?= $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast soak check format bench wheel clean
+.DELETE_ON_ERROR:
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Train on the built-in corpus, report and sample, in two minutes
+	$(BIN)/lm demo
+
+test: $(VENV)/.installed-test ## The whole suite, with coverage
+	$(PYTEST) --cov --cov-report=term --durations=15 $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.installed-test ## What takes milliseconds: less than a minute
+	$(PYTEST) -m "not slow and not soak" $(PYTEST_ARGS)
+
+soak: $(VENV)/.installed-test ## The checks that take minutes
+	$(PYTEST) -m soak --durations=0 $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-dev ## Lint, format, types, the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed ## MB/s of the tokenizers; BENCH_ARGS="--corpus FILE"
+	$(BIN)/python -m benchmarks.tokenizing $(BENCH_ARGS)
+
+wheel: $(VENV)/.installed-test ## Source distribution and wheel under dist/
+	$(BIN)/python -m build --no-isolation
+
+clean: ## Remove the venv and what tools left behind; runs stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
+	find lm cli tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# -- the pinned install: torch first, then the rest, which then finds torch there and leaves it alone ----------
+
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Inkling needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(PIP) -c $(VENV)/constraints.txt "$(TORCH)" scikit-build-core
+	@touch $@
+
+# Without isolation, so that the build uses the pinned backend too.
+INSTALL = $(PIP) -c $(VENV)/constraints.txt --no-build-isolation -e
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.torch
+	$(INSTALL) ".[test]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
+	$(INSTALL) ".[dev]"
+	@touch $@ $(VENV)/.installed-test $(VENV)/.installed

@@ -1,0 +1,182 @@
+"""What every registered model promises; a new model is tested here without a line being added."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lm.checkpoint import pack_arrays, read_arrays
+from lm.config import Section
+from lm.evaluation.perplexity import score
+from lm.models.base import LanguageModel, State, build_model
+from lm.registry import MODELS
+
+VOCAB = 11
+SMALL = {"hidden_size": 32, "embedding_size": 24, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "context_length": 32}
+
+
+def small(name: str, *, vocab_size: int = VOCAB, seed: int = 1, **options: object) -> LanguageModel:
+    """A small model of a registered name: of `SMALL`, what its options class knows."""
+    fields = MODELS.resolve(name).Options.model_fields
+    known = {field: value for field, value in SMALL.items() if field in fields}
+    return build_model(Section(type=name, **{**known, **options}), vocab_size, seed=seed)
+
+
+def some_ids(rows: int, time: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(VOCAB, (rows, time), generator=torch.Generator().manual_seed(seed))
+
+
+def close(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return torch.allclose(left, right, atol=2e-5, rtol=1e-4)
+
+
+by_gradient = pytest.mark.parametrize(
+    "name", [name for name in MODELS.names() if MODELS.resolve(name).trained_by == "gradient"]
+)
+every_model = pytest.mark.parametrize("name", MODELS.names())
+
+
+@every_model
+def test_logits_have_the_shape_of_ids_and_vocabulary(name: str) -> None:
+    logits, _ = small(name)(some_ids(3, 5))
+    assert logits.shape == (3, 5, VOCAB)
+
+
+@every_model
+@pytest.mark.parametrize("cuts", [(1,), (19,), (3, 4, 12)])
+def test_text_fed_in_chunks_gives_the_logits_of_one_pass(name: str, cuts: tuple[int, ...]) -> None:
+    model, ids = small(name).eval(), some_ids(2, 20)
+    whole, _ = model(ids)
+    state, parts = None, []
+    for chunk in torch.tensor_split(ids, cuts, dim=1):
+        logits, state = model(chunk, state)
+        parts.append(logits)
+    assert close(torch.cat(parts, dim=1), whole)
+
+
+@every_model
+def test_no_position_sees_the_future(name: str) -> None:
+    model, ids = small(name).eval(), some_ids(1, 12)
+    before, _ = model(ids)
+    changed = ids.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % VOCAB
+    after, _ = model(changed)
+    assert close(before[:, :7], after[:, :7])
+    assert not close(before[:, 7:], after[:, 7:])
+
+
+@by_gradient
+def test_every_position_depends_on_the_one_before(name: str) -> None:
+    model, ids = small(name).eval(), some_ids(1, 6)
+    changed = ids.clone()
+    changed[:, 2] = (changed[:, 2] + 1) % VOCAB
+    assert not close(model(ids)[0][:, 3], model(changed)[0][:, 3])
+
+
+@every_model
+def test_saved_and_loaded_weights_give_identical_logits(name: str, tmp_path: object) -> None:
+    model, ids = small(name).eval(), some_ids(2, 9)
+    (path := tmp_path / "model.safetensors").write_bytes(pack_arrays(model.arrays()))  # type: ignore[operator]
+    other = small(name, seed=2).eval()
+    assert not torch.equal(model(ids)[0], other(ids)[0])
+    other.load_arrays(read_arrays(path)[0])
+    assert torch.equal(model(ids)[0], other(ids)[0])
+
+
+@every_model
+def test_weights_of_another_shape_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match="in the file"):
+        small(name).load_arrays(small(name, vocab_size=VOCAB + 1).arrays())
+
+
+@every_model
+def test_rows_of_state_can_be_selected_and_reordered(name: str) -> None:
+    model, ids = small(name).eval(), some_ids(3, 8)
+    _, state = model(ids[:, :5])
+    picked, _ = model(ids[[2, 0, 2], 5:], state.select([2, 0, 2]))
+    whole, _ = model(ids[[2, 0, 2]])
+    assert close(picked, whole[:, 5:])
+
+
+@every_model
+def test_states_of_texts_of_different_length_can_be_joined(name: str) -> None:
+    model = small(name).eval()
+    long, short = some_ids(1, 15, seed=1), some_ids(1, 9, seed=2)
+    _, after_long = model(long[:, :11])
+    _, after_short = model(short[:, :5])
+    joined = State.join([after_short, after_long])
+    logits, grown = model(torch.cat([short[:, 5:7], long[:, 11:13]]), joined)
+    more, _ = model(torch.cat([short[:, 7:9], long[:, 13:15]]), grown.select([0, 1]))
+    both = torch.cat([logits, more], dim=1)
+    assert close(both[0], model(short)[0][0, 5:])
+    assert close(both[1], model(long)[0][0, 11:])
+
+
+@by_gradient
+def test_a_detached_state_carries_values_but_no_gradient(name: str) -> None:
+    model, ids = small(name), some_ids(2, 8)
+    _, state = model(ids[:, :4])
+    floats = [tensor for tensor in state.tensors.values() if tensor.is_floating_point()]
+    assert floats
+    assert all(tensor.requires_grad for tensor in floats)
+    cut = state.detach()
+    assert not any(tensor.requires_grad for tensor in cut.tensors.values())
+    assert all(torch.equal(cut.tensors[key], state.tensors[key]) for key in state.tensors)
+
+
+@by_gradient
+def test_one_batch_can_be_learned_by_heart(name: str) -> None:
+    model, ids = small(name), some_ids(4, 17)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(300):
+        loss = F.cross_entropy(model(ids[:, :-1])[0].flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # Random tokens cost ln 11 = 2.4 nats to anyone who has not seen them.
+    assert float(loss.detach()) < 0.1
+
+
+@every_model
+def test_a_few_seconds_of_training_beat_the_unigram(name: str) -> None:
+    rng = np.random.default_rng(0)
+    words = ["ab ", "cade ", "bag "]
+    text = "".join(words[index] for index in rng.integers(3, size=1500))
+    symbols = sorted(set(text))
+    ids = np.array([0] + [symbols.index(symbol) for symbol in text])
+    model = small(name, vocab_size=len(symbols))
+    if model.trained_by == "counting":
+        model.fit(ids)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        for step in range(60):
+            starts = np.random.default_rng(step).integers(len(ids) - 25, size=16)
+            rows = torch.from_numpy(ids[starts[:, None] + np.arange(25)])
+            loss = F.cross_entropy(model(rows[:, :-1])[0].flatten(0, 1), rows[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    shares = np.bincount(ids[1:]) / (len(ids) - 1)
+    unigram = -sum(share * math.log(share) for share in shares if share)
+    assert score(model, ids).loss < 0.7 * unigram
+
+
+@by_gradient
+def test_dropout_acts_in_training_and_not_in_use(name: str) -> None:
+    model, ids = small(name, dropout=0.5), some_ids(1, 8)
+    assert not torch.equal(model(ids)[0], model(ids)[0])
+    model.eval()
+    assert torch.equal(model(ids)[0], model(ids)[0])
+
+
+@by_gradient
+def test_tied_weights_are_counted_and_saved_once(name: str) -> None:
+    tied, free = (small(name, vocab_size=200, tie_weights=tie) for tie in (True, False))
+    assert tied.num_parameters() < free.num_parameters()
+    assert sum(array.size for array in tied.arrays().values()) == tied.num_parameters()
+    ids = some_ids(2, 5)
+    assert tied(ids)[0].shape == (2, 5, 200)

@@ -1,0 +1,88 @@
+"""What is imported when, and in which direction."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HELP_CPU_SECONDS = 0.6
+"""Twice what is promised of `lm --help`: processor time of the best of five, for machines slower than a laptop."""
+
+
+def python(code: str) -> str:
+    # Without coverage, which would be measured along.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_imports_point_one_way():
+    checked = subprocess.run(
+        [sys.executable, "-c", "import sys; from importlinter.cli import lint_imports_command; lint_imports_command()"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert " 0 broken" in checked.stdout
+
+
+HELP = """
+import sys
+from cli.main import main
+sys.argv = ["lm", {arguments}]
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+loaded = {{"torch", "datasets", "sentencepiece", "tensorboard", "pyarrow"}} & set(sys.modules)
+print("heavy:", sorted(loaded))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", ['"--help"', '"train", "--help"', '"sample", "--help"', '"eval", "--help"', '"--version"']
+)
+def test_help_loads_no_heavy_library(arguments):
+    printed = python(HELP.format(arguments=arguments))
+    assert printed.splitlines()[-1] == "heavy: []"
+
+
+def test_import_lm_loads_no_torch_and_offers_its_names():
+    code = "import lm, sys; print('torch' in sys.modules, lm.load.__name__, lm.compose.__name__, 'train' in dir(lm))"
+    assert python(code).split() == ["False", "load", "compose", "True"]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "lm.config", "lm.registry", "lm.checkpoint", "lm.generation.options", "lm.generation.filters",
+        "lm.tokenizers.byte", "lm.tokenizers.char", "lm.tokenizers.word", "lm.tokenizers.subword",
+        "lm.corpora.sources", "lm.corpora.tokens", "lm.corpora.batches", "lm.corpora.hub",
+    ],
+)  # fmt: skip
+def test_works_without_torch(module):
+    assert python(f"import sys; sys.modules['torch'] = None; import {module}; print('fine')") == "fine\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no os.wait4")
+def test_help_answers_at_once():
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        program = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "--help"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+        )
+        _, status, usage = os.wait4(program.pid, 0)
+        program.returncode = os.waitstatus_to_exitcode(status)
+        assert program.returncode == 0
+        seconds.append((usage.ru_utime + usage.ru_stime, time.perf_counter() - begun))
+    print("lm --help: {:.3f} s of processor time, {:.3f} s by the clock".format(*min(seconds)))  # noqa: T201
+    assert min(seconds)[0] < HELP_CPU_SECONDS

@@ -1,0 +1,107 @@
+"""Promises that the source text itself keeps."""
+
+import ast
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import lm
+from lm.config import RunConfig, compose, preset_names, preset_summary, read_preset
+from lm.registry import MODELS, TOKENIZERS
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted(path for folder in ("lm", "cli", "serve") for path in (ROOT / folder).rglob("*.py"))
+PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+PROMISED_PRESETS = {
+    "gru-char", "lstm-char", "transformer-char", "gru-word", "lstm-word", "transformer-word",
+    "transformer-subword", "gru-subword",
+}  # fmt: skip
+
+
+def pinned() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_pickled(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        match node:
+            case ast.Import(names=names):
+                found = {alias.name.partition(".")[0] for alias in names} & PICKLERS
+            case ast.ImportFrom(module=str(module), names=names):
+                found = {module.partition(".")[0]} & PICKLERS
+                found |= {alias.name for alias in names if module == "torch" and alias.name in ("load", "save")}
+            case ast.Attribute(value=ast.Name(id="torch"), attr="load" | "save" as attribute):
+                found = {f"torch.{attribute}"}
+            case ast.keyword(arg="allow_pickle", value=ast.Constant(value=True)):
+                found = {"allow_pickle"}
+            case _:
+                continue
+        assert not found, f"{path}, line {node.lineno}"
+
+
+def test_the_search_for_pickles_sees_the_whole_library():
+    assert {ROOT / "lm" / "checkpoint.py", ROOT / "cli" / "main.py"} <= set(SOURCES)
+
+
+def test_the_version_is_the_same_everywhere():
+    assert importlib.metadata.version("inkling-lm") == lm.__version__
+    news = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert news[0] == lm.__version__
+
+
+def test_the_promised_presets_exist():
+    assert set(preset_names()) >= PROMISED_PRESETS
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_is_valid_and_is_what_its_name_says(name):
+    config = compose("input.txt", preset=name)
+    model, _, tokenizer = name.partition("-")
+    assert (config.preset, config.model.type, config.tokenizer.type) == (name, model, tokenizer)
+    assert config.model.type in MODELS.names()
+    assert config.tokenizer.type in TOKENIZERS.names()
+    assert RunConfig.model_validate_json(config.model_dump_json()).resolved() == config
+    assert preset_summary(name).endswith(".")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_knows_no_corpus(name):
+    assert "corpus" not in read_preset(name)
+
+
+def test_every_dependency_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["test"],
+        *project["optional-dependencies"]["dev"],
+    ]
+    names = {re.match(r"[\w.-]+", line)[0] for line in wanted} - {"inkling-lm"}
+    assert {name.lower() for name in names} <= pinned().keys()
+
+
+def test_the_tested_torch_is_pinned_without_a_machine():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", pinned()["torch"])
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "pyproject.toml", "Makefile", ".ci/run"])
+def test_what_installs_names_no_package_host_and_no_path_of_a_machine(name):
+    text = (ROOT / name).read_text("utf-8")
+    assert not re.search(r"https?://|file:|--(extra-)?index-url|--find-links|/opt/|/home/|/work/", text)
+
+
+def test_the_licence_is_apache_2():
+    text = (ROOT / "LICENSE").read_text("utf-8")
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_shipped_run_is_small():
+    files = [path for path in (ROOT / "checkpoints" / "shakespeare-gru").rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in files) <= 3_000_000

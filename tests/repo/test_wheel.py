@@ -1,0 +1,104 @@
+"""A built wheel, away from the checkout, behaves as the checkout does."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lm.config import preset_names
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+SHIPPED = "shakespeare-gru"
+SHIPPED_FILES = ("README.md", "config.json", "model.safetensors", "report.json", "tokenizer.json")
+
+
+def program(*command: str, cwd: Path, **environment: str) -> str:
+    ran = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that was made from it, of a checkout in which a user has trained."""
+    checkout = tmp_path_factory.mktemp("built") / "checkout"
+    checkout.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "constraints.txt", "Makefile", ".gitignore"):
+        shutil.copy(ROOT / name, checkout)
+    for name in ("lm", "cli", f"checkpoints/{SHIPPED}"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    mine = checkout / "checkpoints" / "mine"
+    mine.mkdir(parents=True)
+    (mine / "config.json").write_text("{}")
+    (mine / "model.safetensors").write_bytes(b"secret")
+    (checkout / "checkpoints" / SHIPPED / "last").mkdir()
+    (checkout / "checkpoints" / SHIPPED / "last" / "state.json").write_text("{}")
+    program(sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", cwd=checkout)
+    return checkout / "dist"
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("installed")
+    (wheel,) = built.glob("*.whl")
+    program(
+        sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-cache-dir",
+        "--disable-pip-version-check", "--target", str(target), str(wheel), cwd=target,
+    )  # fmt: skip
+    return target
+
+
+@pytest.fixture
+def lm_away(installed: Path, tmp_path: Path):
+    def run(*arguments: str) -> str:
+        # The installed copy comes before an editable install of the checkout; the first line tells which it is.
+        code = "import lm, cli.main; print(lm.__file__, cli.main.__file__); cli.main.main()"
+        paths = {"PYTHONPATH": str(installed), "INKLING_CACHE": str(tmp_path / "cache"), "COLUMNS": "200"}
+        where, _, printed = program(sys.executable, "-c", code, *arguments, cwd=tmp_path, **paths).partition("\n")
+        assert where == f"{installed / 'lm' / '__init__.py'} {installed / 'cli' / 'main.py'}"
+        return printed
+
+    return run
+
+
+def test_the_wheel_holds_packages_presets_and_the_shipped_run_and_nothing_else(built):
+    (wheel,) = built.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    presets = {f"lm/presets/{name}.toml" for name in preset_names()}
+    shipped = {f"lm/shipped/{SHIPPED}/{name}" for name in SHIPPED_FILES}
+    sources = {str(path.relative_to(ROOT)) for folder in ("lm", "cli") for path in (ROOT / folder).rglob("*.py")}
+    assert names - {"lm/py.typed"} == presets | shipped | sources
+
+
+def test_a_users_runs_are_in_neither_wheel_nor_sdist(built):
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = zipfile.ZipFile(wheel).namelist() + archive.getnames()
+    assert [name for name in names if f"/{SHIPPED}/" in name]
+    assert not [name for name in names if "mine" in name or "/last" in name]
+
+
+def test_help_and_presets_are_those_of_the_checkout(lm_away):
+    assert "lm train FILE" in lm_away("--help")
+    printed = lm_away("train", "--help")
+    assert all(name in printed for name in preset_names())
+
+
+def test_the_shipped_run_is_listed_shown_and_sampled(lm_away):
+    assert SHIPPED in lm_away("list")
+    assert "parameters" in lm_away("show", SHIPPED)
+    first = lm_away("sample", SHIPPED, "--prompt", "ROMEO:", "--seed", "7", "--max-tokens", "20", "--device", "cpu")
+    assert first.startswith("ROMEO:")
+    assert len(first) > len("ROMEO:") + 10
+    # Left out, RUN is the newest; without a run of one's own that is the shipped one.
+    assert lm_away("sample", "--prompt", "ROMEO:", "--seed", "7", "--max-tokens", "20", "--device", "cpu") == first

@@ -1,0 +1,72 @@
+"""How many steps a run has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lm.config import TrainingConfig
+from lm.training.plan import Plan, fixed_plan, timed_plan
+
+
+def timed(*, epoch: float = 1000.0, step: float = 0.01, token: float = 1e-6, valid: int = 10_000, **options: Any) -> Plan:
+    return timed_plan(TrainingConfig(**options), epoch, step, token, valid)
+
+
+def test_epochs_are_turned_into_steps() -> None:
+    assert fixed_plan(TrainingConfig(epochs=2.5), 10.0).steps == 25
+
+
+def test_of_steps_and_epochs_the_shorter_holds() -> None:
+    assert fixed_plan(TrainingConfig(epochs=2, max_steps=7), 10.0).steps == 7
+    assert fixed_plan(TrainingConfig(epochs=0.5, max_steps=7), 10.0).steps == 5
+
+
+def test_a_fraction_of_an_epoch_is_at_least_one_step() -> None:
+    assert fixed_plan(TrainingConfig(epochs=0.001), 10.0) == Plan(1, 1)
+
+
+def test_ten_validations_fall_on_a_plan() -> None:
+    assert fixed_plan(TrainingConfig(max_steps=1000), 10.0).evaluate_every == 100
+    assert fixed_plan(TrainingConfig(max_steps=15), 10.0).evaluate_every == 2
+    assert fixed_plan(TrainingConfig(max_steps=1000, evaluate_every=7), 10.0).evaluate_every == 7
+
+
+def test_minutes_are_filled_to_95_percent_with_steps_and_ten_validations() -> None:
+    plan = timed(minutes=1)
+    # 57 s; ten validations of 0.01 s leave 56.9 s, 5,690 steps of 0.01 s.
+    assert plan == Plan(5690, 569, None, 60.0, 0.01)
+
+
+def test_validation_that_is_too_dear_runs_three_times_on_a_part_of_the_split() -> None:
+    # 57 s × 15 % = 8.55 s pay for 8,550 tokens of a split of 10,000: three times 2,850.
+    plan = timed(minutes=1, token=1e-3)
+    assert plan.validation_tokens == 2850
+    assert plan.evaluate_every == -(-plan.steps // 3)
+    assert plan.steps * 0.01 + 3 * 2850 * 1e-3 <= 57
+
+
+def test_minutes_are_bounded_by_steps_and_epochs() -> None:
+    assert timed(minutes=1, max_steps=50) == Plan(50, 5, None, 60.0, 0.01)
+    assert timed(minutes=1, epochs=0.1).steps == 100
+
+
+def test_a_given_interval_between_validations_is_paid_for() -> None:
+    # Each step costs 0.01 s and a tenth of a validation of 1 s: 57 / 0.11 = 518 steps.
+    assert timed(minutes=1, evaluate_every=10, token=1e-4) == Plan(518, 10, None, 60.0, 0.01)
+
+
+def test_less_time_than_a_step_takes_is_a_plan_of_one_step() -> None:
+    assert timed(minutes=0.001, step=10.0, token=1.0).steps == 1
+
+
+def test_a_plan_comes_back_from_json() -> None:
+    plan = Plan(10, 2, 300, 60.0, 0.5)
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("bad", [{"steps": "9"}, {"steps": 0}, {"seconds": "soon"}, {"what": 1}, {"evaluate_every": None}])
+def test_an_edited_plan_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        Plan.from_json({**Plan(10, 2).to_json(), **bad})
