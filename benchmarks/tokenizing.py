@@ -6,7 +6,7 @@ Figures are the best of the repeats, in millions of UTF-8 bytes a second:
 
     train      learning the vocabulary from the text
     encode     `Tokenizer.encode`, a 2 MB chunk at a time
-    prepare    text → hashed, counted, encoded token files in an empty cache, the training of the tokenizer included
+    prepare    text → hashed, counted, encoded token files in an empty cache, with the trained tokenizer
 
 The text is repeated or cut to the size asked for. "sentencepiece" is `SentencePieceProcessor.encode` with the subword
 tokenizer's own model, over lines, on as many threads.
@@ -108,19 +108,20 @@ def measure(name: str, chunks: Sequence[str], size: int, repeat: int) -> dict[st
     cls = TOKENIZERS.resolve(name)
     train_seconds, trained = best(lambda: cls.train(iter(chunks), section.resolve("tokenizer")), repeat)
     encode_seconds, tokens = best(lambda: sum(len(trained.encode(chunk)) for chunk in chunks), repeat)
-    prepare_seconds, _ = best(lambda: prepare_anew(chunks, size, section), repeat)
+    prepare_seconds, _ = best(lambda: prepare_anew(chunks, size, trained), repeat)
     return {
         "tokenizer": name,
         "vocab_size": trained.vocab_size,
         "tokens": tokens,
-        "train": size / 1e6 / train_seconds,
+        # The bytes are known beforehand.
+        "train": None if train_seconds < 1e-3 else size / 1e6 / train_seconds,
         "encode": size / 1e6 / encode_seconds,
         "prepare": size / 1e6 / prepare_seconds,
         "trained": trained,
     }
 
 
-def prepare_anew(chunks: Sequence[str], size: int, section: Section) -> None:
+def prepare_anew(chunks: Sequence[str], size: int, tokenizer: Tokenizer) -> None:
     """Prepare the text as a training split, beside a short validation split, in an empty cache."""
 
     def split(name: str, parts: Iterable[str], length: int) -> Split:
@@ -132,7 +133,7 @@ def prepare_anew(chunks: Sequence[str], size: int, section: Section) -> None:
         "benchmark", "benchmark", {"train": split("train", chunks, size), "valid": split("valid", [short], 1000)}
     )
     with tempfile.TemporaryDirectory(prefix="inkling-benchmark-") as cache:
-        prepare(corpus, section, cache=Path(cache))
+        prepare(corpus, tokenizer, cache=Path(cache))
 
 
 def sentencepiece_row(tokenizer: Tokenizer, chunks: Sequence[str], size: int, repeat: int) -> dict[str, Any]:

@@ -8,18 +8,35 @@ import logging
 import os
 import pkgutil
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from cli import commands
 from lm.errors import LMError
 from lm.version import __version__
 
+
+class _Commands(TyperGroup):
+    """Click takes a broken pipe for a failure; here it is none."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader went away, as `head` does. What Python still holds back has nowhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit from None
+
+
 app = typer.Typer(
     name="lm",
+    cls=_Commands,
     help="Train a small language model on your own text, know how good it is, and sample from it.",
     no_args_is_help=True,
+    # Plain help: half the time of the boxed one, and brackets in a description stay brackets.
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: lm demo   or: lm train FILE",
@@ -42,16 +59,24 @@ def _program(
 
 
 def _add_commands() -> None:
-    modules = [importlib.import_module(f"{commands.__name__}.{found.name}") for found in pkgutil.iter_modules(commands.__path__)]
+    modules = [
+        importlib.import_module(f"{commands.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(commands.__path__)
+    ]
     for module in sorted(modules, key=lambda module: module.POSITION):
         app.command(name=module.__name__.rpartition(".")[2])(module.command)
 
 
 class _Notices(logging.Handler):
-    """What the library has to say, on stderr, one line each."""
+    """What the library has to say, on stderr, one line each and not twice."""
+
+    _said = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.secho(f"note: {record.getMessage()}", err=True, fg="yellow" if "NO_COLOR" not in os.environ else None)
+        message = record.getMessage()
+        if message != self._said:
+            _say(f"note: {message}", "yellow")
+        self._said = message
 
 
 def main() -> None:
@@ -67,10 +92,6 @@ def main() -> None:
         app()
     except LMError as error:
         _fail(str(error))
-    except BrokenPipeError:
-        # The reader of a pipe went away, as `head` does: nothing is wrong.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (keeps the interpreter's last flush quiet)
-        sys.exit(0)
     except OSError as error:
         _fail(f"{error.filename or 'The system'}: {error.strerror or error}.")
     except KeyboardInterrupt:
@@ -78,8 +99,12 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> None:
-    typer.secho(f"error: {sentence}", err=True, fg="red" if "NO_COLOR" not in os.environ else None)
+    _say(f"error: {sentence}", "red")
     sys.exit(1)
+
+
+def _say(sentence: str, color: str) -> None:
+    typer.echo(sentence if os.environ.get("NO_COLOR") else typer.style(sentence, fg=color), err=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script inst
 RunName = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RUN]", help="A run's name or path, NAME@last or NAME@step-500; default: the newest run.", show_default=False
+        metavar="[RUN]",
+        help="A run's name or path, NAME@last or NAME@step-500; default: the newest run.",
+        show_default=False,
     ),
 ]
 DEFAULT_RUNS = Path("checkpoints")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
@@ -18,9 +20,16 @@ WIDE = 200
 
 def console(*, stderr: bool = False) -> Console:
     """A console for results, or (stderr) for everything that is not the result."""
-    made = Console(stderr=stderr, highlight=False)
-    # A pipe has no width: do not fold what a script reads.
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=WIDE)
+    made = Console(stderr=stderr, highlight=False, emoji=False, color_system=None if no_color() else "auto")
+    if not made.is_terminal:
+        # A pipe has no width: do not fold what a script reads.
+        made.width = WIDE
+    return made
+
+
+def no_color() -> bool:
+    """Whether the user wants text without colour (https://no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))
 
 
 def facts_table(rows: list[tuple[str, str, str]]) -> Table:
@@ -37,7 +46,7 @@ def facts_table(rows: list[tuple[str, str, str]]) -> Table:
 
 def print_json(value: Any) -> None:
     """One line of strict JSON on stdout: NaN and infinity, which JSON has not, become null."""
-    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))  # noqa: T201 (the result itself)
+    typer.echo(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
@@ -56,8 +65,8 @@ def reading() -> Iterator[Callable[[str, int, int], None] | None]:
         yield None
         return
     bar = Progress(
-        TextColumn("{task.description:24}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-        console=screen, transient=True,
+        TextColumn("{task.description:24}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(), console=screen, transient=True,
     )  # fmt: skip
     tasks: dict[str, Any] = {}
     with bar:

@@ -23,7 +23,11 @@ def print_report(screen: Console, report: Report) -> None:
     screen.print(
         facts_table(
             [
-                ("loss", f"{report.loss:.4f} ± {report.standard_error:.4f}", f"nats per token, over {report.tokens:,} tokens"),
+                (
+                    "loss",
+                    f"{report.loss:.4f} ± {report.standard_error:.4f}",
+                    f"nats per token, over {report.tokens:,} tokens",
+                ),
                 ("perplexity", f"{report.perplexity:,.3f}", "of a token: compare only with the same tokenizer"),
                 ("word perplexity", f"{report.word_perplexity:,.2f}", f"over {report.words:,} words (white space)"),
                 (
@@ -37,8 +41,16 @@ def print_report(screen: Console, report: Report) -> None:
                     f"over {report.lm_eval_words:,} parts of re.split(r'\\s+')",
                 ),
                 ("bits per character", f"{report.bits_per_char:.4f}", f"over {report.characters:,} characters"),
-                ("bits per byte", f"{report.bits_per_byte:.4f}", f"over {report.bytes:,} UTF-8 bytes: compare across tokenizers"),
-                ("accuracy", f"{report.accuracy:.2%}", f"first choice right; {report.top5_accuracy:.2%} among the first five"),
+                (
+                    "bits per byte",
+                    f"{report.bits_per_byte:.4f}",
+                    f"over {report.bytes:,} UTF-8 bytes: compare across tokenizers",
+                ),
+                (
+                    "accuracy",
+                    f"{report.accuracy:.2%}",
+                    f"first choice right; {report.top5_accuracy:.2%} among the first five",
+                ),
                 ("unknown", f"{report.unknown_rate:.2%}", f"{report.unknown_tokens:,} tokens outside the vocabulary"),
                 ("context", "", report.context),
                 ("speed", f"{report.tokens_per_second:,.0f}", f"tokens/s on {report.device}, {report.precision}"),

@@ -49,7 +49,9 @@ class TrainingView(Callback):
             soft_wrap=True,
         )
         if self._screen.is_terminal:
-            self._bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}%"))
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}%")
+            )
             self._task = self._bar.add_task("", total=start.plan_steps, completed=start.step)
             self._live = Live(self._bar, console=self._screen, refresh_per_second=8, transient=True)
             self._live.start()
@@ -58,8 +60,12 @@ class TrainingView(Callback):
         """Move the bar."""
         if self._live is not None:
             left = (time.monotonic() - self._begun) / (tick.step - self._from) * (self._start.plan_steps - tick.step)
-            self._bar.update(self._task, completed=tick.step, description=f"step {tick.step:,}/{self._start.plan_steps:,}")
-            self._live.update(Group(self._bar, Text(self._numbers(tick.loss) + f" · {duration(left)} left", style="dim")))
+            self._bar.update(
+                self._task, completed=tick.step, description=f"step {tick.step:,}/{self._start.plan_steps:,}"
+            )
+            self._live.update(
+                Group(self._bar, Text(self._numbers(tick.loss) + f" · {duration(left)} left", style="dim"))
+            )
 
     def on_log(self, row: Row) -> None:
         """Keep the numbers; print a line at each validation, and now and then without a terminal."""
@@ -68,7 +74,9 @@ class TrainingView(Callback):
             self._print_validation(row)
         elif self._live is None and time.monotonic() - self._printed > PLAIN_SECONDS:
             self._printed = time.monotonic()
-            self._screen.print(f"step {row['step']:>7,}  {self._numbers(row['train_loss'] or math.nan)}", soft_wrap=True)
+            self._screen.print(
+                f"step {row['step']:>7,}  {self._numbers(row['train_loss'] or math.nan)}", soft_wrap=True
+            )
 
     def on_validation(self, done: int, total: int) -> None:
         """Show that a validation runs."""
@@ -111,7 +119,8 @@ class TrainingView(Callback):
         train = f"{row['train_loss']:.4f}" if row["train_loss"] is not None else "–"
         self._printed = time.monotonic()
         self._screen.print(
-            f"step {row['step']:>7,}  epoch {row['epoch']:6.2f}  train {train}  valid [bold]{row['valid_loss']:.4f}[/bold]"
+            f"step {row['step']:>7,}  epoch {row['epoch']:6.2f}  train {train}  "
+            f"valid [bold]{row['valid_loss']:.4f}[/bold]"
             f"  perplexity {math.exp(min(row['valid_loss'], 50)):9.2f}  {row['tokens_per_second']:>9,.0f} tokens/s"
             f"  {duration(row['seconds'])}{'  best' if row['best_step'] == row['step'] else ''}",
             soft_wrap=True,

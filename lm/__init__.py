@@ -44,7 +44,23 @@ _HOMES = {
     "train": "lm.training.jobs",
 }
 
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [
+    "Callback",
+    "CorpusConfig",
+    "LMError",
+    "Report",
+    "Run",
+    "RunConfig",
+    "SamplingOptions",
+    "Section",
+    "TrainingConfig",
+    "__version__",
+    "compose",
+    "load",
+    "preset_names",
+    "resume",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -81,12 +81,18 @@ def card(run: Run) -> str:
     ]
     if known["reports"]:
         for split, report in known["reports"].items():
-            lines += [f"### {split}: {report['tokens']:,} tokens, {report['context']}", "", "| figure | value |", "|---|---|"]
+            lines += [
+                f"### {split}: {report['tokens']:,} tokens, {report['context']}",
+                "",
+                "| figure | value |",
+                "|---|---|",
+            ]
             for field, (name, unit, form) in FIGURES.items():
                 lines.append(f"| {name}{f' ({unit})' if unit else ''} | {report[field]:{form}} |")
             lines += [
                 f"| standard error of the loss | {report['standard_error']:.4f} |",
-                f"| words / characters / bytes | {report['words']:,} / {report['characters']:,} / {report['bytes']:,} |",
+                f"| words / characters / bytes | {report['words']:,} / {report['characters']:,} / "
+                f"{report['bytes']:,} |",
                 f"| unknown tokens | {report['unknown_tokens']:,} ({report['unknown_rate']:.2%}) |",
                 f"| text sha256 | `{report['text_sha256']}` |",
                 "",

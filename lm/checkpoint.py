@@ -96,7 +96,9 @@ def write_file(path: Path, content: bytes | str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise RunError(f"Cannot write {path}: {error.strerror or error}. What was there before is untouched.") from error
+        raise RunError(
+            f"Cannot write {path}: {error.strerror or error}. What was there before is untouched."
+        ) from error
 
 
 def digest(value: Any) -> str:
@@ -107,7 +109,7 @@ def digest(value: Any) -> str:
 def _digest_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     total = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = np.asarray(arrays[name], order="C")
         total.update(f"{name}|{array.dtype}|{array.shape}|".encode())
         total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
@@ -115,7 +117,8 @@ def _digest_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 def pack_arrays(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:
     """A safetensors file that carries the hash of its own tensors."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # Not ascontiguousarray, which gives a number of no dimensions one.
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     header = {**(metadata or {}), "format_version": str(FORMAT_VERSION), "sha256": _digest_arrays(arrays)}
     return safetensors.numpy.save(dict(arrays), metadata=header)
 
@@ -168,7 +171,8 @@ def read_json(path: Path) -> Any:
 def _check_version(version: int, path: Path) -> None:
     if version > FORMAT_VERSION:
         raise FormatVersionError(
-            f"{path} has format version {version}, this Inkling reads up to {FORMAT_VERSION}: upgrade Inkling to use it."
+            f"{path} has format version {version}, this Inkling reads up to {FORMAT_VERSION}: upgrade Inkling "
+            "to use it."
         )
 
 
@@ -194,7 +198,7 @@ class RunFolder:
         Raises:
             RunExistsError: the folder holds something, and `overwrite` was not said or it is no run.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self._content())):
+        if self.taken:
             if not (overwrite and (self.path / CONFIG).is_file()):
                 raise RunExistsError(
                     f"{self.path} exists already: choose another --name, or say --overwrite to replace that run."
@@ -206,6 +210,11 @@ class RunFolder:
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         write_file(self.path / TOKENIZER, tokenizer.to_json())
         self.write_record({"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, **record})
+
+    @property
+    def taken(self) -> bool:
+        """Whether there is something at its place; the lock that a killed process left is nothing."""
+        return self.path.exists() and (not self.path.is_dir() or any(self._content()))
 
     def _content(self) -> list[Path]:
         return [entry for entry in self.path.iterdir() if entry.name != LOCK]
@@ -241,7 +250,8 @@ class RunFolder:
     def write_record(self, record: dict[str, Any]) -> None:
         """Write `config.json`."""
         write_file(
-            self.path / CONFIG, json.dumps({"format_version": FORMAT_VERSION, **record}, indent=2, ensure_ascii=False) + "\n"
+            self.path / CONFIG,
+            json.dumps({"format_version": FORMAT_VERSION, **record}, indent=2, ensure_ascii=False) + "\n",
         )
 
     def read_record(self) -> dict[str, Any]:
@@ -262,7 +272,9 @@ class RunFolder:
                 raise CorruptRunError(f"{self.path / CONFIG} has no proper {place!r}: restore it from a copy.")
         for name, part in record["corpus"]["splits"].items():
             if not (isinstance(part, dict) and part.keys() >= {"sha256", "tokens", "characters"}):
-                raise CorruptRunError(f"{self.path / CONFIG} has no proper 'corpus.splits.{name}': restore it from a copy.")
+                raise CorruptRunError(
+                    f"{self.path / CONFIG} has no proper 'corpus.splits.{name}': restore it from a copy."
+                )
         return record
 
     @property
@@ -285,8 +297,8 @@ class RunFolder:
             raise CorruptRunError(str(error)) from None
         if tokenizer.sha256 != record.get("tokenizer_sha256"):
             raise VocabMismatchError(
-                f"Run {self.name!r}: {TOKENIZER} ({tokenizer.vocab_size} tokens) is not the tokenizer that the model was "
-                f"trained with ({record.get('vocab_size')} tokens). Restore the {TOKENIZER} saved with this run."
+                f"Run {self.name!r}: {TOKENIZER} ({tokenizer.vocab_size} tokens) is not the tokenizer that the model "
+                f"was trained with ({record.get('vocab_size')} tokens). Restore the {TOKENIZER} saved with this run."
             )
         return tokenizer
 
@@ -328,7 +340,10 @@ class RunFolder:
     def kept_states(self) -> list[str]:
         """Names under steps/, in the order of training."""
         found = (self.path / STEPS).glob(f"*-*/{MODEL}")
-        return sorted((path.parent.name for path in found), key=lambda name: (name.split("-")[0], int(re.sub(r"\D", "", name) or 0)))
+        return sorted(
+            (path.parent.name for path in found),
+            key=lambda name: (name.split("-")[0], int(re.sub(r"\D", "", name) or 0)),
+        )
 
     def drop_step(self, name: str) -> None:
         """Remove a kept state."""
@@ -343,7 +358,9 @@ class RunFolder:
         path = self.weights_path(state)
         arrays, metadata = self._read_own(path)
         try:
-            facts = {name: json.loads(value) for name, value in metadata.items() if name in ("step", "valid_loss", "epoch")}
+            facts = {
+                name: json.loads(value) for name, value in metadata.items() if name in ("step", "valid_loss", "epoch")
+            }
         except ValueError as error:
             raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
         return arrays, facts
@@ -355,8 +372,8 @@ class RunFolder:
             if metadata.get(name) != expected:
                 what = "the tokenizer" if name == "tokenizer_sha256" else "the model options"
                 raise VocabMismatchError(
-                    f"{path} was not trained with {what} in this folder: the files were mixed up or {CONFIG} was edited. "
-                    "Restore the files saved together."
+                    f"{path} was not trained with {what} in this folder: the files were mixed up or {CONFIG} was "
+                    "edited. Restore the files saved together."
                 )
         return arrays, metadata
 
@@ -404,7 +421,9 @@ class RunFolder:
         """
         folder = self._last()
         if not folder.is_dir():
-            raise RunNotFoundError(f"Run {self.name!r} has no last/ folder, so it cannot be resumed; --init can start from it.")
+            raise RunNotFoundError(
+                f"Run {self.name!r} has no last/ folder, so it cannot be resumed; --init can start from it."
+            )
         state = read_json(folder / "state.json")
         stored = state.pop("sha256", None) if isinstance(state, dict) else None
         if stored is None or stored != digest(state):
@@ -463,7 +482,7 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
     """The runs to choose from: the user's, newest first, then the shipped ones."""
     own: list[RunFolder] = []
     shipped: dict[str, RunFolder] = {}
-    for folder in (runs_dir, shipped_folder()):
+    for folder in dict.fromkeys((runs_dir, shipped_folder())):
         if not folder.is_dir():
             continue
         for path in folder.iterdir():

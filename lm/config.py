@@ -156,7 +156,9 @@ class TrainingConfig(Options):
     )
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     checkpoint_every: int | None = Field(None, ge=1, description="Keep the weights under steps/ this often (steps).")
-    checkpoint_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="Keep the weights at the end of these epochs.")
+    checkpoint_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="Keep the weights at the end of these epochs."
+    )
     keep_checkpoints: int | None = Field(
         None, ge=1, description="Keep at most so many of checkpoint_every's states, newest first; default: all."
     )
@@ -252,7 +254,9 @@ def compose(
     for layer in layers:
         for name, fields in layer.items():
             if name not in sections:
-                raise ConfigError(f"Unknown section {name!r}.{did_you_mean(name, sections)} Known: {', '.join(sections)}.")
+                raise ConfigError(
+                    f"Unknown section {name!r}.{did_you_mean(name, sections)} Known: {', '.join(sections)}."
+                )
             if not isinstance(fields, dict):
                 raise ConfigError(f"{name} is a section: write [{name}] and its fields below it.")
             sections[name] = {**_still_known(name, sections[name], fields), **fields}

@@ -69,5 +69,6 @@ def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
         stack.enter_context(torch.autocast(device.type, dtype=_DTYPES[precision]))
         if device.type == "cpu" and precision == "fp16":
             # oneDNN has no fp16 LSTM; torch's own kernels have everything, slowly. fp16 on a CPU is for tests.
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            # Left alone, allow_tf32 is set too, which warns where torch knows no Intel GPU.
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False, allow_tf32=None))
         yield

@@ -1,8 +1,8 @@
 """A trained run: load it, sample from it, evaluate it.
 
-    run = lm.load("tiny-shakespeare-gru-char")
-    print(run.sample("ROMEO:", temperature=0.8, seed=7))
-    print(run.evaluate(text="To be, or not to be").bits_per_byte)
+run = lm.load("tiny-shakespeare-gru-char")
+print(run.sample("ROMEO:", temperature=0.8, seed=7))
+print(run.evaluate(text="To be, or not to be").bits_per_byte)
 """
 
 from __future__ import annotations
@@ -167,9 +167,7 @@ class Run:
             log.warning("The prompt has symbols that the model never saw, %s: %s.", done, shown)
         return ids
 
-    def save_sample(
-        self, prompt: str, texts: list[str], options: SamplingOptions, path: Path | None = None
-    ) -> Path:
+    def save_sample(self, prompt: str, texts: list[str], options: SamplingOptions, path: Path | None = None) -> Path:
         """Write sampled texts with what reproduces them, under `samples/` unless `path` says where."""
         if path is None:
             path = self.folder.path / SAMPLES / f"{self.state}-step-{self.step}-seed-{options.seed}.txt"

@@ -17,14 +17,17 @@ POSITION = 3
 def command(
     run: RunName = None,
     split: Annotated[
-        str | None, typer.Option(help="train, valid or test; default: test where there is one, else valid.", show_default=False)
+        str | None,
+        typer.Option(help="train, valid or test; default: test where there is one, else valid.", show_default=False),
     ] = None,
     text: Annotated[
         str | None, typer.Option(metavar="FILE", help="Score this text instead; - for stdin.", show_default=False)
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option(min=1, help="How far a Transformer's window slides; default: half its context.", show_default=False),
+        typer.Option(
+            min=1, help="How far a Transformer's window slides; default: half its context.", show_default=False
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute; default: a GPU when there is one.")] = None,
     precision: Annotated[str, typer.Option(help="fp32 (the reference), bf16 or fp16.")] = "fp32",

@@ -34,12 +34,16 @@ def command(runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         if row["problem"]:
-            table.add_row(escape(row["name"]), f"[red]{escape(row['problem'])}[/red]", "", "", "", "", "")
             continue
         score = f"{row['bits_per_byte']:.4f}" if row["bits_per_byte"] is not None else "–"
+        step = f"{row['step']:,}" if row["step"] is not None else "–"
         table.add_row(
-            escape(row["name"]), escape(row["model"]), escape(row["corpus"]), f"{row['step']:,}" if row["step"] is not None else "–",
-            score, decimal(row["size_bytes"]), "shipped" if row["shipped"] else row["created"][:16].replace("T", " "),
+            escape(row["name"]), escape(row["model"]), escape(row["corpus"]), step, score, decimal(row["size_bytes"]),
+            "shipped" if row["shipped"] else row["created"][:16].replace("T", " "),
         )  # fmt: skip
-    console().print(table)
+    screen = console()
+    screen.print(table)
+    for row in rows:
+        if row["problem"]:
+            screen.print(f"{escape(row['name'])}  [red]{escape(row['problem'])}[/red]", soft_wrap=True)
     console(stderr=True).print("[dim]bits/byte: of the best weights on the validation split; lower is better[/dim]")

@@ -28,13 +28,15 @@ def command(
     max_tokens: Annotated[int | None, field(SamplingOptions, "max_tokens")] = None,
     stop: Annotated[list[str] | None, field(SamplingOptions, "stop")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed and options give the same text; default: a new one, told on stderr.")
+        int | None,
+        typer.Option(help="The same seed and options give the same text; default: a new one, told on stderr."),
     ] = None,
     number: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 1,
     unknown: Annotated[
         str | None,
         typer.Option(
-            help="What symbols of the prompt that the model never saw become: replace, skip, byte or error.", show_default=False
+            help="What symbols of the prompt that the model never saw become: replace, skip, byte or error.",
+            show_default=False,
         ),
     ] = None,
     detokenize: Annotated[
@@ -43,7 +45,8 @@ def command(
     allow_unknown: Annotated[bool, typer.Option("--allow-unknown", help="Let word models write <unk>.")] = False,
     echo: Annotated[bool, typer.Option(help="Print the prompt before its continuation.")] = True,
     out: Annotated[
-        Path | None, typer.Option(help="Also write the samples, with options and seed, to this file.", show_default=False)
+        Path | None,
+        typer.Option(help="Also write the samples, with options and seed, to this file.", show_default=False),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute; default: a GPU when there is one.")] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
@@ -60,24 +63,30 @@ def command(
         "stop": tuple(stop) if stop else None, "allow_unknown": allow_unknown or None,
         "seed": secrets.randbelow(2**31) if seed is None else seed,
     }  # fmt: skip
-    options = validate(SamplingOptions, {key: value for key, value in given.items() if value is not None}, where="sampling")
+    options = validate(
+        SamplingOptions, {key: value for key, value in given.items() if value is not None}, where="sampling"
+    )
     if unknown not in (None, "replace", "skip", "byte", "error"):
         raise ConfigError(f"--unknown {unknown!r}: use replace, skip, byte or error.")
     if run == "-" and source is None:
         run, source = None, "-"
     if source is not None:
         if source != "-":
-            raise ConfigError(f"{source!r} is one argument too many: give a prompt with --prompt, or - to read it from stdin.")
+            raise ConfigError(
+                f"{source!r} is one argument too many: give a prompt with --prompt, or - to read it from stdin."
+            )
         # A shell's closing newline is not part of what was typed.
         prompt += sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
 
-    from cli.output import print_json
+    from cli.output import no_color, print_json
     from lm.generation.generate import Outcome
     from lm.run import load
 
     loaded = load(run, runs_dir=runs_dir, device=device)
     if detokenize and not hasattr(loaded.tokenizer, "detokenize"):
-        raise ConfigError(f"--detokenize is for word models; run {loaded.name!r} writes {loaded.tokenizer.type} tokens.")
+        raise ConfigError(
+            f"--detokenize is for word models; run {loaded.name!r} writes {loaded.tokenizer.type} tokens."
+        )
     texts = []
     for index in range(number):
         outcome, begun, parts = Outcome(), time.perf_counter(), []
@@ -104,10 +113,11 @@ def command(
             typer.echo(loaded.tokenizer.detokenize((prompt if echo else "") + text))  # type: ignore[attr-defined]
         else:
             typer.echo("")
-        typer.secho(
-            f"{loaded.name}@{loaded.state} · seed {options.seed}{f', sample {index + 1} of {number}' if number > 1 else ''} · "
-            f"{outcome.tokens:,} tokens, {outcome.tokens / max(seconds, 1e-9):,.0f} tokens/s",
-            err=True, dim=True,
-        )  # fmt: skip
+        which = f", sample {index + 1} of {number}" if number > 1 else ""
+        said = (
+            f"{loaded.name}@{loaded.state} · seed {options.seed}{which} · "
+            f"{outcome.tokens:,} tokens, {outcome.tokens / max(seconds, 1e-9):,.0f} tokens/s"
+        )
+        typer.echo(said if no_color() else typer.style(said, dim=True), err=True)
     if out is not None:
         loaded.save_sample(prompt, texts, options, out)

@@ -33,7 +33,8 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
                 ("model", known["model"], f"{known['parameters']:,} parameters"),
                 ("tokenizer", known["tokenizer"], f"{known['vocab_size']:,} tokens"),
                 ("corpus", known["corpus"], "; ".join(known["corpus_notes"])),
-                *((f"  {name}", f"{part['tokens']:,}", f"tokens, {part['characters']:,} characters, sha256 {part['sha256'][:12]}…")
+                *((f"  {name}", f"{part['tokens']:,}",
+                   f"tokens, {part['characters']:,} characters, sha256 {part['sha256'][:12]}…")
                   for name, part in known["splits"].items()),
                 ("plan", f"{plan.get('steps', 0):,}", "steps"),
                 ("made", known["created"][:16].replace("T", " "), f"with Inkling {known['inkling']}"),

@@ -38,7 +38,9 @@ def command(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Any option, e.g. model.hidden_size=768; repeatable."),
+        typer.Option(
+            "--set", metavar="SECTION.FIELD=VALUE", help="Any option, e.g. model.hidden_size=768; repeatable."
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file of options, over the preset.", show_default=False)
@@ -53,7 +55,9 @@ def command(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Start from a run's weights and tokenizer, on other text.", show_default=False),
+        typer.Option(
+            metavar="RUN", help="Start from a run's weights and tokenizer, on other text.", show_default=False
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
     runs_dir: RunsDir = DEFAULT_RUNS,
@@ -79,7 +83,7 @@ def command(
             "--split-fractions": split_fractions, "--text-column": text_column, "--overwrite": overwrite, "--set": set_,
             "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision,
         }  # fmt: skip
-        given = [flag for flag, value in unwanted.items() if value not in (None, False)]
+        given = [flag for flag, value in unwanted.items() if value is not None and value is not False]
         if given:
             raise ConfigError(
                 f"--resume {resume} goes on as the run was planned, so {', '.join(given)} cannot change it; "
@@ -88,9 +92,13 @@ def command(
         _resume(resume, runs_dir, max_steps, stop_after, device, data_dir, as_json)
         return
     if corpus is None:
-        raise ConfigError("Which text? Write: lm train FILE (or a folder, a named corpus, - for stdin; see lm train --help).")
+        raise ConfigError(
+            "Which text? Write: lm train FILE (or a folder, a named corpus, - for stdin; see lm train --help)."
+        )
     where = {"source": corpus, "split_fractions": split_fractions, "text_column": text_column}
-    corpus_config = validate(CorpusConfig, {key: value for key, value in where.items() if value is not None}, where="corpus")
+    corpus_config = validate(
+        CorpusConfig, {key: value for key, value in where.items() if value is not None}, where="corpus"
+    )
     for key in ("split_fractions", "text_column"):
         if where[key] is not None:
             overrides[f"corpus.{key}"] = getattr(corpus_config, key)
@@ -123,7 +131,9 @@ def _train(
     base = load(init, runs_dir=runs_dir) if init is not None else None
     for flag, value in (("--preset", preset), ("--config", file)):
         if base is not None and value is not None:
-            raise ConfigError(f"--init {init} keeps that run's model and training options: leave {flag} out, change with --set.")
+            raise ConfigError(
+                f"--init {init} keeps that run's model and training options: leave {flag} out, change with --set."
+            )
     with reading() as progress:
         opened = open_corpus(where, data_dir=data_dir, progress=progress)
         if base is not None:
@@ -133,7 +143,9 @@ def _train(
             options = compose(where.source, preset=preset, file=file, overrides=overrides)
     length = options.training
     if length.max_steps is None and length.epochs is None and length.minutes is None:
-        console(stderr=True).print("No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it).")
+        console(stderr=True).print(
+            "No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it)."
+        )
     view = TrainingView()
     with reading() as progress:
         run = train(
@@ -168,7 +180,9 @@ def _resume(
         _closing(run, as_json)
         return
     console(stderr=True).print(
-        f"{run.name} is finished already. A longer plan: lm train --resume {run.name} --max-steps N", markup=False, soft_wrap=True
+        f"{run.name} is finished already. A longer plan: lm train --resume {run.name} --max-steps N",
+        markup=False,
+        soft_wrap=True,
     )
     if as_json:
         print_json(_result(run))
@@ -203,4 +217,6 @@ def _closing(run: Run, as_json: bool) -> None:
         screen.print(text, markup=False, emoji=False, soft_wrap=True)
         screen.rule()
     test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
-    screen.print(f'Next: lm sample {run.name} --prompt "…"    or: lm eval {run.name}{test}', markup=False, soft_wrap=True)
+    screen.print(
+        f'Next: lm sample {run.name} --prompt "…"    or: lm eval {run.name}{test}', markup=False, soft_wrap=True
+    )

@@ -90,4 +90,5 @@ def draw(logits: Logits, seed: int, index: int, position: int) -> npt.NDArray[np
     generator = np.random.Generator(np.random.Philox(key=[seed, index], counter=position))
     cumulative = softmax(logits).cumsum(axis=-1)
     threshold = generator.random() * cumulative[:, -1:]
-    return (cumulative <= threshold).sum(axis=-1)
+    drawn: npt.NDArray[np.int64] = (cumulative <= threshold).sum(axis=-1)
+    return drawn

@@ -1,0 +1,1 @@
+"""Training: `jobs` are whole runs, `trainer` is the loop, the rest are its parts."""

@@ -81,7 +81,11 @@ def train(
         LMError: anything the caller can mend; nothing was overwritten.
     """
     if not isinstance(corpus, Corpus):
-        where = CorpusConfig(source=str(corpus)) if config is None else config.corpus.model_copy(update={"source": str(corpus)})
+        where = (
+            CorpusConfig(source=str(corpus))
+            if config is None
+            else config.corpus.model_copy(update={"source": str(corpus)})
+        )
         corpus = open_corpus(where, data_dir=data_dir, progress=progress)
     if config is None:
         config = compose(corpus.source, preset=choose_preset(corpus))
@@ -136,7 +140,9 @@ def resume(
     patient = False
     folder, state_name = find_run(run, Path(runs_dir))
     if state_name not in ("best", "last"):
-        raise ConfigError(f"--resume {run}: a run goes on from its last step; start from {state_name} with --init {run}.")
+        raise ConfigError(
+            f"--resume {run}: a run goes on from its last step; start from {state_name} with --init {run}."
+        )
     if folder.shipped:
         raise RunError(f"Run {folder.name!r} is shipped and read-only: train on from it with --init {folder.name}.")
     with folder.lock(), enough_memory():
@@ -149,7 +155,9 @@ def resume(
             plan, done = Plan.from_json(record["plan"]), int(state["train_state"]["step"])
             stopped = state["train_state"]["stop_reason"]
         except (KeyError, TypeError, ValueError):
-            raise CorruptRunError(f"{folder.path} has no plan or step that can be read: restore it from a copy.") from None
+            raise CorruptRunError(
+                f"{folder.path} has no plan or step that can be read: restore it from a copy."
+            ) from None
         if max_steps is not None:
             if max_steps < max(done, 1):
                 raise ConfigError(f"--max-steps {max_steps}: run {folder.name!r} is at step {done} already.")
@@ -195,10 +203,10 @@ def _new_folder(name: str | None, corpus: Corpus, config: RunConfig, runs_dir: P
     if name is not None:
         if name in ("", ".", "..") or any(sign in name for sign in "/\\@"):
             raise ConfigError(f"--name {name!r}: a run's name is a folder's name, without / and @.")
-        if (runs_dir / name).exists() and not overwrite:
+        if RunFolder(runs_dir / name).taken and not overwrite:
             raise RunExistsError(
-                f"{runs_dir / name} exists already: choose another --name, say --overwrite to replace that run, or go on "
-                f"with it: lm train --resume {name}"
+                f"{runs_dir / name} exists already: choose another --name, say --overwrite to replace that run, or go "
+                f"on with it: lm train --resume {name}"
             )
         return RunFolder(runs_dir / name)
     base = f"{corpus.name}-{config.preset or config.model.type}"
@@ -217,7 +225,9 @@ def _factory(folder: RunFolder, config: RunConfig, corpus: PreparedCorpus, init:
             try:
                 model.load_arrays(arrays)
             except ValueError as error:
-                raise ConfigError(f"--init {init.name}: {error}; leave options that change the model's shape out.") from None
+                raise ConfigError(
+                    f"--init {init.name}: {error}; leave options that change the model's shape out."
+                ) from None
         return Trainer(folder, config.training, model, corpus)
 
     return make
@@ -297,10 +307,14 @@ def _fit_by_counting(
     folder: RunFolder, config: RunConfig, corpus: PreparedCorpus, init: Run | None, overwrite: bool
 ) -> Run:
     if init is not None:
-        raise ConfigError(f"--init {init.name}: {config.model.type} models are trained by counting and start from nothing.")
+        raise ConfigError(
+            f"--init {init.name}: {config.model.type} models are trained by counting and start from nothing."
+        )
     model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
     model.fit(np.asarray(corpus.splits["train"].ids))
-    folder.create({**_record(config, corpus, model, None), "plan": Plan(1, 1).to_json()}, corpus.tokenizer, overwrite=overwrite)
+    folder.create(
+        {**_record(config, corpus, model, None), "plan": Plan(1, 1).to_json()}, corpus.tokenizer, overwrite=overwrite
+    )
     loss = score(model, corpus.splits["valid"].ids).loss
     folder.write_best(model.arrays(), step=1, valid_loss=loss)
     folder.append_metrics({"step": 1, "train_loss": None, "valid_loss": loss})

@@ -210,7 +210,8 @@ class Trainer:
             NonFiniteLossError: the loss became NaN or infinite and the options say stop; `last/` is intact.
         """
         try:
-            return self._train(plan, stop_after)
+            with self._signals(), deterministic(self.device):
+                return self._train(plan, stop_after)
         finally:
             for callback in self.callbacks:
                 callback.close()
@@ -239,8 +240,7 @@ class Trainer:
         self._clock = time.perf_counter() - self.state.seconds
         self._saved_at = time.perf_counter()
         self._begin_interval()
-        with self._signals(), deterministic(self.device):
-            reason = self._loop(stop_after)
+        reason = self._loop(stop_after)
         self.state.stop_reason = reason
         if self.state.best_step is None:
             # Stopped before the first validation: what was learned is still the best there is.
@@ -462,7 +462,10 @@ class Trainer:
             if "hidden" in tensors and self.carries:
                 dtype = getattr(torch, state["hidden_dtype"].removeprefix("torch."))
                 self.hidden = State(
-                    {name: torch.from_numpy(array.copy()).to(self.device, dtype) for name, array in tensors["hidden"].items()}
+                    {
+                        name: torch.from_numpy(array.copy()).to(self.device, dtype)
+                        for name, array in tensors["hidden"].items()
+                    }
                 )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CorruptRunError(f"{self.folder.path / 'last'} does not fit this run ({error}): restore it.") from None
@@ -470,7 +473,9 @@ class Trainer:
         self._adopt_best()
         self.folder.cut_metrics(self.state.step)
         now, then = environment(self.device), state["environment"]
-        if different := [f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name)]:
+        if different := [
+            f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name)
+        ]:
             log.warning("Resuming where the last bits may differ from an uninterrupted run: %s.", "; ".join(different))
 
     def _adopt_best(self) -> None:
@@ -514,4 +519,8 @@ def first_nonfinite(model: LanguageModel, inputs: Any, device: torch.device) -> 
     finally:
         for hook in hooks:
             hook.remove()
-    return f"first in the output of {found[0]}" if found else "weights and outputs are finite in fp32: lower precision overflowed"
+    return (
+        f"first in the output of {found[0]}"
+        if found
+        else "weights and outputs are finite in fp32: lower precision overflowed"
+    )

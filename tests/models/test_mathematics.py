@@ -37,7 +37,7 @@ def test_one_gru_step_by_hand() -> None:
         new = math.tanh(1.0 + 0.3 + reset * (2.0 * hidden + 0.4))
         hidden = (1 - update) * new + update * hidden
     logits, state = model(torch.tensor([[1, 1]]))
-    assert float(state.tensors["hidden"][0, 0, 0]) == pytest.approx(hidden, abs=1e-6)
+    assert float(state.tensors["hidden"][0, 0, 0].detach()) == pytest.approx(hidden, abs=1e-6)
     assert logits[0, -1].tolist() == pytest.approx([hidden, -hidden], abs=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_rnn_with_relu_never_has_a_negative_state() -> None:
     torch.manual_seed(0)
     model = build_model(Section(type="rnn", nonlinearity="relu", hidden_size=8), 5)
     _, state = model(torch.arange(5)[None])
-    assert float(state.tensors["hidden"].min()) >= 0
+    assert float(state.tensors["hidden"].detach().min()) >= 0
 
 
 @pytest.mark.parametrize(

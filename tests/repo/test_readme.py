@@ -23,7 +23,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-FILES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
 FENCE = re.compile(r"^(?P<ticks>```+)(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=ticks)\s*$", re.MULTILINE | re.DOTALL)
 MARKS = ("run", "soak", "ci", "norun")
 TIMEOUT_SECONDS = 300
@@ -47,6 +47,11 @@ def blocks(path: Path) -> list[Block]:
             body = "".join(f"{line[2:]}\n" for line in body.splitlines() if line.startswith("$ "))
         found.append(Block(text.count("\n", 0, fence.start()) + 1, " ".join(marks), body))
     return found
+
+
+def files_with(mark: str) -> list[Path]:
+    """README.md whatever it holds, and the pages of docs/ that bear the mark."""
+    return [README, *(path for path in DOCS if any(block.mark == mark for block in blocks(path)))]
 
 
 def run(path: Path, folder: Path, *marks: str) -> None:
@@ -86,13 +91,13 @@ def test_what_the_readme_leaves_to_ci_is_in_ci():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", files_with("run"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_work_as_they_stand(path, tmp_path):
     run(path, tmp_path, "run")
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", files_with("soak"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_long_commands_work_as_they_stand(path, tmp_path):
     run(path, tmp_path, "run", "soak")
 

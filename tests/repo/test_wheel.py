@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -60,10 +61,16 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def lm_away(installed: Path, tmp_path: Path):
     def run(*arguments: str) -> str:
-        # The installed copy comes before an editable install of the checkout; the first line tells which it is.
+        # -S leaves out .pth files, and with them the checkout where it is installed as editable.
         code = "import lm, cli.main; print(lm.__file__, cli.main.__file__); cli.main.main()"
-        paths = {"PYTHONPATH": str(installed), "INKLING_CACHE": str(tmp_path / "cache"), "COLUMNS": "200"}
-        where, _, printed = program(sys.executable, "-c", code, *arguments, cwd=tmp_path, **paths).partition("\n")
+        folders = [str(installed), *dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))]
+        environment = {
+            "PYTHONPATH": os.pathsep.join(folders),
+            "INKLING_CACHE": str(tmp_path / "cache"),
+            "COLUMNS": "200",
+        }
+        printed = program(sys.executable, "-S", "-c", code, *arguments, cwd=tmp_path, **environment)
+        where, _, printed = printed.partition("\n")
         assert where == f"{installed / 'lm' / '__init__.py'} {installed / 'cli' / 'main.py'}"
         return printed
 

@@ -10,7 +10,9 @@ from lm.config import TrainingConfig
 from lm.training.plan import Plan, fixed_plan, timed_plan
 
 
-def timed(*, epoch: float = 1000.0, step: float = 0.01, token: float = 1e-6, valid: int = 10_000, **options: Any) -> Plan:
+def timed(
+    *, epoch: float = 1000.0, step: float = 0.01, token: float = 1e-6, valid: int = 10_000, **options: Any
+) -> Plan:
     return timed_plan(TrainingConfig(**options), epoch, step, token, valid)
 
 
@@ -40,11 +42,11 @@ def test_minutes_are_filled_to_95_percent_with_steps_and_ten_validations() -> No
 
 
 def test_validation_that_is_too_dear_runs_three_times_on_a_part_of_the_split() -> None:
-    # 57 s × 15 % = 8.55 s pay for 8,550 tokens of a split of 10,000: three times 2,850.
-    plan = timed(minutes=1, token=1e-3)
-    assert plan.validation_tokens == 2850
+    # 57 s × 15 % = 8.55 s pay for 8,755 tokens of 1/1024 s, of a split of 10,000: three times 2,918.
+    plan = timed(minutes=1, token=2**-10)
+    assert plan.validation_tokens == 2918
     assert plan.evaluate_every == -(-plan.steps // 3)
-    assert plan.steps * 0.01 + 3 * 2850 * 1e-3 <= 57
+    assert plan.steps * 0.01 + 3 * 2918 * 2**-10 <= 57
 
 
 def test_minutes_are_bounded_by_steps_and_epochs() -> None:
@@ -66,7 +68,9 @@ def test_a_plan_comes_back_from_json() -> None:
     assert Plan.from_json(plan.to_json()) == plan
 
 
-@pytest.mark.parametrize("bad", [{"steps": "9"}, {"steps": 0}, {"seconds": "soon"}, {"what": 1}, {"evaluate_every": None}])
+@pytest.mark.parametrize(
+    "bad", [{"steps": "9"}, {"steps": 0}, {"seconds": "soon"}, {"what": 1}, {"evaluate_every": None}]
+)
 def test_an_edited_plan_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)):
         Plan.from_json({**Plan(10, 2).to_json(), **bad})

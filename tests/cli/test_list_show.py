@@ -1,0 +1,121 @@
+"""lm list and lm show."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Lm = Callable[..., Any]
+
+
+def test_a_line_a_run_with_model_corpus_step_bits_size_and_date(lm: Lm, runs: Path) -> None:
+    done = lm("list")
+    assert done.code == 0
+    heading, line = done.out.splitlines()
+    assert heading.split() == ["run", "model", "corpus", "step", "bits/byte", "size", "date"]
+    bits = json.loads((runs / "a" / "report.json").read_text())["valid"]["bits_per_byte"]
+    assert line.split()[:5] == ["a", "gru-char", "words", "12", f"{bits:.4f}"]
+    assert line.split()[6] == "kB"
+
+
+def test_json_rows_hold_the_named_fields(lm: Lm, runs: Path) -> None:
+    (row,) = json.loads(lm("list", "--json").out)
+    assert {
+        "name",
+        "model",
+        "corpus",
+        "step",
+        "bits_per_byte",
+        "size_bytes",
+        "created",
+        "shipped",
+        "problem",
+    } <= row.keys()
+    size = sum(path.stat().st_size for path in (runs / "a").rglob("*") if path.is_file())
+    assert (row["name"], row["step"], row["size_bytes"], row["problem"]) == ("a", 12, size, None)
+
+
+def test_the_newest_is_first_and_a_broken_one_says_what_is_wrong(lm: Lm, runs: Path) -> None:
+    shutil.copytree(runs / "a", runs / "b")
+    (runs / "b" / "model.safetensors").touch()
+    shutil.copytree(runs / "a", runs / "c")
+    (runs / "c" / "config.json").write_text("{")
+    (runs / "d").mkdir()
+    done = lm("list")
+    assert done.code == 0
+    names = [line.split()[0] for line in done.out.splitlines()[1:]]
+    assert set(names) == {"a", "b", "c"} and names.index("b") < names.index("a")
+    assert "cannot be read" in done.out and "config.json is damaged" in done.out.replace("\n", "")
+    problems = {row["name"]: row["problem"] for row in json.loads(lm("list", "--json").out)}
+    assert problems["a"] is None and "config.json" in problems["c"]
+
+
+def test_a_shipped_run_is_marked_and_last(lm: Lm, runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "a", tmp_path / "shipped" / "poet")
+    config = tmp_path / "shipped" / "poet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "shipped": True}))
+    assert [row["name"] for row in json.loads(lm("list", "--json").out)] == ["a", "poet"]
+    assert lm("list").out.splitlines()[-1].split()[-1] == "shipped"
+    # It can be sampled and evaluated, and is left as it is.
+    before = {path: path.read_bytes() for path in (tmp_path / "shipped").rglob("*") if path.is_file()}
+    assert lm("sample", "poet", "--max-tokens", "3").code == 0
+    assert lm("eval", "poet", "--split", "valid").code == 0
+    assert "--init poet" in lm("train", "--resume", "poet", "--max-steps", "99").err
+    assert {path: path.read_bytes() for path in (tmp_path / "shipped").rglob("*") if path.is_file()} == before
+
+
+def test_no_run_at_all_is_no_failure(lm: Lm) -> None:
+    done = lm("list")
+    assert (done.code, done.out) == (0, "") and "Train one with: lm train FILE" in done.err
+    assert json.loads(lm("list", "--json").out) == []
+
+
+def test_the_card_shows_options_parameters_metrics_and_files(lm: Lm, runs: Path) -> None:
+    done = lm("show", "a")
+    assert done.code == 0
+    for part in (
+        "gru", "1,798 parameters", "hidden_size", "learning_rate", "bits per byte",
+        "model.safetensors", "last/state.json",
+        "best, last, step-4, step-8, step-12", "4,500", "made",
+    ):  # fmt: skip
+        assert part in done.out, part
+    assert "\x1b" not in done.out
+
+
+def test_the_card_as_json(lm: Lm, runs: Path) -> None:
+    shown = json.loads(lm("show", "a", "--json").out, parse_constant=pytest.fail)
+    assert (shown["name"], shown["parameters"], shown["plan"]["steps"]) == ("a", 1798, 12)
+    assert shown["options"]["model"]["hidden_size"] == 16
+    assert shown["states"] == ["best", "last", "step-4", "step-8", "step-12"]
+    assert shown["reports"]["valid"]["tokens"] == 250
+    assert [row["step"] for row in shown["metrics"]][-1] == 12
+
+
+def test_the_newest_run_is_shown_where_none_is_named(lm: Lm, runs: Path) -> None:
+    assert json.loads(lm("show", "--json").out)["name"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", '{"format_version": 7}'),
+        ("report.json", '{"valid": {"loss": 1}}'),
+        ("report.json", ""),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(lm: Lm, runs: Path, name: str, content: str) -> None:
+    (runs / "a" / name).write_text(content)
+    done = lm("show", "a")
+    assert (done.code, done.out) == (1, "")
+    assert len(done.err.splitlines()) == 1 and done.err.startswith("error: ") and name in done.err
+
+
+def test_an_unknown_run_is_one_sentence(lm: Lm, runs: Path) -> None:
+    done = lm("show", "aa")
+    assert done.code == 1 and "No run 'aa' in checkpoints. Did you mean 'a'? Runs: a." in done.err

@@ -1,0 +1,167 @@
+"""The program itself: help, version, what it imports, and how it meets terminals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli import main as program
+from lm.version import __version__
+
+Lm = Callable[..., Any]
+ROOT = str(Path(program.__file__).parents[1])
+COMMANDS = ["train", "sample", "eval", "list", "show", "demo"]
+
+
+def test_help_names_every_command_in_order(lm: Lm) -> None:
+    done = lm("--help")
+    assert done.code == 0
+    assert re.findall(r"^  (\w+) ", done.out.partition("Commands:")[2], re.MULTILINE)[: len(COMMANDS)] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(lm: Lm, command: str) -> None:
+    for flag in ("--help", "-h"):
+        done = lm(command, flag)
+        assert done.code == 0 and "--runs-dir" in done.out
+
+
+def test_the_version(lm: Lm) -> None:
+    assert lm("--version").out == f"inkling {__version__}\n"
+
+
+def test_no_command_shows_the_help(lm: Lm) -> None:
+    done = lm()
+    assert done.code == 2 and "Usage" in done.out + done.err
+
+
+def test_a_mistyped_command_is_exit_code_2(lm: Lm) -> None:
+    done = lm("trian")
+    assert done.code == 2 and "No such command 'trian'" in done.err
+
+
+def test_the_names_that_later_work_relies_on_are_there(lm: Lm) -> None:
+    shown = lm("train", "--help").out
+    for flag in (
+        "--preset", "--name", "--minutes", "--max-steps", "--stop-after", "--seed", "--device",
+        "--precision", "--runs-dir",
+        "--set", "--resume", "--init", "--split-fractions", "--text-column", "--data-dir",
+    ):  # fmt: skip
+        assert flag in shown, flag
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['lm', '--help']\nfrom cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'datasets', 'sentencepiece') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        times.append(time.perf_counter() - begun)
+    assert done.stdout.splitlines()[-1] == "[]"
+    # 0.3 s on a quiet machine; other work may share this one.
+    assert min(times) < 1.0
+
+
+def on_a_terminal(*arguments: str, cwd: Path, **environment: str) -> tuple[int, str]:
+    """The program with a terminal for stdin, stdout and stderr; its exit code and all that it wrote."""
+    leader, follower = pty.openpty()
+    keep = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "cli.main", *arguments], cwd=cwd, stdin=follower, stdout=follower,
+        stderr=follower, env={**keep, "PYTHONPATH": ROOT, "TERM": "xterm-256color", "COLUMNS": "100", **environment},
+    )  # fmt: skip
+    os.close(follower)
+    parts = []
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        parts.append(part)
+    os.close(leader)
+    return process.wait(timeout=60), b"".join(parts).decode("utf-8", "replace")
+
+
+COLOURS = re.compile(r"\x1b\[[\d;]*m")
+
+
+@pytest.mark.slow
+def test_a_terminal_gets_a_live_view_and_its_cursor_back(text: Path, tmp_path: Path) -> None:
+    small = ("--set", "model.hidden_size=8", "--set", "training.batch_size=4", "--set", "training.bptt=16")
+    code, shown = on_a_terminal("train", str(text), "--name", "a", "--max-steps", "150", *small, cwd=tmp_path)
+    assert code == 0, shown
+    assert re.search(r"step \d+/150", shown) and " left" in shown and COLOURS.search(shown)
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") > 0
+    wild = ("--set", "training.learning_rate=1e30", "--set", "training.grad_clip=none")
+    code, shown = on_a_terminal("train", str(text), "--name", "b", "--max-steps", "150", *small, *wild, cwd=tmp_path)
+    assert code == 1 and "error: " in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") > 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["show", "a"], ["sample", "a", "--max-tokens", "3", "--seed", "1"], ["show", "b"]]
+)
+def test_no_color_means_none(runs: Path, arguments: list[str]) -> None:
+    _, coloured = on_a_terminal(*arguments, cwd=runs.parent)
+    _, plain = on_a_terminal(*arguments, cwd=runs.parent, NO_COLOR="1")
+    assert COLOURS.search(coloured)
+    assert "\x1b" not in plain
+
+
+def test_a_terminal_that_knows_ascii_alone_is_no_trouble(runs: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "cli.main",
+        "sample", "a", "--prompt", "☃", "--seed", "1", "--max-tokens", "3"],
+        cwd=runs.parent, capture_output=True, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": ROOT, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) == 5 and "Traceback" not in done.stderr
+
+
+def test_the_runs_folder_can_be_named_by_the_environment(lm: Lm, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.rename(runs.parent / "elsewhere")
+    monkeypatch.setenv("INKLING_RUNS", "elsewhere")
+    assert [row["name"] for row in json.loads(lm("list", "--json").out)] == ["a"]
+
+
+@pytest.mark.slow
+def test_the_demo_trains_reports_and_leaves_a_run_to_sample(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    command = [sys.executable, "-W", "error", "-m", "cli.main"]
+    done = subprocess.run(
+        [*command, "demo", "--minutes", "0.05"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bits per byte" in done.stdout and "a sample" in done.stdout and "Next: lm sample " in done.stdout
+    done = subprocess.run(
+        [*command, "sample", "--max-tokens", "20"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and len(done.stdout) == 21

@@ -1,0 +1,362 @@
+"""lm train: from a text to a run, its end, and all the ways it can be refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cli import main as program
+from lm.checkpoint import RunFolder
+
+SMALL = (
+    "--set", "model.hidden_size=16", "--set", "model.embedding_size=8", "--set", "training.batch_size=4",
+    "--set", "training.bptt=16", "--set", "training.warmup_steps=0",
+)  # fmt: skip
+Lm = Callable[..., Any]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_training_ends_with_the_score_a_sample_and_the_next_command(first: tuple[Path, Any]) -> None:
+    folder, done = first
+    assert re.search(r"^bits per byte +\d\.\d{4} ", done.stdout, re.MULTILINE)
+    assert "a sample" in done.stdout
+    sample = (folder / "checkpoints" / "a" / "samples").glob("*.txt")
+    text = next(sample).read_text("utf-8").partition("# sample 1 of 1\n\n")[2]
+    assert text.strip() in done.stdout
+    last = done.stdout.strip().splitlines()[-1]
+    assert last == 'Next: lm sample a --prompt "…"    or: lm eval a --split test'
+
+
+def test_progress_goes_to_stderr_in_plain_lines_where_there_is_no_terminal(first: tuple[Path, Any]) -> None:
+    _, done = first
+    assert "a starts: gru, " in done.stderr and "12 steps of 64 tokens" in done.stderr
+    assert re.search(r"step +12  epoch +0\.17  train \d\.\d{4}  valid \d\.\d{4}  perplexity", done.stderr)
+    assert "Finished the plan after 0:0" in done.stderr
+    assert "\x1b" not in done.stderr + done.stdout and "\r" not in done.stderr
+    assert "valid" not in done.stdout.partition("a sample")[0].replace("split valid", "")
+
+
+def test_a_folder_with_splits_is_trained_on(lm: Lm, tmp_path: Path, text: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for split, part in (("train", text.read_text()[:3000]), ("valid", text.read_text()[3000:4000])):
+        (tmp_path / "mine" / f"{split}.txt").write_text(part)
+    done = lm("train", "mine", "--max-steps", "2", *SMALL)
+    assert done.code == 0, done.err
+    assert "lm eval mine-gru-char\n" in done.out  # no test split, so none is named
+    assert RunFolder(tmp_path / "checkpoints" / "mine-gru-char").read_record()["corpus"]["name"] == "mine"
+
+
+def test_a_text_from_stdin_is_trained_on_and_can_be_evaluated_later(lm: Lm, tmp_path: Path, text: Path) -> None:
+    done = lm("train", "-", "--name", "piped", "--max-steps", "2", *SMALL, text=text.read_bytes())
+    assert done.code == 0, done.err
+    assert lm("eval", "piped").code == 0
+    assert lm("train", "--resume", "piped", "--max-steps", "3").code == 0
+
+
+def test_json_is_one_object_with_run_and_report(lm: Lm, text: Path) -> None:
+    done = lm("train", str(text), "--name", "b", "--max-steps", "2", *SMALL, "--json")
+    result = json.loads(done.out)
+    assert (done.code, result["run"]) == (0, "b")
+    assert result["report"]["split"] == "valid" and result["report"]["bits_per_byte"] > 0
+    again = lm("train", "--resume", "b", "--json")
+    assert json.loads(again.out) == result
+
+
+def test_every_flag_reaches_the_configuration(lm: Lm, tmp_path: Path, text: Path) -> None:
+    (tmp_path / "run.toml").write_text("[training]\nlearning_rate = 0.01\nseed = 3\n[model]\ndropout = 0.3\n")
+    done = lm(
+        "train", str(text), "--preset", "lstm-char", "--name", "b", "--max-steps", "3", "--epochs", "9", "--seed", "4",
+        "--precision", "bf16", "--device", "cpu", "--split-fractions", "0.8,0.2", "--config", "run.toml", *SMALL,
+        "--runs-dir", "elsewhere",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    config = RunFolder(tmp_path / "elsewhere" / "b").read_record()["config"]
+    training = config["training"]
+    assert (config["preset"], config["model"]["type"], config["model"]["dropout"]) == ("lstm-char", "lstm", 0.3)
+    assert (training["max_steps"], training["epochs"], training["seed"]) == (3, 9, 4)
+    assert (training["precision"], training["device"], training["learning_rate"]) == ("bf16", "cpu", 0.01)
+    assert config["corpus"]["split_fractions"] == [0.8, 0.2]
+    assert not (tmp_path / "checkpoints").exists()
+
+
+# -- stopping and resuming --------------------------------------------------------------------------------
+
+
+def test_a_run_stopped_early_says_how_to_go_on_and_does(lm: Lm, tmp_path: Path, runs: Path, text: Path) -> None:
+    kept = ("--set", "training.checkpoint_every=4")
+    done = lm("train", str(text), "--name", "b", "--max-steps", "12", "--stop-after", "5", *kept, *SMALL)
+    assert done.code == 0
+    assert "Stopped early at step 5 of 12" in done.err
+    assert "Go on with: lm train --resume b\n" in done.err
+    done = lm("train", "--resume", "b")
+    assert done.code == 0 and "b goes on at step 5" in done.err
+    one, two = RunFolder(runs / "a"), RunFolder(runs / "b")
+    for state in ("best", "last", "step-8"):
+        for name, array in one.read_weights(state)[0].items():
+            np.testing.assert_array_equal(array, two.read_weights(state)[0][name], err_msg=f"{state} {name}")
+
+
+def test_a_resume_in_a_new_process_is_exact_too(lm: Lm, runs: Path, text: Path, tmp_path: Path) -> None:
+    kept = ("--set", "training.checkpoint_every=4")
+    assert lm("train", str(text), "--name", "b", "--max-steps", "12", "--stop-after", "7", *kept, *SMALL).code == 0
+    done = run_program("train", "--resume", "b", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "last bits may differ" not in done.stderr
+    one, two = RunFolder(runs / "a").read_last()[1], RunFolder(runs / "b").read_last()[1]
+    assert one.keys() == two.keys() == {"model", "optimizer", "hidden", "random"}
+    for file, arrays in one.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, two[file][name], err_msg=f"{file} {name}")
+
+
+def run_program(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    root = str(Path(program.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "cli.main", *arguments], cwd=cwd, capture_output=True, text=True,
+        encoding="utf-8", timeout=120, env={**os.environ, "PYTHONPATH": root},
+    )  # fmt: skip
+
+
+def test_resuming_a_finished_run_says_so_and_is_no_failure(lm: Lm, runs: Path) -> None:
+    before = content(runs)
+    done = lm("train", "--resume", "a")
+    assert (done.code, done.out) == (0, "")
+    assert "a is finished already. A longer plan: lm train --resume a --max-steps N" in done.err
+    assert content(runs) == before
+    assert lm("train", "--resume", "a", "--max-steps", "14").code == 0
+    assert RunFolder(runs / "a").read_last()[0]["train_state"]["step"] == 14
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--preset", "gru-char"], ["--name", "b"], ["--init", "a"], ["--seed", "0"],
+        ["--minutes", "1"], ["--epochs", "2"],
+        ["--precision", "fp32"], ["--set", "training.learning_rate=1"],
+        ["--overwrite"], ["--split-fractions", "0.9,0.1"],
+        ["--text-column", "x"],
+    ],
+)  # fmt: skip
+def test_a_resume_refuses_what_it_could_not_keep(lm: Lm, runs: Path, flags: list[str]) -> None:
+    before = content(runs)
+    done = lm("train", "--resume", "a", *flags)
+    assert done.code == 1
+    assert done.err.startswith(f"error: --resume a goes on as the run was planned, so {flags[0]} cannot change it")
+    assert content(runs) == before
+
+
+def test_training_goes_on_from_a_run_on_other_text(lm: Lm, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.txt").write_text("The hen sat in the fog and saw the cat by its den.\n" * 60)
+    done = lm("train", "new.txt", "--init", "a@last", "--max-steps", "2", "--set", "model.dropout=0.1")
+    assert done.code == 0, done.err
+    record = RunFolder(runs / "new-gru-char").read_record()
+    assert record["init"] == "a@last"
+    assert record["tokenizer_sha256"] == RunFolder(runs / "a").read_record()["tokenizer_sha256"]
+    # "T" is in the new text alone.
+    assert "note: new: symbols outside the vocabulary were met" in done.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--preset", "lstm-char"], "leave --preset out"),
+        (["--config", "run.toml"], "leave --config out"),
+        (["--set", "tokenizer.unknown=skip"], "keeps that run's tokenizer"),
+        (["--set", "model.hidden_size=17"], "leave options that change the model's shape out"),
+        (["--set", "model.type=lstm"], "leave options that change the model's shape out"),
+    ],
+)
+def test_a_start_from_a_run_refuses_what_does_not_fit_it(
+    lm: Lm, runs: Path, text: Path, tmp_path: Path, flags: list[str], sentence: str
+) -> None:
+    (tmp_path / "run.toml").write_text("[training]\nseed = 3\n")
+    done = lm("train", str(text), "--init", "a", "--max-steps", "2", *flags)
+    assert done.code == 1 and done.err.startswith("error: --init a") and sentence in done.err
+    assert [path.name for path in runs.iterdir()] == ["a"]
+
+
+# -- signals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
+    tmp_path: Path, text: Path, number: signal.Signals
+) -> None:
+    root = str(Path(program.__file__).parents[1])
+    command = [
+        sys.executable, "-W", "error", "-m", "cli.main", "train", str(text), "--name", "b", "--max-steps", "100000",
+        *SMALL, "--set", "training.evaluate_every=5", "--set", "training.schedule=constant",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": root},
+    ) as training:  # fmt: skip
+        assert training.stderr is not None
+        for line in training.stderr:
+            if "epoch" in line:
+                break
+        training.send_signal(number)
+        out, err = training.communicate(timeout=60)
+    assert training.returncode == 128 + number
+    assert out == "" and "Traceback" not in err
+    said = re.search(r"Interrupted, saved at step ([\d,]+) of 100,000", err)
+    assert said is not None and "Go on with: lm train --resume b" in err
+    step = int(said[1].replace(",", ""))
+    run = RunFolder(tmp_path / "checkpoints" / "b")
+    assert run.read_last()[0]["train_state"]["step"] == step
+    resumed = run_program("train", "--resume", "b", "--stop-after", str(step + 3), cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert run.read_last()[0]["train_state"]["step"] == step + 3
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_a_run_that_resumes_samples_and_is_listed(tmp_path: Path, text: Path) -> None:
+    root = str(Path(program.__file__).parents[1])
+    command = [
+        sys.executable, "-m", "cli.main", "train", str(text), "--name", "b", "--max-steps", "100000", *SMALL,
+        "--set", "training.evaluate_every=2", "--set", "training.validation_tokens=20",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": root},
+    ) as training:  # fmt: skip
+        assert training.stderr is not None
+        for line in training.stderr:
+            if "epoch" in line:
+                break
+        time.sleep(0.4)
+        training.kill()
+    step = RunFolder(tmp_path / "checkpoints" / "b").read_last()[0]["train_state"]["step"]
+    resumed = run_program("train", "--resume", "b", "--stop-after", str(step + 2), cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    steps = [row["step"] for row in RunFolder(tmp_path / "checkpoints" / "b").read_metrics()]
+    assert steps == sorted(set(steps)) and steps[-1] == step + 2
+
+
+# -- what is refused ----------------------------------------------------------------------------------------
+
+
+def refused(done: Any, sentence: str) -> None:
+    """One sentence on stderr, exit code 1, nothing on stdout."""
+    lines = [line for line in done.err.splitlines() if not line.startswith("note: ")]
+    assert done.code == 1 and done.out == ""
+    assert lines[-1].startswith("error: ") and sentence in lines[-1], done.err
+    assert len([line for line in lines if line.startswith("error: ")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "Which text? Write: lm train FILE"),
+        (["missing.txt"], "There is no file or folder 'missing.txt'"),
+        (["empty.txt"], "empty"),
+        (["binary.txt"], "binary.txt"),
+        (["short.txt", "--max-steps", "2"], "fewer than one batch of 64 rows of 64 tokens"),
+        (["."], ""),
+        (["words.txt", "--preset", "gru-chars"], "Unknown preset 'gru-chars'. Did you mean 'gru-char'?"),
+        (["words.txt", "--set", "model.hidden=3"], "Unknown option model.hidden. Did you mean 'hidden_size'?"),
+        (["words.txt", "--set", "hidden_size=3"], "write SECTION.FIELD=VALUE"),
+        (["words.txt", "--set", "training.batch_size=0"], "training.batch_size = 0"),
+        (["words.txt", "--set", "training.batch_size=999", "--max-steps", "1"], "fewer than one batch of 999 rows"),
+        (["words.txt", "--max-steps", "0"], "training.max_steps = 0: input should be greater than or equal to 1"),
+        (["words.txt", "--minutes", "-1"], "training.minutes = -1.0"),
+        (["words.txt", "--minutes", "inf"], "training.minutes = inf: input should be a finite number"),
+        (["words.txt", "--precision", "fp64"], "training.precision = 'fp64': input should be 'fp32', 'bf16' or 'fp16'"),
+        (["words.txt", "--device", "tpu"], "Device 'tpu' is not here: use "),
+        (["words.txt", "--seed", "-1"], "training.seed = -1"),
+        (["words.txt", "--split-fractions", "0.5"], "give two or three positive numbers that add up to 1"),
+        (["words.txt", "--config", "none.toml"], "--config none.toml: No such file"),
+        (["words.txt", "--name", "a/b"], "a run's name is a folder's name"),
+        (["words.txt", "--init", "ghost"], "No run 'ghost' in checkpoints"),
+        (["--resume", "ghost"], "No run 'ghost' in checkpoints. There are none yet"),
+        (["--resume", ""], "run"),
+        (["words.txt", "--set", "model.hidden_size=10000000000", "--max-steps", "1"], "The memory is not enough"),
+        (["words.txt", "--runs-dir", "words.txt/x", "--max-steps", "1", *SMALL], "words.txt/x"),
+    ],
+)
+def test_bad_input_is_one_sentence(lm: Lm, tmp_path: Path, text: Path, arguments: list[str], sentence: str) -> None:
+    (tmp_path / "words.txt").write_bytes(text.read_bytes())
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
+    (tmp_path / "short.txt").write_text("to be or not to be\n")
+    if arguments == ["."]:
+        for path in tmp_path.glob("*.txt"):
+            path.rename(path.with_suffix(".bin"))
+    refused(lm("train", *arguments), sentence)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--max-steps", "many"], ["--stop-after", "0"], ["--what"], ["--resume"], ["a", "b"]]
+)
+def test_a_slip_in_the_usage_is_exit_code_2(lm: Lm, arguments: list[str]) -> None:
+    done = lm("train", *arguments)
+    assert done.code == 2 and done.out == "" and ("Usage" in done.err or "requires an arg" in done.err)
+
+
+def test_a_taken_name_is_refused_and_overwritten_when_told(lm: Lm, runs: Path, text: Path) -> None:
+    before = content(runs)
+    refused(lm("train", str(text), "--name", "a", "--max-steps", "2", *SMALL), "exists already")
+    assert content(runs) == before
+    assert lm("train", str(text), "--name", "a", "--max-steps", "2", *SMALL, "--overwrite").code == 0
+    assert RunFolder(runs / "a").read_record()["plan"]["steps"] == 2
+
+
+def test_a_second_trainer_is_refused(lm: Lm, runs: Path) -> None:
+    with RunFolder(runs / "a").lock():
+        refused(lm("train", "--resume", "a", "--max-steps", "20"), "is being trained by another process")
+
+
+def test_a_run_that_diverges_says_where_and_what_to_do(lm: Lm, runs: Path, text: Path) -> None:
+    wild = ("--set", "training.learning_rate=1e30", "--set", "training.grad_clip=none")
+    done = lm("train", str(text), "--name", "wild", "--max-steps", "50", *SMALL, *wild)
+    assert done.code == 1
+    assert re.search(r"^error: Step \d+: the .* is (nan|inf) \(first in the .*--init wild@last", done.err, re.MULTILINE)
+    done = lm(
+        "train", str(text), "--name", "skips", "--max-steps", "9", *SMALL, *wild, "--set", "training.on_nonfinite=skip"
+    )
+    assert done.code == 0
+    assert len(re.findall(r"note: Step \d+: the .* the step was skipped\.", done.err)) >= 6
+
+
+def test_a_full_disk_is_a_sentence_and_the_run_goes_on_later(
+    lm: Lm, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = lm("train", "--resume", "a", "--max-steps", "20")
+    assert done.code == 1 and "error: Cannot write " in done.err and "No space left on device" in done.err
+    monkeypatch.undo()
+    assert RunFolder(runs / "a").read_last()[0]["train_state"]["step"] == 12
+
+
+# -- names with brackets -------------------------------------------------------------------------------------
+
+
+def test_brackets_in_names_are_printed_as_they_are(lm: Lm, tmp_path: Path, text: Path) -> None:
+    (tmp_path / "notes[draft] :smile:.txt").write_bytes(text.read_bytes())
+    done = lm("train", "notes[draft] :smile:.txt", "--name", "run[bold]", "--max-steps", "2", *SMALL)
+    assert done.code == 0, done.err
+    assert "run[bold] starts: gru" in done.err and "on notes[draft] :smile:;" in done.err
+    assert "run[bold] (best, step 2) on notes[draft] :smile:, split valid" in done.out
+    listed = lm("list")
+    assert "run[bold]" in listed.out and "notes[draft] :smile:" in listed.out
+    shown = lm("show", "run[bold]")
+    assert "run[bold]" in shown.out and "notes[draft] :smile:" in shown.out

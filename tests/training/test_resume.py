@@ -1,0 +1,233 @@
+"""Exact resume: N steps straight and N/2 + N/2 leave the same bytes, whatever stops the first half."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lm.checkpoint import MODEL
+from lm.errors import CorruptRunError, RunError, VocabMismatchError
+from lm.training.callbacks import Callback, Tick
+from lm.training.plan import Plan
+from lm.training.trainer import Trainer
+
+Make = Callable[..., Trainer]
+PLAN = Plan(16, 4)
+RICH: dict[str, Any] = {
+    "model.dropout": 0.2,
+    "schedule": "plateau",
+    "learning_rate": 0.05,
+    "decay_factor": 0.5,
+    "gradient_accumulation": 2,
+    "warmup_steps": 2,
+    "patience": 50,
+    "log_every": 3,
+}
+
+
+def run_to_end(make: Make, model: str, settings: dict[str, Any], *, stop: int | None, fp16: bool = False) -> Trainer:
+    trainer = make(model, **settings)
+    if fp16:
+        # The first steps overflow, and the scale grows again every third good step: halving and growth, both stored.
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=3)
+    trainer.train(PLAN, stop_after=stop)
+    if stop is not None:
+        torch.manual_seed(999)
+        trainer = make(model, run=trainer.folder, **settings)
+        trainer.load()
+        assert trainer.state.step == stop
+        trainer.train(PLAN)
+    return trainer
+
+
+def assert_same(one: Trainer, two: Trainer) -> None:
+    state_one, tensors_one = one.folder.read_last()
+    state_two, tensors_two = two.folder.read_last()
+    assert tensors_one.keys() == tensors_two.keys()
+    for file, arrays in tensors_one.items():
+        assert arrays.keys() == tensors_two[file].keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, tensors_two[file][name], err_msg=f"{file}: {name}")
+    assert state_one["scaler"] == state_two["scaler"]
+    assert without_time(state_one["train_state"]) == without_time(state_two["train_state"])
+    best_one, facts_one = one.folder.read_weights("best")
+    best_two, facts_two = two.folder.read_weights("best")
+    assert facts_one == facts_two
+    for name, array in best_one.items():
+        np.testing.assert_array_equal(array, best_two[name], err_msg=f"best: {name}")
+    rows = [list(map(without_time, trainer.folder.read_metrics())) for trainer in (one, two)]
+    for straight in rows[0]:
+        # A stop in between may add a line of its own, never lose or change one of the plan's.
+        again = next(row for row in rows[1] if row["step"] == straight["step"])
+        assert again["valid_loss"] == straight["valid_loss"]
+        assert again["learning_rate"] == straight["learning_rate"]
+        assert again["skipped_steps"] == straight["skipped_steps"]
+
+
+def without_time(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("seconds", "tokens_per_second")}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("batching", ["streams", "random", "shuffled"])
+@pytest.mark.parametrize("model", ["gru", "lstm", "transformer"])
+def test_half_and_half_equals_straight(make_trainer: Make, model: str, batching: str, precision: str) -> None:
+    settings = {**RICH, "batching": batching, "precision": precision}
+    fp16 = precision == "fp16"
+    straight = run_to_end(make_trainer, model, settings, stop=None, fp16=fp16)
+    halves = run_to_end(make_trainer, model, settings, stop=7, fp16=fp16)
+    assert_same(straight, halves)
+    skipped = straight.state.skipped_steps
+    assert skipped > 0 if fp16 else skipped == 0
+    if fp16:
+        assert straight.scaler.get_scale() < 2.0**30
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_half_and_half_equals_straight_for_every_optimizer(make_trainer: Make, optimizer: str, schedule: str) -> None:
+    settings = {**RICH, "optimizer": optimizer, "schedule": schedule, "decay_every": 5, "learning_rate": 0.02}
+    assert_same(*(run_to_end(make_trainer, "transformer", settings, stop=stop) for stop in (None, 7)))
+
+
+@pytest.mark.parametrize("stop", [1, 4, 8, 15])
+def test_a_plateau_is_remembered_wherever_the_run_was_stopped(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    settings = {**RICH, "decay_patience": 2}
+    # The best at step 4, stalls at 8 and 12: the rate is divided there, and not again at 16.
+    losses = {4: 2.0, 8: 3.0, 12: 3.0, 16: 3.0}
+    score = Trainer._score
+
+    def scripted(self: Trainer, ids: Any, *, report: bool = False) -> Any:
+        found = score(self, ids, report=report)
+        return replace(found, nats=losses[self.state.step] * found.tokens)
+
+    monkeypatch.setattr(Trainer, "_score", scripted)
+    straight, halves = (run_to_end(make_trainer, "gru", settings, stop=at) for at in (None, stop))
+    assert_same(straight, halves)
+    assert halves.state.rate_scale == 0.5 and halves.state.best_step == 4
+    assert halves.folder.read_metrics()[-1]["learning_rate"] == pytest.approx(0.025)
+
+
+def test_a_run_stopped_where_its_patience_ends_does_not_go_on(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**RICH, "patience": 1, "learning_rate": 1e-30}
+    straight = make_trainer("gru", **settings)
+    assert straight.train(PLAN).reason == "no_progress"
+    stopped = make_trainer("gru", **settings)
+    assert stopped.train(PLAN, stop_after=straight.state.step).reason == "no_progress"
+
+
+class Kill(Callback):
+    """Ends the process, as far as the trainer can tell, after a step or in the middle of a save."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step(self, tick: Tick) -> None:
+        if tick.step == self._step:
+            raise SystemExit
+
+
+def test_a_kill_costs_the_steps_since_the_last_save_and_nothing_else(make_trainer: Make) -> None:
+    straight = run_to_end(make_trainer, "gru", RICH, stop=None)
+    killed = make_trainer("gru", **RICH)
+    killed.callbacks = [Kill(11)]
+    with pytest.raises(SystemExit):
+        killed.train(PLAN)
+    assert [row["step"] for row in killed.folder.read_metrics()][-1] == 9
+    again = make_trainer("gru", run=killed.folder, **RICH)
+    again.load()
+    assert again.state.step == 8
+    assert [row["step"] for row in killed.folder.read_metrics()] == [3, 4, 6, 8]
+    again.train(PLAN)
+    assert_same(straight, again)
+
+
+def test_a_kill_between_best_and_last_changes_nothing(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = run_to_end(make_trainer, "gru", RICH, stop=None)
+    killed = make_trainer("gru", **RICH)
+
+    def die() -> None:
+        if killed.state.step == 8:
+            raise SystemExit
+        Trainer.save(killed)
+
+    monkeypatch.setattr(killed, "save", die)
+    with pytest.raises(SystemExit):
+        killed.train(PLAN)
+    assert killed.folder.read_weights("best")[1]["step"] == 8
+    again = make_trainer("gru", run=killed.folder, **RICH)
+    again.load()
+    assert (again.state.step, again.state.best_step) == (4, 8)
+    again.train(PLAN)
+    assert_same(straight, again)
+
+
+def test_a_resume_on_another_machine_says_that_the_last_bits_may_differ(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer("gru")
+    trainer.train(PLAN, stop_after=2)
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
+    again = make_trainer("gru", run=trainer.folder)
+    with caplog.at_level(logging.WARNING, logger="lm"):
+        again.load()
+    assert "last bits may differ" in caplog.text and "MKL_CBWR '' then, 'AVX2' now" in caplog.text
+
+
+def test_last_of_another_model_is_refused(make_trainer: Make) -> None:
+    gru, lstm = make_trainer("gru"), make_trainer("lstm")
+    for trainer in (gru, lstm):
+        trainer.train(PLAN, stop_after=2)
+    (gru.folder.path / "last" / MODEL).write_bytes((lstm.folder.path / "last" / MODEL).read_bytes())
+    before = asdict(gru.state)
+    with pytest.raises(VocabMismatchError, match="not trained with the model options in this folder"):
+        make_trainer("gru", run=gru.folder).load()
+    assert asdict(gru.state) == before
+
+
+def test_an_optimizer_state_that_does_not_fit_is_refused(make_trainer: Make) -> None:
+    trainer = make_trainer("gru", optimizer="sgd")
+    trainer.train(PLAN, stop_after=2)
+    with pytest.raises(CorruptRunError, match="last does not fit this run"):
+        other = make_trainer("gru", optimizer="adamw", run=trainer.folder)
+        other.load()
+        other.run_step()
+
+
+def test_a_full_disk_while_saving_ends_the_run_and_leaves_a_state_to_resume(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = run_to_end(make_trainer, "gru", RICH, stop=None)
+    trainer = make_trainer("gru", **RICH)
+    trainer.callbacks = [FullDisk(9, monkeypatch)]
+    with pytest.raises(RunError, match="No space left"):
+        trainer.train(PLAN)
+    monkeypatch.undo()
+    again = make_trainer("gru", run=trainer.folder, **RICH)
+    again.load()
+    assert again.state.step == 8
+    again.train(PLAN)
+    assert_same(straight, again)
+
+
+class FullDisk(Callback):
+    def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._step, self._monkeypatch = step, monkeypatch
+
+    def on_step(self, tick: Tick) -> None:
+        def write(path: Any, content: bytes) -> None:
+            path.write_bytes(content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
+
+        if tick.step == self._step:
+            self._monkeypatch.setattr("lm.checkpoint._write_synced", write)

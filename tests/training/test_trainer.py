@@ -1,0 +1,483 @@
+"""Single steps and short plans: what a step computes, what is logged, kept and when a run stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lm.checkpoint import RunFolder
+from lm.corpora.batches import Batch
+from lm.errors import CorpusError, NonFiniteLossError
+from lm.training.callbacks import Callback, End, Row, Start, Tick
+from lm.training.plan import Plan
+from lm.training.trainer import Trainer
+
+Make = Callable[..., Trainer]
+
+
+class Fixed:
+    """Batches given by hand."""
+
+    per_epoch = 4
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self._batches = batches
+
+    def batch(self, index: int) -> Batch:
+        return self._batches[index % len(self._batches)]
+
+
+def weights(trainer: Trainer) -> dict[str, Any]:
+    return trainer.model.arrays()
+
+
+def losses(trainer: Trainer) -> list[tuple[int, float, float | None]]:
+    return [(row["step"], row["train_loss"], row["valid_loss"]) for row in trainer.folder.read_metrics()]
+
+
+# -- one step ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["gru", "transformer"])
+def test_accumulated_batches_equal_one_batch_of_all_their_rows(make_trainer: Make, model: str) -> None:
+    options = {"batching": "shuffled", "optimizer": "sgd", "learning_rate": 0.5, "schedule": "constant"}
+    parts, whole = make_trainer(model, gradient_accumulation=3, **options), make_trainer(model, **options)
+    small = [parts.batches.batch(index) for index in range(6)]
+    large = [
+        Batch(
+            np.concatenate([batch.inputs for batch in small[begin : begin + 3]]),
+            np.concatenate([batch.targets for batch in small[begin : begin + 3]]),
+            fresh=True,
+        )
+        for begin in (0, 3)
+    ]
+    parts.batches, whole.batches = Fixed(small), Fixed(large)  # type: ignore[assignment]
+    for _ in range(2):
+        assert parts.run_step() == pytest.approx(whole.run_step(), abs=1e-5)
+    for name, array in weights(parts).items():
+        np.testing.assert_allclose(array, weights(whole)[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_of_a_step_is_in_true_nats_whatever_the_smoothing(make_trainer: Make, smoothing: float) -> None:
+    trainer = make_trainer("gru", label_smoothing=smoothing)
+    batch = trainer.batches.batch(0)
+    with torch.no_grad():
+        logits, _ = trainer.model(torch.from_numpy(batch.inputs))
+    nats = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten())
+    assert trainer.run_step() == pytest.approx(float(nats), abs=1e-6)
+
+
+def test_smoothing_changes_the_update(make_trainer: Make) -> None:
+    plain, smooth = make_trainer("gru"), make_trainer("gru", label_smoothing=0.3)
+    assert plain.run_step() == smooth.run_step()
+    assert plain.run_step() != smooth.run_step()
+
+
+def test_clipping_scales_the_whole_gradient_to_the_norm(make_trainer: Make) -> None:
+    options = {"optimizer": "sgd", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    free, clipped = make_trainer("gru", grad_clip=None, **options), make_trainer("gru", grad_clip=0.01, **options)
+    before = weights(free)
+    free.run_step(), clipped.run_step()
+    moved = {name: before[name] - array for name, array in weights(free).items()}
+    norm = math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in moved.values()))
+    assert norm > 0.02
+    for name, array in weights(clipped).items():
+        np.testing.assert_allclose(before[name] - array, moved[name] * (0.01 / norm), atol=1e-6, err_msg=name)
+
+
+def test_the_clip_rate_is_the_share_of_clipped_steps_since_the_last_line(make_trainer: Make) -> None:
+    always, never = make_trainer("gru", grad_clip=1e-4, log_every=5), make_trainer("gru", grad_clip=1e4, log_every=5)
+    for trainer in (always, never):
+        trainer.train(Plan(10, 10))
+    assert [row["clip_rate"] for row in always.folder.read_metrics()] == [1.0, 1.0]
+    assert [row["clip_rate"] for row in never.folder.read_metrics()] == [0.0, 0.0]
+    assert always.state.clipped_steps == 10
+
+
+def test_state_is_carried_from_batch_to_batch_and_cut_at_the_epochs_end(make_trainer: Make) -> None:
+    trainer = make_trainer("gru", learning_rate=1e-9)
+    carried = [trainer.run_step() for _ in range(2)]
+    cut = make_trainer("gru", learning_rate=1e-9)
+    cut.run_step()
+    cut.hidden = None
+    assert cut.run_step() != pytest.approx(carried[1], abs=1e-6)
+    trainer.state.step = trainer.batches.per_epoch
+    assert trainer.run_step() == pytest.approx(carried[0], abs=1e-5)
+
+
+def test_a_window_of_limited_length_carries_nothing_however_it_is_batched(make_trainer: Make) -> None:
+    trainer = make_trainer("transformer", batching="streams")
+    for _ in range(3):
+        trainer.run_step()
+    assert trainer.hidden is None
+
+
+@pytest.mark.parametrize("batching", ["streams", "random", "shuffled"])
+def test_a_corpus_shorter_than_one_batch_is_refused_with_its_numbers(make_trainer: Make, batching: str) -> None:
+    with pytest.raises(CorpusError, match=r"5,400 tokens.*fewer than one batch of 400 rows of 16"):
+        make_trainer("gru", batch_size=400, batching=batching)
+
+
+# -- what is logged -----------------------------------------------------------------------------------
+
+
+class Watcher(Callback):
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_start(self, start: Start) -> None:
+        self.seen.append(start)
+
+    def on_step(self, tick: Tick) -> None:
+        self.seen.append(tick)
+
+    def on_log(self, row: Row) -> None:
+        self.seen.append(row)
+
+    def on_save(self, step: int) -> None:
+        self.seen.append(f"saved {step}")
+
+    def on_end(self, end: End) -> None:
+        self.seen.append(end)
+
+    def close(self) -> None:
+        self.seen.append("closed")
+
+
+def test_callbacks_see_the_run_in_order(make_trainer: Make) -> None:
+    trainer, watcher = make_trainer("gru", log_every=2), Watcher()
+    trainer.callbacks = [watcher]
+    trainer.train(Plan(4, 2))
+    kinds = [item if isinstance(item, str) else type(item).__name__ for item in watcher.seen]
+    assert kinds == [
+        "saved 0", "Start", "Tick", "Tick", "dict", "saved 2", "Tick", "Tick", "dict", "saved 4", "End", "closed",
+    ]  # fmt: skip
+    start, end = watcher.seen[1], watcher.seen[-2]
+    assert (start.step, start.plan_steps, start.tokens_per_step) == (0, 4, 64)
+    assert (end.reason, end.step, end.best_step) == ("finished", 4, 4)
+
+
+def test_callbacks_are_closed_when_training_fails(make_trainer: Make) -> None:
+    trainer, watcher = make_trainer("gru", learning_rate=1e30, grad_clip=None), Watcher()
+    trainer.callbacks = [watcher]
+    with pytest.raises(NonFiniteLossError):
+        trainer.train(Plan(20, 20))
+    assert watcher.seen[-1] == "closed"
+
+
+def test_a_line_of_metrics_holds_the_promised_fields(make_trainer: Make) -> None:
+    trainer = make_trainer("gru", log_every=3)
+    trainer.train(Plan(6, 6))
+    first, last = trainer.folder.read_metrics()
+    promised = {
+        "step", "epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "learning_rate", "grad_norm",
+        "clip_rate", "skipped_steps", "tokens_per_second", "seconds",
+    }  # fmt: skip
+    assert promised <= first.keys() and promised <= last.keys()
+    assert (first["step"], first["valid_loss"]) == (3, None)
+    assert last["step"] == 6 and 0 < last["valid_loss"] < 5 and 0 <= last["valid_accuracy"] <= 1
+    assert 0 <= first["train_accuracy"] <= 1 and first["grad_norm"] > 0 and first["tokens_per_second"] > 0
+
+
+def test_train_loss_is_the_mean_of_the_steps_since_the_last_line(make_trainer: Make) -> None:
+    straight, logged = make_trainer("gru"), make_trainer("gru", log_every=4)
+    for trainer in (straight, logged):
+        trainer.train(Plan(8, 8))
+    each = [loss for _, loss, _ in losses(straight)]
+    assert [loss for _, loss, _ in losses(logged)] == pytest.approx([np.mean(each[:4]), np.mean(each[4:])])
+
+
+def test_validation_may_be_limited_to_a_fixed_part_of_the_split(make_trainer: Make) -> None:
+    full, part = make_trainer("gru"), make_trainer("gru", validation_tokens=80)
+    full.train(Plan(1, 1)), part.train(Plan(1, 1, validation_tokens=80))
+    (_, _, whole), (_, _, limited) = *losses(full), *losses(part)
+    assert whole != limited
+    assert limited == pytest.approx(part._score(part.corpus.splits["valid"].ids[:81]).loss)
+    assert part._score(part.corpus.splits["valid"].ids[:81]).tokens == 80
+
+
+def test_tensorboard_has_every_number_and_forgets_what_a_resume_repeats(make_trainer: Make, tmp_path: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from lm.training.tensorboard import TensorBoard
+
+    trainer = make_trainer("gru", log_every=1)
+    trainer.callbacks = [TensorBoard(tmp_path / "events")]
+    trainer.train(Plan(4, 2), stop_after=2)
+    again = make_trainer("gru", log_every=1, run=trainer.folder)
+    again.load()
+    again.callbacks = [TensorBoard(tmp_path / "events")]
+    again.train(Plan(4, 2))
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("valid/loss")] == [2, 4]
+    rows = trainer.folder.read_metrics()
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([row["train_loss"] for row in rows])
+    assert {"training/learning_rate", "training/grad_norm", "train/accuracy"} <= set(events.Tags()["scalars"])
+
+
+# -- best, last, kept ---------------------------------------------------------------------------------
+
+
+def test_the_best_weights_are_kept_apart_from_the_last(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer("gru", schedule="constant")
+    script_validation(trainer, monkeypatch, [3.0, 2.0, 2.5, 2.5])
+    after: dict[int, dict[str, Any]] = {}
+    grab = Watcher()
+    grab.on_step = lambda tick: after.__setitem__(tick.step, weights(trainer))  # type: ignore[method-assign]
+    trainer.callbacks = [grab]
+    end = trainer.train(Plan(8, 2))
+    assert (end.best_loss, end.best_step) == (2.0, 4)
+    best, facts = trainer.folder.read_weights("best")
+    last, _ = trainer.folder.read_weights("last")
+    assert facts["step"] == 4 and facts["valid_loss"] == 2.0
+    assert all(np.array_equal(best[name], after[4][name]) for name in best)
+    assert all(np.array_equal(last[name], after[8][name]) for name in last)
+
+
+def script_validation(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Let validation find these losses, one after another."""
+    scores, given = trainer._score(trainer.corpus.splits["valid"].ids[:50]), iter(values)
+    monkeypatch.setattr(
+        trainer,
+        "_score",
+        lambda ids, report=False: dataclasses.replace(scores, nats=next(given) * scores.tokens),
+    )
+
+
+def test_plateau_divides_when_validation_stalls(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(
+        "gru", schedule="plateau", decay_factor=0.5, decay_patience=2, learning_rate=0.01, optimizer="sgd"
+    )
+    # Stalls at 3 and 4 (decay), a better one at 5, stalls at 6 and 7 (decay).
+    script_validation(trainer, monkeypatch, [3.0, 2.0, 2.0, 2.1, 1.9, 2.0, 1.95, 1.8])
+    trainer.train(Plan(8, 1))
+    rates = [row["learning_rate"] for row in trainer.folder.read_metrics()]
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.005, 0.0025])
+
+
+def test_patience_stops_after_so_many_validations_without_a_better_loss(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("gru", patience=2)
+    script_validation(trainer, monkeypatch, [3.0, 3.1, 2.9, 3.0, 3.0, 1.0])
+    end = trainer.train(Plan(60, 10))
+    assert (end.reason, end.step, end.best_step) == ("no_progress", 50, 30)
+
+
+def test_checkpoints_are_kept_at_intervals_up_to_the_limit_and_epochs_beyond_it(make_trainer: Make) -> None:
+    trainer = make_trainer("gru", checkpoint_every=3, keep_checkpoints=2, checkpoint_epochs=[1], batch_size=48)
+    assert trainer.steps_per_epoch == 7
+    trainer.train(Plan(14, 14))
+    assert trainer.folder.kept_states() == ["step-7", "step-9", "step-12"]
+    _, facts = trainer.folder.read_weights("step-7")
+    assert facts == {"step": 7, "epoch": 1}
+
+
+def test_a_folder_of_the_users_own_under_steps_is_left_alone(make_trainer: Make) -> None:
+    trainer = make_trainer("gru", checkpoint_every=1, keep_checkpoints=1)
+    trainer.folder.write_step("my-favourite", trainer.model.arrays(), step=0)
+    trainer.train(Plan(3, 3))
+    assert trainer.folder.kept_states() == ["my-favourite", "step-3"]
+
+
+def test_a_run_stopped_before_its_first_validation_can_be_used(make_trainer: Make) -> None:
+    trainer = make_trainer("gru")
+    end = trainer.train(Plan(10, 10), stop_after=3)
+    assert (end.reason, end.best_loss) == ("stop_after", None)
+    best, facts = trainer.folder.read_weights("best")
+    assert facts["step"] == 3
+    assert np.array_equal(best["embedding.weight"], weights(trainer)["embedding.weight"])
+
+
+def test_the_state_is_saved_before_the_first_step(make_trainer: Make) -> None:
+    trainer = make_trainer("gru")
+    fresh = weights(trainer)
+
+    def fail() -> float:
+        raise KeyboardInterrupt
+
+    trainer.run_step = fail  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(Plan(5, 5))
+    state, tensors = trainer.folder.read_last()
+    assert state["train_state"]["step"] == 0
+    assert all(np.array_equal(tensors["model"][name], fresh[name]) for name in fresh)
+    assert np.array_equal(trainer.folder.read_weights("best")[0]["embedding.weight"], fresh["embedding.weight"])
+
+
+# -- minutes ------------------------------------------------------------------------------------------
+
+
+def test_a_timed_run_stops_at_its_time_and_a_resume_spends_what_is_left(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr("lm.training.trainer.time.perf_counter", clock)
+    trainer = slow(make_trainer("gru"), clock)
+    # Steps of 1 s in a plan of 40 steps and 10.5 s: the machine turned out slower than measured.
+    plan = Plan(40, 10, seconds=10.5)
+    assert trainer.train(plan, stop_after=4).reason == "stop_after"
+    assert 4 <= trainer.state.seconds < 5
+    clock.now += 10_000
+    again = slow(make_trainer("gru", run=trainer.folder), clock)
+    again.load()
+    end = again.train(plan)
+    assert end.reason == "out_of_time" and end.step in (10, 11)
+    # What was learned to the last moment is validated.
+    assert again.folder.read_metrics()[-1]["valid_loss"] is not None
+
+
+class FakeClock:
+    """A clock that runs a microsecond a look."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+
+def slow(trainer: Trainer, clock: FakeClock) -> Trainer:
+    step = trainer.run_step
+
+    def run() -> float:
+        clock.now += 1.0
+        return step()
+
+    trainer.run_step = run  # type: ignore[method-assign]
+    return trainer
+
+
+# -- numbers that are not finite ------------------------------------------------------------------------
+
+
+def test_a_diverging_run_stops_naming_step_and_place_and_leaves_last_intact(make_trainer: Make) -> None:
+    trainer = make_trainer("gru", learning_rate=1e30, grad_clip=None, schedule="constant")
+    with pytest.raises(NonFiniteLossError, match=r"Step \d+: the (loss|gradient norm) is (nan|inf).*first in the"):
+        trainer.train(Plan(50, 1))
+    state, _ = trainer.folder.read_last()
+    again = make_trainer("gru", learning_rate=1e30, grad_clip=None, schedule="constant", run=trainer.folder)
+    again.load()
+    assert again.state.step == state["train_state"]["step"] < 50
+
+
+def test_an_infinite_weight_is_named(make_trainer: Make) -> None:
+    trainer = make_trainer("gru")
+    with torch.no_grad():
+        trainer.model.get_parameter("cell.weight_hh_l0")[0, 0] = math.inf
+    with pytest.raises(NonFiniteLossError, match=r"Step 1: the loss is nan \(first in the weight cell.weight_hh_l0\)"):
+        trainer.run_step()
+
+
+def test_a_module_whose_output_overflows_is_named(make_trainer: Make) -> None:
+    trainer = make_trainer("transformer")
+    with torch.no_grad():
+        for name in ("gate_proj", "up_proj"):
+            trainer.model.get_parameter(f"layers.0.mlp.{name}.weight").fill_(1e25)
+    with pytest.raises(NonFiniteLossError, match=r"first in the output of layers.0.mlp"):
+        trainer.run_step()
+
+
+def test_a_skipped_step_is_told_counts_as_a_step_and_changes_nothing(
+    make_trainer: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer("gru", on_nonfinite="skip", schedule="linear", learning_rate=0.01)
+    trainer.plan = Plan(10, 10)
+    trainer.run_step()
+    kept = trainer.model.get_parameter("output.bias").detach().clone()
+    with torch.no_grad():
+        trainer.model.get_parameter("output.bias")[0] = math.nan
+    before = weights(trainer)
+    with caplog.at_level(logging.WARNING, logger="lm"):
+        assert math.isnan(trainer.run_step())
+    assert "Step 2: the loss is nan (first in the weight output.bias); the step was skipped." in caplog.text
+    assert (trainer.state.step, trainer.state.skipped_steps) == (2, 1)
+    after = weights(trainer)
+    assert all(np.array_equal(before[name], after[name], equal_nan=True) for name in before)
+    with torch.no_grad():
+        trainer.model.get_parameter("output.bias").copy_(kept)
+    assert math.isfinite(trainer.run_step())
+    # The third step of ten, not the second: the schedule goes on.
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * (0.02 + 0.98 * 7 / 9))
+
+
+def test_a_validation_loss_that_is_not_finite_is_told_and_never_the_best(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer("gru")
+    script_validation(trainer, monkeypatch, [3.0, math.nan])
+    with caplog.at_level(logging.WARNING, logger="lm"):
+        end = trainer.train(Plan(2, 1))
+    assert "Step 2: the validation loss is nan" in caplog.text
+    assert (end.best_loss, end.best_step) == (3.0, 1)
+    assert [row["valid_loss"] for row in trainer.folder.read_metrics()] == [3.0, None]
+    assert "NaN" not in (trainer.folder.path / "metrics.jsonl").read_text()
+
+
+# -- fp16 -----------------------------------------------------------------------------------------------
+
+
+def overflowing(trainer: Trainer) -> Trainer:
+    """The first step's scaled gradients are too large for fp16."""
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**28)
+    return trainer
+
+
+def test_an_fp16_overflow_skips_the_step_halves_the_scale_and_counts(make_trainer: Make) -> None:
+    trainer = overflowing(make_trainer("gru", precision="fp16"))
+    before = weights(trainer)
+    assert math.isfinite(trainer.run_step())
+    assert trainer.scaler.get_scale() == 2.0**27
+    assert (trainer.state.step, trainer.state.skipped_steps, trainer.state.clipped_steps) == (1, 1, 0)
+    assert all(np.array_equal(before[name], array) for name, array in weights(trainer).items())
+    while trainer.state.skipped_steps == trainer.state.step:
+        trainer.run_step()
+    assert trainer.scaler.get_scale() < 2.0**27
+    assert not np.array_equal(before["output.weight"], weights(trainer)["output.weight"])
+
+
+def test_an_overflow_skips_the_step_for_both_of_muons_optimizers(make_trainer: Make) -> None:
+    trainer = make_trainer("transformer", precision="fp16", optimizer="muon")
+    before = weights(trainer)
+    # Only a matrix of Muon's overflows; AdamW's gradients are well.
+    trainer.model.get_parameter("layers.0.mlp.down_proj.weight").register_hook(lambda grad: grad * math.inf)
+    trainer.run_step()
+    assert trainer.state.skipped_steps == 1
+    assert all(np.array_equal(before[name], array) for name, array in weights(trainer).items())
+
+
+def test_gradients_that_no_loss_scale_can_save_stop_the_run(make_trainer: Make) -> None:
+    trainer = make_trainer("gru", precision="fp16")
+    trainer.model.get_parameter("output.bias").register_hook(lambda grad: grad * math.nan)
+    with pytest.raises(NonFiniteLossError, match="the gradient norm is nan"):
+        for _ in range(30):
+            trainer.run_step()
+    assert trainer.scaler.get_scale() < 1
+    assert trainer.state.skipped_steps == 17
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("model", ["gru", "lstm", "transformer"])
+def test_half_precision_trains_as_fp32_does_to_two_digits(make_trainer: Make, model: str, precision: str) -> None:
+    options = {"schedule": "constant", "learning_rate": 0.01}
+    exact, rounded = make_trainer(model, **options), make_trainer(model, precision=precision, **options)
+    reference = [exact.run_step() for _ in range(10)][-1]
+    assert [rounded.run_step() for _ in range(10)][-1] == pytest.approx(reference, abs=0.03)
+
+
+def test_the_folder_of_a_trainer_is_a_run(make_trainer: Make) -> None:
+    trainer = make_trainer("lstm")
+    trainer.train(Plan(2, 1))
+    assert RunFolder(trainer.folder.path).read_record()["config"]["model"]["type"] == "lstm"
