@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 def print_report(screen: Console, report: Report) -> None:
     """The figures, each with its denominator, and what they were measured under."""
+    from lm.card import figure
+
     step = f", step {report.step:,}" if report.step is not None else ""
     where = f"({report.state}{step}) on {report.corpus}"
     if report.split != report.corpus:
@@ -28,16 +30,16 @@ def print_report(screen: Console, report: Report) -> None:
                     f"{report.loss:.4f} ± {report.standard_error:.4f}",
                     f"nats per token, over {report.tokens:,} tokens",
                 ),
-                ("perplexity", f"{report.perplexity:,.3f}", "of a token: compare only with the same tokenizer"),
-                ("word perplexity", f"{report.word_perplexity:,.2f}", f"over {report.words:,} words (white space)"),
+                ("perplexity", figure(report.perplexity, ",.3f"), "of a token: compare only with the same tokenizer"),
+                ("word perplexity", figure(report.word_perplexity, ",.2f"), f"over {report.words:,} words (white space)"),
                 (
                     "  with line ends",
-                    f"{report.word_eos_perplexity:,.2f}",
+                    figure(report.word_eos_perplexity, ",.2f"),
                     f"over {report.words + report.lines:,} words and line ends, as WikiText figures are given",
                 ),
                 (
                     "  as lm-eval counts",
-                    f"{report.lm_eval_word_perplexity:,.2f}",
+                    figure(report.lm_eval_word_perplexity, ",.2f"),
                     f"over {report.lm_eval_words:,} parts of re.split(r'\\s+')",
                 ),
                 ("bits per character", f"{report.bits_per_char:.4f}", f"over {report.characters:,} characters"),

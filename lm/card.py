@@ -34,6 +34,13 @@ def files(run: Run) -> list[tuple[Path, int]]:
     return found
 
 
+def figure(value: float | None, form: str) -> str:
+    """A figure in a format, in powers of ten where it is huge."""
+    if value is None:
+        return "beyond 1e308"
+    return f"{value:.3e}" if abs(value) >= 1e9 else f"{value:{form}}"
+
+
 def facts(run: Run) -> dict[str, Any]:
     """What `lm show` and the card say about a run, in order."""
     record = run.record
@@ -88,7 +95,7 @@ def card(run: Run) -> str:
                 "|---|---|",
             ]
             for field, (name, unit, form) in FIGURES.items():
-                lines.append(f"| {name}{f' ({unit})' if unit else ''} | {report[field]:{form}} |")
+                lines.append(f"| {name}{f' ({unit})' if unit else ''} | {figure(report[field], form)} |")
             lines += [
                 f"| standard error of the loss | {report['standard_error']:.4f} |",
                 f"| words / characters / bytes | {report['words']:,} / {report['characters']:,} / "

@@ -12,6 +12,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +219,7 @@ class Run:
         from lm.evaluation.report import make_report
 
         if text is not None:
-            part = encode_text(name, text, self.tokenizer)
+            part = replace(encode_text(name, text, self.tokenizer), name="text")
             corpus = name
         else:
             part = self._split(split, data_dir, reading)

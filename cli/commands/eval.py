@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir
-from lm.errors import ConfigError, CorpusError
+from lm.errors import ConfigError, CorpusError, RunError
 
 POSITION = 3
 
@@ -59,13 +59,17 @@ def command(
             split, text=content, name="stdin" if text == "-" else str(text), stride=stride,
             precision=precision, progress=progress, reading=watch, data_dir=data_dir,  # type: ignore[arg-type]
         )  # fmt: skip
-    # The card holds reference figures only.
-    if not loaded.folder.shipped and text is None and stride is None and precision == "fp32":
-        loaded.save_report(report)
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
         print_report(console(), report)
+    # The card holds reference figures only.
+    if not loaded.folder.shipped and text is None and stride is None and precision == "fp32":
+        try:
+            loaded.save_report(report)
+        except RunError as error:
+            # Someone else's run, or one on a full disk: the figures stand all the same.
+            typer.echo(f"note: The report is not kept with the run. {error}", err=True)
 
 
 def _stdin() -> str:

@@ -14,8 +14,8 @@ from lm.corpora import Counts
 from lm.evaluation.perplexity import Scores
 
 EOS_CONVENTION = (
-    "words are len(text.split()); word_perplexity divides by them alone, word_eos_perplexity by words plus one end-of-line "
-    "mark a line, as published WikiText and Penn Treebank figures do"
+    "words are len(text.split()); word_perplexity divides by them alone, word_eos_perplexity by words plus one "
+    "end-of-line mark a line, as published WikiText and Penn Treebank figures do"
 )
 
 
@@ -31,10 +31,10 @@ class Report(Options):
 
     loss: float = Field(description="Nats per token: the sum of log-likelihoods over the number of tokens.")
     standard_error: float = Field(description="Of the loss, taking tokens as independent.")
-    perplexity: float = Field(description="exp(loss): of a token; compare only between equal tokenizers.")
-    word_perplexity: float = Field(description="exp(nats / words).")
-    word_eos_perplexity: float = Field(description="exp(nats / (words + lines)).")
-    lm_eval_word_perplexity: float = Field(description="exp(nats / lm_eval_words), as lm-evaluation-harness counts.")
+    perplexity: float | None = Field(description="exp(loss): of a token; compare only between equal tokenizers.")
+    word_perplexity: float | None = Field(description="exp(nats / words); null beyond the range of a float.")
+    word_eos_perplexity: float | None = Field(description="exp(nats / (words + lines)).")
+    lm_eval_word_perplexity: float | None = Field(description="exp(nats / lm_eval_words), as lm-evaluation-harness counts.")
     bits_per_char: float = Field(description="Bits per character of the original text.")
     bits_per_byte: float = Field(description="Bits per UTF-8 byte: comparable across all tokenizers.")
     accuracy: float = Field(description="Share of tokens that were the model's first choice.")
@@ -71,8 +71,8 @@ def make_report(scores: Scores, counts: Counts, **facts: object) -> Report:
     notes = []
     if counts.unknown_tokens:
         notes.append(
-            f"{counts.unknown_tokens:,} of the tokens are the unknown token, scored as such and not as the text they stand "
-            "for: figures per character, byte and word are kinder than the truth."
+            f"{counts.unknown_tokens:,} of the tokens are the unknown token, scored as such and not as the text they "
+            "stand for: figures per character, byte and word are kinder than the truth."
         )
     return Report.model_validate(
         {
@@ -102,6 +102,6 @@ def make_report(scores: Scores, counts: Counts, **facts: object) -> Report:
     )
 
 
-def _exp(nats: float) -> float:
-    """exp, or infinity where it does not fit a float."""
-    return math.exp(nats) if nats < 709 else math.inf
+def _exp(nats: float) -> float | None:
+    """exp, or None where it does not fit a float: text without white space is one word of very many nats."""
+    return math.exp(nats) if nats < 709 else None

@@ -114,6 +114,10 @@ class WordTokenizer(Tokenizer):
         words = [self.vocabulary[token] if token else "\n" for token in self.checked(ids).tolist()]
         return " ".join(words).replace(" \n", "\n").replace("\n ", "\n")
 
+    def detokenize(self, text: str) -> str:
+        """Decoded text with the spacing of print; see the function of this name."""
+        return detokenize(text)
+
     def pieces(self, ids: Sequence[int] | Ids) -> list[str]:
         """The words; `<eos>` as itself."""
         return [visible(self.vocabulary[token]) for token in self.checked(ids).tolist()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,20 @@ def test_the_report_is_kept_with_the_run(lm: Lm, runs: Path) -> None:
     saved = json.loads((runs / "a" / "report.json").read_text())
     assert saved["test"]["loss"] == report["loss"] and "valid" in saved
     assert f"{report['bits_per_byte']:.4f}" in (runs / "a" / "README.md").read_text()
+
+
+def test_a_run_that_cannot_be_written_is_scored_all_the_same(
+    lm: Lm, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(descriptor: int) -> None:
+        raise OSError(30, "Read-only file system")
+
+    before = (runs / "a" / "report.json").read_bytes()
+    monkeypatch.setattr(os, "fsync", read_only)
+    done = lm("eval", "a", "--json")
+    assert done.code == 0 and json.loads(done.out)["tokens"] == 250
+    assert "note: The report is not kept with the run. Cannot write" in done.err and "Read-only" in done.err
+    assert (runs / "a" / "report.json").read_bytes() == before
 
 
 def test_any_text_can_be_scored_and_is_not_kept(lm: Lm, runs: Path, tmp_path: Path) -> None:
