@@ -31,7 +31,11 @@ def print_report(screen: Console, report: Report) -> None:
                     f"nats per token, over {report.tokens:,} tokens",
                 ),
                 ("perplexity", figure(report.perplexity, ",.3f"), "of a token: compare only with the same tokenizer"),
-                ("word perplexity", figure(report.word_perplexity, ",.2f"), f"over {report.words:,} words (white space)"),
+                (
+                    "word perplexity",
+                    figure(report.word_perplexity, ",.2f"),
+                    f"over {report.words:,} words (white space)",
+                ),
                 (
                     "  with line ends",
                     figure(report.word_eos_perplexity, ",.2f"),

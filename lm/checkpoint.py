@@ -1,4 +1,4 @@
-"""A run folder: atomic writes, verified reads, and no pickle.
+"""A run folder: what lies where, atomic writes, verified reads; and finding runs by name.
 
     checkpoints/<run>/
         config.json          every option, the corpus and tokenizer hashes, the plan       (format_version)
@@ -9,16 +9,14 @@
         last/                all that resuming needs: model, optimizer, hidden state, state.json
 
 Every weights file carries the hash of its own tensors and of the tokenizer and model options it belongs to, so that
-files which drifted apart are refused. A folder or file is written beside its place, synced and renamed; a kill at any
-instant leaves the state before or the state after. This module needs no torch: tensors are numpy arrays.
+files which drifted apart are refused. A folder, like a file (`lm.files`), is written beside its place, synced and
+renamed; a kill at any instant leaves the state before or the state after. This module needs no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -27,14 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
-import numpy.typing as npt
-import safetensors
-import safetensors.numpy
 
 from lm.errors import (
     CorruptRunError,
-    FormatVersionError,
     RunError,
     RunExistsError,
     RunLockedError,
@@ -42,12 +35,20 @@ from lm.errors import (
     TokenizerError,
     VocabMismatchError,
 )
+from lm.files import (
+    FORMAT_VERSION,
+    Arrays,
+    check_version,
+    digest,
+    pack_arrays,
+    read_arrays,
+    read_json,
+    sync_folder,
+    write_file,
+    write_synced,
+)
 from lm.registry import did_you_mean
 from lm.tokenizers.base import Tokenizer, load_tokenizer
-
-FORMAT_VERSION = 1
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 CONFIG, MODEL, TOKENIZER, METRICS, REPORT, CARD = (
     "config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "report.json", "README.md"
@@ -58,122 +59,6 @@ _RECORD: dict[str, Any] = {
     "corpus.name": str, "corpus.key": str, "corpus.sha256": str, "corpus.notes": list, "corpus.splits": dict,
 }  # fmt: skip
 """What `config.json` must hold, by place and type."""
-
-
-# -- atomic files -----------------------------------------------------------------------------------
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_file(path: Path, content: bytes | str) -> None:
-    """Put `content` in place of whatever is at `path`, all or nothing.
-
-    Raises:
-        RunError: the disk is full or read-only; what was at `path` is untouched.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    if path.exists() and not path.is_file():
-        raise RunError(f"Cannot write {path}: it is no file, and would be lost.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_synced(partial, content.encode("utf-8") if isinstance(content, str) else content)
-        partial.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise RunError(
-            f"Cannot write {path}: {error.strerror or error}. What was there before is untouched."
-        ) from error
-
-
-def digest(value: Any) -> str:
-    """sha256 of a JSON value in its canonical form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _digest_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.asarray(arrays[name], order="C")
-        total.update(f"{name}|{array.dtype}|{array.shape}|".encode())
-        total.update(array.reshape(-1).view(np.uint8).data)
-    return total.hexdigest()
-
-
-def pack_arrays(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:
-    """A safetensors file that carries the hash of its own tensors."""
-    # Not ascontiguousarray, which gives a number of no dimensions one.
-    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    header = {**(metadata or {}), "format_version": str(FORMAT_VERSION), "sha256": _digest_arrays(arrays)}
-    return safetensors.numpy.save(dict(arrays), metadata=header)
-
-
-def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """Tensors and metadata of a file written by `pack_arrays`, checked.
-
-    Raises:
-        RunNotFoundError: there is no such file.
-        CorruptRunError: the file is truncated or was edited.
-        FormatVersionError: it was written by a newer Inkling.
-    """
-    if not path.is_file():
-        raise RunNotFoundError(f"{path} is missing: restore it from a copy, or train again.")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            _check_version(int(metadata.get("format_version", 0)), path)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
-    if metadata.get("sha256") != _digest_arrays(arrays):
-        raise CorruptRunError(f"{path} fails its hash, so it was edited or damaged: restore it, or train again.")
-    return arrays, metadata
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Metadata of a file written by `pack_arrays`, without reading its tensors; empty where it cannot be read."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
-    except (safetensors.SafetensorError, OSError):
-        return {}
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value in a file.
-
-    Raises:
-        RunNotFoundError, CorruptRunError: the file is missing, or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise RunNotFoundError(f"{path} is missing: restore it from a copy, or train again.") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
-
-
-def _check_version(version: int, path: Path) -> None:
-    if version > FORMAT_VERSION:
-        raise FormatVersionError(
-            f"{path} has format version {version}, this Inkling reads up to {FORMAT_VERSION}: upgrade Inkling "
-            "to use it."
-        )
 
 
 # -- the folder -------------------------------------------------------------------------------------
@@ -263,7 +148,7 @@ class RunFolder:
         record = read_json(self.path / CONFIG)
         if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
             raise CorruptRunError(f"{self.path / CONFIG} is not the configuration of a run: restore it from a copy.")
-        _check_version(record["format_version"], self.path / CONFIG)
+        check_version(record["format_version"], self.path / CONFIG)
         for place, kind in _RECORD.items():
             value: Any = record
             for part in place.split("."):
@@ -308,9 +193,8 @@ class RunFolder:
         return {"tokenizer_sha256": record["tokenizer_sha256"], "model_sha256": digest(record["config"]["model"])}
 
     def pack_weights(self, arrays: Arrays, **facts: Any) -> bytes:
-        """A weights file of this run; `facts` (step, valid_loss, …) are kept in its metadata."""
-        known = {name: json.dumps(value) for name, value in facts.items()}
-        return pack_arrays(arrays, {**known, **self._belongs(self.read_record())})
+        """A weights file of this run; `facts` (step, valid_loss, …) are kept in its header."""
+        return pack_arrays(arrays, {**facts, **self._belongs(self.read_record())})
 
     def write_best(self, arrays: Arrays, **facts: Any) -> None:
         """Replace the best weights."""
@@ -355,27 +239,19 @@ class RunFolder:
         Raises:
             CorruptRunError, VocabMismatchError, RunNotFoundError: they cannot be used.
         """
-        path = self.weights_path(state)
-        arrays, metadata = self._read_own(path)
-        try:
-            facts = {
-                name: json.loads(value) for name, value in metadata.items() if name in ("step", "valid_loss", "epoch")
-            }
-        except ValueError as error:
-            raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
-        return arrays, facts
+        return self._read_own(self.weights_path(state))
 
-    def _read_own(self, path: Path) -> tuple[Arrays, dict[str, str]]:
-        """Tensors and metadata of a file of this run, known to belong to its tokenizer and model options."""
-        arrays, metadata = read_arrays(path)
+    def _read_own(self, path: Path) -> tuple[Arrays, dict[str, Any]]:
+        """Tensors and facts of a file of this run, known to belong to its tokenizer and model options."""
+        arrays, facts = read_arrays(path)
         for name, expected in self._belongs(self.read_record()).items():
-            if metadata.get(name) != expected:
+            if facts.get(name) != expected:
                 what = "the tokenizer" if name == "tokenizer_sha256" else "the model options"
                 raise VocabMismatchError(
                     f"{path} was not trained with {what} in this folder: the files were mixed up or {CONFIG} was "
                     "edited. Restore the files saved together."
                 )
-        return arrays, metadata
+        return arrays, facts
 
     # -- all that resuming needs --------------------------------------------------------------------
 
@@ -398,13 +274,13 @@ class RunFolder:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             for name, content in files.items():
-                _write_synced(partial / name, content)
-            _sync_folder(partial)
+                write_synced(partial / name, content)
+            sync_folder(partial)
             if place.is_dir():
                 shutil.rmtree(old, ignore_errors=True)
                 place.rename(old)
             partial.rename(place)
-            _sync_folder(self.path)
+            sync_folder(self.path)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)

@@ -101,7 +101,8 @@ class TrainingConfig(Options):
     batching: Literal["streams", "random", "shuffled"] | None = Field(
         None,
         description="streams: contiguous text, the state carried on where its length has no limit; random: windows "
-        "from anywhere; shuffled: every window once an epoch. Default: streams for recurrent models, random for Transformers.",
+        "from anywhere; shuffled: every window once an epoch. Default: streams for recurrent models, random for "
+        "Transformers.",
     )
     gradient_accumulation: int = Field(
         1, ge=1, description="Batches whose gradients are averaged before each optimizer step."

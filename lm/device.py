@@ -72,3 +72,14 @@ def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
             # Left alone, allow_tf32 is set too, which warns where torch knows no Intel GPU.
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False, allow_tf32=None))
         yield
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Only deterministic kernels on the CPU; on a GPU, where some have no such form, torch says which."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(device.type == "cpu" or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

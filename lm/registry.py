@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """" Did you mean 'gru'?" for the nearest known name, or "" when none is near."""
+    """ " Did you mean 'gru'?" for the nearest known name, or "" when none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 

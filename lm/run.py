@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run, read_json, read_metadata, write_file
+from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run
 from lm.config import RunConfig, validate
 from lm.corpora import Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
 from lm.errors import CorpusError, CorruptRunError, RunNotFoundError
+from lm.files import read_facts, read_json, write_file
 from lm.generation.options import SamplingOptions
 from lm.tokenizers.base import Ids, Tokenizer, UnknownPolicy
 from lm.version import __version__
@@ -275,10 +276,10 @@ class Run:
 
     def _measured(self, report: dict[str, Any]) -> bool:
         try:
-            weights = read_metadata(self.folder.weights_path(report["state"]))
+            facts = read_facts(self.folder.weights_path(report["state"]))
         except RunNotFoundError:
             return False
-        return weights.get("step") == json.dumps(report["step"])
+        return bool(facts.get("step") == report["step"])
 
     def save_report(self, report: Report) -> None:
         """Add a report to `report.json`, in place of an earlier one of the same split and state."""

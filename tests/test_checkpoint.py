@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm import checkpoint
-from lm.checkpoint import Arrays, RunFolder, digest, find_run, list_runs, pack_arrays, read_arrays, write_file
+from lm import checkpoint, files
+from lm.checkpoint import RunFolder, find_run, list_runs
 from lm.errors import (
     CorruptRunError,
     FormatVersionError,
@@ -28,6 +28,7 @@ from lm.errors import (
     RunNotFoundError,
     VocabMismatchError,
 )
+from lm.files import Arrays, digest, pack_arrays, read_arrays, write_file
 from lm.tokenizers.char import CharOptions, CharTokenizer
 
 TOKENIZER = CharTokenizer.train(["abc\n"], CharOptions(type="char"))
@@ -265,7 +266,7 @@ def watched_calls(run: RunFolder, calls: list[str], die_at: int | None, error: B
             patch.setattr(owner, name, call)
 
         for owner, name in (
-            (Path, "mkdir"), (checkpoint, "_write_synced"), (checkpoint, "_sync_folder"), (Path, "rename"),
+            (Path, "mkdir"), (checkpoint, "write_synced"), (checkpoint, "sync_folder"), (Path, "rename"),
             (shutil, "rmtree"), (os, "fsync"),
         ):  # fmt: skip
             watch(owner, name)
@@ -312,7 +313,8 @@ def test_half_a_written_file_is_never_read(tmp_path: Path, monkeypatch: pytest.M
         path.write_bytes(data[: len(data) // 2])
         raise Dead
 
-    monkeypatch.setattr(checkpoint, "_write_synced", half)
+    monkeypatch.setattr(checkpoint, "write_synced", half)
+    monkeypatch.setattr(files, "write_synced", half)
     for write in (lambda: save_last(run, 6), lambda: run.write_best({"w": np.zeros(3, np.float32)}, step=6)):
         with pytest.raises(Dead):
             write()
@@ -377,19 +379,25 @@ def test_truncated_weights_are_refused(run: RunFolder, keep: int) -> None:
 def test_every_flipped_bit_of_weights_is_noticed(run: RunFolder) -> None:
     path = run.path / "model.safetensors"
     whole = path.read_bytes()
+    _, known = run.read_weights()
     for place in range(len(whole)):
         flip(path, place)
-        # The metadata that describe a file are not hashed, but nothing breaks on them.
         try:
-            arrays, _ = run.read_weights()
+            arrays, facts = run.read_weights()
         except LMError as error:
             assert "model.safetensors" in str(error)
         else:
+            # Padding between header and tensors is all that may change unseen.
+            assert facts == known
             assert all(np.array_equal(arrays[name], WEIGHTS[name]) for name in WEIGHTS)
         path.write_bytes(whole)
     flip(path, len(whole) - 1)
     with pytest.raises(CorruptRunError, match="fails its hash"):
         run.read_weights()
+
+
+def test_equal_weights_and_facts_give_equal_bytes() -> None:
+    assert len({pack_arrays(WEIGHTS, {"step": 3, "epoch": None, "valid_loss": 1.5}) for _ in range(20)}) == 1
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\x80\x04K\x01.", b"PK\x03\x04", b"{}", b"\xff" * 64, b"\x00" * 4096])
@@ -406,7 +414,7 @@ def test_missing_weights_are_named(run: RunFolder) -> None:
 
 
 def test_weights_of_a_newer_format_are_refused(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(files, "FORMAT_VERSION", 2)
     data = pack_arrays(WEIGHTS)
     monkeypatch.undo()
     (run.path / "model.safetensors").write_bytes(data)

@@ -34,7 +34,9 @@ class Report(Options):
     perplexity: float | None = Field(description="exp(loss): of a token; compare only between equal tokenizers.")
     word_perplexity: float | None = Field(description="exp(nats / words); null beyond the range of a float.")
     word_eos_perplexity: float | None = Field(description="exp(nats / (words + lines)).")
-    lm_eval_word_perplexity: float | None = Field(description="exp(nats / lm_eval_words), as lm-evaluation-harness counts.")
+    lm_eval_word_perplexity: float | None = Field(
+        description="exp(nats / lm_eval_words), as lm-evaluation-harness counts."
+    )
     bits_per_char: float = Field(description="Bits per character of the original text.")
     bits_per_byte: float = Field(description="Bits per UTF-8 byte: comparable across all tokenizers.")
     accuracy: float = Field(description="Share of tokens that were the model's first choice.")

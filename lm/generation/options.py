@@ -13,7 +13,10 @@ class SamplingOptions(Options):
     """How text is drawn from a model."""
 
     temperature: float = Field(
-        0.8, ge=0, le=100, description="Divides the logits: below 1 safer, above 1 wilder, 0 always the likeliest token."
+        0.8,
+        ge=0,
+        le=100,
+        description="Divides the logits: below 1 safer, above 1 wilder, 0 always the likeliest token.",
     )
     top_k: int | None = Field(None, ge=1, description="Draw from the k likeliest tokens only.")
     top_p: float | None = Field(

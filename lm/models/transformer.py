@@ -49,9 +49,7 @@ class TransformerOptions(ModelOptions):
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must be an even multiple of num_heads {self.num_heads}"
-            )
+            raise ValueError(f"hidden_size {self.hidden_size} must be an even multiple of num_heads {self.num_heads}")
         if self.num_heads % (self.num_kv_heads or 1):
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
         return self

@@ -22,7 +22,7 @@ from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
 from lm.run import DEFAULT_RUNS_DIR, Run
 from lm.training.callbacks import Callback
-from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, measure, timed_plan
+from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
 from lm.version import __version__
@@ -241,7 +241,7 @@ def _fix_plan(config: RunConfig, make: Any) -> tuple[RunConfig, Plan]:
     trial: Trainer = make()
     if training.minutes is None:
         return config, fixed_plan(training, trial.steps_per_epoch)
-    step_seconds, token_seconds = measure(trial, min(4.0, training.minutes * 60 * 0.05))
+    step_seconds, token_seconds = trial.measure(min(4.0, training.minutes * 60 * 0.05))
     valid = len(trial.corpus.splits["valid"].ids) - 1
     return config, timed_plan(training, trial.steps_per_epoch, step_seconds, token_seconds, valid)
 

@@ -6,23 +6,16 @@ so that the planned run starts from step 0 exactly as one of the same number of 
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lm.config import TrainingConfig
-
-if TYPE_CHECKING:
-    from lm.training.trainer import Trainer
 
 DEFAULT_MINUTES = 5.0
 VALIDATIONS = 10
 """Validations over a plan, where they are cheap enough."""
 RESERVE = 0.95
 """Share of the minutes that is planned: machines slow down."""
-WARM_UP_STEPS = 2
-"""Steps whose time does not count."""
 MOST_VALIDATION_SHARE = 0.15
 """Share of the minutes that validation may take."""
 
@@ -101,22 +94,3 @@ def timed_plan(
         every = config.evaluate_every or max(1, -(-steps // VALIDATIONS))
     part = scored if scored < valid_tokens else None
     return Plan(steps, every, part, seconds, step_seconds)
-
-
-def measure(trial: Trainer, seconds: float) -> tuple[float, float]:
-    """Time of a step, and of validating on one token.
-
-    Args:
-        trial: a trainer that is thrown away afterwards.
-        seconds: how long to measure, about.
-    """
-    times: list[float] = []
-    begun = time.perf_counter()
-    # The first steps pay for caches and threads that the others find ready.
-    while len(times) < WARM_UP_STEPS + 2 or time.perf_counter() - begun < seconds * 0.75:
-        before = time.perf_counter()
-        trial.run_step()
-        times.append(time.perf_counter() - before)
-    # The median: another program that takes the processor for a moment must not halve the plan.
-    step_seconds = statistics.median(times[WARM_UP_STEPS:])
-    return step_seconds, trial.time_validation(seconds * 0.25, step_seconds)

@@ -2,8 +2,8 @@
 
     plan ─► step (forward, backward, clip, update) ─► log ─► validate ─► save best ─► save last ─► …
 
-Everything that a later step depends on is in `TrainState` and the tensors beside it, and is saved with them: N steps
-straight and N/2 + N/2 give the same weights, bit for bit, on one machine's CPU.
+Everything that a later step depends on is saved (`resuming`): N steps straight and N/2 + N/2 give the same weights, bit
+for bit, on one machine's CPU.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import re
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
@@ -26,17 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lm.checkpoint import MODEL, Arrays, RunFolder
+from lm.checkpoint import MODEL, RunFolder
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
-from lm.device import autocast, pick_device, pick_precision
-from lm.errors import CorruptRunError, NonFiniteLossError
+from lm.device import autocast, deterministic, pick_device, pick_precision
+from lm.errors import NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
 from lm.models.base import LanguageModel, State
+from lm.training import resuming
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
-from lm.training.optimizers import load_optimizer_arrays, make_optimizers, optimizer_arrays
+from lm.training.nonfinite import first_nonfinite
+from lm.training.optimizers import make_optimizers
 from lm.training.plan import Plan
+from lm.training.resuming import TrainState
 from lm.training.schedules import learning_rate_share
 
 log = logging.getLogger(__name__)
@@ -46,36 +48,8 @@ VALIDATION_ROWS = 64
 """Parts of the split that validation reads side by side while training; reports read it as one."""
 SAVE_SECONDS = 120.0
 """The most training that a kill can cost."""
-
-
-@dataclass
-class TrainState:
-    """All numbers that resuming needs, beside the tensors."""
-
-    step: int = 0
-    seconds: float = 0.0
-    """Training time spent, validation and saving included."""
-    best_loss: float | None = None
-    best_step: int | None = None
-    stalls: int = 0
-    """Validations since the best one."""
-    rate_scale: float = 1.0
-    """What the plateau schedule has multiplied the learning rate by."""
-    rate_stalls: int = 0
-    skipped_steps: int = 0
-    clipped_steps: int = 0
-    stop_reason: StopReason | None = None
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """What the last bits of a result depend on."""
-    return {
-        "torch": torch.__version__,
-        "device": device.type,
-        "threads": str(torch.get_num_threads()),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "MKL_CBWR": os.environ.get("MKL_CBWR", ""),
-    }
+WARM_UP_STEPS = 2
+"""Steps whose time does not count."""
 
 
 class Trainer:
@@ -191,15 +165,27 @@ class Trainer:
 
     # -- measuring, for a plan in minutes -------------------------------------------------------------
 
-    def time_validation(self, seconds: float, step_seconds: float) -> float:
-        """Seconds to validate on one token, measured on a part of the split that takes about `seconds`."""
+    def measure(self, seconds: float) -> tuple[float, float]:
+        """Time of a step, and of validating on one token, on a trainer that is thrown away afterwards.
+
+        Args:
+            seconds: how long to measure, about.
+        """
+        times: list[float] = []
+        begun = time.perf_counter()
+        # The first steps pay for caches and threads that the others find ready.
+        while len(times) < WARM_UP_STEPS + 2 or time.perf_counter() - begun < seconds * 0.75:
+            before = time.perf_counter()
+            self.run_step()
+            times.append(time.perf_counter() - before)
+        # The median: another program that takes the processor for a moment must not halve the plan.
+        step_seconds = statistics.median(times[WARM_UP_STEPS:])
         valid = self.corpus.splits["valid"].ids
         # A validation token costs about a third of a training token.
-        tokens = int(seconds / step_seconds * self.tokens_per_step * 3)
-        part = valid[: 1 + max(min(len(valid) - 1, VALIDATION_ROWS), min(len(valid) - 1, tokens))]
+        tokens = max(VALIDATION_ROWS, int(seconds * 0.25 / step_seconds * self.tokens_per_step * 3))
         begun = time.perf_counter()
-        scores = self._score(part)
-        return (time.perf_counter() - begun) / scores.tokens
+        scores = self._score(valid[: tokens + 1])
+        return step_seconds, (time.perf_counter() - begun) / scores.tokens
 
     # -- the loop -------------------------------------------------------------------------------------
 
@@ -421,25 +407,7 @@ class Trainer:
 
     def save(self) -> None:
         """Replace `last/` by the current state."""
-        tensors: dict[str, Arrays] = {
-            "model": self.model.arrays(),
-            "optimizer": optimizer_arrays(self.optimizers),
-            "random": {"cpu": torch.get_rng_state().numpy()},
-        }
-        if self.device.type == "cuda":
-            tensors["random"]["cuda"] = torch.cuda.get_rng_state(self.device).numpy()
-        if self.hidden is not None:
-            tensors["hidden"] = {name: tensor.float().cpu().numpy() for name, tensor in self.hidden.tensors.items()}
-        state = {
-            "train_state": asdict(self.state),
-            "scaler": self.scaler.state_dict(),
-            "hidden_dtype": str(next(iter(self.hidden.tensors.values())).dtype) if self.hidden is not None else None,
-            "environment": environment(self.device),
-            "files": sorted(tensors),
-        }
-        facts = {"step": self.state.step, "valid_loss": None}
-        files = {f"{name}.safetensors": self.folder.pack_weights(arrays, **facts) for name, arrays in tensors.items()}
-        self.folder.write_last({**files, "state.json": self.folder.pack_state(state)})
+        resuming.save(self)
         self._saved_at = time.perf_counter()
         for callback in self.callbacks:
             callback.on_save(self.state.step)
@@ -450,77 +418,4 @@ class Trainer:
         Raises:
             CorruptRunError: it does not fit the model.
         """
-        state, tensors = self.folder.read_last()
-        try:
-            self.state = TrainState(**state["train_state"])
-            self.model.load_arrays(tensors["model"])
-            load_optimizer_arrays(self.optimizers, tensors["optimizer"])
-            self.scaler.load_state_dict(state["scaler"] if self.scaler.is_enabled() else {})
-            torch.set_rng_state(torch.from_numpy(tensors["random"]["cpu"].copy()))
-            if self.device.type == "cuda" and "cuda" in tensors["random"]:
-                torch.cuda.set_rng_state(torch.from_numpy(tensors["random"]["cuda"].copy()), self.device)
-            if "hidden" in tensors and self.carries:
-                dtype = getattr(torch, state["hidden_dtype"].removeprefix("torch."))
-                self.hidden = State(
-                    {
-                        name: torch.from_numpy(array.copy()).to(self.device, dtype)
-                        for name, array in tensors["hidden"].items()
-                    }
-                )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CorruptRunError(f"{self.folder.path / 'last'} does not fit this run ({error}): restore it.") from None
-        self.state.stop_reason = None
-        self._adopt_best()
-        self.folder.cut_metrics(self.state.step)
-        now, then = environment(self.device), state["environment"]
-        if different := [
-            f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name)
-        ]:
-            log.warning("Resuming where the last bits may differ from an uninterrupted run: %s.", "; ".join(different))
-
-    def _adopt_best(self) -> None:
-        """A kill may have come between saving the best weights and `last/`: those weights stay the ones to beat."""
-        _, facts = self.folder.read_weights("best")
-        loss = facts.get("valid_loss")
-        if loss is not None and (self.state.best_loss is None or loss < self.state.best_loss):
-            self.state.best_loss, self.state.best_step = loss, facts["step"]
-
-
-@contextlib.contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """Only deterministic kernels on the CPU; on a GPU, where some have no such form, torch says which."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(device.type == "cpu" or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def first_nonfinite(model: LanguageModel, inputs: Any, device: torch.device) -> str:
-    """Where a value stopped being finite: the first weight or, all weights being well, the first module's output."""
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            return f"first in the weight {name}"
-    found: list[str] = []
-
-    def look(name: str) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
-                found.append(name)
-
-        return hook
-
-    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            model(torch.from_numpy(inputs).to(device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return (
-        f"first in the output of {found[0]}"
-        if found
-        else "weights and outputs are finite in fp32: lower precision overflowed"
-    )
+        resuming.load(self)

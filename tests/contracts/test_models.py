@@ -9,14 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lm.checkpoint import pack_arrays, read_arrays
 from lm.config import Section
 from lm.evaluation.perplexity import score
+from lm.files import pack_arrays, read_arrays
 from lm.models.base import LanguageModel, State, build_model
 from lm.registry import MODELS
 
 VOCAB = 11
-SMALL = {"hidden_size": 32, "embedding_size": 24, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "context_length": 32}
+SMALL = {
+    "hidden_size": 32,
+    "embedding_size": 24,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "context_length": 32,
+}
 
 
 def small(name: str, *, vocab_size: int = VOCAB, seed: int = 1, **options: object) -> LanguageModel:

@@ -82,7 +82,9 @@ def test_masked_tokens_are_never_drawn() -> None:
     assert {int(draw(masked, seed, 0, 0)[0]) for seed in range(200)} == {1, 3}
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"max_tokens": 0}, {"stop": [""]}, {"tempreature": 1}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"max_tokens": 0}, {"stop": [""]}, {"tempreature": 1}]
+)
 def test_options_out_of_bounds_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         validate(SamplingOptions, bad, where="sampling")

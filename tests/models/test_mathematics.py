@@ -42,8 +42,9 @@ def test_one_gru_step_by_hand() -> None:
 
 
 def test_attention_over_two_positions_by_hand() -> None:
-    # One head of two dimensions, identity projections (values swap their two entries), no QK-norm: position 1 attends to itself with the rotated
-    # product cos(0) and to position 0 with the angle of one position, 1 radian.
+    # One head of two dimensions, no QK-norm, identity projections but for values, whose two entries are swapped:
+    # position 1 attends to itself with the rotated product cos(0) and to position 0 with the angle of one position,
+    # which is 1 radian.
     options = TransformerOptions(hidden_size=2, num_heads=1, qk_norm=False, mlp_size=4)
     attention = Attention(options)
     with torch.no_grad():

@@ -61,7 +61,7 @@ def test_import_lm_loads_no_torch_and_offers_its_names():
 @pytest.mark.parametrize(
     "module",
     [
-        "lm.config", "lm.registry", "lm.checkpoint", "lm.generation.options", "lm.generation.filters",
+        "lm.config", "lm.registry", "lm.files", "lm.checkpoint", "lm.generation.options", "lm.generation.filters",
         "lm.tokenizers.byte", "lm.tokenizers.char", "lm.tokenizers.word", "lm.tokenizers.subword",
         "lm.corpora.sources", "lm.corpora.tokens", "lm.corpora.batches", "lm.corpora.hub",
     ],

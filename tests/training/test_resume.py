@@ -230,4 +230,4 @@ class FullDisk(Callback):
             raise OSError(28, "No space left on device")
 
         if tick.step == self._step:
-            self._monkeypatch.setattr("lm.checkpoint._write_synced", write)
+            self._monkeypatch.setattr("lm.checkpoint.write_synced", write)

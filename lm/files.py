@@ -1,0 +1,153 @@
+"""Files that are whole or not there at all, and tensors that carry their own hash. No pickle, and no torch.
+
+A file is written beside its place, synced and renamed. A tensor file is safetensors; its facts (step, hashes, …) are
+one JSON text in the header, and equal tensors and facts give equal bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from lm.errors import CorruptRunError, FormatVersionError, RunError, RunNotFoundError
+
+FORMAT_VERSION = 1
+
+Arrays = dict[str, npt.NDArray[Any]]
+HEADER = "inkling"
+"""The entry of a safetensors header that holds the facts."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a power cut."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Put `content` in place of whatever is at `path`, all or nothing.
+
+    Raises:
+        RunError: the disk is full or read-only; what was at `path` is untouched.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    if path.exists() and not path.is_file():
+        raise RunError(f"Cannot write {path}: it is no file, and would be lost.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(partial, content.encode("utf-8") if isinstance(content, str) else content)
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunError(
+            f"Cannot write {path}: {error.strerror or error}. What was there before is untouched."
+        ) from error
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value in its canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _digest_arrays(arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> str:
+    total = hashlib.sha256(digest(facts).encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        total.update(f"{name}|{array.dtype}|{array.shape}|".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+def pack_arrays(arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any] | None = None) -> bytes:
+    """A safetensors file that carries JSON facts, and the hash of its tensors and facts."""
+    # Not ascontiguousarray, which gives a number of no dimensions one.
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    known = {**(facts or {}), "format_version": FORMAT_VERSION}
+    header = json.dumps({**known, "sha256": _digest_arrays(arrays, known)}, sort_keys=True)
+    # One entry: safetensors writes several in an order of its own, different each time.
+    return safetensors.numpy.save(dict(arrays), metadata={HEADER: header})
+
+
+def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Tensors and facts of a file written by `pack_arrays`, checked.
+
+    Raises:
+        RunNotFoundError: there is no such file.
+        CorruptRunError: the file is truncated or was edited.
+        FormatVersionError: it was written by a newer Inkling.
+    """
+    if not path.is_file():
+        raise RunNotFoundError(f"{path} is missing: restore it from a copy, or train again.")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            facts = _facts(file.metadata())
+            check_version(facts["format_version"], path)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
+    if facts.pop("sha256", None) != _digest_arrays(arrays, facts):
+        raise CorruptRunError(f"{path} fails its hash, so it was edited or damaged: restore it, or train again.")
+    return arrays, facts
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Facts of a file written by `pack_arrays`, without reading its tensors; empty where they cannot be read."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return _facts(file.metadata())
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _facts(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    facts = json.loads((metadata or {})[HEADER])
+    if not isinstance(facts, dict):
+        raise ValueError(f"its header {HEADER!r} holds no facts")
+    return facts
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+        RunNotFoundError, CorruptRunError: the file is missing, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RunNotFoundError(f"{path} is missing: restore it from a copy, or train again.") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
+
+
+def check_version(version: int, path: Path) -> None:
+    """Refuse what a newer Inkling wrote (FormatVersionError)."""
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{path} has format version {version}, this Inkling reads up to {FORMAT_VERSION}: upgrade Inkling "
+            "to use it."
+        )

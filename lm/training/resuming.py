@@ -1,0 +1,121 @@
+"""What resuming needs, saved to and read from a run's `last/` folder.
+
+Everything that a later step depends on is in `TrainState` and in the tensors saved beside it: weights, optimizer
+moments, random generators and the carried state. The position in the data is the number of the step.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lm.errors import CorruptRunError
+from lm.files import Arrays
+from lm.models.base import State
+from lm.training.callbacks import StopReason
+from lm.training.optimizers import load_optimizer_arrays, optimizer_arrays
+
+if TYPE_CHECKING:
+    from lm.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainState:
+    """All numbers that resuming needs, beside the tensors."""
+
+    step: int = 0
+    seconds: float = 0.0
+    """Training time spent, validation and saving included."""
+    best_loss: float | None = None
+    best_step: int | None = None
+    stalls: int = 0
+    """Validations since the best one."""
+    rate_scale: float = 1.0
+    """What the plateau schedule has multiplied the learning rate by."""
+    rate_stalls: int = 0
+    skipped_steps: int = 0
+    clipped_steps: int = 0
+    stop_reason: StopReason | None = None
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What the last bits of a result depend on."""
+    return {
+        "torch": torch.__version__,
+        "device": device.type,
+        "threads": str(torch.get_num_threads()),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "MKL_CBWR": os.environ.get("MKL_CBWR", ""),
+    }
+
+
+def save(trainer: Trainer) -> None:
+    """Replace `last/` by the trainer's state, all or nothing."""
+    tensors: dict[str, Arrays] = {
+        "model": trainer.model.arrays(),
+        "optimizer": optimizer_arrays(trainer.optimizers),
+        "random": {"cpu": torch.get_rng_state().numpy()},
+    }
+    if trainer.device.type == "cuda":
+        tensors["random"]["cuda"] = torch.cuda.get_rng_state(trainer.device).numpy()
+    if trainer.hidden is not None:
+        tensors["hidden"] = {name: tensor.float().cpu().numpy() for name, tensor in trainer.hidden.tensors.items()}
+    state = {
+        "train_state": asdict(trainer.state),
+        "scaler": trainer.scaler.state_dict(),
+        "hidden_dtype": str(next(iter(trainer.hidden.tensors.values())).dtype) if trainer.hidden is not None else None,
+        "environment": environment(trainer.device),
+        "files": sorted(tensors),
+    }
+    facts = {"step": trainer.state.step, "valid_loss": None}
+    files = {f"{name}.safetensors": trainer.folder.pack_weights(arrays, **facts) for name, arrays in tensors.items()}
+    trainer.folder.write_last({**files, "state.json": trainer.folder.pack_state(state)})
+
+
+def load(trainer: Trainer) -> None:
+    """Bring a fresh trainer to the state in `last/`.
+
+    Raises:
+        CorruptRunError: it does not fit the model.
+    """
+    state, tensors = trainer.folder.read_last()
+    try:
+        trainer.state = TrainState(**state["train_state"])
+        trainer.model.load_arrays(tensors["model"])
+        load_optimizer_arrays(trainer.optimizers, tensors["optimizer"])
+        trainer.scaler.load_state_dict(state["scaler"] if trainer.scaler.is_enabled() else {})
+        torch.set_rng_state(torch.from_numpy(tensors["random"]["cpu"].copy()))
+        if trainer.device.type == "cuda" and "cuda" in tensors["random"]:
+            torch.cuda.set_rng_state(torch.from_numpy(tensors["random"]["cuda"].copy()), trainer.device)
+        if "hidden" in tensors and trainer.carries:
+            dtype = getattr(torch, state["hidden_dtype"].removeprefix("torch."))
+            trainer.hidden = State(
+                {
+                    name: torch.from_numpy(array.copy()).to(trainer.device, dtype)
+                    for name, array in tensors["hidden"].items()
+                }
+            )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CorruptRunError(f"{trainer.folder.path / 'last'} does not fit this run ({error}): restore it.") from None
+    trainer.state.stop_reason = None
+    _adopt_best(trainer)
+    trainer.folder.cut_metrics(trainer.state.step)
+    now, then = environment(trainer.device), state["environment"]
+    if different := [
+        f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name)
+    ]:
+        log.warning("Resuming where the last bits may differ from an uninterrupted run: %s.", "; ".join(different))
+
+
+def _adopt_best(trainer: Trainer) -> None:
+    """A kill may have come between saving the best weights and `last/`: those weights stay the ones to beat."""
+    _, facts = trainer.folder.read_weights("best")
+    loss = facts.get("valid_loss")
+    if loss is not None and (trainer.state.best_loss is None or loss < trainer.state.best_loss):
+        trainer.state.best_loss, trainer.state.best_step = loss, facts["step"]
