@@ -19,7 +19,7 @@ def print_report(screen: Console, report: Report) -> None:
 
     step = f", step {report.step:,}" if report.step is not None else ""
     where = f"({report.state}{step}) on {report.corpus}"
-    if report.split != report.corpus:
+    if report.split != "text":
         where += f", split {report.split}"
     screen.print(f"[bold]{escape(report.run)}[/bold] {escape(where)}", soft_wrap=True)
     screen.print(

@@ -239,7 +239,8 @@ class RunFolder:
         Raises:
             CorruptRunError, VocabMismatchError, RunNotFoundError: they cannot be used.
         """
-        return self._read_own(self.weights_path(state))
+        arrays, facts = self._read_own(self.weights_path(state))
+        return arrays, {name: facts[name] for name in ("step", "valid_loss", "epoch") if name in facts}
 
     def _read_own(self, path: Path) -> tuple[Arrays, dict[str, Any]]:
         """Tensors and facts of a file of this run, known to belong to its tokenizer and model options."""

@@ -42,18 +42,22 @@ _NUMBERS = (
 _TEXTS = ("state", "context", "text_sha256")
 
 
+DEFAULT_RUNS_DIR = Path("checkpoints")
+
+
 def _is_report(value: Any) -> bool:
     """Whether a part of report.json holds what is shown of it; needs no torch."""
     return (
         isinstance(value, dict)
-        and all(isinstance(value.get(name), int | float) for name in _NUMBERS)
+        and all(isinstance(value.get(name), int | float) or _beyond_floats(name, value) for name in _NUMBERS)
         and all(isinstance(value.get(name), str) for name in _TEXTS)
         and isinstance(value.get("step"), int | None)
         and isinstance(value.get("notes"), list)
     )
 
 
-DEFAULT_RUNS_DIR = Path("checkpoints")
+def _beyond_floats(name: str, report: dict[str, Any]) -> bool:
+    return name.endswith("perplexity") and report.get(name, 0) is None
 
 
 def load(run: str | None = None, *, runs_dir: Path | str = DEFAULT_RUNS_DIR, device: str | None = None) -> Run:
