@@ -16,7 +16,7 @@ def command(runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
     from rich.table import Table
 
     from cli.output import console, print_json
-    from lm.card import summary
+    from lm.card import figure, summary
     from lm.checkpoint import list_runs
     from lm.run import Run
 
@@ -35,7 +35,7 @@ def command(runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
     for row in rows:
         if row["problem"]:
             continue
-        score = f"{row['bits_per_byte']:.4f}" if row["bits_per_byte"] is not None else "–"
+        score = figure(row["bits_per_byte"], ".4f") if row["bits_per_byte"] is not None else "–"
         step = f"{row['step']:,}" if row["step"] is not None else "–"
         table.add_row(
             escape(row["name"]), escape(row["model"]), escape(row["corpus"]), step, score, decimal(row["size_bytes"]),
