@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_AR
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast soak check format bench wheel clean
+.PHONY: help demo test test-fast soak check format bench options wheel clean
 .DELETE_ON_ERROR:
 
 help: ## This list
@@ -42,6 +42,9 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 
 bench: $(VENV)/.installed ## MB/s of the tokenizers; BENCH_ARGS="--corpus FILE"
 	$(BIN)/python -m benchmarks.tokenizing $(BENCH_ARGS)
+
+options: $(VENV)/.installed ## docs/options.md, from the fields that declare the options
+	$(BIN)/python docs/make_options.py
 
 wheel: $(VENV)/.installed-test ## Source distribution and wheel under dist/
 	$(BIN)/python -m build --no-isolation

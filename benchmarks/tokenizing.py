@@ -66,7 +66,7 @@ def main() -> None:
     record = {
         "benchmark": "tokenizing",
         "date": date.isoformat(timespec="seconds"),
-        "options": {"corpus": options.corpus, "bytes": size, "repeat": options.repeat},
+        "options": {"corpus": corpus.name, "bytes": size, "repeat": options.repeat},
         "machine": machine(),
         "versions": versions(),
         "unit": "MB/s (1e6 bytes of UTF-8 text)",
@@ -159,14 +159,13 @@ def sentencepiece_row(tokenizer: Tokenizer, chunks: Sequence[str], size: int, re
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """What the figures were measured on; nothing that would name one machine, since results are kept in git."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = (line.partition(":") for line in cpuinfo.read_text("utf-8").splitlines())
         model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), model)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "load_average_1_minute": load}
+    return {"cpu": model, "cores": os.cpu_count()}
 
 
 def versions() -> dict[str, str]:
@@ -189,7 +188,8 @@ def show(record: dict[str, Any]) -> None:
         table.add_row(row["tokenizer"], f"{row['vocab_size']:,}", f"{options['bytes'] / row['tokens']:.2f}", *speeds)
     Console().print(table)
     machine_ = record["machine"]
-    print(f"{machine_['cpu']}, {machine_['cores']} cores, load {machine_['load_average_1_minute']}")
+    load = f", load {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
+    print(f"{machine_['cpu']}, {machine_['cores']} cores{load}")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
+
+from lm.config import DEFAULT_RUNS_DIR
 
 
 def field(owner: type[BaseModel], name: str, *flags: str) -> Any:
@@ -28,4 +31,9 @@ RunName = Annotated[
         show_default=False,
     ),
 ]
-DEFAULT_RUNS = Path("checkpoints")
+DEFAULT_RUNS = DEFAULT_RUNS_DIR
+
+
+def among(runs_dir: Path) -> str:
+    """What a printed command needs to find a run in `runs_dir`."""
+    return "" if runs_dir == DEFAULT_RUNS else f" --runs-dir {shlex.quote(str(runs_dir))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 from rich.console import Group
 from rich.live import Live
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from cli.options import among
 from cli.output import console
 from lm.training.callbacks import Callback, End, Row, Start, Tick
 
@@ -28,7 +30,8 @@ def duration(seconds: float) -> str:
 class TrainingView(Callback):
     """Step, loss, perplexity, tokens/s, time left, learning rate, gradient norm and clip rate on stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, runs_dir: Path) -> None:
+        self._among = among(runs_dir)
         self._screen = console(stderr=True)
         self._live: Live | None = None
         self._row: Row = {}
@@ -59,12 +62,11 @@ class TrainingView(Callback):
     def on_step(self, tick: Tick) -> None:
         """Move the bar."""
         if self._live is not None:
-            left = (time.monotonic() - self._begun) / (tick.step - self._from) * (self._start.plan_steps - tick.step)
             self._bar.update(
                 self._task, completed=tick.step, description=f"step {tick.step:,}/{self._start.plan_steps:,}"
             )
             self._live.update(
-                Group(self._bar, Text(self._numbers(tick.loss) + f" · {duration(left)} left", style="dim"))
+                Group(self._bar, Text(f"{self._numbers(tick.loss)} · {self._left(tick.step)} left", style="dim"))
             )
 
     def on_log(self, row: Row) -> None:
@@ -74,9 +76,8 @@ class TrainingView(Callback):
             self._print_validation(row)
         elif self._live is None and time.monotonic() - self._printed > PLAIN_SECONDS:
             self._printed = time.monotonic()
-            self._screen.print(
-                f"step {row['step']:>7,}  {self._numbers(row['train_loss'] or math.nan)}", soft_wrap=True
-            )
+            numbers = f"{self._numbers(row['train_loss'] or math.nan)} · {self._left(row['step'])} left"
+            self._screen.print(f"step {row['step']:>7,}  {numbers}", soft_wrap=True)
 
     def on_validation(self, done: int, total: int) -> None:
         """Show that a validation runs."""
@@ -96,12 +97,17 @@ class TrainingView(Callback):
         }[end.reason]
         self._screen.print(f"{why} after {duration(end.seconds)}.")
         if end.reason in ("interrupted", "stop_after"):
-            self._screen.print(f"Go on with: lm train --resume {self._start.run}", markup=False, soft_wrap=True)
+            then = f"Go on with: lm train --resume {self._start.run}{self._among}"
+            self._screen.print(then, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Give the terminal back."""
         if self._live is not None:
             self._live.stop()
+
+    def _left(self, step: int) -> str:
+        seconds = (time.monotonic() - self._begun) / max(1, step - self._from) * (self._start.plan_steps - step)
+        return duration(seconds)
 
     def _numbers(self, loss: float) -> str:
         row = self._row

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm.checkpoint import LOCK
 from lm.errors import LMError
+from lm.files import read_facts
 
 if TYPE_CHECKING:
     from lm.run import Run
@@ -129,7 +130,7 @@ def summary(run: Run) -> dict[str, Any]:
             "model": known["preset"] or known["model"],
             "parameters": known["parameters"],
             "corpus": known["corpus"],
-            "step": best.get("step"),
+            "step": read_facts(run.folder.weights_path(run.state)).get("step"),
             "loss": best.get("loss"),
             "bits_per_byte": best.get("bits_per_byte"),
             "size_bytes": known["size_bytes"],

@@ -332,7 +332,7 @@ class RunFolder:
         """The lines of metrics.jsonl; a line cut short by a kill is left out."""
         rows = []
         with contextlib.suppress(FileNotFoundError):
-            for line in (self.path / METRICS).read_text("utf-8").splitlines():
+            for line in (self.path / METRICS).read_text("utf-8", errors="replace").splitlines():
                 with contextlib.suppress(ValueError):
                     row = json.loads(line)
                     if isinstance(row, dict) and isinstance(row.get("step"), int):
@@ -395,7 +395,7 @@ def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
     for base, state in ((name, "best"), (before, after or "best")):
         for candidate in (runs_dir / base, Path(base)) if base else ():
             if (candidate / CONFIG).is_file():
-                return RunFolder(candidate), state
+                return RunFolder(candidate.resolve() if candidate.name in ("", "..") else candidate), state
         for run in runs:
             if run.name == base:
                 return run, state

@@ -24,6 +24,9 @@ from lm.registry import ALL, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
 
+DEFAULT_RUNS_DIR = Path("checkpoints")
+"""Where runs are made and looked for."""
+
 
 class Options(BaseModel):
     """Base of all option sections: frozen, and an unknown name is refused."""
@@ -150,7 +153,7 @@ class TrainingConfig(Options):
 
     # -- looking and keeping ----------------------------------------------------------------------
     evaluate_every: int | None = Field(
-        None, ge=1, description="Steps between validations; default: ten to twenty over the plan."
+        None, ge=1, description="Steps between validations; default: ten over the plan, fewer where they are dear."
     )
     validation_tokens: int | None = Field(
         None, ge=1, description="Validate during training on the first so many tokens of the split; default: all."
@@ -261,6 +264,7 @@ def compose(
             if not isinstance(fields, dict):
                 raise ConfigError(f"{name} is a section: write [{name}] and its fields below it.")
             sections[name] = {**_still_known(name, sections[name], fields), **fields}
+    sections["corpus"]["source"] = source
     return validate(RunConfig, {**sections, "preset": preset}).resolved()
 
 

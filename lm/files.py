@@ -52,9 +52,10 @@ def write_file(path: Path, content: bytes | str) -> None:
     Raises:
         RunError: the disk is full or read-only; what was at `path` is untouched.
     """
-    partial = path.with_name(f".{path.name}.partial")
     if path.exists() and not path.is_file():
         raise RunError(f"Cannot write {path}: it is no file, and would be lost.")
+    # Of this process alone: two that write the same file must not tear each other's half.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(partial, content.encode("utf-8") if isinstance(content, str) else content)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run
-from lm.config import RunConfig, validate
+from lm.config import DEFAULT_RUNS_DIR, RunConfig, validate
 from lm.corpora import Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
 from lm.errors import CorpusError, CorruptRunError, RunNotFoundError
 from lm.files import read_facts, read_json, write_file
@@ -42,9 +42,6 @@ _NUMBERS = (
 _TEXTS = ("state", "context", "text_sha256")
 
 
-DEFAULT_RUNS_DIR = Path("checkpoints")
-
-
 def _is_report(value: Any) -> bool:
     """Whether a part of report.json holds what is shown of it; needs no torch."""
     return (
@@ -58,6 +55,14 @@ def _is_report(value: Any) -> bool:
 
 def _beyond_floats(name: str, report: dict[str, Any]) -> bool:
     return name.endswith("perplexity") and report.get(name, 0) is None
+
+
+def _watched(pieces: Iterator[str]) -> Iterator[str]:
+    """The same pieces; running out of memory becomes a sentence."""
+    from lm.device import enough_memory
+
+    with enough_memory():
+        yield from pieces
 
 
 def load(run: str | None = None, *, runs_dir: Path | str = DEFAULT_RUNS_DIR, device: str | None = None) -> Run:
@@ -162,7 +167,8 @@ class Run:
         from lm.generation.generate import generate
 
         ids = self._encode_prompt(prompt, unknown)
-        return generate(TorchDecoder(self.model), self.tokenizer, ids, options, index=index, outcome=outcome)
+        pieces = generate(TorchDecoder(self.model), self.tokenizer, ids, options, index=index, outcome=outcome)
+        return _watched(pieces)
 
     def _encode_prompt(self, prompt: str, unknown: UnknownPolicy | None) -> Ids:
         met: Counter[str] = Counter()
@@ -173,8 +179,16 @@ class Run:
             log.warning("The prompt has symbols that the model never saw, %s: %s.", done, shown)
         return ids
 
-    def save_sample(self, prompt: str, texts: list[str], options: SamplingOptions, path: Path | None = None) -> Path:
-        """Write sampled texts with what reproduces them, under `samples/` unless `path` says where."""
+    def save_sample(
+        self,
+        prompt: str,
+        texts: list[str],
+        options: SamplingOptions,
+        path: Path | None = None,
+        *,
+        unknown: UnknownPolicy | None = None,
+    ) -> Path:
+        """Write the first samples of a seed with what reproduces them, under `samples/` unless `path` says where."""
         if path is None:
             path = self.folder.path / SAMPLES / f"{self.state}-step-{self.step}-seed-{options.seed}.txt"
         facts = {
@@ -183,12 +197,15 @@ class Run:
             "step": self.step,
             "prompt": prompt,
             "options": options.model_dump(mode="json"),
+            "unknown": unknown or self.tokenizer.options.unknown,
+            "device": str(self._place(self.model)),
             "inkling": __version__,
         }
         parts = [f"# {json.dumps(facts, ensure_ascii=False)}\n"]
         for index, text in enumerate(texts):
             parts.append(f"\n# sample {index + 1} of {len(texts)}\n\n{prompt}{text}\n")
-        write_file(path, "".join(parts))
+        # A prompt may hold halves of surrogate pairs, which UTF-8 cannot express.
+        write_file(path, "".join(parts).encode("utf-8", "replace"))
         return path
 
     # -- evaluation ---------------------------------------------------------------------------------
@@ -220,6 +237,7 @@ class Run:
         Raises:
             CorpusError: the split does not exist, or the corpus is not the text that the run was trained on.
         """
+        from lm.device import enough_memory
         from lm.evaluation.perplexity import score
         from lm.evaluation.report import make_report
 
@@ -229,7 +247,8 @@ class Run:
         else:
             part = self._split(split, data_dir, reading)
             corpus = str(self.record["corpus"]["name"])
-        scores = score(self.model, part.ids, precision=precision, stride=stride, progress=progress)
+        with enough_memory():
+            scores = score(self.model, part.ids, precision=precision, stride=stride, progress=progress)
         return make_report(
             scores,
             part.counts,

@@ -38,6 +38,8 @@ ALLOWED_SKIPS: dict[str, Callable[[], bool]] = {
     "CUDA": _no_gpu,  # CI has no GPU
 }
 
+REAL_DATA = pytest.StashKey[Path]()
+
 hypothesis.settings.register_profile("inkling", deadline=None, derandomize=STRICT_SKIPS)
 hypothesis.settings.load_profile("inkling")
 
@@ -51,6 +53,16 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("INKLING_RUNS", None)
     if not os.environ.get("INKLING_DATA") and (data := ROOT.parent / "shared" / "data").is_dir():
         os.environ["INKLING_DATA"] = str(data)
+    config.stash[REAL_DATA] = Path(os.environ.get("INKLING_DATA") or "missing").resolve()
+
+
+@pytest.fixture
+def real_data(request: pytest.FixtureRequest) -> Path:
+    """The folder of real corpora, even where a test hides INKLING_DATA; the test is skipped where there is none."""
+    folder = request.config.stash[REAL_DATA]
+    if not (folder / "wikitext-2" / "train.txt").is_file():
+        pytest.skip("needs the real corpora (INKLING_DATA)")
+    return folder
 
 
 @pytest.hookimpl(wrapper=True)

@@ -39,7 +39,7 @@ def command(runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
         step = f"{row['step']:,}" if row["step"] is not None else "–"
         table.add_row(
             escape(row["name"]), escape(row["model"]), escape(row["corpus"]), step, score, decimal(row["size_bytes"]),
-            "shipped" if row["shipped"] else row["created"][:16].replace("T", " "),
+            row["created"][:16].replace("T", " ") + (" shipped" if row["shipped"] else ""),
         )  # fmt: skip
     screen = console()
     screen.print(table)

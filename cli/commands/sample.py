@@ -6,7 +6,7 @@ import secrets
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -14,6 +14,9 @@ from cli.options import DEFAULT_RUNS, Json, RunName, RunsDir, field
 from lm.config import validate
 from lm.errors import ConfigError
 from lm.generation.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from lm.tokenizers.base import UnknownPolicy
 
 POSITION = 2
 
@@ -68,6 +71,7 @@ def command(
     )
     if unknown not in (None, "replace", "skip", "byte", "error"):
         raise ConfigError(f"--unknown {unknown!r}: use replace, skip, byte or error.")
+    policy = cast("UnknownPolicy | None", unknown)
     if run == "-" and source is None:
         run, source = None, "-"
     if source is not None:
@@ -90,7 +94,7 @@ def command(
     texts = []
     for index in range(number):
         outcome, begun, parts = Outcome(), time.perf_counter(), []
-        pieces = loaded.stream(prompt, options, index=index, unknown=unknown, outcome=outcome)  # type: ignore[arg-type]
+        pieces = loaded.stream(prompt, options, index=index, unknown=policy, outcome=outcome)
         live = not (as_json or detokenize)
         if live and index and number > 1:
             typer.echo("")
@@ -120,4 +124,4 @@ def command(
         )
         typer.echo(said if no_color() else typer.style(said, dim=True), err=True)
     if out is not None:
-        loaded.save_sample(prompt, texts, options, out)
+        loaded.save_sample(prompt, texts, options, out, unknown=policy)

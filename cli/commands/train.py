@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, field
-from lm.config import CorpusConfig, TrainingConfig, compose, parse_assignments, preset_names, validate
+from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, among, field
+from lm.config import CorpusConfig, RunConfig, TrainingConfig, compose, parse_assignments, preset_names, validate
 from lm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -121,12 +122,8 @@ def _train(
     from cli.output import console, reading
     from cli.training import TrainingView
     from lm.corpora import open_corpus
-
-    # What can be wrong in the options is found before the text is read.
-    if preset is not None or init is None:
-        compose(where.source, preset=preset or preset_names()[0], file=file, overrides=overrides)
     from lm.run import load
-    from lm.training.jobs import choose_preset, init_config, train
+    from lm.training.jobs import DEFAULT_PRESETS, choose_preset, init_config, train
 
     base = load(init, runs_dir=runs_dir) if init is not None else None
     for flag, value in (("--preset", preset), ("--config", file)):
@@ -134,26 +131,40 @@ def _train(
             raise ConfigError(
                 f"--init {init} keeps that run's model and training options: leave {flag} out, change with --set."
             )
+    # What can be wrong in the options is found before the text is read.
+    options = (
+        init_config(base, where, overrides)
+        if base is not None
+        else _first_that_fits(where.source, [preset] if preset else DEFAULT_PRESETS, file, overrides)
+    )
     with reading() as progress:
-        opened = open_corpus(where, data_dir=data_dir, progress=progress)
-        if base is not None:
-            options = init_config(base, where, overrides)
-        else:
-            preset = preset or choose_preset(opened)
-            options = compose(where.source, preset=preset, file=file, overrides=overrides)
+        opened = open_corpus(options.corpus, data_dir=data_dir, progress=progress)
+        if base is None and preset is None:
+            options = compose(where.source, preset=choose_preset(opened), file=file, overrides=overrides)
     length = options.training
     if length.max_steps is None and length.epochs is None and length.minutes is None:
         console(stderr=True).print(
             "No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it)."
         )
-    view = TrainingView()
+    view = TrainingView(runs_dir)
     with reading() as progress:
         run = train(
             opened, options, name=name, runs_dir=runs_dir, init=base, stop_after=stop_after, overwrite=overwrite,
             callbacks=[view], data_dir=data_dir, progress=progress,
         )  # fmt: skip
     _leave_if_interrupted(view.end)
-    _closing(run, as_json)
+    _closing(run, runs_dir, as_json)
+
+
+def _first_that_fits(source: str, presets: Sequence[str], file: Path | None, overrides: dict[str, Any]) -> RunConfig:
+    """The options over the first preset that takes them; the first one's refusal where none does."""
+    refusals = []
+    for preset in presets:
+        try:
+            return compose(source, preset=preset, file=file, overrides=overrides)
+        except ConfigError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def _resume(
@@ -169,7 +180,7 @@ def _resume(
     from cli.training import TrainingView
     from lm.training.jobs import resume
 
-    view = TrainingView()
+    view = TrainingView(runs_dir)
     with reading() as progress:
         run, went_on = resume(
             name, runs_dir=runs_dir, max_steps=max_steps, stop_after=stop_after, device=device,
@@ -177,10 +188,10 @@ def _resume(
         )  # fmt: skip
     _leave_if_interrupted(view.end)
     if went_on:
-        _closing(run, as_json)
+        _closing(run, runs_dir, as_json)
         return
     console(stderr=True).print(
-        f"{run.name} is finished already. A longer plan: lm train --resume {run.name} --max-steps N",
+        f"{run.name} is finished already. A longer plan: lm train --resume {run.name} --max-steps N{among(runs_dir)}",
         markup=False,
         soft_wrap=True,
     )
@@ -198,7 +209,7 @@ def _result(run: Run) -> dict[str, Any]:
     return {"run": run.name, "path": str(run.folder.path), "report": run.reports().get("valid")}
 
 
-def _closing(run: Run, as_json: bool) -> None:
+def _closing(run: Run, runs_dir: Path, as_json: bool) -> None:
     """The best score, a sample, and what to type next."""
     from cli.output import console, print_json
     from cli.report import print_report
@@ -216,7 +227,10 @@ def _closing(run: Run, as_json: bool) -> None:
         screen.rule("a sample")
         screen.print(text, markup=False, emoji=False, soft_wrap=True)
         screen.rule()
+    there = among(runs_dir)
     test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
     screen.print(
-        f'Next: lm sample {run.name} --prompt "…"    or: lm eval {run.name}{test}', markup=False, soft_wrap=True
+        f'Next: lm sample {run.name}{there} --prompt "…"    or: lm eval {run.name}{there}{test}',
+        markup=False,
+        soft_wrap=True,
     )

@@ -26,7 +26,7 @@ from lm.device import Precision, autocast
 from lm.models.base import LanguageModel, State
 
 LOGITS_AT_ONCE = 16_000_000
-"""Logits held at a time: bounds the memory of an evaluation whatever the vocabulary."""
+"""Logits held at a time, or those of one window where that is more: bounds the memory of an evaluation."""
 MOST_TOKENS_AT_ONCE = 8192
 
 Ids = npt.NDArray[Any]
@@ -136,8 +136,9 @@ def _add(scores: Scores, logits: Tensor, targets: Tensor) -> None:
     targets = targets.reshape(-1)
     own = logits.gather(1, targets[:, None])
     nats = (torch.logsumexp(logits, dim=1) - own[:, 0]).double()
-    # The rank of the true token is the number of tokens with a greater logit.
-    rank = (logits > own).sum(dim=1)
+    # The rank of the true token: how many tokens have a greater logit, or an equal one and a lower id.
+    lower = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
+    rank = ((logits > own) | ((logits == own) & lower)).sum(dim=1)
     sums = torch.stack([nats.sum(), nats.square().sum(), (rank < 1).sum().double(), (rank < 5).sum().double()])
     total, squared, top1, top5 = sums.tolist()
     scores.tokens += targets.numel()

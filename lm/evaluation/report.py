@@ -6,12 +6,15 @@ All figures come from one sum of log-likelihoods (`lm.evaluation.perplexity`), d
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from lm.config import Options
-from lm.corpora import Counts
-from lm.evaluation.perplexity import Scores
+
+if TYPE_CHECKING:
+    from lm.corpora import Counts
+    from lm.evaluation.perplexity import Scores
 
 EOS_CONVENTION = (
     "words are len(text.split()); word_perplexity divides by them alone, word_eos_perplexity by words plus one "

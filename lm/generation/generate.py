@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lm.generation.decoder import Decoder
+from lm.generation.decoder import PREFILL_CHUNK, Decoder
 from lm.generation.filters import apply_filters, draw
 from lm.generation.options import SamplingOptions
 from lm.tokenizers.base import Ids, Tokenizer
@@ -74,7 +74,10 @@ def generate(
     stream, stops = tokenizer.stream(after=prompt), StopFinder(options.stop)
     slot = decoder.open()
     try:
-        logits = decoder.prefill(slot, [tokenizer.start_id, *prompt.tolist()])[-1:]
+        ids = [tokenizer.start_id, *prompt.tolist()]
+        for begin in range(0, len(ids), PREFILL_CHUNK):
+            # Only the last row is needed: a long prompt must not hold a row of logits for each of its tokens.
+            logits = decoder.prefill(slot, ids[begin : begin + PREFILL_CHUNK])[-1:]
         for position in range(options.max_tokens):
             token = int(draw(apply_filters(logits, options, banned), options.seed, index, position)[0])
             outcome.tokens += 1

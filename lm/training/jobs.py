@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lm.checkpoint import EVENTS, RunFolder, find_run, list_runs
-from lm.config import CorpusConfig, RunConfig, compose, merge
+from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, compose, merge
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
 from lm.device import enough_memory, pick_device, pick_precision
 from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunExistsError
@@ -20,7 +20,7 @@ from lm.evaluation.perplexity import score
 from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
-from lm.run import DEFAULT_RUNS_DIR, Run
+from lm.run import Run
 from lm.training.callbacks import Callback
 from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
 from lm.training.tensorboard import TensorBoard
@@ -29,6 +29,10 @@ from lm.version import __version__
 
 log = logging.getLogger(__name__)
 
+ENDINGS = ("finished", "out_of_time", "no_progress")
+"""Ways to stop that end a plan; the others are gone on from."""
+DEFAULT_PRESETS = ("gru-char", "gru-subword")
+"""For texts of few and of many different characters."""
 MOST_CHARACTERS_FOR_CHAR = 1000
 """Texts with more different characters than this are better cut into subwords."""
 CLOSING_SAMPLE = SamplingOptions(max_tokens=300)
@@ -43,7 +47,8 @@ def choose_preset(corpus: Corpus) -> str:
         read += len(chunk)
         if read > 4_000_000:
             break
-    return "gru-char" if len(seen) <= MOST_CHARACTERS_FOR_CHAR else "gru-subword"
+    by_characters, by_subwords = DEFAULT_PRESETS
+    return by_characters if len(seen) <= MOST_CHARACTERS_FOR_CHAR else by_subwords
 
 
 def train(
@@ -80,6 +85,9 @@ def train(
     Raises:
         LMError: anything the caller can mend; nothing was overwritten.
     """
+    if init is not None and config is None:
+        source = corpus.source if isinstance(corpus, Corpus) else str(corpus)
+        config = init_config(init, CorpusConfig(source=source), {})
     if not isinstance(corpus, Corpus):
         where = (
             CorpusConfig(source=str(corpus))
@@ -161,21 +169,20 @@ def resume(
         if max_steps is not None:
             if max_steps < max(done, 1):
                 raise ConfigError(f"--max-steps {max_steps}: run {folder.name!r} is at step {done} already.")
-            if max_steps > done or stopped is None:
+            if max_steps > done or stopped not in ENDINGS:
                 plan = replace(plan, steps=max_steps, seconds=None)
                 patient, stopped = stopped == "no_progress", None
-        if done >= plan.steps or stopped in ("finished", "out_of_time", "no_progress"):
+        if done >= plan.steps or stopped in ENDINGS:
             return current, False
         if stop_after is not None and stop_after <= done:
             raise ConfigError(f"--stop-after {stop_after}: run {folder.name!r} is at step {done} already.")
         prepared = _same_corpus(current, data_dir, progress)
         if device is not None:
             config = merge(config, {"training.device": device})
-        if plan.to_json() != record["plan"] or device is not None:
-            # A run that ended otherwise than by its plan keeps that plan; only a new length is written down.
-            folder.write_record({**record, "plan": plan.to_json(), "config": config.model_dump(mode="json")})
         trainer = _factory(folder, config, prepared, None)()
         trainer.load()
+        if plan.to_json() != record["plan"] or device is not None:
+            folder.write_record({**record, "plan": plan.to_json(), "config": config.model_dump(mode="json")})
         if patient:
             # Whoever asks for more steps wants as much patience again.
             trainer.state.stalls = 0

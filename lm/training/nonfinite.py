@@ -35,5 +35,5 @@ def first_nonfinite(model: LanguageModel, inputs: Any, device: torch.device) -> 
     return (
         f"first in the output of {found[0]}"
         if found
-        else "weights and outputs are finite in fp32: lower precision overflowed"
+        else "weights and outputs are finite in fp32: a gradient or a lower precision overflowed"
     )

@@ -44,11 +44,13 @@ class TrainState:
     stop_reason: StopReason | None = None
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def environment(trainer: Trainer) -> dict[str, str]:
     """What the last bits of a result depend on."""
     return {
         "torch": torch.__version__,
-        "device": device.type,
+        "device": trainer.device.type,
+        "precision": trainer.precision,
+        "optimizer": "fused" if trainer.optimizers[0].defaults.get("fused") else "unfused",
         "threads": str(torch.get_num_threads()),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "MKL_CBWR": os.environ.get("MKL_CBWR", ""),
@@ -70,7 +72,7 @@ def save(trainer: Trainer) -> None:
         "train_state": asdict(trainer.state),
         "scaler": trainer.scaler.state_dict(),
         "hidden_dtype": str(next(iter(trainer.hidden.tensors.values())).dtype) if trainer.hidden is not None else None,
-        "environment": environment(trainer.device),
+        "environment": environment(trainer),
         "files": sorted(tensors),
     }
     facts = {"step": trainer.state.step, "valid_loss": None}
@@ -106,7 +108,7 @@ def load(trainer: Trainer) -> None:
     trainer.state.stop_reason = None
     _adopt_best(trainer)
     trainer.folder.cut_metrics(trainer.state.step)
-    now, then = environment(trainer.device), state["environment"]
+    now, then = environment(trainer), state["environment"]
     if different := [
         f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name)
     ]:

@@ -120,6 +120,7 @@ class Trainer:
         elif not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
             # No loss scale is to blame, or none is left to lower.
             self._skip_or_stop(f"the gradient norm is {self._grad_norm}", index)
+            self.scaler.update()
             return math.nan
         else:
             # An overflow in any one optimizer's part skips the step for all; the scaler lowers its scale.
@@ -171,6 +172,11 @@ class Trainer:
         Args:
             seconds: how long to measure, about.
         """
+        self.plan = Plan(steps=10**9, evaluate_every=10**9)
+        with deterministic(self.device):
+            return self._measure(seconds)
+
+    def _measure(self, seconds: float) -> tuple[float, float]:
         times: list[float] = []
         begun = time.perf_counter()
         # The first steps pay for caches and threads that the others find ready.
@@ -343,7 +349,7 @@ class Trainer:
             "step": state.step,
             "epoch": round(state.step / self.steps_per_epoch, 4),
             "train_loss": float(np.mean(losses)) if losses else None,
-            "train_accuracy": self._accuracy,
+            "train_accuracy": self._accuracy if self._logs_at(state.step) else None,
             "valid_loss": None,
             "valid_accuracy": None,
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],

@@ -13,6 +13,7 @@ docs/ may bear the same words; those that bear none are not run.
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ DOCS = sorted((ROOT / "docs").rglob("*.md"))
 FENCE = re.compile(r"^(?P<ticks>```+)(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=ticks)\s*$", re.MULTILINE | re.DOTALL)
 MARKS = ("run", "soak", "ci", "norun")
 TIMEOUT_SECONDS = 300
+SHOWN_CHARACTERS = 40
 
 
 class Block(NamedTuple):
@@ -88,6 +90,22 @@ def test_what_the_readme_leaves_to_ci_is_in_ci():
                 assert re.search(rf"^{re.escape(command)}( |$)", script, re.MULTILINE), command
             if block.mark == "norun" and command:
                 assert command.startswith(("git clone ", "cd ", "pip install ")), command
+
+
+@pytest.mark.slow
+def test_the_shipped_run_writes_what_the_readme_shows(tmp_path):
+    text = README.read_text("utf-8")
+    (command,) = re.findall(r"^lm (sample shakespeare-gru .*--seed 7)$", text, re.MULTILINE)
+    shown = text.partition("The first one prints\n\n```text\n")[2].partition("\n```\n")[0]
+    ran = subprocess.run(
+        [sys.executable, "-m", "cli.main", *shlex.split(command), "--device", "cpu"],
+        cwd=ROOT, env={**os.environ, "INKLING_CACHE": str(tmp_path)}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    # No more: draws far into a text may differ in the last bits between builds of torch.
+    assert ran.stdout[:SHOWN_CHARACTERS] == shown[:SHOWN_CHARACTERS]
+    assert len(shown) > SHOWN_CHARACTERS
 
 
 @pytest.mark.slow

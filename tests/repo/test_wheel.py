@@ -1,5 +1,6 @@
 """A built wheel, away from the checkout, behaves as the checkout does."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -99,6 +100,25 @@ def test_help_and_presets_are_those_of_the_checkout(lm_away):
     assert "lm train FILE" in lm_away("--help")
     printed = lm_away("train", "--help")
     assert all(name in printed for name in preset_names())
+
+
+def test_a_run_is_trained_scored_and_resumed(lm_away, tmp_path):
+    # The runs lie below the current folder, which is tmp_path; so does the cache.
+    small = ("--preset", "gru-char", "--set", "model.hidden_size=16", "--device", "cpu")
+    lm_away("train", "pydoc-topics", *small, "--max-steps", "3", "--name", "tiny")
+    folder = tmp_path / "checkpoints" / "tiny"
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    scored = json.loads(lm_away("eval", "tiny", "--device", "cpu", "--json"))
+    assert steps(folder) == [3]
+    lm_away("train", "--resume", "tiny", "--max-steps", "5")
+    assert steps(folder) == [3, 5]
+    assert json.loads(lm_away("eval", "tiny", "--device", "cpu", "--json"))["loss"] < scored["loss"]
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps at which the run was validated."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
+    return sorted({line["step"] for line in lines if line.get("valid_loss") is not None})
 
 
 def test_the_shipped_run_is_listed_shown_and_sampled(lm_away):

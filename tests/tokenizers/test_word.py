@@ -1,15 +1,11 @@
 """The word tokenizer and the spacing for readers."""
 
-import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from lm.errors import TokenizerError, UnknownSymbolError
 from lm.tokenizers.word import WordOptions, WordTokenizer, detokenize
-
-DATA = Path(os.environ.get("INKLING_DATA") or Path(__file__).parents[3] / "shared" / "data") / "wikitext-2"
 
 
 def train(*texts: str, **options: object) -> WordTokenizer:
@@ -81,15 +77,15 @@ def test_words_with_lone_surrogates_are_not_learned():
     assert train("a \ud800b\n").vocabulary == ["<eos>", "<unk>", "a"]
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="wikitext-2 is not under INKLING_DATA or ../shared/data")
-def test_wikitext_2_has_its_published_counts():
-    train_text = (DATA / "train.txt").read_text("utf-8")
+def test_wikitext_2_has_its_published_counts(real_data):
+    folder = real_data / "wikitext-2"
+    train_text = (folder / "train.txt").read_text("utf-8")
     tokenizer = train(train_text)
     assert tokenizer.vocab_size == 33_278
     counts = {}
     for split in ("train", "valid", "test"):
         met: Counter[str] = Counter()
-        ids = tokenizer.encode((DATA / f"{split}.txt").read_text("utf-8"), met=met)
+        ids = tokenizer.encode((folder / f"{split}.txt").read_text("utf-8"), met=met)
         counts[split] = len(ids)
         assert not met, "the vocabulary of WikiText-2 is closed"
     assert counts == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
