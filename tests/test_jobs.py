@@ -712,3 +712,36 @@ def test_the_public_names_are_there_and_importing_them_loads_no_torch() -> None:
         lm.trian  # noqa: B018
     code = "import sys, lm; lm.compose, lm.load, lm.SamplingOptions; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_plan_can_be_cut_at_the_very_step_where_a_run_was_stopped(text: Path, tmp_path: Path) -> None:
+    train(text, tmp_path, stop_after=3)
+    run, went_on = lm.resume("a", runs_dir=tmp_path, max_steps=3)
+    assert not went_on
+    assert [row["step"] for row in run.folder.read_metrics()][-1] == 3
+
+
+def test_a_resume_that_fails_writes_nothing(text: Path, tmp_path: Path) -> None:
+    run = train(text, tmp_path, stop_after=3)
+    before = (run.folder.path / "config.json").read_bytes()
+    with pytest.raises(lm.LMError, match="cuda:7"):
+        lm.resume("a", runs_dir=tmp_path, max_steps=9, device="cuda:7")
+    assert (run.folder.path / "config.json").read_bytes() == before
+
+
+def test_a_run_that_starts_from_another_takes_its_options_by_itself(text: Path, tmp_path: Path) -> None:
+    first = train(text, tmp_path)
+    config = init_config(first, first.config.corpus, {"training.max_steps": 2})
+    again = lm.train(str(text), config, init=first, name="b", runs_dir=tmp_path)
+    assert again.config.model == first.config.model
+    assert again.record["init"] == "a@best"
+
+
+def test_options_are_taken_from_the_run_that_a_training_starts_from(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(text, tmp_path)
+    monkeypatch.setattr("lm.training.jobs.DEFAULT_MINUTES", 0.02)
+    again = lm.train(text, init=first, name="c", runs_dir=tmp_path)
+    assert again.config.model == first.config.model
+    assert again.tokenizer.sha256 == first.tokenizer.sha256

@@ -33,7 +33,8 @@ def apply_temperature(logits: Logits, temperature: float) -> Logits:
     """Divide by the temperature; 0 keeps the likeliest token alone, the first of equals."""
     if temperature > 0:
         # Shifted first: a tiny temperature would make infinities, whose difference is no number.
-        scaled: Logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
+        with np.errstate(over="ignore"):
+            scaled: Logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
         return scaled
     best = logits.argmax(axis=-1)
     greedy = np.full_like(logits, -np.inf)

@@ -183,3 +183,15 @@ def test_a_reader_that_goes_away_is_no_failure(runs: Path) -> None:
     )  # fmt: skip
     assert len(done.stdout) == 30
     assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_half_a_surrogate_pair_in_a_prompt_is_written_to_a_file_too(lm: Lm) -> None:
+    flags = ("--seed", "1", "--max-tokens", "5", "--out", "out.txt", "--unknown", "skip")
+    assert lm("sample", "a", "--prompt", "the\udce4cat", *flags).code == 0
+    facts = json.loads(Path("out.txt").read_text("utf-8").splitlines()[0].removeprefix("# "))
+    assert (facts["unknown"], facts["options"]["seed"]) == ("skip", 1)
+
+
+def test_a_folder_cannot_be_the_file_of_samples(lm: Lm) -> None:
+    done = lm("sample", "a", "--seed", "1", "--max-tokens", "5", "--out", ".")
+    assert done.code == 1 and "error: Cannot write .: it is no file" in done.err

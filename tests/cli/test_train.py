@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,3 +361,29 @@ def test_brackets_in_names_are_printed_as_they_are(lm: Lm, tmp_path: Path, text:
     assert "run[bold]" in listed.out and "notes[draft] :smile:" in listed.out
     shown = lm("show", "run[bold]")
     assert "run[bold]" in shown.out and "notes[draft] :smile:" in shown.out
+
+
+def test_how_the_text_is_split_may_stand_in_a_file_of_options(lm: Lm, runs: Path, text: Path) -> None:
+    Path("run.toml").write_text("[corpus]\nsplit_fractions = [0.8, 0.2]\n")
+    assert lm("train", str(text), "--config", "run.toml", "--name", "f", "--max-steps", "2", *SMALL).code == 0
+    record = json.loads((runs / "f" / "config.json").read_text())
+    assert list(record["corpus"]["splits"]) == ["train", "valid"]
+    assert record["config"]["corpus"]["split_fractions"] == [0.8, 0.2]
+    shutil.rmtree(Path(os.environ["INKLING_CACHE"]) / "tokens")
+    assert lm("eval", "f").code == 0
+
+
+def test_tokenizer_options_of_the_preset_that_suits_the_text_are_taken(lm: Lm, runs: Path) -> None:
+    letters = "".join(chr(0x4E00 + number) for number in range(1500))
+    Path("zh.txt").write_text("".join(f"{letters[n * 7 % 1400 : n * 7 % 1400 + 30]}\n" for n in range(400)), "utf-8")
+    size = ("--set", "tokenizer.size=2500", "--set", "model.hidden_size=16", "--set", "model.embedding_size=8")
+    done = lm("train", "zh.txt", "--name", "zh", "--max-steps", "1", "--set", "training.batch_size=4", *size)
+    assert done.code == 0, done.err
+    assert json.loads((runs / "zh" / "config.json").read_text())["config"]["preset"] == "gru-subword"
+
+
+def test_commands_to_type_next_name_the_folder_of_the_runs(lm: Lm, text: Path) -> None:
+    flags = ("--name", "n", "--max-steps", "4", "--stop-after", "2", "--runs-dir", "my runs", *SMALL)
+    done = lm("train", str(text), *flags)
+    assert "lm train --resume n --runs-dir 'my runs'" in done.err
+    assert "lm sample n --runs-dir 'my runs' --prompt" in done.out

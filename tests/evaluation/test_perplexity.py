@@ -135,6 +135,10 @@ def test_a_uniform_model_has_the_figures_worked_out_by_hand() -> None:
     assert report.bits_per_char == pytest.approx(nats / math.log(2), rel=1e-6)
     assert report.bits_per_byte == pytest.approx(14 * nats / math.log(2) / 15, rel=1e-6)
     assert report.standard_error == pytest.approx(0, abs=1e-6)
+    # All tokens tie: the lowest ids come first, which here are newline and space (ids 0 and 1), then , - . a
+    order = [tokenizer.decode([token]) for token in range(5)]
+    assert report.accuracy == pytest.approx(text.count(order[0]) / 14)
+    assert report.top5_accuracy == pytest.approx(sum(text.count(symbol) for symbol in order) / 14)
     assert (report.unknown_tokens, report.unknown_rate) == (1, pytest.approx(1 / 14))
     assert "1 of the tokens" in report.notes[0]
 

@@ -30,6 +30,10 @@ def test_temperature_zero_keeps_the_first_of_the_likeliest() -> None:
     assert softmax(kept)[0].tolist() == [0, 1, 0]
 
 
+def test_a_tiny_temperature_is_as_good_as_none() -> None:
+    assert softmax(apply_temperature(np.array([[1.0, 3.0, 2.0]]), 1e-309))[0].tolist() == [0, 1, 0]
+
+
 def test_top_k_keeps_k_and_the_lower_ids_among_equals() -> None:
     assert np.isfinite(keep_top_k(HALVES, 3))[0].tolist() == [True, True, True, False]
     assert softmax(keep_top_k(HALVES, 2))[0].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 
 from lm.config import Section
-from lm.generation.decoder import TorchDecoder
+from lm.generation.decoder import PREFILL_CHUNK, Logits, TorchDecoder
+from lm.generation.filters import apply_filters, draw
 from lm.generation.generate import Outcome, StopFinder, generate
 from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel, build_model
@@ -137,6 +140,27 @@ def test_a_streamed_byte_model_never_emits_half_a_character() -> None:
     pieces = list(generate(TorchDecoder(model), tokenizer, tokenizer.encode("é"), settings))
     joined = "".join(pieces)
     assert joined.encode("utf-8").decode("utf-8") == joined
+
+
+def test_a_long_prompt_is_read_in_pieces_that_bound_the_logits_held() -> None:
+    tokenizer = CharTokenizer.train([TEXT], CharTokenizer.Options())
+
+    class Watched(TorchDecoder):
+        longest = 0
+
+        def prefill(self, slot: int, ids: Sequence[int]) -> Logits:
+            self.longest = max(self.longest, len(ids))
+            return super().prefill(slot, ids)
+
+    decoder = Watched(model_of("gru", tokenizer.vocab_size))
+    prompt = tokenizer.encode(TEXT * 30)
+    text = "".join(generate(decoder, tokenizer, prompt, SamplingOptions(max_tokens=8)))
+    assert decoder.longest == PREFILL_CHUNK < len(prompt)
+    whole = TorchDecoder(model_of("gru", tokenizer.vocab_size))
+    slot = whole.open()
+    last = whole.prefill(slot, [tokenizer.start_id, *prompt.tolist()])[-1:]
+    first = draw(apply_filters(last, SamplingOptions(), (tokenizer.unknown_id,)), 1, 0, 0)
+    assert text[0] == tokenizer.decode([int(first[0])])
 
 
 def feed_all(stops: tuple[str, ...], pieces: list[str]) -> tuple[list[str], bool]:

@@ -481,3 +481,13 @@ def test_the_folder_of_a_trainer_is_a_run(make_trainer: Make) -> None:
     trainer = make_trainer("lstm")
     trainer.train(Plan(2, 1))
     assert RunFolder(trainer.folder.path).read_record()["config"]["model"]["type"] == "lstm"
+
+
+def test_gradients_that_no_loss_scale_can_save_are_skipped_on_request(make_trainer: Make) -> None:
+    trainer = make_trainer("gru", precision="fp16", on_nonfinite="skip")
+    trainer.model.get_parameter("output.bias").register_hook(lambda grad: grad * math.nan)
+    before = weights(trainer)
+    for _ in range(30):
+        trainer.run_step()
+    assert (trainer.state.step, trainer.state.skipped_steps) == (30, 30)
+    assert all(np.array_equal(before[name], array) for name, array in weights(trainer).items())
