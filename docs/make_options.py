@@ -27,9 +27,10 @@ HEAD = """\
 
 <!-- Written by `make options` from the fields that declare the options: change those, not this page. -->
 
-`lm train SOURCE --set SECTION.FIELD=VALUE` sets any of the first four sections, also to `none` where the values say so;
-`--config run.toml` holds the same sections and fields. Presets change some of the defaults: `lm/presets/`. What the options do to training:
-[training.md](training.md); to a text: [corpora.md](corpora.md); to a sample: [sampling.md](sampling.md).
+`lm train SOURCE --set SECTION.FIELD=VALUE` sets any option of the first four sections, also to `none` where its values
+say so; `--config run.toml` holds the same sections and fields. Presets (`lm/presets/`) change some of the defaults.
+What the options do to training: [training.md](training.md); to a text: [corpora.md](corpora.md); to a sample:
+[sampling.md](sampling.md).
 """
 SECTIONS = {
     "training": "The same for every model.",

@@ -133,11 +133,12 @@ class RunFolder:
     # -- configuration ----------------------------------------------------------------------------
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Write `config.json`."""
-        write_file(
-            self.path / CONFIG,
-            json.dumps({"format_version": FORMAT_VERSION, **record}, indent=2, ensure_ascii=False) + "\n",
-        )
+        """Write `config.json`, with its own hash."""
+        # Through JSON and back, so that what is hashed is what will be read.
+        content = json.loads(json.dumps({"format_version": FORMAT_VERSION, **record}))
+        content.pop("sha256", None)
+        content["sha256"] = digest(content)
+        write_file(self.path / CONFIG, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def read_record(self) -> dict[str, Any]:
         """The content of `config.json`.
@@ -160,6 +161,11 @@ class RunFolder:
                 raise CorruptRunError(
                     f"{self.path / CONFIG} has no proper 'corpus.splits.{name}': restore it from a copy."
                 )
+        if record.pop("sha256", None) != digest(record):
+            raise CorruptRunError(
+                f"{self.path / CONFIG} fails its hash, so it was edited or damaged: restore it. To train with other "
+                f"options, start from this run with --init {self.name}."
+            )
         return record
 
     @property

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from lm.checkpoint import RunFolder
+
 Lm = Callable[..., Any]
 
 
@@ -57,8 +59,8 @@ def test_the_newest_is_first_and_a_broken_one_says_what_is_wrong(lm: Lm, runs: P
 
 def test_a_shipped_run_is_marked_and_last(lm: Lm, runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "a", tmp_path / "shipped" / "poet")
-    config = tmp_path / "shipped" / "poet" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "shipped": True}))
+    poet = RunFolder(tmp_path / "shipped" / "poet")
+    poet.write_record({**poet.read_record(), "shipped": True})
     assert [row["name"] for row in json.loads(lm("list", "--json").out)] == ["a", "poet"]
     assert lm("list").out.splitlines()[-1].split()[-1] == "shipped"
     # It can be sampled and evaluated, and is left as it is.
