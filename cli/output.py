@@ -57,26 +57,39 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class Reading:
+    """A progress bar for text that is read; shows itself at the first news, and goes when it is closed."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description:24}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+            TimeRemainingColumn(), console=console(stderr=True), transient=True,
+        )  # fmt: skip
+        self._tasks: dict[str, Any] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Take the news that `done` of `total` bytes are through a stage."""
+        if not self._bar.console.is_terminal:
+            return
+        if stage not in self._tasks:
+            self._bar.start()
+            self._tasks[stage] = self._bar.add_task(stage, total=total or None)
+        self._bar.update(self._tasks[stage], completed=done, total=total or None)
+
+    def close(self) -> None:
+        """Take the bar off the screen; two live displays at once would erase each other."""
+        if self._tasks:
+            self._bar.stop()
+
+
 @contextlib.contextmanager
-def reading() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar for text that is read, or None where nobody watches."""
-    screen = console(stderr=True)
-    if not screen.is_terminal:
-        yield None
-        return
-    bar = Progress(
-        TextColumn("{task.description:24}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-        TimeRemainingColumn(), console=screen, transient=True,
-    )  # fmt: skip
-    tasks: dict[str, Any] = {}
-    with bar:
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total or None)
-            bar.update(tasks[stage], completed=done, total=total or None)
-
-        yield progress
+def reading() -> Iterator[Reading]:
+    """A progress bar for text that is read, closed at the end of the block at the latest."""
+    bar = Reading()
+    try:
+        yield bar
+    finally:
+        bar.close()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from cli.options import among
-from cli.output import console
+from cli.output import Reading, console
 from lm.training.callbacks import Callback, End, Row, Start, Tick
 
 PLAIN_SECONDS = 10.0
@@ -30,7 +30,8 @@ def duration(seconds: float) -> str:
 class TrainingView(Callback):
     """Step, loss, perplexity, tokens/s, time left, learning rate, gradient norm and clip rate on stderr."""
 
-    def __init__(self, runs_dir: Path) -> None:
+    def __init__(self, runs_dir: Path, reading: Reading) -> None:
+        self._reading = reading
         self._among = among(runs_dir)
         self._screen = console(stderr=True)
         self._live: Live | None = None
@@ -41,6 +42,7 @@ class TrainingView(Callback):
 
     def on_start(self, start: Start) -> None:
         """Say what is trained and how far; begin the bar."""
+        self._reading.close()
         self._start, self._from, self._begun = start, start.step, time.monotonic()
         epochs = start.plan_steps / start.steps_per_epoch
         goes = f"goes on at step {start.step:,}" if start.step else "starts"

@@ -38,7 +38,7 @@ def files(run: Run) -> list[tuple[Path, int]]:
 def figure(value: float | None, form: str) -> str:
     """A figure in a format, in powers of ten where it is huge."""
     if value is None:
-        return "beyond 1e308"
+        return "–"
     return f"{value:.3e}" if abs(value) >= 1e9 else f"{value:{form}}"
 
 

@@ -221,9 +221,9 @@ class RunFolder:
         if state == LAST:
             return self._last() / MODEL
         if state not in self.kept_states():
+            kept = ["best", *([LAST] if self.has_last() else []), *self.kept_states()]
             raise RunNotFoundError(
-                f"Run {self.name!r} keeps no state {state!r}.{did_you_mean(state, self.kept_states())} "
-                f"Kept: {', '.join(['best', LAST, *self.kept_states()])}."
+                f"Run {self.name!r} keeps no state {state!r}.{did_you_mean(state, kept)} Kept: {', '.join(kept)}."
             )
         return self.path / STEPS / state / MODEL
 

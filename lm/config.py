@@ -76,7 +76,7 @@ class CorpusConfig(Options):
     def _whole(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if value is None:
             return None
-        if len(value) not in (2, 3) or abs(sum(value) - 1) > 1e-6 or min(value) <= 0:
+        if len(value) not in (2, 3) or not all(0 < part < 1 for part in value) or abs(sum(value) - 1) > 1e-6:
             raise ValueError("give two or three positive numbers that add up to 1, such as 0.9,0.1")
         return value
 

@@ -48,6 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Point the program at this session's own folders before any test module is read."""
     folder = Path(tempfile.mkdtemp(prefix="inkling-tests-"))
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    # Models as small as these wait for a second thread longer than it helps them; torch is not loaded yet.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["INKLING_CACHE"] = str(folder / "cache")
     os.environ["HF_HOME"] = str(folder / "huggingface")
     os.environ.pop("INKLING_RUNS", None)

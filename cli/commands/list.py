@@ -29,9 +29,10 @@ def command(runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("run", "model", "corpus"):
-        table.add_column(name)
+        # Folded rather than cut: a name is there to be copied.
+        table.add_column(name, overflow="fold")
     for name in ("step", "bits/byte", "size", "date"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         if row["problem"]:
             continue
@@ -39,7 +40,7 @@ def command(runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
         step = f"{row['step']:,}" if row["step"] is not None else "–"
         table.add_row(
             escape(row["name"]), escape(row["model"]), escape(row["corpus"]), step, score, decimal(row["size_bytes"]),
-            row["created"][:16].replace("T", " ") + (" shipped" if row["shipped"] else ""),
+            row["created"][:10] + (" shipped" if row["shipped"] else ""),
         )  # fmt: skip
     screen = console()
     screen.print(table)

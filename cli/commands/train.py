@@ -146,8 +146,8 @@ def _train(
         console(stderr=True).print(
             "No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it)."
         )
-    view = TrainingView(runs_dir)
     with reading() as progress:
+        view = TrainingView(runs_dir, progress)
         run = train(
             opened, options, name=name, runs_dir=runs_dir, init=base, stop_after=stop_after, overwrite=overwrite,
             callbacks=[view], data_dir=data_dir, progress=progress,
@@ -180,8 +180,8 @@ def _resume(
     from cli.training import TrainingView
     from lm.training.jobs import resume
 
-    view = TrainingView(runs_dir)
     with reading() as progress:
+        view = TrainingView(runs_dir, progress)
         run, went_on = resume(
             name, runs_dir=runs_dir, max_steps=max_steps, stop_after=stop_after, device=device,
             callbacks=[view], data_dir=data_dir, progress=progress,
@@ -224,9 +224,9 @@ def _closing(run: Run, runs_dir: Path, as_json: bool) -> None:
     samples = sorted((run.folder.path / "samples").glob("*.txt"), key=lambda path: path.stat().st_mtime)
     if samples:
         text = samples[-1].read_text("utf-8").partition("# sample 1 of 1\n")[2].strip("\n")
-        screen.rule("a sample")
+        screen.print(" a sample ".center(50, "─"))
         screen.print(text, markup=False, emoji=False, soft_wrap=True)
-        screen.rule()
+        screen.print("─" * 50)
     there = among(runs_dir)
     test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
     screen.print(

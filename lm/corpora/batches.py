@@ -58,8 +58,8 @@ class Batches(ABC):
         if self._targets < self.tokens_per_batch:
             raise CorpusError(
                 f"The {split.name} split has {self._targets:,} tokens, fewer than one batch of {batch_size} rows of "
-                f"{bptt} tokens needs ({self.tokens_per_batch:,}): lower training.batch_size or training.bptt, or "
-                "give a longer text."
+                f"{bptt} tokens needs ({self.tokens_per_batch:,}). Give a longer text, or lower the batch: "
+                "--set training.batch_size=8 --set training.bptt=16"
             )
 
     @abstractmethod

@@ -39,7 +39,8 @@ def datasets_library() -> Any:
     datasets.disable_progress_bars()
     # Else each opening, of a local file too, is counted at the hub: a request, and without a network a wait.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)
+    for name in ("datasets", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return datasets
 
 

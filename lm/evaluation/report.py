@@ -35,7 +35,9 @@ class Report(Options):
     loss: float = Field(description="Nats per token: the sum of log-likelihoods over the number of tokens.")
     standard_error: float = Field(description="Of the loss, taking tokens as independent.")
     perplexity: float | None = Field(description="exp(loss): of a token; compare only between equal tokenizers.")
-    word_perplexity: float | None = Field(description="exp(nats / words); null beyond the range of a float.")
+    word_perplexity: float | None = Field(
+        description="exp(nats / words); null without words or beyond the range of a float."
+    )
     word_eos_perplexity: float | None = Field(description="exp(nats / (words + lines)).")
     lm_eval_word_perplexity: float | None = Field(
         description="exp(nats / lm_eval_words), as lm-evaluation-harness counts."
@@ -72,6 +74,7 @@ def make_report(scores: Scores, counts: Counts, **facts: object) -> Report:
         facts: the fields that say what was measured and where.
     """
     assert scores.tokens == counts.tokens, "every token is scored once"
+    words_and_lines = counts.words + counts.lines
     bits = scores.nats / math.log(2)
     notes = []
     if counts.unknown_tokens:
@@ -84,8 +87,8 @@ def make_report(scores: Scores, counts: Counts, **facts: object) -> Report:
             "loss": scores.loss,
             "standard_error": scores.standard_error,
             "perplexity": _exp(scores.loss),
-            "word_perplexity": _exp(scores.nats / max(counts.words, 1)),
-            "word_eos_perplexity": _exp(scores.nats / max(counts.words + counts.lines, 1)),
+            "word_perplexity": _exp(scores.nats / counts.words) if counts.words else None,
+            "word_eos_perplexity": _exp(scores.nats / words_and_lines) if words_and_lines else None,
             "lm_eval_word_perplexity": _exp(scores.nats / counts.lm_eval_words),
             "bits_per_char": bits / max(counts.characters, 1),
             "bits_per_byte": bits / max(counts.bytes, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -208,15 +209,18 @@ def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> Ru
 
 def _new_folder(name: str | None, corpus: Corpus, config: RunConfig, runs_dir: Path, overwrite: bool) -> RunFolder:
     if name is not None:
-        if name in ("", ".", "..") or any(sign in name for sign in "/\\@"):
-            raise ConfigError(f"--name {name!r}: a run's name is a folder's name, without / and @.")
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise ConfigError(
+                f"--name {name!r}: a run's name is a folder's name of letters, digits and . _ + -, and begins with a "
+                "letter or digit."
+            )
         if RunFolder(runs_dir / name).taken and not overwrite:
             raise RunExistsError(
                 f"{runs_dir / name} exists already: choose another --name, say --overwrite to replace that run, or go "
                 f"on with it: lm train --resume {name}"
             )
         return RunFolder(runs_dir / name)
-    base = f"{corpus.name}-{config.preset or config.model.type}"
+    base = re.sub(r"[^\w.+]+", "-", f"{corpus.name}-{config.preset or config.model.type}").lstrip("-.+")
     taken = {run.name for run in list_runs(runs_dir)}
     candidates = (base if number == 1 else f"{base}-{number}" for number in range(1, 1_000_000))
     return RunFolder(runs_dir / next(c for c in candidates if c not in taken and not (runs_dir / c).exists()))

@@ -24,6 +24,7 @@ SMALL = (
     "--set", "model.hidden_size=16", "--set", "model.embedding_size=8", "--set", "training.batch_size=4",
     "--set", "training.bptt=16", "--set", "training.warmup_steps=0",
 )  # fmt: skip
+TWO_THREADS = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 Lm = Callable[..., Any]
 
 
@@ -124,11 +125,26 @@ def test_a_resume_in_a_new_process_is_exact_too(lm: Lm, runs: Path, text: Path, 
             np.testing.assert_array_equal(array, two[file][name], err_msg=f"{file} {name}")
 
 
-def run_program(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+@pytest.mark.slow
+def test_a_resume_on_two_threads_is_exact_too(text: Path, tmp_path: Path) -> None:
+    flags = ("--max-steps", "8", *SMALL, "--set", "model.hidden_size=96", "--set", "training.batch_size=16")
+    for name, stop in (("whole", ()), ("halves", ("--stop-after", "4"))):
+        done = run_program("train", str(text), "--name", name, *stop, *flags, cwd=tmp_path, **TWO_THREADS)
+        assert done.returncode == 0, done.stderr
+    done = run_program("train", "--resume", "halves", cwd=tmp_path, **TWO_THREADS)
+    assert done.returncode == 0, done.stderr
+    one, two = (RunFolder(tmp_path / "checkpoints" / name).read_last() for name in ("whole", "halves"))
+    assert one[0]["environment"]["threads"] == "2"
+    for file, arrays in one[1].items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, two[1][file][name], err_msg=f"{file} {name}")
+
+
+def run_program(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(program.__file__).parents[1])
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "cli.main", *arguments], cwd=cwd, capture_output=True, text=True,
-        encoding="utf-8", timeout=120, env={**os.environ, "PYTHONPATH": root},
+        encoding="utf-8", timeout=120, env={**os.environ, "PYTHONPATH": root, **environment},
     )  # fmt: skip
 
 
@@ -353,14 +369,21 @@ def test_a_full_disk_is_a_sentence_and_the_run_goes_on_later(
 
 def test_brackets_in_names_are_printed_as_they_are(lm: Lm, tmp_path: Path, text: Path) -> None:
     (tmp_path / "notes[draft] :smile:.txt").write_bytes(text.read_bytes())
-    done = lm("train", "notes[draft] :smile:.txt", "--name", "run[bold]", "--max-steps", "2", *SMALL)
+    done = lm("train", "notes[draft] :smile:.txt", "--max-steps", "2", *SMALL)
     assert done.code == 0, done.err
-    assert "run[bold] starts: gru" in done.err and "on notes[draft] :smile:;" in done.err
-    assert "run[bold] (best, step 2) on notes[draft] :smile:, split valid" in done.out
-    listed = lm("list")
-    assert "run[bold]" in listed.out and "notes[draft] :smile:" in listed.out
-    shown = lm("show", "run[bold]")
-    assert "run[bold]" in shown.out and "notes[draft] :smile:" in shown.out
+    # The run is named in signs that need no quoting where its name is typed.
+    name = "notes-draft-smile-gru-char"
+    assert f"{name} starts: gru" in done.err and "on notes[draft] :smile:;" in done.err
+    assert f"{name} (best, step 2) on notes[draft] :smile:, split valid" in done.out
+    assert "notes[draft] :smile:" in lm("list").out
+    assert "notes[draft] :smile:" in lm("show", name).out
+
+
+@pytest.mark.parametrize("name", ["-rf", "x y", "new\nline", "hf:x", "a/b", "a@last", "..", ""])
+def test_a_name_that_could_not_be_typed_is_refused(lm: Lm, runs: Path, text: Path, name: str) -> None:
+    done = lm("train", str(text), f"--name={name}", "--max-steps", "2", *SMALL)
+    assert done.code == 1 and "a run's name is a folder's name of letters" in done.err
+    assert not (runs / name).exists() or name in ("", "..")
 
 
 def test_how_the_text_is_split_may_stand_in_a_file_of_options(lm: Lm, runs: Path, text: Path) -> None:
