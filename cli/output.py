@@ -37,7 +37,7 @@ def facts_table(rows: list[tuple[str, str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(justify="right")
-    table.add_column(style="dim")
+    table.add_column(style="dim", overflow="fold")
     for row in rows:
         # What stands in brackets, in an option or a file's name, is no markup.
         table.add_row(*(Text(cell) for cell in row))
