@@ -18,6 +18,8 @@ import pytest
 from cli import main as program
 from lm.version import __version__
 
+pytestmark = pytest.mark.slow
+
 Lm = Callable[..., Any]
 ROOT = str(Path(program.__file__).parents[1])
 COMMANDS = ["train", "sample", "eval", "list", "show", "demo"]

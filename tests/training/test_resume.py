@@ -17,6 +17,8 @@ from lm.training.callbacks import Callback, Tick
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Trainer]
 PLAN = Plan(16, 4)
 RICH: dict[str, Any] = {
