@@ -102,8 +102,6 @@ class Run:
     @functools.cached_property
     def config(self) -> RunConfig:
         """Every option the run was made with."""
-        if not isinstance(self.record.get("config"), dict):
-            raise CorruptRunError(f"{self.folder.path}/config.json has no configuration: restore it from a copy.")
         return validate(RunConfig, self.record["config"], where="config.json: config")
 
     @functools.cached_property

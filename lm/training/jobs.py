@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,8 +26,6 @@ from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
 from lm.version import __version__
-
-log = logging.getLogger(__name__)
 
 ENDINGS = ("finished", "out_of_time", "no_progress")
 """Ways to stop that end a plan; the others are gone on from."""
