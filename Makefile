@@ -40,8 +40,9 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed ## MB/s of the tokenizers; BENCH_ARGS="--corpus FILE"
-	$(BIN)/python -m benchmarks.tokenizing $(BENCH_ARGS)
+bench: $(VENV)/.installed ## MB/s of the tokenizers, tokens/s of decoding; peers take part where they are installed
+	$(BIN)/python -m benchmarks.tokenizing
+	$(BIN)/python -m benchmarks.decoding
 
 options: $(VENV)/.installed ## docs/options.md, from the fields that declare the options
 	$(BIN)/python docs/make_options.py
@@ -59,20 +60,21 @@ $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Inkling needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(PIP) -c $(VENV)/constraints.txt "$(TORCH)" scikit-build-core
+	$(PIP) -c $(VENV)/constraints.txt "$(TORCH)" nanobind scikit-build-core
 	@touch $@
 
-# Without isolation, so that the build uses the pinned backend too.
+# Without isolation, so that the build uses the pinned backend too. What the kernels are made of is part of an install.
+NATIVE := CMakeLists.txt $(wildcard lm/kernels/native/*)
 INSTALL = $(PIP) -c $(VENV)/constraints.txt --no-build-isolation -e
 
-$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+$(VENV)/.installed: pyproject.toml $(NATIVE) $(VENV)/.torch
 	$(INSTALL) .
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml $(VENV)/.torch
+$(VENV)/.installed-test: pyproject.toml $(NATIVE) $(VENV)/.torch
 	$(INSTALL) ".[test]"
 	@touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
+$(VENV)/.installed-dev: pyproject.toml $(NATIVE) $(VENV)/.torch
 	$(INSTALL) ".[dev]"
 	@touch $@ $(VENV)/.installed-test $(VENV)/.installed

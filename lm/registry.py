@@ -1,6 +1,6 @@
 """Short name → class, without importing what is not asked for.
 
-A file in `lm/models/` or `lm/tokenizers/` registers what it defines with one literal line:
+A file in `lm/models/`, `lm/tokenizers/` or `lm/kernels/` registers what it defines with one literal line:
 
     REGISTERS = {"gru": "Recurrent", "lstm": "Recurrent"}
 
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from lm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lm.kernels.base import Kernel
     from lm.models.base import LanguageModel
     from lm.tokenizers.base import Tokenizer
 
@@ -78,4 +79,6 @@ class Registry(Generic[T]):
 
 MODELS: Registry[LanguageModel] = Registry("model", "lm.models")
 TOKENIZERS: Registry[Tokenizer] = Registry("tokenizer", "lm.tokenizers")
+KERNELS: Registry[Kernel] = Registry("kernel", "lm.kernels")
+"""Native decoding steps, by the type of the model that they equal."""
 ALL: dict[str, Registry[Any]] = {"model": MODELS, "tokenizer": TOKENIZERS}

@@ -1,0 +1,122 @@
+"""What the kernels of all families share."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lm.errors import CorruptRunError
+
+Floats = npt.NDArray[np.float32]
+Arrays = Mapping[str, npt.NDArray[Any]]
+DecodePrecision = Literal["fp32", "int8"]
+
+
+@functools.cache
+def native() -> Any:
+    """The compiled module, or None where this install has none."""
+    try:
+        return importlib.import_module("lm.kernels._native")
+    except ImportError:
+        return None
+
+
+def default_threads() -> int:
+    """OMP_NUM_THREADS where it is set, as for torch; else the cores that this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Kernel(ABC):
+    """One model's native step over preallocated slots, each holding a text.
+
+    Args:
+        options: the model's options as `config.json` spells them out.
+        arrays: its weights, by the names of the torch model.
+        slots: texts held at once.
+        precision: of the weights; int8 has a scale for each output, and rounds a token's activations too.
+        threads: None takes `default_threads`.
+        isa: "avx512", "avx2" or "plain"; None takes the best here.
+
+    Raises:
+        CorruptRunError: an array is missing or has the wrong shape.
+    """
+
+    context_length: int | None = None
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        arrays: Arrays,
+        *,
+        slots: int,
+        precision: DecodePrecision = "fp32",
+        threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        self.isa = isa or native().instruction_sets()[0]
+        self.threads = threads or default_threads()
+        settings = {"slots": slots, "threads": self.threads, "int8": precision == "int8", "isa": self.isa}
+        try:
+            self._native = self._build(options, {name: _floats(array) for name, array in arrays.items()}, settings)
+        except (KeyError, ValueError, IndexError) as error:
+            raise CorruptRunError(
+                f"The weights do not fit the model's options ({error}): restore the files saved together."
+            ) from None
+        self._logits = self._native.logits
+        self._views = self._native.views
+        self.vocab_size: int
+
+    @abstractmethod
+    def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
+        """The compiled kernel; sets `vocab_size` and `context_length`."""
+
+    @classmethod
+    @abstractmethod
+    def slot_bytes(cls, options: Mapping[str, Any], arrays: Arrays) -> int:
+        """Memory of one slot's state."""
+
+    def step(self, slots: Sequence[int], ids: Sequence[int]) -> Floats:
+        """Logits (S, V) after one more token in each of S different slots; good until the next call."""
+        self._native.step(slots, ids)
+        logits: Floats = self._logits[: len(slots), : self.vocab_size]
+        return logits
+
+    def read(self, slot: int, ids: Sequence[int], *, only_last: bool) -> Floats:
+        """Logits (T, V) after each of T tokens of one text, or (1, V) after the last (good until the next call)."""
+        if only_last:
+            self._native.read(slot, ids, None)
+            last: Floats = self._logits[:1, : self.vocab_size]
+            return last
+        logits = np.empty((len(ids), self.vocab_size), np.float32)
+        self._native.read(slot, ids, logits)
+        return logits
+
+    def clear(self, slot: int) -> None:
+        """Forget a slot's text."""
+        self._native.clear(slot)
+
+    def copy(self, source: int, target: int) -> None:
+        """Let `target` hold the text of `source`."""
+        self._native.copy(source, target)
+
+    @abstractmethod
+    def save(self, slot: int) -> tuple[dict[str, npt.NDArray[Any]], tuple[int, ...]]:
+        """A slot's state as arrays (by the names of the torch model's state, no batch axis), and its window."""
+
+    @abstractmethod
+    def load(self, slot: int, arrays: Arrays, window: tuple[int, ...]) -> None:
+        """Set a slot to what `save` gave."""
+
+
+def _floats(array: npt.NDArray[Any]) -> Floats:
+    return np.ascontiguousarray(array, np.float32)

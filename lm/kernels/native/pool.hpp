@@ -1,0 +1,104 @@
+// Threads that stay, and share out the parts of one piece of work after another.
+//
+// A part is claimed, never assigned: where a helper sleeps or the machine is busy, the caller does the parts itself
+// and waits for nobody but those who are in the middle of one.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define INKLING_PAUSE() _mm_pause()
+#else
+#define INKLING_PAUSE() std::this_thread::yield()
+#endif
+
+namespace inkling {
+
+class Pool {
+public:
+    explicit Pool(int threads) {
+        for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
+    }
+    ~Pool() {
+        stop_.store(true);
+        wake();
+        for (auto& helper : helpers_) helper.join();
+    }
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
+
+    int threads() const { return 1 + int(helpers_.size()); }
+
+    // To be called before a row of `run`s: helpers that went to sleep get up meanwhile.
+    void wake() {
+        if (sleeping_.load() > 0) {
+            epoch_.fetch_add(1);
+            epoch_.notify_all();
+        }
+    }
+
+    // work(part) for every part below `parts`, each on one thread; returns when all are done.
+    template <class Work>
+    void run(int parts, const Work& work) {
+        if (helpers_.empty() || parts < 2) {
+            for (int part = 0; part < parts; ++part) work(part);
+            return;
+        }
+        call_ = [](const void* context, int part) { (*static_cast<const Work*>(context))(part); };
+        context_ = &work;
+        done_.store(0, std::memory_order_relaxed);
+        // Upper half: parts; lower half: the next one to claim.
+        ticket_.store(uint64_t(parts) << 32, std::memory_order_release);
+        while (claim_and_do()) {
+        }
+        for (int spins = 0; done_.load(std::memory_order_acquire) < parts; ++spins) {
+            if (spins > 4096) std::this_thread::yield();
+            INKLING_PAUSE();
+        }
+    }
+
+private:
+    bool claim_and_do() {
+        uint64_t ticket = ticket_.load(std::memory_order_acquire);
+        do {
+            if (uint32_t(ticket) >= ticket >> 32) return false;
+        } while (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel));
+        // This work cannot end before this part is done, so that call_ and context_ are its own.
+        call_(context_, int(uint32_t(ticket)));
+        done_.fetch_add(1, std::memory_order_acq_rel);
+        return true;
+    }
+
+    void help() {
+        while (!stop_.load(std::memory_order_relaxed)) {
+            const uint32_t epoch = epoch_.load();
+            bool worked = false;
+            for (int spins = 0; spins < kSpins && !worked; ++spins) {
+                worked = claim_and_do();
+                INKLING_PAUSE();
+            }
+            if (!worked) {
+                sleeping_.fetch_add(1);
+                if (!stop_.load()) epoch_.wait(epoch);
+                sleeping_.fetch_sub(1);
+            }
+        }
+    }
+
+    static constexpr int kSpins = 4000;  // some tens of microseconds: about the time between two tokens
+
+    std::vector<std::thread> helpers_;
+    void (*call_)(const void*, int) = nullptr;
+    const void* context_ = nullptr;
+    alignas(64) std::atomic<uint64_t> ticket_{0};
+    alignas(64) std::atomic<int> done_{0};
+    alignas(64) std::atomic<uint32_t> epoch_{0};
+    std::atomic<int> sleeping_{0};
+    std::atomic<bool> stop_{false};
+};
+
+}  // namespace inkling

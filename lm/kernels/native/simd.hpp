@@ -1,0 +1,81 @@
+// Vectors of floats in portable GCC/Clang notation; compiled once for each instruction set (see CMakeLists.txt).
+//
+// Every sum has one order, whatever the instruction set, the number of threads or the rows computed together:
+// matrix products add along k one by one in each output's own lane, reductions use 16 lanes that are added at the end.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace INKLING_ISA {
+
+constexpr int kPanel = 16;                // outputs that lie side by side in a packed matrix
+constexpr int kParts = kPanel / LANES;    // vectors in a panel's row
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+
+inline vec load(const float* from) {
+    vec v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+inline void store(float* to, vec v) { std::memcpy(to, &v, sizeof v); }
+inline vec spread(float value) { return value - vec{}; }
+
+inline int padded(int n) { return (n + kPanel - 1) / kPanel * kPanel; }
+
+// exp(x) to about one unit in the last place between -87 and 88, and clamped to that range.
+// Source: Cephes expf (Moshier), the usual range reduction by ln 2 in two parts and a polynomial of degree 5.
+inline vec exp(vec x) {
+    const vec most = spread(88.0f), least = spread(-87.0f);
+    x = x > most ? most : x;
+    x = x < least ? least : x;
+    const vec scaled = x * 1.44269504088896341f;
+    // Rounded to the nearest integer by adding and taking away 1.5 * 2^23.
+    const vec magic = spread(12582912.0f);
+    const vec n = (scaled + magic) - magic;
+    vec r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vec p = spread(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const ivec power = (__builtin_convertvector(n, ivec) + 127) << 23;
+    vec two_to_n;
+    std::memcpy(&two_to_n, &power, sizeof power);
+    return p * two_to_n;
+}
+inline vec sigmoid(vec x) { return 1.0f / (1.0f + exp(-x)); }
+inline vec tanh(vec x) { return 1.0f - 2.0f / (1.0f + exp(x + x)); }
+inline vec relu(vec x) {
+    const vec zero = {};
+    return x > zero ? x : zero;
+}
+
+// The sum of 16 lanes, in one order.
+inline float add_lanes(const float* lanes) {
+    float half[8], quarter[4];
+    for (int i = 0; i < 8; ++i) half[i] = lanes[i] + lanes[i + 8];
+    for (int i = 0; i < 4; ++i) quarter[i] = half[i] + half[i + 4];
+    return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+
+}  // namespace INKLING_ISA

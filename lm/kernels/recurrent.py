@@ -1,0 +1,52 @@
+"""The native step of RNN, GRU and LSTM; equals `lm.models.recurrent`.
+
+The embedding is folded into the first layer's gate table where that takes less than 64 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lm.kernels.base import Arrays, Floats, Kernel, native
+
+REGISTERS = {"rnn": "RecurrentKernel", "gru": "RecurrentKernel", "lstm": "RecurrentKernel"}
+
+
+class RecurrentKernel(Kernel):
+    """All cells and layers of the recurrent family, and its output layer."""
+
+    def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
+        cell = f"rnn-{options['nonlinearity']}" if options["type"] == "rnn" else options["type"]
+        layers = [
+            tuple(arrays[f"cell.{part}_l{layer}"] for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            for layer in range(options["num_layers"])
+        ]
+        embedding = arrays["embedding.weight"]
+        if options["tie_weights"]:
+            projection = arrays.get("projection.weight")
+            heads: list[tuple[Floats, Floats | None]] = [] if projection is None else [(projection, None)]
+            heads.append((embedding, arrays["output_bias"]))
+        else:
+            heads = [(arrays["output.weight"], arrays["output.bias"])]
+        self.vocab_size = len(embedding)
+        self._hidden_size = layers[0][1].shape[1]
+        return native().recurrent(cell, embedding, layers, heads, **settings)
+
+    @classmethod
+    def slot_bytes(cls, options: Mapping[str, Any], arrays: Arrays) -> int:
+        """See `Kernel.slot_bytes`."""
+        states = 2 if options["type"] == "lstm" else 1
+        return states * int(options["num_layers"]) * int(options["hidden_size"]) * 4
+
+    def save(self, slot: int) -> tuple[dict[str, npt.NDArray[Any]], tuple[int, ...]]:
+        """See `Kernel.save`: "hidden" (L, H), and "cell" of an LSTM."""
+        return {name: np.array(view[slot, :, : self._hidden_size]) for name, view in self._views.items()}, ()
+
+    def load(self, slot: int, arrays: Arrays, window: tuple[int, ...]) -> None:
+        """See `Kernel.load`."""
+        for name, view in self._views.items():
+            view[slot, :, : self._hidden_size] = arrays[name]

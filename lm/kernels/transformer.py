@@ -1,0 +1,87 @@
+"""The native step of the Transformer, with its key-value cache in place; equals `lm.models.transformer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lm.kernels.base import Arrays, Floats, Kernel, native
+
+REGISTERS = {"transformer": "TransformerKernel"}
+
+_MATRICES = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+    "mlp.down_proj",
+)  # fmt: skip
+_NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+
+
+class TransformerKernel(Kernel):
+    """All blocks, the cache of each slot, and the window that slides by half."""
+
+    def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
+        embedding = arrays["embed_tokens.weight"]
+        self.vocab_size = len(embedding)
+        self.context_length = context = int(options["context_length"])
+        self._heads = int(options["num_heads"])
+        self._head_size = int(options["hidden_size"]) // self._heads
+        self._layers = int(options["num_layers"])
+        blocks = [
+            (
+                [arrays[f"layers.{layer}.{name}.weight"] for name in _MATRICES],
+                # None where there is no QK-norm.
+                [arrays.get(f"layers.{layer}.{name}.weight") for name in _NORMS],
+            )
+            for layer in range(self._layers)
+        ]
+        # As `rotary_tables` in the torch model, in float32 throughout.
+        exponents = np.arange(0, self._head_size, 2, dtype=np.float32) / np.float32(self._head_size)
+        angles = np.arange(context, dtype=np.float32)[:, None] * np.float32(options["rope_theta"]) ** -exponents
+        return native().transformer(
+            embedding,
+            arrays.get("lm_head.weight", embedding),
+            arrays["norm.weight"],
+            blocks,
+            np.cos(angles),
+            np.sin(angles),
+            heads=self._heads,
+            kv_heads=int(options["num_kv_heads"] or self._heads),
+            epsilon=float(options["norm_epsilon"]),
+            **settings,
+        )
+
+    @classmethod
+    def slot_bytes(cls, options: Mapping[str, Any], arrays: Arrays) -> int:
+        """See `Kernel.slot_bytes`."""
+        share = (options["num_kv_heads"] or options["num_heads"]) / options["num_heads"]
+        return int(8 * options["num_layers"] * options["context_length"] * options["hidden_size"] * share)
+
+    def save(self, slot: int) -> tuple[dict[str, npt.NDArray[Any]], tuple[int, ...]]:
+        """See `Kernel.save`: "keys.0" and "values.0" (L, G, D) of each layer, and "lengths"."""
+        length = int(self._views["lengths"][slot])
+        arrays: dict[str, npt.NDArray[Any]] = {"lengths": np.array(length)}
+        for layer in range(self._layers):
+            # (G, panels, D, 16) → (panels, 16, G, D): sixteen positions lie side by side.
+            panels = self._views["keys"][slot, layer, :, : -(-length // 16)].transpose(1, 3, 0, 2)
+            arrays[f"keys.{layer}"] = panels.reshape(-1, *panels.shape[2:])[:length].copy()
+            values = self._views["values"][slot, layer, :, :length, : self._head_size]
+            arrays[f"values.{layer}"] = np.ascontiguousarray(values.transpose(1, 0, 2))
+        return arrays, tuple(self._views["window"][slot, :length].tolist())
+
+    def load(self, slot: int, arrays: Arrays, window: tuple[int, ...]) -> None:
+        """See `Kernel.load`."""
+        length = int(arrays["lengths"])
+        for layer in range(self._layers):
+            keys = arrays[f"keys.{layer}"]
+            filled = np.zeros((-(-length // 16) * 16, *keys.shape[1:]), np.float32)
+            filled[:length] = keys
+            panels = filled.reshape(-1, 16, *keys.shape[1:]).transpose(2, 0, 3, 1)
+            self._views["keys"][slot, layer, :, : panels.shape[1]] = panels
+            self._views["values"][slot, layer, :, :length, : self._head_size] = arrays[f"values.{layer}"].transpose(
+                1, 0, 2
+            )
+        self._views["window"][slot, :length] = window
+        self._views["lengths"][slot] = length

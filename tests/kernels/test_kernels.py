@@ -1,0 +1,238 @@
+"""The native steps against the torch models they must equal, and the promise that company changes no bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lm.config import Section
+from lm.errors import CorruptRunError, DeviceError
+from lm.generation.decoder import Decoder, Logits
+from lm.generation.decoders import has_kernel, open_decoder
+from lm.generation.torch_decoder import TorchDecoder
+from lm.kernels.base import native
+from lm.models.base import LanguageModel, build_model
+from lm.registry import KERNELS, MODELS
+
+V = 65
+SHAPES: dict[str, dict[str, Any]] = {
+    "gru": {"type": "gru", "hidden_size": 37, "embedding_size": 5},
+    "gru, two layers": {"type": "gru", "hidden_size": 96, "embedding_size": 40, "num_layers": 2},
+    "lstm, tied": {"type": "lstm", "hidden_size": 64, "embedding_size": 24, "num_layers": 2, "tie_weights": True},
+    "rnn": {"type": "rnn", "hidden_size": 50},
+    "rnn, relu": {"type": "rnn", "hidden_size": 48, "nonlinearity": "relu"},
+    "transformer": {"type": "transformer", "hidden_size": 64, "num_heads": 4, "context_length": 32},
+    "transformer, odd": {
+        "type": "transformer",
+        "hidden_size": 48,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "context_length": 51,
+        "qk_norm": False,
+        "tie_weights": True,
+        "mlp_size": 70,
+    },
+}
+LARGE = {"type": "transformer", "hidden_size": 384, "num_layers": 6, "num_heads": 6, "context_length": 256}
+IDS = np.random.default_rng(0).integers(V, size=150).tolist()
+
+
+def model_of(shape: dict[str, Any], vocab_size: int = V) -> LanguageModel:
+    return build_model(Section(**shape), vocab_size, seed=3).eval()
+
+
+def decoder_of(model: LanguageModel, slots: int = 20, **settings: Any) -> Decoder:
+    options, arrays = model.options.model_dump(mode="json"), model.arrays()
+    if "isa" in settings:
+        from lm.generation.kernel_decoder import KernelDecoder
+
+        precision = settings.pop("precision", "fp32")
+        kernel = KERNELS.resolve(options["type"])(options, arrays, slots=slots, precision=precision, **settings)
+        return KernelDecoder(kernel, slots, precision)
+    decoder = open_decoder(options, lambda: arrays, lambda: model, max_slots=slots, **settings)
+    assert decoder.name.startswith("native")
+    return decoder
+
+
+def read(decoder: Decoder, ids: Sequence[int]) -> Logits:
+    slot = decoder.open()
+    logits = decoder.prefill(slot, ids)
+    decoder.close(slot)
+    return logits
+
+
+def steps(decoder: Decoder, slot: int, ids: Sequence[int]) -> Logits:
+    return np.concatenate([decoder.step([slot], [token]).copy() for token in ids])
+
+
+def log_softmax(logits: Logits) -> Logits:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def test_this_install_has_the_kernels() -> None:
+    # A compiler that fails leaves an install without them, and nobody would notice but by the speed.
+    assert native() is not None
+    assert native().instruction_sets()[-1] == "plain"
+
+
+def test_every_kernel_belongs_to_a_model() -> None:
+    assert set(KERNELS.names()) <= set(MODELS.names())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
+def test_logits_equal_those_of_torch(shape: str, isa: str) -> None:
+    if isa not in native().instruction_sets():
+        isa = "plain"
+    model = model_of(SHAPES[shape])
+    np.testing.assert_allclose(read(decoder_of(model, isa=isa), IDS), read(TorchDecoder(model), IDS), atol=5e-6)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_vocabulary_too_large_for_a_gate_table_is_looked_up_token_by_token(tied: bool) -> None:
+    shape = {"type": "lstm", "hidden_size": 256, "embedding_size": 8, "tie_weights": tied}
+    model = model_of(shape, vocab_size=20_000)
+    ids = [0, 19_999, 7, 12_345]
+    np.testing.assert_allclose(read(decoder_of(model), ids), read(TorchDecoder(model), ids), atol=5e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_bit_depends_on_company_chunks_or_threads(shape: str, precision: str) -> None:
+    model = model_of(SHAPES[shape])
+    alone = read(decoder_of(model, isa=native().instruction_sets()[0], precision=precision, threads=1), IDS)
+    for isa in native().instruction_sets():
+        if isa == "plain" and len(native().instruction_sets()) > 1:
+            continue  # without fused multiply-add it rounds differently
+        for threads in (1, 2, 3):
+            decoder = decoder_of(model, isa=isa, precision=precision, threads=threads)
+            slots = [decoder.open() for _ in range(17)]
+            for index, slot in enumerate(slots):
+                if index != 5:
+                    decoder.prefill(slot, IDS[index : 2 * index + 9])
+            rows = []
+            for token in IDS[:60]:
+                others = [token if index == 5 else token * index % V for index in range(17)]
+                rows.append(decoder.step(slots, others)[5].copy())
+            rows += list(decoder.prefill(slots[5], IDS[60:101]))
+            rows += list(decoder.prefill(slots[5], IDS[101:]))
+            np.testing.assert_array_equal(np.array(rows), alone)
+
+
+@pytest.mark.slow
+def test_a_transformer_of_ten_million_has_the_same_bits_alone_and_among_32() -> None:
+    model = model_of(LARGE)
+    ids = (IDS * 2)[:300]  # past the context of 256
+    alone = read(decoder_of(model, threads=1), ids)
+    decoder = decoder_of(model, slots=32, threads=2)
+    slots = [decoder.open() for _ in range(32)]
+    for index, slot in enumerate(slots[1:]):
+        decoder.prefill(slot, ids[: 7 * index + 1])
+    rows = [decoder.step(slots, [(token + index) % V for index in range(32)])[0].copy() for token in ids]
+    np.testing.assert_array_equal(np.array(rows), alone)
+    np.testing.assert_allclose(alone, read(TorchDecoder(model), ids), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [{"type": "gru", "hidden_size": 512}, LARGE], ids=["gru", "transformer"])
+def test_a_thousand_greedy_tokens_equal_those_of_torch(shape: dict[str, Any]) -> None:
+    model = model_of(shape)
+
+    def greedy(decoder: Decoder) -> list[int]:
+        slot, token, chosen = decoder.open(), 1, []
+        for _ in range(1000):
+            token = int(decoder.step([slot], [token])[0].argmax())
+            chosen.append(token)
+        return chosen
+
+    assert greedy(decoder_of(model)) == greedy(TorchDecoder(model))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_stays_near(shape: str) -> None:
+    model = model_of(SHAPES[shape])
+    rounded = log_softmax(read(decoder_of(model, precision="int8"), IDS))
+    exact = log_softmax(read(TorchDecoder(model), IDS))
+    assert 0 < np.abs(rounded - exact).max() < 0.05
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_exported_slot_goes_on_with_the_same_bits(shape: str, precision: str) -> None:
+    decoder = decoder_of(model_of(SHAPES[shape]), precision=precision)
+    slot = decoder.open()
+    decoder.prefill(slot, IDS[:45])
+    copies = [decoder.fork(slot), decoder.restore(decoder.export(slot))]
+    decoder.prefill(decoder.open(), IDS[:3])
+    expected = steps(decoder, slot, IDS[45:])
+    for copy in copies:
+        np.testing.assert_array_equal(steps(decoder, copy, IDS[45:]), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_state_can_be_taken_from_torch_to_the_kernel_and_back(shape: str) -> None:
+    model = model_of(SHAPES[shape])
+    ours, torchs = decoder_of(model), TorchDecoder(model)
+    from_torch, from_kernel = torchs.open(), ours.open()
+    expected = torchs.prefill(from_torch, IDS[:70])
+    ours.prefill(from_kernel, IDS[:70])
+    there, back = ours.restore(torchs.export(from_torch)), torchs.restore(ours.export(from_kernel))
+    expected = steps(torchs, from_torch, IDS[70:])
+    np.testing.assert_allclose(steps(ours, there, IDS[70:]), expected, atol=1e-5)
+    np.testing.assert_allclose(steps(torchs, back, IDS[70:]), expected, atol=1e-5)
+
+
+def test_a_slot_used_again_starts_empty() -> None:
+    for shape in ("lstm, tied", "transformer"):
+        decoder = decoder_of(model_of(SHAPES[shape]), slots=1)
+        first = read(decoder, IDS)
+        np.testing.assert_array_equal(read(decoder, IDS), first)
+
+
+def test_only_last_is_the_last_row() -> None:
+    for shape in SHAPES:
+        decoder = decoder_of(model_of(SHAPES[shape]))
+        whole = read(decoder, IDS)
+        slot = decoder.open()
+        np.testing.assert_array_equal(decoder.prefill(slot, IDS, only_last=True), whole[-1:])
+
+
+def test_wrong_slots_and_tokens_are_refused_before_anything_is_computed() -> None:
+    decoder = decoder_of(model_of(SHAPES["gru"]), slots=2)
+    slot = decoder.open()
+    for slots, ids in (([2], [1]), ([-1], [1]), ([slot], [V]), ([slot], [-1]), ([0, 1, 0], [1, 1, 1])):
+        with pytest.raises((IndexError, ValueError)):
+            decoder.step(slots, ids)
+
+
+def test_weights_that_do_not_fit_the_options_are_refused_in_a_sentence() -> None:
+    model = model_of(SHAPES["gru"])
+    options, arrays = model.options.model_dump(), model.arrays()
+    del arrays["output.bias"]
+    with pytest.raises(CorruptRunError, match=r"output\.bias"):
+        KERNELS.resolve("gru")(options, arrays, slots=1)
+
+
+def test_the_memory_set_aside_bounds_the_slots() -> None:
+    model = model_of(SHAPES["transformer"])
+    options, arrays = model.options.model_dump(), model.arrays()
+    one = KERNELS.resolve("transformer").slot_bytes(options, arrays)
+    assert one == 2 * 4 * 32 * 64 * 4  # keys and values, layers, positions, width, bytes
+
+    def slots(state_bytes: int) -> int | None:
+        return open_decoder(options, lambda: arrays, lambda: model, max_slots=9, state_bytes=state_bytes).max_slots
+
+    assert (slots(one * 5), slots(one * 100)) == (5, 9)
+    with pytest.raises(DeviceError, match="set more aside"):
+        slots(one - 1)
+
+
+def test_int8_without_a_kernel_is_refused_with_the_reason() -> None:
+    assert not has_kernel("gru", "cuda")
+    model = model_of(SHAPES["gru"])
+    with pytest.raises(DeviceError, match="run on the CPU, not on cuda"):
+        open_decoder(model.options.model_dump(), dict, lambda: model, device="cuda", precision="int8")
