@@ -8,7 +8,7 @@ import logging
 import os
 import pkgutil
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
@@ -19,7 +19,12 @@ from lm.version import __version__
 
 
 class _Commands(TyperGroup):
-    """Click takes a broken pipe for a failure; here it is none."""
+    """In the order that the commands themselves say; and a broken pipe, which click takes for a failure, is none."""
+
+    order: ClassVar[list[str]] = []
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=self.order.index)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -64,7 +69,12 @@ def _add_commands() -> None:
         for found in pkgutil.iter_modules(commands.__path__)
     ]
     for module in sorted(modules, key=lambda module: module.POSITION):
-        app.command(name=module.__name__.rpartition(".")[2])(module.command)
+        name = module.__name__.rpartition(".")[2]
+        _Commands.order.append(name)
+        if isinstance(module.command, typer.Typer):
+            app.add_typer(module.command, name=name)
+        else:
+            app.command(name=name)(module.command)
 
 
 class _Notices(logging.Handler):

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import shlex
+import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from typer.models import ArgumentInfo
 
 from lm.config import DEFAULT_RUNS_DIR
+from lm.errors import ConfigError
+from lm.generation.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from lm.tokenizers.base import UnknownPolicy
 
 
 def field(owner: type[BaseModel], name: str, *flags: str) -> Any:
@@ -31,9 +42,93 @@ RunName = Annotated[
         show_default=False,
     ),
 ]
+Device = Annotated[str | None, typer.Option(help="Where to compute; default: a GPU when there is one.")]
+Unknown = Annotated[
+    str | None,
+    typer.Option(
+        help="What symbols of the prompt that the model never saw become: replace, skip, byte or error.",
+        show_default=False,
+    ),
+]
+StateName = Annotated[
+    str | None, typer.Option("--state", help="Go on from a named state: lm state list RUN.", show_default=False)
+]
 DEFAULT_RUNS = DEFAULT_RUNS_DIR
 
 
 def among(runs_dir: Path) -> str:
     """What a printed command needs to find a run in `runs_dir`."""
     return "" if runs_dir == DEFAULT_RUNS else f" --runs-dir {shlex.quote(str(runs_dir))}"
+
+
+def unknown_policy(name: str | None) -> UnknownPolicy | None:
+    """What --unknown says.
+
+    Raises:
+        ConfigError: it says something else.
+    """
+    if name not in (None, "replace", "skip", "byte", "error"):
+        raise ConfigError(f"--unknown {name!r}: use replace, skip, byte or error.")
+    return cast("UnknownPolicy | None", name)
+
+
+# -- sampling: one flag for each field of SamplingOptions ----------------------------------------------
+
+_FLAGS = {"n": "-n", "banned_tokens": "--banned-token", "stop_tokens": "--stop-token"}
+_PLAIN = (bool, int, float, str)
+
+
+def with_sampling(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag for each field of `SamplingOptions`; it gets those that were used as `sampling`."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        fields = {name: each for name, each in SamplingOptions.model_fields.items() if name not in leave_out}
+
+        @functools.wraps(command)
+        def with_flags(**given: Any) -> None:
+            used = {name: given.pop(name) for name in fields}
+            command(**given, sampling={name: value for name, value in used.items() if value not in (None, [])})
+
+        hints = get_type_hints(command, include_extras=True)
+        own = [
+            each.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, each in inspect.signature(command).parameters.items()
+            if name != "sampling"
+        ]
+        # Where the command's own flags begin to be flags: those of the field come first.
+        first = next(place for place, each in enumerate(own) if not _is_argument(each))
+        own[first + 1 : first + 1] = [_sampling_flag(name, each) for name, each in fields.items()]
+        with_flags.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+        with_flags.__annotations__ = {each.name: each.annotation for each in own}
+        return with_flags
+
+    return add
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return any(isinstance(part, ArgumentInfo) for part in getattr(parameter.annotation, "__metadata__", ()))
+
+
+def _sampling_flag(name: str, declared: FieldInfo) -> inspect.Parameter:
+    plain, several = _plain(declared.annotation)
+    kind: Any = list[plain] if several else plain  # type: ignore[valid-type]
+    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    option = typer.Option(flag, help=declared.description, show_default=False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _plain(annotation: Any) -> tuple[type, bool]:
+    """The plain type of a flag's value, and whether it may be given several times."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain(arguments[0])
+    if origin in (Union, types.UnionType):
+        kinds = [each for each in arguments if each is not type(None)]
+        # A number or several of them: the field reads "0.5,1.2".
+        return _plain(kinds[0]) if len(kinds) == 1 else (str, False)
+    if origin is tuple:
+        return _plain(arguments[0])[0], True
+    # Pairs are JSON, which the field reads.
+    return (annotation if annotation in _PLAIN else str), False

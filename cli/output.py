@@ -6,14 +6,18 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from lm.generation.request import Score
+    from lm.tokenizers.base import Tokenizer
 
 WIDE = 200
 
@@ -42,6 +46,23 @@ def facts_table(rows: list[tuple[str, str, str]]) -> Table:
         # What stands in brackets, in an option or a file's name, is no markup.
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def say(sentence: str) -> None:
+    """A remark on stderr, dimmed where there is colour."""
+    typer.echo(sentence if no_color() else typer.style(sentence, dim=True), err=True)
+
+
+def score_lines(tokenizer: Tokenizer, scores: Iterable[Score]) -> list[str]:
+    """A line a token: what it shows as, its probability, and what else was likely."""
+
+    def shown(token: int, logprob: float) -> str:
+        return f"{tokenizer.pieces([token])[0]} {100 * math.exp(logprob):.2f}%"
+
+    return [
+        "  ".join([f"{shown(score.token, score.logprob):<20}", *(shown(*other) for other in score.top)]).rstrip()
+        for score in scores
+    ]
 
 
 def print_json(value: Any) -> None:

@@ -16,6 +16,7 @@
     ├── TrainingError          training cannot start or go on
     │   └── NonFiniteLossError the loss became NaN or infinite
     ├── DeviceError            a device or precision is not there
+    ├── ServerError            a server cannot be reached, or refuses
     └── MissingExtraError      an optional part of Inkling is not installed
 
 Each message is one or two plain sentences: what happened with its values, the likely cause, what to do.
@@ -85,6 +86,10 @@ class NonFiniteLossError(TrainingError):
 
 class DeviceError(LMError):
     """A device or precision that was asked for is not there."""
+
+
+class ServerError(LMError):
+    """A server cannot be reached, or refuses what it was asked."""
 
 
 class MissingExtraError(LMError):

@@ -14,13 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run
 from lm.config import DEFAULT_RUNS_DIR, RunConfig, validate
 from lm.corpora import Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
 from lm.errors import CorpusError, CorruptRunError, RunNotFoundError
 from lm.files import read_facts, read_json, write_file
+from lm.generation.decoders import STATE_BYTES, open_decoder
 from lm.generation.options import SamplingOptions
 from lm.tokenizers.base import Ids, Tokenizer, UnknownPolicy
 from lm.version import __version__
@@ -30,10 +31,17 @@ if TYPE_CHECKING:
 
     from lm.device import Precision
     from lm.evaluation.report import Report
-    from lm.generation.generate import Outcome
+    from lm.generation.decoder import Decoder
+    from lm.generation.engine import Engine
+    from lm.generation.request import Event, Request
+    from lm.generation.states import NamedState, States
+    from lm.kernels.base import DecodePrecision
     from lm.models.base import LanguageModel
 
 log = logging.getLogger(__name__)
+
+MOST_AT_ONCE = 32
+"""Samples of one request that are computed together."""
 
 _NUMBERS = (
     "loss", "standard_error", "perplexity", "word_perplexity", "bits_per_char", "bits_per_byte", "accuracy",
@@ -57,12 +65,16 @@ def _beyond_floats(name: str, report: dict[str, Any]) -> bool:
     return name.endswith("perplexity") and report.get(name, 0) is None
 
 
-def _watched(pieces: Iterator[str]) -> Iterator[str]:
-    """The same pieces; running out of memory becomes a sentence."""
-    from lm.device import enough_memory
+def _watched(events: Callable[[], Iterator[Event]]) -> Iterator[Event]:
+    """What `events` gives; running out of memory on the way becomes a sentence."""
+    try:
+        yield from events()
+    except (MemoryError, RuntimeError):
+        # Not before: it loads torch, which a native decoder does without.
+        from lm.device import enough_memory
 
-    with enough_memory():
-        yield from pieces
+        with enough_memory():
+            raise
 
 
 def load(run: str | None = None, *, runs_dir: Path | str = DEFAULT_RUNS_DIR, device: str | None = None) -> Run:
@@ -138,37 +150,132 @@ class Run:
 
     # -- sampling -----------------------------------------------------------------------------------
 
-    def sample(self, prompt: str = "", *, index: int = 0, **options: Any) -> str:
+    def decoder(
+        self,
+        *,
+        precision: DecodePrecision = "fp32",
+        max_slots: int = 1,
+        state_bytes: int = STATE_BYTES,
+        threads: int | None = None,
+    ) -> Decoder:
+        """What generation steps through; see `lm.generation.decoders.open_decoder`, which chooses it.
+
+        Raises:
+            DeviceError: the precision or the memory does not do.
+        """
+        opened = open_decoder(
+            self.config.model.model_dump(),
+            lambda: self._weights[0],
+            lambda: self.model,
+            device=self._device,
+            precision=precision,
+            max_slots=max_slots,
+            state_bytes=state_bytes,
+            threads=threads,
+        )
+        if opened.vocab_size != self.tokenizer.vocab_size:
+            raise CorruptRunError(
+                f"Run {self.name!r}: the model has {opened.vocab_size} tokens, its tokenizer "
+                f"{self.tokenizer.vocab_size}. Restore the files saved together."
+            )
+        return opened
+
+    def engine(
+        self,
+        *,
+        max_batch: int = 1,
+        prefix_cache_bytes: int = 0,
+        precision: DecodePrecision = "fp32",
+        state_bytes: int = STATE_BYTES,
+        threads: int | None = None,
+    ) -> Engine:
+        """An engine over a decoder of its own: many requests at once, each with the text it would have alone.
+
+        Args:
+            max_batch: samples computed together.
+            prefix_cache_bytes: memory for the states of prompt starts, so that equal ones are read once.
+            precision: of the decoder's weights.
+            state_bytes: memory for the states of all samples.
+            threads: of a native decoder.
+        """
+        from lm.generation.engine import Engine
+
+        opened = self.decoder(precision=precision, max_slots=max_batch, state_bytes=state_bytes, threads=threads)
+        return Engine(opened, self.tokenizer, max_batch=max_batch, prefix_cache_bytes=prefix_cache_bytes)
+
+    def request(
+        self,
+        prompt: str,
+        options: SamplingOptions,
+        *,
+        unknown: UnknownPolicy | None = None,
+        state: NamedState | None = None,
+    ) -> Request:
+        """What an engine is asked for, of a text.
+
+        Args:
+            prompt: any text; empty starts from the start token, or from where the state ends.
+            options: how to draw.
+            unknown: what symbols that the model never saw become.
+            state: go on from it.
+        """
+        from lm.generation.request import Request
+
+        begin = (self.tokenizer.start_id,) if state is None else state.unread
+        ids = self.encode_prompt(prompt, unknown).tolist()
+        return Request((*begin, *ids), options, state=None if state is None else state.snapshot)
+
+    def sample(self, prompt: str = "", **options: Any) -> str:
         """The text that follows `prompt`.
 
         Args:
             prompt: any text; empty starts from the start token.
-            index: which of several samples of one seed.
             **options: the fields of `SamplingOptions`: temperature, top_k, top_p, max_tokens, stop, seed, …
 
         Raises:
             ConfigError: an option is unknown or out of bounds.
         """
-        return "".join(self.stream(prompt, validate(SamplingOptions, options, where="sampling"), index=index))
+        return "".join(self.stream(prompt, validate(SamplingOptions, options, where="sampling")))
 
-    def stream(
-        self,
-        prompt: str,
-        options: SamplingOptions,
-        *,
-        index: int = 0,
-        unknown: UnknownPolicy | None = None,
-        outcome: Outcome | None = None,
-    ) -> Iterator[str]:
-        """The pieces of `sample`, as they are made; `outcome` is filled in on the way."""
-        from lm.generation.decoder import TorchDecoder
-        from lm.generation.generate import generate
+    def stream(self, prompt: str, options: SamplingOptions, *, unknown: UnknownPolicy | None = None) -> Iterator[str]:
+        """The pieces of `sample`, as they are made."""
+        request = self.request(prompt, options.model_copy(update={"n": 1}), unknown=unknown)
+        return (event.text for event in self.events(request) if event.text)
 
-        ids = self._encode_prompt(prompt, unknown)
-        pieces = generate(TorchDecoder(self.model), self.tokenizer, ids, options, index=index, outcome=outcome)
-        return _watched(pieces)
+    def events(self, request: Request) -> Iterator[Event]:
+        """What an engine of its own tells of a request, as it is made."""
+        options = request.options
+        wanted = options.num_beams or min(options.best_of or options.n, MOST_AT_ONCE)
+        return _watched(lambda: self.engine(max_batch=wanted).run(request))
 
-    def _encode_prompt(self, prompt: str, unknown: UnknownPolicy | None) -> Ids:
+    # -- named states -------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def states(self) -> States:
+        """The named states kept with the run, for its weights in this state."""
+        from lm.generation.states import States
+
+        weights = str(read_facts(self.folder.weights_path(self.state)).get("sha256"))
+        return States(self.folder.path, weights_sha256=weights, tokenizer_sha256=self.tokenizer.sha256)
+
+    def read_text(self, text: str, *, unknown: UnknownPolicy | None = None) -> NamedState:
+        """The state after a text, to be saved or gone on from."""
+        from lm.generation.request import Request
+        from lm.generation.states import NamedState
+
+        options = SamplingOptions(max_tokens=0)
+        prompt = self.request(text, options, unknown=unknown).prompt
+        if len(prompt) == 1:
+            return NamedState(prompt, tokens=1)
+        engine = self.engine()
+        generation = engine.submit(Request(prompt[:-1], options, keep_state=True))
+        while engine.step():
+            pass
+        assert generation.state is not None, "what was asked for is there"
+        return NamedState(prompt[-1:], len(prompt), generation.state)
+
+    def encode_prompt(self, prompt: str, unknown: UnknownPolicy | None = None) -> Ids:
+        """Ids (N,) of a prompt; a warning names the symbols that the model never saw."""
         met: Counter[str] = Counter()
         ids = self.tokenizer.encode(prompt, unknown=unknown, met=met)
         if met:
@@ -185,8 +292,12 @@ class Run:
         path: Path | None = None,
         *,
         unknown: UnknownPolicy | None = None,
+        decoder: str | None = None,
     ) -> Path:
-        """Write the first samples of a seed with what reproduces them, under `samples/` unless `path` says where."""
+        """Write the samples of a seed with what reproduces them, under `samples/` unless `path` says where.
+
+        `decoder` names what drew them; None is the run's usual one.
+        """
         if path is None:
             path = self.folder.path / SAMPLES / f"{self.state}-step-{self.step}-seed-{options.seed}.txt"
         facts = {
@@ -196,7 +307,7 @@ class Run:
             "prompt": prompt,
             "options": options.model_dump(mode="json"),
             "unknown": unknown or self.tokenizer.options.unknown,
-            "device": str(self._place(self.model)),
+            "decoder": decoder or self.decoder().name,
             "inkling": __version__,
         }
         parts = [f"# {json.dumps(facts, ensure_ascii=False)}\n"]
@@ -215,7 +326,7 @@ class Run:
         text: str | None = None,
         name: str = "text",
         stride: int | None = None,
-        precision: Precision = "fp32",
+        precision: Precision | Literal["int8"] = "fp32",
         progress: Callable[[int, int], None] | None = None,
         reading: Progress | None = None,
         data_dir: Path | None = None,
@@ -227,7 +338,8 @@ class Run:
             text: a text of your own instead.
             name: what to call that text in the report.
             stride: how far a window slides; None: half the context length. A carried state has no window.
-            precision: number format of the matrix products; fp32 is the reference.
+            precision: number format of the matrix products; fp32 is the reference. int8 scores what the native
+                decoder computes with rounded weights, so that its loss is known.
             progress: called with tokens done and tokens in all.
             reading: called while the corpus is read.
             data_dir: where named corpora lie.
@@ -246,7 +358,13 @@ class Run:
             part = self._split(split, data_dir, reading)
             corpus = str(self.record["corpus"]["name"])
         with enough_memory():
-            scores = score(self.model, part.ids, precision=precision, stride=stride, progress=progress)
+            if precision == "int8":
+                from lm.generation.decoded import Decoded
+
+                decoded = Decoded(self.decoder(precision="int8"))
+                scores = score(decoded, part.ids, stride=stride, progress=progress)
+            else:
+                scores = score(self.model, part.ids, precision=precision, stride=stride, progress=progress)
         return make_report(
             scores,
             part.counts,

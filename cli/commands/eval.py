@@ -30,7 +30,7 @@ def command(
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute; default: a GPU when there is one.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32 (the reference), bf16 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32 (the reference), bf16, fp16, or int8: as decoded with int8 weights.")] = "fp32",
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -41,8 +41,8 @@ def command(
     lm eval RUN
     lm eval RUN --text FILE --json
     """
-    if precision not in ("fp32", "bf16", "fp16"):
-        raise ConfigError(f"--precision {precision!r}: use fp32, bf16 or fp16.")
+    if precision not in ("fp32", "bf16", "fp16", "int8"):
+        raise ConfigError(f"--precision {precision!r}: use fp32, bf16, fp16 or int8.")
     if split is not None and text is not None:
         raise ConfigError("--split and --text are two different texts: give one of them.")
     from cli.output import console, print_json, reading, scoring

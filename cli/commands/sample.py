@@ -5,55 +5,47 @@ from __future__ import annotations
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import DEFAULT_RUNS, Json, RunName, RunsDir, field
+from cli.options import DEFAULT_RUNS, Device, Json, RunName, RunsDir, StateName, Unknown, unknown_policy, with_sampling
 from lm.config import validate
 from lm.errors import ConfigError
 from lm.generation.options import SamplingOptions
 
 if TYPE_CHECKING:
-    from lm.tokenizers.base import UnknownPolicy
+    from lm.generation.request import Request, Score
+    from lm.run import Run
 
 POSITION = 2
 
 
+@with_sampling("seed")
 def command(
     run: RunName = None,
     source: Annotated[str | None, typer.Argument(metavar="[-]", help="- reads the prompt from stdin.")] = None,
     prompt: Annotated[str, typer.Option(help="Text to go on from.", show_default=False)] = "",
-    temperature: Annotated[float | None, field(SamplingOptions, "temperature")] = None,
-    top_k: Annotated[int | None, field(SamplingOptions, "top_k")] = None,
-    top_p: Annotated[float | None, field(SamplingOptions, "top_p")] = None,
-    max_tokens: Annotated[int | None, field(SamplingOptions, "max_tokens")] = None,
-    stop: Annotated[list[str] | None, field(SamplingOptions, "stop")] = None,
     seed: Annotated[
         int | None,
         typer.Option(help="The same seed and options give the same text; default: a new one, told on stderr."),
     ] = None,
-    number: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 1,
-    unknown: Annotated[
-        str | None,
-        typer.Option(
-            help="What symbols of the prompt that the model never saw become: replace, skip, byte or error.",
-            show_default=False,
-        ),
-    ] = None,
+    state: StateName = None,
+    unknown: Unknown = None,
     detokenize: Annotated[
         bool, typer.Option("--detokenize", help="Put the punctuation of word models back as a reader expects.")
     ] = False,
-    allow_unknown: Annotated[bool, typer.Option("--allow-unknown", help="Let word models write <unk>.")] = False,
     echo: Annotated[bool, typer.Option(help="Print the prompt before its continuation.")] = True,
     out: Annotated[
         Path | None,
         typer.Option(help="Also write the samples, with options and seed, to this file.", show_default=False),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where to compute; default: a GPU when there is one.")] = None,
+    device: Device = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: Json = False,
+    sampling: dict[str, Any] | None = None,
 ) -> None:
     """Let a model write. The text goes to stdout, everything else to stderr.
 
@@ -61,17 +53,9 @@ def command(
     lm sample RUN --prompt "ROMEO:" --temperature 0.8 --top-k 40 --seed 7
     echo "O, for a" | lm sample RUN -
     """
-    given = {
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens,
-        "stop": tuple(stop) if stop else None, "allow_unknown": allow_unknown or None,
-        "seed": secrets.randbelow(2**31) if seed is None else seed,
-    }  # fmt: skip
-    options = validate(
-        SamplingOptions, {key: value for key, value in given.items() if value is not None}, where="sampling"
-    )
-    if unknown not in (None, "replace", "skip", "byte", "error"):
-        raise ConfigError(f"--unknown {unknown!r}: use replace, skip, byte or error.")
-    policy = cast("UnknownPolicy | None", unknown)
+    given = {**(sampling or {}), "seed": secrets.randbelow(2**31) if seed is None else seed}
+    options = validate(SamplingOptions, given, where="sampling")
+    policy = unknown_policy(unknown)
     if run == "-" and source is None:
         run, source = None, "-"
     if source is not None:
@@ -82,8 +66,6 @@ def command(
         # A shell's closing newline is not part of what was typed.
         prompt += sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
 
-    from cli.output import no_color, print_json
-    from lm.generation.generate import Outcome
     from lm.run import load
 
     loaded = load(run, runs_dir=runs_dir, device=device)
@@ -91,37 +73,116 @@ def command(
         raise ConfigError(
             f"--detokenize is for word models; run {loaded.name!r} writes {loaded.tokenizer.type} tokens."
         )
-    texts = []
-    for index in range(number):
-        outcome, begun, parts = Outcome(), time.perf_counter(), []
-        pieces = loaded.stream(prompt, options, index=index, unknown=policy, outcome=outcome)
-        live = not (as_json or detokenize)
-        if live and index and number > 1:
-            typer.echo("")
-        if live and echo:
-            typer.echo(prompt, nl=False)
-        for piece in pieces:
-            parts.append(piece)
-            if live:
-                typer.echo(piece, nl=False)
-                sys.stdout.flush()
-        text = "".join(parts)
-        texts.append(text)
-        seconds = time.perf_counter() - begun
-        if as_json:
-            print_json(
-                {"prompt": prompt, "text": text, "index": index, "seed": options.seed, "tokens": outcome.tokens,
-                 "finish_reason": outcome.finish_reason, "run": loaded.name, "state": loaded.state}
-            )  # fmt: skip
-        elif detokenize:
-            typer.echo(loaded.tokenizer.detokenize((prompt if echo else "") + text))  # type: ignore[attr-defined]
-        else:
-            typer.echo("")
-        which = f", sample {index + 1} of {number}" if number > 1 else ""
-        said = (
-            f"{loaded.name}@{loaded.state} · seed {options.seed}{which} · "
-            f"{outcome.tokens:,} tokens, {outcome.tokens / max(seconds, 1e-9):,.0f} tokens/s"
-        )
-        typer.echo(said if no_color() else typer.style(said, dim=True), err=True)
+    begin = loaded.states.read(state) if state is not None else None
+    request = loaded.request(prompt, options, unknown=policy, state=begin)
+    screen = _Screen(loaded, prompt if echo else "", options)
+    if as_json:
+        samples = _draw(loaded, request, lambda sample: screen.tell_json(sample, prompt))
+    elif detokenize:
+        samples = _draw(loaded, request, screen.tell_detokenized)
+    else:
+        samples = _draw(loaded, request, screen.end, begin=screen.begin, show=screen.show)
     if out is not None:
-        loaded.save_sample(prompt, texts, options, out, unknown=policy)
+        loaded.save_sample(prompt, [sample.text for sample in samples], options, out, unknown=policy)
+
+
+class _Sample:
+    """One sample, as far as it is drawn."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.text = ""
+        self.tokens = 0
+        self.scores: list[Score] = []
+        self.finish_reason: str | None = None
+        self.seconds = 0.0
+
+
+def _draw(
+    run: Run,
+    request: Request,
+    end: Callable[[_Sample], None],
+    *,
+    begin: Callable[[_Sample], None] = lambda sample: None,
+    show: Callable[[str], None] = lambda text: None,
+) -> list[_Sample]:
+    """Draw all samples together, and tell of one after the other: of the one whose turn it is as it is drawn."""
+    samples = [_Sample(index) for index in range(request.options.n)]
+    turn, begun = 0, time.perf_counter()
+    begin(samples[0])
+    for event in run.events(request):
+        sample = samples[event.index]
+        sample.text += event.text
+        sample.tokens += len(event.tokens)
+        sample.scores += event.scores
+        sample.finish_reason = event.finish_reason
+        sample.seconds = time.perf_counter() - begun
+        if event.index == turn:
+            show(event.text)
+        while turn < len(samples) and samples[turn].finish_reason is not None:
+            end(samples[turn])
+            turn += 1
+            if turn < len(samples):
+                begin(samples[turn])
+    return samples
+
+
+class _Screen:
+    """Where things are told: text on stdout, everything else on stderr."""
+
+    def __init__(self, run: Run, echoed: str, options: SamplingOptions) -> None:
+        self._run = run
+        self._echoed = echoed
+        self._options = options
+
+    def begin(self, sample: _Sample) -> None:
+        """A sample's turn to be shown as it is drawn."""
+        if sample.index:
+            typer.echo("")
+        typer.echo(self._echoed, nl=False)
+        self.show(sample.text)
+
+    def show(self, text: str) -> None:
+        """More of it."""
+        typer.echo(text, nl=False)
+        sys.stdout.flush()
+
+    def end(self, sample: _Sample) -> None:
+        """The sample is whole."""
+        typer.echo("")
+        self._tell(sample)
+
+    def tell_detokenized(self, sample: _Sample) -> None:
+        """A whole sample as a reader expects it."""
+        typer.echo(self._run.tokenizer.detokenize(self._echoed + sample.text))  # type: ignore[attr-defined]
+        self._tell(sample)
+
+    def tell_json(self, sample: _Sample, prompt: str) -> None:
+        """A whole sample for a script."""
+        from cli.output import print_json
+
+        told = {
+            "prompt": prompt, "text": sample.text, "index": sample.index, "seed": self._options.seed,
+            "tokens": sample.tokens, "finish_reason": sample.finish_reason, "run": self._run.name,
+            "state": self._run.state,
+        }  # fmt: skip
+        if self._options.logprobs is not None:
+            told["logprobs"] = [
+                {"token": score.token, "logprob": score.logprob, "top": [list(pair) for pair in score.top]}
+                for score in sample.scores
+            ]
+            sample.scores = []
+        print_json(told)
+        self._tell(sample)
+
+    def _tell(self, sample: _Sample) -> None:
+        from cli.output import say, score_lines
+
+        for line in score_lines(self._run.tokenizer, sample.scores):
+            typer.echo(line, err=True)
+        which = f", sample {sample.index + 1} of {self._options.n}" if self._options.n > 1 else ""
+        speed = sample.tokens / max(sample.seconds, 1e-9)
+        say(
+            f"{self._run.name}@{self._run.state} · seed {self._options.seed}{which} · {sample.tokens:,} tokens, "
+            f"{speed:,.0f} tokens/s"
+        )

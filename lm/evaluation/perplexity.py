@@ -5,7 +5,7 @@ Two context rules, chosen by the model's `context_length` alone:
 - None: the state is carried from the first token to the last (`rows` = 1), or within `rows` equal parts of the split
   that are read side by side, which is faster and is what validation during training does;
 - C: a window of C tokens slides by `stride`; after the first window only its last `stride` tokens are scored, so that
-  each is predicted from at least C - stride tokens.
+  each is predicted from at least C - stride tokens. The last window ends with the text, and is as long as the others.
 
 Either way each token is scored exactly once, the first one conditioned on the start token, the tail included.
 """
@@ -173,5 +173,5 @@ def _sliding(ids: Ids, context: int, stride: int, batch: int) -> Iterator[_Piece
         yield _Piece(ids[window], ids[window + 1], skip=skip, fresh=True)
     done = first + whole * stride
     if rest := count - done:
-        start = max(0, done - skip)
-        yield _Piece(ids[None, start:-1], ids[None, start + 1 :], skip=len(ids) - 1 - start - rest, fresh=True)
+        start = count - context
+        yield _Piece(ids[None, start:-1], ids[None, start + 1 :], skip=context - rest, fresh=True)

@@ -7,46 +7,67 @@
 Past a model's context length the window slides by half: when `context_length` tokens are held, the older half is
 forgotten and the newer half is read again. What is held depends on the position in the text alone, never on how the
 text arrived. A model with a carried state goes on forever.
+
+A slot's logits do not depend on its company: the same ids give the same bits alone and among others.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-
-from lm.models.base import LanguageModel, State
 
 Logits = npt.NDArray[np.float32]
-PREFILL_CHUNK = 512
-"""Prompt tokens run through a carried state at once: bounds the memory of a long prompt."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a slot holds; immutable, so that it may be shared."""
+    """What a slot holds, on the host; immutable, so that it may be shared, kept and saved."""
 
-    state: State | None = None
-    window: tuple[int, ...] = field(default=())
-    """The tokens that `state` has read; kept only where the context is limited."""
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    """The model's state of one text, by the names of `lm.models.base.State` and without its batch axis; empty before
+    the first token."""
+    growing: frozenset[str] = frozenset()
+    """Names of the arrays whose first axis is time."""
+    window: tuple[int, ...] = ()
+    """The tokens that the state has read; kept only where the context is limited."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return sum(array.nbytes for array in self.arrays.values()) + 32 * len(self.window)
 
 
 class Decoder(Protocol):
     """What generation steps through: texts in slots, logits on the host."""
 
+    @property
+    def name(self) -> str:
+        """Which arithmetic this is, in words: "native fp32, avx512", "torch fp32, cuda:0"."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V of the model."""
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that a prediction looks back on; None for a carried state without limit."""
+
+    @property
+    def max_slots(self) -> int | None:
+        """Slots that may be open at once; None: as many as memory holds."""
+
     def open(self) -> int:
         """A new, empty slot."""
 
-    def prefill(self, slot: int, ids: Sequence[int]) -> Logits:
-        """Read `ids` (T >= 1); (T, V) logits of what follows each of them."""
+    def prefill(self, slot: int, ids: Sequence[int], *, only_last: bool = False) -> Logits:
+        """Read `ids` (T >= 1); (T, V) logits of what follows each of them, or (1, V) of what follows the last."""
 
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> Logits:
-        """Read one id in each of S slots; (S, V) logits of what follows."""
+        """Read one id in each of S different slots; (S, V) logits of what follows, good until the next call."""
 
     def fork(self, slot: int) -> int:
         """A new slot that goes on from the same text."""
@@ -59,61 +80,3 @@ class Decoder(Protocol):
 
     def close(self, slot: int) -> None:
         """Free the slot."""
-
-
-class TorchDecoder:
-    """The reference decoder: any LanguageModel, on any device, in fp32.
-
-    Each slot is computed by itself, so that its logits do not depend on its company.
-    """
-
-    def __init__(self, model: LanguageModel) -> None:
-        self._model = model.eval()
-        self._device = next(model.parameters(), torch.empty(0)).device
-        self._slots: dict[int, Snapshot] = {}
-        self._numbers = itertools.count()
-
-    def open(self) -> int:
-        """See `Decoder.open`."""
-        return self.restore(Snapshot())
-
-    def restore(self, snapshot: Snapshot) -> int:
-        """See `Decoder.restore`."""
-        slot = next(self._numbers)
-        self._slots[slot] = snapshot
-        return slot
-
-    def export(self, slot: int) -> Snapshot:
-        """See `Decoder.export`."""
-        return self._slots[slot]
-
-    def fork(self, slot: int) -> int:
-        """See `Decoder.fork`."""
-        return self.restore(self.export(slot))
-
-    def close(self, slot: int) -> None:
-        """See `Decoder.close`."""
-        del self._slots[slot]
-
-    def step(self, slots: Sequence[int], ids: Sequence[int]) -> Logits:
-        """See `Decoder.step`."""
-        return np.concatenate([self.prefill(slot, [token]) for slot, token in zip(slots, ids, strict=True)])
-
-    def prefill(self, slot: int, ids: Sequence[int]) -> Logits:
-        """See `Decoder.prefill`."""
-        held, limit, parts, ids = self._slots[slot], self._model.context_length, [], list(ids)
-        while ids:
-            if limit is not None and len(held.window) == limit:
-                held, _ = self._read(Snapshot(), held.window[limit - limit // 2 :])
-            room = PREFILL_CHUNK if limit is None else limit - len(held.window)
-            held, logits = self._read(held, ids[:room])
-            parts.append(logits)
-            ids = ids[room:]
-        self._slots[slot] = held
-        return np.concatenate(parts)
-
-    @torch.inference_mode()
-    def _read(self, held: Snapshot, ids: Sequence[int]) -> tuple[Snapshot, Logits]:
-        logits, state = self._model(torch.tensor([list(ids)], device=self._device), held.state)
-        window = (*held.window, *ids) if self._model.context_length is not None else ()
-        return Snapshot(state, window), logits[0].float().cpu().numpy()

@@ -1,96 +1,233 @@
 """Filters: pure numpy functions on logits, composed in one documented order, the same for every decoder.
 
-    ban the unknown token → temperature → top_k → top_p → draw
+    ban → logit_bias → repetition_penalty → presence_penalty, frequency_penalty → temperature → top_k → top_p → min_p
+        → typical_p → draw
 
-Shapes: B rows, V vocabulary. A masked token has the logit -inf; at least one token a row survives every filter.
+Shapes: B rows, V vocabulary, float64. A masked token has the logit -inf; at least one token a row survives every
+filter. A row's result does not depend on the rows beside it, to the last bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from lm.generation.options import SamplingOptions
-
 Logits = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+_MASKED = np.array(-np.inf)
+_SMALL = 128
+"""Rows of so few tokens are sorted whole."""
+
+
+def greatest(logits: Logits) -> Logits | float:
+    """The greatest logit of each row, (B, 1), or a plain number where there is one row."""
+    if len(logits) == 1:
+        # A third of the time of a maximum, and of what is done with it.
+        return logits.item(logits.argmax())
+    largest: Logits = np.maximum.reduce(logits, axis=-1, keepdims=True)
+    return largest
 
 
 def softmax(logits: Logits) -> Logits:
     """Probabilities (B, V) of logits (B, V)."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shifted = np.exp(logits - greatest(logits))
     total: Logits = shifted / shifted.sum(axis=-1, keepdims=True)
     return total
 
 
-def ban(logits: Logits, tokens: tuple[int, ...]) -> Logits:
-    """Mask some tokens."""
-    masked = logits.copy()
-    masked[:, list(tokens)] = -np.inf
+# -- before the temperature -------------------------------------------------------------------------
+
+
+def ban(logits: npt.NDArray[np.floating[Any]], tokens: Sequence[int]) -> Logits:
+    """Mask some tokens; the first of the filters, which takes a decoder's float32 and gives float64."""
+    masked = logits.astype(np.float64)
+    for token in tokens:
+        masked[:, token] = -np.inf
     return masked
 
 
-def apply_temperature(logits: Logits, temperature: float) -> Logits:
-    """Divide by the temperature; 0 keeps the likeliest token alone, the first of equals."""
-    if temperature > 0:
-        # Shifted first: a tiny temperature would make infinities, whose difference is no number.
-        with np.errstate(over="ignore"):
-            scaled: Logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
-        return scaled
-    best = logits.argmax(axis=-1)
-    greedy = np.full_like(logits, -np.inf)
-    rows = np.arange(len(logits))
-    greedy[rows, best] = logits[rows, best]
-    return greedy
+def add_bias(logits: Logits, logit_bias: Mapping[int, float]) -> Logits:
+    """Add to the logits of some tokens; -100 or less masks."""
+    biased = logits.copy()
+    for token, bias in logit_bias.items():
+        biased[:, token] += bias if bias > -100 else -np.inf
+    return biased
+
+
+def penalise_repetition(logits: Logits, counts: npt.NDArray[Any], penalty: float) -> Logits:
+    """Divide the positive logits of tokens that were met by `penalty`, and multiply the negative ones.
+
+    Args:
+        logits: (..., V).
+        counts: how often each token was met, (..., V).
+        penalty: above 1 makes them less likely.
+
+    Source: Keskar et al. 2019, "CTRL".
+    """
+    changed = np.where(logits > 0, logits / penalty, logits * penalty)
+    penalised: Logits = np.where(counts > 0, changed, logits)
+    return penalised
+
+
+def penalise_presence(logits: Logits, counts: npt.NDArray[Any], presence: float, frequency: float) -> Logits:
+    """Take `presence` from the logits of tokens that were drawn, and `frequency` for each time they were.
+
+    Args:
+        logits: (..., V).
+        counts: how often each token was drawn, (..., V).
+        presence: taken once.
+        frequency: taken for each time.
+    """
+    penalised: Logits = logits - (presence * (counts > 0) + frequency * counts)
+    return penalised
+
+
+def revive(logits: Logits, allowed: int) -> Logits:
+    """Give rows without any probability a token to live by; what is no number gets none, infinity becomes a certainty.
+
+    Args:
+        logits: (B, V).
+        allowed: the token for rows that are masked throughout.
+    """
+    # Infinity has no difference from itself.
+    living: Logits = np.minimum(np.where(np.isnan(logits), -np.inf, logits), np.finfo(np.float64).max)
+    living[np.isneginf(living).all(axis=-1), allowed] = 0.0
+    return living
+
+
+# -- the temperature and what comes after it --------------------------------------------------------
+
+
+def apply_temperature(logits: Logits, temperature: float | npt.NDArray[np.float64]) -> Logits:
+    """Divide by the temperature, > 0: one for all rows, or one a row (B, 1). The likeliest token gets 0."""
+    # Shifted first: a tiny temperature would make infinities, whose difference is no number.
+    shifted: Logits = logits - greatest(logits)
+    if isinstance(temperature, float) and temperature > 1e-200:
+        if temperature != 1.0:
+            shifted /= temperature
+        return shifted
+    with np.errstate(over="ignore"):
+        shifted /= temperature
+    return shifted
 
 
 def keep_top_k(logits: Logits, top_k: int) -> Logits:
     """Mask all but the k likeliest tokens; of equals at the border the lower ids stay."""
-    if top_k >= logits.shape[-1]:
+    size = logits.shape[-1]
+    if top_k >= size:
         return logits.copy()
-    order = np.argsort(-logits, axis=-1, kind="stable")[:, :top_k]
-    kept = np.full_like(logits, -np.inf)
-    np.put_along_axis(kept, order, np.take_along_axis(logits, order, axis=-1), axis=-1)
-    return kept
+    parted = logits.copy()
+    parted.partition(size - top_k, axis=-1)
+    border = parted[:, size - top_k, None] if len(logits) > 1 else parted.item(size - top_k)
+    return _keep_from(logits, border, top_k)
+
+
+def _keep_from(logits: Logits, border: Logits | float, count: int | npt.NDArray[np.int64]) -> Logits:
+    """Mask what is below the border (B, 1), and of its equals the higher ids where more than `count` would stay."""
+    kept = logits >= border
+    if np.count_nonzero(kept) > (len(logits) * count if isinstance(count, int) else count.sum()):
+        above, equal = logits > border, logits == border
+        room = count - above.sum(axis=-1, keepdims=True)
+        kept = above | (equal & (equal.cumsum(axis=-1) <= room))
+    filtered: Logits = np.where(kept, logits, _MASKED)
+    return filtered
 
 
 def keep_top_p(logits: Logits, top_p: float) -> Logits:
     """Mask the tokens outside the smallest set that holds `top_p` of the probability.
 
+    Of equals at the border the lower ids stay.
+
     Source: Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration".
     """
-    order = np.argsort(-logits, axis=-1, kind="stable")
-    ordered = np.take_along_axis(logits, order, axis=-1)
-    probabilities = softmax(ordered)
+    if top_p >= 1.0:
+        return logits.copy()
+    size = logits.shape[-1]
+    if size <= _SMALL:
+        likeliest = np.sort(logits, axis=-1)[:, ::-1]
+        mass = np.add.accumulate(np.exp(likeliest - likeliest[:, :1]), axis=-1)
+        enough = top_p * mass[:, -1:]
+    else:
+        best = greatest(logits)
+        enough = top_p * np.exp(logits - best).sum(axis=-1, keepdims=True)
+        # Only the likeliest tokens have to be put in order: so many as hold the share.
+        most = _SMALL
+        while True:
+            most = min(most, size)
+            likeliest = np.sort(np.partition(logits, size - most, axis=-1)[:, size - most :], axis=-1)[:, ::-1]
+            mass = np.add.accumulate(np.exp(likeliest - best), axis=-1)
+            if most == size or (mass[:, -1:] >= enough).all():
+                break
+            most *= 8
     # The mass before each token decides, so that the token which crosses the border stays.
-    outside = probabilities.cumsum(axis=-1) - probabilities >= top_p
-    kept = np.empty_like(logits)
-    np.put_along_axis(kept, order, np.where(outside, -np.inf, ordered), axis=-1)
-    return kept
+    if len(logits) == 1:
+        last = int(mass[0, :-1].searchsorted(enough.item()))
+        return _keep_from(logits, likeliest.item(last), last + 1)
+    count = 1 + (mass[:, :-1] < enough).sum(axis=-1, keepdims=True)
+    return _keep_from(logits, np.take_along_axis(likeliest, count - 1, axis=-1), count)
 
 
-def apply_filters(logits: npt.NDArray[np.float32], options: SamplingOptions, banned: tuple[int, ...] = ()) -> Logits:
-    """All filters that `options` ask for, in the documented order; (B, V) → (B, V) float64."""
-    filtered: Logits = logits.astype(np.float64)
-    if banned:
-        filtered = ban(filtered, banned)
-    filtered = apply_temperature(filtered, options.temperature)
-    if options.top_k is not None:
-        filtered = keep_top_k(filtered, options.top_k)
-    if options.top_p is not None:
-        filtered = keep_top_p(filtered, options.top_p)
+def keep_min_p(logits: Logits, min_p: float) -> Logits:
+    """Mask the tokens with less than `min_p` times the probability of the likeliest one.
+
+    Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs".
+    """
+    filtered: Logits = np.where(np.exp(logits - greatest(logits)) >= min_p, logits, _MASKED)
     return filtered
 
 
-def draw(logits: Logits, seed: int, index: int, position: int) -> npt.NDArray[np.int64]:
-    """One token a row (B,) of filtered logits (B, V).
+def keep_typical_p(logits: Logits, typical_p: float) -> Logits:
+    """Mask all but the tokens whose surprise is nearest to the expected one and that hold `typical_p` together.
 
-    The random number comes from a counter-based generator keyed by the request's seed and the sample's index, and
-    counted by the position in the text: nothing else that was drawn before, here or elsewhere, can change it.
+    Of equals at the border the lower ids stay.
+
+    Source: Meister et al. 2022, "Locally Typical Sampling".
+    """
+    if typical_p >= 1.0:
+        return logits.copy()
+    probabilities = softmax(logits)
+    living = probabilities > 0
+    surprise = -np.log(np.where(living, probabilities, 1.0))
+    expected = (probabilities * surprise).sum(axis=-1, keepdims=True)
+    distance = np.where(living, np.abs(surprise - expected), np.inf)
+    order = np.argsort(distance, axis=-1, kind="stable")
+    mass = np.take_along_axis(probabilities, order, axis=-1).cumsum(axis=-1)
+    kept = np.empty(logits.shape, dtype=np.bool_)
+    # The mass before each token decides, so that the token which crosses the border stays.
+    np.put_along_axis(kept, order[:, 1:], mass[:, :-1] < typical_p, axis=-1)
+    np.put_along_axis(kept, order[:, :1], np.True_, axis=-1)
+    filtered: Logits = np.where(kept, logits, _MASKED)
+    return filtered
+
+
+# -- the draw ---------------------------------------------------------------------------------------
+
+
+def uniforms(seed: int, index: int, position: int, count: int) -> list[float]:
+    """Random numbers in [0, 1) for `count` positions of a text, from `position` on.
+
+    They come from a counter-based generator keyed by the request's seed and the sample's index, and counted by the
+    position in the drawn text: nothing else that was drawn before, here or elsewhere, can change them.
 
     Source: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3" (Philox).
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, index], counter=position))
-    cumulative = softmax(logits).cumsum(axis=-1)
-    threshold = generator.random() * cumulative[:, -1:]
-    drawn: npt.NDArray[np.int64] = (cumulative <= threshold).sum(axis=-1)
-    return drawn
+    # One count of the counter gives four numbers; the first is used.
+    numbers: list[float] = generator.random(4 * count)[::4].tolist()
+    return numbers
+
+
+def draw(logits: Logits, numbers: Sequence[float]) -> list[int]:
+    """One token a row of filtered logits (B, V), by one number in [0, 1) a row."""
+    weights = np.exp(logits - greatest(logits))
+    if len(logits) == 1:
+        cumulative = np.add.accumulate(weights[0])
+        return [int(cumulative.searchsorted(numbers[0] * cumulative.item(-1), "right"))]
+    cumulative = np.add.accumulate(weights, axis=-1)
+    thresholds = np.array(numbers)[:, None] * cumulative[:, -1:]
+    tokens: list[int] = (cumulative <= thresholds).sum(axis=-1).tolist()
+    return tokens

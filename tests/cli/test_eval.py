@@ -114,7 +114,7 @@ def test_figures_in_another_precision_do_not_replace_the_reference(lm: Lm, runs:
         (["a", "--text", "empty.txt"], "empty"),
         (["a", "--text", "binary.txt"], "binary.txt"),
         (["a", "--text", "."], "error: "),
-        (["a", "--precision", "fp64"], "--precision 'fp64': use fp32, bf16 or fp16"),
+        (["a", "--precision", "fp64"], "--precision 'fp64': use fp32, bf16, fp16 or int8"),
         (["a", "--device", "tpu"], "Device 'tpu' is not here"),
     ],
 )

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 Lm = Callable[..., Any]
 ROOT = str(Path(program.__file__).parents[1])
-COMMANDS = ["train", "sample", "eval", "list", "show", "demo"]
+COMMANDS = ["train", "sample", "chat", "eval", "list", "serve", "show", "demo", "state"]
 
 
 def test_help_names_every_command_in_order(lm: Lm) -> None:
@@ -31,10 +31,10 @@ def test_help_names_every_command_in_order(lm: Lm) -> None:
     assert re.findall(r"^  (\w+) ", done.out.partition("Commands:")[2], re.MULTILINE)[: len(COMMANDS)] == COMMANDS
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS[:-1], "state save", "state list", "state delete"])
 def test_every_command_explains_itself(lm: Lm, command: str) -> None:
     for flag in ("--help", "-h"):
-        done = lm(command, flag)
+        done = lm(*command.split(), flag)
         assert done.code == 0 and "--runs-dir" in done.out
 
 

@@ -123,13 +123,20 @@ def refused(done: Any, sentence: str) -> None:
         (["b"], "No run 'b' in checkpoints."),
         (["a@step-9"], "Run 'a' keeps no state 'step-9'. Did you mean 'step-"),
         (["a", "the"], "'the' is one argument too many: give a prompt with --prompt"),
-        (["a", "--temperature", "-1"], "sampling.temperature = -1.0: input should be greater than or equal to 0"),
-        (["a", "--temperature", "nan"], "sampling.temperature = nan"),
-        (["a", "--temperature", "inf"], "sampling.temperature = inf"),
+        (["a", "--temperature", "-1"], "sampling.temperature = '-1': give a number from 0 to 100"),
+        (["a", "--temperature", "nan"], "sampling.temperature = 'nan'"),
+        (["a", "--temperature", "0.5,inf"], "sampling.temperature = '0.5,inf'"),
         (["a", "--top-k", "0"], "sampling.top_k = 0"),
         (["a", "--top-p", "0"], "sampling.top_p = 0.0"),
         (["a", "--top-p", "1.5"], "sampling.top_p = 1.5"),
-        (["a", "--max-tokens", "0"], "sampling.max_tokens = 0"),
+        (["a", "--max-tokens", "-1"], "sampling.max_tokens = -1"),
+        (["a", "-n", "0"], "sampling.n = 0"),
+        (["a", "-n", "2", "--best-of", "1"], "best_of 1 must not be less than n 2"),
+        (["a", "--logit-bias", "x"], 'write JSON such as {"13": -100}'),
+        (["a", "--banned-token", "99"], "sampling.banned_tokens: token 99 is outside the vocabulary"),
+        (["a", "--num-beams", "65"], "sampling.num_beams = 65"),
+        (["a", "--state", "chapter"], "Run 'a' has no state 'chapter'"),
+        (["a", "--state", "../a"], "State '../a': use letters"),
         (["a", "--seed", "-1"], "sampling.seed = -1"),
         (["a", "--stop", ""], "a stop text must not be empty"),
         (["a", "--unknown", "guess"], "--unknown 'guess': use replace, skip, byte or error"),
@@ -141,7 +148,7 @@ def test_bad_input_is_one_sentence(lm: Lm, arguments: list[str], sentence: str) 
     refused(lm("sample", *arguments), sentence)
 
 
-@pytest.mark.parametrize("arguments", [["-n", "0"], ["--top-k", "x"], ["--what"]])
+@pytest.mark.parametrize("arguments", [["-n", "x"], ["--top-k", "x"], ["--what"]])
 def test_a_slip_in_the_usage_is_exit_code_2(lm: Lm, arguments: list[str]) -> None:
     assert lm("sample", "a", *arguments).code == 2
 
@@ -195,3 +202,50 @@ def test_half_a_surrogate_pair_in_a_prompt_is_written_to_a_file_too(lm: Lm) -> N
 def test_a_folder_cannot_be_the_file_of_samples(lm: Lm) -> None:
     done = lm("sample", "a", "--seed", "1", "--max-tokens", "5", "--out", ".")
     assert done.code == 1 and "error: Cannot write .: it is no file" in done.err
+
+
+def flags_differ(lm: Lm, *flags: str) -> bool:
+    plain = ("--seed", "3", "--max-tokens", "40", "--temperature", "1.2")
+    return bool(lm("sample", "a", *plain, *flags).out != lm("sample", "a", *plain).out)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--temperature", "0.5,1.5"), ("--min-p", "0.9"), ("--typical-p", "0.2"), ("--repetition-penalty", "2"),
+        ("--presence-penalty", "3"), ("--frequency-penalty", "3"), ("--logit-bias", '{"2": 9}'),
+        ("--banned-token", "1", "--banned-token", "2"), ("--num-beams", "2"), ("--best-of", "31"),
+        ("--stop-token", "2", "--min-tokens", "3"),
+        ("--presence-penalty", "3", "--penalty-window", "1"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_flag_reaches_the_text(lm: Lm, flags: tuple[str, ...]) -> None:
+    assert flags_differ(lm, *flags)
+
+
+def test_samples_of_one_call_are_printed_one_after_the_other(lm: Lm) -> None:
+    flags = ("--seed", "3", "--max-tokens", "15", "--prompt", "the ")
+    texts = [json.loads(line)["text"] for line in lm("sample", "a", "-n", "3", *flags, "--json").out.splitlines()]
+    done = lm("sample", "a", "-n", "3", *flags)
+    assert done.out == "\n".join(f"the {text}\n" for text in texts)
+    assert re.findall(r"sample \d of 3", done.err) == [f"sample {number} of 3" for number in (1, 2, 3)]
+
+
+def test_logprobs_are_told_beside_the_text(lm: Lm) -> None:
+    flags = ("--seed", "3", "--max-tokens", "5", "--temperature", "0", "--allow-unknown", "--logprobs", "2")
+    done = lm("sample", "a", *flags)
+    plain = lm("sample", "a", *flags[:-2])
+    assert done.out == plain.out
+    lines = done.err.splitlines()[:-1]
+    assert len(lines) == 5
+    for line in lines:
+        shares = [float(share) for share in re.findall(r"([\d.]+)%", line)]
+        assert len(shares) == 3 and shares[0] == shares[1] >= shares[2]
+    (told,) = (json.loads(line) for line in lm("sample", "a", *flags, "--json").out.splitlines())
+    assert [each["logprob"] for each in told["logprobs"]] == [each["top"][0][1] for each in told["logprobs"]]
+    assert [each["token"] for each in told["logprobs"]] == [each["top"][0][0] for each in told["logprobs"]]
+
+
+def test_nothing_but_the_prompt_is_printed_for_max_tokens_0(lm: Lm) -> None:
+    assert lm("sample", "a", "--max-tokens", "0", "--prompt", "the").out == "the\n"

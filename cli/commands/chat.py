@@ -1,0 +1,131 @@
+"""lm chat."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import DEFAULT_RUNS, Device, RunName, RunsDir, StateName, Unknown, unknown_policy, with_sampling
+from lm.config import validate
+from lm.errors import LMError
+from lm.generation.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from lm.generation.conversation import Conversation
+    from lm.run import Run
+    from lm.tokenizers.base import UnknownPolicy
+
+POSITION = 3
+
+BLANK_LINE = "\n\n"
+HELP = """\
+Your line and a newline are read as text; the model goes on up to a blank line.
+/probs        how likely each token of the last reply was, and what else was
+/undo         take back your last line and its reply
+/state NAME   save where we are: lm chat RUN --state NAME goes on from there
+/reset        begin again
+/help         this
+/quit         leave (so does the end of the input)"""
+
+
+@with_sampling("seed", "n", "best_of", "num_beams")
+def command(
+    run: RunName = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed, options and lines give the same replies; default: a new one.")
+    ] = None,
+    state: StateName = None,
+    unknown: Unknown = None,
+    device: Device = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    sampling: dict[str, Any] | None = None,
+) -> None:
+    """Write with a model in turns: it keeps its state between your lines. Replies go to stdout.
+
+    What you type and a newline are read as text, and the model goes on up to a blank line (or --stop, --max-tokens).
+    A blank line follows each reply. /help tells the rest.
+
+    \b
+    lm chat RUN --max-tokens 200
+    printf 'ROMEO:\\n/probs\\n' | lm chat RUN --seed 7
+    """
+    given = {"logprobs": 4, "stop": (BLANK_LINE,), **(sampling or {})}
+    given["seed"] = secrets.randbelow(2**31) if seed is None else seed
+    options = validate(SamplingOptions, given, where="sampling")
+    policy = unknown_policy(unknown)
+
+    from cli.output import say
+    from lm.generation.conversation import Conversation
+    from lm.run import load
+
+    loaded = load(run, runs_dir=runs_dir, device=device)
+    begin = loaded.states.read(state) if state is not None else loaded.read_text("")
+    after_reply = loaded.tokenizer.encode(BLANK_LINE).tolist()
+    talk = Conversation(loaded.engine(), options, begin, after_reply=after_reply)
+    say(f"{loaded.name}@{loaded.state} · seed {options.seed} · /help tells what can be typed")
+    for line in _lines():
+        name, _, rest = line.strip().partition(" ")
+        if name == "/quit":
+            return
+        try:
+            if name.startswith("/"):
+                _do(name, rest.strip(), talk, loaded)
+            else:
+                _reply(talk, loaded, line, policy)
+        except LMError as error:
+            say(f"error: {error}")
+
+
+def _lines() -> Any:
+    """What is typed or piped in, line by line, without the newline."""
+    if sys.stdin.isatty():
+        # Makes arrow keys and history work.
+        import readline  # noqa: F401
+
+        while True:
+            try:
+                yield input("> ")
+            except EOFError:
+                return
+    # As bytes: what is no UTF-8 is read as far as it can be.
+    for line in sys.stdin.buffer:
+        yield line.decode("utf-8", errors="replace").removesuffix("\n").removesuffix("\r")
+
+
+def _reply(talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | None) -> None:
+    ids = run.encode_prompt(line + "\n", unknown).tolist()
+    try:
+        for event in talk.say(ids):
+            typer.echo(event.text, nl=False)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        # Ends the reply, not the conversation.
+        pass
+    typer.echo(BLANK_LINE, nl=False)
+
+
+def _do(name: str, argument: str, talk: Conversation, run: Run) -> None:
+    """One of the commands that begin with a slash."""
+    from cli.output import say, score_lines
+    from lm.registry import did_you_mean
+
+    match name:
+        case "/probs":
+            for line in score_lines(run.tokenizer, talk.scores) or ["There is no reply yet."]:
+                typer.echo(line)
+        case "/undo":
+            say("Taken back." if talk.undo() else "There is nothing to take back.")
+        case "/state":
+            path = run.states.save(argument, talk.state)
+            say(f"Saved {talk.state.tokens:,} tokens' state as {argument!r}, {path.stat().st_size:,} bytes.")
+        case "/reset":
+            talk.reset()
+            say("We begin again.")
+        case "/help":
+            say(HELP)
+        case _:
+            known = ("/probs", "/undo", "/state", "/reset", "/help", "/quit")
+            say(f"There is no {name}.{did_you_mean(name, known)} A line that begins with a slash is a command: /help")

@@ -1,0 +1,95 @@
+"""lm state."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import DEFAULT_RUNS, Device, Json, RunsDir, Unknown, unknown_policy
+from lm.errors import ConfigError
+
+POSITION = 6
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or path, NAME@last or NAME@step-500.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What the state is called.")]
+
+command = typer.Typer(
+    help="Save, list and delete named states: what a model holds after a text, to go on from at once.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@command.command()
+def save(
+    run: Run,
+    name: Name,
+    text: Annotated[Path, typer.Option(metavar="FILE", help="The text to read; - is stdin.", show_default=False)],
+    unknown: Unknown = None,
+    device: Device = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Read a text and keep the state after it, for: lm sample RUN --state NAME
+
+    \b
+    lm state save RUN --text chapter.txt NAME
+    """
+    from cli.output import say
+    from lm.run import load
+
+    policy = unknown_policy(unknown)
+    try:
+        content = sys.stdin.buffer.read() if str(text) == "-" else text.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--text {text}: {error.strerror}.") from None
+    try:
+        decoded = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--text {text} is not UTF-8 (byte {error.start + 1:,}): convert it first.") from None
+    loaded = load(run, runs_dir=runs_dir, device=device)
+    state = loaded.read_text(decoded, unknown=policy)
+    path = loaded.states.save(name, state, text=text.name)
+    say(f"{path}: the state after {state.tokens:,} tokens, {path.stat().st_size:,} bytes.")
+    say(f"Next: lm sample {run} --state {name}")
+
+
+@command.command("list")
+def list_(run: Run, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
+    """List a run's named states: tokens read, size, from which text."""
+    from rich.filesize import decimal
+    from rich.markup import escape
+    from rich.table import Table
+
+    from cli.output import console, print_json
+    from lm.run import load
+
+    states = load(run, runs_dir=runs_dir).states
+    rows = [{"name": name, **states.facts(name)} for name in states.names()]
+    if as_json:
+        shown = ("name", "tokens", "bytes", "text", "usable")
+        print_json([{key: row.get(key) for key in shown} for row in rows])
+        return
+    if not rows:
+        console(stderr=True).print(f"Run {run} has no states yet: lm state save {run} --text FILE NAME")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("state", overflow="fold")
+    for column in ("tokens", "size"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("text", overflow="fold")
+    for row in rows:
+        note = "" if row["usable"] else "  [red]of other weights[/red]"
+        tokens = f"{row['tokens']:,}" if isinstance(row.get("tokens"), int) else "–"
+        table.add_row(escape(row["name"]), tokens, decimal(row["bytes"]), escape(str(row.get("text") or "–")) + note)
+    console().print(table)
+
+
+@command.command()
+def delete(run: Run, name: Name, runs_dir: RunsDir = DEFAULT_RUNS) -> None:
+    """Delete a named state."""
+    from lm.run import load
+
+    load(run, runs_dir=runs_dir).states.delete(name)

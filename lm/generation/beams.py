@@ -1,0 +1,157 @@
+"""Beam search: the likeliest texts, without randomness.
+
+What counts is the sum of a text's log-probabilities under the model after bans and biases, the token or text that ends
+it included. The temperature and all filters after it play no part. With as many beams as there are texts, the search is
+exhaustive.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lm.generation.decoder import Decoder, Logits, Snapshot
+from lm.generation.filters import greatest
+from lm.generation.request import Generation, Record, Score
+from lm.generation.sampler import Sampler
+from lm.generation.scores import score_rows
+from lm.generation.sequence import Sequence
+from lm.tokenizers.base import Tokenizer
+
+_SORTED_AT_FIRST = 256
+"""Most searches go no further down the list of what may follow."""
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text that is searched from, or one that is found."""
+
+    logprob: float = 0.0
+    tokens: tuple[int, ...] = ()
+    scores: tuple[Score, ...] = ()
+
+
+class Beams:
+    """The search of one request. It holds a slot for each beam while it runs, and snapshots while it waits."""
+
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, samplers: tuple[Sampler, Sampler]) -> None:
+        options = generation.request.options
+        self.generation = generation
+        self.slots_needed = options.num_beams or 1
+        self.turn = 0
+        """Steps since it got its slots."""
+        self.slots: list[int] = []
+        self._snapshots: list[Snapshot] = []
+        self._tokenizer = tokenizer
+        self._samplers = samplers
+        self._options = options
+        self._stop_tokens = frozenset(options.stop_tokens)
+        self._live = [_Text()]
+        self._found: list[_Text] = []
+
+    @property
+    def last(self) -> list[int]:
+        """The token of each beam that the decoder has not read yet."""
+        return [text.tokens[-1] for text in self._live]
+
+    def park(self, decoder: Decoder) -> None:
+        """Give the slots back."""
+        self._snapshots = [decoder.export(slot) for slot in self.slots]
+        self.close(decoder)
+
+    def resume(self, decoder: Decoder) -> None:
+        """Take slots again."""
+        self.turn = 0
+        for snapshot in self._snapshots:
+            self.slots.append(decoder.restore(snapshot))
+        self._snapshots = []
+
+    def close(self, decoder: Decoder) -> None:
+        """Free the slots."""
+        while self.slots:
+            decoder.close(self.slots.pop())
+
+    def advance(self, decoder: Decoder, logits: Logits) -> bool:
+        """Go one token on, from the logits (S, V) after each beam; True if the search is over."""
+        self.turn += 1
+        position = len(self._live[0].tokens)
+        options = self._options
+        sampler = self._samplers[position >= options.min_tokens]
+        live: list[tuple[int, _Text]] = []
+        found: list[_Text] = []
+        for parent, token, logprob in _likeliest(sampler, logits, self._live):
+            before = self._live[parent]
+            text = _Text(logprob, (*before.tokens, token), before.scores)
+            if options.logprobs is not None:
+                score = score_rows(logits[parent : parent + 1], (token,), options.logprobs)
+                text = replace(text, scores=(*before.scores, *score))
+            if not self._ends(text):
+                live.append((parent, text))
+            elif len(found) < options.n:
+                found.append(text)
+            if len(live) == self.slots_needed or (position + 1 == options.max_tokens and len(found) == options.n):
+                break
+        self.generation.usage.drawn_tokens += len(live)
+        # Stable: of equals the one found first.
+        self._found = sorted([*self._found, *found], key=lambda text: -text.logprob)[: options.n]
+        if not live or (len(self._found) == options.n and self._found[-1].logprob >= live[0][1].logprob):
+            # Sums only fall: no text that is still searched can become likelier than those found.
+            self.close(decoder)
+            self._tell()
+            return True
+        self._move([parent for parent, _ in live], decoder)
+        self._live = [text for _, text in live]
+        return False
+
+    def _ends(self, text: _Text) -> bool:
+        options = self._options
+        if len(text.tokens) == options.max_tokens or text.tokens[-1] in self._stop_tokens:
+            return True
+        return bool(options.stop) and self._replay(text, 0, deque())
+
+    def _replay(self, text: _Text, index: int, records: deque[Record]) -> bool:
+        """Take a text through the rules of a sample; True if it ends by them."""
+        sample = Sequence(self.generation, index, self._tokenizer, self._samplers, records)
+        scores = text.scores or (None,) * len(text.tokens)
+        return any(sample.push(token, score) for token, score in zip(text.tokens, scores, strict=True))
+
+    def _move(self, parents: list[int], decoder: Decoder) -> None:
+        """Give each new beam a slot with its parent's state."""
+        for place, slot in enumerate(self.slots):
+            if place not in parents:
+                # First, so that there are never more slots than beams.
+                decoder.close(slot)
+        owned: set[int] = set()
+        slots = []
+        for parent in parents:
+            slots.append(decoder.fork(self.slots[parent]) if parent in owned else self.slots[parent])
+            owned.add(parent)
+        self.slots = slots
+
+    def _tell(self) -> None:
+        for index, text in enumerate(self._found):
+            self._replay(text, index, self.generation.records)
+        # Where bans leave fewer texts than were asked for, the rest is empty.
+        for index in range(len(self._found), self._options.n):
+            self.generation.records.append((index, "", None, None, 0, "length"))
+
+
+def _likeliest(sampler: Sampler, logits: Logits, live: list[_Text]) -> Iterator[tuple[int, int, float]]:
+    """What may follow, likeliest first: beam, token, sum of log-probabilities; of equals the lower beam and id."""
+    biased = sampler.biased(logits)
+    shifted = biased - greatest(biased)
+    logprobs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    sums = (logprobs + np.array([text.logprob for text in live])[:, None]).reshape(-1)
+    size, given, most = logits.shape[-1], 0, _SORTED_AT_FIRST
+    while True:
+        border = np.partition(sums, len(sums) - most)[len(sums) - most] if most < len(sums) else -np.inf
+        places = np.flatnonzero((sums >= border) & np.isfinite(sums))
+        order = places[np.argsort(-sums[places], kind="stable")]
+        for place in order[given:].tolist():
+            yield *divmod(place, size), float(sums[place])
+        if most >= len(sums):
+            return
+        given, most = len(order), 8 * most
