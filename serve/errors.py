@@ -1,0 +1,159 @@
+"""What goes wrong, as OpenAI's clients expect it: a status, and {"error": {message, type, param, code}}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from lm.errors import ConfigError, LMError, TokenizerError
+from lm.generation.options import SamplingOptions
+from lm.registry import did_you_mean
+from serve.openai import UNSUPPORTED
+
+MOST_SHOWN = 100
+"""Characters of a bad value that an error repeats."""
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong."""
+
+    message: str = Field(description="One or two plain sentences.")
+    type: str = Field(description="invalid_request_error, rate_limit_error or server_error.")
+    param: str | None = Field(description="The field that is wrong.")
+    code: str | None = Field(description="A word for programs, such as context_length_exceeded.")
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+class RequestError(HTTPException):
+    """An answer other than 200."""
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, param: str | None = None, retry: int | None = None
+    ) -> None:
+        headers = {} if retry is None else {"Retry-After": str(retry)}
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        super().__init__(status, message, headers)
+        self.code, self.param = code, param
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        kind = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status_code == 429 else kind
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The answer."""
+        return JSONResponse(self.body(), self.status_code, self.headers)
+
+
+def too_busy(retry: int, message: str) -> RequestError:
+    """429: come back later."""
+    return RequestError(429, message, code="rate_limit_exceeded", retry=retry)
+
+
+def model_not_found(name: str, known: Mapping[str, object]) -> RequestError:
+    """404: no such model among those that are offered."""
+    hint = did_you_mean(name, known)
+    return RequestError(
+        404,
+        f"The model {name[:MOST_SHOWN]!r} does not exist.{hint} See GET /v1/models.",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def dead_engine(name: str) -> RequestError:
+    """500: nothing can be asked of this model any more."""
+    return RequestError(
+        500,
+        f"The engine of the model {name!r} died. The server has to be restarted, or told to reload.",
+        code="engine_dead",
+    )
+
+
+def of_exception(error: Exception) -> RequestError:
+    """The answer to any exception that a request met."""
+    match error:
+        case RequestError():
+            return error
+        case RequestValidationError():
+            return _invalid(error)
+        case HTTPException():
+            made = RequestError(error.status_code, _sentence(error))
+            made.headers = error.headers
+            return made
+        case ConfigError() | TokenizerError():
+            return RequestError(400, str(error))
+        case LMError():
+            return RequestError(500, str(error))
+        case _:
+            return RequestError(500, "The server met an error of its own; its log says more under this request's id.")
+
+
+def _sentence(error: HTTPException) -> str:
+    match error.status_code:
+        case 404:
+            return "There is nothing at this address. See /docs."
+        case 405:
+            return "This address does not take that method. See /docs."
+        case _:
+            return str(error.detail)
+
+
+def _invalid(error: RequestValidationError) -> RequestError:
+    """400 with each finding once; the branches of a union are told as alternatives."""
+    findings: dict[str, list[str]] = {}
+    for finding in error.errors():
+        place = [str(part) for part in finding["loc"][1:]]
+        name = place[0] if place else ""
+        if finding["type"] == "json_invalid":
+            return RequestError(400, "The body is not JSON.")
+        if finding["type"] == "extra_forbidden":
+            path = ".".join(place)
+            if path in UNSUPPORTED:
+                return RequestError(400, f"{path} is not supported: {UNSUPPORTED[path]}", param=path)
+            hint = did_you_mean(path, SamplingOptions.model_fields)
+            return RequestError(400, f"Unknown field {path[:MOST_SHOWN]!r}.{hint} See /docs.", param=path[:MOST_SHOWN])
+        if not name and finding["type"] != "value_error":
+            return RequestError(400, "Send a JSON object, with Content-Type: application/json.")
+        # Lists are tuples to pydantic alone.
+        message = str(finding["msg"]).removeprefix("Value error, ").replace("tuple", "list")
+        said = findings.setdefault(name, [_shown(name, finding["input"])])
+        if (message := message[:1].lower() + message[1:]) not in said:
+            said.append(message)
+    sentences = [f"{said[0]}{', or '.join(said[1:5])}." for said in findings.values()]
+    return RequestError(400, " ".join(sentences[:8]), param=next(iter(findings), None) or None)
+
+
+def _shown(name: str, value: Any) -> str:
+    """A field and its value, where the value is short enough to say."""
+    if not name or isinstance(value, dict):
+        return f"{name}: " if name else ""
+    shown = repr(value)
+    return f"{name} = {shown if len(shown) <= MOST_SHOWN else shown[:MOST_SHOWN] + '…'}: "
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception in this form."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        made = of_exception(error)
+        request.state.facts["code"] = made.code
+        # A client that still writes would miss the answer.
+        await request.state.discard()
+        return made.response()
+
+    for kind in (RequestValidationError, HTTPException, LMError):
+        app.add_exception_handler(kind, answer)

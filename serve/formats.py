@@ -1,0 +1,166 @@
+"""How texts look on the wire: OpenAI's two forms, whole and as the events of a stream.
+
+Events are built from strings: a stream makes hundreds of them a second.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from lm.generation.request import Event, Score
+from serve.tokens import Tokens
+
+LEAST_LOGPROB = -9999.0
+"""What stands for minus infinity, which JSON has not."""
+
+encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+@dataclass
+class Piece:
+    """Some text of one choice, with what is told about its tokens."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    scores: list[Score | None] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, event: Event, shift: int) -> None:
+        """Join what comes after it; `shift` is the length of the prompt that the choice repeats."""
+        self.text += event.text
+        self.tokens += event.tokens
+        self.scores += event.scores
+        self.offsets += [offset + shift for offset in event.offsets]
+        self.finish_reason = event.finish_reason or self.finish_reason
+
+
+class Format(ABC):
+    """One of the two forms, for one request."""
+
+    prefix: ClassVar[str]
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, tokens: Tokens, model: str, seed: int, *, scored: bool, ids: bool, usage: bool) -> None:
+        """`scored`: with log-probabilities; `ids`: with the ids of tokens; `usage`: a stream ends with the usage."""
+        self._tokens, self._scored, self._ids, self._usage = tokens, scored, ids, usage
+        self.id = f"{self.prefix}-{secrets.token_hex(12)}"
+        self._head = {"created": int(time.time()), "model": model, "seed": seed}
+        head = encode({"id": self.id, "object": self.chunk_object, **self._head})
+        self._before = f'data: {head[:-1]},"choices":['
+        self._after = '],"usage":null}\n\n' if usage else "]}\n\n"
+
+    def whole(self, pieces: Sequence[Piece], usage: dict[str, Any]) -> dict[str, Any]:
+        """The answer that is sent at once."""
+        choices = [self._choice(index, piece) for index, piece in enumerate(pieces)]
+        return {"id": self.id, "object": self.whole_object, **self._head, "choices": choices, "usage": usage}
+
+    def event(self, index: int, piece: Piece) -> str:
+        """One event of a stream."""
+        return f"{self._before}{self._chunk(index, piece)}{self._after}"
+
+    def opening(self, index: int) -> str:
+        """The event before a choice's first, or ""."""
+        return ""
+
+    def closing(self, usage: dict[str, Any]) -> str:
+        """The events after the last."""
+        counted = f'{self._before}],"usage":{encode(usage)}}}\n\n' if self._usage else ""
+        return f"{counted}data: [DONE]\n\n"
+
+    def _told(self, index: int, piece: Piece) -> dict[str, Any]:
+        """What every choice has."""
+        told: dict[str, Any] = {
+            "index": index,
+            "logprobs": self._logprobs(piece) if self._scored else None,
+            "finish_reason": piece.finish_reason,
+        }
+        return {**told, "token_ids": piece.tokens} if self._ids else told
+
+    @abstractmethod
+    def _choice(self, index: int, piece: Piece) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _chunk(self, index: int, piece: Piece) -> str: ...
+
+    @abstractmethod
+    def _logprobs(self, piece: Piece) -> dict[str, Any]: ...
+
+
+class CompletionFormat(Format):
+    """Of /v1/completions."""
+
+    prefix = "cmpl"
+    whole_object = chunk_object = "text_completion"
+
+    def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        return {"text": piece.text, **self._told(index, piece)}
+
+    def _chunk(self, index: int, piece: Piece) -> str:
+        if self._scored or self._ids:
+            return encode(self._choice(index, piece))
+        reason = f'"{piece.finish_reason}"' if piece.finish_reason else "null"
+        return f'{{"text":{encode(piece.text)},"index":{index},"logprobs":null,"finish_reason":{reason}}}'
+
+    def _logprobs(self, piece: Piece) -> dict[str, Any]:
+        return {
+            "tokens": [self._tokens.text(token) for token in piece.tokens],
+            "token_logprobs": [None if score is None else finite(score.logprob) for score in piece.scores],
+            "top_logprobs": [None if score is None else self._top(score) for score in piece.scores],
+            "text_offset": piece.offsets,
+        }
+
+    def _top(self, score: Score) -> dict[str, float]:
+        found: dict[str, float] = {}
+        # The token itself first, as itself: of two tokens with one text the other is told by its number.
+        for token, logprob in ((score.token, score.logprob), *score.top):
+            if token == score.token and found:
+                continue
+            text = self._tokens.text(token)
+            found[text if text not in found else f"token_id:{token}"] = finite(logprob)
+        return found
+
+
+class ChatFormat(Format):
+    """Of /v1/chat/completions."""
+
+    prefix = "chatcmpl"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        message = {"role": "assistant", "content": piece.text, "refusal": None}
+        return {"message": message, **self._told(index, piece)}
+
+    def _chunk(self, index: int, piece: Piece) -> str:
+        return encode({"delta": {"content": piece.text} if piece.text else {}, **self._told(index, piece)})
+
+    def opening(self, index: int) -> str:
+        """Who speaks."""
+        delta = '{"role":"assistant","content":""}'
+        return f'{self._before}{{"index":{index},"delta":{delta},"logprobs":null,"finish_reason":null}}{self._after}'
+
+    def _logprobs(self, piece: Piece) -> dict[str, Any]:
+        return {"content": [self._scored_token(score) for score in piece.scores if score], "refusal": None}
+
+    def _scored_token(self, score: Score) -> dict[str, Any]:
+        return {
+            **self._entry(score.token, score.logprob),
+            "top_logprobs": [self._entry(token, logprob) for token, logprob in score.top],
+        }
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self._tokens.text(token)
+        return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+
+
+def finite(logprob: float) -> float:
+    """A number that JSON has."""
+    return max(logprob, LEAST_LOGPROB)

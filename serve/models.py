@@ -1,0 +1,348 @@
+"""The runs that are offered, loaded when first asked for, evicted when memory is short, and swapped when retrained.
+
+Names from requests are looked up in the list that was made at the start, and never become part of a path.
+
+    lease = await models.lease("shakespeare-gru")       # loads it where needed
+    try:
+        job = lease.model.worker.start(...)
+    finally:
+        lease.close()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lm.checkpoint import CONFIG, MODEL, TOKENIZER, RunFolder, find_run, list_runs
+from lm.errors import ConfigError, LMError
+from lm.generation.decoder import Decoder
+from lm.registry import KERNELS
+from lm.run import Run
+from lm.tokenizers.base import Tokenizer
+from serve.errors import RequestError, dead_engine, model_not_found, too_busy
+from serve.settings import ServeOptions
+from serve.tokens import Tokens
+from serve.worker import Worker
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5
+"""Retry-After where every loaded model is in use and there is no room for another."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A run that may be asked for."""
+
+    folder: RunFolder
+    state: str
+
+    @property
+    def name(self) -> str:
+        """The model's id."""
+        return self.folder.name if self.state == "best" else f"{self.folder.name}@{self.state}"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What makes the model."""
+        return self.folder.path / CONFIG, self.folder.path / TOKENIZER, self.folder.weights_path(self.state)
+
+    def fingerprint(self) -> tuple[object, ...]:
+        """Another one after the run was trained again."""
+        stats = [path.stat() for path in self.files]
+        return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in stats)
+
+    @property
+    def created(self) -> int:
+        """When its weights were written, in Unix seconds."""
+        return int(self.files[-1].stat().st_mtime)
+
+
+@dataclass(eq=False)
+class Model:
+    """A loaded run: what answers requests are made with."""
+
+    name: str
+    fingerprint: tuple[object, ...]
+    decoder: Decoder
+    tokenizer: Tokenizer
+    tokens: Tokens
+    worker: Worker
+    memory_bytes: int
+    leases: int = 0
+    used: int = 0
+    """Greater, the later it was used."""
+    retired: bool = False
+    request_seconds: float = field(default=1.0)
+    """What a request takes: a moving average."""
+
+
+class Lease:
+    """A model that stays loaded until `close`."""
+
+    def __init__(self, models: Models, model: Model) -> None:
+        self._models, self.model, self._open = models, model, True
+        self._began = time.monotonic()
+        model.leases += 1
+
+    def close(self) -> None:
+        """Give it back."""
+        if self._open:
+            self._open = False
+            self.model.leases -= 1
+            self.model.request_seconds += 0.1 * (time.monotonic() - self._began - self.model.request_seconds)
+            self._models.let_go(self.model)
+
+
+class Models:
+    """The models of one server. Used from one event loop, except where it says otherwise."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        self._options = options
+        self._offers = self._find()
+        self._loaded: dict[str, Model] = {}
+        self._retired: set[Model] = set()
+        self._loading: dict[str, asyncio.Task[Model]] = {}
+        self._clock = itertools.count(1)
+        self._reserved = 0
+        self.evictions = 0
+
+    # -- what there is ------------------------------------------------------------------------------
+
+    def _find(self) -> dict[str, Offer]:
+        options = self._options
+        if options.runs:
+            found = [Offer(*find_run(name, options.runs_dir)) for name in options.runs]
+        else:
+            found = [Offer(folder, "best") for folder in list_runs(options.runs_dir)]
+            found = [offer for offer in found if (offer.folder.path / MODEL).is_file()]
+            if not found:
+                raise ConfigError(f"There is no run in {options.runs_dir} to serve: train one with: lm train FILE")
+        offers: dict[str, Offer] = {}
+        for offer in found:
+            if offers.setdefault(offer.name, offer) != offer:
+                raise ConfigError(f"Two runs are called {offer.name!r}: serve one of them.")
+            for path in offer.files:
+                if not path.is_file():
+                    raise ConfigError(f"Run {offer.name!r} cannot be served: {path} is missing.")
+        return offers
+
+    @property
+    def offers(self) -> dict[str, Offer]:
+        """By name, in the order asked for, else the newest first."""
+        return self._offers
+
+    @property
+    def loaded(self) -> dict[str, Model]:
+        """By name."""
+        return self._loaded
+
+    @property
+    def engines(self) -> Iterator[Model]:
+        """Every model that has a thread, those included that only finish what they began."""
+        return itertools.chain(self._loaded.values(), self._retired)
+
+    @property
+    def healthy(self) -> bool:
+        """False while an engine that requests would go to is dead."""
+        return all(model.worker.healthy for model in self._loaded.values())
+
+    def resolve(self, name: str | None) -> str:
+        """The name of an offered model; None is the first.
+
+        Raises:
+            RequestError: 404.
+        """
+        if name is None:
+            return next(iter(self._offers))
+        if name not in self._offers:
+            raise model_not_found(name, self._offers)
+        return name
+
+    # -- using them ---------------------------------------------------------------------------------
+
+    async def lease(self, name: str | None) -> Lease:
+        """The model, loaded.
+
+        Raises:
+            RequestError: 404 no such model, 503 no room for it, 500 its files are damaged or its engine died.
+        """
+        name = self.resolve(name)
+        model = self._loaded.get(name)
+        if model is None:
+            if name not in self._loading:
+                self._loading[name] = asyncio.create_task(self._load(name))
+                self._loading[name].add_done_callback(lambda _: self._loading.pop(name, None))
+            # A request that gives up must not take the load from the others.
+            model = await asyncio.shield(self._loading[name])
+        model.used = next(self._clock)
+        if not model.worker.healthy:
+            raise dead_engine(name)
+        return Lease(self, model)
+
+    async def _load(self, name: str) -> Model:
+        offer = self._offers[name]
+        needed = self._needed(offer)
+        self._make_room(name, needed)
+        self._reserved += needed
+        try:
+            model = await asyncio.to_thread(self.open, offer)
+        except LMError as error:
+            log.error("Model %r cannot be loaded. %s", name, error)
+            raise RequestError(500, f"The model {name!r} cannot be loaded; the server's log says why.") from None
+        except OSError as error:
+            log.error("Model %r cannot be loaded: %s", name, error)
+            raise RequestError(500, f"The model {name!r} cannot be loaded; the server's log says why.") from None
+        finally:
+            self._reserved -= needed
+        self._loaded[name] = model
+        return model
+
+    def preload(self) -> None:
+        """Load the named runs while there is room, before the server takes requests; needs no event loop.
+
+        Raises:
+            LMError: one of them cannot be loaded.
+        """
+        for name in self._options.runs:
+            offer = Offer(*find_run(name, self._options.runs_dir))
+            limit = self._options.max_memory
+            if limit is not None and self._needed(offer) > limit:
+                raise ConfigError(
+                    f"Run {offer.name!r} needs about {self._needed(offer):,} bytes, more than --max-memory {limit:,}."
+                )
+            if offer.name not in self._loaded and (limit is None or self._used + self._needed(offer) <= limit):
+                self._loaded[offer.name] = self.open(offer)
+
+    def open(self, offer: Offer) -> Model:
+        """A loaded model, with its thread; may run in any thread.
+
+        Raises:
+            LMError: the run is damaged.
+        """
+        options = self._options
+        begun, fingerprint = time.monotonic(), offer.fingerprint()
+        run = Run(offer.folder, offer.state, device=options.device)
+        engine = run.engine(
+            max_batch=options.max_batch, prefix_cache_bytes=int(options.prefix_cache), precision=options.precision,
+            state_bytes=int(options.state_memory),
+        )  # fmt: skip
+        model = Model(
+            name=offer.name,
+            fingerprint=fingerprint,
+            decoder=engine.decoder,
+            tokenizer=run.tokenizer,
+            tokens=Tokens(run.tokenizer),
+            worker=Worker(engine, offer.name, max_sequences=options.max_sequences),
+            memory_bytes=self._needed(offer),
+            used=next(self._clock),
+        )
+        log.info(
+            "Loaded %r.",
+            offer.name,
+            extra={"facts": {"decoder": engine.decoder.name, "seconds": round(time.monotonic() - begun, 3)}},
+        )
+        return model
+
+    # -- memory ---------------------------------------------------------------------------------------
+
+    def _needed(self, offer: Offer) -> int:
+        """Memory of a model: its weights as read and as laid out for decoding, states, and its cache of prompts."""
+        options = self._options
+        model = Run(offer.folder, offer.state).config.model
+        state = KERNELS.resolve(model.type).slot_bytes(model.model_dump(), {}) if model.type in KERNELS.names() else 0
+        states = min(int(options.state_memory), options.max_batch * state)
+        return 2 * offer.files[-1].stat().st_size + states + int(options.prefix_cache)
+
+    @property
+    def _used(self) -> int:
+        return self._reserved + sum(model.memory_bytes for model in self.engines)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the loaded models are reckoned to take."""
+        return self._used
+
+    def _make_room(self, name: str, needed: int) -> None:
+        limit = self._options.max_memory
+        if limit is None:
+            return
+        if needed > limit:
+            raise RequestError(503, f"The model {name!r} needs more memory than this server gives to models.")
+        idle = sorted((model for model in self._loaded.values() if not model.leases), key=lambda model: model.used)
+        while self._used + needed > limit:
+            if not idle:
+                raise too_busy(
+                    RETRY_SECONDS, f"There is no room for the model {name!r} while the loaded ones are in use."
+                )
+            victim = idle.pop(0)
+            self.evictions += 1
+            log.info("Evicted %r.", victim.name, extra={"facts": {"memory_bytes": victim.memory_bytes}})
+            self._retire(victim)
+
+    def _retire(self, model: Model) -> None:
+        """Take a model out of service; it goes once nobody uses it."""
+        if self._loaded.get(model.name) is model:
+            del self._loaded[model.name]
+        model.retired = True
+        self._retired.add(model)
+        self.let_go(model)
+
+    def let_go(self, model: Model) -> None:
+        """Forget a retired model that nobody uses."""
+        if model.retired and not model.leases and model in self._retired:
+            self._retired.remove(model)
+            model.worker.stop()
+            gc.collect()
+
+    # -- retrained runs -------------------------------------------------------------------------------
+
+    async def reload(self) -> dict[str, str]:
+        """Look at the runs again and swap in those that were trained again; streams go on with the weights they have.
+
+        Returns:
+            What became of each model that was loaded: "unchanged", "reloaded", "gone", or "failed" (then the old one
+            goes on; the log says why).
+        """
+        try:
+            self._offers = await asyncio.to_thread(self._find)
+        except LMError as error:
+            log.error("The list of runs stays as it was. %s", error)
+        outcome = {}
+        for name, model in list(self._loaded.items()):
+            outcome[name] = await self._reload(name, model)
+        log.info("Reloaded.", extra={"facts": {"models": outcome}})
+        return outcome
+
+    async def _reload(self, name: str, old: Model) -> str:
+        offer = self._offers.get(name)
+        if offer is None:
+            self._retire(old)
+            return "gone"
+        try:
+            if old.worker.healthy and offer.fingerprint() == old.fingerprint:
+                return "unchanged"
+            new = await asyncio.to_thread(self.open, offer)
+        except (LMError, OSError) as error:
+            log.error("Model %r stays as it was. %s", name, error)
+            return "failed"
+        self._retire(old)
+        self._loaded[name] = new
+        return "reloaded"
+
+    def close(self) -> None:
+        """Stop every engine, and forget the models."""
+        stopped = [model.worker for model in self.engines]
+        for worker in stopped:
+            worker.stop()
+        for worker in stopped:
+            worker.join()
+        self._loaded.clear()
+        self._retired.clear()

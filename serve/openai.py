@@ -1,0 +1,358 @@
+"""Bodies of requests and answers. What is drawn and how is declared in `SamplingOptions` alone: requests inherit it.
+
+A field that is null counts as left out. A field that nobody knows, or that OpenAI has and this server has not, is
+refused.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lm.config import Options, validate
+from lm.generation.options import MOST_ALTERNATIVES, SamplingOptions
+from lm.tokenizers.base import UnknownPolicy
+
+UNSUPPORTED = {
+    "suffix": "models write forwards only.",
+    "tools": "models call no functions.",
+    "tool_choice": "models call no functions.",
+    "functions": "models call no functions.",
+    "function_call": "models call no functions.",
+    "parallel_tool_calls": "models call no functions.",
+    "response_format": "text is not held to a format.",
+    "audio": "models write text only.",
+    "modalities": "models write text only.",
+    "prediction": "it would change nothing but speed.",
+    "reasoning_effort": "models do not reason apart from what they write.",
+    "verbosity": "use max_tokens and stop.",
+    "store": "nothing is stored.",
+    "service_tier": "there is one tier.",
+    "web_search_options": "models search nothing.",
+    "use_beam_search": "use num_beams.",
+    "length_penalty": "hypotheses are compared by their whole likelihood.",
+}
+"""Fields of OpenAI's API, and of servers like it, that mean something which this server does not do."""
+
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Ids = Annotated[tuple[Token, ...], Field(min_length=1)]
+Prompt = str | Ids | Annotated[tuple[str, ...], Field(min_length=1)] | Annotated[tuple[Ids, ...], Field(min_length=1)]
+
+
+def _as_sent(schema: dict[str, Any]) -> None:
+    """What OpenAI's clients may send beside the types of the fields: null, one stop text, no seed."""
+    for name in SamplingOptions.model_fields:
+        about = schema["properties"][name]
+        kept = {key: about.pop(key) for key in ("title", "description", "default") if key in about}
+        choices = about.get("anyOf", [dict(about)])
+        if name == "stop":
+            choices = [{"type": "string", "minLength": 1}, *choices]
+            choices[1]["items"] = {"type": "string", "minLength": 1}
+        if name == "seed":
+            del kept["default"]
+            kept["description"] += " Left out: a new one, told in the answer."
+        about.clear()
+        about.update(kept, anyOf=[*(choice for choice in choices if choice != {"type": "null"}), {"type": "null"}])
+
+
+class Body(Options):
+    """Base of all requests: null is the same as left out."""
+
+    model: str | None = Field(None, description="Which model; see GET /v1/models. Default: the first.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = cls.model_fields.keys() | UNSUPPORTED.keys()
+        return {name: part for name, part in value.items() if part is not None or name not in known}
+
+
+class StreamOptions(Options):
+    """What a stream tells beside the text."""
+
+    include_usage: bool = Field(False, description="End with an event that counts the tokens.")
+
+
+class Sampled(Body, SamplingOptions):
+    """What requests for text have in common."""
+
+    model_config = ConfigDict(json_schema_extra=_as_sent)
+
+    stream: bool = Field(False, description="Send the text as it is written, as server-sent events.")
+    stream_options: StreamOptions | None = Field(None, description="What a stream tells beside the text.")
+    user: str | None = Field(None, description="Taken and not used.")
+    unknown: UnknownPolicy | None = Field(
+        None,
+        description="What symbols of the prompt that the model never saw become; default: as the model was trained.",
+    )
+    return_token_ids: bool = Field(False, description="Tell the ids of the tokens too.")
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self, **changed: Any) -> SamplingOptions:
+        """The options alone; a seed that was left out is chosen here."""
+        given = {name: getattr(self, name) for name in SamplingOptions.model_fields if name in self.model_fields_set}
+        given.setdefault("seed", secrets.randbelow(2**31))
+        return validate(SamplingOptions, {**given, **changed})
+
+
+class CompletionRequest(Sampled):
+    """POST /v1/completions."""
+
+    prompt: Prompt = Field(
+        "", description="A text, a list of texts, the ids of a text's tokens, or a list of such lists."
+    )
+    echo: bool = Field(False, description="Begin with the prompt; with logprobs its tokens are scored too.")
+
+    @property
+    def prompts(self) -> list[str | tuple[int, ...]]:
+        """The prompts, one by one."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
+
+
+class TextPart(Options):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="Who speaks.")
+    content: str | tuple[TextPart, ...] = Field(description="What is said.")
+    name: str | None = Field(None, description="Taken and not used.")
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(Sampled):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[tuple[Message, ...], Field(min_length=1)] = Field(description="The chat so far.")
+    max_completion_tokens: int | None = Field(None, ge=0, description="Another name of max_tokens.")
+    logprobs: bool = Field(False, description="Tell each token's log-probability.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MOST_ALTERNATIVES, description="With logprobs: this many alternatives of each token."
+    )
+    metadata: dict[str, str] | None = Field(None, description="Taken and not used.")
+
+    @model_validator(mode="after")
+    def _agree(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        if self.max_completion_tokens is not None and "max_tokens" in self.model_fields_set:
+            raise ValueError("max_completion_tokens and max_tokens are two names of one thing: give one")
+        return self
+
+
+class TokenizeRequest(Body):
+    """POST /tokenize."""
+
+    prompt: str = Field(description="A text.")
+    add_special_tokens: bool = Field(False, description="Put the start token in front, as the server does itself.")
+
+
+class DetokenizeRequest(Body):
+    """POST /detokenize."""
+
+    tokens: tuple[Token, ...] = Field(description="Ids of tokens.")
+
+
+class ScoreRequest(Body):
+    """POST /v1/score."""
+
+    text: str = Field(min_length=1, description="The text to score; its first token is predicted from the start token.")
+    top: int = Field(0, ge=0, le=MOST_ALTERNATIVES, description="Tell so many alternatives of each token.")
+
+
+# -- answers, as /docs shows them -----------------------------------------------------------------
+
+
+class Usage(BaseModel):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int]
+
+
+class Logprobs(BaseModel):
+    """Beside each token of a text; the first token of a text that begins with the prompt has none."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+FinishReason = Literal["stop", "length"]
+
+
+class Choice(BaseModel):
+    """One text."""
+
+    text: str
+    index: int
+    logprobs: Logprobs | None
+    finish_reason: FinishReason | None
+    token_ids: list[int] | None = None
+
+
+class Completion(BaseModel):
+    """The answer of /v1/completions."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    seed: int
+    choices: list[Choice]
+    usage: Usage | None = None
+
+
+class TopLogprob(BaseModel):
+    """An alternative."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatLogprob(TopLogprob):
+    """A token and its alternatives."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Beside each token of a reply."""
+
+    content: list[ChatLogprob]
+    refusal: None = None
+
+
+class Reply(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """One reply."""
+
+    index: int
+    message: Reply
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    token_ids: list[int] | None = None
+
+
+class ChatCompletion(BaseModel):
+    """The answer of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    seed: int
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    """One model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    loaded: bool
+    context_length: int | None = Field(description="Of a loaded model; null: no limit, or not loaded.")
+
+
+class ModelList(BaseModel):
+    """The answer of /v1/models."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Tokenized(BaseModel):
+    """The answer of /tokenize."""
+
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str]
+
+
+class Detokenized(BaseModel):
+    """The answer of /detokenize."""
+
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """The answer of /tokenizer_info."""
+
+    tokenizer_class: str
+    vocab_size: int
+    model_max_length: int | None
+    bos_token: str
+    eos_token: str
+    unk_token: str | None
+    pad_token: None
+    chat_template: str
+
+
+class Alternative(BaseModel):
+    """A token that could have stood there."""
+
+    id: int
+    token: str
+    logprob: float
+
+
+class ScoredToken(Alternative):
+    """One token of the text."""
+
+    offset: int = Field(description="Where its text begins, in characters.")
+    surprise: float = Field(description="Bits: -logprob / ln 2.")
+    top: list[Alternative]
+
+
+class Scored(BaseModel):
+    """The answer of /v1/score."""
+
+    object: Literal["score"]
+    model: str
+    loss: float = Field(description="Nats per token.")
+    perplexity: float | None = Field(description="exp(loss); null beyond the range of a float.")
+    bits_per_char: float
+    bits_per_byte: float
+    characters: int
+    bytes: int
+    context: str = Field(description="What a prediction could look back on.")
+    tokens: list[ScoredToken]
+    usage: Usage

@@ -1,0 +1,80 @@
+"""POST /v1/score: how much each token of a text surprises a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from lm.generation.options import SamplingOptions
+from lm.generation.request import Generation
+from lm.generation.request import Request as EngineRequest
+from serve.errors import RequestError
+from serve.formats import Piece, finite
+from serve.models import Model
+from serve.openai import Scored, ScoreRequest
+from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, beside, check_length, start
+from serve.writing import Prompt, Writing
+
+router = APIRouter(tags=["scoring"])
+
+
+@router.post("/v1/score", response_model=Scored, responses=ERRORS)
+async def score(body: ScoreRequest, request: Request, models: TheModels, options: TheOptions, facts: Facts) -> Any:
+    """How much each token of a text surprises a model, with what it would rather have read."""
+    lease = await models.lease(body.model)
+    try:
+        model = lease.model
+        read = await beside(len(body.text), lambda: model.tokens.read_from(body.text))
+        check_length(len(read) - 1, options)
+        if len(read) == 1:
+            raise RequestError(400, "The text has no tokens that the model knows.", param="text")
+        sampling = SamplingOptions(max_tokens=0, logprobs=body.top)
+        job = start(lease, [EngineRequest(read, sampling, score_prompt=True)], live=False)
+    except BaseException:
+        lease.close()
+        raise
+    facts["model"] = model.name
+    if options.log_prompts:
+        facts["prompt"] = body.text
+    form = _Scoring(model, job.generations[0], body.text)
+    return await Writing(lease, job, [Prompt(read[1:])], form, options, facts).whole(request)
+
+
+class _Scoring:
+    """The answer."""
+
+    def __init__(self, model: Model, generation: Generation, text: str) -> None:
+        self._model, self._generation, self._text = model, generation, text
+
+    def whole(self, pieces: Sequence[Piece], usage: dict[str, Any]) -> dict[str, Any]:
+        """See `Scored`."""
+        scores = [score for score in self._generation.prompt_scores if score is not None]
+        _, offsets = self._model.tokens.offsets([score.token for score in scores])
+        nats = -math.fsum(score.logprob for score in scores)
+        loss, bits = nats / len(scores), nats / math.log(2)
+        size = len(self._text.encode("utf-8", "replace"))
+        context = self._model.decoder.context_length
+        return {
+            "object": "score",
+            "model": self._model.name,
+            "loss": loss,
+            "perplexity": math.exp(loss) if loss < 709 else None,
+            "bits_per_char": bits / len(self._text),
+            "bits_per_byte": bits / size,
+            "characters": len(self._text),
+            "bytes": size,
+            "context": "state carried over the whole text" if context is None else
+            f"at most {context} tokens; when they are full the older half is forgotten",
+            "tokens": [
+                {**self._entry(score.token, score.logprob), "offset": offset, "surprise": -score.logprob / math.log(2),
+                 "top": [self._entry(*alternative) for alternative in score.top]}
+                for score, offset in zip(scores, offsets, strict=True)
+            ],
+            "usage": usage,
+        }  # fmt: skip
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        return {"id": token, "token": self._model.tokens.text(token), "logprob": finite(logprob)}

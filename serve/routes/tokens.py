@@ -1,0 +1,78 @@
+"""POST /tokenize, POST /detokenize, GET /tokenizer_info: what clients that count in tokens ask, lm-evaluation-harness
+among them (`tokenizer_backend=remote`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from serve.openai import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest, TokenizerInfo
+from serve.routes.common import ERRORS, Facts, TheModels, beside
+from serve.tokens import CHAT_TEMPLATE
+from serve.writing import Body
+
+router = APIRouter(tags=["tokens"], responses=ERRORS)
+
+
+@router.post("/tokenize", response_model=Tokenized)
+async def tokenize(body: TokenizeRequest, models: TheModels, facts: Facts) -> Response:
+    """The ids of a text. A prompt that is just the name of the start token in /tokenizer_info is that token."""
+    lease = await models.lease(body.model)
+    try:
+        model = lease.model
+        facts["model"] = model.name
+
+        def work() -> dict[str, Any]:
+            if body.prompt == model.tokens.start_text:
+                ids = [model.tokenizer.start_id]
+            else:
+                ids = model.tokens.encode(body.prompt)
+            if body.add_special_tokens:
+                ids.insert(0, model.tokenizer.start_id)
+            return {
+                "count": len(ids),
+                "max_model_len": model.decoder.context_length,
+                "tokens": ids,
+                "token_strs": [model.tokens.text(token) for token in ids],
+            }
+
+        return Body(await beside(len(body.prompt), work))
+    finally:
+        lease.close()
+
+
+@router.post("/detokenize", response_model=Detokenized)
+async def detokenize(body: DetokenizeRequest, models: TheModels, facts: Facts) -> Response:
+    """The text of tokens."""
+    lease = await models.lease(body.model)
+    try:
+        facts["model"] = lease.model.name
+        text = await beside(len(body.tokens), lambda: lease.model.tokenizer.decode(body.tokens))
+        return Body({"prompt": text})
+    finally:
+        lease.close()
+
+
+@router.get("/tokenizer_info", response_model=TokenizerInfo)
+async def tokenizer_info(
+    models: TheModels, facts: Facts, model: Annotated[str | None, Query(description="Default: the first.")] = None
+) -> Response:
+    """What there is to know of a model's tokenizer."""
+    lease = await models.lease(model)
+    try:
+        facts["model"] = lease.model.name
+        tokens, tokenizer = lease.model.tokens, lease.model.tokenizer
+        return Body({
+            "tokenizer_class": tokenizer.type,
+            "vocab_size": tokenizer.vocab_size,
+            "model_max_length": lease.model.decoder.context_length,
+            "bos_token": tokens.start_text,
+            "eos_token": tokens.start_text,
+            "unk_token": tokens.unknown_text(),
+            "pad_token": None,
+            "chat_template": CHAT_TEMPLATE,
+        })  # fmt: skip
+    finally:
+        lease.close()

@@ -1,0 +1,77 @@
+"""Text to ids and back, as the API shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lm.tokenizers.base import REPLACEMENT, Tokenizer, UnknownPolicy
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message['role']|capitalize }}: {{ message['content'] }}\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""How a chat becomes a text, as Jinja for clients that do it themselves; `chat_text` does the same."""
+TURN_ENDS = ("\nUser:", "\nSystem:", "\nDeveloper:", "\nAssistant:")
+"""A reply ends where another turn would begin."""
+
+
+def chat_text(turns: Sequence[tuple[str, str]]) -> str:
+    """The text that a model goes on from: a line "Role: content" a turn, then "Assistant:"."""
+    return "".join(f"{role.capitalize()}: {content}\n" for role, content in turns) + "Assistant:"
+
+
+class Tokens:
+    """The tokens of one model."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._texts: dict[int, str] = {}
+        self.start_text = self._start_text()
+
+    def _start_text(self) -> str:
+        start = self._tokenizer.start_id
+        for text in (self._tokenizer.pieces([start])[0], self._tokenizer.decode([start])):
+            if self._tokenizer.encode(text).tolist() == [start]:
+                return text
+        return self._tokenizer.pieces([start])[0]
+
+    def encode(self, text: str, unknown: UnknownPolicy | None = None) -> list[int]:
+        """Ids of a text, without the start token.
+
+        Raises:
+            UnknownSymbolError, ConfigError: as the policy says.
+        """
+        ids: list[int] = self._tokenizer.encode(text, unknown=unknown).tolist()
+        return ids
+
+    def read_from(self, text: str, unknown: UnknownPolicy | None = None) -> tuple[int, ...]:
+        """Ids of a prompt, the start token in front: what a model reads before it goes on."""
+        return (self._tokenizer.start_id, *self.encode(text, unknown))
+
+    def text(self, token: int) -> str:
+        """A token's own text; its name where it has none, such as "<eos>" or "<0xE2>"."""
+        known = self._texts.get(token)
+        if known is None:
+            known = self._tokenizer.decode([token])
+            if not known or REPLACEMENT in known:
+                known = self._tokenizer.pieces([token])[0]
+            self._texts[token] = known
+        return known
+
+    def unknown_text(self) -> str | None:
+        """The name of the unknown token."""
+        unknown = self._tokenizer.unknown_id
+        return None if unknown is None else self._tokenizer.pieces([unknown])[0]
+
+    def offsets(self, ids: Sequence[int]) -> tuple[str, list[int]]:
+        """The text of some ids, and where in it each begins."""
+        stream, parts, length, offsets = self._tokenizer.stream(), [], 0, []
+        for token in ids:
+            offsets.append(length)
+            part = stream.feed(token)
+            parts.append(part)
+            length += len(part)
+        parts.append(stream.end())
+        return "".join(parts), offsets

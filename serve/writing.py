@@ -1,0 +1,246 @@
+"""From a request's generations to the answer, whole or as a stream; and what ends it early: a client that goes away
+or stalls, a request that takes too long, an engine that dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from serve.errors import RequestError, dead_engine
+from serve.formats import Format, Piece, encode
+from serve.models import Lease
+from serve.settings import ServeOptions
+from serve.worker import EngineDeadError, Job
+
+GONE = 499
+"""The status in the log where nobody was left to read one."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one generation began from."""
+
+    ids: tuple[int, ...]
+    """Without the start token that the server puts in front."""
+    echo: str | None = None
+    """The text to repeat."""
+    offsets: Sequence[int] = ()
+    """Where in it each token begins, where tokens are scored."""
+
+
+class Form(Protocol):
+    """What an answer is made with."""
+
+    def whole(self, pieces: Sequence[Piece], usage: dict[str, Any]) -> dict[str, Any]:
+        """The answer."""
+
+
+class Writing:
+    """One request for text: its job, and how it is told."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        job: Job,
+        prompts: Sequence[Prompt],
+        form: Form,
+        options: ServeOptions,
+        facts: dict[str, Any],
+    ) -> None:
+        self._lease, self._job, self._prompts, self._form = lease, job, prompts, form
+        self._options, self._facts = options, facts
+        self._n = job.generations[0].request.options.n
+        self._began = time.monotonic()
+        self._gone = False
+        self._opened: set[int] = set()
+        self._reasons: set[str] = set()
+
+    # -- both ways --------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Free what is held."""
+        self._job.close()
+        self._lease.close()
+
+    @contextlib.asynccontextmanager
+    async def _watched(self, receive: Receive) -> AsyncIterator[None]:
+        """Give up as soon as the client is gone, and free what is held in any case."""
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self._gone = True
+            self._job.close()
+            self._job.tell()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            usage = self._usage()
+            self._facts.update({name: usage[name] for name in ("prompt_tokens", "completion_tokens")})
+            if self._gone:
+                self._facts["code"] = "client_gone"
+            self.close()
+
+    async def _news(self) -> tuple[bool, dict[int, Piece]]:
+        """Whether this was the last, and what is new, by choice.
+
+        Raises:
+            RequestError: the engine died.
+        """
+        try:
+            await self._job.news()
+        except EngineDeadError:
+            raise dead_engine(self._lease.model.name) from None
+        # Before anything is taken: what comes after that is told again.
+        done, found = self._job.done or self._gone, {}
+        for number, generation in enumerate(self._job.generations):
+            # A whole answer takes each text whole.
+            for event in generation.take() if self._job.live or generation.done else ():
+                if event.finish_reason == "error":
+                    raise dead_engine(self._lease.model.name)
+                index = number * self._n + event.index
+                piece = Piece() if index in self._opened else self._echo(number)
+                self._opened.add(index)
+                piece.add(event, len(self._prompts[number].echo or ""))
+                self._reasons.add(str(event.finish_reason or ""))
+                found[index] = piece
+        if found and "first_text_seconds" not in self._facts:
+            self._facts["first_text_seconds"] = round(time.monotonic() - self._began, 6)
+        return done, found
+
+    def _echo(self, number: int) -> Piece:
+        """The prompt, at the beginning of a choice."""
+        prompt, generation = self._prompts[number], self._job.generations[number]
+        if prompt.echo is None:
+            return Piece()
+        if not generation.request.score_prompt:
+            return Piece(prompt.echo, list(prompt.ids))
+        # The first token of a text has no log-probability, as OpenAI has it, though the start token predicts it.
+        scores = generation.prompt_scores[len(generation.request.prompt) - len(prompt.ids) :]
+        return Piece(prompt.echo, list(prompt.ids), [None, *scores[1:]][: len(prompt.ids)], list(prompt.offsets))
+
+    def _usage(self) -> dict[str, Any]:
+        prompt = sum(len(prompt.ids) for prompt in self._prompts)
+        cached = sum(generation.usage.cached_tokens for generation in self._job.generations)
+        drawn = sum(generation.usage.drawn_tokens for generation in self._job.generations)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": drawn,
+            "total_tokens": prompt + drawn,
+            "prompt_tokens_details": {"cached_tokens": min(cached, prompt)},
+        }
+
+    def _too_long(self) -> RequestError:
+        return RequestError(
+            504,
+            f"The request took longer than {self._options.timeout_seconds:g} seconds and was given up. "
+            "Ask for fewer tokens, or come back when the server is less busy.",
+            code="timeout",
+        )
+
+    # -- whole --------------------------------------------------------------------------------------
+
+    async def whole(self, request: HTTPRequest) -> Response:
+        """The answer once it is complete."""
+        pieces: dict[int, Piece] = {}
+        async with self._watched(request.receive):
+            try:
+                async with asyncio.timeout(self._options.timeout_seconds):
+                    done = False
+                    while not done:
+                        done, found = await self._news()
+                        pieces.update(found)
+            except TimeoutError:
+                raise self._too_long() from None
+            if self._gone:
+                return Response(status_code=GONE)
+            return Body(self._form.whole([pieces[index] for index in sorted(pieces)], self._usage()))
+
+    # -- a stream -----------------------------------------------------------------------------------
+
+    async def stream(self, receive: Receive, send: Send) -> None:
+        """Write the answer as server-sent events."""
+
+        async def write(text: str, *, more: bool = True) -> None:
+            body = text.encode("utf-8", "replace")
+            async with asyncio.timeout(self._options.stall_seconds):
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+
+        async with self._watched(receive):
+            await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
+            try:
+                async with asyncio.timeout(self._options.timeout_seconds) as limit:
+                    await self._write_all(write)
+            except TimeoutError:
+                if not limit.expired():
+                    # A client that does not read: the answer stays incomplete, so that the connection is closed.
+                    self._facts["code"] = "client_stalled"
+                    return
+                await self._fail(write, self._too_long())
+            except RequestError as error:
+                await self._fail(write, error)
+
+    async def _write_all(self, write: Callable[..., Awaitable[None]]) -> None:
+        form, done, opened = self._form, False, set[int]()
+        assert isinstance(form, Format), "only texts are streamed"
+        while not done:
+            done, found = await self._news()
+            if self._gone:
+                return
+            parts = []
+            for index, piece in found.items():
+                if index not in opened:
+                    opened.add(index)
+                    parts.append(form.opening(index))
+                parts.append(form.event(index, piece))
+            if done:
+                parts.append(form.closing(self._usage()))
+            if parts:
+                await write("".join(parts), more=not done)
+
+    async def _fail(self, write: Callable[..., Awaitable[None]], error: RequestError) -> None:
+        self._facts["code"] = error.code
+        with contextlib.suppress(TimeoutError):
+            await write(f"data: {encode(error.body())}\n\n", more=False)
+
+
+EVENT_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class EventStream(Response):
+    """The stream of a Writing."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, writing: Writing) -> None:
+        """Nothing is sent before the call."""
+        super().__init__()
+        self._writing = writing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await self._writing.stream(receive, send)
+
+
+class Body(JSONResponse):
+    """JSON in which half a surrogate pair of a prompt does not matter."""
+
+    def render(self, content: Any) -> bytes:
+        """UTF-8."""
+        return encode(content).encode("utf-8", "replace")

@@ -1,0 +1,96 @@
+"""POST /v1/chat/completions, as the official client sends it."""
+
+from __future__ import annotations
+
+import jinja2
+import pytest
+
+from serve.tokens import CHAT_TEMPLATE, chat_text
+from tests.serve.conftest import Server, refusal
+
+MESSAGES = [{"role": "system", "content": "the cat"}, {"role": "user", "content": "sat on"}]
+WRITTEN = "System: the cat\nUser: sat on\nAssistant:"
+
+
+def test_a_chat_is_written_down_as_lines_and_the_template_says_the_same():
+    assert chat_text([(message["role"], message["content"]) for message in MESSAGES]) == WRITTEN
+    template = jinja2.Environment().from_string(CHAT_TEMPLATE)
+    assert template.render(messages=MESSAGES, add_generation_prompt=True) == WRITTEN
+
+
+@pytest.mark.slow
+def test_a_reply_is_what_follows_the_written_chat(server: Server):
+    ask = {"model": "gru", "max_tokens": 30, "seed": 3}
+    done = server.openai.chat.completions.create(messages=MESSAGES, **ask)
+    text = server.openai.completions.create(prompt=WRITTEN, **ask).choices[0].text
+    (choice,) = done.choices
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", text, "length")
+    assert (done.object, done.id[:9]) == ("chat.completion", "chatcmpl-")
+    assert done.usage is not None and done.usage.completion_tokens == 30
+
+
+@pytest.mark.slow
+def test_a_reply_ends_before_the_next_turn(server: Server):
+    ids = server.post("/tokenize", model="pieces", prompt="\nUser:")["tokens"]
+    # Nothing else can be drawn than, in turn, what spells the next turn.
+    done = server.post(
+        "/v1/chat/completions", model="pieces", messages=MESSAGES, max_tokens=len(ids) * 30, seed=1,
+        logit_bias={str(token): 100 for token in set(ids)}, stop=["~"],
+    )  # fmt: skip
+    assert "\nUser:" not in done["choices"][0]["message"]["content"]
+
+
+@pytest.mark.slow
+def test_a_stream_says_who_speaks_first_and_joins_to_the_reply(server: Server):
+    ask = {"model": "gru", "messages": MESSAGES, "max_completion_tokens": 30, "seed": 3, "n": 2}
+    whole = server.openai.chat.completions.create(**ask)
+    texts = {0: "", 1: ""}
+    roles, reasons = [], []
+    for chunk in server.openai.chat.completions.create(stream=True, **ask):
+        (choice,) = chunk.choices
+        roles += [choice.delta.role] if choice.delta.role else []
+        reasons += [choice.finish_reason] if choice.finish_reason else []
+        texts[choice.index] += choice.delta.content or ""
+    assert list(texts.values()) == [choice.message.content for choice in whole.choices]
+    assert roles == ["assistant"] * 2 and reasons == ["length"] * 2
+
+
+@pytest.mark.slow
+def test_logprobs_tell_bytes_and_alternatives(server: Server):
+    done = server.openai.chat.completions.create(
+        model="pieces", messages=MESSAGES, max_tokens=12, seed=1, logprobs=True, top_logprobs=3
+    )
+    told = done.choices[0].logprobs
+    assert told is not None and told.content is not None and len(told.content) == 12
+    for entry in told.content:
+        assert len(entry.top_logprobs) == 3 and bytes(entry.bytes or []).decode() == entry.token
+        assert entry.logprob <= entry.top_logprobs[0].logprob <= 0
+
+
+@pytest.mark.slow
+def test_content_may_come_in_parts(server: Server):
+    parts = [{"role": "user", "content": [{"type": "text", "text": "sat "}, {"type": "text", "text": "on"}]}]
+    ask = {"model": "gru", "max_tokens": 10, "seed": 3}
+    joined = [{"role": "user", "content": "sat on"}]
+    replies = [server.post("/v1/chat/completions", messages=each, **ask)["choices"] for each in (parts, joined)]
+    assert replies[0] == replies[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools is not supported: models call no functions."),
+        ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+        ({"messages": []}, "at least 1 item"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "'system', 'developer', 'user' or 'assistant'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        ({"top_logprobs": 2}, "top_logprobs needs logprobs: true"),
+        ({"max_tokens": 2, "max_completion_tokens": 3}, "two names of one thing"),
+        ({"max_completion_tokens": 20_000}, "at most 16,384"),
+        ({"prompt": "x"}, "Unknown field 'prompt'."),
+    ],
+)
+def test_what_cannot_be_done_is_400_and_says_why(server: Server, body, sentence):
+    status, error = refusal(server, {"model": "gru", "messages": MESSAGES, **body}, "/v1/chat/completions")
+    assert status == 400 and sentence in error["message"], error

@@ -1,0 +1,230 @@
+"""Who may ask, and how much: keys, sizes, numbers and time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+
+import openai
+import pytest
+
+from tests.serve.conftest import Serve, Server, refusal
+
+pytestmark = pytest.mark.slow
+
+LONG = {"model": "gru", "prompt": "the", "max_tokens": 10_000_000, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def narrow(serve: Serve):
+    """A server with room for little."""
+    with serve(
+        "gru", "--max-batch", "2", "--max-queue", "1", "--max-body", "20000", "--max-prompt-tokens", "50",
+        "--max-completion-tokens", "10000000", "--timeout-seconds", "4", "--stall-seconds", "2", "--max-requests", "8",
+    ) as running:  # fmt: skip
+        yield running
+
+
+def _broken_off() -> contextlib.suppress:
+    return contextlib.suppress(ConnectionError)
+
+
+@contextlib.contextmanager
+def streaming(server: Server, **body):
+    """An open stream whose first event has come, left unread after that."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        data = json.dumps({**LONG, "stream": True, **body}).encode()
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
+        )
+        while b"data: " not in connection.recv(4096):
+            pass
+        yield connection
+
+
+# -- keys -------------------------------------------------------------------------------------------
+
+
+def test_without_the_key_nothing_but_health_and_the_documents_is_told(serve: Serve, tmp_path):
+    (tmp_path / "keys").write_text("# ours\nfirst\n\nsecond\n")
+    with serve("gru", "--api-key-file", str(tmp_path / "keys"), INKLING_API_KEY="third") as server:
+        assert "needed" in server.said and "Authorization: Bearer KEY" in server.said
+        body = {"prompt": "the", "max_tokens": 1}
+        for key in ("first", "second", "third"):
+            server.key = key
+            assert server.post("/v1/completions", **body)["object"] == "text_completion"
+        server.key = None
+        for path, posted in (("/v1/models", None), ("/metrics", None), ("/v1/completions", body), ("/nowhere", None)):
+            status, headers, answer = server.request("POST" if posted else "GET", path, posted)
+            assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+            assert headers["www-authenticate"] == "Bearer"
+        for header in ("Bearer firs", "Bearer first ", "Bearer", "Basic first", "first", "Bearer é"):
+            given = {"Authorization": header}
+            status = server.request("GET", "/v1/models", headers=given)[0]
+            assert status == (200 if header == "Bearer first " else 401), header
+        for path in ("/health", "/health/ready", "/docs", "/openapi.json"):
+            assert server.request("GET", path)[0] == 200
+        with (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.models.list()
+
+
+# -- sizes ------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_is_too_long_says_so(narrow: Server):
+    status, error = refusal(narrow, {"prompt": "a" * 51})
+    assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "prompt")
+    assert "has 51 tokens" in error["message"] and "at most 50" in error["message"]
+    with pytest.raises(openai.BadRequestError, match="at most 50"):
+        narrow.openai.completions.create(model="gru", prompt="a" * 51)
+    assert narrow.post("/v1/completions", prompt="a" * 50, max_tokens=1)["usage"]["prompt_tokens"] == 50
+
+
+@pytest.mark.parametrize("size", [20_001, 1_000_000])
+def test_a_body_that_is_too_long_is_413_whether_its_length_is_told_or_not(narrow: Server, size):
+    body = json.dumps({"prompt": "a" * size}).encode()
+    assert refusal(narrow, body)[1]["code"] == "request_too_large"
+    with socket.create_connection(("127.0.0.1", narrow.port), timeout=30) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        for begin in range(0, len(body), 5000):
+            part = body[begin : begin + 5000]
+            connection.sendall(b"%x\r\n%b\r\n" % (len(part), part))
+        connection.sendall(b"0\r\n\r\n")
+        assert b" 413 " in connection.recv(4096)
+    assert narrow.request("GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x00\xff\xfe garbage \r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 9\r\n\r\nabcde",
+        b"A" * 100_000,
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 40_000,
+    ],
+    ids=lambda garbage: repr(garbage[:20]),
+)
+def test_what_is_no_request_ends_its_connection_and_nothing_else(narrow: Server, garbage):
+    with socket.create_connection(("127.0.0.1", narrow.port), timeout=10) as connection, _broken_off():
+        connection.sendall(garbage)
+        while connection.recv(65536):
+            pass
+    assert narrow.request("GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"null", b'"x"', b"1" * 5000, b"[" * 9000, b'{"a":' * 3000, b'{"prompt": "\xff"}',
+        b'{"prompt": "\\ud800"}', b'{"temperature": NaN}', b'{"max_tokens": 1e400}', b'{"seed": 9223372036854775808}',
+    ],
+    ids=lambda body: repr(body[:20]),
+)  # fmt: skip
+def test_a_body_that_makes_no_sense_is_never_a_failure_of_the_server(narrow: Server, body):
+    status, _, answer = narrow.request("POST", "/v1/completions", body)
+    assert status == 400 or b"ud800" in body, answer
+
+
+# -- numbers ----------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_is_429_with_retry_after_and_empties_again(narrow: Server):
+    with contextlib.ExitStack() as stack:
+        # Two are written, one waits for its turn; the next is one too many.
+        for _ in range(3):
+            stack.enter_context(streaming(narrow))
+        status, headers, answer = narrow.request("POST", "/v1/completions", {"prompt": "the", "max_tokens": 1})
+        assert (status, answer["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert 1 <= int(headers["retry-after"]) <= 60
+        with pytest.raises(openai.RateLimitError):
+            narrow.openai.completions.create(model="gru", prompt="the")
+    narrow.wait_idle()
+    assert narrow.post("/v1/completions", prompt="the", max_tokens=1)
+
+
+def test_too_many_requests_at_once_are_429(narrow: Server):
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", narrow.port), timeout=10))
+            connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")
+        time.sleep(0.2)
+        status, headers, _ = narrow.request("GET", "/health")
+        assert status == 429 and headers["retry-after"]
+    time.sleep(0.2)
+    assert narrow.request("GET", "/health")[0] == 200
+
+
+# -- time -------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_takes_too_long_is_504_and_its_slot_is_free(narrow: Server):
+    begun = time.monotonic()
+    status, error = refusal(narrow, LONG)
+    if status != 504:
+        pytest.fail(f"{error} after {time.monotonic() - begun}")
+    assert error["code"] == "timeout" and 3.5 < time.monotonic() - begun < 8
+    narrow.wait_idle()
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error_event(narrow: Server):
+    with pytest.raises(openai.APIError, match="took longer than 4 seconds"):
+        for _ in narrow.openai.completions.create(**LONG, stream=True):
+            pass
+    narrow.wait_idle()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_slot_at_once(narrow: Server, stream):
+    data = json.dumps({**LONG, "stream": stream}).encode()
+    with socket.create_connection(("127.0.0.1", narrow.port), timeout=30) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
+        )
+        deadline = time.monotonic() + 2
+        while not narrow.metric("inkling_engine_running"):
+            assert time.monotonic() < deadline
+    begun = time.monotonic()
+    narrow.wait_idle(1)
+    assert time.monotonic() - begun < 0.5
+    assert narrow.log()[-1]
+    gone = [line for line in narrow.log() if line.get("code") == "client_gone"]
+    assert gone and gone[-1]["completion_tokens"] < 10_000_000
+
+
+def test_a_client_that_does_not_read_is_cut_off(serve: Serve):
+    with serve("gru", "--stall-seconds", "1", "--max-completion-tokens", "10000000") as server:
+        with streaming(server, logprobs=20):
+            deadline = time.monotonic() + 30
+            while server.metric("inkling_engine_running"):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        # Either the server noticed first, or the system, which drops the connection after the same time.
+        stalled = [line for line in server.log() if line.get("code") in ("client_stalled", "client_gone")]
+        assert len(stalled) == 1 and stalled[0]["seconds"] > 1
+
+
+def test_a_body_that_does_not_come_is_408(narrow: Server):
+    with socket.create_connection(("127.0.0.1", narrow.port), timeout=30) as connection:
+        connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{")
+        assert b" 408 " in connection.recv(4096)
+
+
+def test_a_connection_that_asks_nothing_is_closed(narrow: Server):
+    with socket.create_connection(("127.0.0.1", narrow.port), timeout=30) as connection:
+        connection.sendall(b"GET /hea")
+        begun = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(4096) == b""
+        assert 1 < time.monotonic() - begun < 6

@@ -1,0 +1,190 @@
+"""Several runs in one server: found, loaded, evicted, trained again."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+
+import lm
+from lm.errors import ConfigError
+from lm.generation.options import SamplingOptions
+from serve.models import Models
+from serve.settings import ServeOptions
+from tests.serve.conftest import MODELS, Serve, refusal, train
+
+pytestmark = pytest.mark.slow
+
+
+def loaded(server) -> list[str]:
+    return [card["id"] for card in server.request("GET", "/v1/models")[2]["data"] if card["loaded"]]
+
+
+def test_without_names_every_run_is_offered_and_loaded_when_first_asked_for(serve: Serve):
+    with serve() as server:
+        names = [card.id for card in server.openai.models.list()]
+        assert set(names) == {*MODELS, "shakespeare-gru"} and names[-1] == "shakespeare-gru"
+        assert loaded(server) == []
+        server.post("/v1/completions", model="words", prompt="the", max_tokens=1)
+        assert loaded(server) == ["words"]
+        # Without a name, the first: the newest run.
+        assert server.post("/v1/completions", prompt="the", max_tokens=1)["model"] == names[0]
+        card = server.openai.models.retrieve("gru")
+        assert (card.id, card.object, card.owned_by) == ("gru", "model", "inkling") and card.created > 0
+
+
+@pytest.mark.parametrize("name", ["grue", "../gru", "gru/", "gru@last", "/etc/passwd", "..", "", "\x00", "%2e%2e/gru"])
+def test_a_name_that_is_not_offered_is_404_whatever_lies_on_the_disk(server, name):
+    status, error = refusal(server, {"model": name, "prompt": "the"})
+    assert (status, error["code"], error["param"]) == (404, "model_not_found", "model")
+    if name == "grue":
+        assert "Did you mean 'gru'?" in error["message"]
+
+
+def test_a_kept_state_is_offered_under_its_own_name(serve: Serve, runs):
+    with serve("gru", "gru@last") as server:
+        assert [card.id for card in server.openai.models.list()] == ["gru", "gru@last"]
+        ask = {"prompt": "the", "max_tokens": 30, "seed": 4}
+        text = server.post("/v1/completions", model="gru@last", **ask)["choices"][0]["text"]
+        assert text == lm.load("gru@last", runs_dir=runs).sample("the", max_tokens=30, seed=4)
+
+
+def test_the_least_recently_used_idle_model_makes_room(serve: Serve, runs):
+    options = ServeOptions(runs_dir=runs, prefix_cache="1MB", max_batch=2)
+    models = Models(options)
+    sizes = {name: models._needed(models.offers[name]) for name in MODELS}
+    room = sizes["gru"] + sizes["words"] + max(sizes.values()) // 2
+    with serve("--prefix-cache", "1MB", "--max-batch", "2", "--max-memory", f"{room}B") as server:
+        ask = {"prompt": "the", "max_tokens": 5, "seed": 1}
+        first = server.post("/v1/completions", model="gru", **ask)
+        server.post("/v1/completions", model="words", **ask)
+        assert set(loaded(server)) == {"gru", "words"}
+        server.post("/v1/completions", model="gru", **ask)
+        server.post("/v1/completions", model="pieces", **ask)
+        assert "words" not in loaded(server) and server.metric("inkling_model_evictions_total") >= 1
+        assert server.post("/v1/completions", model="gru", **ask)["choices"] == first["choices"]
+
+
+def test_a_model_in_use_is_not_evicted_and_another_has_to_wait(serve: Serve, runs):
+    models = Models(ServeOptions(runs_dir=runs, prefix_cache="1MB", max_batch=2))
+    room = max(models._needed(models.offers[name]) for name in MODELS)
+    with serve(
+        "gru", "words", "--prefix-cache", "1MB", "--max-batch", "2", "--max-memory", f"{room}B",
+        "--max-completion-tokens", "10000000",
+    ) as server:  # fmt: skip
+        stream = server.openai.completions.create(model="gru", prompt="the", max_tokens=10_000_000, stream=True)
+        next(iter(stream))
+        status, headers, answer = server.request("POST", "/v1/completions", {"model": "words", "prompt": "the"})
+        assert (
+            status == 429 and headers["retry-after"] and "no room for the model 'words'" in answer["error"]["message"]
+        )
+        stream.close()
+        server.wait_idle()
+        assert server.post("/v1/completions", model="words", prompt="the", max_tokens=1)
+
+
+def test_a_damaged_run_is_a_500_that_tells_no_path_and_harms_no_other(serve: Serve, runs, tmp_path):
+    for name in ("gru", "words"):
+        shutil.copytree(runs / name, tmp_path / name)
+    with serve("gru", runs_dir=tmp_path) as server:
+        pass
+    weights = tmp_path / "words" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with serve(runs_dir=tmp_path) as server:
+        status, error = refusal(server, {"model": "words", "prompt": "the"})
+        assert status == 500 and str(tmp_path) not in error["message"] and "log says why" in error["message"]
+        assert server.post("/v1/completions", model="gru", prompt="the", max_tokens=1)
+        assert server.request("GET", "/health")[0] == 200
+        assert any("words" in line["event"] and line["level"] == "error" for line in server.log())
+
+
+@pytest.mark.parametrize("way", ["signal", "request"])
+def test_a_retrained_run_is_swapped_in_and_streams_go_on(serve: Serve, runs, tmp_path, way):
+    shutil.copytree(runs / "gru", tmp_path / "gru")
+    shutil.copy(runs / "text.txt", tmp_path / "text.txt")
+    ask = {"model": "gru", "prompt": "the", "max_tokens": 30_000, "seed": 5}
+    whole = {"max_tokens": 30_000, "seed": 5}
+    before = lm.load("gru", runs_dir=tmp_path).sample("the", **whole)
+    with serve("gru", "--max-completion-tokens", "30000", "--max-batch", "1", runs_dir=tmp_path, key="k") as server:
+        got: list[str] = []
+        started = threading.Event()
+
+        def read() -> None:
+            for chunk in server.openai.completions.create(stream=True, **ask):
+                got.append(chunk.choices[0].text)
+                started.set()
+
+        reader = threading.Thread(target=read)
+        train(tmp_path, "new", kind="gru", seed=2)
+        reader.start()
+        started.wait(10)
+        shutil.rmtree(tmp_path / "gru")
+        (tmp_path / "new").rename(tmp_path / "gru")
+        if way == "signal":
+            server.process.send_signal(signal.SIGHUP)
+            deadline = time.monotonic() + 20
+            while not any(line["event"] == "Reloaded." for line in server.log()):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        else:
+            assert server.post("/admin/reload") == {"models": {"gru": "reloaded"}}
+        after = lm.load("gru", runs_dir=tmp_path).sample("the", **whole)
+        assert after != before
+        assert server.post("/v1/completions", **ask)["choices"][0]["text"] == after
+        reader.join(60)
+        assert "".join(got) == before
+        assert server.post("/admin/reload") == {"models": {"gru": "unchanged"}}
+
+
+def test_a_run_that_cannot_be_read_leaves_the_old_one_in_service(serve: Serve, runs, tmp_path):
+    shutil.copytree(runs / "gru", tmp_path / "gru")
+    with serve("gru", runs_dir=tmp_path, key="k") as server:
+        ask = {"prompt": "the", "max_tokens": 5, "seed": 1}
+        before = server.post("/v1/completions", **ask)["choices"]
+        (tmp_path / "gru" / "model.safetensors").write_bytes(b"nothing")
+        assert server.post("/admin/reload") == {"models": {"gru": "failed"}}
+        assert server.post("/v1/completions", **ask)["choices"] == before
+        server.key = None
+        assert server.request("POST", "/admin/reload")[0] == 401
+
+
+def test_reloading_over_http_needs_a_key_to_be_set(server):
+    status, _, answer = server.request("POST", "/admin/reload")
+    assert status == 403 and "SIGHUP" in answer["error"]["message"]
+
+
+def test_two_runs_of_one_name_are_refused(runs, tmp_path):
+    shutil.copytree(runs / "gru", tmp_path / "gru")
+    with pytest.raises(ConfigError, match="Two runs are called 'gru'"):
+        Models(ServeOptions(runs=("gru", str(tmp_path / "gru")), runs_dir=runs))
+
+
+def test_an_engine_serves_several_loops_one_after_the_other(runs):
+    """What is mounted beside the API uses the same models."""
+    import asyncio
+
+    from lm.generation.request import Request
+
+    models = Models(ServeOptions(runs=("gru",), runs_dir=runs))
+    models.preload()
+
+    async def write() -> str:
+        lease = await models.lease("gru")
+        ids = lease.model.tokens.read_from("the")
+        job = lease.model.worker.start([Request(ids, SamplingOptions(max_tokens=20, seed=3))], live=True)
+        parts = []
+        done = False
+        while not done:
+            await job.news()
+            done = job.done
+            parts += [event.text for event in job.generations[0].take()]
+        job.close()
+        lease.close()
+        return "".join(parts)
+
+    expected = lm.load("gru", runs_dir=runs).sample("the", max_tokens=20, seed=3)
+    assert [asyncio.run(write()) for _ in range(2)] == [expected] * 2
+    models.close()

@@ -1,0 +1,308 @@
+"""What operators meet: the start, the end, health, figures, logs, and an engine that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import uvicorn
+
+from serve.app import make_app
+from serve.connection import connection_class
+from serve.settings import ServeOptions, retry_after
+from tests.serve.conftest import ROOT, Serve
+
+pytestmark = pytest.mark.slow
+
+
+def lm_serve(*arguments: str, cwd, **environment: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "cli.main", "serve", *arguments], cwd=cwd, capture_output=True, text=True,
+        timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )  # fmt: skip
+
+
+# -- the start --------------------------------------------------------------------------------------
+
+
+def test_the_start_message_tells_address_models_and_key_and_its_curl_line_works(server):
+    assert f"{server.url}/v1" in server.said and "gru, transformer, words, pieces" in server.said
+    assert re.search(r"key +none", server.said)
+    command = server.said[server.said.index("curl") :].strip()
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_port_in_use_is_one_sentence(server, runs):
+    done = lm_serve("gru", "--runs-dir", str(runs), "--port", str(server.port), cwd=runs)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: Cannot listen on 127.0.0.1, port {server.port}: address already in use.")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["grue"], "No run 'grue'"),
+        (["gru@step-3"], "keeps no state 'step-3'"),
+        (["gru", "--port", "70000"], "serve.port = 70000: input should be less than or equal to 65535."),
+        (["gru", "--max-memory", "2 apples"], "serve.max_memory = '2 apples'"),
+        (["gru", "--max-memory", "1kB"], "more than --max-memory 1,000"),
+        (["gru", "--api-key-file", "nowhere"], "--api-key-file nowhere: No such file"),
+        (["gru", "--api-key", " "], "must not be empty"),
+        (["gru", "--host", "256.0.0.1"], "Cannot listen on 256.0.0.1"),
+    ],
+)
+def test_what_cannot_be_served_is_one_sentence(runs, arguments, sentence):
+    done = lm_serve(*arguments, "--runs-dir", str(runs), cwd=runs)
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert sentence in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_no_runs_at_all_says_how_to_train_one(tmp_path):
+    code = (
+        "import lm.checkpoint; from pathlib import Path; lm.checkpoint.shipped_folder = lambda: Path('none')\n"
+        "from serve.models import Models; from serve.settings import ServeOptions\n"
+        "Models(ServeOptions())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "train one with: lm train FILE" in done.stderr
+
+
+def test_without_the_extra_the_sentence_says_what_to_install(runs):
+    code = (
+        "import sys; sys.modules['fastapi'] = None; sys.argv = ['lm', 'serve', 'gru']\n"
+        "from cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "error: lm serve needs fastapi, which is not installed: pip install 'inkling-lm[serve]'\n"
+
+
+def test_every_option_is_a_flag(server):
+    done = lm_serve("--help", cwd=ROOT)
+    shown = " ".join(done.stdout.split())
+    for name, field in ServeOptions.model_fields.items():
+        if name != "runs":
+            assert f"--{name.replace('_', '-')} " in shown
+        assert field.description
+
+
+# -- the end ----------------------------------------------------------------------------------------
+
+
+def test_sigterm_lets_requests_end_and_exits_0(serve: Serve):
+    with serve("gru", "--max-completion-tokens", "1000000") as server:
+        asked = {"model": "gru", "prompt": "the", "max_tokens": 60_000, "seed": 2}
+        stream = server.openai.completions.create(stream=True, **asked)
+        parts = [next(iter(stream)).choices[0].text]
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
+        assert server.process.poll() is None
+        parts += [chunk.choices[0].text for chunk in stream]
+        assert len("".join(parts)) == 60_000
+        assert server.process.wait(20) == 0
+        assert any(line["event"] == "Draining." for line in server.log())
+        assert all(line["level"] == "info" for line in server.log())
+
+
+def test_what_does_not_end_in_time_is_cut_off_and_the_exit_is_0_too(serve: Serve):
+    with serve("gru", "--drain-seconds", "1", "--max-completion-tokens", "10000000") as server:
+        stream = server.openai.completions.create(model="gru", prompt="the", max_tokens=10_000_000, stream=True)
+        next(iter(stream))
+        begun = time.monotonic()
+        assert server.end() == 0
+        assert 0.5 < time.monotonic() - begun < 8
+        with contextlib.suppress(Exception):
+            stream.close()
+
+
+def test_an_idle_server_ends_at_once_on_ctrl_c(serve: Serve):
+    with serve("gru") as server:
+        assert server.post("/v1/completions", prompt="the", max_tokens=1)
+        assert server.end(signal.SIGINT) == 0
+
+
+# -- looking ----------------------------------------------------------------------------------------
+
+
+def test_health_is_live_and_ready(server):
+    for path in ("/health", "/health/ready"):
+        status, _, answer = server.request("GET", path)
+        assert (status, answer) == (200, {"status": "ok", "dead": []})
+
+
+def test_metrics_count_requests_tokens_and_texts(serve: Serve):
+    with serve("gru") as server:
+        for _ in range(3):
+            server.post("/v1/completions", prompt="the", max_tokens=7)
+        server.request("POST", "/v1/completions", {"temperature": -1})
+        server.request("GET", "/no/such/thing")
+        text = server.request("GET", "/metrics")[2]
+        assert 'inkling_requests_total{method="POST",route="/v1/completions",status="200"} 3.0' in text
+        assert 'inkling_requests_total{method="POST",route="/v1/completions",status="400"} 1.0' in text
+        assert 'inkling_requests_total{method="any",route="other",status="404"} 1.0' in text
+        assert 'inkling_engine_drawn_tokens_total{model="gru"} 21.0' in text
+        assert 'inkling_engine_healthy{model="gru"} 1.0' in text
+        assert 'inkling_first_text_seconds_count{route="/v1/completions"} 3.0' in text
+        assert "no/such" not in text
+
+
+def test_the_log_has_a_json_line_a_request_with_its_id_and_no_prompt(serve: Serve):
+    with serve("gru") as server:
+        server.request("POST", "/v1/completions", {"prompt": "secret words", "max_tokens": 5, "seed": 9},
+                       headers={"X-Request-ID": "mine-1"})  # fmt: skip
+        assert server.request("GET", "/health", headers={"X-Request-ID": "mine-2"})[1]["x-request-id"] == "mine-2"
+        assert server.request("GET", "/health", headers={"X-Request-ID": "no good"})[1]["x-request-id"][:4] == "req-"
+        refused = server.request("POST", "/v1/completions", {"prompt": "a", "stop": ["secret words", ""]})
+        assert refused[0] == 400
+        (line,) = [line for line in server.log() if line.get("request_id") == "mine-1"]
+        assert (line["level"], line["event"], line["method"], line["path"]) == (
+            "info", "request", "POST", "/v1/completions"
+        )  # fmt: skip
+        assert (line["status"], line["model"], line["seed"]) == (200, "gru", 9)
+        assert (line["prompt_tokens"], line["completion_tokens"]) == (12, 5)
+        assert 0 <= line["first_text_seconds"] <= line["seconds"] < 10
+        assert "secret" not in server.log_path.read_text("utf-8")
+
+
+def test_the_log_has_prompts_where_that_was_asked_for(serve: Serve):
+    with serve("gru", "--log-prompts") as server:
+        server.post("/v1/completions", prompt="secret words", max_tokens=1)
+        server.post("/v1/score", text="other words")
+        assert [line["prompt"] for line in server.log() if "prompt" in line] == ["secret words", "other words"]
+
+
+def test_browsers_of_other_origins_are_let_in_only_where_asked(serve: Serve, server):
+    asked = {"Origin": "https://a.example"}
+    preflight = {**asked, "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in server.request("GET", "/health", headers=asked)[1]
+    assert server.request("OPTIONS", "/v1/completions", headers=preflight)[0] == 405
+    with serve("gru", "--cors-origin", "https://a.example", key="k") as open_server:
+        told = open_server.request("GET", "/health", headers=asked)[1]
+        assert told["access-control-allow-origin"] == "https://a.example"
+        open_server.key = None
+        assert open_server.request("OPTIONS", "/v1/completions", headers=preflight)[0] == 200
+        other = {"Origin": "https://b.example"}
+        assert "access-control-allow-origin" not in open_server.request("GET", "/health", headers=other)[1]
+
+
+def test_the_documents_need_nothing_from_elsewhere(server):
+    status, headers, page = server.request("GET", "/docs")
+    assert status == 200 and headers["content-type"].startswith("text/html")
+    assert "POST /v1/completions" in page and "repetition_penalty" in page
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert server.request("GET", "/openapi.json")[2]["info"]["title"] == "Inkling"
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.0, 1), (0.2, 1), (3.1, 4), (1000.0, 60)])
+def test_retry_after_is_a_whole_number_within_reason(seconds, told):
+    assert retry_after(seconds) == told
+
+
+# -- an engine that dies ------------------------------------------------------------------------------
+
+
+class _Breaking:
+    """A decoder that fails after a while, as one whose device was lost would."""
+
+    def __init__(self, decoder, steps: int) -> None:
+        self._decoder, self._left = decoder, steps
+
+    def __getattr__(self, name):
+        return getattr(self._decoder, name)
+
+    def step(self, slots, ids):
+        self._left -= 1
+        if self._left < 0:
+            raise RuntimeError("the device is gone")
+        return self._decoder.step(slots, ids)
+
+
+@contextlib.contextmanager
+def here(app, options):
+    """The app behind a port, in a thread of this process."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = uvicorn.Config(app, http=connection_class(options), ws="none", log_config=None, access_log=False)
+        running = uvicorn.Server(config)
+        thread = threading.Thread(target=lambda: asyncio.run(running.serve([listening])))
+        switch = sys.getswitchinterval()
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            thread.join(30)
+            sys.setswitchinterval(switch)
+
+
+def ask(url: str, body=None):
+    """Status and body, whatever the status."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", "Authorization": "Bearer k"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dead_engine_is_told_to_all_is_never_healthy_and_can_be_replaced(runs, stream):
+    options = ServeOptions(runs=("gru",), runs_dir=runs, api_key=("k",))
+    app = make_app(options)
+    models = app.state.models
+    models.preload()
+    engine = models.loaded["gru"].worker.engine
+    engine.decoder = _Breaking(engine.decoder, 20)
+    with here(app, options) as url:
+        body = {"prompt": "the", "max_tokens": 10, "seed": 1}
+        text = json.loads(ask(f"{url}/v1/completions", body)[1])["choices"]
+        assert ask(f"{url}/health")[0] == 200
+        status, answer = ask(f"{url}/v1/completions", {**body, "max_tokens": 100, "stream": stream})
+        error = json.loads(answer.strip().rpartition("data: ")[2])["error"]
+        assert (status, error["code"], error["type"]) == (200 if stream else 500, "engine_dead", "server_error")
+        assert "[DONE]" not in answer and "The engine of the model 'gru' died." in error["message"]
+        for path in ("/health", "/health/ready"):
+            assert ask(url + path) == (503, '{"status":"dead","dead":["gru"]}')
+        assert ask(f"{url}/v1/completions", body)[0] == 500
+        assert 'inkling_engine_healthy{model="gru"} 0.0' in ask(f"{url}/metrics")[1]
+        assert ask(f"{url}/admin/reload", {}) == (200, '{"models":{"gru":"reloaded"}}')
+        assert ask(f"{url}/health")[0] == 200
+        assert json.loads(ask(f"{url}/v1/completions", body)[1])["choices"] == text
+
+
+def test_an_engine_that_hangs_is_not_healthy(runs, monkeypatch):
+    monkeypatch.setattr("serve.worker.STUCK_SECONDS", 0.2)
+    options = ServeOptions(runs=("gru",), runs_dir=runs)
+    app = make_app(options)
+    models = app.state.models
+    models.preload()
+    engine, hang = models.loaded["gru"].worker.engine, threading.Event()
+    step = engine.decoder.step
+    engine.decoder = _Breaking(engine.decoder, 0)
+    engine.decoder.step = lambda slots, ids: (hang.wait(20), step(slots, ids))[1]
+    with here(app, options) as url:
+        asked = threading.Thread(target=ask, args=(f"{url}/v1/completions", {"prompt": "the", "max_tokens": 3}))
+        asked.start()
+        time.sleep(0.6)
+        assert ask(f"{url}/health")[0] == 503
+        hang.set()
+        asked.join(20)
+        assert ask(f"{url}/health")[0] == 200

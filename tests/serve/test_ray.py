@@ -1,0 +1,169 @@
+"""Two replicas on a local Ray cluster: one dies, and nobody who asks notices."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import openai
+import pytest
+
+import lm
+
+pytestmark = pytest.mark.slow
+ROOT = Path(lm.__file__).parents[1]
+PATIENCE_SECONDS = 120
+DEADLY = 13
+RUN, PROMPT, MAX_TOKENS, SEED = "shakespeare-gru", "ROMEO:", 40, 7
+
+
+@dataclass
+class Cluster:
+    """The program, and what it says: Ray puts the process id of a replica before each line of its log."""
+
+    process: subprocess.Popen[str]
+    log: Path
+    client: openai.OpenAI
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def ask(self, max_tokens: int = MAX_TOKENS) -> tuple[str, str]:
+        """The id and the text of one request, which is not tried a second time."""
+        done = self.client.completions.with_raw_response.create(
+            model=RUN, prompt=PROMPT, max_tokens=max_tokens, seed=SEED,
+            extra_headers={"X-Request-ID": f"request-{next(self.numbers)}"},
+        )  # fmt: skip
+        return done.headers["x-request-id"], done.parse().choices[0].text
+
+    def lines(self) -> list[tuple[int, dict[str, object]]]:
+        """What replicas logged so far: process id and facts."""
+        found = re.findall(r"\(ServeReplica:\S+ pid=(\d+)\)\S* (\{.*\})", self.log.read_text("utf-8"))
+        return [(int(pid), json.loads(line)) for pid, line in found]
+
+    def started(self) -> set[int]:
+        """The processes that ever loaded the run."""
+        return {pid for pid, line in self.lines() if line["event"] == f"Loaded {RUN!r}."}
+
+    def answered(self, ids: set[str]) -> set[int]:
+        """The processes that answered these requests."""
+        return {pid for pid, line in self.lines() if line.get("request_id") in ids}
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not until():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text("utf-8")
+            time.sleep(0.05)
+
+    def ask_until_answered_by(self, count: int, *, but: set[int] | None = None) -> tuple[set[int], set[str]]:
+        """Ask until `count` processes other than `but` have answered: the processes and all texts."""
+        ids, texts = set(), set()
+
+        def enough() -> bool:
+            request, text = self.ask()
+            ids.add(request)
+            texts.add(text)
+            return len(self.answered(ids) - (but or set())) >= count
+
+        self.wait(enough)
+        return self.answered(ids), texts
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder = tempfile.mkdtemp(prefix="ray-")
+    log = tmp_path_factory.mktemp("ray") / "log"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        # Of this cluster alone; else Ray writes one into the user's home.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    program = [sys.executable, str(Path(__file__).with_name("ray_cluster.py"))]
+    with log.open("w", encoding="utf-8") as said, openai.OpenAI(
+        base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60
+    ) as client:  # fmt: skip
+        process = subprocess.Popen(
+            [*program, folder, str(port), str(ROOT / "checkpoints"), str(DEADLY)],
+            stdin=subprocess.PIPE, stdout=said, stderr=said, text=True, env=environment,
+        )  # fmt: skip
+        running = Cluster(process, log, client)
+        try:
+            running.wait(lambda: "two replicas are ready" in log.read_text("utf-8"))
+            yield running
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            process.communicate(timeout=PATIENCE_SECONDS)
+            shutil.rmtree(folder, ignore_errors=True)
+    assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    """What the library writes."""
+    return lm.load(RUN).sample(PROMPT, max_tokens=MAX_TOKENS, seed=SEED)
+
+
+def test_when_a_replica_is_killed_the_other_answers_and_a_new_one_comes(cluster: Cluster, text: str):
+    both, texts = cluster.ask_until_answered_by(2)
+    assert len(both) == 2 and texts == {text}
+    killed = both.pop()
+    os.kill(killed, signal.SIGKILL)
+    # Every request from here on succeeds; a new process takes part in the end.
+    after, texts = cluster.ask_until_answered_by(2, but={killed})
+    assert texts == {text}
+    assert both < after and killed not in after and len(after) == 2 and after <= cluster.started()
+
+
+def test_a_replica_whose_engine_died_is_replaced(cluster: Cluster, text: str):
+    both, _ = cluster.ask_until_answered_by(2)
+    with pytest.raises(openai.InternalServerError) as broken:
+        cluster.ask(max_tokens=DEADLY)
+    assert broken.value.code == "engine_dead"
+    # Until Ray has looked, some requests still come to it and fail, which the official client takes care of.
+    patient = Cluster(cluster.process, cluster.log, cluster.client.with_options(max_retries=10), cluster.numbers)
+    after, texts = patient.ask_until_answered_by(1, but=both)
+    assert texts == {text}
+    assert after <= cluster.started()
+
+
+def test_a_wrong_argument_is_refused_in_one_sentence():
+    wrong = {
+        "Unknown option min_replica. Did you mean 'min_replicas'?": {"min_replica": "2"},
+        "max_replicas = '2': must not be less than min_replicas 3.": {"min_replicas": "3", "max_replicas": "2"},
+        "port = '8001': belongs to Ray's proxies: set it under http_options.": {"port": "8001"},
+    }
+    # In a process of its own: Ray's modules warn when they are imported.
+    code = """
+import json, sys
+from lm.errors import ConfigError
+from serve.ray_app import application
+for arguments in json.loads(sys.argv[1]):
+    try:
+        application(arguments)
+    except ConfigError as error:
+        print(error)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(list(wrong.values()))], cwd=ROOT, capture_output=True, text=True,
+        timeout=PATIENCE_SECONDS, check=False,
+    )  # fmt: skip
+    assert ran.stdout.splitlines() == list(wrong), ran.stderr

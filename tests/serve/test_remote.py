@@ -1,0 +1,73 @@
+"""lm sample --server: what a run behind a server says is what it says here."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from cli.remote import Remote
+from lm.errors import ConfigError, ServerError
+from lm.generation.options import SamplingOptions
+from tests.serve.conftest import Serve, Server
+
+pytestmark = pytest.mark.slow
+
+
+def texts(remote: Remote, prompt: str, **options) -> list[str]:
+    found = [""] * options.get("n", 1)
+    for event in remote.run(remote.request(prompt, SamplingOptions(**options))):
+        found[event.index] += event.text
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"n": 3}, {"best_of": 3}, {"num_beams": 2}, {"stop": ("a",), "top_k": 4}])
+def test_events_are_those_of_the_engine(server: Server, runs, options):
+    import lm
+
+    options = {"max_tokens": 40, "seed": 3, **options}
+    remote = Remote(server.url, "gru")
+    assert (remote.name, remote.state) == ("gru", "best")
+    run = lm.load("gru", runs_dir=runs)
+    request = run.request("the", SamplingOptions(**options))
+    expected = [""] * options.get("n", 1)
+    tokens = [0] * options.get("n", 1)
+    for event in run.engine(max_batch=4).run(request):
+        expected[event.index] += event.text
+        tokens[event.index] += len(event.tokens)
+    assert texts(remote, "the", **options) == expected
+    counted = [0] * options.get("n", 1)
+    for event in remote.run(remote.request("the", SamplingOptions(**options))):
+        counted[event.index] += len(event.tokens)
+    assert counted == tokens
+
+
+def test_without_a_name_it_is_the_servers_first(server: Server):
+    assert Remote(f"{server.url}/v1/").model == "gru"
+    assert Remote(server.url, "words").word_tokens and not Remote(server.url, "gru").word_tokens
+
+
+def test_what_goes_wrong_is_one_sentence(serve: Serve, server: Server):
+    for url in ("localhost:80", "file:///etc/passwd"):
+        with pytest.raises(ConfigError, match="give an address such as"):
+            Remote(url)
+    with pytest.raises(ServerError, match="cannot be reached, or went away: Connection refused"):
+        Remote("http://127.0.0.1:9")
+    with pytest.raises(ServerError, match=r"The model 'grue' does not exist\. Did you mean 'gru'\?"):
+        Remote(server.url, "grue")
+    remote = Remote(server.url, "gru")
+    with pytest.raises(ServerError, match="at most 16,384"):
+        texts(remote, "the", max_tokens=1_000_000)
+    with pytest.raises(ConfigError, match="--logprobs is not told"):
+        remote.request("the", SamplingOptions(logprobs=1))
+    with serve("gru", key="k") as locked:
+        with pytest.raises(ServerError, match=re.escape("You didn't provide an API key.")):
+            Remote(locked.url)
+        assert texts(Remote(locked.url, api_key="k"), "the", max_tokens=3, seed=1)
+        remote = Remote(locked.url, api_key="k")
+        events = remote.run(remote.request("the", SamplingOptions(max_tokens=16_384)))
+        next(events)
+        locked.process.kill()
+        locked.process.wait(10)
+        with pytest.raises(ServerError):
+            list(events)
