@@ -16,12 +16,8 @@ from __future__ import annotations
 
 import argparse
 import base64
-import datetime
-import importlib.metadata
 import itertools
-import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -31,15 +27,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.machine import machine, save, versions
 from lm.config import CorpusConfig, Section
 from lm.corpora import Corpus, Split, open_corpus, prepare
 from lm.corpora.named import BUILTIN
 from lm.corpora.text import MemoryText
 from lm.registry import TOKENIZERS
 from lm.tokenizers import Tokenizer
-from lm.version import __version__
 
-RESULTS = Path(__file__).parent / "results"
 SIZED = ("train", "encode", "prepare")
 
 
@@ -62,21 +57,14 @@ def main() -> None:
     for row in rows:
         row.pop("trained", None)
 
-    date = datetime.datetime.now(datetime.UTC)
     record = {
-        "benchmark": "tokenizing",
-        "date": date.isoformat(timespec="seconds"),
         "options": {"corpus": corpus.name, "bytes": size, "repeat": options.repeat},
-        "machine": machine(),
-        "versions": versions(),
+        "versions": versions("numpy", "sentencepiece"),
         "unit": "MB/s (1e6 bytes of UTF-8 text)",
         "results": rows,
     }
-    out = options.out or RESULTS / f"tokenizing-{corpus.name}-{date:%Y%m%dT%H%M%SZ}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     show(record)
-    print(f"\n{out}")
+    print(f"\n{save(f'tokenizing-{corpus.name}', record, options.out)}")
 
 
 def sized(chunks: list[str], megabytes: float) -> list[str]:
@@ -158,22 +146,6 @@ def sentencepiece_row(tokenizer: Tokenizer, chunks: Sequence[str], size: int, re
     }  # fmt: skip
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on; nothing that would name one machine, since results are kept in git."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = (line.partition(":") for line in cpuinfo.read_text("utf-8").splitlines())
-        model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), model)
-    return {"cpu": model, "cores": os.cpu_count()}
-
-
-def versions() -> dict[str, str]:
-    """Of everything that the figures depend on."""
-    libraries = {name: importlib.metadata.version(name) for name in ("numpy", "sentencepiece")}
-    return {"inkling": __version__, "python": platform.python_version(), **libraries}
-
-
 def show(record: dict[str, Any]) -> None:
     """The table."""
     options = record["options"]
@@ -187,7 +159,7 @@ def show(record: dict[str, Any]) -> None:
         speeds = (f"{row[name]:,.1f}" if row[name] is not None else "–" for name in SIZED)
         table.add_row(row["tokenizer"], f"{row['vocab_size']:,}", f"{options['bytes'] / row['tokens']:.2f}", *speeds)
     Console().print(table)
-    machine_ = record["machine"]
+    machine_ = machine()
     load = f", load {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
     print(f"{machine_['cpu']}, {machine_['cores']} cores{load}")
 
