@@ -217,6 +217,19 @@ def test_weights_that_do_not_fit_the_options_are_refused_in_a_sentence() -> None
         KERNELS.resolve("gru")(options, arrays, slots=1)
 
 
+@pytest.mark.parametrize("shape", ["gru", "lstm, tied", "transformer", "transformer, odd"])
+def test_a_matrix_of_another_shape_is_refused_whichever_it_is(shape: str) -> None:
+    model = model_of(SHAPES[shape])
+    options, arrays = model.options.model_dump(), model.arrays()
+    for name, array in arrays.items():
+        wrongs = [array[..., :-1]]
+        if name != "embed_tokens.weight":  # where it is tied, a smaller vocabulary is as good
+            wrongs.append(array[:-1])
+        for wrong in wrongs:
+            with pytest.raises(CorruptRunError):
+                KERNELS.resolve(options["type"])(options, {**arrays, name: wrong}, slots=1)
+
+
 def test_the_memory_set_aside_bounds_the_slots() -> None:
     model = model_of(SHAPES["transformer"])
     options, arrays = model.options.model_dump(), model.arrays()

@@ -54,6 +54,14 @@ const float* vector(const MaybeFloats& from, size_t size) {
     return from->data();
 }
 
+// Shapes are checked here once: the kernels read what these promise.
+void expect(const inkling::Matrix& found, int rows, int columns, const char* name) {
+    if (found.rows != rows || found.columns != columns)
+        throw std::invalid_argument(std::string(name) + " is (" + std::to_string(found.rows) + ", " +
+                                    std::to_string(found.columns) + ") and not (" + std::to_string(rows) + ", " +
+                                    std::to_string(columns) + ")");
+}
+
 template <class Parts>
 Kernel* make(const Parts& parts, const inkling::Settings& settings, const std::string& isa) {
     auto known = instruction_sets();
@@ -87,11 +95,22 @@ Kernel* recurrent(const std::string& cell, const Floats& embedding,
         inkling::Layer layer{matrix(input), matrix(hidden)};
         layer.input_bias = vector(input_bias, input.shape(0));
         layer.hidden_bias = vector(hidden_bias, hidden.shape(0));
-        if (input.shape(0) != hidden.shape(0)) throw std::invalid_argument("input and hidden gates differ");
         parts.layers.push_back(layer);
     }
     for (const auto& [weight, bias] : heads) parts.heads.push_back({matrix(weight), vector(bias, weight.shape(0))});
     if (parts.layers.empty() || parts.heads.empty()) throw std::invalid_argument("no layers or no head");
+    const int gates = cell == "gru" ? 3 : cell == "lstm" ? 4 : 1, hidden = parts.layers[0].hidden.columns;
+    int inputs = parts.embedding.columns;
+    for (const auto& layer : parts.layers) {
+        expect(layer.input, gates * hidden, inputs, "an input gate matrix");
+        expect(layer.hidden, gates * hidden, hidden, "a hidden gate matrix");
+        inputs = hidden;
+    }
+    for (const auto& head : parts.heads) {
+        expect(head.weight, head.weight.rows, inputs, "an output matrix");
+        inputs = head.weight.rows;
+    }
+    if (inputs != parts.embedding.rows) throw std::invalid_argument("the logits do not cover the vocabulary");
     nb::gil_scoped_release release;
     return make(parts, {slots, threads, int8}, isa);
 }
@@ -116,12 +135,27 @@ Kernel* transformer(const Floats& embedding, const Floats& head, const Floats& n
                                      &block.gate,   &block.up,  &block.down};
         for (int i = 0; i < 7; ++i) *places[i] = matrix(matrices[i]);
         const size_t head_size = 2 * cosines.shape(1);
+        const int size = parts.embedding.columns, mixed = heads * int(head_size), kept = kv_heads * int(head_size);
+        expect(block.query, mixed, size, "q_proj");
+        expect(block.key, kept, size, "k_proj");
+        expect(block.value, kept, size, "v_proj");
+        expect(block.output, size, mixed, "o_proj");
+        expect(block.gate, block.down.columns, size, "gate_proj");
+        expect(block.up, block.down.columns, size, "up_proj");
+        expect(block.down, size, block.down.columns, "down_proj");
         block.input_norm = vector(norms[0], embedding.shape(1));
         block.mlp_norm = vector(norms[1], embedding.shape(1));
         block.query_norm = vector(norms[2], head_size);
         block.key_norm = vector(norms[3], head_size);
         parts.blocks.push_back(block);
     }
+    expect(parts.head, parts.embedding.rows, parts.embedding.columns, "lm_head");
+    expect(parts.sines, parts.cosines.rows, parts.cosines.columns, "the sines");
+    if (parts.blocks.empty() || heads < 1 || kv_heads < 1 || heads % kv_heads || parts.cosines.rows < 2)
+        throw std::invalid_argument("blocks, heads or context do not fit");
+    if (std::any_of(parts.blocks.begin(), parts.blocks.end(),
+                    [](const auto& block) { return !block.input_norm || !block.mlp_norm; }))
+        throw std::invalid_argument("a norm is missing");
     nb::gil_scoped_release release;
     return make(parts, {slots, threads, int8}, isa);
 }
