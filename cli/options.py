@@ -20,6 +20,7 @@ from lm.errors import ConfigError
 from lm.generation.options import SamplingOptions
 
 if TYPE_CHECKING:
+    from lm.kernels.base import DecodePrecision
     from lm.tokenizers.base import UnknownPolicy
 
 
@@ -42,7 +43,15 @@ RunName = Annotated[
         show_default=False,
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="Where to compute; default: a GPU when there is one.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where to compute; default: the CPU where the model has a native step, else a GPU when there is one."
+    ),
+]
+Precision = Annotated[
+    str, typer.Option(help="Weights of decoding: fp32, or int8, which is faster and a little less exact.")
+]
 Unknown = Annotated[
     str | None,
     typer.Option(
@@ -72,10 +81,21 @@ def unknown_policy(name: str | None) -> UnknownPolicy | None:
     return cast("UnknownPolicy | None", name)
 
 
+def decode_precision(name: str) -> DecodePrecision:
+    """What --precision says of decoding.
+
+    Raises:
+        ConfigError: it says something else.
+    """
+    if name not in ("fp32", "int8"):
+        raise ConfigError(f"--precision {name!r}: use fp32 or int8.")
+    return cast("DecodePrecision", name)
+
+
 # -- sampling: one flag for each field of SamplingOptions ----------------------------------------------
 
 _FLAGS = {"n": "-n", "banned_tokens": "--banned-token", "stop_tokens": "--stop-token"}
-_PLAIN = (bool, int, float, str)
+_PLAIN = (bool, int, float, str, Path)
 
 
 def with_sampling(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -110,10 +130,14 @@ def _is_argument(parameter: inspect.Parameter) -> bool:
 
 
 def _sampling_flag(name: str, declared: FieldInfo) -> inspect.Parameter:
+    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    return parameter(name, declared, typer.Option(flag, help=declared.description, show_default=False))
+
+
+def parameter(name: str, declared: FieldInfo, option: Any) -> inspect.Parameter:
+    """A command's parameter for a field: None, or what was given, in a type that typer knows and the field reads."""
     plain, several = _plain(declared.annotation)
     kind: Any = list[plain] if several else plain  # type: ignore[valid-type]
-    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
-    option = typer.Option(flag, help=declared.description, show_default=False)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
@@ -130,5 +154,5 @@ def _plain(annotation: Any) -> tuple[type, bool]:
         return _plain(kinds[0]) if len(kinds) == 1 else (str, False)
     if origin is tuple:
         return _plain(arguments[0])[0], True
-    # Pairs are JSON, which the field reads.
+    # Pairs are JSON and sizes such as 2GB, which the field reads.
     return (annotation if annotation in _PLAIN else str), False

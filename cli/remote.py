@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import json
 import urllib.error
@@ -23,11 +24,28 @@ TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True)
 class RemoteRequest:
-    """What `Remote.run` is asked for."""
+    """What `Remote.events` is asked for."""
 
     prompt: str
     options: SamplingOptions
     unknown: UnknownPolicy | None
+
+
+@dataclass(frozen=True)
+class RemoteTokenizer:
+    """A tokenizer that is elsewhere."""
+
+    type: str
+
+
+class RemoteWordTokenizer(RemoteTokenizer):
+    """One of words, whose texts can be given the spacing of print here."""
+
+    def detokenize(self, text: str) -> str:
+        """See `lm.tokenizers.word.detokenize`."""
+        from lm.tokenizers.word import detokenize
+
+        return detokenize(text)
 
 
 class Remote:
@@ -54,19 +72,23 @@ class Remote:
         self.name, _, state = self.model.partition("@")
         self.state = state or "best"
 
-    @property
-    def word_tokens(self) -> bool:
-        """Whether its tokens are words, whose text can be detokenized."""
-        return bool(self._ask(f"/tokenizer_info?model={self.model}")["tokenizer_class"] == "word")
+    @functools.cached_property
+    def tokenizer(self) -> RemoteTokenizer:
+        """What is known here of the model's tokenizer."""
+        kind = self._ask(f"/tokenizer_info?model={self.model}")["tokenizer_class"]
+        return RemoteWordTokenizer(kind) if kind == "word" else RemoteTokenizer(kind)
 
-    def request(self, prompt: str, options: SamplingOptions, *, unknown: UnknownPolicy | None = None) -> RemoteRequest:
-        """What `run` takes."""
+    def request(
+        self, prompt: str, options: SamplingOptions, *, unknown: UnknownPolicy | None = None, state: None = None
+    ) -> RemoteRequest:
+        """What `events` takes; a named state lies where the run lies."""
+        assert state is None
         if options.logprobs is not None:
             raise ConfigError("--logprobs is not told by --server: ask its /v1/score, or a run on this machine.")
         return RemoteRequest(prompt, options, unknown)
 
-    def run(self, request: RemoteRequest) -> Iterator[Event]:
-        """Events of the request, as `Engine.run` gives them.
+    def events(self, request: RemoteRequest) -> Iterator[Event]:
+        """Events of the request, as `Run.events` gives them.
 
         Raises:
             ServerError: the server refuses, or the connection breaks.

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import itertools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ByteSize, ValidationError
 from pydantic.fields import FieldInfo
 
 from lm.config import CorpusConfig, TrainingConfig
 from lm.generation.options import SamplingOptions
 from lm.registry import MODELS, TOKENIZERS, Registry
+from serve.settings import ServeOptions
 
 PAGE = Path(__file__).with_name("options.md")
 
@@ -35,7 +36,10 @@ What the options do to training: [training.md](training.md); to a text: [corpora
 SECTIONS = {
     "training": "The same for every model.",
     "corpus": "`lm train SOURCE` is `corpus.source`; the other two are `--text-column` and `--split-fractions`.",
-    "sampling": "Flags of `lm sample`: `top_k` is `--top-k`. Left out, `--seed` is a new one each time.",
+    "sampling": "Flags of `lm sample`: `top_k` is `--top-k`, `n` is `-n`, `banned_tokens` is `--banned-token` and may "
+    "be given several times, `logit_bias` is JSON. Left out, `--seed` is a new one each time.",
+    "serve": "Flags of `lm serve`, which takes `runs` as arguments: `max_batch` is `--max-batch`. Sizes are written "
+    "`2GB`, `64MiB`. What they mean together: [serving.md](serving.md).",
 }
 NUMBERS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -49,6 +53,7 @@ def page() -> str:
         *registered(TOKENIZERS),
         *registered(MODELS),
         section("sampling", SamplingOptions),
+        section("serve", ServeOptions),
     ]
     return "\n".join(parts)
 
@@ -96,8 +101,10 @@ def default(field: FieldInfo) -> str:
     match value:
         case None:
             return "none"
-        case ():
+        case () | dict() if not value:
             return "empty"
+        case ByteSize():
+            return f"`{value.human_readable()}`"
         case bool():
             return f"`{str(value).lower()}`"
         case tuple():
@@ -117,13 +124,25 @@ def values(options: type[BaseModel], name: str) -> str:
             return True
         return False
 
-    limits = [
-        f"{sign} {number(getattr(limit, bound))}"
-        for limit in field.metadata
-        for bound, sign in NUMBERS.items()
-        if hasattr(limit, bound)
-    ]
+    limits = dict.fromkeys([*bounds(field.metadata), *inner_bounds(field.annotation)])
     return ", ".join([kind(field.annotation, refused), *limits])
+
+
+def bounds(metadata: Iterable[Any]) -> Iterator[str]:
+    """The limits of a number."""
+    for limit in metadata:
+        for bound, sign in NUMBERS.items():
+            if hasattr(limit, bound):
+                yield f"{sign} {number(getattr(limit, bound))}"
+
+
+def inner_bounds(annotation: Any) -> Iterator[str]:
+    """The limits of the numbers in a list, a choice or a map's values."""
+    for part in getattr(annotation, "__metadata__", ()):
+        yield from bounds(getattr(part, "metadata", ()))
+    arguments = get_args(annotation)
+    for each in arguments[1:] if get_origin(annotation) is dict else arguments:
+        yield from inner_bounds(each)
 
 
 def number(value: float) -> str:
@@ -142,9 +161,12 @@ def kind(annotation: Any, refused: Callable[[str], bool]) -> str:
     if origin is tuple:
         several = "list of" if arguments[-1] is Ellipsis else f"{len(arguments)}"
         return f"{several} {kind(arguments[0], refused)}s"
+    if origin is dict:
+        return f"map of {' to '.join(f'{kind(each, refused)}s' for each in arguments)}"
     if hasattr(annotation, "__metadata__"):
         return kind(arguments[0], refused)
     words = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", type(None): "none"}
+    words |= {ByteSize: "size", Path: "path"}
     return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 

@@ -4,7 +4,7 @@
         config.json          every option, the corpus and tokenizer hashes, the plan       (format_version)
         model.safetensors    the best weights
         tokenizer.json
-        metrics.jsonl · report.json · README.md · samples/ · events/
+        metrics.jsonl · report.json · README.md · samples/ · states/ · events/
         steps/step-500/      kept weights
         last/                all that resuming needs: model, optimizer, hidden state, state.json
 

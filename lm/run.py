@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run
 from lm.config import DEFAULT_RUNS_DIR, RunConfig, validate
 from lm.corpora import Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
+from lm.corpora.cache import cache_folder
 from lm.errors import CorpusError, CorruptRunError, RunNotFoundError
 from lm.files import read_facts, read_json, write_file
 from lm.generation.decoders import STATE_BYTES, open_decoder
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STATES = "states"
+"""The folder of named states."""
 MOST_AT_ONCE = 32
 """Samples of one request that are computed together."""
 
@@ -77,29 +80,45 @@ def _watched(events: Callable[[], Iterator[Event]]) -> Iterator[Event]:
             raise
 
 
-def load(run: str | None = None, *, runs_dir: Path | str = DEFAULT_RUNS_DIR, device: str | None = None) -> Run:
+def load(
+    run: str | None = None,
+    *,
+    runs_dir: Path | str = DEFAULT_RUNS_DIR,
+    device: str | None = None,
+    precision: DecodePrecision = "fp32",
+) -> Run:
     """The run that `run` names.
 
     Args:
         run: a name under `runs_dir`, a path, or NAME@last, NAME@step-500 for a kept state; None is the newest.
         runs_dir: where the runs lie; the shipped ones are searched last.
-        device: where the model computes; None picks a GPU when there is one.
+        device: where the model computes; None picks a GPU when there is one, but decodes natively on the CPU where the
+            model has a kernel.
+        precision: of the weights in decoding; int8 is faster and a little less exact.
 
     Raises:
         RunNotFoundError: no such run. What is wrong inside it is raised when it is first used.
     """
     folder, state = find_run(run, Path(runs_dir))
     folder.weights_path(state)
-    return Run(folder, state, device=device)
+    return Run(folder, state, device=device, precision=precision)
 
 
 class Run:
     """One run on disk; tokenizer and weights are read, and checked, when first needed."""
 
-    def __init__(self, folder: RunFolder, state: str = "best", *, device: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        state: str = "best",
+        *,
+        device: str | None = None,
+        precision: DecodePrecision = "fp32",
+    ) -> None:
         self.folder = folder
         self.state = state
         self._device = device
+        self._precision = precision
 
     @property
     def name(self) -> str:
@@ -153,7 +172,7 @@ class Run:
     def decoder(
         self,
         *,
-        precision: DecodePrecision = "fp32",
+        precision: DecodePrecision | None = None,
         max_slots: int = 1,
         state_bytes: int = STATE_BYTES,
         threads: int | None = None,
@@ -168,7 +187,7 @@ class Run:
             lambda: self._weights[0],
             lambda: self.model,
             device=self._device,
-            precision=precision,
+            precision=precision or self._precision,
             max_slots=max_slots,
             state_bytes=state_bytes,
             threads=threads,
@@ -185,7 +204,6 @@ class Run:
         *,
         max_batch: int = 1,
         prefix_cache_bytes: int = 0,
-        precision: DecodePrecision = "fp32",
         state_bytes: int = STATE_BYTES,
         threads: int | None = None,
     ) -> Engine:
@@ -194,13 +212,12 @@ class Run:
         Args:
             max_batch: samples computed together.
             prefix_cache_bytes: memory for the states of prompt starts, so that equal ones are read once.
-            precision: of the decoder's weights.
             state_bytes: memory for the states of all samples.
             threads: of a native decoder.
         """
         from lm.generation.engine import Engine
 
-        opened = self.decoder(precision=precision, max_slots=max_batch, state_bytes=state_bytes, threads=threads)
+        opened = self.decoder(max_slots=max_batch, state_bytes=state_bytes, threads=threads)
         return Engine(opened, self.tokenizer, max_batch=max_batch, prefix_cache_bytes=prefix_cache_bytes)
 
     def request(
@@ -252,11 +269,12 @@ class Run:
 
     @functools.cached_property
     def states(self) -> States:
-        """The named states kept with the run, for its weights in this state."""
+        """The named states kept for these weights: with the run, or in the cache folder where that is shipped."""
         from lm.generation.states import States
 
         weights = str(read_facts(self.folder.weights_path(self.state)).get("sha256"))
-        return States(self.folder.path, weights_sha256=weights, tokenizer_sha256=self.tokenizer.sha256)
+        place = cache_folder() / STATES / self.name if self.folder.shipped else self.folder.path / STATES
+        return States(place, self.name, weights_sha256=weights, tokenizer_sha256=self.tokenizer.sha256)
 
     def read_text(self, text: str, *, unknown: UnknownPolicy | None = None) -> NamedState:
         """The state after a text, to be saved or gone on from."""

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import DEFAULT_RUNS, Device, RunName, RunsDir, StateName, Unknown, unknown_policy, with_sampling
+from cli.options import (
+    DEFAULT_RUNS,
+    Device,
+    Precision,
+    RunName,
+    RunsDir,
+    StateName,
+    Unknown,
+    decode_precision,
+    unknown_policy,
+    with_sampling,
+)
 from lm.config import validate
 from lm.errors import LMError
 from lm.generation.options import SamplingOptions
@@ -40,6 +51,7 @@ def command(
     state: StateName = None,
     unknown: Unknown = None,
     device: Device = None,
+    precision: Precision = "fp32",
     runs_dir: RunsDir = DEFAULT_RUNS,
     sampling: dict[str, Any] | None = None,
 ) -> None:
@@ -61,7 +73,7 @@ def command(
     from lm.generation.conversation import Conversation
     from lm.run import load
 
-    loaded = load(run, runs_dir=runs_dir, device=device)
+    loaded = load(run, runs_dir=runs_dir, device=device, precision=decode_precision(precision))
     begin = loaded.states.read(state) if state is not None else loaded.read_text("")
     after_reply = loaded.tokenizer.encode(BLANK_LINE).tolist()
     talk = Conversation(loaded.engine(), options, begin, after_reply=after_reply)

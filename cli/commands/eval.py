@@ -30,7 +30,9 @@ def command(
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute; default: a GPU when there is one.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32 (the reference), bf16, fp16, or int8: as decoded with int8 weights.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32 (the reference), bf16, fp16, or int8: as decoded with int8 weights.")
+    ] = "fp32",
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
     as_json: Json = False,

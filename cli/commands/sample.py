@@ -11,16 +11,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import DEFAULT_RUNS, Device, Json, RunName, RunsDir, StateName, Unknown, unknown_policy, with_sampling
+from cli.options import (
+    DEFAULT_RUNS,
+    Device,
+    Json,
+    Precision,
+    RunName,
+    RunsDir,
+    StateName,
+    Unknown,
+    decode_precision,
+    unknown_policy,
+    with_sampling,
+)
 from lm.config import validate
 from lm.errors import ConfigError
 from lm.generation.options import SamplingOptions
 
 if TYPE_CHECKING:
-    from lm.generation.request import Request, Score
-    from lm.run import Run
+    from lm.generation.request import Score
 
 POSITION = 2
+
+SHOW_SECONDS = 0.02
+"""Text that is ready within this time is shown together."""
 
 
 @with_sampling("seed")
@@ -42,7 +56,15 @@ def command(
         Path | None,
         typer.Option(help="Also write the samples, with options and seed, to this file.", show_default=False),
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Ask a running lm serve, whose model RUN then is.", show_default=False),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="INKLING_API_KEY", help="Where the server wants one.", show_default=False)
+    ] = None,
     device: Device = None,
+    precision: Precision = "fp32",
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: Json = False,
     sampling: dict[str, Any] | None = None,
@@ -55,7 +77,7 @@ def command(
     """
     given = {**(sampling or {}), "seed": secrets.randbelow(2**31) if seed is None else seed}
     options = validate(SamplingOptions, given, where="sampling")
-    policy = unknown_policy(unknown)
+    policy, weights = unknown_policy(unknown), decode_precision(precision)
     if run == "-" and source is None:
         run, source = None, "-"
     if source is not None:
@@ -66,9 +88,20 @@ def command(
         # A shell's closing newline is not part of what was typed.
         prompt += sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
 
-    from lm.run import load
+    loaded: Any
+    if server is not None:
+        from cli.remote import Remote
 
-    loaded = load(run, runs_dir=runs_dir, device=device)
+        for flag, value in (
+            ("--state", state), ("--out", out), ("--device", device), ("--precision", weights != "fp32" or None),
+        ):  # fmt: skip
+            if value is not None:
+                raise ConfigError(f"{flag} is for runs on this machine: leave it out with --server.")
+        loaded = Remote(server, run, api_key=api_key)
+    else:
+        from lm.run import load
+
+        loaded = load(run, runs_dir=runs_dir, device=device, precision=weights)
     if detokenize and not hasattr(loaded.tokenizer, "detokenize"):
         raise ConfigError(
             f"--detokenize is for word models; run {loaded.name!r} writes {loaded.tokenizer.type} tokens."
@@ -99,8 +132,8 @@ class _Sample:
 
 
 def _draw(
-    run: Run,
-    request: Request,
+    run: Any,
+    request: Any,
     end: Callable[[_Sample], None],
     *,
     begin: Callable[[_Sample], None] = lambda sample: None,
@@ -130,10 +163,12 @@ def _draw(
 class _Screen:
     """Where things are told: text on stdout, everything else on stderr."""
 
-    def __init__(self, run: Run, echoed: str, options: SamplingOptions) -> None:
+    def __init__(self, run: Any, echoed: str, options: SamplingOptions) -> None:
         self._run = run
         self._echoed = echoed
         self._options = options
+        self._unshown = ""
+        self._shown_at = 0.0
 
     def begin(self, sample: _Sample) -> None:
         """A sample's turn to be shown as it is drawn."""
@@ -143,18 +178,25 @@ class _Screen:
         self.show(sample.text)
 
     def show(self, text: str) -> None:
-        """More of it."""
-        typer.echo(text, nl=False)
+        """More of it: at once where nothing was shown for a while, for writing costs more than drawing."""
+        self._unshown += text
+        if time.perf_counter() - self._shown_at > SHOW_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        typer.echo(self._unshown, nl=False)
         sys.stdout.flush()
+        self._unshown, self._shown_at = "", time.perf_counter()
 
     def end(self, sample: _Sample) -> None:
         """The sample is whole."""
+        self._flush()
         typer.echo("")
         self._tell(sample)
 
     def tell_detokenized(self, sample: _Sample) -> None:
         """A whole sample as a reader expects it."""
-        typer.echo(self._run.tokenizer.detokenize(self._echoed + sample.text))  # type: ignore[attr-defined]
+        typer.echo(self._run.tokenizer.detokenize(self._echoed + sample.text))
         self._tell(sample)
 
     def tell_json(self, sample: _Sample, prompt: str) -> None:

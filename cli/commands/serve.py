@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import types
-from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 import typer
 from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
-from cli.options import DEFAULT_RUNS, RunsDir
+from cli.options import DEFAULT_RUNS, RunsDir, parameter
 from lm.config import validate
 from lm.errors import MissingExtraError
 from serve.settings import ServeOptions
 
 POSITION = 4
-
-_PLAIN = (bool, int, float, str, Path)
 
 
 def command(**given: Any) -> None:
@@ -86,42 +82,24 @@ def _welcome(app: Any, options: ServeOptions, port: int) -> None:
 # -- flags from the fields ------------------------------------------------------------------------
 
 
-def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
-    """The parameter of one option: its type in words that typer knows, its help and default from the field."""
-    plain, several = _plain(field.annotation)
-    kind: Any = list[plain] if several else plain  # type: ignore[valid-type]
-    default = field.get_default(call_default_factory=True)
-    text = field.description or ""
-    if default not in (None, (), False) and not isinstance(default, Path):
-        shown = default.human_readable() if isinstance(default, ByteSize) else default
-        text += f" Default: {shown:g}." if isinstance(shown, int | float) else f" Default: {shown}."
-    flags = {"runs": typer.Argument(metavar="RUN", help=text, show_default=False)}
-    option = flags.get(name) or typer.Option(f"--{name.replace('_', '-')}", help=text, show_default=False)
-    annotation = Annotated[kind | None, option]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+def _flag(name: str, declared: FieldInfo) -> inspect.Parameter:
+    """The parameter of one option, with its default in the help."""
+    text = declared.description
+    match declared.get_default(call_default_factory=True):
+        case None | () | False:
+            pass
+        case ByteSize() as size:
+            text = f"{text} Default: {size.human_readable()}."
+        case value:
+            text = f"{text} Default: {value}."
+    if name == "runs":
+        return parameter(name, declared, typer.Argument(metavar="RUN", help=text, show_default=False))
+    return parameter(name, declared, typer.Option(f"--{name.replace('_', '-')}", help=text, show_default=False))
 
 
-def _plain(annotation: Any) -> tuple[type, bool]:
-    """The plain type of a flag's value, and whether it may be given several times."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _plain(arguments[0])
-    if origin in (Union, types.UnionType):
-        return _plain(next(each for each in arguments if each is not type(None)))
-    if origin is tuple:
-        return _plain(arguments[0])[0], True
-    # Sizes such as 2GB are read by the field.
-    return (annotation if annotation in _PLAIN else str), False
-
-
-def _signature() -> inspect.Signature:
-    parameters = [_flag(name, field) for name, field in ServeOptions.model_fields.items()]
-    return inspect.Signature([
-        inspect.Parameter("runs_dir", inspect.Parameter.KEYWORD_ONLY, default=DEFAULT_RUNS, annotation=RunsDir)
-        if each.name == "runs_dir" else each
-        for each in parameters
-    ])  # fmt: skip
-
-
-command.__signature__ = _signature()  # type: ignore[attr-defined]
-command.__annotations__ = {name: each.annotation for name, each in _signature().parameters.items()}
+_parameters = [_flag(name, declared) for name, declared in ServeOptions.model_fields.items()]
+_parameters = [
+    each.replace(default=DEFAULT_RUNS, annotation=RunsDir) if each.name == "runs_dir" else each for each in _parameters
+]
+command.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
+command.__annotations__ = {each.name: each.annotation for each in _parameters}

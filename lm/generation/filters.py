@@ -9,14 +9,14 @@ filter. A row's result does not depend on the rows beside it, to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Logits = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.int64]
 
 _MASKED = np.array(-np.inf)
 _SMALL = 128
@@ -42,19 +42,21 @@ def softmax(logits: Logits) -> Logits:
 # -- before the temperature -------------------------------------------------------------------------
 
 
-def ban(logits: npt.NDArray[np.floating[Any]], tokens: Sequence[int]) -> Logits:
+def ban(logits: npt.NDArray[np.floating[Any]], tokens: Sequence[int] | Places) -> Logits:
     """Mask some tokens; the first of the filters, which takes a decoder's float32 and gives float64."""
     masked = logits.astype(np.float64)
-    for token in tokens:
-        masked[:, token] = -np.inf
+    if len(tokens) == 1:
+        # A fifth of the time of a list of one.
+        masked[:, tokens[0]] = -np.inf
+    elif len(tokens):
+        masked[:, tokens] = -np.inf
     return masked
 
 
-def add_bias(logits: Logits, logit_bias: Mapping[int, float]) -> Logits:
-    """Add to the logits of some tokens; -100 or less masks."""
+def add_bias(logits: Logits, tokens: Sequence[int] | Places, biases: Sequence[float] | Logits) -> Logits:
+    """Add to the logits of some tokens, each named once."""
     biased = logits.copy()
-    for token, bias in logit_bias.items():
-        biased[:, token] += bias if bias > -100 else -np.inf
+    biased[:, tokens] += biases
     return biased
 
 
@@ -183,7 +185,7 @@ def keep_min_p(logits: Logits, min_p: float) -> Logits:
 def keep_typical_p(logits: Logits, typical_p: float) -> Logits:
     """Mask all but the tokens whose surprise is nearest to the expected one and that hold `typical_p` together.
 
-    Of equals at the border the lower ids stay.
+    Of equals at the border the lower ids stay. The likeliest token that stays gets 0.
 
     Source: Meister et al. 2022, "Locally Typical Sampling".
     """
@@ -201,7 +203,7 @@ def keep_typical_p(logits: Logits, typical_p: float) -> Logits:
     np.put_along_axis(kept, order[:, 1:], mass[:, :-1] < typical_p, axis=-1)
     np.put_along_axis(kept, order[:, :1], np.True_, axis=-1)
     filtered: Logits = np.where(kept, logits, _MASKED)
-    return filtered
+    return filtered - greatest(filtered)
 
 
 # -- the draw ---------------------------------------------------------------------------------------
@@ -222,8 +224,8 @@ def uniforms(seed: int, index: int, position: int, count: int) -> list[float]:
 
 
 def draw(logits: Logits, numbers: Sequence[float]) -> list[int]:
-    """One token a row of filtered logits (B, V), by one number in [0, 1) a row."""
-    weights = np.exp(logits - greatest(logits))
+    """One token a row of filtered logits (B, V), of which the greatest is near 0, by one number in [0, 1) a row."""
+    weights = np.exp(logits)
     if len(logits) == 1:
         cumulative = np.add.accumulate(weights[0])
         return [int(cumulative.searchsorted(numbers[0] * cumulative.item(-1), "right"))]

@@ -113,6 +113,6 @@ class Prompts:
             place, snapshot = self._cache.find(job.keys)
         snapshot = snapshot or request.state
         job.slot = self._decoder.open() if snapshot is None else self._decoder.restore(snapshot)
-        job.done = place * PREFILL_CHUNK
+        job.done, job.leader = place * PREFILL_CHUNK, None
         job.generation.usage.cached_tokens = job.done
         self._cache.found_tokens += job.done

@@ -86,13 +86,15 @@ class Sampler:
                 "banned_tokens, logit_bias or stop_tokens."
             )
         self._allowed = allowed
-        self._bans = tuple(sorted(bans))
+        self._bans = np.array(sorted(bans), dtype=np.int64)
+        self._bias_tokens = np.array(list(options.logit_bias), dtype=np.int64)
+        self._bias_values = np.array(list(options.logit_bias.values()), dtype=np.float64)
         self._options = options
         self._temperatures = options.temperatures
         self._greedy = set(options.temperatures) == {0.0}
         self._penalised = counts_needed(options) != (False, False)
         self.key = (
-            self._bans, frozenset(options.logit_bias.items()), options.temperatures, options.top_k, options.top_p,
+            frozenset(bans), frozenset(options.logit_bias.items()), options.temperatures, options.top_k, options.top_p,
             options.min_p, options.typical_p, options.repetition_penalty, options.presence_penalty,
             options.frequency_penalty,
         )  # fmt: skip
@@ -116,7 +118,7 @@ class Sampler:
         options = self._options
         biased = filters.ban(logits, self._bans)
         if options.logit_bias:
-            biased = filters.add_bias(biased, options.logit_bias)
+            biased = filters.add_bias(biased, self._bias_tokens, self._bias_values)
         if self._penalised:
             for row, sample in enumerate(samples):
                 if sample.met is not None and options.repetition_penalty is not None:

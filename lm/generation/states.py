@@ -18,8 +18,6 @@ from lm.files import pack_arrays, read_arrays, read_facts, write_file
 from lm.generation.decoder import Snapshot
 from lm.registry import did_you_mean
 
-STATES = "states"
-"""The folder of a run that holds them."""
 _PREFIX = "state."
 _WINDOW = "window"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -40,15 +38,16 @@ class NamedState:
 class States:
     """The named states of one run."""
 
-    def __init__(self, run: Path, **belongs: str) -> None:
-        """See the states under `run`.
+    def __init__(self, folder: Path, run: str, **belongs: str) -> None:
+        """See the states in a folder.
 
         Args:
-            run: the run's folder.
+            folder: where the files lie, or will.
+            run: the run's name.
             **belongs: hashes of what a state must have been made with, by name; kept in its file.
         """
-        self._folder = run / STATES
-        self._run = run.name
+        self._folder = folder
+        self._run = run
         self._belongs = belongs
 
     def names(self) -> list[str]:

@@ -80,7 +80,8 @@ class TorchDecoder:
 
     def prefill(self, slot: int, ids: Sequence[int], *, only_last: bool = False) -> Logits:
         """See `Decoder.prefill`."""
-        held, limit, parts, ids = self._slots[slot], self.context_length, [], list(ids)
+        held, limit, ids = self._slots[slot], self.context_length, list(ids)
+        parts: list[Logits] = []
         while ids:
             if limit is not None and len(held.window) == limit:
                 held, _ = self._read(_Held(), held.window[limit - limit // 2 :])

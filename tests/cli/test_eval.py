@@ -43,6 +43,13 @@ def test_the_table_names_run_split_context_and_denominators(lm: Lm) -> None:
     assert "\x1b" not in done.out + done.err
 
 
+def test_what_int8_costs_can_be_read_off(lm: Lm) -> None:
+    exact, rounded = (json.loads(lm("eval", "a", "--precision", name, "--json").out) for name in ("fp32", "int8"))
+    assert rounded["precision"] == "int8"
+    assert rounded["bits_per_byte"] == pytest.approx(exact["bits_per_byte"], rel=0.005)
+    assert rounded["bits_per_byte"] != exact["bits_per_byte"]
+
+
 def test_a_split_can_be_chosen(lm: Lm) -> None:
     reports = {
         split: json.loads(lm("eval", "a", "--split", split, "--json").out) for split in ("train", "valid", "test")

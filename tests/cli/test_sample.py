@@ -214,7 +214,7 @@ def flags_differ(lm: Lm, *flags: str) -> bool:
     [
         ("--temperature", "0.5,1.5"), ("--min-p", "0.9"), ("--typical-p", "0.2"), ("--repetition-penalty", "2"),
         ("--presence-penalty", "3"), ("--frequency-penalty", "3"), ("--logit-bias", '{"2": 9}'),
-        ("--banned-token", "1", "--banned-token", "2"), ("--num-beams", "2"), ("--best-of", "31"),
+        ("--banned-token", "1", "--banned-token", "2"), ("--num-beams", "2"),
         ("--stop-token", "2", "--min-tokens", "3"),
         ("--presence-penalty", "3", "--penalty-window", "1"),
     ],
@@ -245,6 +245,14 @@ def test_logprobs_are_told_beside_the_text(lm: Lm) -> None:
     (told,) = (json.loads(line) for line in lm("sample", "a", *flags, "--json").out.splitlines())
     assert [each["logprob"] for each in told["logprobs"]] == [each["top"][0][1] for each in told["logprobs"]]
     assert [each["token"] for each in told["logprobs"]] == [each["top"][0][0] for each in told["logprobs"]]
+
+
+def test_best_of_prints_the_likeliest_of_the_samples(lm: Lm) -> None:
+    flags = ("--seed", "4", "--max-tokens", "9", "--logprobs", "0", "--json")
+    every = [json.loads(line) for line in lm("sample", "a", "-n", "5", *flags).out.splitlines()]
+    best = max(every, key=lambda told: sum(each["logprob"] for each in told["logprobs"]))
+    (chosen,) = (json.loads(line) for line in lm("sample", "a", "--best-of", "5", *flags).out.splitlines())
+    assert (chosen["text"], chosen["index"]) == (best["text"], 0)
 
 
 def test_nothing_but_the_prompt_is_printed_for_max_tokens_0(lm: Lm) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from lm.checkpoint import RunFolder
+
 Lm = Callable[..., Any]
 
 pytestmark = pytest.mark.usefixtures("runs")
@@ -70,6 +72,19 @@ def test_a_state_of_other_weights_is_refused_and_marked(lm: Lm, chapter: Path) -
     assert "error: State 'early' was made with other weights than those of run 'a'" in done.err
     assert lm("sample", "a@step-4", "--state", "early", *FLAGS).code == 0
     assert "of other weights" in lm("state", "list", "a").out
+
+
+def test_states_of_a_shipped_run_leave_it_as_it_is(
+    lm: Lm, chapter: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INKLING_CACHE", str(tmp_path / "cache"))
+    folder = RunFolder(runs / "a")
+    folder.write_record({**folder.read_record(), "shipped": True})
+    before = sorted(runs.rglob("*"))
+    assert lm("state", "save", "a", "--text", str(chapter), "one").code == 0
+    assert sorted(runs.rglob("*")) == before
+    assert (tmp_path / "cache" / "states" / "a" / "one.safetensors").is_file()
+    assert lm("sample", "a", "--state", "one", *FLAGS).code == 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lm.config import Section
+from lm.generation.decoder import Decoder
+from lm.generation.decoders import open_decoder
 from lm.generation.engine import Engine, Event, Generation, Request
 from lm.generation.options import SamplingOptions
 from lm.generation.torch_decoder import TorchDecoder
@@ -22,15 +24,21 @@ MODELS: dict[str, dict[str, int]] = {
 class House:
     """One small model with its tokenizer: makes decoders and engines, and asks them."""
 
-    def __init__(self, name: str = "gru", tokenizer: Tokenizer | None = None) -> None:
+    def __init__(self, name: str = "gru", tokenizer: Tokenizer | None = None, *, usual: bool = False) -> None:
+        """Make the model; `usual` takes the decoder that runs have, native where it can be, and not the reference."""
+        self.usual = usual
         self.tokenizer = tokenizer or CharTokenizer.train([TEXT], CharTokenizer.Options())
         self.model = build_model(Section(type=name, **MODELS[name]), self.tokenizer.vocab_size, seed=4)
 
-    def decoder(self) -> TorchDecoder:
-        return TorchDecoder(self.model)
+    def decoder(self, max_slots: int = 32) -> Decoder:
+        if not self.usual:
+            return TorchDecoder(self.model)
+        return open_decoder(
+            self.model.options.model_dump(), self.model.arrays, lambda: self.model, device="cpu", max_slots=max_slots
+        )
 
-    def engine(self, **settings: Any) -> Engine:
-        return Engine(self.decoder(), self.tokenizer, **settings)
+    def engine(self, *, max_batch: int = 32, **settings: Any) -> Engine:
+        return Engine(self.decoder(max_batch), self.tokenizer, max_batch=max_batch, **settings)
 
     def request(self, prompt: str = "the ", *, more: dict[str, Any] | None = None, **options: Any) -> Request:
         ids = (self.tokenizer.start_id, *self.tokenizer.encode(prompt).tolist())

@@ -84,9 +84,7 @@ def test_scores_of_a_search_are_those_of_the_model(tiny: House) -> None:
     (sample,) = tiny.ask("", num_beams=30, max_tokens=LENGTH, logprobs=2, allow_unknown=True)
     request = tiny.request("", max_tokens=0, more={"score_prompt": True}, logprobs=2)
     engine = tiny.engine()
-    generation = engine.submit(
-        type(request)((*request.prompt, *sample.tokens), request.options, score_prompt=True)
-    )
+    generation = engine.submit(type(request)((*request.prompt, *sample.tokens), request.options, score_prompt=True))
     finish(engine, generation)
     told = generation.prompt_scores[1:]
     assert [score.token for score in sample.scores] == [score.token for score in told if score is not None]
@@ -97,7 +95,9 @@ def test_scores_of_a_search_are_those_of_the_model(tiny: House) -> None:
 
 
 def test_one_beam_is_greedy(tiny: House) -> None:
-    assert tiny.ask("ab", num_beams=1, max_tokens=20)[0].tokens == tiny.ask("ab", temperature=0, max_tokens=20)[0].tokens
+    assert (
+        tiny.ask("ab", num_beams=1, max_tokens=20)[0].tokens == tiny.ask("ab", temperature=0, max_tokens=20)[0].tokens
+    )
 
 
 def test_more_beams_never_find_a_less_likely_text_here(tiny: House) -> None:

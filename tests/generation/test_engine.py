@@ -173,8 +173,9 @@ def test_stop_tokens_are_not_drawn_before_min_tokens(gru: House) -> None:
     assert at_once.facts == ("", [], [], [], ["stop"])
     (sample,) = gru.ask(temperature=0, stop_tokens=[stop], min_tokens=10)
     assert len(sample.tokens) >= 10 and stop not in sample.tokens
-    assert gru.ask(min_tokens=10, stop_tokens=range(5), seed=3)[0].tokens[:10] == (
-        gru.ask(banned_tokens=range(5), seed=3)[0].tokens[:10]
+    assert (
+        gru.ask(min_tokens=10, stop_tokens=range(5), seed=3)[0].tokens[:10]
+        == (gru.ask(banned_tokens=range(5), seed=3)[0].tokens[:10])
     )
 
 
@@ -234,9 +235,7 @@ def test_more_samples_than_slots_take_turns(house: House) -> None:
 def test_best_of_is_what_sorting_all_samples_gives(house: House) -> None:
     every = house.ask(n=6, logprobs=0)
     ranked = sorted(every, key=lambda sample: -sum(score.logprob for score in sample.scores) / len(sample.scores))
-    assert [sample.facts for sample in house.ask(n=3, best_of=6, logprobs=0)] == [
-        sample.facts for sample in ranked[:3]
-    ]
+    assert [sample.facts for sample in house.ask(n=3, best_of=6, logprobs=0)] == [sample.facts for sample in ranked[:3]]
     assert [sample.text for sample in house.ask(n=1, best_of=6)] == [ranked[0].text]
     assert house.ask(n=1, best_of=6)[0].scores == []
 
@@ -355,9 +354,9 @@ def crowd(house: House, requests: list[Request], source: random.Random, engine: 
     generations: list[Generation] = []
     waiting = list(requests)
     while waiting or not all(generation.done for generation in generations):
-        for _ in range(source.randrange(4)):
-            if waiting:
-                generations.append(engine.submit(waiting.pop(0)))
+        count = source.randrange(4)
+        generations += [engine.submit(request) for request in waiting[:count]]
+        del waiting[:count]
         engine.step()
         assert engine.stats().slots <= engine.max_batch
     assert not engine.step()
@@ -383,17 +382,19 @@ def test_requests_that_come_and_go_get_the_text_they_get_alone(house: House, mon
 
 
 @pytest.mark.slow
-def test_thousands_of_requests_get_the_text_they_get_alone(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("usual", [False, True], ids=["reference", "usual decoder"])
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+def test_thousands_of_requests_get_the_text_they_get_alone(
+    name: str, usual: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "QUANTUM", 6)
-    source = random.Random(17)
+    house, source = House(name, usual=usual), random.Random(17)
     distinct = [random_request(house, source) for _ in range(150)]
     expected = {id(request): alone(house, request) for request in distinct}
-    requests = [source.choice(distinct) for _ in range(1500)]
     for max_batch, cache in ((16, 1 << 20), (5, 3000)):
+        requests = [source.choice(distinct) for _ in range(750)]
         engine = house.engine(max_batch=max_batch, prefix_cache_bytes=cache)
-        told = crowd(house, requests[:750] if cache > 3000 else requests[750:], source, engine)
-        asked = requests[:750] if cache > 3000 else requests[750:]
-        assert told == [expected[id(request)] for request in asked]
+        assert crowd(house, requests, source, engine) == [expected[id(request)] for request in requests]
         assert engine.stats().cached_tokens > 0
         assert engine.stats().cache_bytes <= cache
 
@@ -478,9 +479,7 @@ def test_nobody_makes_room_where_nobody_waits(gru: House, monkeypatch: pytest.Mo
     finish(engine, *[engine.submit(gru.request(seed=seed)) for seed in range(2)])
 
 
-def test_a_search_that_needs_many_slots_is_not_overtaken_for_ever(
-    gru: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_that_needs_many_slots_is_not_overtaken_for_ever(gru: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUANTUM", 4)
     engine = gru.engine(max_batch=4)
     expected = gru.ask(num_beams=4, max_tokens=10)[0].facts

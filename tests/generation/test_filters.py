@@ -49,9 +49,10 @@ def test_a_banned_token_is_never_drawn() -> None:
     assert softmax(ban(HALVES, (0,)))[0].tolist() == pytest.approx([0, 0.5, 0.25, 0.25])
 
 
-def test_a_bias_is_added_and_minus_a_hundred_bans() -> None:
-    biased = add_bias(HALVES, {1: math.log(2), 2: -100.0})
-    assert softmax(biased)[0].tolist() == pytest.approx([4 / 9, 4 / 9, 0, 1 / 9])
+def test_a_bias_is_added() -> None:
+    # Twice 1/4 and four times 1/8.
+    biased = add_bias(HALVES, [1, 3], [math.log(2), math.log(4)])
+    assert softmax(biased)[0].tolist() == pytest.approx([4 / 13, 4 / 13, 1 / 13, 4 / 13])
 
 
 def test_the_repetition_penalty_divides_positive_logits_and_multiplies_negative_ones() -> None:
@@ -314,7 +315,7 @@ def test_filters_do_not_change_their_input() -> None:
     for function in (
         lambda rows: keep_top_k(rows, 2), lambda rows: keep_top_p(rows, 0.5), lambda rows: keep_min_p(rows, 0.5),
         lambda rows: keep_typical_p(rows, 0.5), lambda rows: apply_temperature(rows, 0.5),
-        lambda rows: ban(rows, [0]), lambda rows: add_bias(rows, {0: 1.0}), lambda rows: revive(rows, 0),
+        lambda rows: ban(rows, [0]), lambda rows: add_bias(rows, [0], [1.0]), lambda rows: revive(rows, 0),
     ):  # fmt: skip
         rows = HALVES.copy()
         function(rows)

@@ -27,7 +27,7 @@ def state_after(house: House, text: str) -> NamedState:
 
 
 def test_a_state_comes_back_from_its_file_bit_for_bit(house: House, tmp_path: Path) -> None:
-    states, state = States(tmp_path, weights_sha256="w"), state_after(house, TEXT)
+    states, state = States(tmp_path / "states", "a", weights_sha256="w"), state_after(house, TEXT)
     states.save("chapter", state, text="chapter.txt")
     again = states.read("chapter")
     assert (again.unread, again.tokens, again.snapshot.window) == (state.unread, state.tokens, state.snapshot.window)
@@ -45,7 +45,7 @@ def test_a_state_comes_back_from_its_file_bit_for_bit(house: House, tmp_path: Pa
 
 
 def test_states_are_listed_and_deleted_by_name(gru: House, tmp_path: Path) -> None:
-    states = States(tmp_path, weights_sha256="w")
+    states = States(tmp_path / "states", "a", weights_sha256="w")
     assert states.names() == []
     for name in ("b", "a"):
         states.save(name, state_after(gru, "the"), text="x.txt")
@@ -58,15 +58,15 @@ def test_states_are_listed_and_deleted_by_name(gru: House, tmp_path: Path) -> No
 
 
 def test_a_state_of_other_weights_is_refused(gru: House, tmp_path: Path) -> None:
-    States(tmp_path, weights_sha256="old", tokenizer_sha256="t").save("a", state_after(gru, "the"))
-    states = States(tmp_path, weights_sha256="new", tokenizer_sha256="t")
+    States(tmp_path / "states", "a", weights_sha256="old", tokenizer_sha256="t").save("a", state_after(gru, "the"))
+    states = States(tmp_path / "states", "a", weights_sha256="new", tokenizer_sha256="t")
     assert not states.facts("a")["usable"]
     with pytest.raises(RunError, match="State 'a' was made with other weights"):
         states.read("a")
 
 
 def test_a_state_that_is_not_there_is_told_with_those_that_are(gru: House, tmp_path: Path) -> None:
-    states = States(tmp_path)
+    states = States(tmp_path / "states", "a")
     with pytest.raises(RunNotFoundError, match="has no state 'chapter'. It has none yet"):
         states.read("chapter")
     states.save("chapter", state_after(gru, "the"))
@@ -74,17 +74,23 @@ def test_a_state_that_is_not_there_is_told_with_those_that_are(gru: House, tmp_p
         states.delete("chaptr")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/tmp/a", ".hidden", "a b", "a\\b", "ä", "x" * 101, "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../a", "/tmp/a", ".hidden", "a b", "a\\b", "ä", "x" * 101, "a\n"]
+)
 def test_a_name_is_no_path(gru: House, tmp_path: Path, name: str) -> None:
-    for use in (States(tmp_path).read, States(tmp_path).delete, States(tmp_path).facts):
+    for use in (
+        States(tmp_path / "states", "a").read,
+        States(tmp_path / "states", "a").delete,
+        States(tmp_path / "states", "a").facts,
+    ):
         with pytest.raises(ConfigError, match="use letters"):
             use(name)
     with pytest.raises(ConfigError, match="use letters"):
-        States(tmp_path).save(name, NamedState((0,), 1))
+        States(tmp_path / "states", "a").save(name, NamedState((0,), 1))
 
 
 def test_a_damaged_state_is_refused(gru: House, tmp_path: Path) -> None:
-    states = States(tmp_path)
+    states = States(tmp_path / "states", "a")
     path = states.save("a", state_after(gru, "the"))
     data = path.read_bytes()
     for damage in (data[: len(data) // 2], data[:-4] + b"\0\0\0\1"):
@@ -96,7 +102,7 @@ def test_a_damaged_state_is_refused(gru: House, tmp_path: Path) -> None:
 
 
 def test_an_empty_state_is_a_state_too(tmp_path: Path) -> None:
-    states = States(tmp_path)
+    states = States(tmp_path / "states", "a")
     states.save("a", NamedState((3,), 1))
     assert states.read("a") == NamedState((3,), 1, Snapshot())
 
