@@ -130,12 +130,14 @@ def keep_top_k(logits: Logits, top_k: int) -> Logits:
 
 def _keep_from(logits: Logits, border: Logits | float, count: int | npt.NDArray[np.int64]) -> Logits:
     """Mask what is below the border (B, 1), and of its equals the higher ids where more than `count` would stay."""
-    kept = logits >= border
-    if np.count_nonzero(kept) > (len(logits) * count if isinstance(count, int) else count.sum()):
-        above, equal = logits > border, logits == border
-        room = count - above.sum(axis=-1, keepdims=True)
-        kept = above | (equal & (equal.cumsum(axis=-1) <= room))
-    filtered: Logits = np.where(kept, logits, _MASKED)
+    masked = logits < border
+    if masked.size - np.count_nonzero(masked) > (len(logits) * count if isinstance(count, int) else count.sum()):
+        equal = logits == border
+        room = count - (logits > border).sum(axis=-1, keepdims=True)
+        masked |= equal & (equal.cumsum(axis=-1) > room)
+    # Half the time of np.where.
+    filtered = logits.copy()
+    np.putmask(filtered, masked, -np.inf)
     return filtered
 
 
