@@ -52,7 +52,7 @@ wheel: $(VENV)/.installed-test ## Source distribution and wheel under dist/
 
 clean: ## Remove the venv and what tools left behind; runs stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
-	find lm cli tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find lm cli serve tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- the pinned install: torch first, then the rest, which then finds torch there and leaves it alone ----------
 

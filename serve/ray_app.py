@@ -98,6 +98,10 @@ class Replica:
         """What answers requests."""
         return self._made
 
+    async def reconfigure(self, user_config: object) -> None:
+        """Swap in runs that were trained again: Ray calls this in each replica whose `user_config` changed."""
+        await self._made.state.models.reload()
+
     def check_health(self) -> None:
         """Asked by Ray again and again.
 

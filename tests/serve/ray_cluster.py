@@ -43,10 +43,19 @@ class Fragile(serve.ray_app.Replica):
 
 
 def main(folder: str, port: str, runs_dir: str) -> None:
-    # Two cores in Ray's books, whatever the machine has; Ray's sockets lie in a folder whose path has to be short.
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=MEMORY_BYTES, _temp_dir=folder
-    )  # fmt: skip
+    for last in (False, True):
+        try:
+            # Two cores in Ray's books, whatever there are; its sockets lie in a folder whose path has to be short.
+            ray.init(
+                address="local", num_cpus=2, include_dashboard=False, object_store_memory=MEMORY_BYTES,
+                _temp_dir=folder,
+            )  # fmt: skip
+            break
+        except Exception:
+            # Ray gives its own processes 30 seconds to start, which a busy machine may exceed.
+            ray.shutdown()
+            if last:
+                raise
     ray_serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
     serve.ray_app.Replica = Fragile
     arguments = {"runs": "shakespeare-gru", "runs_dir": runs_dir, "min_replicas": "2", "max_replicas": "2", "cpus": "1"}

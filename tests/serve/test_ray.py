@@ -25,7 +25,7 @@ import lm
 
 pytestmark = pytest.mark.slow
 ROOT = Path(lm.__file__).parents[1]
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 240
 DEADLY = 13
 RUN, PROMPT, MAX_TOKENS, SEED = "shakespeare-gru", "ROMEO:", 40, 7
 
@@ -91,6 +91,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
+        # Ray's processes give way to all others, and starve on a machine that is busy.
+        "RAY_worker_niceness": "0",
         # Of this cluster alone; else Ray writes one into the user's home.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -145,7 +147,7 @@ def test_a_replica_whose_engine_died_is_replaced(cluster: Cluster, text: str):
     assert after <= cluster.started()
 
 
-def test_a_wrong_argument_is_refused_in_one_sentence():
+def test_wrong_arguments_are_refused_in_one_sentence_and_right_ones_documented():
     wrong = {
         "Unknown option min_replica. Did you mean 'min_replicas'?": {"min_replica": "2"},
         "max_replicas = '2': must not be less than min_replicas 3.": {"min_replicas": "3", "max_replicas": "2"},
@@ -155,15 +157,19 @@ def test_a_wrong_argument_is_refused_in_one_sentence():
     code = """
 import json, sys
 from lm.errors import ConfigError
-from serve.ray_app import application
+from serve.ray_app import RayOptions, ServeOptions, application
 for arguments in json.loads(sys.argv[1]):
     try:
         application(arguments)
     except ConfigError as error:
         print(error)
+print(*(name for name in RayOptions.model_fields if name not in ServeOptions.model_fields))
 """
     ran = subprocess.run(
         [sys.executable, "-c", code, json.dumps(list(wrong.values()))], cwd=ROOT, capture_output=True, text=True,
         timeout=PATIENCE_SECONDS, check=False,
     )  # fmt: skip
-    assert ran.stdout.splitlines() == list(wrong), ran.stderr
+    *sentences, names = ran.stdout.splitlines()
+    assert sentences == list(wrong), ran.stderr
+    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == names.split()
