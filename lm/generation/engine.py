@@ -7,7 +7,7 @@
 Or, where others decide when to compute: `submit` from any thread, `step` on one thread until it says False, and
 `Generation.take` for the news. Requests join and leave at any step; what one gives depends on the request alone.
 
-    waiting ──► prompts (a chunk a step, in turns) ──► running (a token a step, all together) ──► ended
+    waiting ──► prompts (64 tokens a step, in turns) ──► running (a token a step, all together) ──► ended
        ▲                                                  │ drew QUANTUM tokens while others wait
        └──────────────────────────────────────────────────┘
 """
@@ -199,9 +199,7 @@ class Engine:
                 self._admit()
             busy = bool(self._prompts.jobs or self._running or self._searching)
             if self._prompts.jobs:
-                read = self._prompts.read_chunk()
-                if read is not None:
-                    self._begin(*read)
+                self._read_prompts()
             if self._running or self._searching:
                 self._decode()
             self._steps += busy
@@ -271,6 +269,14 @@ class Engine:
         self._free += job.slots_needed
 
     # -- from prompt to samples -----------------------------------------------------------------
+
+    def _read_prompts(self) -> None:
+        """Read a chunk of one prompt, or of several short ones about as much."""
+        enough = self._prompts.tokens + PREFILL_CHUNK
+        while self._prompts.jobs and self._prompts.tokens < enough:
+            read = self._prompts.read_chunk()
+            if read is not None:
+                self._begin(*read)
 
     def _begin(self, job: Reading, logits: Logits) -> None:
         """The prompt is read: make the samples, and draw the first token of each."""
