@@ -131,8 +131,10 @@ struct Rows {
 
 // -- the innermost loops: P panels times R rows, sums held in registers --------------------------------------------
 
+// `ahead` says which of the P panels after these to call from memory meanwhile, one bit each.
+
 template <int P, int R>
-inline void tile(const Packed& w, int panel, const float* const* x, float* const* y, int at) {
+inline void tile(const Packed& w, int panel, const float* const* x, float* const* y, int at, unsigned ahead) {
     const int inputs = w.inputs;
     const float* from = w.weights.data() + size_t(panel) * inputs * kPanel;
     const size_t next = size_t(inputs) * kPanel;
@@ -141,10 +143,10 @@ inline void tile(const Packed& w, int panel, const float* const* x, float* const
         vec part[P * kParts];
 #pragma GCC unroll 32
         for (int p = 0; p < P * kParts; ++p) part[p] = load(from + (p / kParts) * next + (p % kParts) * LANES);
-        // While several rows are computed, the memory has time to bring the panels that come next.
         if constexpr (R > 1)
 #pragma GCC unroll 32
-            for (int p = 0; p < P; ++p) __builtin_prefetch(from + (P + p) * next, 0, 2);
+            for (int p = 0; p < P; ++p)
+                if (ahead >> p & 1) __builtin_prefetch(from + (P + p) * next, 0, 2);
 #pragma GCC unroll 32
         for (int r = 0; r < R; ++r) {
             const vec value = spread(x[r][k]);
@@ -206,7 +208,8 @@ struct Dots {
 #endif
 
 template <int P, int R>
-inline void tile(const Packed& w, int panel, const uint8_t* const* x, const float* scales, float* const* y, int at) {
+inline void tile(const Packed& w, int panel, const uint8_t* const* x, const float* scales, float* const* y, int at,
+                 unsigned ahead) {
     const size_t quads = (w.inputs + 3) / 4, next = quads * 64;
     const int8_t* from = w.bytes.data() + size_t(panel) * next;
     Dots dots[P][R];
@@ -224,7 +227,8 @@ inline void tile(const Packed& w, int panel, const uint8_t* const* x, const floa
         }
         if constexpr (R > 1)
 #pragma GCC unroll 32
-            for (int p = 0; p < P; ++p) __builtin_prefetch(from + (P + p) * next, 0, 2);
+            for (int p = 0; p < P; ++p)
+                if (ahead >> p & 1) __builtin_prefetch(from + (P + p) * next, 0, 2);
         from += 64;
     }
 #pragma GCC unroll 32
@@ -249,23 +253,31 @@ constexpr int kWideBytes = 2, kTallBytes = 1;
 #endif
 
 template <int P, int R>
-inline void block(const Packed& w, int panel, const Rows& x, int row, float* const* y, int at) {
+inline void block(const Packed& w, int panel, const Rows& x, int row, float* const* y, int at, unsigned ahead = 0) {
     if (w.int8)
-        tile<P, R>(w, panel, x.bytes.data() + row, x.scales.data() + row, y + row, at);
+        tile<P, R>(w, panel, x.bytes.data() + row, x.scales.data() + row, y + row, at, ahead);
     else
-        tile<P, R>(w, panel, x.at.data() + row, y + row, at);
+        tile<P, R>(w, panel, x.at.data() + row, y + row, at, ahead);
 }
 
 template <int P>
 inline void strip(const Packed& w, int panel, const Rows& x, float* const* y, int at) {
+    // The next panels come from memory while these are computed: a share of them during each pass over the rows, so
+    // that the passes do not wait for them.
+    const int passes = (x.count + kRows - 1) / kRows;
     int row = 0;
-    for (; row + kRows <= x.count; row += kRows) block<P, kRows>(w, panel, x, row, y, at);
-    switch (x.count - row) {
-        case 5: block<P, 5>(w, panel, x, row, y, at); break;
-        case 4: block<P, 4>(w, panel, x, row, y, at); break;
-        case 3: block<P, 3>(w, panel, x, row, y, at); break;
-        case 2: block<P, 2>(w, panel, x, row, y, at); break;
-        case 1: block<P, 1>(w, panel, x, row, y, at); break;
+    for (int pass = 0; pass < passes; ++pass, row += kRows) {
+        unsigned ahead = 0;
+        for (int p = 0; p < P; ++p)
+            if (p * passes / P == pass) ahead |= 1u << p;
+        switch (std::min(kRows, x.count - row)) {
+            case 6: block<P, 6>(w, panel, x, row, y, at, ahead); break;
+            case 5: block<P, 5>(w, panel, x, row, y, at, ahead); break;
+            case 4: block<P, 4>(w, panel, x, row, y, at, ahead); break;
+            case 3: block<P, 3>(w, panel, x, row, y, at, ahead); break;
+            case 2: block<P, 2>(w, panel, x, row, y, at, ahead); break;
+            case 1: block<P, 1>(w, panel, x, row, y, at, ahead); break;
+        }
     }
 }
 
