@@ -36,7 +36,7 @@ class Score:
     """The likeliest tokens with theirs, likeliest first, the lower id first among equals."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Event:
     """News of one sample."""
 
@@ -90,6 +90,13 @@ class Generation:
 
     def take(self) -> list[Event]:
         """The events since the last call: one for each sample that has news."""
+        scored = self.request.options.logprobs is not None
+        if len(self.records) == 1:
+            # One token, taken at once: worth a path of its own.
+            index, text, token, score, offset, reason = self.records.popleft()
+            if token is None:
+                return [Event(index, text, (), (), (), reason)]
+            return [Event(index, text, (token,), (score,) if scored else (), (offset,), reason)]  # type: ignore[arg-type]
         news: list[Record] = []
         while self.records:
             news.append(self.records.popleft())
