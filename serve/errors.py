@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,10 +66,11 @@ def too_busy(retry: int, message: str) -> RequestError:
 
 def model_not_found(name: str, known: Mapping[str, object]) -> RequestError:
     """404: no such model among those that are offered."""
+    name = name[:MOST_SHOWN]
     hint = did_you_mean(name, known)
     return RequestError(
         404,
-        f"The model {name[:MOST_SHOWN]!r} does not exist.{hint} See GET /v1/models.",
+        f"The model {name!r} does not exist.{hint} See GET /v1/models.",
         code="model_not_found",
         param="model",
     )
@@ -121,11 +123,11 @@ def _invalid(error: RequestValidationError) -> RequestError:
         if finding["type"] == "json_invalid":
             return RequestError(400, "The body is not JSON.")
         if finding["type"] == "extra_forbidden":
-            path = ".".join(place)
+            path = ".".join(place)[:MOST_SHOWN]
             if path in UNSUPPORTED:
                 return RequestError(400, f"{path} is not supported: {UNSUPPORTED[path]}", param=path)
             hint = did_you_mean(path, SamplingOptions.model_fields)
-            return RequestError(400, f"Unknown field {path[:MOST_SHOWN]!r}.{hint} See /docs.", param=path[:MOST_SHOWN])
+            return RequestError(400, f"Unknown field {path!r}.{hint} See /docs.", param=path)
         if not name and finding["type"] != "value_error":
             return RequestError(400, "Send a JSON object, with Content-Type: application/json.")
         # Lists are tuples to pydantic alone.
@@ -137,12 +139,15 @@ def _invalid(error: RequestValidationError) -> RequestError:
     return RequestError(400, " ".join(sentences[:8]), param=next(iter(findings), None) or None)
 
 
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = MOST_SHOWN
+
+
 def _shown(name: str, value: Any) -> str:
     """A field and its value, where the value is short enough to say."""
     if not name or isinstance(value, dict):
         return f"{name}: " if name else ""
-    shown = repr(value)
-    return f"{name} = {shown if len(shown) <= MOST_SHOWN else shown[:MOST_SHOWN] + '…'}: "
+    return f"{name} = {_short.repr(value)}: "
 
 
 def install(app: FastAPI) -> None:

@@ -19,7 +19,7 @@ from serve.settings import ServeOptions
 log = logging.getLogger("serve.requests")
 
 OPEN_PATHS = ("/health", "/health/ready", "/docs", "/openapi.json")
-"""What needs no key."""
+"""What needs no key, and is answered however busy the server is."""
 DISCARD_SECONDS = 5.0
 """How long the rest of a refused body is read, so that the client gets to see why."""
 _REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")
@@ -59,9 +59,10 @@ class Gate:
             self._tell(scope, visit)
 
     async def _serve(self, scope: Scope, headers: dict[bytes, bytes], body: _Body, visit: _Visit) -> None:
-        if self._open > self._options.max_requests:
+        open_to_all = scope["path"] in OPEN_PATHS
+        if self._open > self._options.max_requests and not open_to_all:
             raise too_busy(1, "Too many requests at once. Come back in a moment.")
-        if self._keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
+        if self._keys and not open_to_all and scope["method"] != "OPTIONS":
             self._check_key(headers.get(b"authorization", b""))
         body.check_length(headers.get(b"content-length"))
         await self._app(scope, body.receive, visit.send)

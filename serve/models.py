@@ -18,15 +18,13 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from lm.checkpoint import CONFIG, MODEL, TOKENIZER, RunFolder, find_run, list_runs
 from lm.errors import ConfigError, LMError
 from lm.generation.decoder import Decoder
-from lm.registry import KERNELS
 from lm.run import Run
 from lm.tokenizers.base import Tokenizer
 from serve.errors import RequestError, dead_engine, model_not_found, too_busy
+from serve.offers import Offer, find_offers
 from serve.settings import ServeOptions
 from serve.tokens import Tokens
 from serve.worker import Worker
@@ -35,34 +33,6 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5
 """Retry-After where every loaded model is in use and there is no room for another."""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A run that may be asked for."""
-
-    folder: RunFolder
-    state: str
-
-    @property
-    def name(self) -> str:
-        """The model's id."""
-        return self.folder.name if self.state == "best" else f"{self.folder.name}@{self.state}"
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """What makes the model."""
-        return self.folder.path / CONFIG, self.folder.path / TOKENIZER, self.folder.weights_path(self.state)
-
-    def fingerprint(self) -> tuple[object, ...]:
-        """Another one after the run was trained again."""
-        stats = [path.stat() for path in self.files]
-        return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in stats)
-
-    @property
-    def created(self) -> int:
-        """When its weights were written, in Unix seconds."""
-        return int(self.files[-1].stat().st_mtime)
 
 
 @dataclass(eq=False)
@@ -106,33 +76,16 @@ class Models:
 
     def __init__(self, options: ServeOptions) -> None:
         self._options = options
-        self._offers = self._find()
+        self._offers = find_offers(options)
         self._loaded: dict[str, Model] = {}
         self._retired: set[Model] = set()
         self._loading: dict[str, asyncio.Task[Model]] = {}
+        self._reloading = asyncio.Lock()
         self._clock = itertools.count(1)
         self._reserved = 0
         self.evictions = 0
 
     # -- what there is ------------------------------------------------------------------------------
-
-    def _find(self) -> dict[str, Offer]:
-        options = self._options
-        if options.runs:
-            found = [Offer(*find_run(name, options.runs_dir)) for name in options.runs]
-        else:
-            found = [Offer(folder, "best") for folder in list_runs(options.runs_dir)]
-            found = [offer for offer in found if (offer.folder.path / MODEL).is_file()]
-            if not found:
-                raise ConfigError(f"There is no run in {options.runs_dir} to serve: train one with: lm train FILE")
-        offers: dict[str, Offer] = {}
-        for offer in found:
-            if offers.setdefault(offer.name, offer) != offer:
-                raise ConfigError(f"Two runs are called {offer.name!r}: serve one of them.")
-            for path in offer.files:
-                if not path.is_file():
-                    raise ConfigError(f"Run {offer.name!r} cannot be served: {path} is missing.")
-        return offers
 
     @property
     def offers(self) -> dict[str, Offer]:
@@ -179,7 +132,7 @@ class Models:
         if model is None:
             if name not in self._loading:
                 self._loading[name] = asyncio.create_task(self._load(name))
-                self._loading[name].add_done_callback(lambda _: self._loading.pop(name, None))
+                self._loading[name].add_done_callback(lambda task: self._loading_done(name, task))
             # A request that gives up must not take the load from the others.
             model = await asyncio.shield(self._loading[name])
         model.used = next(self._clock)
@@ -187,21 +140,25 @@ class Models:
             raise dead_engine(name)
         return Lease(self, model)
 
+    def _loading_done(self, name: str, task: asyncio.Task[Model]) -> None:
+        del self._loading[name]
+        if not task.cancelled():
+            # Looked at, so that an error for which nobody waits any more is no news of its own.
+            task.exception()
+
     async def _load(self, name: str) -> Model:
-        offer = self._offers[name]
-        needed = self._needed(offer)
-        self._make_room(name, needed)
-        self._reserved += needed
+        offer, reserved = self._offers[name], 0
         try:
+            needed = await asyncio.to_thread(offer.memory_bytes, self._options)
+            self._make_room(name, needed)
+            reserved = needed
+            self._reserved += reserved
             model = await asyncio.to_thread(self.open, offer)
-        except LMError as error:
+        except (LMError, OSError) as error:
             log.error("Model %r cannot be loaded. %s", name, error)
             raise RequestError(500, f"The model {name!r} cannot be loaded; the server's log says why.") from None
-        except OSError as error:
-            log.error("Model %r cannot be loaded: %s", name, error)
-            raise RequestError(500, f"The model {name!r} cannot be loaded; the server's log says why.") from None
         finally:
-            self._reserved -= needed
+            self._reserved -= reserved
         self._loaded[name] = model
         return model
 
@@ -211,14 +168,14 @@ class Models:
         Raises:
             LMError: one of them cannot be loaded.
         """
-        for name in self._options.runs:
-            offer = Offer(*find_run(name, self._options.runs_dir))
-            limit = self._options.max_memory
-            if limit is not None and self._needed(offer) > limit:
-                raise ConfigError(
-                    f"Run {offer.name!r} needs about {self._needed(offer):,} bytes, more than --max-memory {limit:,}."
-                )
-            if offer.name not in self._loaded and (limit is None or self._used + self._needed(offer) <= limit):
+        if not self._options.runs:
+            return
+        limit = self._options.max_memory
+        for offer in self._offers.values():
+            needed = offer.memory_bytes(self._options)
+            if limit is not None and needed > limit:
+                raise ConfigError(f"Run {offer.name!r} needs about {needed:,} bytes, more than --max-memory {limit:,}.")
+            if limit is None or self._used + needed <= limit:
                 self._loaded[offer.name] = self.open(offer)
 
     def open(self, offer: Offer) -> Model:
@@ -229,9 +186,9 @@ class Models:
         """
         options = self._options
         begun, fingerprint = time.monotonic(), offer.fingerprint()
-        run = Run(offer.folder, offer.state, device=options.device)
+        run = Run(offer.folder, offer.state, device=options.device, precision=options.precision)
         engine = run.engine(
-            max_batch=options.max_batch, prefix_cache_bytes=int(options.prefix_cache), precision=options.precision,
+            max_batch=options.max_batch, prefix_cache_bytes=int(options.prefix_cache),
             state_bytes=int(options.state_memory),
         )  # fmt: skip
         model = Model(
@@ -241,7 +198,7 @@ class Models:
             tokenizer=run.tokenizer,
             tokens=Tokens(run.tokenizer),
             worker=Worker(engine, offer.name, max_sequences=options.max_sequences),
-            memory_bytes=self._needed(offer),
+            memory_bytes=offer.memory_bytes(options),
             used=next(self._clock),
         )
         log.info(
@@ -252,14 +209,6 @@ class Models:
         return model
 
     # -- memory ---------------------------------------------------------------------------------------
-
-    def _needed(self, offer: Offer) -> int:
-        """Memory of a model: its weights as read and as laid out for decoding, states, and its cache of prompts."""
-        options = self._options
-        model = Run(offer.folder, offer.state).config.model
-        state = KERNELS.resolve(model.type).slot_bytes(model.model_dump(), {}) if model.type in KERNELS.names() else 0
-        states = min(int(options.state_memory), options.max_batch * state)
-        return 2 * offer.files[-1].stat().st_size + states + int(options.prefix_cache)
 
     @property
     def _used(self) -> int:
@@ -311,13 +260,14 @@ class Models:
             What became of each model that was loaded: "unchanged", "reloaded", "gone", or "failed" (then the old one
             goes on; the log says why).
         """
-        try:
-            self._offers = await asyncio.to_thread(self._find)
-        except LMError as error:
-            log.error("The list of runs stays as it was. %s", error)
         outcome = {}
-        for name, model in list(self._loaded.items()):
-            outcome[name] = await self._reload(name, model)
+        async with self._reloading:
+            try:
+                self._offers = await asyncio.to_thread(find_offers, self._options)
+            except (LMError, OSError) as error:
+                log.error("The list of runs stays as it was. %s", error)
+            for name, model in list(self._loaded.items()):
+                outcome[name] = await self._reload(name, model)
         log.info("Reloaded.", extra={"facts": {"models": outcome}})
         return outcome
 

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers. What is drawn and how is declared in `SamplingOptions` alone: requests inherit it.
+"""Bodies of requests. What is drawn and how is declared in `SamplingOptions` alone: requests inherit it.
 
 A field that is null counts as left out. A field that nobody knows, or that OpenAI has and this server has not, is
 refused.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from lm.config import Options, validate
 from lm.generation.options import MOST_ALTERNATIVES, SamplingOptions
@@ -37,8 +37,13 @@ UNSUPPORTED = {
 """Fields of OpenAI's API, and of servers like it, that mean something which this server does not do."""
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
-Ids = Annotated[tuple[Token, ...], Field(min_length=1)]
-Prompt = str | Ids | Annotated[tuple[str, ...], Field(min_length=1)] | Annotated[tuple[Ids, ...], Field(min_length=1)]
+# The first fault of a long list is told, and not each.
+Ids = Annotated[tuple[Token, ...], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[tuple[str, ...], Field(min_length=1, fail_fast=True)]
+Prompt = str | Ids | Texts | Annotated[tuple[Ids, ...], Field(min_length=1, fail_fast=True)]
+MOST_ITEMS = 10_000
+"""Entries of a list or map that is no prompt."""
+MOST_FIELDS = 1000
 
 
 def _as_sent(schema: dict[str, Any]) -> None:
@@ -57,7 +62,22 @@ def _as_sent(schema: dict[str, Any]) -> None:
         about.update(kept, anyOf=[*(choice for choice in choices if choice != {"type": "null"}), {"type": "null"}])
 
 
-class Body(Options):
+class Part(Options):
+    """Base of all that is sent. Bodies of nothing but faults are refused before each fault costs time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            if len(value) > MOST_FIELDS:
+                raise ValueError(f"{len(value):,} fields are too many")
+            for name, part in value.items():
+                if isinstance(part, list | dict) and len(part) > MOST_ITEMS and name not in ("prompt", "tokens"):
+                    raise ValueError(f"{name[:50]} has {len(part):,} entries: {MOST_ITEMS:,} is the most")
+        return value
+
+
+class Body(Part):
     """Base of all requests: null is the same as left out."""
 
     model: str | None = Field(None, description="Which model; see GET /v1/models. Default: the first.")
@@ -71,7 +91,7 @@ class Body(Options):
         return {name: part for name, part in value.items() if part is not None or name not in known}
 
 
-class StreamOptions(Options):
+class StreamOptions(Part):
     """What a stream tells beside the text."""
 
     include_usage: bool = Field(False, description="End with an event that counts the tokens.")
@@ -121,20 +141,18 @@ class CompletionRequest(Sampled):
         return list(self.prompt)
 
 
-class TextPart(Options):
+class TextPart(Part):
     """A part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(Part):
     """One turn of a chat."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     role: Literal["system", "developer", "user", "assistant"] = Field(description="Who speaks.")
-    content: str | tuple[TextPart, ...] = Field(description="What is said.")
+    content: str | Annotated[tuple[TextPart, ...], Field(fail_fast=True)] = Field(description="What is said.")
     name: str | None = Field(None, description="Taken and not used.")
 
     @property
@@ -168,12 +186,13 @@ class TokenizeRequest(Body):
 
     prompt: str = Field(description="A text.")
     add_special_tokens: bool = Field(False, description="Put the start token in front, as the server does itself.")
+    return_token_strs: bool = Field(False, description="Tell the text of each token too.")
 
 
 class DetokenizeRequest(Body):
     """POST /detokenize."""
 
-    tokens: tuple[Token, ...] = Field(description="Ids of tokens.")
+    tokens: tuple[Token, ...] = Field(fail_fast=True, description="Ids of tokens.")
 
 
 class ScoreRequest(Body):
@@ -181,178 +200,3 @@ class ScoreRequest(Body):
 
     text: str = Field(min_length=1, description="The text to score; its first token is predicted from the start token.")
     top: int = Field(0, ge=0, le=MOST_ALTERNATIVES, description="Tell so many alternatives of each token.")
-
-
-# -- answers, as /docs shows them -----------------------------------------------------------------
-
-
-class Usage(BaseModel):
-    """Tokens of a request."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: dict[str, int]
-
-
-class Logprobs(BaseModel):
-    """Beside each token of a text; the first token of a text that begins with the prompt has none."""
-
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-
-FinishReason = Literal["stop", "length"]
-
-
-class Choice(BaseModel):
-    """One text."""
-
-    text: str
-    index: int
-    logprobs: Logprobs | None
-    finish_reason: FinishReason | None
-    token_ids: list[int] | None = None
-
-
-class Completion(BaseModel):
-    """The answer of /v1/completions."""
-
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    seed: int
-    choices: list[Choice]
-    usage: Usage | None = None
-
-
-class TopLogprob(BaseModel):
-    """An alternative."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class ChatLogprob(TopLogprob):
-    """A token and its alternatives."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    """Beside each token of a reply."""
-
-    content: list[ChatLogprob]
-    refusal: None = None
-
-
-class Reply(BaseModel):
-    """What the model says."""
-
-    role: Literal["assistant"]
-    content: str
-    refusal: None = None
-
-
-class ChatChoice(BaseModel):
-    """One reply."""
-
-    index: int
-    message: Reply
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
-    token_ids: list[int] | None = None
-
-
-class ChatCompletion(BaseModel):
-    """The answer of /v1/chat/completions."""
-
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    seed: int
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class ModelCard(BaseModel):
-    """One model."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    loaded: bool
-    context_length: int | None = Field(description="Of a loaded model; null: no limit, or not loaded.")
-
-
-class ModelList(BaseModel):
-    """The answer of /v1/models."""
-
-    object: Literal["list"]
-    data: list[ModelCard]
-
-
-class Tokenized(BaseModel):
-    """The answer of /tokenize."""
-
-    count: int
-    max_model_len: int | None
-    tokens: list[int]
-    token_strs: list[str]
-
-
-class Detokenized(BaseModel):
-    """The answer of /detokenize."""
-
-    prompt: str
-
-
-class TokenizerInfo(BaseModel):
-    """The answer of /tokenizer_info."""
-
-    tokenizer_class: str
-    vocab_size: int
-    model_max_length: int | None
-    bos_token: str
-    eos_token: str
-    unk_token: str | None
-    pad_token: None
-    chat_template: str
-
-
-class Alternative(BaseModel):
-    """A token that could have stood there."""
-
-    id: int
-    token: str
-    logprob: float
-
-
-class ScoredToken(Alternative):
-    """One token of the text."""
-
-    offset: int = Field(description="Where its text begins, in characters.")
-    surprise: float = Field(description="Bits: -logprob / ln 2.")
-    top: list[Alternative]
-
-
-class Scored(BaseModel):
-    """The answer of /v1/score."""
-
-    object: Literal["score"]
-    model: str
-    loss: float = Field(description="Nats per token.")
-    perplexity: float | None = Field(description="exp(loss); null beyond the range of a float.")
-    bits_per_char: float
-    bits_per_byte: float
-    characters: int
-    bytes: int
-    context: str = Field(description="What a prediction could look back on.")
-    tokens: list[ScoredToken]
-    usage: Usage

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
@@ -21,6 +21,10 @@ from serve.models import Lease
 from serve.settings import ServeOptions
 from serve.worker import EngineDeadError, Job
 
+T = TypeVar("T")
+
+LONG = 4096
+"""What has more characters or numbers than this is worked on beside the event loop."""
 GONE = 499
 """The status in the log where nobody was left to read one."""
 
@@ -35,6 +39,11 @@ class Prompt:
     """The text to repeat."""
     offsets: Sequence[int] = ()
     """Where in it each token begins, where tokens are scored."""
+
+
+async def beside(size: int, work: Callable[[], T]) -> T:
+    """The result of `work`, done in a thread where `size` says that it may take long."""
+    return await asyncio.to_thread(work) if size > LONG else work()
 
 
 class Form(Protocol):
@@ -110,6 +119,10 @@ class Writing:
             for event in generation.take() if self._job.live or generation.done else ():
                 if event.finish_reason == "error":
                     raise dead_engine(self._lease.model.name)
+                if event.finish_reason == "cancelled":
+                    raise RequestError(
+                        408, "The client reads too slowly: too much waits for it.", code="client_stalled"
+                    )
                 index = number * self._n + event.index
                 piece = Piece() if index in self._opened else self._echo(number)
                 self._opened.add(index)
@@ -166,7 +179,10 @@ class Writing:
                 raise self._too_long() from None
             if self._gone:
                 return Response(status_code=GONE)
-            return Body(self._form.whole([pieces[index] for index in sorted(pieces)], self._usage()))
+            told = [pieces[index] for index in sorted(pieces)]
+            size = sum(len(piece.tokens) * (1 + len(piece.scores[-1].top)) if piece.scores and piece.scores[-1] else 0
+                       for piece in told)  # fmt: skip
+            return await beside(size, lambda: Body(self._form.whole(told, self._usage())))
 
     # -- a stream -----------------------------------------------------------------------------------
 

@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from lm.generation.request import Request as EngineRequest
+from serve.answers import ChatCompletion
 from serve.formats import ChatFormat
-from serve.openai import ChatCompletion, ChatRequest
-from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, beside, check_length, check_sampling, start
+from serve.openai import ChatRequest
+from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_sampling, start
 from serve.routes.completions import note, sampling_of
 from serve.tokens import TURN_ENDS, chat_text
-from serve.writing import EventStream, Prompt, Writing
+from serve.writing import EventStream, Prompt, Writing, beside
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -29,7 +30,7 @@ async def chat(body: ChatRequest, request: Request, models: TheModels, options: 
     if body.max_completion_tokens is not None:
         changed["max_tokens"] = body.max_completion_tokens
     sampling = sampling_of(body, **changed)
-    check_sampling(sampling, options, 1)
+    check_sampling(sampling, options, 1, stream=body.stream)
     text = chat_text([(message.role, message.text) for message in body.messages])
     lease = await models.lease(body.model)
     try:

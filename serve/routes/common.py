@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -15,26 +14,22 @@ from serve.models import Lease, Models
 from serve.settings import ServeOptions, retry_after
 from serve.worker import EngineDeadError, Job, QueueFullError
 
-T = TypeVar("T")
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text}
-    for status, text in {
-        400: "The request is wrong.",
-        401: "The key is missing or wrong.",
-        404: "There is no such model.",
-        408: "The body did not arrive in time.",
-        413: "The body is too long.",
-        429: "Too much at once; Retry-After says when to come back.",
-        500: "The server failed.",
-        503: "There is no room for the model.",
-        504: "The request took too long.",
-        # FastAPI would put its own 422 here, which is never given.
-        "default": "Any other error.",
-    }.items()
+_WHY: dict[int | str, str] = {
+    400: "The request is wrong.",
+    401: "The key is missing or wrong.",
+    404: "There is no such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too long.",
+    429: "Too much at once; Retry-After says when to come back.",
+    500: "The server failed.",
+    503: "There is no room for the model.",
+    504: "The request took too long.",
+    # FastAPI would put its own 422 here, which is never given.
+    "default": "Any other error.",
 }
-LONG_CHARACTERS = 4096
-"""Texts longer than this are encoded beside the event loop."""
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text} for status, text in _WHY.items()
+}
 
 
 def _models(request: Request) -> Models:
@@ -58,12 +53,11 @@ Facts = Annotated[dict[str, Any], Depends(_facts)]
 """What the log says of this request."""
 
 
-async def beside(size: int, work: Callable[[], T]) -> T:
-    """The result of `work`, done in a thread where `size` says that it may take long."""
-    return await asyncio.to_thread(work) if size > LONG_CHARACTERS else work()
+MOST_TOLD = 5_000_000
+"""Log-probabilities that one answer, held whole, may come to have."""
 
 
-def check_sampling(sampling: SamplingOptions, options: ServeOptions, prompts: int) -> None:
+def check_sampling(sampling: SamplingOptions, options: ServeOptions, prompts: int, *, stream: bool) -> None:
     """Hold a request against the server's limits.
 
     Raises:
@@ -79,6 +73,12 @@ def check_sampling(sampling: SamplingOptions, options: ServeOptions, prompts: in
         raise RequestError(
             400, f"The request asks for {texts:,} texts: this server takes at most {options.max_sequences:,} at once.",
             param="prompt" if prompts > 1 else "n",
+        )  # fmt: skip
+    told = texts * sampling.max_tokens * (1 + sampling.logprobs) if sampling.logprobs is not None else 0
+    if told > MOST_TOLD and not stream:
+        raise RequestError(
+            400, f"The answer could hold {told:,} log-probabilities: {MOST_TOLD:,} is the most. Ask for fewer, or stream.",
+            param="logprobs",
         )  # fmt: skip
 
 

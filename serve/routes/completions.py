@@ -8,13 +8,14 @@ from fastapi import APIRouter, Request
 
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request as EngineRequest
+from serve.answers import Completion
 from serve.errors import RequestError
 from serve.formats import CompletionFormat
 from serve.models import Lease, Model
-from serve.openai import Completion, CompletionRequest, Sampled
-from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, beside, check_length, check_sampling, start
+from serve.openai import CompletionRequest, Sampled
+from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_sampling, start
 from serve.settings import ServeOptions
-from serve.writing import EventStream, Prompt, Writing
+from serve.writing import EventStream, Prompt, Writing, beside
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -29,7 +30,7 @@ async def complete(
     """
     sampling = sampling_of(body)
     prompts = body.prompts
-    check_sampling(sampling, options, len(prompts))
+    check_sampling(sampling, options, len(prompts), stream=body.stream)
     lease = await models.lease(body.model)
     try:
         scored = body.echo and sampling.logprobs is not None

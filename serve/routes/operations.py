@@ -8,12 +8,12 @@ from fastapi import APIRouter, Depends, Path, Request
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 
+from serve.answers import ModelCard, ModelList
 from serve.errors import RequestError
 from serve.metrics import Metrics
 from serve.models import Models
-from serve.openai import ModelCard, ModelList
 from serve.routes.common import ERRORS, TheModels
 
 router = APIRouter(tags=["operation"])
@@ -82,7 +82,10 @@ def _metrics(request: Request) -> Metrics:
     return metrics
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)
+@router.get(
+    "/metrics", responses={**ERRORS, 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    response_model=None, response_class=Response,
+)  # fmt: skip
 async def metrics(figures: Annotated[Metrics, Depends(_metrics)]) -> Response:
     """Figures for Prometheus."""
     return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -11,12 +11,13 @@ from fastapi import APIRouter, Request
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Generation
 from lm.generation.request import Request as EngineRequest
+from serve.answers import Scored
 from serve.errors import RequestError
 from serve.formats import Piece, finite
 from serve.models import Model
-from serve.openai import Scored, ScoreRequest
-from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, beside, check_length, start
-from serve.writing import Prompt, Writing
+from serve.openai import ScoreRequest
+from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, start
+from serve.writing import Prompt, Writing, beside
 
 router = APIRouter(tags=["scoring"])
 

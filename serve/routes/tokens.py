@@ -8,10 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from serve.openai import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest, TokenizerInfo
-from serve.routes.common import ERRORS, Facts, TheModels, beside
+from serve.answers import Detokenized, Tokenized, TokenizerInfo
+from serve.openai import DetokenizeRequest, TokenizeRequest
+from serve.routes.common import ERRORS, Facts, TheModels
 from serve.tokens import CHAT_TEMPLATE
-from serve.writing import Body
+from serve.writing import Body, beside
 
 router = APIRouter(tags=["tokens"], responses=ERRORS)
 
@@ -35,7 +36,7 @@ async def tokenize(body: TokenizeRequest, models: TheModels, facts: Facts) -> Re
                 "count": len(ids),
                 "max_model_len": model.decoder.context_length,
                 "tokens": ids,
-                "token_strs": [model.tokens.text(token) for token in ids],
+                "token_strs": [model.tokens.text(token) for token in ids] if body.return_token_strs else None,
             }
 
         return Body(await beside(len(body.prompt), work))

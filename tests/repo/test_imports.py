@@ -62,6 +62,7 @@ def test_import_lm_loads_no_torch_and_offers_its_names():
     "module",
     [
         "lm.config", "lm.registry", "lm.files", "lm.checkpoint", "lm.generation.options", "lm.generation.filters",
+        "lm.generation.engine", "lm.generation.conversation", "lm.generation.states",
         "lm.tokenizers.byte", "lm.tokenizers.char", "lm.tokenizers.word", "lm.tokenizers.subword",
         "lm.corpora.sources", "lm.corpora.tokens", "lm.corpora.batches", "lm.corpora.hub",
     ],

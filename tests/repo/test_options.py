@@ -8,6 +8,7 @@ import pytest
 from lm.config import CorpusConfig, TrainingConfig
 from lm.generation.options import SamplingOptions
 from lm.registry import MODELS, TOKENIZERS
+from serve.settings import ServeOptions
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "options.md").read_text("utf-8")
@@ -18,7 +19,7 @@ def test_the_page_is_what_the_fields_give():
 
 
 @pytest.mark.parametrize("options", [
-    TrainingConfig, CorpusConfig, SamplingOptions,
+    TrainingConfig, CorpusConfig, SamplingOptions, ServeOptions,
     *(registry.resolve(name).Options for registry in (TOKENIZERS, MODELS) for name in registry.names()),
 ], ids=lambda options: options.__name__)  # fmt: skip
 def test_every_option_is_on_the_page(options):

@@ -36,7 +36,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkout.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "constraints.txt", "Makefile", ".gitignore"):
         shutil.copy(ROOT / name, checkout)
-    for name in ("lm", "cli", f"checkpoints/{SHIPPED}"):
+    for name in ("lm", "cli", "serve", f"checkpoints/{SHIPPED}"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     mine = checkout / "checkpoints" / "mine"
     mine.mkdir(parents=True)
@@ -84,7 +84,9 @@ def test_the_wheel_holds_packages_presets_and_the_shipped_run_and_nothing_else(b
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     presets = {f"lm/presets/{name}.toml" for name in preset_names()}
     shipped = {f"lm/shipped/{SHIPPED}/{name}" for name in SHIPPED_FILES}
-    sources = {str(path.relative_to(ROOT)) for folder in ("lm", "cli") for path in (ROOT / folder).rglob("*.py")}
+    sources = {
+        str(path.relative_to(ROOT)) for folder in ("lm", "cli", "serve") for path in (ROOT / folder).rglob("*.py")
+    }
     assert names - {"lm/py.typed"} == presets | shipped | sources
 
 

@@ -13,6 +13,7 @@ import lm
 from lm.errors import ConfigError
 from lm.generation.options import SamplingOptions
 from serve.models import Models
+from serve.offers import find_offers
 from serve.settings import ServeOptions
 from tests.serve.conftest import MODELS, Serve, refusal, train
 
@@ -54,8 +55,7 @@ def test_a_kept_state_is_offered_under_its_own_name(serve: Serve, runs):
 
 def test_the_least_recently_used_idle_model_makes_room(serve: Serve, runs):
     options = ServeOptions(runs_dir=runs, prefix_cache="1MB", max_batch=2)
-    models = Models(options)
-    sizes = {name: models._needed(models.offers[name]) for name in MODELS}
+    sizes = {name: find_offers(options)[name].memory_bytes(options) for name in MODELS}
     room = sizes["gru"] + sizes["words"] + max(sizes.values()) // 2
     with serve("--prefix-cache", "1MB", "--max-batch", "2", "--max-memory", f"{room}B") as server:
         ask = {"prompt": "the", "max_tokens": 5, "seed": 1}
@@ -69,8 +69,8 @@ def test_the_least_recently_used_idle_model_makes_room(serve: Serve, runs):
 
 
 def test_a_model_in_use_is_not_evicted_and_another_has_to_wait(serve: Serve, runs):
-    models = Models(ServeOptions(runs_dir=runs, prefix_cache="1MB", max_batch=2))
-    room = max(models._needed(models.offers[name]) for name in MODELS)
+    options = ServeOptions(runs_dir=runs, prefix_cache="1MB", max_batch=2)
+    room = max(find_offers(options)[name].memory_bytes(options) for name in MODELS)
     with serve(
         "gru", "words", "--prefix-cache", "1MB", "--max-batch", "2", "--max-memory", f"{room}B",
         "--max-completion-tokens", "10000000",

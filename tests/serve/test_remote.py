@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from cli.remote import Remote
 from lm.errors import ConfigError, ServerError
 from lm.generation.options import SamplingOptions
-from tests.serve.conftest import Serve, Server
+from tests.serve.conftest import ROOT, Serve, Server
 
 pytestmark = pytest.mark.slow
 
 
 def texts(remote: Remote, prompt: str, **options) -> list[str]:
     found = [""] * options.get("n", 1)
-    for event in remote.run(remote.request(prompt, SamplingOptions(**options))):
+    for event in remote.events(remote.request(prompt, SamplingOptions(**options))):
         found[event.index] += event.text
     return found
 
@@ -37,14 +41,14 @@ def test_events_are_those_of_the_engine(server: Server, runs, options):
         tokens[event.index] += len(event.tokens)
     assert texts(remote, "the", **options) == expected
     counted = [0] * options.get("n", 1)
-    for event in remote.run(remote.request("the", SamplingOptions(**options))):
+    for event in remote.events(remote.request("the", SamplingOptions(**options))):
         counted[event.index] += len(event.tokens)
     assert counted == tokens
 
 
 def test_without_a_name_it_is_the_servers_first(server: Server):
     assert Remote(f"{server.url}/v1/").model == "gru"
-    assert Remote(server.url, "words").word_tokens and not Remote(server.url, "gru").word_tokens
+    assert Remote(server.url, "words").tokenizer.type == "word"
 
 
 def test_what_goes_wrong_is_one_sentence(serve: Serve, server: Server):
@@ -65,9 +69,46 @@ def test_what_goes_wrong_is_one_sentence(serve: Serve, server: Server):
             Remote(locked.url)
         assert texts(Remote(locked.url, api_key="k"), "the", max_tokens=3, seed=1)
         remote = Remote(locked.url, api_key="k")
-        events = remote.run(remote.request("the", SamplingOptions(max_tokens=16_384)))
+        events = remote.events(remote.request("the", SamplingOptions(max_tokens=16_384)))
         next(events)
         locked.process.kill()
         locked.process.wait(10)
         with pytest.raises(ServerError):
             list(events)
+
+
+def sample(runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "cli.main", "sample", *arguments], cwd=runs, capture_output=True,
+        text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)}, encoding="utf-8", stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("gru", "--prompt", "the cat", "--top-k", "5"),
+        ("gru", "-n", "3", "--json"),
+        ("words", "--prompt", "the cat", "--detokenize"),
+        ("gru", "--prompt", "☃ the", "--unknown", "skip", "--no-echo", "--stop", "."),
+        ("transformer", "--best-of", "2", "--temperature", "0.5,1.2"),
+    ],
+)
+def test_the_program_prints_what_it_prints_without_a_server(server: Server, runs: Path, flags: tuple[str, ...]) -> None:
+    asked = (*flags, "--seed", "7", "--max-tokens", "60")
+    here = sample(runs, *asked, "--runs-dir", str(runs))
+    there = sample(runs, *asked, "--server", server.url)
+    assert (there.returncode, there.stdout) == (0, here.stdout)
+    said = [re.sub(r"[\d,]+ tokens/s", "", done.stderr.splitlines()[-1]) for done in (here, there)]
+    assert said[0] == said[1]
+
+
+def test_what_a_server_has_not_is_one_sentence(server: Server, runs: Path) -> None:
+    for flags, sentence in (
+        (("--out", "a.txt"), "--out is for runs on this machine"),
+        (("--state", "a"), "--state is for runs on this machine"),
+        (("--logprobs", "1"), "--logprobs is not told by --server"),
+    ):
+        done = sample(runs, "gru", "--server", server.url, *flags)
+        assert (done.returncode, done.stdout) == (1, "") and sentence in done.stderr
+        assert len(done.stderr.splitlines()) == 1

@@ -16,7 +16,7 @@ TEXT = "the cat sat on dén ☂.\n"
 @pytest.mark.parametrize("model", list(MODELS))
 def test_ids_are_those_of_the_tokenizer_and_go_back_to_the_text(server: Server, runs, model):
     tokenizer = lm.load(model, runs_dir=runs).tokenizer
-    told = server.post("/tokenize", model=model, prompt=TEXT)
+    told = server.post("/tokenize", model=model, prompt=TEXT, return_token_strs=True)
     assert told["tokens"] == tokenizer.encode(TEXT).tolist()
     assert told["count"] == len(told["tokens"]) == len(told["token_strs"])
     assert told["max_model_len"] == (CONTEXT if model == "transformer" else None)
