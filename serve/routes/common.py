@@ -77,7 +77,7 @@ def check_sampling(sampling: SamplingOptions, options: ServeOptions, prompts: in
     told = texts * sampling.max_tokens * (1 + sampling.logprobs) if sampling.logprobs is not None else 0
     if told > MOST_TOLD and not stream:
         raise RequestError(
-            400, f"The answer could hold {told:,} log-probabilities: {MOST_TOLD:,} is the most. Ask for fewer, or stream.",
+            400, f"The answer could hold {told:,} log-probabilities: {MOST_TOLD:,} is the most. Ask for less.",
             param="logprobs",
         )  # fmt: skip
 

@@ -95,7 +95,7 @@ def test_what_the_readme_leaves_to_ci_is_in_ci():
 @pytest.mark.slow
 def test_the_shipped_run_writes_what_the_readme_shows(tmp_path):
     text = README.read_text("utf-8")
-    (command,) = re.findall(r"^lm (sample shakespeare-gru .*--seed 7)$", text, re.MULTILINE)
+    (command,) = re.findall(r"^lm (sample shakespeare-gru --prompt .*--top-k .*--seed 7)$", text, re.MULTILINE)
     shown = text.partition("The first one prints\n\n```text\n")[2].partition("\n```\n")[0]
     ran = subprocess.run(
         [sys.executable, "-m", "cli.main", *shlex.split(command), "--device", "cpu"],
