@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 0.02
 """Tokens that are ready within this time travel together."""
-MOST_BEHIND = 400_000
-"""Tokens, and alternatives of tokens, that a stream's client may be behind."""
+MOST_BEHIND = 50_000
+"""Tokens that a stream's client may be behind."""
 STUCK_SECONDS = 120.0
 """A step that takes longer than this will not end."""
 
@@ -173,7 +173,7 @@ class Worker:
     # -- the engine's thread ----------------------------------------------------------------------
 
     def _note(self, job: Job, generation: Generation) -> None:
-        if job.live and len(generation.records) * (1 + (generation.request.options.logprobs or 0)) > MOST_BEHIND:
+        if job.live and len(generation.records) > MOST_BEHIND:
             # What nobody reads must not fill the memory: the client is too slow, or stalls.
             self.engine.cancel(generation)
         if generation.done or not job.began:

@@ -32,17 +32,17 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _models(request: Request) -> Models:
+async def _models(request: Request) -> Models:
     models: Models = request.app.state.models
     return models
 
 
-def _options(request: Request) -> ServeOptions:
+async def _options(request: Request) -> ServeOptions:
     options: ServeOptions = request.app.state.options
     return options
 
 
-def _facts(request: Request) -> dict[str, Any]:
+async def _facts(request: Request) -> dict[str, Any]:
     facts: dict[str, Any] = request.state.facts
     return facts
 

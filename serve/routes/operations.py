@@ -77,7 +77,7 @@ async def ready(request: Request, models: TheModels) -> Response:
     return _health(models, draining=request.app.state.draining)
 
 
-def _metrics(request: Request) -> Metrics:
+async def _metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
 
