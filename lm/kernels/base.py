@@ -75,6 +75,7 @@ class Kernel(ABC):
         self._logits = self._native.logits
         self._views = self._native.views
         self.vocab_size: int
+        self._first: Floats = self._logits[:1, : self.vocab_size]
 
     @abstractmethod
     def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
@@ -88,6 +89,8 @@ class Kernel(ABC):
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> Floats:
         """Logits (S, V) after one more token in each of S different slots; good until the next call."""
         self._native.step(slots, ids)
+        if len(slots) == 1:
+            return self._first
         logits: Floats = self._logits[: len(slots), : self.vocab_size]
         return logits
 
@@ -95,8 +98,7 @@ class Kernel(ABC):
         """Logits (T, V) after each of T tokens of one text, or (1, V) after the last (good until the next call)."""
         if only_last:
             self._native.read(slot, ids, None)
-            last: Floats = self._logits[:1, : self.vocab_size]
-            return last
+            return self._first
         logits = np.empty((len(ids), self.vocab_size), np.float32)
         self._native.read(slot, ids, logits)
         return logits
