@@ -112,8 +112,10 @@ class Writing:
             await self._job.news()
         except EngineDeadError:
             raise dead_engine(self._lease.model.name) from None
+        if self._gone:
+            return True, {}
         # Before anything is taken: what comes after that is told again.
-        done, found = self._job.done or self._gone, {}
+        done, found = self._job.done, {}
         for number, generation in enumerate(self._job.generations):
             # A whole answer takes each text whole.
             for event in generation.take() if self._job.live or generation.done else ():

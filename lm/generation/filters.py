@@ -104,10 +104,15 @@ def revive(logits: Logits, allowed: int) -> Logits:
 # -- the temperature and what comes after it --------------------------------------------------------
 
 
-def apply_temperature(logits: Logits, temperature: float | npt.NDArray[np.float64]) -> Logits:
-    """Divide by the temperature, > 0: one for all rows, or one a row (B, 1). The likeliest token gets 0."""
+def apply_temperature(
+    logits: Logits, temperature: float | npt.NDArray[np.float64], best: Logits | float | None = None
+) -> Logits:
+    """Divide by the temperature, > 0: one for all rows, or one a row (B, 1). The likeliest token gets 0.
+
+    `best` is the greatest logit of each row, where that is known.
+    """
     # Shifted first: a tiny temperature would make infinities, whose difference is no number.
-    shifted: Logits = logits - greatest(logits)
+    shifted: Logits = logits - (greatest(logits) if best is None else best)
     if isinstance(temperature, float) and temperature > 1e-200:
         if temperature != 1.0:
             shifted /= temperature

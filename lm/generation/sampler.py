@@ -101,20 +101,26 @@ class Sampler:
 
     def draw(self, logits: npt.NDArray[np.float32], samples: Sequence[Drawing]) -> list[int]:
         """The next token of each sample, from its row of `logits` (B, V)."""
-        biased = self.biased(logits, samples)
+        biased, best = self._biased(logits, samples)
         if self._greedy:
             return biased.argmax(axis=-1).tolist()  # type: ignore[no-any-return]
         numbers = [sample.number() for sample in samples]
         if len(self._temperatures) == 1:
-            return filters.draw(self._filtered(biased, self._temperatures[0]), numbers)
+            return filters.draw(self._filtered(biased, best, self._temperatures[0]), numbers)
         turns = [self._temperatures[sample.drawn % len(self._temperatures)] for sample in samples]
         temperatures = np.array(turns)[:, None]
-        tokens = filters.draw(self._filtered(biased, np.where(temperatures > 0, temperatures, 1.0)), numbers)
-        best = biased.argmax(axis=-1).tolist()
-        return [tokens[row] if turn > 0 else best[row] for row, turn in enumerate(turns)]
+        tokens = filters.draw(self._filtered(biased, best, np.where(temperatures > 0, temperatures, 1.0)), numbers)
+        likeliest = biased.argmax(axis=-1).tolist()
+        return [tokens[row] if turn > 0 else likeliest[row] for row, turn in enumerate(turns)]
 
     def biased(self, logits: npt.NDArray[np.float32], samples: Sequence[Drawing] = ()) -> filters.Logits:
         """What comes before the temperature; penalties only where `samples` are given, one a row."""
+        return self._biased(logits, samples)[0]
+
+    def _biased(
+        self, logits: npt.NDArray[np.float32], samples: Sequence[Drawing]
+    ) -> tuple[filters.Logits, filters.Logits | float]:
+        """The same, and the greatest of each row."""
         options = self._options
         biased = filters.ban(logits, self._bans)
         if options.logit_bias:
@@ -132,12 +138,18 @@ class Sampler:
         best = filters.greatest(biased)
         if not (math.isfinite(best) if isinstance(best, float) else np.isfinite(best).all()):
             biased = filters.revive(biased, self._allowed)
-        return biased
+            best = filters.greatest(biased)
+        return biased, best
 
-    def _filtered(self, logits: filters.Logits, temperature: float | npt.NDArray[np.float64]) -> filters.Logits:
+    def _filtered(
+        self,
+        logits: filters.Logits,
+        best: filters.Logits | float,
+        temperature: float | npt.NDArray[np.float64],
+    ) -> filters.Logits:
         """Temperature and what comes after it."""
         options = self._options
-        logits = filters.apply_temperature(logits, temperature)
+        logits = filters.apply_temperature(logits, temperature, best)
         if options.top_k is not None:
             logits = filters.keep_top_k(logits, options.top_k)
         if options.top_p is not None:

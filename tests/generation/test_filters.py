@@ -301,8 +301,8 @@ def test_a_row_is_filtered_to_the_same_bits_alone_and_in_a_batch(options: dict[s
         alone = [sampler.draw(rows[place : place + 1], [samples[place]])[0] for place in range(17)]
         assert sampler.draw(rows, samples) == alone
         if 0.0 not in sampler._temperatures:
-            together = sampler._filtered(sampler.biased(rows, samples), 0.7)
-            single = [sampler._filtered(sampler.biased(rows[[place]], [samples[place]]), 0.7) for place in range(17)]
+            together = sampler._filtered(*sampler._biased(rows, samples), 0.7)
+            single = [sampler._filtered(*sampler._biased(rows[[place]], [samples[place]]), 0.7) for place in range(17)]
             np.testing.assert_array_equal(together, np.concatenate(single))
 
 

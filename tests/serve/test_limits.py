@@ -220,6 +220,7 @@ def test_a_client_that_goes_away_frees_its_slot_at_once(narrow: Server, stream):
     assert time.monotonic() - begun < 0.5
     gone = [line for line in narrow.log() if line.get("code") == "client_gone"]
     assert gone and gone[-1]["completion_tokens"] < 10_000_000
+    assert gone[-1]["status"] == (200 if stream else 499)
 
 
 def test_a_client_that_does_not_read_is_cut_off(serve: Serve):
