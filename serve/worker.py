@@ -52,6 +52,8 @@ class Job:
         self.live = live
         self.began = False
         """Whether its first news has been told; belongs to the engine's thread."""
+        self.sending = False
+        """Whether it waits for the client to take what was written."""
         self.loop = loop
         self.sequences = sequences
         self._worker = worker
@@ -173,7 +175,7 @@ class Worker:
     # -- the engine's thread ----------------------------------------------------------------------
 
     def _note(self, job: Job, generation: Generation) -> None:
-        if job.live and len(generation.records) > MOST_BEHIND:
+        if job.sending and len(generation.records) > MOST_BEHIND:
             # What nobody reads must not fill the memory: the client is too slow, or stalls.
             self.engine.cancel(generation)
         if generation.done or not job.began:

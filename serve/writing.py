@@ -193,8 +193,10 @@ class Writing:
 
         async def write(text: str, *, more: bool = True) -> None:
             body = text.encode("utf-8", "replace")
+            self._job.sending = True
             async with asyncio.timeout(self._options.stall_seconds):
                 await send({"type": "http.response.body", "body": body, "more_body": more})
+            self._job.sending = False
 
         async with self._watched(receive):
             await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})

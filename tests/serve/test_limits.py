@@ -172,6 +172,17 @@ def test_a_full_queue_is_429_with_retry_after_and_empties_again(narrow: Server):
     assert narrow.post("/v1/completions", prompt="the", max_tokens=1)
 
 
+def test_who_asks_for_little_does_not_wait_for_those_who_ask_for_much(narrow: Server):
+    alone = narrow.post("/v1/completions", prompt="a mat", max_tokens=20, seed=3)["choices"]
+    with streaming(narrow), streaming(narrow):
+        # Every place is taken, by texts that would go on for minutes.
+        begun = time.monotonic()
+        assert narrow.post("/v1/completions", prompt="a mat", max_tokens=20, seed=3)["choices"] == alone
+        assert time.monotonic() - begun < 2
+        assert narrow.metric("inkling_engine_running") + narrow.metric("inkling_engine_waiting") == 2
+    narrow.wait_idle()
+
+
 def test_too_many_requests_at_once_are_429(narrow: Server):
     with contextlib.ExitStack() as stack:
         for _ in range(8):
