@@ -380,8 +380,9 @@ class Run:
                 from lm.generation.decoded import Decoded
 
                 decoded = Decoded(self.decoder(precision="int8"))
-                scores = score(decoded, part.ids, stride=stride, progress=progress)
+                scores, device = score(decoded, part.ids, stride=stride, progress=progress), "cpu"
             else:
+                device = str(self._place(self.model))
                 scores = score(self.model, part.ids, precision=precision, stride=stride, progress=progress)
         return make_report(
             scores,
@@ -392,7 +393,7 @@ class Run:
             corpus=corpus,
             split=part.name,
             text_sha256=part.sha256,
-            device=str(self._place(self.model)),
+            device=device,
             precision=precision,
             version=__version__,
         )

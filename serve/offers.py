@@ -46,7 +46,7 @@ class Offer:
             LMError, OSError: its files cannot be read.
         """
         model = Run(self.folder, self.state).config.model
-        state = KERNELS.resolve(model.type).slot_bytes(model.model_dump(), {}) if model.type in KERNELS.names() else 0
+        state = KERNELS.resolve(model.type).slot_bytes(model.model_dump()) if model.type in KERNELS.names() else 0
         states = min(int(options.state_memory), options.max_batch * state)
         return 2 * self.files[-1].stat().st_size + states + int(options.prefix_cache)
 

@@ -22,8 +22,6 @@ import threading
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
 from lm.generation.engine import Engine, Generation, Request
 
 log = logging.getLogger(__name__)
@@ -188,8 +186,6 @@ class Worker:
     def _run(self) -> None:
         told = time.monotonic()
         try:
-            # Options may drive logits to infinity, which the filters know how to meet: no news for the log.
-            np.seterr(over="ignore", invalid="ignore")
             while not self._stopping:
                 # Cleared before the step: who submits after it has looked finds the thread awake.
                 self._wake.clear()

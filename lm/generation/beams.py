@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lm.generation.decoder import Decoder, Logits, Snapshot
-from lm.generation.filters import greatest
+from lm.generation.filters import log_softmax
 from lm.generation.request import Generation, Record, Score
 from lm.generation.sampler import Sampler
 from lm.generation.scores import score_rows
@@ -141,9 +141,7 @@ class Beams:
 
 def _likeliest(sampler: Sampler, logits: Logits, live: list[_Text]) -> Iterator[tuple[int, int, float]]:
     """What may follow, likeliest first: beam, token, sum of log-probabilities; of equals the lower beam and id."""
-    biased = sampler.biased(logits)
-    shifted = biased - greatest(biased)
-    logprobs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    logprobs = log_softmax(sampler.biased(logits))
     sums = (logprobs + np.array([text.logprob for text in live])[:, None]).reshape(-1)
     size, given, most = logits.shape[-1], 0, _SORTED_AT_FIRST
     while True:

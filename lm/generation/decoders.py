@@ -61,15 +61,14 @@ def open_decoder(
 
         return TorchDecoder(model())
     cls = KERNELS.resolve(kind)
-    weights = arrays()
-    one = cls.slot_bytes(options, weights)
+    one = cls.slot_bytes(options)
     slots = min(max_slots, state_bytes // max(one, 1))
     if slots < 1:
         raise DeviceError(
             f"The state of one text takes {one / 2**20:,.0f} MB, more than the {state_bytes / 2**20:,.0f} MB set aside "
             "for states: set more aside."
         )
-    return KernelDecoder(cls(options, weights, slots=slots, precision=precision, threads=threads), slots, precision)
+    return KernelDecoder(cls(options, arrays(), slots=slots, precision=precision, threads=threads), slots, precision)
 
 
 def _why_not(kind: str, device: str | None) -> str:

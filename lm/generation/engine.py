@@ -187,7 +187,7 @@ class Engine:
                 self._drop_cancelled()
 
     def step(self) -> bool:
-        """One round: take requests in, read a chunk of one prompt, draw one token for every running sample.
+        """One round: take requests in, read some of a prompt, draw one token for every running sample.
 
         Returns:
             False if there was nothing to do.

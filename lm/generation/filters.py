@@ -19,6 +19,8 @@ Logits = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
 
 _MASKED = np.array(-np.inf)
+_HUGE = 1e300
+"""Stands for infinity, so that differences of logits stay numbers."""
 _SMALL = 128
 """Rows of so few tokens are sorted whole."""
 
@@ -37,6 +39,13 @@ def softmax(logits: Logits) -> Logits:
     shifted = np.exp(logits - greatest(logits))
     total: Logits = shifted / shifted.sum(axis=-1, keepdims=True)
     return total
+
+
+def log_softmax(logits: Logits) -> Logits:
+    """Logarithms (B, V) of the probabilities of logits (B, V)."""
+    best = greatest(logits)
+    normalised: Logits = logits - (best + np.log(np.exp(logits - best).sum(axis=-1, keepdims=True)))
+    return normalised
 
 
 # -- before the temperature -------------------------------------------------------------------------
@@ -70,7 +79,9 @@ def penalise_repetition(logits: Logits, counts: npt.NDArray[Any], penalty: float
 
     Source: Keskar et al. 2019, "CTRL".
     """
-    changed = np.where(logits > 0, logits / penalty, logits * penalty)
+    # A tiny penalty would make infinities, of which no temperature could make probabilities.
+    with np.errstate(over="ignore"):
+        changed = np.where(logits > 0, logits / penalty, logits * penalty).clip(max=_HUGE)
     penalised: Logits = np.where(counts > 0, changed, logits)
     return penalised
 
@@ -96,7 +107,7 @@ def revive(logits: Logits, allowed: int) -> Logits:
         allowed: the token for rows that are masked throughout.
     """
     # Infinity has no difference from itself.
-    living: Logits = np.minimum(np.where(np.isnan(logits), -np.inf, logits), np.finfo(np.float64).max)
+    living: Logits = np.minimum(np.where(np.isnan(logits), -np.inf, logits), _HUGE)
     living[np.isneginf(living).all(axis=-1), allowed] = 0.0
     return living
 
@@ -113,7 +124,7 @@ def apply_temperature(
     """
     # Shifted first: a tiny temperature would make infinities, whose difference is no number.
     shifted: Logits = logits - (greatest(logits) if best is None else best)
-    if isinstance(temperature, float) and temperature > 1e-200:
+    if isinstance(temperature, float) and temperature > 1e-6:
         if temperature != 1.0:
             shifted /= temperature
         return shifted

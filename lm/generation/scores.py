@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm.generation.decoder import Logits
-from lm.generation.filters import greatest
+from lm.generation.filters import log_softmax
 from lm.generation.request import Score
 
 _SMALL = 256
@@ -24,9 +24,7 @@ def score_rows(logits: Logits, tokens: Sequence[int], alternatives: int) -> list
     """
     if not len(tokens):
         return []
-    exact = logits.astype(np.float64)
-    best = greatest(exact)
-    logprobs = exact - (best + np.log(np.exp(exact - best).sum(axis=-1, keepdims=True)))
+    logprobs = log_softmax(logits.astype(np.float64))
     tops = _likeliest(logprobs, alternatives)
     own = logprobs[np.arange(len(tokens)), list(tokens)].tolist()
     return [Score(token, logprob, top) for token, logprob, top in zip(tokens, own, tops, strict=True)]

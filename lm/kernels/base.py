@@ -83,7 +83,7 @@ class Kernel(ABC):
 
     @classmethod
     @abstractmethod
-    def slot_bytes(cls, options: Mapping[str, Any], arrays: Arrays) -> int:
+    def slot_bytes(cls, options: Mapping[str, Any]) -> int:
         """Memory of one slot's state."""
 
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> Floats:

@@ -37,7 +37,7 @@ class RecurrentKernel(Kernel):
         return native().recurrent(cell, embedding, layers, heads, **settings)
 
     @classmethod
-    def slot_bytes(cls, options: Mapping[str, Any], arrays: Arrays) -> int:
+    def slot_bytes(cls, options: Mapping[str, Any]) -> int:
         """See `Kernel.slot_bytes`."""
         states = 2 if options["type"] == "lstm" else 1
         return states * int(options["num_layers"]) * int(options["hidden_size"]) * 4

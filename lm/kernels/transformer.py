@@ -54,7 +54,7 @@ class TransformerKernel(Kernel):
         )
 
     @classmethod
-    def slot_bytes(cls, options: Mapping[str, Any], arrays: Arrays) -> int:
+    def slot_bytes(cls, options: Mapping[str, Any]) -> int:
         """See `Kernel.slot_bytes`."""
         share = (options["num_kv_heads"] or options["num_heads"]) / options["num_heads"]
         return int(8 * options["num_layers"] * options["context_length"] * options["hidden_size"] * share)

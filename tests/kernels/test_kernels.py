@@ -233,7 +233,7 @@ def test_a_matrix_of_another_shape_is_refused_whichever_it_is(shape: str) -> Non
 def test_the_memory_set_aside_bounds_the_slots() -> None:
     model = model_of(SHAPES["transformer"])
     options, arrays = model.options.model_dump(), model.arrays()
-    one = KERNELS.resolve("transformer").slot_bytes(options, arrays)
+    one = KERNELS.resolve("transformer").slot_bytes(options)
     assert one == 2 * 4 * 32 * 64 * 4  # keys and values, layers, positions, width, bytes
 
     def slots(state_bytes: int) -> int | None:
