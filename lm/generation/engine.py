@@ -287,6 +287,8 @@ class Engine:
             generation.prompt_scores = tuple(job.scores)
         if request.keep_state:
             generation.state = self.decoder.export(slot)
+        if request.keep_logits:
+            generation.logits = logits.copy()
         self._news[generation] = None
         if request.options.num_beams is not None and request.options.max_tokens:
             beams = Beams(generation, self.tokenizer, job.samplers)

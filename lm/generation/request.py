@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from lm.generation.decoder import Snapshot
 from lm.generation.options import SamplingOptions
 
@@ -23,6 +26,8 @@ class Request:
     """Go on from this state instead of from an empty text."""
     keep_state: bool = False
     """Leave the state after the prompt in `Generation.state`."""
+    keep_logits: bool = False
+    """Leave what follows the prompt in `Generation.logits`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,8 @@ class Generation:
         has none."""
         self.state: Snapshot | None = None
         """The state after the prompt, where that was asked for; there before the first event."""
+        self.logits: npt.NDArray[np.float32] | None = None
+        """The logits (1, V) of what follows the prompt, where that was asked for; there before the first event."""
         self.error: BaseException | None = None
         """What went wrong, where a finish reason is "error"."""
         self.done = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,25 +15,6 @@ from lm.errors import ConfigError
 from lm.generation import filters
 from lm.generation.options import SamplingOptions
 from lm.tokenizers.base import Tokenizer
-
-
-class Drawing(Protocol):
-    """A sample that a token is drawn for."""
-
-    @property
-    def drawn(self) -> int:
-        """Tokens drawn so far: the position of the next one."""
-
-    def number(self) -> float:
-        """The random number of this position, in [0, 1)."""
-
-    @property
-    def met(self) -> Counts | None:
-        """Tokens of prompt and text, where a penalty looks at them."""
-
-    @property
-    def written(self) -> Counts | None:
-        """Tokens drawn, where a penalty looks at them."""
 
 
 class Counts:
@@ -51,6 +33,48 @@ class Counts:
             self._recent.append(token)
             if len(self._recent) > self._window:
                 self.counts[self._recent.popleft()] -= 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a text at which nothing is drawn: to look at what would be."""
+
+    drawn: int
+    met: Counts | None
+    written: Counts | None
+
+    @classmethod
+    def after(cls, prompt: Sequence[int], text: Sequence[int], options: SamplingOptions, vocab_size: int) -> Place:
+        """The place after some drawn tokens."""
+        by_prompt, by_text = counts_needed(options)
+        return cls(
+            len(text),
+            Counts(vocab_size, options.penalty_window, (*prompt, *text)) if by_prompt else None,
+            Counts(vocab_size, options.penalty_window, text) if by_text else None,
+        )
+
+
+class Looking(Protocol):
+    """What the probabilities of a place depend on."""
+
+    @property
+    def drawn(self) -> int:
+        """Tokens drawn so far: the position of the next one."""
+
+    @property
+    def met(self) -> Counts | None:
+        """Tokens of prompt and text, where a penalty looks at them."""
+
+    @property
+    def written(self) -> Counts | None:
+        """Tokens drawn, where a penalty looks at them."""
+
+
+class Drawing(Looking, Protocol):
+    """A sample that a token is drawn for."""
+
+    def number(self) -> float:
+        """The random number of this position, in [0, 1)."""
 
 
 class Sampler:
@@ -107,18 +131,34 @@ class Sampler:
         numbers = [sample.number() for sample in samples]
         if len(self._temperatures) == 1:
             return filters.draw(self._filtered(biased, best, self._temperatures[0]), numbers)
-        turns = [self._temperatures[sample.drawn % len(self._temperatures)] for sample in samples]
-        temperatures = np.array(turns)[:, None]
-        tokens = filters.draw(self._filtered(biased, best, np.where(temperatures > 0, temperatures, 1.0)), numbers)
+        turns, filtered = self._in_turns(biased, best, samples)
+        tokens = filters.draw(filtered, numbers)
         likeliest = biased.argmax(axis=-1).tolist()
         return [tokens[row] if turn > 0 else likeliest[row] for row, turn in enumerate(turns)]
 
-    def biased(self, logits: npt.NDArray[np.float32], samples: Sequence[Drawing] = ()) -> filters.Logits:
+    def probabilities(self, logits: npt.NDArray[np.float32], samples: Sequence[Looking]) -> filters.Logits:
+        """The probabilities (B, V) that `draw` would draw with, of the same."""
+        biased, best = self._biased(logits, samples)
+        turns, filtered = self._in_turns(biased, best, samples)
+        greedy = np.array(turns) == 0
+        filtered[greedy] = -np.inf
+        filtered[greedy, biased.argmax(axis=-1)[greedy]] = 0.0
+        return filters.softmax(filtered)
+
+    def biased(self, logits: npt.NDArray[np.float32], samples: Sequence[Looking] = ()) -> filters.Logits:
         """What comes before the temperature; penalties only where `samples` are given, one a row."""
         return self._biased(logits, samples)[0]
 
+    def _in_turns(
+        self, biased: filters.Logits, best: filters.Logits | float, samples: Sequence[Looking]
+    ) -> tuple[list[float], filters.Logits]:
+        """The temperature of each sample, and the logits filtered with it; 1 stands in for 0."""
+        turns = [self._temperatures[sample.drawn % len(self._temperatures)] for sample in samples]
+        temperatures = np.array(turns)[:, None]
+        return turns, self._filtered(biased, best, np.where(temperatures > 0, temperatures, 1.0))
+
     def _biased(
-        self, logits: npt.NDArray[np.float32], samples: Sequence[Drawing]
+        self, logits: npt.NDArray[np.float32], samples: Sequence[Looking]
     ) -> tuple[filters.Logits, filters.Logits | float]:
         """The same, and the greatest of each row."""
         options = self._options

@@ -17,6 +17,7 @@ from lm.evaluation.perplexity import score
 from lm.generation import engine as module
 from lm.generation.engine import PREFILL_CHUNK, Engine, Generation, Request
 from lm.generation.options import SamplingOptions
+from lm.generation.sampler import Place, Sampler
 from lm.generation.torch_decoder import TorchDecoder
 from lm.tokenizers.byte import ByteTokenizer
 from lm.tokenizers.word import WordTokenizer
@@ -701,3 +702,50 @@ def test_no_more_slots_are_used_than_the_decoder_has(gru: House) -> None:
     told = finish(engine, *[engine.submit(request) for request in requests])
     for samples, request in zip(told, requests, strict=True):
         assert [each.facts for each in samples] == alone(gru, request)[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.0},
+        {"temperature": (0.5, 0.0, 1.5), "top_k": 5},
+        {"temperature": 0.7, "top_p": 0.8, "min_p": 0.02, "logit_bias": {3: 4.0}},
+        {"typical_p": 0.6, "repetition_penalty": 1.7, "presence_penalty": 0.5, "frequency_penalty": 0.3},
+    ],
+    ids=["plain", "greedy", "turns", "nucleus", "penalties"],
+)
+def test_the_probabilities_told_of_a_place_are_those_that_tokens_are_drawn_with(
+    gru: House, options: dict[str, Any]
+) -> None:
+    settings = SamplingOptions.model_validate(options)
+    sampler = Sampler(settings, gru.tokenizer)
+    size = gru.tokenizer.vocab_size
+    logits = np.random.default_rng(3).normal(size=(1, size)).astype(np.float32)
+    place = Place.after((1, 2, 3), (4, 5, 5, 6), settings, size)
+
+    class At(Place):
+        where = 0.0
+
+        def number(self) -> float:
+            return self.where
+
+    sample = At(place.drawn, place.met, place.written)
+    probabilities = sampler.probabilities(logits, [sample])[0]
+    borders = np.cumsum(probabilities)
+    assert borders[-1] == pytest.approx(1.0)
+    for number in np.linspace(0.001, 0.999, 333):
+        At.where = float(number)
+        assert sampler.draw(logits, [sample]) == [int(borders.searchsorted(number, "right"))]
+
+
+def test_the_logits_after_a_prompt_are_left_where_that_is_asked_for(house: House) -> None:
+    request = house.request("the quick ", max_tokens=0, more={"keep_logits": True})
+    engine = house.engine()
+    generation = engine.submit(request)
+    while engine.step():
+        pass
+    decoder = house.decoder()
+    expected = decoder.prefill(decoder.open(), request.prompt)[-1:]
+    assert generation.logits is not None and np.array_equal(generation.logits, expected)
+    assert engine.submit(house.request("the ")).logits is None
