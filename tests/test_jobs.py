@@ -252,6 +252,7 @@ def test_a_diverging_run_names_a_way_on(text: Path, tmp_path: Path) -> None:
     assert lm.train(text, options, name="b", runs_dir=tmp_path, init=base).reports()["valid"]["loss"] < 10
 
 
+@pytest.mark.slow
 def test_minutes_are_planned_kept_and_spent(text: Path, tmp_path: Path) -> None:
     heard, begun = Heard(), time.monotonic()
     run = train(text, tmp_path, overrides={"training.max_steps": None, "training.minutes": 0.03}, callbacks=[heard])

@@ -139,6 +139,7 @@ def test_bad_text_on_stdin_is_one_sentence(lm: Lm, data: bytes, sentence: str) -
     assert (done.code, done.out) == (1, "") and sentence in done.err
 
 
+@pytest.mark.slow
 def test_a_corpus_that_has_changed_is_not_scored_as_the_old_one(
     lm: Lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: Path
 ) -> None:

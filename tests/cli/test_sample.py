@@ -181,6 +181,7 @@ def test_without_any_run_it_says_how_to_train_one(lm: Lm, tmp_path: Path) -> Non
     refused(lm("sample", "--runs-dir", str(tmp_path / "none")), "train one with: lm train FILE")
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_failure(runs: Path) -> None:
     root = str(Path(program.__file__).parents[1])
     command = f"'{sys.executable}' -W error -m cli.main sample a --seed 1 --max-tokens 20000 | head -c 30"
@@ -209,6 +210,7 @@ def flags_differ(lm: Lm, *flags: str) -> bool:
     return bool(lm("sample", "a", *plain, *flags).out != lm("sample", "a", *plain).out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [

@@ -112,6 +112,7 @@ def test_a_run_stopped_early_says_how_to_go_on_and_does(lm: Lm, tmp_path: Path, 
             np.testing.assert_array_equal(array, two.read_weights(state)[0][name], err_msg=f"{state} {name}")
 
 
+@pytest.mark.slow
 def test_a_resume_in_a_new_process_is_exact_too(lm: Lm, runs: Path, text: Path, tmp_path: Path) -> None:
     kept = ("--set", "training.checkpoint_every=4")
     assert lm("train", str(text), "--name", "b", "--max-steps", "12", "--stop-after", "7", *kept, *SMALL).code == 0

@@ -145,6 +145,7 @@ def test_a_detached_state_carries_values_but_no_gradient(name: str) -> None:
     assert all(torch.equal(cut.tensors[key], state.tensors[key]) for key in state.tensors)
 
 
+@pytest.mark.slow
 @by_gradient
 def test_one_batch_can_be_learned_by_heart(name: str) -> None:
     model, ids = small(name), some_ids(4, 17)
@@ -158,6 +159,7 @@ def test_one_batch_can_be_learned_by_heart(name: str) -> None:
     assert float(loss.detach()) < 0.1
 
 
+@pytest.mark.slow
 @every_model
 def test_a_few_seconds_of_training_beat_the_unigram(name: str) -> None:
     rng = np.random.default_rng(0)

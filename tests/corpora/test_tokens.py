@@ -371,6 +371,7 @@ def test_an_empty_text_has_nothing_to_score():
 # -- the real corpus --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_wikitext_2_has_its_published_counts(real_data):
     corpus = open_corpus(CorpusConfig(source="wikitext-2"), data_dir=real_data)
     prepared = prepare(corpus, Section(type="word"))

@@ -589,6 +589,7 @@ def test_states_of_equal_prompts_are_told_apart(gru: House) -> None:
     assert engine.stats().cached_tokens == 2 * 128
 
 
+@pytest.mark.slow
 def test_the_cache_keeps_to_its_memory(house: House) -> None:
     engine = house.engine(prefix_cache_bytes=20_000)
     for number in range(40):

@@ -58,6 +58,7 @@ def test_import_lm_loads_no_torch_and_offers_its_names():
     assert python(code).split() == ["False", "load", "compose", "True"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

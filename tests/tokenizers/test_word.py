@@ -77,6 +77,7 @@ def test_words_with_lone_surrogates_are_not_learned():
     assert train("a \ud800b\n").vocabulary == ["<eos>", "<unk>", "a"]
 
 
+@pytest.mark.slow
 def test_wikitext_2_has_its_published_counts(real_data):
     folder = real_data / "wikitext-2"
     train_text = (folder / "train.txt").read_text("utf-8")
