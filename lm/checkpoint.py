@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,8 @@ CONFIG, MODEL, TOKENIZER, METRICS, REPORT, CARD = (
     "config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "report.json", "README.md"
 )  # fmt: skip
 LAST, LAST_OLD, STEPS, SAMPLES, EVENTS, LOCK = "last", "last.old", "steps", "samples", "events", ".lock"
+DELETED = ".deleted-"
+"""How the name of a run's folder begins while it is removed."""
 _RECORD: dict[str, Any] = {
     "tokenizer_sha256": str, "vocab_size": int, "parameters": int, "created": str, "inkling": str, "config.model": dict,
     "corpus.name": str, "corpus.key": str, "corpus.sha256": str, "corpus.notes": list, "corpus.splits": dict,
@@ -129,6 +132,30 @@ class RunFolder:
             if self.path.is_dir() and not any(self._content()):
                 shutil.rmtree(self.path, ignore_errors=True)
             lock.release()
+
+    def delete(self) -> None:
+        """Remove the run with everything in its folder; from one instant to the next it is no run any more.
+
+        Raises:
+            RunNotFoundError: there is no run here.
+            RunLockedError: it is being trained.
+            RunError: it is shipped, or reached through a link, or the disk refuses.
+        """
+        if not (self.path / CONFIG).is_file():
+            raise RunNotFoundError(f"{self.path} is not a run. See them with: lm list")
+        if self.shipped:
+            raise RunError(f"{self.path} is shipped with Inkling and read-only: it cannot be deleted.")
+        if self.path.is_symlink():
+            raise RunError(f"{self.path} is a link to another folder: remove the link by hand.")
+        with self.lock():
+            # A name that no run has, so that what a kill leaves of it is not listed; the next deletion sweeps it away.
+            aside = self.path.with_name(f"{DELETED}{os.urandom(6).hex()}")
+            try:
+                self.path.rename(aside)
+            except OSError as error:
+                raise RunError(f"Cannot delete {self.path}: {error.strerror or error}.") from None
+        for left in self.path.parent.glob(f"{DELETED}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     # -- configuration ----------------------------------------------------------------------------
 
@@ -369,7 +396,7 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
         if not folder.is_dir():
             continue
         for path in folder.iterdir():
-            if not (path / CONFIG).is_file():
+            if path.name.startswith(DELETED) or not (path / CONFIG).is_file():
                 continue
             run = RunFolder(path)
             if run.shipped:

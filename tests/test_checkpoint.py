@@ -176,6 +176,79 @@ def test_a_kill_while_overwriting_leaves_a_folder_that_can_be_overwritten(
     run.create(record(), TOKENIZER, overwrite=True)
 
 
+# -- deleting -----------------------------------------------------------------------------------------
+
+
+def test_a_deleted_run_is_gone_with_its_files_and_its_name_is_free(run: RunFolder) -> None:
+    other = make_run(run.path.with_name("other"))
+    before = content(other.path)
+    run.delete()
+    assert os.listdir(run.path.parent) == ["other"] and content(other.path) == before
+    assert make_run(run.path).read_record()
+
+
+def test_what_a_kill_leaves_of_a_deleted_run_is_no_run_and_goes_with_the_next(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*arguments: Any, **options: Any) -> None:
+        raise SystemExit
+
+    runs_dir = run.path.parent
+    monkeypatch.setattr(shutil, "rmtree", die)
+    with pytest.raises(SystemExit):
+        run.delete()
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoint, "shipped_folder", lambda: runs_dir / "none")
+    assert list_runs(runs_dir) == [] and len(os.listdir(runs_dir)) == 1
+    make_run(runs_dir / "b").delete()
+    assert os.listdir(runs_dir) == []
+
+
+def test_a_run_that_is_trained_is_not_deleted(run: RunFolder) -> None:
+    before = content(run.path)
+    with run.lock(), pytest.raises(RunLockedError, match="being trained"):
+        RunFolder(run.path).delete()
+    assert content(run.path).items() >= before.items()
+
+
+def test_neither_a_shipped_run_nor_what_is_no_run_is_deleted(tmp_path: Path) -> None:
+    shipped = make_run(tmp_path / "s", shipped=True)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    before = content(tmp_path)
+    with pytest.raises(RunError, match="shipped with Inkling"):
+        shipped.delete()
+    for name in ("thesis", "missing"):
+        with pytest.raises(RunNotFoundError, match="is not a run"):
+            RunFolder(tmp_path / name).delete()
+    assert content(tmp_path) == before
+
+
+def test_deleting_follows_no_link(run: RunFolder, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "letter.txt").write_text("dear")
+    (run.path / "samples").symlink_to(elsewhere)
+    linked = make_run(tmp_path / "real")
+    run.path.with_name("link").symlink_to(linked.path)
+    with pytest.raises(RunError, match="is a link to another folder"):
+        RunFolder(run.path.with_name("link")).delete()
+    run.delete()
+    assert content(elsewhere) == {"letter.txt": b"dear"} and linked.read_record()
+
+
+def test_a_run_that_the_disk_does_not_let_go_stays_whole(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = content(run.path)
+
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(RunError, match=r"Cannot delete .*Permission denied"):
+        run.delete()
+    assert content(run.path).items() >= before.items()
+
+
 # -- the lock -----------------------------------------------------------------------------------------
 
 
