@@ -12,11 +12,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_AR
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast soak check format bench options wheel clean
+.PHONY: help demo test test-fast soak check format bench options screenshots wheel clean
 .DELETE_ON_ERROR:
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Train on the built-in corpus, report and sample, in two minutes
 	$(BIN)/lm demo
@@ -46,6 +46,9 @@ bench: $(VENV)/.installed ## MB/s of the tokenizers, tokens/s of decoding; peers
 
 options: $(VENV)/.installed ## docs/options.md, from the fields that declare the options
 	$(BIN)/python docs/make_options.py
+
+screenshots: $(VENV)/.installed-test ## docs/images, from the page in a real browser
+	$(BIN)/python docs/make_screenshots.py
 
 wheel: $(VENV)/.installed-test ## Source distribution and wheel under dist/
 	$(BIN)/python -m build --no-isolation

@@ -156,7 +156,7 @@ def start(folder: Path, options: argparse.Namespace, stack: contextlib.ExitStack
     names = [settings["type"] for settings in SHAPES.values()]
     port = free_port()
     command = ["-m", "cli.main", "serve", *names, "--runs-dir", str(folder), "--port", str(port),
-               "--max-batch", str(options.max_batch)]  # fmt: skip
+               "--max-batch", str(options.max_batch), "--no-page"]  # fmt: skip
     stack.enter_context(program(command, environment, folder / "inkling.log", port, "/health"))
     for shape, settings in SHAPES.items():
         yield Server(OURS, shape, port, {"model": settings["type"], "prompt": TEXT, **SAMPLING})

@@ -4,11 +4,16 @@
     /tokenize  /detokenize  /tokenizer_info
     /health  /health/ready  /metrics  /admin/reload  /docs  /openapi.json
 
+and, once `add_page(app)` was called, the page:
+
+    /page/  /login  /logout
+
 `app.state.models` holds the engines, for whoever is mounted beside the API.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
@@ -18,8 +23,9 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from lm.version import __version__
-from serve import errors
+from serve import errors, login
 from serve.gate import Gate
+from serve.login import Keys
 from serve.metrics import Metrics
 from serve.models import Models
 from serve.routes import chat, completions, documents, operations, score, tokens
@@ -29,15 +35,18 @@ SWITCH_SECONDS = 0.001
 """How long the engine's thread may keep Python from the event loop, instead of 5 ms."""
 
 
-def make_app(options: ServeOptions) -> FastAPI:
+def make_app(options: ServeOptions, *, may_be_empty: bool = False) -> FastAPI:
     """The server's app, with its models found but none loaded.
+
+    Args:
+        may_be_empty: no run at all is fine, since there soon will be one.
 
     Raises:
         LMError: a named run does not exist, or the file of keys cannot be read.
     """
-    models = Models(options)
+    models = Models(options, may_be_empty=may_be_empty)
     metrics = Metrics(models)
-    keys = options.keys(os.environ.get("INKLING_API_KEY"))
+    keys = Keys(options.keys(os.environ.get("INKLING_API_KEY")))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -50,8 +59,8 @@ def make_app(options: ServeOptions) -> FastAPI:
         description="Small language models behind OpenAI's API. Errors have OpenAI's form.",
     )  # fmt: skip
     app.state.options, app.state.models, app.state.metrics = options, models, metrics
-    app.state.has_keys = bool(keys)
-    app.state.draining = False
+    app.state.keys, app.state.has_keys = keys, bool(keys)
+    app.state.draining = asyncio.Event()
     errors.install(app)
     for routes in (completions, chat, score, tokens, operations, documents):
         app.include_router(routes.router)
@@ -62,3 +71,16 @@ def make_app(options: ServeOptions) -> FastAPI:
         )  # fmt: skip
     app.add_middleware(Gate, options=options, keys=keys, metrics=metrics)
     return app
+
+
+def add_page(app: FastAPI) -> None:
+    """Put the page beside the API, with the way in.
+
+    Raises:
+        ImportError: what it needs is not installed.
+    """
+    # It takes seconds, and not every server has it.
+    from serve.page import mount
+
+    mount(app)
+    app.include_router(login.router)

@@ -15,6 +15,7 @@ MOST_HEAD_BYTES = 65_536
 def connection_class(options: ServeOptions) -> type[asyncio.Protocol]:
     """The protocol that one app's connections speak."""
     base: Any = AutoHTTPProtocol
+    longest = max(int(options.max_body), int(options.max_upload))
 
     class Connection(base):  # type: ignore[misc]
         """Closed where a request's head does not come within `stall_seconds`, or does not end."""
@@ -39,7 +40,7 @@ def connection_class(options: ServeOptions) -> type[asyncio.Protocol]:
             self._head_bytes += len(data)
             # A body whose request was answered already is read to its end, or the client would miss the answer.
             answered = self.cycle is not None and self.cycle.more_body
-            if self._head_bytes > (int(options.max_body) if answered else MOST_HEAD_BYTES):
+            if self._head_bytes > (longest if answered else MOST_HEAD_BYTES):
                 self.transport.abort()
             elif self._head_timer is None:
                 self._await_head()

@@ -76,6 +76,16 @@ def model_not_found(name: str, known: Mapping[str, object]) -> RequestError:
     )
 
 
+def no_model() -> RequestError:
+    """404: there is none at all."""
+    return RequestError(
+        404,
+        "There is no model yet: train one, on the page or with lm train FILE.",
+        code="model_not_found",
+        param="model",
+    )
+
+
 def dead_engine(name: str) -> RequestError:
     """500: nothing can be asked of this model any more."""
     return RequestError(

@@ -1,18 +1,26 @@
-"""What every request passes: an id, the key, the limits of body and number; and what is logged and counted of it."""
+"""What every request passes: an id, the key, the limits of body and number; and what is logged and counted of it.
+
+The page is let in by the same keys, and by what the login form gave; what changes something there has to come from the
+page itself, since any site may make a browser send requests here.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
+import contextlib
 import logging
 import re
 import secrets
 import time
 from typing import Any
 
+from starlette.datastructures import State
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import RequestError, of_exception, too_busy
+from serve.hosts import from_same_site
+from serve.login import DOORS, LOGIN, PAGE, Keys, is_page
 from serve.metrics import Metrics
 from serve.settings import ServeOptions
 
@@ -20,6 +28,31 @@ log = logging.getLogger("serve.requests")
 
 OPEN_PATHS = ("/health", "/health/ready", "/docs", "/openapi.json")
 """What needs no key, and is answered however busy the server is."""
+READING = ("GET", "HEAD", "OPTIONS")
+GRADIO = f"{PAGE}/gradio_api/"
+UPLOAD = f"{GRADIO}upload"
+UPLOAD_EXTRA = 65_536
+"""What a form adds to the file in it."""
+STREAMS = (f"{GRADIO}heartbeat/", f"{GRADIO}queue/data", f"{GRADIO}upload_progress")
+"""Open for as long as a page is, and mostly silent."""
+_USED = re.compile(
+    r"queue/(?:join|data)|heartbeat/\w+|cancel|reset|component_server|upload|upload_progress|file=(?!\s*https?:).+"
+    r"|startup-events|theme\.css|app_id|info",
+    re.IGNORECASE,
+)
+"""What the page uses of Gradio's addresses. The others fetch from the network, edit programs or tell of visitors."""
+PAGE_HEADERS = [
+    # Gradio's page is put together by scripts and styles in its own text; nothing comes from, or goes to, elsewhere.
+    (
+        b"content-security-policy",
+        b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+        b"img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' data: blob:; worker-src 'self' blob:; "
+        b"connect-src 'self'; object-src 'none'; frame-ancestors 'self'; form-action 'self'; base-uri 'self'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    # Other sites learn no address; "no-referrer" would make browsers send the login form with "Origin: null".
+    (b"referrer-policy", b"same-origin"),
+]
 DISCARD_SECONDS = 5.0
 """How long the rest of a refused body is read, so that the client gets to see why."""
 _REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")
@@ -28,9 +61,10 @@ _REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")
 class Gate:
     """ASGI middleware; the outermost."""
 
-    def __init__(self, app: ASGIApp, *, options: ServeOptions, keys: tuple[bytes, ...], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, options: ServeOptions, keys: Keys, metrics: Metrics) -> None:
         self._app, self._options, self._keys, self._metrics = app, options, keys, metrics
         self._open = 0
+        self._streams = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it."""
@@ -38,12 +72,15 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        body = _Body(receive, self._options)
+        body = _Body(receive, self._options, upload=scope["path"].rstrip("/") == UPLOAD)
         visit = _Visit(scope, headers, body, send)
-        self._open += 1
-        self._metrics.open.inc()
+        stream = visit.path.startswith(STREAMS)
+        self._count(1, stream=stream)
         try:
-            await self._serve(scope, headers, body, visit)
+            if stream:
+                await self._until_the_end(scope, headers, body, visit)
+            else:
+                await self._serve(scope, headers, body, visit)
         except asyncio.CancelledError:
             visit.facts.setdefault("code", "cut_off")
             raise
@@ -54,37 +91,74 @@ class Gate:
                 await body.discard()
                 await visit.refuse(of_exception(error))
         finally:
-            self._open -= 1
-            self._metrics.open.dec()
+            self._count(-1, stream=stream)
             self._tell(scope, visit)
 
+    def _count(self, change: int, *, stream: bool) -> None:
+        # Pages that are only looked at take no request's place.
+        if stream:
+            self._streams += change
+        else:
+            self._open += change
+            self._metrics.open.inc(change)
+
     async def _serve(self, scope: Scope, headers: dict[bytes, bytes], body: _Body, visit: _Visit) -> None:
-        open_to_all = scope["path"] in OPEN_PATHS
-        if self._open > self._options.max_requests and not open_to_all:
+        path, method = visit.path, scope["method"]
+        of_page = is_page(path)
+        if (of_page or path in DOORS) and method not in READING and not from_same_site(headers):
+            raise RequestError(403, "Another site sent this request: open the page itself.", code="cross_site")
+        open_to_all = path in OPEN_PATHS
+        at_once = self._streams if path.startswith(STREAMS) else self._open
+        if at_once > self._options.max_requests and not open_to_all:
             raise too_busy(1, "Too many requests at once. Come back in a moment.")
-        if self._keys and not open_to_all and scope["method"] != "OPTIONS":
-            self._check_key(headers.get(b"authorization", b""))
+        needs_key = self._keys and not open_to_all and path not in DOORS and (of_page or method != "OPTIONS")
+        if needs_key and not (of_page and self._keys.accept_cookie(headers.get(b"cookie", b""))):
+            key = headers.get(b"authorization", b"")
+            # Browsers bring no key, though perhaps the password that a proxy asked them for.
+            if path in (PAGE, f"{PAGE}/") and method in READING and not key.lower().startswith(b"bearer "):
+                await RedirectResponse(LOGIN, 303)(scope, body.receive, visit.send)
+                return
+            self._check_key(key)
+        if path.startswith(GRADIO) and not _USED.fullmatch(path.removeprefix(GRADIO).rstrip("/")):
+            raise RequestError(404, "The page has no such address.")
         body.check_length(headers.get(b"content-length"))
         await self._app(scope, body.receive, visit.send)
 
     def _check_key(self, header: bytes) -> None:
         scheme, _, given = header.partition(b" ")
         given = given.strip() if scheme.lower() == b"bearer" else b""
-        # All are compared, so that the time tells neither how far nor which.
-        right = [hmac.compare_digest(given, key) for key in self._keys]
-        if not any(right):
+        if not self._keys.accept(given):
             said = "Incorrect API key provided." if given else "You didn't provide an API key."
             raise RequestError(401, f"{said} Send it as Authorization: Bearer KEY.", code="invalid_api_key")
 
+    async def _until_the_end(self, scope: Scope, headers: dict[bytes, bytes], body: _Body, visit: _Visit) -> None:
+        """A stream of the page; it would not end by itself when the server does."""
+        # Further in, the scope's app is Gradio's.
+        ending = asyncio.ensure_future(_all_is_written(scope["app"].state))
+        serving = asyncio.ensure_future(self._serve(scope, headers, body, visit))
+        try:
+            await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ending.cancel()
+            if not serving.done():
+                serving.cancel()
+            # What it raised is raised here, unless it was told to stop.
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+        await visit.finish()
+
     def _tell(self, scope: Scope, visit: _Visit) -> None:
         seconds = time.monotonic() - visit.began
-        route = getattr(scope.get("route"), "path", "other")
+        of_page = is_page(visit.path)
+        route = PAGE if of_page else getattr(scope.get("route"), "path", "other")
         status = visit.status or 499
         self._metrics.answered(route, scope["method"] if route != "other" else "any", status, seconds, visit.facts)
-        log.info(
+        log.log(
+            # A page asks for a hundred things when it is opened.
+            logging.DEBUG if of_page and status < 400 else logging.INFO,
             "request",
             extra={"facts": {
-                "request_id": visit.id, "method": scope["method"], "path": scope["path"], "status": status,
+                "request_id": visit.id, "method": scope["method"], "path": visit.path, "status": status,
                 "seconds": round(seconds, 6), "client": (scope.get("client") or ("",))[0], **visit.facts,
             }},
         )  # fmt: skip
@@ -97,17 +171,30 @@ class _Visit:
         given = headers.get(b"x-request-id", b"")
         self.id = given.decode("ascii") if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
         self.began = time.monotonic()
+        self.path: str = scope["path"]
         self.status = 0
+        self._whole = False
         self.facts: dict[str, Any] = {}
         self._scope, self._send = scope, send
         scope.setdefault("state", {}).update(facts=self.facts, discard=body.discard)
 
     async def send(self, message: Message) -> None:
-        """Pass an answer on, with the id."""
+        """Pass an answer on, with the id; the page's with what browsers are told of it."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode("ascii"))]
+            told = [*message.get("headers", ()), (b"x-request-id", self.id.encode("ascii"))]
+            if is_page(self.path) or self.path in DOORS:
+                # Gradio would let any site read what it answers.
+                told = [each for each in told if not each[0].lower().startswith(b"access-control-")] + PAGE_HEADERS
+            message["headers"] = told
+        else:
+            self._whole = not message.get("more_body", False)
         await self._send(message)
+
+    async def finish(self) -> None:
+        """End an answer that was broken off."""
+        if self.status and not self._whole:
+            await self.send({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: RequestError) -> None:
         """Answer with an error."""
@@ -115,15 +202,23 @@ class _Visit:
         await error.response()(self._scope, _nothing, self.send)
 
 
+async def _all_is_written(state: State) -> None:
+    """Until the server drains and no model is at work."""
+    await state.draining.wait()
+    while state.models.in_use:
+        await asyncio.sleep(0.1)
+
+
 async def _nothing() -> Message:
     return {"type": "http.disconnect"}
 
 
 class _Body:
-    """A request's body, counted and timed while it is read."""
+    """A request's body, counted and timed while it is read. An upload may go on for as long as something arrives."""
 
-    def __init__(self, receive: Receive, options: ServeOptions) -> None:
-        self._receive, self._limit, self._seconds = receive, int(options.max_body), options.stall_seconds
+    def __init__(self, receive: Receive, options: ServeOptions, *, upload: bool = False) -> None:
+        self._receive, self._seconds, self._upload = receive, options.stall_seconds, upload
+        self._limit = int(options.max_upload) + UPLOAD_EXTRA if upload else int(options.max_body)
         self._read = 0
         self._whole = False
         self._deadline = time.monotonic() + options.stall_seconds
@@ -140,6 +235,8 @@ class _Body:
         """The next part."""
         if self._whole:
             return await self._receive()
+        if self._upload:
+            self._deadline = time.monotonic() + self._seconds
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()):
                 message = await self._receive()

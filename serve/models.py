@@ -23,7 +23,7 @@ from lm.errors import ConfigError, LMError
 from lm.generation.decoder import Decoder
 from lm.run import Run
 from lm.tokenizers.base import Tokenizer
-from serve.errors import RequestError, dead_engine, model_not_found, too_busy
+from serve.errors import RequestError, dead_engine, model_not_found, no_model, too_busy
 from serve.offers import Offer, find_offers
 from serve.settings import ServeOptions
 from serve.tokens import Tokens
@@ -74,9 +74,9 @@ class Lease:
 class Models:
     """The models of one server. Used from one event loop, except where it says otherwise."""
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: ServeOptions, *, may_be_empty: bool = False) -> None:
         self._options = options
-        self._offers = find_offers(options)
+        self._offers = find_offers(options, may_be_empty=may_be_empty)
         self._loaded: dict[str, Model] = {}
         self._retired: set[Model] = set()
         self._loading: dict[str, asyncio.Task[Model]] = {}
@@ -103,6 +103,11 @@ class Models:
         return itertools.chain(self._loaded.values(), self._retired)
 
     @property
+    def in_use(self) -> bool:
+        """Whether anybody waits for a model's work."""
+        return any(model.leases for model in self.engines)
+
+    @property
     def healthy(self) -> bool:
         """False while an engine that requests would go to is dead."""
         return all(model.worker.healthy for model in self._loaded.values())
@@ -113,6 +118,8 @@ class Models:
         Raises:
             RequestError: 404.
         """
+        if not self._offers:
+            raise no_model()
         if name is None:
             return next(iter(self._offers))
         if name not in self._offers:
@@ -263,13 +270,29 @@ class Models:
         outcome = {}
         async with self._reloading:
             try:
-                self._offers = await asyncio.to_thread(find_offers, self._options)
+                self._offers = await asyncio.to_thread(find_offers, self._options, again=True)
             except (LMError, OSError) as error:
                 log.error("The list of runs stays as it was. %s", error)
             for name, model in list(self._loaded.items()):
                 outcome[name] = await self._reload(name, model)
         log.info("Reloaded.", extra={"facts": {"models": outcome}})
         return outcome
+
+    async def include(self, name: str) -> None:
+        """Offer one more run of the runs folder, one that was trained since.
+
+        Raises:
+            LMError: it cannot be offered; the others are as before.
+        """
+        async with self._reloading:
+            options = self._options
+            if options.runs and name not in options.runs:
+                options = options.model_copy(update={"runs": (*options.runs, name)})
+            self._offers = await asyncio.to_thread(find_offers, options, again=True)
+            self._options = options
+            if name in self._loaded:
+                # Somebody used it while it was being trained.
+                await self._reload(name, self._loaded[name])
 
     async def _reload(self, name: str, old: Model) -> str:
         offer = self._offers.get(name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm.checkpoint import CONFIG, MODEL, TOKENIZER, RunFolder, find_run, list_runs
-from lm.errors import ConfigError
+from lm.errors import ConfigError, RunNotFoundError
 from lm.registry import KERNELS
 from lm.run import Run
 from serve.settings import ServeOptions
@@ -51,18 +51,29 @@ class Offer:
         return 2 * self.files[-1].stat().st_size + states + int(options.prefix_cache)
 
 
-def find_offers(options: ServeOptions) -> dict[str, Offer]:
+def find_offers(options: ServeOptions, *, again: bool = False, may_be_empty: bool = False) -> dict[str, Offer]:
     """By name: the runs asked for, in that order, else every run in the runs folder, the newest first.
+
+    Args:
+        options: which runs.
+        again: for a server that runs already, which goes on without runs that were deleted.
+        may_be_empty: for a server on which the first run will be made.
 
     Raises:
         LMError: there are none, one does not exist or is not complete, or two have one name.
     """
     if options.runs:
-        found = [Offer(*find_run(name, options.runs_dir)) for name in options.runs]
+        found = []
+        for name in options.runs:
+            try:
+                found.append(Offer(*find_run(name, options.runs_dir)))
+            except RunNotFoundError:
+                if not again:
+                    raise
     else:
         found = [Offer(folder, "best") for folder in list_runs(options.runs_dir)]
         found = [offer for offer in found if (offer.folder.path / MODEL).is_file()]
-        if not found:
+        if not found and not (again or may_be_empty):
             raise ConfigError(f"There is no run in {options.runs_dir} to serve: train one with: lm train FILE")
     offers: dict[str, Offer] = {}
     for offer in found:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import signal
@@ -27,24 +28,40 @@ KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 
 
-def listen(options: ServeOptions) -> socket.socket:
+def listen(options: ServeOptions, *, or_next: int = 0) -> socket.socket:
     """A socket that listens at the address that was asked for.
+
+    Args:
+        options: the address.
+        or_next: how many of the following ports will do as well, where that one is in use.
 
     Raises:
         ConfigError: the address is in use, or not of this machine.
     """
+    for port in range(options.port, min(options.port + or_next, 65535)):
+        with contextlib.suppress(_InUseError):
+            return _listen(options, port)
+    return _listen(options, min(options.port + or_next, 65535))
+
+
+class _InUseError(ConfigError):
+    """Somebody else listens there."""
+
+
+def _listen(options: ServeOptions, port: int) -> socket.socket:
     listening = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             # Inherited by each connection: the system drops a peer that takes nothing for so long.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * options.stall_seconds))
-        listening.bind((options.host, options.port))
+        listening.bind((options.host, port))
         listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
-        raise ConfigError(
-            f"Cannot listen on {options.host}, port {options.port}: {(error.strerror or str(error)).lower()}. "
+        kind = _InUseError if error.errno == errno.EADDRINUSE else ConfigError
+        raise kind(
+            f"Cannot listen on {options.host}, port {port}: {(error.strerror or str(error)).lower()}. "
             "Choose another --port (0 takes a free one) or --host."
         ) from None
     listening.setblocking(False)
@@ -93,7 +110,7 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
         log.info("Draining.")
-        self._app.state.draining = True
+        self._app.state.draining.set()
         self.should_exit = True
 
     def _reload(self) -> None:

@@ -45,6 +45,11 @@ class ServeOptions(Options):
     cors_origin: tuple[str, ...] = Field(
         (), description="A web origin that may call from a browser, or *; may be given several times."
     )
+    no_page: bool = Field(False, description="Leave the page out: only the API.")
+    allow_training: bool = Field(
+        False,
+        description="Let the page train models and delete runs also where it is reached from beyond this machine.",
+    )
 
     # -- how much at once -------------------------------------------------------------------------
     max_batch: int = Field(32, ge=1, le=4096, description="Texts that one model writes side by side.")
@@ -64,6 +69,7 @@ class ServeOptions(Options):
 
     # -- how much in one request ------------------------------------------------------------------
     max_body: Size = Field(ByteSize(4 << 20), description="Size of a request's body.")
+    max_upload: Size = Field(ByteSize(64 << 20), description="Size of a text dropped on the page.")
     max_prompt_tokens: int = Field(32_768, ge=1, description="Tokens of a prompt.")
     max_completion_tokens: int = Field(16_384, ge=1, description="Tokens that a request may ask for.")
     max_n: int = Field(16, ge=1, description="Samples of a prompt, candidates of best_of, or beams.")

@@ -1,9 +1,10 @@
-"""lm serve."""
+"""lm serve; `lm page` is made of the same parts."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 from pydantic import ByteSize
@@ -14,54 +15,124 @@ from lm.config import validate
 from lm.errors import MissingExtraError
 from serve.settings import ServeOptions
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 POSITION = 4
+INSTALL = "pip install 'inkling-lm[serve]'"
 
 
 def command(**given: Any) -> None:
     """Answer requests over HTTP as OpenAI's API does, for one run, several, or every run in the runs folder.
 
+    A page for the browser is at /page/: see also lm page.
+
     \b
     lm serve shakespeare-gru
     curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "ROMEO:"}'
     """
-    wanted = {name: value for name, value in given.items() if value not in (None, [])}
-    options = validate(ServeOptions, wanted, where="serve")
+    serve(read_options(given))
+
+
+def read_options(given: Mapping[str, Any]) -> ServeOptions:
+    """The options that the flags gave.
+
+    Raises:
+        ConfigError: one is out of bounds.
+    """
+    return validate(
+        ServeOptions, {name: value for name, value in given.items() if value not in (None, [])}, where="serve"
+    )
+
+
+def serve(
+    options: ServeOptions, name: str = "lm serve", *, for_page: bool = False, or_next: int = 0,
+    then: Callable[[str], None] | None = None,
+) -> None:  # fmt: skip
+    """Serve until a signal ends it.
+
+    Args:
+        options: what and where.
+        name: of the command.
+        for_page: the page has to be there, and there need not be a run yet.
+        or_next: how many of the following ports will do as well.
+        then: called with the server's address once it answers.
+
+    Raises:
+        MissingExtraError: what it needs is not installed.
+        LMError: what was asked for cannot be served.
+    """
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError(
-            f"lm serve needs {error.name}, which is not installed: pip install 'inkling-lm[serve]'"
-        ) from None
+        raise _missing(name, error) from None
     from serve.app import make_app
     from serve.logs import start_logging
     from serve.program import listen, run
 
-    app = make_app(options)
-    # Before the models are loaded: a port that is in use is told at once.
-    with listen(options) as listening:
+    app = make_app(options, may_be_empty=for_page)
+    # Before anything is loaded: a port that is in use is told at once. The page takes longer than the models.
+    with listen(options, or_next=or_next) as listening:
+        port = listening.getsockname()[1]
+        lacking = _add_page(app) if for_page else None
+        if lacking is not None:
+            raise _missing(name, lacking)
         start_logging()
         app.state.models.preload()
-        run(app, options, listening, lambda: _welcome(app, options, listening.getsockname()[1]))
+        if not (for_page or options.no_page):
+            lacking = _add_page(app)
+
+        def started() -> None:
+            _welcome(app, options, port, lacking)
+            if then is not None:
+                then(address(options, port))
+
+        run(app, options, listening, started)
 
 
-def _welcome(app: Any, options: ServeOptions, port: int) -> None:
+def _missing(name: str, error: ImportError) -> MissingExtraError:
+    return MissingExtraError(f"{name} needs {error.name}, which is not installed: {INSTALL}")
+
+
+def _add_page(app: FastAPI) -> ImportError | None:
+    """What the page would have needed, if it cannot be had: the API does without it."""
+    from serve.app import add_page
+
+    try:
+        add_page(app)
+    except ImportError as error:
+        if (error.name or "serve").partition(".")[0] in ("cli", "lm", "serve"):
+            raise
+        return error
+    return None
+
+
+def address(options: ServeOptions, port: int) -> str:
+    """Where the server is."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"http://{host}:{port}"
+
+
+def _welcome(app: FastAPI, options: ServeOptions, port: int, lacking: ImportError | None) -> None:
     from rich.markup import escape
 
     from cli.output import console
 
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    where = f"http://{host}:{port}"
+    where = address(options, port)
     models = app.state.models
     names = list(models.offers)
     keyed = app.state.has_keys
     key = " -H 'Authorization: Bearer KEY'" if keyed else ""
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     screen = console()
+    page = (f"{where}/page/", "in a browser") if lacking is None else ("missing", f"it needs {lacking.name}: {INSTALL}")
     rows = [
+        *([] if options.no_page else [("page", *page)]),
         ("listening", f"{where}/v1", "the base_url of any OpenAI client"),
-        ("models", shown, f"{len(models.loaded)} loaded, the others when first asked for" if len(names) > 1 else ""),
+        ("models", shown or "none yet",
+         f"{len(models.loaded)} loaded, the others when first asked for" if len(names) > 1 else ""),
         ("key", "needed" if keyed else "none",
          "" if keyed else "whoever reaches this address may ask: --api-key-file sets keys"),
         ("limits", f"{options.max_batch} at once, {options.max_queue} waiting",
@@ -71,7 +142,7 @@ def _welcome(app: Any, options: ServeOptions, port: int) -> None:
     screen.print("[bold]Inkling serves.[/bold] Ctrl+C ends it; SIGHUP reloads runs that were trained again.")
     for name, value, note in rows:
         screen.print(f"  [bold]{name:<10}[/bold] {escape(value)}  [dim]{escape(note)}[/dim]", soft_wrap=True)
-    data = f'{{"model": "{names[0]}", "prompt": "Once", "max_tokens": 60}}'
+    data = f'{{"model": "{names[0] if names else "NAME"}", "prompt": "Once", "max_tokens": 60}}'
     screen.print(
         f"\n  curl {where}/v1/completions{key} \\\n    -H 'Content-Type: application/json' -d '{data}'\n",
         markup=False, soft_wrap=True,
@@ -97,9 +168,17 @@ def _flag(name: str, declared: FieldInfo) -> inspect.Parameter:
     return parameter(name, declared, typer.Option(f"--{name.replace('_', '-')}", help=text, show_default=False))
 
 
-_parameters = [_flag(name, declared) for name, declared in ServeOptions.model_fields.items()]
-_parameters = [
-    each.replace(default=DEFAULT_RUNS, annotation=RunsDir) if each.name == "runs_dir" else each for each in _parameters
-]
-command.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
-command.__annotations__ = {each.name: each.annotation for each in _parameters}
+def with_flags(
+    command: Callable[..., None], *, more: Sequence[inspect.Parameter] = (), leave_out: Collection[str] = ()
+) -> None:
+    """Give a command a flag for each option of the server, and `more`."""
+    flags = [_flag(name, declared) for name, declared in ServeOptions.model_fields.items() if name not in leave_out]
+    flags = [
+        each.replace(default=DEFAULT_RUNS, annotation=RunsDir) if each.name == "runs_dir" else each for each in flags
+    ]
+    flags = [*flags, *more]
+    command.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in flags}
+
+
+with_flags(command)

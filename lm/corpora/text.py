@@ -13,7 +13,7 @@ import lzma
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -107,26 +107,7 @@ class FileText(Text):
             raise CorpusError(f"{self.where} is empty: there is no text to read.")
 
     def _decode(self, block: bytes, at: int) -> str:
-        try:
-            text = block.decode("utf-8")
-        except UnicodeDecodeError as error:
-            place = at + error.start
-            hint = (
-                "It looks like UTF-16: convert it to UTF-8."
-                if place <= 1 and block[:2] in (b"\xff\xfe", b"\xfe\xff")
-                else "Convert it to UTF-8, or remove these bytes."
-            )
-            raise CorpusError(
-                f"{self.where} is not UTF-8: byte {place:,} (line {self._line(place):,}) is "
-                f"0x{block[error.start]:02x}. {hint}"
-            ) from None
-        if "\0" in text:
-            place = at + block.index(0)
-            raise CorpusError(
-                f"{self.where} looks like a binary file: byte {place:,} (line {self._line(place):,}) is zero. "
-                "Give UTF-8 text."
-            )
-        return text
+        return decoded(block, self.where, at=at, line=self._line)
 
     def _line(self, place: int) -> int:
         """The line, from 1, that holds the byte at `place`."""
@@ -179,6 +160,50 @@ def regroup(pieces: Iterable[str]) -> Iterator[str]:
         held, size = [text[start:]], len(text) - start
     if size:
         yield "".join(held)
+
+
+def decoded(block: bytes, where: str, *, at: int, line: Callable[[int], int]) -> str:
+    """The text of some bytes.
+
+    Args:
+        block: UTF-8, cut between characters.
+        where: what errors call it.
+        at: how many bytes stand before the block.
+        line: the line, from 1, of a byte; asked for errors.
+
+    Raises:
+        CorpusError: they are not UTF-8, or no text; names the byte and the line.
+    """
+    try:
+        text = block.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = at + error.start
+        hint = (
+            "It looks like UTF-16: convert it to UTF-8."
+            if place <= 1 and block[:2] in (b"\xff\xfe", b"\xfe\xff")
+            else "Convert it to UTF-8, or remove these bytes."
+        )
+        raise CorpusError(
+            f"{where} is not UTF-8: byte {place:,} (line {line(place):,}) is 0x{block[error.start]:02x}. {hint}"
+        ) from None
+    if "\0" in text:
+        place = at + block.index(0)
+        raise CorpusError(
+            f"{where} looks like a binary file: byte {place:,} (line {line(place):,}) is zero. Give UTF-8 text."
+        )
+    return text
+
+
+def decode_file(data: bytes, where: str) -> str:
+    """The text of a whole file's bytes, as `FileText` would read it; `where` is what errors call it.
+
+    Raises:
+        CorpusError: it is empty, not UTF-8, or no text.
+    """
+    if not data.removeprefix(BOM):
+        raise CorpusError(f"{where} is empty: there is no text to read.")
+    text = decoded(data, where, at=0, line=lambda place: data.count(b"\n", 0, place) + 1)
+    return text.removeprefix(BOM.decode("utf-8"))
 
 
 def open_binary(path: Path) -> BinaryIO:

@@ -250,6 +250,17 @@ def encode_text(name: str, text: str | Iterable[str], tokenizer: Tokenizer) -> T
     return TokenSplit(name, np.concatenate(parts), counts, measure.sha256)
 
 
+def measure_text(text: str, *, tokens: int, unknown_tokens: int) -> tuple[Counts, str]:
+    """Counts of a text whose tokens are counted already, and its hash: what `encode_text` tells of it, in silence.
+
+    Raises:
+        CorpusError: the text holds half of a surrogate pair.
+    """
+    measure = _Measure()
+    measure.update(_utf8(text))
+    return measure.counts(tokens=tokens, unknown_tokens=unknown_tokens), measure.sha256
+
+
 def prepare(
     corpus: Corpus,
     tokenizer: Tokenizer | Section,

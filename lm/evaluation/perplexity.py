@@ -23,43 +23,16 @@ import torch
 from torch import Tensor
 
 from lm.device import Precision, autocast
+from lm.evaluation.scores import Scores
 from lm.models.base import LanguageModel, State
+
+__all__ = ["Scores", "score"]
 
 LOGITS_AT_ONCE = 16_000_000
 """Logits held at a time, or those of one window where that is more: bounds the memory of an evaluation."""
 MOST_TOKENS_AT_ONCE = 8192
 
 Ids = npt.NDArray[Any]
-
-
-@dataclass
-class Scores:
-    """Sums over the tokens scored so far; every figure is a quotient of two of them."""
-
-    context: str
-    """The context rule in words."""
-    tokens: int = 0
-    nats: float = 0.0
-    squared_nats: float = 0.0
-    top1: int = 0
-    top5: int = 0
-    seconds: float = 0.0
-
-    @property
-    def loss(self) -> float:
-        """Nats per token."""
-        return self.nats / self.tokens
-
-    @property
-    def accuracy(self) -> float:
-        """Share of tokens that were the model's first choice."""
-        return self.top1 / self.tokens
-
-    @property
-    def standard_error(self) -> float:
-        """Of `loss`, taking tokens as independent: deviation of a token's nats over the root of their number."""
-        variance = max(self.squared_nats / self.tokens - self.loss**2, 0.0)
-        return float((variance / self.tokens) ** 0.5)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The perplexity report: every figure with its denominator, context rule and data hash.
 
-All figures come from one sum of log-likelihoods (`lm.evaluation.perplexity`), divided by different counts.
+All figures come from one sum of log-likelihoods (`lm.evaluation.scores`), divided by different counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lm.config import Options
 
 if TYPE_CHECKING:
     from lm.corpora import Counts
-    from lm.evaluation.perplexity import Scores
+    from lm.evaluation.scores import Scores
 
 EOS_CONVENTION = (
     "words are len(text.split()); word_perplexity divides by them alone, word_eos_perplexity by words plus one "

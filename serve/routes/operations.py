@@ -74,7 +74,7 @@ async def health(models: TheModels) -> Response:
 )  # fmt: skip
 async def ready(request: Request, models: TheModels) -> Response:
     """Ready: live, and taking requests."""
-    return _health(models, draining=request.app.state.draining)
+    return _health(models, draining=request.app.state.draining.is_set())
 
 
 async def _metrics(request: Request) -> Metrics:

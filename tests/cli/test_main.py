@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 Lm = Callable[..., Any]
 ROOT = str(Path(program.__file__).parents[1])
-COMMANDS = ["train", "sample", "chat", "eval", "list", "serve", "show", "demo", "state"]
+COMMANDS = ["train", "sample", "chat", "eval", "page", "list", "serve", "show", "demo", "state"]
 
 
 def test_help_names_every_command_in_order(lm: Lm) -> None:

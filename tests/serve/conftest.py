@@ -104,7 +104,7 @@ class Server:
             answer = connection.getresponse()
             content = answer.read()
             told = {name.lower(): value for name, value in answer.getheaders()}
-            is_json = told.get("content-type", "").startswith("application/json")
+            is_json = bool(content) and told.get("content-type", "").startswith("application/json")
             return answer.status, told, json.loads(content) if is_json else content.decode("utf-8")
         finally:
             connection.close()
@@ -158,16 +158,23 @@ Serve = Callable[..., contextlib.AbstractContextManager[Server]]
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory, runs: Path) -> Serve:
-    """with serve("gru", "--max-batch", "4") as server: a server of the session's runs, or of `runs_dir`."""
+    """with serve("gru", "--max-batch", "4") as server: a server of the session's runs, or of `runs_dir`.
+
+    It has the page only where `page` says so: that takes seconds.
+    """
 
     @contextlib.contextmanager
-    def start(*arguments: str, runs_dir: Path = runs, key: str | None = None, **environment: str) -> Iterator[Server]:
+    def start(
+        *arguments: str, runs_dir: Path = runs, key: str | None = None, page: bool = False, **environment: str
+    ) -> Iterator[Server]:
         log = tmp_path_factory.mktemp("server") / "log"
-        keys = ("--api-key", key) if key else ()
+        given = [*(["--api-key", key] if key else []), *([] if page else ["--no-page"]), *arguments]
+        # Gradio is warned of what pandas is about to change, and leaves event loops open.
+        strict = [] if page else ["-W", "error"]
         with log.open("w", encoding="utf-8") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "cli.main", "serve", "--runs-dir", str(runs_dir), "--port", "0",
-                 *keys, *arguments],
+                [sys.executable, *strict, "-m", "cli.main", "serve", "--runs-dir", str(runs_dir), "--port", "0",
+                 *given],
                 cwd=runs_dir, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8",
                 env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             )  # fmt: skip

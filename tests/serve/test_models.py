@@ -10,6 +10,7 @@ import time
 import pytest
 
 import lm
+from lm.checkpoint import RunFolder
 from lm.errors import ConfigError
 from lm.generation.options import SamplingOptions
 from serve.models import Models
@@ -187,4 +188,78 @@ def test_an_engine_serves_several_loops_one_after_the_other(runs):
 
     expected = lm.load("gru", runs_dir=runs).sample("the", max_tokens=20, seed=3)
     assert [asyncio.run(write()) for _ in range(2)] == [expected] * 2
+    models.close()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_made_since_is_offered_and_a_deleted_one_is_gone_while_the_others_serve_on(runs, tmp_path, named):
+    import asyncio
+
+    from serve.errors import RequestError
+
+    for name in ("gru", "words"):
+        shutil.copytree(runs / name, tmp_path / name)
+    options = ServeOptions(runs=("gru", "words") if named else (), runs_dir=tmp_path)
+    models = Models(options)
+
+    async def story() -> None:
+        for name in ("gru", "words"):
+            (await models.lease(name)).close()
+        shutil.copytree(runs / "pieces", tmp_path / "pieces")
+        await models.include("pieces")
+        (await models.lease("pieces")).close()
+        assert set(models.offers) - {"shakespeare-gru"} == {"gru", "words", "pieces"} == set(models.loaded)
+        RunFolder(tmp_path / "words").delete()
+        assert await models.reload() == {"gru": "unchanged", "words": "gone", "pieces": "unchanged"}
+        with pytest.raises(RequestError, match="does not exist"):
+            await models.lease("words")
+        (await models.lease("gru")).close()
+        for name in ("gru", "pieces"):
+            RunFolder(tmp_path / name).delete()
+        assert await models.reload() == {"gru": "gone", "pieces": "gone"} and not models.loaded
+        assert set(models.offers) == (set() if named else {"shakespeare-gru"})
+        if named:
+            with pytest.raises(RequestError, match="no model yet"):
+                await models.lease(None)
+        # A run of a name that was given is offered again.
+        shutil.copytree(runs / "words", tmp_path / "words")
+        await models.include("words")
+        assert next(iter(models.offers)) == "words"
+
+    asyncio.run(story())
+    models.close()
+
+
+def test_a_run_that_cannot_be_offered_leaves_the_others_as_they_were(runs, tmp_path):
+    import asyncio
+
+    shutil.copytree(runs / "gru", tmp_path / "gru")
+    shutil.copytree(runs / "words", tmp_path / "words")
+    (tmp_path / "words" / "tokenizer.json").unlink()
+    models = Models(ServeOptions(runs=("gru",), runs_dir=tmp_path))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"tokenizer.json is missing"):
+            asyncio.run(models.include("words"))
+        assert list(models.offers) == ["gru"]
+    assert asyncio.run(models.reload()) == {}
+    assert list(models.offers) == ["gru"]
+
+
+def test_a_run_that_was_used_while_it_was_trained_is_swapped_for_what_it_became(runs, tmp_path):
+    import asyncio
+
+    shutil.copytree(runs / "gru", tmp_path / "gru")
+    models = Models(ServeOptions(runs_dir=tmp_path))
+
+    async def story() -> None:
+        early = await models.lease("gru")
+        weights = tmp_path / "gru" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes())
+        await models.include("gru")
+        late = await models.lease("gru")
+        assert late.model is not early.model and early.model.retired
+        early.close()
+        late.close()
+
+    asyncio.run(story())
     models.close()

@@ -1,0 +1,158 @@
+"""How quick the page is: from opening it to being able to write, and from a press to the first letter.
+
+    python -m benchmarks.page [--pages 20] [--rounds 5]
+
+A real Chromium beside the server on one machine, so that both share its cores. Told are
+
+    open         a browser that was never here, until the button Write is there; and one that comes back
+    first text   from pressing Write to the first letter on the paper, beside the engine's own time for it
+    many pages   so many pages that write at once: the first letter of each, and whether each text is the one that its
+                 seed gives alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from benchmarks.machine import save, versions
+from lm.run import load
+
+ROOT = Path(__file__).parents[1]
+RUN = "shakespeare-gru"
+LENGTH = 2000
+_WATCH = """() => {
+  const paper = document.querySelector('#paper textarea');
+  const before = paper.value.length;
+  window.pressed = performance.now();
+  [...document.querySelectorAll('button')].find((button) => button.textContent.trim() === 'Write').click();
+  const look = () => {
+    if (paper.value.length > before) window.first = performance.now() - window.pressed;
+    else requestAnimationFrame(look);
+  };
+  look();
+}"""
+
+
+def main() -> None:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pages", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        raise SystemExit("Chromium is not installed: apt-get install chromium")
+    with _server() as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        _open(browser, url)[1].context.close()
+        fresh, again, first = [], [], []
+        for _ in range(options.rounds):
+            seconds, page = _open(browser, url)
+            fresh.append(seconds)
+            again.append(_timed(page, lambda page=page: page.reload()))
+            first.append(_write(page))
+            page.context.close()
+        many = _many(browser, url, options.pages)
+        browser.close()
+    results = {
+        "open_seconds": statistics.median(fresh),
+        "open_again_seconds": statistics.median(again),
+        "first_text_seconds": statistics.median(first),
+        "engine_first_text_seconds": statistics.median(_engine_first() for _ in range(options.rounds)),
+        "pages": many,
+    }
+    print("\n".join(f"{name}: {value}" for name, value in results.items()))
+    record = {
+        "options": vars(options), "versions": versions("gradio", "fastapi", "uvicorn", "playwright"), "results": results
+    }  # fmt: skip
+    print(save("page", record))
+
+
+def _many(browser: Browser, url: str, count: int) -> dict[str, Any]:
+    pages = [_open(browser, url)[1] for _ in range(count)]
+    for number, page in enumerate(pages):
+        page.get_by_role("button", name="More").locator("visible=true").click()
+        field = page.get_by_label("number input for Length")
+        field.fill(str(LENGTH))
+        field.press("Tab")
+        page.get_by_label("Seed").first.fill(str(number + 1))
+    begun = time.perf_counter()
+    for page in pages:
+        page.evaluate(_WATCH)
+    for page in pages:
+        page.get_by_text("ended at the length").wait_for(timeout=120_000)
+    seconds = time.perf_counter() - begun
+    first = sorted(page.evaluate("window.first / 1000") for page in pages)
+    run = load(RUN)
+    right = sum(
+        page.locator("#paper textarea").input_value() == run.sample("", seed=number + 1, max_tokens=LENGTH)
+        for number, page in enumerate(pages)
+    )
+    return {
+        "pages": count, "tokens_each": LENGTH, "seconds": seconds, "texts_as_alone": right,
+        "first_text_median_seconds": statistics.median(first), "first_text_worst_seconds": first[-1],
+    }  # fmt: skip
+
+
+def _open(browser: Browser, url: str) -> tuple[float, Page]:
+    page = browser.new_context().new_page()
+    return _timed(page, lambda: page.goto(f"{url}/page/")), page
+
+
+def _timed(page: Page, go: Any) -> float:
+    begun = time.perf_counter()
+    go()
+    page.get_by_role("button", name="Write", exact=True).wait_for()
+    return time.perf_counter() - begun
+
+
+def _write(page: Page) -> float:
+    page.evaluate(_WATCH)
+    page.wait_for_function("window.first !== undefined")
+    seconds: float = page.evaluate("window.first / 1000")
+    return seconds
+
+
+def _engine_first() -> float:
+    run = load(RUN)
+    engine = run.engine()
+    from lm.generation.options import SamplingOptions
+
+    begun = time.perf_counter()
+    next(engine.run(run.request("", SamplingOptions())))
+    return time.perf_counter() - begun
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "serve", RUN, "--port", "0"], cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        address = next(
+            (found[1] for line in process.stdout if (found := re.search(r"(http://\S+?)/page/", line))), None
+        )
+        if address is None:
+            raise SystemExit("The server did not start.")
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()

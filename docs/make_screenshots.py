@@ -1,0 +1,163 @@
+"""docs/images/*.png: the page as it is, in a real browser, for docs/page.md and the README.
+
+    python docs/make_screenshots.py        # or: make screenshots
+
+Needs Chromium, and `pip install playwright`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+IMAGES = Path(__file__).with_name("images")
+RUN = "shakespeare-gru"
+COLOURS = 96
+"""A picture of a page has few: so it stays small."""
+TEXT = (
+    "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n\n"
+    "The quarterly report is due on Friday; please reply to this e-mail.\n"
+)
+
+
+def main() -> None:
+    """Make all pictures."""
+    IMAGES.mkdir(exist_ok=True)
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        raise SystemExit("The pictures are made with Chromium, which is not installed: apt-get install chromium")
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder) / "checkpoints"
+        shutil.copytree(ROOT / "checkpoints" / RUN, runs / RUN)
+        with _Server(runs) as url, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            for picture in (write, look, perplexity, compare, train, runs_tab, phone):
+                picture(browser, url)
+            browser.close()
+
+
+class _Server:
+    """`lm serve` as a process of its own."""
+
+    def __init__(self, runs: Path) -> None:
+        self._arguments = [sys.executable, "-m", "cli.main", "serve", "--port", "0", "--runs-dir", str(runs)]
+
+    def __enter__(self) -> str:
+        self._process = subprocess.Popen(
+            self._arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if found := re.search(r"(http://\S+?)/page/", line):
+                return found[1]
+        raise SystemExit("The server did not start.")
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+# -- the pictures -------------------------------------------------------------------------------------
+
+
+def write(browser: Browser, url: str) -> None:
+    """A text that the model goes on with."""
+    page = _open(browser, url)
+    page.locator("#paper textarea").fill("ROMEO:\n")
+    page.get_by_role("button", name="Write", exact=True).click()
+    page.get_by_text("ended at the length").wait_for()
+    _keep(page, "write")
+
+
+def look(browser: Browser, url: str) -> None:
+    """Tokens tinted by their surprise, and what else could have stood there."""
+    page = _open(browser, url, "Look")
+    page.locator("#look-prompt textarea").fill("JULIET:\nO ")
+    page.get_by_role("button", name="Write", exact=True).locator("visible=true").click()
+    page.locator(".mark").nth(40).wait_for()
+    page.wait_for_timeout(1000)
+    page.locator(".mark").nth(12).click()
+    page.wait_for_timeout(800)
+    _keep(page, "look")
+
+
+def perplexity(browser: Browser, url: str) -> None:
+    """A text that the model knows how to expect, with a line that it does not."""
+    page = _open(browser, url, "Perplexity")
+    page.locator("#perplexity-text textarea").fill(TEXT)
+    page.get_by_role("button", name="Measure").click()
+    page.locator(".mark").nth(100).wait_for()
+    page.wait_for_timeout(1500)
+    _keep(page, "perplexity", full=True)
+
+
+def compare(browser: Browser, url: str) -> None:
+    """Three temperatures."""
+    page = _open(browser, url, "Compare")
+    page.locator("#compare-prompt textarea").fill("First Citizen:\n")
+    page.get_by_label("3 columns").check()
+    page.get_by_role("button", name="Write side by side").click()
+    page.get_by_text("300 tokens").nth(2).wait_for()
+    page.wait_for_timeout(500)
+    _keep(page, "compare", full=True)
+
+
+def train(browser: Browser, url: str) -> None:
+    """A training, some seconds in."""
+    page = _open(browser, url, "Train")
+    from lm.corpora import open_corpus
+
+    text = "".join(open_corpus("shakespeare").splits["train"].chunks())
+    page.locator("#train-text textarea").fill(text[:300_000])
+    page.get_by_role("button", name="Train", exact=True).locator("visible=true").click()
+    page.wait_for_timeout(40_000)
+    _keep(page, "train", full=True)
+    page.get_by_role("button", name="Stop").locator("visible=true").first.click()
+    page.wait_for_timeout(10_000)
+
+
+def runs_tab(browser: Browser, url: str) -> None:
+    """What there is."""
+    page = _open(browser, url, "Runs")
+    page.wait_for_timeout(1500)
+    _keep(page, "runs")
+
+
+def phone(browser: Browser, url: str) -> None:
+    """A phone in the dark."""
+    page = _open(browser, url, query="?__theme=dark", width=390, height=844)
+    page.locator("#paper textarea").fill("ROMEO:\n")
+    page.get_by_role("button", name="Write", exact=True).click()
+    page.get_by_text("ended at the length").wait_for()
+    _keep(page, "phone")
+
+
+def _open(
+    browser: Browser, url: str, tab: str = "Write", *, query: str = "", width: int = 1180, height: int = 800
+) -> Page:
+    page = browser.new_context(viewport={"width": width, "height": height}).new_page()
+    page.goto(f"{url}/page/{query}")
+    page.get_by_role("tab", name=tab, exact=True).click()
+    page.wait_for_timeout(500)
+    return page
+
+
+def _keep(page: Page, name: str, *, full: bool = False) -> None:
+    page.mouse.move(0, 0)
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=full))).convert("RGB")
+    picture.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE).save(IMAGES / f"{name}.png", optimize=True)
+    print(f"{name}.png: {(IMAGES / f'{name}.png').stat().st_size:,} bytes")  # noqa: T201
+    page.context.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The sums that every figure of a report is a quotient of; needs no torch, whoever did the scoring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass
+class Scores:
+    """Sums over the tokens scored so far; every figure is a quotient of two of them."""
+
+    context: str
+    """The context rule in words."""
+    tokens: int = 0
+    nats: float = 0.0
+    squared_nats: float = 0.0
+    top1: int = 0
+    top5: int = 0
+    seconds: float = 0.0
+
+    def add(self, nats: Iterable[float], ranks: Iterable[int | None]) -> None:
+        """Add tokens by their nats and their ranks among the model's choices: 0 the first, None beyond five."""
+        values = list(nats)
+        self.tokens += len(values)
+        self.nats += math.fsum(values)
+        self.squared_nats += math.fsum(value * value for value in values)
+        told = [rank for rank in ranks if rank is not None]
+        self.top1 += sum(rank < 1 for rank in told)
+        self.top5 += sum(rank < 5 for rank in told)
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens that were the model's first choice."""
+        return self.top1 / self.tokens
+
+    @property
+    def standard_error(self) -> float:
+        """Of `loss`, taking tokens as independent: deviation of a token's nats over the root of their number."""
+        variance = max(self.squared_nats / self.tokens - self.loss**2, 0.0)
+        return float((variance / self.tokens) ** 0.5)

@@ -1,0 +1,149 @@
+"""Who may see the page where keys are set: who sends one as API clients do, or gave one to the form at /login.
+
+The form answers with a cookie that is made from the key and does not tell it. Browsers send it back for the page alone,
+never for the API, and only from the page itself.
+"""
+
+from __future__ import annotations
+
+import hmac
+import html
+import re
+from hashlib import sha256
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+PAGE = "/page"
+"""Where the page is mounted."""
+LOGIN, LOGOUT, FAVICON = "/login", "/logout", "/favicon.ico"
+DOORS = ("/", LOGIN, LOGOUT, FAVICON)
+"""What stands before the page, and needs no key."""
+COOKIE = "inkling_page"
+_SENT = re.compile(rb"(?:^|[;\s])inkling_page=([0-9a-f]{64})(?=[;\s]|$)")
+
+router = APIRouter(include_in_schema=False)
+
+
+def is_page(path: str) -> bool:
+    """Whether an address belongs to the page."""
+    return path == PAGE or path.startswith(f"{PAGE}/")
+
+
+class Keys:
+    """The keys of one server. All are compared each time, so that the time tells neither how far nor which."""
+
+    def __init__(self, keys: tuple[bytes, ...]) -> None:
+        self._keys = keys
+        self._cookies = tuple(_cookie(key).encode("ascii") for key in keys)
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def accept(self, key: bytes) -> bool:
+        """Whether this is one of the keys."""
+        right = [hmac.compare_digest(key, each) for each in self._keys]
+        return any(right)
+
+    def accept_cookie(self, header: bytes) -> bool:
+        """Whether a Cookie header has what the form gave out."""
+        # A page on another port of this host can set a cookie of the same name: any of them may be the right one.
+        right = [hmac.compare_digest(sent, each) for sent in _SENT.findall(header) for each in self._cookies]
+        return any(right)
+
+
+def _cookie(key: bytes) -> str:
+    return hmac.new(key, b"inkling page", sha256).hexdigest()
+
+
+FORM = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="robots" content="noindex"><title>Log in · Inkling</title>
+<link rel="icon" href="/favicon.ico" type="image/svg+xml">
+<style>
+:root {{ color-scheme: light dark; --back: #f8fafc; --card: #fff; --line: #cbd5e1; --text: #0f172a; --quiet: #475569;
+  --strong: #4f46e5; --wrong: #b91c1c; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --back: #0b0f19; --card: #1f2937; --line: #4b5563; --text: #f3f4f6;
+  --quiet: #9ca3af; --strong: #6366f1; --wrong: #fca5a5; }} }}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1rem; background: var(--back);
+  color: var(--text); font: 16px/1.5 ui-sans-serif, system-ui, sans-serif; }}
+form {{ width: 100%; max-width: 24rem; padding: 2rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: .75rem; }}
+h1 {{ margin: 0; font-size: 1.5rem; letter-spacing: -.01em; }}
+p {{ margin: .25rem 0 1.25rem; color: var(--quiet); }}
+p[role=alert] {{ margin: 0 0 1rem; color: var(--wrong); }}
+label {{ display: block; margin-bottom: .25rem; font-weight: 600; }}
+input, button {{ width: 100%; padding: .65rem .75rem; font: inherit; border-radius: .5rem; }}
+input {{ margin-bottom: 1rem; color: inherit; background: var(--back); border: 1px solid var(--line); }}
+button {{ color: #fff; background: var(--strong); border: 0; font-weight: 600; cursor: pointer; }}
+:focus-visible {{ outline: 3px solid var(--strong); outline-offset: 2px; }}
+</style>
+<form method="post" action="{action}">
+<h1>Inkling</h1>
+<p>This server asks for an API key, which whoever started it can give you.</p>
+{wrong}<label for="key">API key</label>
+<input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
+<button>Log in</button>
+</form></html>
+"""
+
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
+    '<path fill="#6366f1" d="M8 1c3 4 5 6.2 5 9a5 5 0 0 1-10 0c0-2.8 2-5 5-9z"/></svg>'
+)
+
+
+def _form(wrong: str = "") -> str:
+    return FORM.format(action=LOGIN, wrong=f'<p role="alert">{html.escape(wrong)}</p>\n' if wrong else "")
+
+
+def _go(address: str) -> Response:
+    return RedirectResponse(address, 303)
+
+
+@router.get("/")
+async def root() -> Response:
+    """To the page."""
+    return _go(f"{PAGE}/")
+
+
+@router.get(LOGIN)
+async def ask(request: Request) -> Response:
+    """The form."""
+    return HTMLResponse(_form()) if request.app.state.keys else _go(f"{PAGE}/")
+
+
+@router.get(FAVICON)
+async def icon() -> Response:
+    """A drop of ink; browsers ask for it by themselves."""
+    return Response(ICON, media_type="image/svg+xml", headers={"cache-control": "max-age=86400"})
+
+
+@router.post(LOGIN)
+async def log_in(request: Request) -> Response:
+    """The cookie, for a right key."""
+    keys: Keys = request.app.state.keys
+    if not keys:
+        return _go(f"{PAGE}/")
+    try:
+        sent = parse_qs((await request.body()).decode("latin-1"), max_num_fields=8)
+    except ValueError:
+        sent = {}
+    key = sent.get("key", [""])[0].strip().encode("utf-8", "replace")
+    if not keys.accept(key):
+        return HTMLResponse(_form("That is not a key of this server."), 401)
+    answer = _go(f"{PAGE}/")
+    answer.set_cookie(
+        COOKIE, _cookie(key), path=PAGE, httponly=True, samesite="strict", secure=request.url.scheme == "https"
+    )
+    return answer
+
+
+@router.post(LOGOUT)
+async def log_out() -> Response:
+    """The cookie goes."""
+    answer = _go(LOGIN)
+    answer.delete_cookie(COOKIE, path=PAGE, httponly=True, samesite="strict")
+    return answer

@@ -1,0 +1,88 @@
+"""The page: what `lm serve` shows in a browser, mounted beside the API and over the same engines.
+
+    site.py       what tabs are given, theme, how errors are told
+    files.py      which files a visitor may name
+    drawing.py    from what a visitor asks for to the engine, and back
+    controls.py   the knobs, made from SamplingOptions; the model picker
+    marks.py      tokens as coloured marks; what might come next as bars
+    sharing.py    the same text from the command line, curl or Python
+    tabs/         one file a tab: `build(page)`
+
+A new tab is a file in tabs/ and a line in TABS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import gradio as gr
+from fastapi import Depends, FastAPI
+
+from serve.models import Models
+from serve.page.files import only_uploads
+from serve.page.site import CSS, PATH, QUIET, THEME, Page, told
+from serve.page.tabs import compare, look, perplexity, runs, train, write
+from serve.settings import ServeOptions
+from serve.training import TrainingQueue
+
+TABS = {
+    "Write": write.build, "Look": look.build, "Perplexity": perplexity.build, "Compare": compare.build,
+    "Train": train.build, "Runs": runs.build,
+}  # fmt: skip
+
+# Nobody is told that this page exists; a link on it leads nowhere but here.
+_HEAD = (
+    '<meta name="robots" content="noindex"><meta name="color-scheme" content="light dark">'
+    '<link rel="icon" href="/favicon.ico" type="image/svg+xml">'
+)
+_MASTHEAD = "<div id='masthead'><b>Inkling</b><span>a small language model of your own</span>{}</div>"
+_LOGOUT = (
+    "<form action='/logout' method='post' style='margin-left:auto'><button class='lg secondary'>Log out</button></form>"
+)
+STATE_SECONDS = 3600
+"""How long what a visitor left behind is kept."""
+
+
+def mount(app: FastAPI) -> None:
+    """Put the page into the app that `serve.app.make_app` made."""
+    options: ServeOptions = app.state.options
+    models: Models = app.state.models
+    jobs = TrainingQueue(models, options)
+    page = Page(models, options, jobs)
+    inner = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with inner(app):
+            yield
+            await jobs.close()
+
+    app.router.lifespan_context = lifespan
+    gr.mount_gradio_app(
+        app, build(page, keys=app.state.has_keys), PATH, footer_links=[], run_history=False, show_error=False,
+        max_file_size=int(options.max_upload), ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
+        theme=THEME, css=CSS, head=_HEAD, app_kwargs={"dependencies": [Depends(only_uploads)]},
+    )  # fmt: skip
+
+
+def build(page: Page, *, keys: bool = False) -> gr.Blocks:
+    """All tabs."""
+    blocks = gr.Blocks(
+        title="Inkling", analytics_enabled=False, fill_width=True, delete_cache=(STATE_SECONDS, STATE_SECONDS)
+    )
+    with blocks:
+        gr.HTML(_MASTHEAD.format(_LOGOUT if keys else ""), apply_default_css=False)
+        with gr.Tabs():
+            tabs = []
+            for name, build_tab in TABS.items():
+                with gr.Tab(name, id=name.lower()) as tab:
+                    build_tab(page)
+                tabs.append(tab)
+        # What was trained meanwhile is there as soon as somebody looks.
+        pickers = page.model_pickers
+        gr.on([blocks.load, *(tab.select for tab in tabs)], told(page.refresh_pickers), pickers, pickers, **QUIET)
+    blocks.queue(api_open=False, default_concurrency_limit=None)
+    # Only then does Gradio look at which files it is asked for; nobody launches what is mounted.
+    blocks.has_launched = True
+    return blocks

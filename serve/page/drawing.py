@@ -1,0 +1,188 @@
+"""From what a visitor asks for to the engine, and what comes back while it is made.
+
+    async for written in write(page, "shakespeare-gru", "ROMEO:", SamplingOptions(seed=7)):
+        print(written.texts[0], written.tokens_per_second)
+
+The text is the one that the command line and the API give for the same request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from lm.generation.options import SamplingOptions
+from lm.generation.request import Generation, Request, Score
+from serve.errors import RequestError, dead_engine
+from serve.models import Lease, Model
+from serve.page.site import Page
+from serve.routes.common import check_length, check_sampling, start
+from serve.worker import EngineDeadError, Job
+from serve.writing import beside
+
+PACE_SECONDS = 0.08
+"""Between two looks at a text that is being written: quick to the eye, and little work for many visitors."""
+
+Prompt = str | tuple[int, ...]
+"""A text, read after the model's start token; or exactly the ids to read."""
+
+
+@dataclass
+class Written:
+    """What a request has given so far."""
+
+    prompt: tuple[int, ...]
+    """The ids that were read, the start token included."""
+    texts: list[str]
+    """One a sample."""
+    tokens: list[list[int]]
+    scores: list[list[Score]]
+    """Where `logprobs` was asked for."""
+    reasons: list[str | None]
+    """Why each ended: "length", "stop"."""
+    seconds: float = 0.0
+    done: bool = False
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all samples together."""
+        return sum(map(len, self.tokens)) / max(self.seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text that was read, with how much each token surprised."""
+
+    model: Model
+    text: str
+    tokens: tuple[int, ...]
+    """Without the start token."""
+    scores: tuple[Score, ...]
+    """One a token."""
+    offsets: list[int] = field(repr=False)
+    """Where in the text each token begins, in characters."""
+
+
+@contextlib.asynccontextmanager
+async def leased(page: Page, name: str | None) -> AsyncIterator[Lease]:
+    """The model, loaded, for as long as it is used.
+
+    Raises:
+        RequestError: it is not on offer, or cannot be loaded; or there is none at all.
+    """
+    lease = await page.models.lease(name)
+    try:
+        yield lease
+    finally:
+        lease.close()
+
+
+async def write(page: Page, name: str | None, prompt: Prompt, options: SamplingOptions) -> AsyncIterator[Written]:
+    """What is written so far, every PACE_SECONDS, and at the end; who stops listening frees the slots.
+
+    Raises:
+        RequestError, LMError: what was asked for cannot be done.
+    """
+    check_sampling(options, page.options, 1, stream=True)
+    async with leased(page, name) as lease:
+        ids = await _ids(page, lease.model, prompt)
+        job = start(lease, [Request(ids, options)], live=True)
+        try:
+            generation, n = job.generations[0], options.n
+            written = Written(ids, [""] * n, [[] for _ in range(n)], [[] for _ in range(n)], [None] * n)
+            begun = shown = time.monotonic()
+            while not written.done:
+                await _news(page, lease, job, begun)
+                written.done = job.done
+                _take(generation, written)
+                now = time.monotonic()
+                if written.done or now - shown >= PACE_SECONDS or shown == begun:
+                    written.seconds, shown = now - begun, now
+                    yield written
+        finally:
+            job.close()
+
+
+def _take(generation: Generation, written: Written) -> None:
+    for event in generation.take():
+        written.texts[event.index] += event.text
+        written.tokens[event.index] += event.tokens
+        written.scores[event.index] += event.scores
+        written.reasons[event.index] = event.finish_reason
+        if event.finish_reason == "error":
+            raise RequestError(500, "The engine failed while it wrote; the server's log says more.")
+
+
+async def read(page: Page, name: str | None, text: str, *, top: int = 0) -> Reading:
+    """Read a text, and tell how likely each token was, with `top` alternatives each.
+
+    Raises:
+        RequestError, LMError: the text is empty or too long, or the model cannot be used.
+    """
+    async with leased(page, name) as lease:
+        ids = await _ids(page, lease.model, text)
+        if len(ids) == 1:
+            raise RequestError(400, "There is no text to read: paste some.")
+        generation = await _prefill(
+            page, lease, Request(ids, SamplingOptions(max_tokens=0, logprobs=top), score_prompt=True)
+        )
+        scores = tuple(score for score in generation.prompt_scores if score is not None)
+        _, offsets = lease.model.tokens.offsets(ids[1:])
+        return Reading(lease.model, text, ids[1:], scores, offsets)
+
+
+async def next_logits(page: Page, name: str | None, prompt: Prompt) -> tuple[Model, npt.NDArray[np.float32]]:
+    """The model, and its logits (1, V) of what follows a prompt.
+
+    Raises:
+        RequestError, LMError: the model cannot be used, or the prompt is too long.
+    """
+    async with leased(page, name) as lease:
+        ids = await _ids(page, lease.model, prompt)
+        generation = await _prefill(page, lease, Request(ids, SamplingOptions(max_tokens=0), keep_logits=True))
+        assert generation.logits is not None, "what was asked for is there"
+        return lease.model, generation.logits
+
+
+async def _prefill(page: Page, lease: Lease, request: Request) -> Generation:
+    job = start(lease, [request], live=False)
+    try:
+        begun = time.monotonic()
+        while not job.done:
+            await _news(page, lease, job, begun)
+        return job.generations[0]
+    finally:
+        job.close()
+
+
+async def _ids(page: Page, model: Model, prompt: Prompt) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        ids = await beside(len(prompt), lambda: model.tokens.read_from(prompt))
+    else:
+        ids = prompt
+        model.tokenizer.checked(ids)
+    check_length(len(ids) - 1, page.options)
+    return ids
+
+
+async def _news(page: Page, lease: Lease, job: Job, begun: float) -> None:
+    try:
+        async with _until(begun + page.options.timeout_seconds):
+            await job.news()
+    except EngineDeadError:
+        raise dead_engine(lease.model.name) from None
+
+
+@contextlib.asynccontextmanager
+async def _until(deadline: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            yield
+    except TimeoutError:
+        raise RequestError(504, "That took too long and was given up. Ask for less.", code="timeout") from None

@@ -1,0 +1,78 @@
+"""A server with the page, small runs behind it, and a real Chromium in front of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+import lm
+from tests.serve.conftest import CONTEXT, Serve, Server, runs, serve
+
+__all__ = ["OpenPage", "runs", "serve"]
+
+PATIENCE = 20_000
+"""Milliseconds that a test waits for something to appear."""
+
+expect.set_options(timeout=PATIENCE)
+
+
+@pytest.fixture(scope="session")
+def site(serve: Serve, runs: Path) -> Iterator[Server]:
+    """`lm serve` of all runs, and of one called "slow", with the page."""
+    size = {"model.hidden_size": 512, "model.num_heads": 8, "model.num_layers": 8, "model.context_length": CONTEXT}
+    text = str(runs / "text.txt")
+    overrides = {**size, "training.max_steps": 1, "training.batch_size": 1, "training.bptt": 8}
+    lm.train(text, lm.compose(text, preset="transformer-char", overrides=overrides), name="slow", runs_dir=runs)
+    with serve("gru", "transformer", "words", "pieces", "slow", page=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests; its absence is a failure, not a skip."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert path is not None, "The page is tested in Chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture
+def open_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[OpenPage]:
+    """open_page(tab="Look"): a visitor of `site` (or `url`), with nothing left over from others.
+
+    At the end of the test it fails if the page met an error of its own: an uncaught exception, or a request to
+    anywhere but the server.
+    """
+    contexts, troubles = [], []
+
+    def open_it(tab: str | None = None, *, url: str | None = None, query: str = "", **settings: Any) -> Page:
+        base = url or request.getfixturevalue("site").url
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **settings})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on(
+            "request",
+            lambda sent: None if sent.url.startswith((base, "data:", "blob:")) else troubles.append(sent.url),
+        )
+        page.goto(f"{base}/page/{query}")
+        page.get_by_role("tab", name="Write").wait_for()
+        if tab is not None:
+            page.get_by_role("tab", name=tab).click()
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert not troubles

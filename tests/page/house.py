@@ -1,0 +1,50 @@
+"""A visitor from another machine, and one who does not use the page's buttons."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from playwright.sync_api import Browser, Page
+
+from tests.serve.conftest import Server
+
+FOREIGN = "inkling.example"
+"""A name by which a server can be reached from other machines."""
+
+
+@contextlib.contextmanager
+def foreign_page(browser: Browser, server: Server) -> Iterator[Page]:
+    """The page, under a name that is not this machine's own."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {FOREIGN} 127.0.0.1"]
+    started = browser.browser_type.launch(executable_path=path, args=arguments)
+    try:
+        page = started.new_page()
+        page.goto(f"http://{FOREIGN}:{server.port}/page/")
+        page.get_by_role("tab", name="Write").wait_for()
+        yield page
+    finally:
+        started.close()
+
+
+def refusal_of(server: Server, button: str, data: list[Any], *, host: str) -> str:
+    """What a click on a button is answered, sent without the page; it has to be an error."""
+    headers = {"Host": f"{host}:{server.port}"}
+    config = server.request("GET", "/page/config", headers=headers)[2]
+    (component,) = (each["id"] for each in config["components"] if each["props"].get("elem_id") == button)
+    (handler,) = (each["id"] for each in config["dependencies"] if [component, "click"] in each["targets"])
+    session = secrets.token_hex(8)
+    asked = {"data": data, "fn_index": handler, "session_hash": session}
+    status, _, answer = server.request("POST", "/page/gradio_api/queue/join", asked, headers=headers)
+    assert status == 200, answer
+    stream = server.request("GET", f"/page/gradio_api/queue/data?session_hash={session}", headers=headers)[2]
+    events = [json.loads(line) for line in re.findall(r"^data: (.*)$", stream, re.MULTILINE)]
+    (end,) = (event for event in events if event["msg"] == "process_completed")
+    assert not end["success"], end
+    return str(end["output"]["error"])

@@ -1,0 +1,380 @@
+"""Who gets to the page, what it lets out, and how its requests are counted and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.page.conftest import PATIENCE
+from tests.serve.conftest import Serve, Server
+
+pytestmark = pytest.mark.slow
+
+KEYS = ("first-key", "schlüssel")
+ENDPOINTS = """
+import json, gradio
+from gradio.routes import App
+with gradio.Blocks(analytics_enabled=False) as blocks:
+    pass
+paths = App.create_app(blocks).openapi()["paths"]
+print(json.dumps([(method.upper(), path) for path, methods in paths.items() for method in methods]))
+"""
+"""Prints what Gradio answers."""
+
+
+def cookie_of(key: str) -> str:
+    return f"inkling_page={hmac.new(key.encode(), b'inkling page', sha256).hexdigest()}"
+
+
+def log_in(server: Server, key: str, **headers: str) -> tuple[int, dict[str, str], str]:
+    form = f"key={''.join(f'%{byte:02x}' for byte in key.encode())}".encode()
+    given = {"Content-Type": "application/x-www-form-urlencoded", **headers}
+    return server.request("POST", "/login", form, headers=given)
+
+
+def refused(answer: tuple[int, dict[str, str], object]) -> str:
+    """The code of an error in OpenAI's form."""
+    body = answer[2]
+    assert isinstance(body, dict), answer
+    assert body.keys() == {"error"} and body["error"].keys() == {"message", "type", "param", "code"}
+    return f"{answer[0]} {body['error']['code']}"
+
+
+@pytest.fixture(scope="module")
+def closed(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with keys and little patience."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text("\n".join(KEYS), "utf-8")
+    with serve(
+        "gru", "--api-key-file", str(keys), "--max-upload", "200000", "--max-body", "50000", "--stall-seconds", "2",
+        "--max-requests", "8", page=True,
+    ) as server:  # fmt: skip
+        yield server
+
+
+# -- without keys -----------------------------------------------------------------------------------
+
+
+def test_the_root_leads_to_the_page_and_the_start_message_names_it(site: Server):
+    status, headers, _ = site.request("GET", "/")
+    assert (status, headers["location"]) == (303, "/page/")
+    assert f"{site.url}/page/" in site.said
+    status, headers, text = site.request("GET", "/page/")
+    assert status == 200 and "Inkling" in text
+    # There is nothing to log in to.
+    for method in ("GET", "POST"):
+        status, headers, _ = site.request(method, "/login", None if method == "GET" else b"key=x")
+        assert (status, headers["location"]) == (303, "/page/")
+    assert site.request("GET", "/favicon.ico")[1]["content-type"] == "image/svg+xml"
+
+
+@pytest.mark.parametrize(
+    "path", ["/page/", "/page/config", "/page/theme.css", "/page/nowhere", "/page/gradio_api/nowhere"]
+)
+def test_every_answer_tells_the_browser_to_load_nothing_from_elsewhere(site: Server, path):
+    # Gradio would let every site read its answers.
+    _, headers, _ = site.request("GET", path, headers={"Origin": "http://example.com", "Host": "192.0.2.1"})
+    policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == policy["connect-src"] == policy["form-action"] == policy["base-uri"] == "'self'"
+    assert policy["frame-ancestors"] == "'self'" and "http" not in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "same-origin"
+    assert not [name for name in headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize(
+    "path", ["/page/gradio_api/queue/join", "/page/gradio_api/upload", "/page/nowhere", "/login", "/logout"]
+)
+def test_another_site_cannot_change_anything_though_no_key_is_set(site: Server, path):
+    own = {"Origin": site.url, "Sec-Fetch-Site": "same-origin"}
+    for foreign in (
+        {"Origin": "http://example.com"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {**own, "Origin": "http://example.com"},
+        {**own, "Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://example.com", "X-Forwarded-Host": "example.com"},
+    ):
+        for method in ("POST", "PUT", "DELETE"):
+            assert refused(site.request(method, path, b"{}", headers=foreign)) == "403 cross_site", foreign
+    for fine in (own, {"Origin": site.url}, {"Sec-Fetch-Site": "none"}, {}):
+        assert site.request("POST", path, b"{}", headers=fine)[0] != 403
+    # A link may lead here from anywhere.
+    assert site.request("GET", "/page/", headers={"Sec-Fetch-Site": "cross-site"})[0] == 200
+
+
+def test_files_of_the_machine_are_not_given_away(site: Server, runs):
+    upload = b'--x\r\nContent-Disposition: form-data; name="files"; filename="../../a.txt"\r\n\r\nmine\r\n--x--\r\n'
+    status, _, kept = site.request(
+        "POST", "/page/gradio_api/upload", upload, headers={"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    assert status == 200 and site.request("GET", f"/page/gradio_api/file={kept[0]}")[2] == "mine"
+    folder = str(runs / "gru")
+    up = "/".join([".."] * 12)
+    for path in (
+        "/etc/passwd", f"{folder}/config.json", f"{folder}/model.safetensors", str(runs / "text.txt"), "text.txt",
+        "./text.txt", "gru/config.json", f"{up}/etc/passwd", f"{kept[0]}/{up}/etc/passwd",
+        "file:///etc/passwd", "//etc/passwd", f"/proc/{site.process.pid}/environ", "/proc/self/environ",
+    ):  # fmt: skip
+        for form in (path, path.replace("..", "%2e%2e"), path.replace("/", "%2f"), path.replace("/", "%5c")):
+            for address in (f"/page/gradio_api/file={form}", f"/page/gradio_api/file/{form}"):
+                status, _, answer = site.request("GET", address)
+                assert status in (403, 404), (address, answer)
+        for address in (f"/page/static/{path}", f"/page/assets/{path}", f"/page/svelte/{path}", f"/page/{path}"):
+            status, _, answer = site.request("GET", address.replace("..", "%2e%2e"))
+            assert status >= 400, (address, answer)
+
+
+def test_a_visitor_names_no_file_but_what_was_uploaded(site: Server, runs):
+    handlers = site.request("GET", "/page/config")[2]
+    kinds = {component["id"]: component["type"] for component in handlers["components"]}
+    takes_files = [each for each in handlers["dependencies"] if "file" in {kinds[id_] for id_ in each["inputs"]}]
+    assert takes_files
+    form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\nmine\r\n--x--\r\n'
+    given = {"Content-Type": "multipart/form-data; boundary=x"}
+    kept = site.request("POST", "/page/gradio_api/upload", form, headers=given)[2][0]
+
+    def join(handler: dict[str, Any], path: str) -> int:
+        file = {"path": path, "url": path, "orig_name": "a.txt", "meta": {"_type": "gradio.FileData"}}
+        data = [file if kinds[id_] == "file" else None for id_ in handler["inputs"]]
+        body = {"data": data, "fn_index": handler["id"], "session_hash": "visitor"}
+        return site.request("POST", "/page/gradio_api/queue/join", body)[0]
+
+    for handler in takes_files:
+        for path in (
+            "/etc/passwd", str(runs / "gru" / "config.json"), "text.txt", f"{kept}/../../../../../etc/passwd", "", "\0",
+            "http://127.0.0.1:1/x", "https://example.com/x", "file:///etc/passwd",
+        ):  # fmt: skip
+            assert join(handler, path) == 403, path
+        assert join(handler, kept) == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "file=http://127.0.0.1:{port}/health", "file=https://example.com/x", "file=%20http://127.0.0.1:{port}/health",
+        "FILE=HTTP://127.0.0.1:{port}/health", "file=HTTP://127.0.0.1:{port}/health", "proxy=http://127.0.0.1:{port}/",
+        "run-history/buckets", "runs", "vibe-code", "monitoring", "deep_link", "openapi.json", "dev/reload",
+        "custom_component/a/client/b/c.js",
+    ],
+)  # fmt: skip
+def test_the_server_fetches_nothing_for_a_visitor_and_has_no_more_addresses_than_the_page_needs(site: Server, path):
+    status, _, answer = site.request("GET", f"/page/gradio_api/{path.format(port=site.port)}")
+    assert status in (403, 404) and "ok" not in answer, answer
+
+
+def test_a_request_of_the_page_is_logged_if_it_failed_and_counted_under_one_name(site: Server):
+    before = len(site.log())
+    counted = site.metric("inkling_requests_total")
+    for _ in range(5):
+        assert site.request("GET", "/page/theme.css")[0] == 200
+    assert site.request("GET", "/page/gradio_api/nowhere")[0] == 404
+    lines = [line for line in site.log()[before:] if line.get("path", "").startswith("/page")]
+    assert [line["path"] for line in lines] == ["/page/gradio_api/nowhere"]
+    figures = site.request("GET", "/metrics")[2]
+    assert set(re.findall(r'route="(/page[^"]*)"', figures)) == {"/page"}
+    assert site.metric("inkling_requests_total") >= counted + 6
+
+
+def test_without_the_page_its_addresses_are_nothing(serve: Serve):
+    with serve("gru") as server:
+        assert "/page/" not in server.said
+        for path in ("/", "/page/", "/page", "/login", "/page/gradio_api/queue/join"):
+            assert server.request("GET", path)[0] == 404
+        assert server.request("POST", "/logout", b"")[0] == 404
+
+
+# -- with keys --------------------------------------------------------------------------------------
+
+
+def test_everything_that_gradio_answers_needs_the_key(closed: Server):
+    done = subprocess.run([sys.executable, "-c", ENDPOINTS], capture_output=True, text=True, timeout=60, check=True)
+    endpoints = json.loads(done.stdout)
+    paths = {path for _, path in endpoints}
+    assert len(endpoints) > 60
+    for name in ("/config", "/monitoring", *(f"/gradio_api/{each}" for each in (
+        "info", "upload", "queue/join", "queue/data", "heartbeat/{session_hash}", "component_server", "deep_link",
+    ))):  # fmt: skip
+        assert name in paths
+    for method, path in endpoints:
+        if path in ("", "/"):
+            continue
+        address = f"/page{re.sub(r'{[^}]*}', 'x', path)}"
+        for headers in ({}, {"Cookie": "inkling_page=" + "0" * 64}, {"Authorization": "Bearer wrong"}):
+            status, told, answer = closed.request(method, address, b"{}" if method == "POST" else None, headers=headers)
+            assert status == 401, (method, address)
+            assert told["content-security-policy"]
+            assert method == "HEAD" or answer["error"]["code"] == "invalid_api_key"
+    # Not even what a browser asks before it asks.
+    assert closed.request("OPTIONS", "/page/config")[0] == 401
+
+
+def test_a_browser_without_the_key_is_sent_to_the_form(closed: Server):
+    for path in ("/page/", "/page", "/page/?__theme=dark"):
+        for given in ({}, {"Authorization": "Basic of-a-proxy"}):
+            status, headers, _ = closed.request("GET", path, headers=given)
+            assert (status, headers["location"]) == (303, "/login")
+    assert closed.request("GET", "/")[1]["location"] == "/page/"
+    status, headers, form = closed.request("GET", "/login")
+    assert status == 200 and headers["content-security-policy"]
+    assert '<label for="key">' in form and 'type="password"' in form and "<script" not in form
+    assert not re.search(r"https?:|url\(|@import", form)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_opens_the_page_and_nothing_else(closed: Server, key):
+    status, headers, _ = log_in(closed, f" {key}\n", Origin=closed.url)
+    assert (status, headers["location"]) == (303, "/page/")
+    value, *flags = headers["set-cookie"].split("; ")
+    assert value == cookie_of(key) and key not in headers["set-cookie"]
+    assert {flag.lower() for flag in flags} == {"httponly", "samesite=strict", "path=/page"}
+    for cookie in (value, f"other=1; {value}", f"inkling_page={'0' * 64}; {value}; inkling_page=x"):
+        given = {"Cookie": cookie}
+        assert closed.request("GET", "/page/", headers=given)[0] == 200
+        assert closed.request("GET", "/page/config", headers=given)[0] == 200
+        # The API wants the key itself, or another site could ask it in a visitor's name.
+        for path in ("/v1/models", "/metrics"):
+            assert refused(closed.request("GET", path, headers=given)) == "401 invalid_api_key"
+    for cookie in (f"x{value}", f"{value}0", value.upper(), value.replace("inkling_page", "inkling"), f'"{value}"'):
+        assert closed.request("GET", "/page/config", headers={"Cookie": cookie})[0] == 401
+
+
+def test_a_program_brings_the_key_to_the_page_as_it_does_to_the_api(closed: Server):
+    for path in ("/page/", "/page/config", "/v1/models"):
+        assert closed.request("GET", path, headers={"Authorization": f"Bearer {KEYS[0]}"})[0] == 200
+        assert closed.request("GET", path, headers={"Authorization": "Bearer x"})[0] == 401
+
+
+def test_the_cookie_is_for_tls_alone_where_there_is_tls(closed: Server):
+    cookie = log_in(closed, KEYS[0], **{"X-Forwarded-Proto": "https"})[1]["set-cookie"]
+    assert "Secure" in cookie
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"key=", b"key=wrong", b"key=first-ke", b"key=%ff%00", b"\xff\xfe", b"a=1&" * 5000, b"key[]=first-key"],
+)
+def test_a_wrong_key_is_told_in_the_form(closed: Server, body):
+    status, headers, form = closed.request("POST", "/login", body)
+    assert status == 401 and "set-cookie" not in headers
+    assert '<p role="alert">That is not a key of this server.</p>' in form and 'name="key"' in form
+    assert headers["content-security-policy"]
+
+
+def test_logging_out_takes_the_cookie_away(closed: Server):
+    status, headers, _ = closed.request("POST", "/logout", b"", headers={"Cookie": cookie_of(KEYS[0])})
+    assert (status, headers["location"]) == (303, "/login")
+    assert headers["set-cookie"].startswith('inkling_page=""') and "Max-Age=0" in headers["set-cookie"]
+    assert "Path=/page" in headers["set-cookie"]
+    assert closed.request("GET", "/logout")[0] == 405
+
+
+# -- how much ---------------------------------------------------------------------------------------
+
+
+def test_a_text_may_be_longer_than_a_request_but_not_endless(closed: Server):
+    given = {"Authorization": f"Bearer {KEYS[0]}", "Content-Type": "multipart/form-data; boundary=x"}
+
+    def upload(size: int) -> tuple[int, dict[str, str], object]:
+        head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n'
+        return closed.request("POST", "/page/gradio_api/upload", head + b"a" * size + b"\r\n--x--\r\n", headers=given)
+
+    assert upload(200_000)[0] == 200
+    assert upload(200_001)[0] == 413
+    assert refused(upload(2_000_000)) == "413 request_too_large"
+    # Everything else on the page keeps to the limit of requests.
+    status = closed.request("POST", "/page/gradio_api/queue/join", b"a" * 50_001, headers=given)
+    assert refused(status) == "413 request_too_large"
+
+
+def test_an_upload_has_time_while_it_gets_on_and_no_longer(closed: Server):
+    head = (
+        f"POST /page/gradio_api/upload HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEYS[0]}\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n\r\n"
+        '--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n'
+    ).encode()
+    end = b"\r\n--x--\r\n"
+    with socket.create_connection(("127.0.0.1", closed.port), timeout=30) as connection:
+        connection.sendall(head)
+        left = 1000 - (len(head) - head.index(b"\r\n\r\n") - 4) - len(end)
+        for _ in range(5):
+            time.sleep(0.7)
+            connection.sendall(b"a" * (left // 5))
+        connection.sendall(b"a" * (left - left // 5 * 5) + end)
+        assert b" 200 " in connection.recv(4096)
+    with socket.create_connection(("127.0.0.1", closed.port), timeout=30) as connection:
+        begun = time.monotonic()
+        connection.sendall(head)
+        assert b" 408 " in connection.recv(4096)
+        assert 1.5 < time.monotonic() - begun < 5
+
+
+def test_pages_that_are_only_open_take_no_request_s_place(closed: Server):
+    with contextlib.ExitStack() as stack:
+        for number in range(8):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", closed.port), timeout=10))
+            connection.sendall(
+                f"GET /page/gradio_api/heartbeat/h{number} HTTP/1.1\r\nHost: a\r\n"
+                f"Cookie: {cookie_of(KEYS[1])}\r\n\r\n".encode()
+            )
+            assert b" 200 " in connection.recv(4096)
+        for _ in range(3):
+            assert closed.request("GET", "/page/config", headers={"Cookie": cookie_of(KEYS[0])})[0] == 200
+        # They have as many places of their own.
+        given = {"Cookie": cookie_of(KEYS[0])}
+        assert refused(closed.request("GET", "/page/gradio_api/heartbeat/more", headers=given)).startswith("429")
+        assert closed.request("GET", "/v1/models", headers={"Authorization": f"Bearer {KEYS[0]}"})[0] == 200
+
+
+# -- in a browser -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_form_fits_a_phone(browser: Browser, closed: Server, scheme):
+    with contextlib.closing(browser.new_context(viewport={"width": 390, "height": 700}, color_scheme=scheme)) as visit:
+        page = visit.new_page()
+        page.goto(f"{closed.url}/page/")
+        box = page.get_by_label("API key").bounding_box()
+        assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 40
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        # The first thing that is typed goes into the field.
+        page.keyboard.type("wrong")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_have_text("That is not a key of this server.")
+
+
+def test_a_visitor_logs_in_and_the_server_ends_at_once_though_the_page_is_open(browser: Browser, serve: Serve):
+    with (
+        serve("gru", key="open sesame", page=True) as server,
+        contextlib.closing(browser.new_context()) as visit,
+    ):
+        page = visit.new_page()
+        page.set_default_timeout(PATIENCE)
+        console: list[str] = []
+        page.on("console", lambda message: console.append(message.text) if message.type == "error" else None)
+        page.goto(server.url)
+        assert page.url == f"{server.url}/login"
+        page.get_by_label("API key").fill("open sesame")
+        # With it the server learns when a visitor goes; it stays open till then.
+        with page.expect_request("**/heartbeat/*"):
+            page.get_by_role("button", name="Log in").click()
+        page.get_by_role("tab", name="Write").wait_for()
+        assert page.url == f"{server.url}/page/"
+        assert [cookie["name"] for cookie in visit.cookies()] == ["inkling_page"]
+        assert not console
+        begun = time.monotonic()
+        assert server.end() == 0
+        assert time.monotonic() - begun < 3

@@ -1,0 +1,121 @@
+"""The tab Train, as a visitor uses it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.page.conftest import OpenPage
+from tests.page.house import FOREIGN, foreign_page, refusal_of
+from tests.serve.conftest import Serve, Server, make_text
+
+pytestmark = pytest.mark.slow
+
+TEXT = make_text(400).encode()
+
+
+@pytest.fixture(scope="module")
+def studio(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose runs folder is for these tests alone."""
+    folder = tmp_path_factory.mktemp("studio")
+    shutil.copytree(runs / "gru", folder / "gru")
+    # With a run named, as a server usually has: what is trained is offered beside it.
+    with serve("gru", runs_dir=folder, page=True) as server:
+        yield server
+
+
+def give(page: Page, name: str, content: bytes) -> None:
+    page.locator("#train-file input[type=file]").set_input_files(
+        {"name": name, "mimeType": "text/plain", "buffer": content}
+    )
+    expect(page.locator("#train-file")).to_contain_text(re.sub(r"[^\w.]", "", name)[:4])
+
+
+def press_train(page: Page) -> None:
+    page.locator("#train-go").click()
+
+
+def status(page: Page):
+    return expect(page.locator("#train-status"))
+
+
+def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: OpenPage, studio: Server):
+    page = open_page("Train", url=studio.url)
+    status(page).to_contain_text("Nothing is being trained")
+    give(page, "hens & <b>foxes<i>.txt", TEXT)
+    press_train(page)
+    # Samples and a curve appear while it learns.
+    expect(page.locator("#train-samples figure").first).to_be_visible(timeout=40_000)
+    status(page).to_contain_text(re.compile(r"Step \d+ of [\d,]+ · loss \d\.\d\d · about .* left"))
+    expect(page.locator("#train-plot .line").first).to_be_visible()
+    assert page.locator("#train-status progress").get_attribute("value")
+    steps = [int(step) for step in re.findall(r"step (\d+) ", page.locator("#train-samples").inner_text())]
+    assert steps == sorted(steps, reverse=True)
+    # Who opens the page anew sees the same training.
+    other = open_page("Train", url=studio.url)
+    status(other).to_contain_text("Step")
+    expect(other.locator("#train-samples figure").first).to_be_visible()
+    other.get_by_role("button", name="Stop, and keep what it has learned").click()
+    for visitor in (page, other):
+        status(visitor).to_contain_text("what it had learned is kept")
+        status(visitor).to_contain_text(re.compile(r"guesses the next character right \d+% of the time"))
+        status(visitor).to_contain_text("go to Write")
+        expect(visitor.get_by_role("button", name="Stop, and keep")).to_be_hidden()
+    # The name that it came with is text, and names the run after being reduced to letters.
+    name = re.findall(r"run (\S+)", page.locator("#train-status").inner_text())[-1]
+    assert re.fullmatch(r"[\w.-]+-gru-char", name) and page.locator("#train-status i").count() == 0
+    text = studio.post("/v1/completions", model=name, prompt="the", max_tokens=20, seed=1)["choices"][0]["text"]
+    assert len(text) == 20
+    page.get_by_role("tab", name="Write").click()
+    expect(page.get_by_label("Model").locator("visible=true").first).to_be_visible()
+    page.get_by_label("Model").locator("visible=true").first.click()
+    expect(page.get_by_role("option", name=name)).to_be_visible()
+
+
+def test_a_second_training_waits_in_line_and_can_leave_it(open_page: OpenPage, studio: Server):
+    page = open_page("Train", url=studio.url)
+    for turn in range(2):
+        page.locator("#train-paste textarea").fill(TEXT.decode())
+        press_train(page)
+        expect(page.locator("#train-paste textarea")).to_have_value("")
+        status(page).to_contain_text("pasted text · GRU · 1 minute")
+        if turn:
+            status(page).to_contain_text("In line: 1 training before this one.")
+    page.get_by_role("button", name="Leave the line").click()
+    status(page).to_contain_text("Stopped before it had learned anything.")
+    # The other one is still there to be chosen, and stops before it has learned anything either.
+    page.get_by_label("Training", exact=True).click()
+    page.get_by_role("option", name=re.compile("pasted text.*(getting ready|training)")).click()
+    page.get_by_role("button", name="Stop, and keep what it has learned").click()
+    status(page).to_contain_text("Stopped")
+
+
+def test_what_is_no_text_is_refused_with_a_sentence(open_page: OpenPage, studio: Server):
+    page = open_page("Train", url=studio.url)
+    press_train(page)
+    expect(page.get_by_text("There is no text yet: drop a file, or paste one.")).to_be_visible()
+    give(page, "cafe.txt", b"caf\xe9")
+    press_train(page)
+    expect(page.get_by_text("cafe.txt is not UTF-8: byte 3 (line 1) is 0xe9.")).to_be_visible()
+    page.locator("#train-paste textarea").fill("Once upon a time")
+    press_train(page)
+    expect(page.get_by_text("There is a file and a pasted text")).to_be_visible()
+    page.locator("#train-file").get_by_label("Clear").last.click()
+    page.locator("#train-paste textarea").fill("a")
+    press_train(page)
+    status(page).to_contain_text("It failed. pasted text is too short to split")
+
+
+def test_who_comes_from_elsewhere_is_told_how_it_is_switched_on_and_refused(browser: Browser, studio: Server):
+    with foreign_page(browser, studio) as page:
+        page.get_by_role("tab", name="Train").click()
+        expect(page.get_by_text("lm serve --allow-training")).to_be_visible()
+        expect(page.locator("#train-go")).to_be_disabled()
+    for button, data in (("train-go", [None, TEXT.decode(), 1, "gru"]), ("train-stop", [None])):
+        assert "switched off for visitors from other machines" in refusal_of(studio, button, data, host=FOREIGN)
+        assert "--allow-training" in refusal_of(studio, button, data, host=FOREIGN)
