@@ -18,6 +18,10 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from lm.config import CorpusConfig
+from lm.corpora import open_corpus
+from lm.corpora.named import BUILTIN
+
 ROOT = Path(__file__).parents[1]
 IMAGES = Path(__file__).with_name("images")
 RUN = "shakespeare-gru"
@@ -93,9 +97,9 @@ def look(browser: Browser, url: str) -> None:
 def perplexity(browser: Browser, url: str) -> None:
     """A text that the model knows how to expect, with a line that it does not."""
     page = _open(browser, url, "Perplexity")
-    page.locator("#perplexity-text textarea").fill(TEXT)
-    page.get_by_role("button", name="Measure").click()
-    page.locator(".mark").nth(100).wait_for()
+    page.locator("#measured-text textarea").fill(TEXT)
+    page.locator("#measure").click()
+    page.locator("#measure-map .mark").nth(100).wait_for()
     page.wait_for_timeout(1500)
     _keep(page, "perplexity", full=True)
 
@@ -114,21 +118,26 @@ def compare(browser: Browser, url: str) -> None:
 def train(browser: Browser, url: str) -> None:
     """A training, some seconds in."""
     page = _open(browser, url, "Train")
-    from lm.corpora import open_corpus
-
-    text = "".join(open_corpus("shakespeare").splits["train"].chunks())
-    page.locator("#train-text textarea").fill(text[:300_000])
-    page.get_by_role("button", name="Train", exact=True).locator("visible=true").click()
-    page.wait_for_timeout(40_000)
-    _keep(page, "train", full=True)
-    page.get_by_role("button", name="Stop").locator("visible=true").first.click()
-    page.wait_for_timeout(10_000)
+    text = "".join(open_corpus(CorpusConfig(source=BUILTIN)).splits["train"].chunks())
+    page.locator("#train-file input[type=file]").set_input_files(
+        {"name": "python-topics.txt", "mimeType": "text/plain", "buffer": text.encode()}
+    )
+    page.wait_for_timeout(1500)
+    page.locator("#train-go").click()
+    page.wait_for_timeout(45_000)
+    _keep(page, "train", stays=True)
+    page.locator("#train-stop").click()
+    page.get_by_text("Stopped at step").wait_for()
+    page.context.close()
 
 
 def runs_tab(browser: Browser, url: str) -> None:
     """What there is."""
     page = _open(browser, url, "Runs")
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(1000)
+    for box in page.locator("#runs-table input[type=checkbox]").all():
+        box.check()
+    page.wait_for_timeout(1000)
     _keep(page, "runs")
 
 
@@ -151,12 +160,13 @@ def _open(
     return page
 
 
-def _keep(page: Page, name: str, *, full: bool = False) -> None:
+def _keep(page: Page, name: str, *, full: bool = False, stays: bool = False) -> None:
     page.mouse.move(0, 0)
     picture = Image.open(io.BytesIO(page.screenshot(full_page=full))).convert("RGB")
     picture.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE).save(IMAGES / f"{name}.png", optimize=True)
     print(f"{name}.png: {(IMAGES / f'{name}.png').stat().st_size:,} bytes")  # noqa: T201
-    page.context.close()
+    if not stays:
+        page.context.close()
 
 
 if __name__ == "__main__":

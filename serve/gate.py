@@ -30,7 +30,8 @@ OPEN_PATHS = ("/health", "/health/ready", "/docs", "/openapi.json")
 """What needs no key, and is answered however busy the server is."""
 READING = ("GET", "HEAD", "OPTIONS")
 GRADIO = f"{PAGE}/gradio_api/"
-UPLOAD = f"{GRADIO}upload"
+UPLOADS = (f"{GRADIO}upload", f"{GRADIO}queue/join")
+"""What may be as long as a text that is dropped, or pasted."""
 UPLOAD_EXTRA = 65_536
 """What a form adds to the file in it."""
 STREAMS = (f"{GRADIO}heartbeat/", f"{GRADIO}queue/data", f"{GRADIO}upload_progress")
@@ -72,7 +73,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        body = _Body(receive, self._options, upload=scope["path"].rstrip("/") == UPLOAD)
+        body = _Body(receive, self._options, upload=scope["path"].rstrip("/") in UPLOADS)
         visit = _Visit(scope, headers, body, send)
         stream = visit.path.startswith(STREAMS)
         self._count(1, stream=stream)

@@ -5,6 +5,8 @@
     drawing.py    from what a visitor asks for to the engine, and back
     controls.py   the knobs, made from SamplingOptions; the model picker
     marks.py      tokens as coloured marks; what might come next as bars
+    curves.py     curves, of a training or along a text
+    surprise.py   what a text that was read tells
     sharing.py    the same text from the command line, curl or Python
     tabs/         one file a tab: `build(page)`
 

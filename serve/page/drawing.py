@@ -29,6 +29,9 @@ from serve.writing import beside
 PACE_SECONDS = 0.08
 """Between two looks at a text that is being written: quick to the eye, and little work for many visitors."""
 
+LONGEST_TOKEN = 16
+"""Characters of a token, on average, in the longest text that is read."""
+
 Prompt = str | tuple[int, ...]
 """A text, read after the model's start token; or exactly the ids to read."""
 
@@ -163,6 +166,10 @@ async def _prefill(page: Page, lease: Lease, request: Request) -> Generation:
 
 async def _ids(page: Page, model: Model, prompt: Prompt) -> tuple[int, ...]:
     if isinstance(prompt, str):
+        most = LONGEST_TOKEN * page.options.max_prompt_tokens
+        if len(prompt) > most:
+            # Before it is cut into tokens, which takes time.
+            raise RequestError(400, f"The text has {len(prompt):,} characters: the page reads at most {most:,}.")
         ids = await beside(len(prompt), lambda: model.tokens.read_from(prompt))
     else:
         ids = prompt

@@ -241,11 +241,11 @@ _BARS_CSS = """
 .said { margin: 0 0 .35rem; min-height: 4.5em; line-height: 1.5; overflow-wrap: anywhere; }
 .how { margin-left: auto; }
 .rows { display: flex; flex-direction: column; gap: 1px; }
-.legend { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem; color: var(--body-text-color-subdued); font-size: .82rem;
-  margin-bottom: .4rem; }
+.legend { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem; margin-bottom: .4rem;
+  color: var(--body-text-color-subdued); font-size: .82rem; }
 .legend b { color: var(--body-text-color); }
 .key { display: inline-block; width: 1.1rem; height: .55rem; border-radius: 2px; }
-.key.after { margin-left: .8rem; }
+.key.after { margin-left: .5rem; }
 .key.before, .lane.before { background: color-mix(in srgb, var(--primary-500) 35%, transparent); }
 .key.after, .lane.after { background: var(--primary-500); }
 .bar, .rest { display: grid; grid-template-columns: 5rem 1fr 3.2rem 3.2rem; gap: .5rem;

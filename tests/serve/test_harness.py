@@ -102,7 +102,11 @@ def harness(
 
 @pytest.mark.parametrize(
     ("model", "max_length", "batch"),
-    [("transformer", CONTEXT + 2, 1), ("transformer", CONTEXT + 2, 4), ("pieces", 4000, 2)],
+    [
+        ("transformer", CONTEXT + 2, 4),
+        ("pieces", 4000, 2),
+        pytest.param("transformer", CONTEXT + 2, 1, marks=pytest.mark.soak),
+    ],
 )
 def test_perplexities_are_those_of_lm_eval_under_the_same_windows(
     serve: Serve, runs, tmp_path, model, max_length, batch
@@ -122,6 +126,7 @@ def test_perplexities_are_those_of_lm_eval_under_the_same_windows(
     assert found["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=5e-5)
 
 
+@pytest.mark.soak
 def test_choices_and_free_answers_are_those_of_the_run(serve: Serve, runs, tmp_path):
     (tmp_path / "choices").mkdir()
     (tmp_path / "until").mkdir()

@@ -56,7 +56,7 @@ _NO_CHART = (
     "<p class='said'>Type a prompt and press Enter: here you see what the model would write next, and how the knobs "
     "below change that.</p>"
 )
-_PICKS = "Pick one to go on with it"
+_PICKS = "Pick one to go on."
 
 
 @dataclass(frozen=True)

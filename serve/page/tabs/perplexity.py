@@ -15,7 +15,8 @@ from lm.corpora.text import decode_file
 from lm.evaluation.report import Report
 from serve.errors import RequestError
 from serve.page.controls import model_picker
-from serve.page.drawing import read
+from serve.page.curves import CURVES_CSS, Curve, curves_html
+from serve.page.drawing import LONGEST_TOKEN, read
 from serve.page.marks import (
     MOST_MARKS,
     SCALE_CSS,
@@ -32,8 +33,6 @@ from serve.page.surprise import TOP, Difference, Study, compare, smoothed, study
 MOST_WORDS = 10
 MOST_NAMED = 8
 """Unknown symbols."""
-LONGEST_TOKEN = 16
-"""Characters that a token may have on average, at the most: a file with more than that is not read in vain."""
 _STRONG = {True: 3.0, False: 6.0}
 """Nats of difference at which a token, or else a word, has its full colour."""
 _WARM, _COOL = "#f97316", "#0ea5e9"
@@ -83,10 +82,7 @@ def build(page: Page) -> None:
         which = gr.Radio([], show_label=False, container=False, visible=False, elem_id="measure-map-choice")
         scale = gr.HTML("", elem_id="measure-scale", css_template=SCALE_CSS, apply_default_css=False)
         shown = Marks("", elem_id="measure-map")
-        plot = gr.LinePlot(
-            None, x="character", y="nats", color="model", x_title="character of the text",
-            y_title="nats per character", color_title=" ", height=240, elem_id="measure-plot", show_label=False,
-        )  # fmt: skip
+        plot = gr.HTML("", css_template=CURVES_CSS, apply_default_css=False, elem_id="measure-plot")
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 figures = gr.HTML("", elem_id="measure-figures", css_template=_REPORT_CSS, apply_default_css=False)
@@ -130,8 +126,7 @@ def build(page: Page) -> None:
         studies = []
         for each in (name, other) if both else (name,):
             now = f"<p class='hint'>Reading {len(text):,} characters with {safe(str(each))} …</p>"
-            # A plot that stays on the page would keep the models that it was first made for.
-            yield {note: gr.update(value=now, visible=True), plot: gr.update(visible=False)}
+            yield {note: gr.update(value=now, visible=True)}
             studies.append(await studied(text, each))
         yield {
             note: gr.update(visible=False),
@@ -295,18 +290,12 @@ def _difference_map(difference: Difference, studies: Sequence[Study], names: Seq
     return marks_html(marks())
 
 
-def _plot(studies: Sequence[Study], names: Sequence[str]) -> Any:
-    # Comes with gradio.
-    import pandas as pd  # type: ignore[import-untyped]
-
-    rows: dict[str, list[Any]] = {"character": [], "nats": [], "model": []}
-    for known, name in zip(studies, names, strict=True):
-        places, nats = smoothed(known.running)
-        rows["character"] += places
-        rows["nats"] += nats
-        rows["model"] += [name] * len(places)
-    colors = dict(zip(names, (_WARM, _COOL), strict=False))
-    return gr.LinePlot(pd.DataFrame(rows), color_map=colors, visible=True)
+def _plot(studies: Sequence[Study], names: Sequence[str]) -> str:
+    curves = [
+        Curve(name, list(zip(*smoothed(known.running), strict=True)), colour)
+        for known, name, colour in zip(studies, names, (_WARM, _COOL), strict=False)
+    ]
+    return curves_html(curves, x_title="character of the text", y_title="nats per character, smoothed")
 
 
 # -- tables -------------------------------------------------------------------------------------------

@@ -11,9 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import lm
-from tests.serve.conftest import CONTEXT, Serve, Server, runs, serve
-
-__all__ = ["OpenPage", "runs", "serve"]
+from tests.serve.conftest import CONTEXT, MODELS, Serve, Server
 
 PATIENCE = 20_000
 """Milliseconds that a test waits for something to appear."""
@@ -22,19 +20,25 @@ expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
-def site(serve: Serve, runs: Path) -> Iterator[Server]:
+def site(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`lm serve` of all runs, and of one called "slow", with the page."""
+    folder = tmp_path_factory.mktemp("site")
+    for name in MODELS:
+        shutil.copytree(runs / name, folder / name)
     size = {"model.hidden_size": 512, "model.num_heads": 8, "model.num_layers": 8, "model.context_length": CONTEXT}
     text = str(runs / "text.txt")
     overrides = {**size, "training.max_steps": 1, "training.batch_size": 1, "training.bptt": 8}
-    lm.train(text, lm.compose(text, preset="transformer-char", overrides=overrides), name="slow", runs_dir=runs)
-    with serve("gru", "transformer", "words", "pieces", "slow", page=True) as server:
+    lm.train(text, lm.compose(text, preset="transformer-char", overrides=overrides), name="slow", runs_dir=folder)
+    with serve("gru", "transformer", "words", "pieces", "slow", runs_dir=folder, page=True) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for all tests; its absence is a failure, not a skip."""
+    """One Chromium for the tests of a file; its absence is a failure, not a skip.
+
+    Not for all files: while it runs, nothing else in this process can run an event loop.
+    """
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert path is not None, "The page is tested in Chromium: apt-get install chromium"
     with sync_playwright() as playwright:

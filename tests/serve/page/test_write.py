@@ -14,8 +14,8 @@ from playwright.sync_api import Page, expect
 
 import lm
 from cli import main as program
-from tests.page.conftest import OpenPage
 from tests.serve.conftest import Server
+from tests.serve.page.conftest import OpenPage
 
 ROOT = Path(program.__file__).parents[1]
 
@@ -160,7 +160,7 @@ def test_several_samples_stand_side_by_side_and_one_is_taken(open_page: OpenPage
 def choose(page: Page, model: str) -> None:
     """Pick a model in the tab that is shown."""
     page.get_by_role("combobox").locator("visible=true").first.click()
-    page.get_by_role("option", name=model).click()
+    page.get_by_role("option", name=re.compile(f"^{model} ")).click()
 
 
 def test_stop_keeps_what_is_written_and_frees_the_slot(open_page: OpenPage, site: Server) -> None:

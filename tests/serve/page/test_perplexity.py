@@ -19,8 +19,8 @@ from lm.tokenizers.byte import ByteOptions, ByteTokenizer
 from lm.tokenizers.char import CharOptions, CharTokenizer
 from lm.tokenizers.word import WordOptions, WordTokenizer
 from serve.page.surprise import MOST_POINTS, Difference, smoothed, token_ends, word_bounds
-from tests.page.conftest import OpenPage
 from tests.serve.conftest import CONTEXT, make_text
+from tests.serve.page.conftest import OpenPage
 
 SHORT = "the cat sat on a mat.\n"
 LONG = make_text(3, seed=11)
@@ -146,7 +146,7 @@ def test_two_models_are_held_side_by_side(open_page: OpenPage, runs: Path) -> No
     assert re.fullmatch(
         r"gru \d+\.\d\d nats, transformer \d+\.\d\d nats", str(marks(page).nth(4).get_attribute("title"))
     )
-    expect(page.locator("#measure-plot .mark-line path")).to_have_count(2)
+    expect(page.locator("#measure-plot path.line")).to_have_count(2)
     page.get_by_label("transformer", exact=True).locator("visible=true").check()
     expect(marks(page, ".less")).to_have_count(0)
     expect(page.locator("#measure-scale")).to_contain_text("expected")

@@ -8,13 +8,13 @@ import pytest
 from playwright.sync_api import expect
 
 import lm
-from tests.page.conftest import OpenPage
-from tests.page.test_write import paper, press, set_knob
+from tests.serve.page.conftest import OpenPage
+from tests.serve.page.test_write import paper, press, set_knob
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("visitors", [6, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("visitors", [4, pytest.param(20, marks=pytest.mark.soak)])
 def test_pages_that_write_at_once_do_not_disturb_each_other(open_page: OpenPage, runs: Path, visitors: int) -> None:
     pages = [open_page() for _ in range(visitors)]
     for number, page in enumerate(pages):

@@ -12,9 +12,9 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 import lm
 from lm.checkpoint import RunFolder
-from tests.page.conftest import OpenPage
-from tests.page.house import FOREIGN, foreign_page, refusal_of
 from tests.serve.conftest import Serve, Server
+from tests.serve.page.conftest import OpenPage
+from tests.serve.page.house import FOREIGN, foreign_page, refusal_of
 
 pytestmark = pytest.mark.slow
 

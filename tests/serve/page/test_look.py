@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from lm.generation.request import Request, Score
 from lm.tokenizers.char import CharOptions, CharTokenizer
 from serve.page.marks import Mark, marks_html, percent, score_note, surprise_strength
 from serve.page.tabs.look import Spot, Story, chart_html
-from tests.page.conftest import OpenPage
-from tests.page.test_write import set_knob
+from tests.serve.page.conftest import OpenPage
+from tests.serve.page.test_write import set_knob
 
 PROMPT = "the cat "
 NASTY = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'> {{value}} ${1 + 1} &amp;"
@@ -65,7 +66,7 @@ def said(page: Page) -> Locator:
 
 def choose_model(page: Page, name: str) -> None:
     page.get_by_role("combobox", name="Model", exact=True).locator("visible=true").click()
-    page.get_by_role("option", name=name).locator("visible=true").click()
+    page.get_by_role("option", name=re.compile(rf"^{name}\b")).locator("visible=true").click()
 
 
 @slow

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.page.conftest import OpenPage
-from tests.page.house import FOREIGN, foreign_page, refusal_of
 from tests.serve.conftest import Serve, Server, make_text
+from tests.serve.page.conftest import OpenPage
+from tests.serve.page.house import FOREIGN, foreign_page, refusal_of
 
 pytestmark = pytest.mark.slow
 
