@@ -89,7 +89,7 @@ def look(browser: Browser, url: str) -> None:
     page.get_by_role("button", name="Write", exact=True).locator("visible=true").click()
     page.locator(".mark").nth(40).wait_for()
     page.wait_for_timeout(1000)
-    page.locator(".mark").nth(12).click()
+    page.locator(".mark").first.click()
     page.wait_for_timeout(800)
     _keep(page, "look")
 

@@ -118,8 +118,8 @@ def build(page: Page) -> None:
             )  # fmt: skip
             picker = model_picker(page)
             with gr.Row(elem_classes="knobs"):
-                go = gr.Button("Write", variant="primary", min_width=90, elem_id="look-write")
-                stop = gr.Button("Stop", variant="stop", min_width=70, elem_id="look-stop")
+                go = gr.Button("Write", variant="primary", size="md", min_width=90, elem_id="look-write")
+                stop = gr.Button("Stop", size="md", min_width=70, elem_id="look-stop")
             shown = Marks(_NO_TEXT, elem_id="look-text")
             status = gr.HTML("", elem_classes="note", elem_id="look-status", css_template=SCALE_CSS)
         with gr.Column(scale=2, min_width=300):
