@@ -21,8 +21,8 @@ help: ## This list
 demo: $(VENV)/.installed ## Train on the built-in corpus, report and sample, in two minutes
 	$(BIN)/lm demo
 
-test: $(VENV)/.installed-test ## The whole suite
-	$(PYTEST) --durations=15 $(PYTEST_ARGS)
+test: $(VENV)/.installed-test ## The whole suite, two files at a time
+	$(PYTEST) -n 2 --dist loadfile --durations=15 $(PYTEST_ARGS)
 
 coverage: $(VENV)/.installed-test ## The whole suite, and which lines it reaches: a third slower
 	$(PYTEST) --cov --cov-report=term $(PYTEST_ARGS)

@@ -35,8 +35,9 @@ COUNTS = ("tokens", "characters", "bytes", "unknown_tokens", "context")
 def build(page: Page) -> None:
     """The tab."""
     runs_dir = page.options.runs_dir
-    # Its event `choose` tells the names of the rows that are ticked.
     table = gr.HTML("", css_template=_CSS, js_on_load=_TABLE_JS, apply_default_css=False, elem_id="runs-table")
+    # Filled by _TICKED when it is asked for: an event that has to wait for another one arrives without its data.
+    ticked = gr.JSON([], visible=False)
     chosen: gr.State = gr.State([])
     with gr.Row(visible=False) as tools:
         delete = gr.Button("Delete …", size="sm", min_width=120, elem_id="runs-delete", scale=0)
@@ -83,9 +84,8 @@ def build(page: Page) -> None:
         seen = await look(names, by, request)
         return {table: await asyncio.to_thread(_table, runs_dir, seen[chosen]), **seen}
 
-    async def on_choose(by: str, request: gr.Request, event: gr.EventData) -> dict[Any, Any]:
-        names = event.names if isinstance(event.names, list) else []
-        return await look([str(name) for name in names], by, request)
+    async def on_choose(by: str, names: Any, request: gr.Request) -> dict[Any, Any]:
+        return await look([str(name) for name in names] if isinstance(names, list) else [], by, request)
 
     async def on_ask(names: list[str], request: gr.Request) -> dict[Any, Any]:
         if not page.may_change(request):
@@ -117,7 +117,7 @@ def build(page: Page) -> None:
     assert isinstance(tab, gr.Tab), "a tab is built inside of one"
     tab.select(told(on_open), [chosen, axis], [table, *views], **QUIET)
     # Of several ticks in a row none may be lost, nor overtaken by the answer to an earlier one.
-    table.choose(told(on_choose), axis, views, trigger_mode="always_last", **QUIET)
+    table.choose(told(on_choose), [axis, ticked], views, js=_TICKED, trigger_mode="always_last", **QUIET)
     axis.input(told(look), [chosen, axis], views, trigger_mode="always_last", **QUIET)
     delete.click(told(on_ask), chosen, asking, **QUIET)
     no.click(told(on_keep), chosen, [tools, *asking], **QUIET)
@@ -182,12 +182,8 @@ def _plain(markdown: str) -> str:
 # -- how it looks -------------------------------------------------------------------------------------
 
 
-_TABLE_JS = """
-element.addEventListener('change', () => {
-  const ticked = [...element.querySelectorAll('input:checked')];
-  trigger('choose', { names: ticked.map((box) => box.value) });
-});
-"""
+_TABLE_JS = "element.addEventListener('change', () => trigger('choose'));"
+_TICKED = "(by) => [by, [...document.querySelectorAll('#runs-table input:checked')].map((box) => box.value)]"
 _HEADS = ("", "run", "model", "text", "step", "bits per byte", "size", "date")
 
 

@@ -17,6 +17,7 @@ from lm.generation.request import Request, Score
 from lm.tokenizers.char import CharOptions, CharTokenizer
 from serve.page.marks import Mark, marks_html, percent, score_note, surprise_strength
 from serve.page.tabs.look import Spot, Story, chart_html
+from tests.serve.conftest import Server
 from tests.serve.page.conftest import OpenPage
 from tests.serve.page.test_write import set_knob
 
@@ -170,13 +171,15 @@ def test_tokens_that_are_not_characters_are_marks_too(open_page: OpenPage, runs:
 
 
 @slow
-def test_what_was_written_when_stop_is_pressed_stays_and_can_be_looked_at(open_page: OpenPage) -> None:
+def test_what_was_written_when_stop_is_pressed_stays_and_can_be_looked_at(open_page: OpenPage, site: Server) -> None:
     page = open_page("Look")
+    choose_model(page, "slow")
     set_knob(page, "Length", 4000)
     page.locator("#look-write").click()
     expect(marks(page).nth(20)).to_be_attached()
     page.locator("#look-stop").click()
-    expect(bars(page)).not_to_have_count(0)
+    site.wait_idle()
+    page.wait_for_timeout(300)
     count = marks(page).count()
     page.wait_for_timeout(400)
     assert marks(page).count() == count

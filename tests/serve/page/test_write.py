@@ -64,6 +64,9 @@ def test_the_text_is_the_one_that_the_library_and_the_command_line_give_for_the_
     text = write(page)
     assert text == "the cat " + lm.load("gru", runs_dir=runs).sample("the cat ", max_tokens=60, top_k=20, seed=7)
     expect(page.locator("#write-status")).to_contain_text("60 tokens · ")
+    with page.expect_download() as download:
+        press(page, "Download")
+    assert Path(download.value.path()).read_text("utf-8") == text
     expect(page.locator("#write-status")).to_contain_text("seed 7")
 
     page.get_by_text("Exactly this text again").click()
