@@ -36,7 +36,8 @@ _WATCH = """() => {
   const paper = document.querySelector('#paper textarea');
   const before = paper.value.length;
   window.pressed = performance.now();
-  [...document.querySelectorAll('[role=tabpanel] button')].find((button) => button.textContent.trim() === 'Write').click();
+  const buttons = [...document.querySelectorAll('[role=tabpanel] button')];
+  buttons.find((button) => button.textContent.trim() === 'Write').click();
   const look = () => {
     if (paper.value.length > before) window.first = performance.now() - window.pressed;
     else requestAnimationFrame(look);
