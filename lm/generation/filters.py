@@ -55,8 +55,11 @@ def ban(logits: npt.NDArray[np.floating[Any]], tokens: Sequence[int] | Places) -
     """Mask some tokens; the first of the filters, which takes a decoder's float32 and gives float64."""
     masked = logits.astype(np.float64)
     if len(tokens) == 1:
-        # A fifth of the time of a list of one.
-        masked[:, tokens[0]] = -np.inf
+        # A fraction of the time of a list of one.
+        if len(masked) == 1:
+            masked[0, tokens[0]] = -np.inf
+        else:
+            masked[:, tokens[0]] = -np.inf
     elif len(tokens):
         masked[:, tokens] = -np.inf
     return masked
@@ -138,10 +141,19 @@ def keep_top_k(logits: Logits, top_k: int) -> Logits:
     size = logits.shape[-1]
     if top_k >= size:
         return logits.copy()
+    if len(logits) == 1 and size <= _SMALL:
+        # A short row is put in order as quickly as it is parted, and then shows its equals.
+        ordered = logits.copy()
+        ordered.sort()
+        border = ordered.item(size - top_k)
+        if ordered.item(size - top_k - 1) < border:
+            filtered = logits.copy()
+            np.putmask(filtered, logits < border, _MASKED)
+            return filtered
     parted = logits.copy()
     parted.partition(size - top_k, axis=-1)
-    border = parted[:, size - top_k, None] if len(logits) > 1 else parted.item(size - top_k)
-    return _keep_from(logits, border, top_k)
+    borders = parted[:, size - top_k, None] if len(logits) > 1 else parted.item(size - top_k)
+    return _keep_from(logits, borders, top_k)
 
 
 def _keep_from(logits: Logits, border: Logits | float, count: int | npt.NDArray[np.int64]) -> Logits:
@@ -153,7 +165,7 @@ def _keep_from(logits: Logits, border: Logits | float, count: int | npt.NDArray[
         masked |= equal & (equal.cumsum(axis=-1) > room)
     # Half the time of np.where.
     filtered = logits.copy()
-    np.putmask(filtered, masked, -np.inf)
+    np.putmask(filtered, masked, _MASKED)
     return filtered
 
 
