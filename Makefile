@@ -10,6 +10,8 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 PYTEST := $(BIN)/python -m pytest
+# Two files at a time; what one test makes for the others of its file stays together.
+TWO := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test coverage test-fast soak check format bench options screenshots wheel clean
@@ -22,13 +24,13 @@ demo: $(VENV)/.installed ## Train on the built-in corpus, report and sample, in 
 	$(BIN)/lm demo
 
 test: $(VENV)/.installed-test ## The whole suite, two files at a time
-	$(PYTEST) -n 2 --dist loadfile --durations=15 $(PYTEST_ARGS)
+	$(PYTEST) $(TWO) --durations=15 $(PYTEST_ARGS)
 
 coverage: $(VENV)/.installed-test ## The whole suite, and which lines it reaches: a third slower
 	$(PYTEST) --cov --cov-report=term $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.installed-test ## What takes milliseconds: less than a minute
-	$(PYTEST) -m "not slow and not soak" $(PYTEST_ARGS)
+	$(PYTEST) $(TWO) -m "not slow and not soak" $(PYTEST_ARGS)
 
 soak: $(VENV)/.installed-test ## The checks that take minutes
 	$(PYTEST) -m soak --durations=0 $(PYTEST_ARGS)
