@@ -75,11 +75,25 @@ class State:
         return replace(self, tensors={name: change(tensor) for name, tensor in self.tensors.items()})
 
 
+@dataclass(frozen=True)
+class TrainingLoss:
+    """What a training step gets from a batch."""
+
+    objective: Tensor
+    """What is minimised: a scalar in fp32 with a gradient."""
+    nats: Tensor
+    """Nats per token of this batch without smoothing or penalties: a scalar without gradient."""
+    state: State
+    logits: Tensor | None = None
+    """(B, T, V) without gradient; None where they were never made."""
+
+
 class LanguageModel(nn.Module, ABC):
     """A distribution over the next token, given the tokens before it."""
 
     Options: ClassVar[type[ModelOptions]]
-    trained_by: ClassVar[Literal["gradient", "counting"]] = "gradient"
+    trained_by: ClassVar[Literal["gradient", "counting", "both"]] = "gradient"
+    """By steps, by `fit` alone, or by steps after `fit`."""
     batching: ClassVar[Literal["streams", "random"]] = "streams"
     """How it is trained unless `training.batching` says otherwise."""
 
@@ -105,8 +119,26 @@ class LanguageModel(nn.Module, ABC):
             logits (B, T, V) float, and the state of B rows. Feeding a text in chunks gives the logits of one pass.
         """
 
+    def training_loss(
+        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+    ) -> TrainingLoss:
+        """The loss of a batch; a model overrides it where training sees more, or less, than the logits.
+
+        Args:
+            ids: (B, T) int64.
+            targets: (B, T) int64: targets[b, t] follows ids[b, t].
+            state: as for `forward`.
+            label_smoothing: probability mass of the objective that is spread over all tokens.
+        """
+        logits, state = self(ids, state)
+        logits = logits.float()
+        flat, wanted = logits.flatten(0, 1), targets.flatten()
+        objective = F.cross_entropy(flat, wanted, label_smoothing=label_smoothing)
+        nats = objective.detach() if label_smoothing == 0 else F.cross_entropy(flat.detach(), wanted)
+        return TrainingLoss(objective, nats, state, logits.detach())
+
     def fit(self, ids: npt.NDArray[Any]) -> None:
-        """Learn from a whole split at once; only models with `trained_by = "counting"`.
+        """Learn from a whole split at once; only models that are trained by counting.
 
         Args:
             ids: (N + 1,) the start token, then the N tokens of the training split.

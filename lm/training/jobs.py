@@ -307,7 +307,7 @@ def _same_corpus(run: Run, data_dir: Path | None, progress: Progress | None) -> 
 
 
 def _counts(config: RunConfig) -> bool:
-    """Whether the model is trained by counting: in one go, without steps."""
+    """Whether the model is trained by counting alone: in one go, without steps."""
     return MODELS.resolve(config.model.type).trained_by == "counting"
 
 

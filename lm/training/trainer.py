@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lm.checkpoint import MODEL, RunFolder
@@ -134,15 +133,14 @@ class Trainer:
         batch = self.batches.batch(index)
         inputs, targets = (torch.from_numpy(array).to(self.device) for array in (batch.inputs, batch.targets))
         with autocast(self.device, self.precision):
-            logits, after = self.model(inputs, None if batch.fresh else self.hidden)
-        self.hidden = after.detach() if self.carries else None
-        logits, targets = logits.float().flatten(0, 1), targets.flatten()
+            found = self.model.training_loss(
+                inputs, targets, None if batch.fresh else self.hidden, label_smoothing=self.config.label_smoothing
+            )
+        self.hidden = found.state.detach() if self.carries else None
         if self._logs_at(self.state.step + 1):
-            self._accuracy = float((logits.detach().argmax(dim=1) == targets).float().mean())
-        objective = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
-        if self.config.label_smoothing == 0:
-            return float(objective.detach()), objective
-        return float(F.cross_entropy(logits.detach(), targets)), objective
+            logits = found.logits
+            self._accuracy = None if logits is None else float((logits.argmax(dim=-1) == targets).float().mean())
+        return float(found.nats), found.objective
 
     def _clear_gradients(self) -> None:
         for optimizer in self.optimizers:
