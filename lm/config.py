@@ -141,6 +141,14 @@ class TrainingConfig(Options):
         1, ge=1, description="Validations without a better loss before the plateau schedule decays."
     )
 
+    average_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Validate and keep an average of the weights that looks back on this share of the steps so far; "
+        "none: the weights of the last step.",
+    )
+
     # -- precision and machine --------------------------------------------------------------------
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="Number format of the matrix products; default: bf16 on a GPU that has it, else fp32."

@@ -66,6 +66,8 @@ def save(trainer: Trainer) -> None:
     }
     if trainer.device.type == "cuda":
         tensors["random"]["cuda"] = torch.cuda.get_rng_state(trainer.device).numpy()
+    if trainer.average is not None:
+        tensors["average"] = trainer.average.arrays()
     if trainer.hidden is not None:
         tensors["hidden"] = {name: tensor.float().cpu().numpy() for name, tensor in trainer.hidden.tensors.items()}
     state = {
@@ -91,6 +93,8 @@ def load(trainer: Trainer) -> None:
         trainer.state = TrainState(**state["train_state"])
         trainer.model.load_arrays(tensors["model"])
         load_optimizer_arrays(trainer.optimizers, tensors["optimizer"])
+        if trainer.average is not None:
+            trainer.average.load_arrays(tensors["average"])
         trainer.scaler.load_state_dict(state["scaler"] if trainer.scaler.is_enabled() else {})
         torch.set_rng_state(torch.from_numpy(tensors["random"]["cpu"].copy()))
         if trainer.device.type == "cuda" and "cuda" in tensors["random"]:

@@ -33,6 +33,7 @@ from lm.errors import NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
 from lm.models.base import LanguageModel, State
 from lm.training import resuming
+from lm.training.averaging import WeightAverage
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
 from lm.training.nonfinite import first_nonfinite
 from lm.training.optimizers import make_optimizers
@@ -82,6 +83,8 @@ class Trainer:
         # The fused AdamW and a gradient scaler do not meet on every device; fp16 takes the plain one.
         self.optimizers = make_optimizers(model, config, fused=self.precision != "fp16" and self.device.type != "mps")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        share = config.average_share
+        self.average = None if share is None else WeightAverage(self.model, share)
         self.state = TrainState()
         self.hidden: State | None = None
         self._signal: int | None = None
@@ -127,6 +130,8 @@ class Trainer:
         self.scaler.update()
         self._clear_gradients()
         state.step += 1
+        if self.average is not None:
+            self.average.update(state.step)
         return total
 
     def _forward(self, index: int) -> tuple[float, Tensor]:
@@ -234,7 +239,7 @@ class Trainer:
         self.state.stop_reason = reason
         if self.state.best_step is None:
             # Stopped before the first validation: what was learned is still the best there is.
-            self.folder.write_best(self.model.arrays(), step=self.state.step, valid_loss=None)
+            self.folder.write_best(self._weights(), step=self.state.step, valid_loss=None)
         self.save()
         end = End(
             reason,
@@ -331,14 +336,23 @@ class Trainer:
                 callback.on_validation(done, total)
 
         # While training, windows do not overlap and a carried state is read in rows: quick, and the same every time.
-        return score(
-            self.model,
-            ids,
-            precision=self.precision,
-            rows=VALIDATION_ROWS,
-            stride=self.model.context_length,
-            progress=progress if report else None,
-        )
+        with self._averaged():
+            return score(
+                self.model,
+                ids,
+                precision=self.precision,
+                rows=VALIDATION_ROWS,
+                stride=self.model.context_length,
+                progress=progress if report else None,
+            )
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the model has the weights that are validated and kept: the averaged ones, where there are any."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+
+    def _weights(self) -> dict[str, Any]:
+        with self._averaged():
+            return self.model.arrays()
 
     def _write_row(self, validates: bool) -> None:
         state, losses = self.state, [loss for loss in self._losses if math.isfinite(loss)]
@@ -380,7 +394,7 @@ class Trainer:
         )
         if better:
             state.best_loss, state.best_step, state.stalls, state.rate_stalls = loss, state.step, 0, 0
-            self.folder.write_best(self.model.arrays(), step=state.step, valid_loss=loss)
+            self.folder.write_best(self._weights(), step=state.step, valid_loss=loss)
         else:
             state.stalls += 1
             state.rate_stalls += 1
@@ -401,7 +415,7 @@ class Trainer:
         epoch = self._epoch_steps.get(step)
         if epoch is None and (every is None or step % every):
             return False
-        self.folder.write_step(f"step-{step}", self.model.arrays(), step=step, epoch=epoch)
+        self.folder.write_step(f"step-{step}", self._weights(), step=step, epoch=epoch)
         if self.config.keep_checkpoints is not None:
             own = {f"step-{step}" for step in self._epoch_steps}
             kept = [name for name in self.folder.kept_states() if re.fullmatch(r"step-\d+", name) and name not in own]

@@ -98,6 +98,12 @@ def test_half_and_half_equals_straight_for_every_optimizer(make_trainer: Make, o
     assert_same(*(run_to_end(make_trainer, "transformer", settings, stop=stop) for stop in (None, 7)))
 
 
+@pytest.mark.parametrize("model", ["gru", "transformer"])
+def test_half_and_half_equals_straight_with_averaged_weights(make_trainer: Make, model: str) -> None:
+    settings = {**RICH, "average_share": 0.3}
+    assert_same(*(run_to_end(make_trainer, model, settings, stop=stop) for stop in (None, 7)))
+
+
 @pytest.mark.parametrize("stop", [1, 4, 8, 15])
 def test_a_plateau_is_remembered_wherever_the_run_was_stopped(
     make_trainer: Make, monkeypatch: pytest.MonkeyPatch, stop: int
