@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -79,7 +79,11 @@ def deterministic(device: torch.device) -> Iterator[None]:
     """Only deterministic kernels on the CPU; on a GPU, where some have no such form, torch says which."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(device.type == "cpu" or before)
+    settings: Any = torch.utils.deterministic
+    # By default torch then writes over all new memory first, which only hides what reads it before writing.
+    fills, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        settings.fill_uninitialized_memory = fills
