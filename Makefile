@@ -10,11 +10,13 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 PYTEST := $(BIN)/python -m pytest
+# Clones of peers for the benchmarks; BENCH_ARGS: suites and further options.
+BENCH = $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(WLM),--wlm "$(WLM)") $(BENCH_ARGS)
 # Two files at a time; what one test makes for the others of its file stays together.
 TWO := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage test-fast soak check format bench options screenshots wheel clean
+.PHONY: help demo test coverage test-fast soak check format bench bench-full options screenshots wheel clean
 .DELETE_ON_ERROR:
 
 help: ## This list
@@ -45,9 +47,11 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed ## MB/s of the tokenizers, tokens/s of decoding; peers take part where they are installed
-	$(BIN)/python -m benchmarks.tokenizing
-	$(BIN)/python -m benchmarks.decoding
+bench: $(VENV)/.installed-bench ## Ours beside peers, in slices: 20 minutes; NANOGPT=PATH WLM=PATH name the clones
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-full: $(VENV)/.installed-bench ## The same with whole recipes: hours
+	$(BIN)/python -m benchmarks --full $(BENCH)
 
 options: $(VENV)/.installed ## docs/options.md, from the fields that declare the options
 	$(BIN)/python docs/make_options.py
@@ -78,6 +82,10 @@ INSTALL = $(PIP) -c $(VENV)/constraints.txt --no-build-isolation -e
 $(VENV)/.installed: pyproject.toml $(NATIVE) $(VENV)/.torch
 	$(INSTALL) .
 	@touch $@
+
+$(VENV)/.installed-bench: pyproject.toml $(NATIVE) $(VENV)/.torch
+	$(INSTALL) ".[bench]"
+	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-test: pyproject.toml $(NATIVE) $(VENV)/.torch
 	$(INSTALL) ".[test]"

@@ -1,7 +1,5 @@
 """Tokens a second of decoding, beside the tools one would use instead, on the same random weights.
 
-    python -m benchmarks.decoding [--threads 2] [--rounds 5]
-
 Two shapes over 65 symbols: a Transformer of 6 layers of 384 (10.7 million weights, context 256) and a GRU of 512. Every
 contender takes its turn in each round; figures are medians over the rounds, counted over the whole batch:
 
@@ -19,23 +17,21 @@ here by a sum over a large array) over the bytes of the weights, unless these fi
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.machine import alternate, save, versions
+from benchmarks.machine import Spread, alternate, versions
+from benchmarks.suite import TRANSFORMERS, Claim, Record, Settings, Table, say, spread_rows, told
 from lm.config import Section
 from lm.generation.decoder import Decoder
 from lm.generation.decoders import open_decoder
@@ -45,6 +41,7 @@ from lm.generation.torch_decoder import TorchDecoder
 from lm.models.base import LanguageModel, build_model
 from lm.tokenizers.char import CharTokenizer
 
+LLAMA_CPP = "llama.cpp: pip install llama-cpp-python gguf"
 V = 65
 BATCH = 16
 PROMPT = 10
@@ -76,51 +73,45 @@ TARGETS = {
 }
 
 
-def main() -> None:
-    """Measure, print tables, and write the figures under benchmarks/results/."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every contender (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/)")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def run(settings: Settings) -> Record:
+    """Let the contenders of both shapes take turns, one text at a time and many."""
+    torch.set_num_threads(settings.threads)
     # Chosen before any contender starts threads of its own.
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
-
-    results = []
+    os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    record = Record(
+        options={**settings.options(), "tokens": TOKENS, "vocab_size": V},
+        versions=versions("numpy", "torch", "transformers", "llama-cpp-python"),
+    )
+    for library, how in (("transformers", TRANSFORMERS), ("llama_cpp", LLAMA_CPP)):
+        if importlib.util.find_spec(library) is None:
+            record.missing.append(how)
     with tempfile.TemporaryDirectory(prefix="inkling-benchmark-") as folder:
-        for shape, settings in SHAPES.items():
-            model = build_model(Section(**settings), V, seed=1).eval()
+        for shape, weights in SHAPES.items():
+            model = build_model(Section(**weights), V, seed=1).eval()
             for batch in (1, BATCH):
-                options.tokens = TOKENS[shape]
-                contenders = dict(ours(model, batch, options)) | dict(peers(shape, model, batch, options, Path(folder)))
-                rates = alternate(contenders, options.rounds)
-                results += [{"shape": shape, "batch": batch, "contender": name, **rate} for name, rate in rates.items()]
-                show(shape, batch, model, rates)
-    record = {
-        "options": {"threads": options.threads, "rounds": options.rounds, "tokens": TOKENS, "vocab_size": V},
-        "versions": versions("numpy", "torch", "transformers", "llama-cpp-python"),
-        "unit": "tokens/s over the whole batch",
-        "memory_bytes_per_second": bandwidth(),
-        "results": results,
-        "ratios": ratios(results),
-    }
-    print()
-    for ratio in record["ratios"]:
-        print(f"{ratio['shape']}, batch {ratio['batch']}: {ratio['of']} = {ratio['ratio']:.2f} x {ratio['to']}"
-              f" (target {ratio['target']})")  # fmt: skip
-    print(f"\n{save('decoding', record, options.out)}")
+                contenders = dict(ours(model, batch, TOKENS[shape], settings.threads))
+                contenders |= dict(peers(shape, model, batch, TOKENS[shape], settings.threads, Path(folder)))
+                rates = alternate(contenders, settings.rounds)
+                title = f"{shape}, batch {batch}"
+                record.tables.append(Table(title, spread_rows(rates), "tokens/s over the whole batch"))
+                say(f"  {title}: {told(rates)}")
+                record.claims += claims(shape, batch, rates)
+    read = bandwidth()
+    record.options["memory_bytes_per_second"] = read
+    record.notes.append(f"All threads together read {read / 1e9:,.1f} GB/s from memory.")
+    return record
 
 
-def ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The claims: medians of one run over medians of the same run."""
-    rates = {(row["shape"], row["batch"], row["contender"]): row["median"] for row in results}
+def claims(shape: str, batch: int, rates: Mapping[str, Spread]) -> list[Claim]:
+    """Medians of one run over medians of the same run."""
     return [
-        {"shape": shape, "batch": batch, "of": name, "to": peer, "target": target,
-         "ratio": rates[shape, batch, name] / rates[shape, batch, peer]}
-        for shape, targets in TARGETS.items()
-        for name, batch, peer, target in targets
-        if (shape, batch, peer) in rates
+        Claim(
+            f"{shape}, batch {batch}: {name} over {peer}",
+            rates[name]["median"] / rates[peer]["median"] if peer in rates else None,
+            target, "at least", "×", "" if peer in rates else f"{peer.split()[0]} is not here",
+        )
+        for name, each, peer, target in TARGETS[shape]
+        if each == batch
     ]  # fmt: skip
 
 
@@ -138,19 +129,19 @@ def bandwidth(size: int = 256 << 20) -> float:
 # -- ours --------------------------------------------------------------------------------------------
 
 
-def ours(model: LanguageModel, batch: int, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], float]]]:
+def ours(model: LanguageModel, batch: int, tokens: int, threads: int) -> Iterator[tuple[str, Callable[[], float]]]:
     """Kernel and engine, fp32 and int8, and the engine on torch."""
     settings, arrays = model.options.model_dump(mode="json"), model.arrays()
 
     def native(precision: Any) -> Decoder:
         return open_decoder(
-            settings, lambda: arrays, lambda: model, precision=precision, max_slots=batch, threads=options.threads
+            settings, lambda: arrays, lambda: model, precision=precision, max_slots=batch, threads=threads
         )
 
     for precision in ("fp32", "int8"):
-        yield f"kernel {precision}", steps(native(precision), batch, options.tokens)
-        yield f"engine {precision}", requests(native(precision), batch, options.tokens)
-    yield "engine torch", requests(TorchDecoder(model), batch, options.tokens // 4)
+        yield f"kernel {precision}", steps(native(precision), batch, tokens)
+        yield f"engine {precision}", requests(native(precision), batch, tokens)
+    yield "engine torch", requests(TorchDecoder(model), batch, tokens // 4)
 
 
 def steps(decoder: Decoder, batch: int, tokens: int) -> Callable[[], float]:
@@ -197,21 +188,21 @@ def requests(decoder: Decoder, batch: int, tokens: int) -> Callable[[], float]:
 
 
 def peers(
-    shape: str, model: LanguageModel, batch: int, options: argparse.Namespace, folder: Path
+    shape: str, model: LanguageModel, batch: int, tokens: int, threads: int, folder: Path
 ) -> Iterator[tuple[str, Callable[[], float]]]:
     """What is installed of the tools one would use instead."""
     if shape.startswith("gru"):
-        yield "nn.GRU loop, argmax", gru_loop(model, batch, options.tokens, sample=False)
-        yield "nn.GRU loop, top_k 40", gru_loop(model, batch, options.tokens, sample=True)
+        yield "nn.GRU loop, argmax", gru_loop(model, batch, tokens, sample=False)
+        yield "nn.GRU loop, top_k 40", gru_loop(model, batch, tokens, sample=True)
         return
     if importlib.util.find_spec("transformers"):
-        yield "transformers generate", hugging_face(model, batch, options.tokens)
+        yield "transformers generate", hugging_face(model, batch, tokens)
     if batch == 1 and importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
         for kind in ("f32", "q8_0"):
-            yield f"llama.cpp {kind}", llama_cpp(model, kind, options, folder / f"{kind}.gguf")
+            yield f"llama.cpp {kind}", llama_cpp(model, kind, tokens, threads, folder / f"{kind}.gguf")
 
 
-def gru_loop(model: LanguageModel, batch: int, tokens: int, *, sample: bool) -> Callable[[], float]:
+def gru_loop(model: Any, batch: int, tokens: int, *, sample: bool) -> Callable[[], float]:
     """The loop one writes by hand, with the model's own modules."""
     embedding, cell, output = model.embedding, model.cell, model.output
 
@@ -231,7 +222,7 @@ def gru_loop(model: LanguageModel, batch: int, tokens: int, *, sample: bool) -> 
     return run
 
 
-def hugging_face(model: LanguageModel, batch: int, tokens: int) -> Callable[[], float]:
+def hugging_face(model: Any, batch: int, tokens: int) -> Callable[[], float]:
     """`LlamaForCausalLM.generate` on the same weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -256,30 +247,30 @@ def hugging_face(model: LanguageModel, batch: int, tokens: int) -> Callable[[], 
             prompt, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=True, top_k=40,
             temperature=0.8,
         )  # fmt: skip
-        return (made.shape[1] - PROMPT) * batch
+        return float((made.shape[1] - PROMPT) * batch)
 
     return run
 
 
-def llama_cpp(model: LanguageModel, kind: str, options: argparse.Namespace, path: Path) -> Callable[[], float]:
+def llama_cpp(model: LanguageModel, kind: str, tokens: int, threads: int, path: Path) -> Callable[[], float]:
     """llama.cpp on the same weights, through its Python binding."""
     from llama_cpp import Llama
 
     write_gguf(model, kind, path)
     with silence():
         llama = Llama(
-            str(path), n_ctx=model.options.context_length, n_threads=options.threads, n_threads_batch=options.threads,
+            str(path), n_ctx=model.options.context_length, n_threads=threads, n_threads_batch=threads,
             verbose=False, logits_all=False,
         )  # fmt: skip
 
     def run() -> float:
         llama.reset()
         llama.eval(list(range(PROMPT)))
-        for _ in range(options.tokens):
+        for _ in range(tokens):
             # Everything off but top_k and temperature.
             token = llama.sample(top_k=40, top_p=1.0, min_p=0.0, typical_p=1.0, temp=0.8, repeat_penalty=1.0)
             llama.eval([token])
-        return options.tokens
+        return tokens
 
     return run
 
@@ -349,18 +340,3 @@ def silence() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def show(shape: str, batch: int, model: LanguageModel, rates: dict[str, dict[str, float]]) -> None:
-    """One table."""
-    table = Table(title=f"{shape}, batch {batch}: tokens/s", box=None, title_justify="left")
-    table.add_column("contender")
-    for name in ("median", "least", "most"):
-        table.add_column(name, justify="right")
-    for name, rate in rates.items():
-        table.add_row(name, *(f"{rate[column]:,.0f}" for column in ("median", "least", "most")))
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,13 +10,15 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm.version import __version__
 
 RESULTS = Path(__file__).parent / "results"
+Spread = dict[str, float]
+"""The median, least and most of several turns."""
 
 
 def machine() -> dict[str, Any]:
@@ -50,33 +52,51 @@ def commit() -> str | None:
         return None
 
 
-def alternate(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, float]]:
-    """Rates of contenders that take turns, so that a change of the machine's mood meets all of them.
+def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: int = 1) -> dict[str, Spread]:
+    """Figures of contenders that take turns, so that a change of the machine's mood meets all of them.
+
+    Args:
+        contenders: each measures itself once and returns its figure.
+        rounds: turns of each that count.
+        warm_up: turns of each before those, which do not.
+    """
+    figures: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(-warm_up, rounds):
+        for name, run in contenders.items():
+            figure = run()
+            if turn >= 0:
+                figures[name].append(figure)
+    return {name: spread(each) for name, each in figures.items()}
+
+
+def spread(figures: Sequence[float]) -> Spread:
+    """Median, least and most."""
+    return {"median": statistics.median(figures), "least": min(figures), "most": max(figures)}
+
+
+def alternate(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Spread]:
+    """Work a second of contenders that take turns.
 
     Args:
         contenders: each runs a fixed amount of work and returns how much it was.
         rounds: turns of each, after one that does not count.
-
-    Returns:
-        median, least and most of each, in work a second.
     """
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
-        for name, run in contenders.items():
+
+    def rate(run: Callable[[], float]) -> Callable[[], float]:
+        def timed() -> float:
             begun = time.perf_counter()
-            work = run()
-            if turn:
-                rates[name].append(work / (time.perf_counter() - begun))
-    return {
-        name: {"median": statistics.median(each), "least": min(each), "most": max(each)} for name, each in rates.items()
-    }
+            return run() / (time.perf_counter() - begun)
+
+        return timed
+
+    return take_turns({name: rate(run) for name, run in contenders.items()}, rounds)
 
 
-def save(name: str, record: dict[str, Any], out: Path | None = None) -> Path:
-    """Write a benchmark's record, with date, machine and commit, under benchmarks/results/."""
+def save(name: str, record: dict[str, Any], out: Path | None = None, *, folder: Path = RESULTS) -> Path:
+    """Write a benchmark's record, with date, machine and commit, in `folder` or as `out`."""
     date = datetime.datetime.now(datetime.UTC)
     head = {"benchmark": name, "date": date.isoformat(timespec="seconds"), "commit": commit(), "machine": machine()}
-    path = out or RESULTS / f"{name}-{date:%Y%m%dT%H%M%SZ}.json"
+    path = out or folder / f"{name}-{date:%Y%m%dT%H%M%SZ}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**head, **record}, indent=1) + "\n", encoding="utf-8")
     return path

@@ -84,7 +84,7 @@ def main() -> None:
                 rows = [row(shape, clients, name, rates[name], load.waits()) for name, load in loads.items()]
                 show(shape, clients, rows)
                 results += rows
-    record = {
+    record: dict[str, Any] = {
         "options": {
             "threads": options.threads,
             "requests": options.requests,
@@ -268,7 +268,7 @@ class Load:
             for _ in range(self._clients)
         ]
         self._turns.append(uvloop.run(run_clients(self._server.port, requests)))
-        return self._clients * self._each * self._tokens
+        return float(self._clients * self._each * self._tokens)
 
     def waits(self) -> dict[str, list[float]]:
         """The times that were waited in counted turns, in milliseconds."""

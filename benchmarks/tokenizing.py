@@ -1,33 +1,30 @@
-"""MB/s of each tokenizer and of preparing a corpus, beside sentencepiece's own encoder.
+"""Megabytes a second of each tokenizer and of preparing a corpus, beside what one would use instead.
 
-    python -m benchmarks.tokenizing [--corpus FILE_OR_NAME] [--megabytes 20] [--repeat 3]
+In millions of UTF-8 bytes a second, over WikiText-2's training text or the built-in corpus, repeated or cut to size:
 
-Figures are the best of the repeats, in millions of UTF-8 bytes a second:
+    encode       `Tokenizer.encode`, chunk by chunk, beside sentencepiece's own encoder with the subword tokenizer's
+                 model, lines and threads, and the dictionary that one writes by hand over characters or words
+    train        learning the vocabulary from the text
+    prepare      text → hashed, counted, encoded token files in an empty cache, with the trained tokenizer
 
-    train      learning the vocabulary from the text
-    encode     `Tokenizer.encode`, a 2 MB chunk at a time
-    prepare    text → hashed, counted, encoded token files in an empty cache, with the trained tokenizer
-
-The text is repeated or cut to the size asked for. "sentencepiece" is `SentencePieceProcessor.encode` with the subword
-tokenizer's own model, over lines, on as many threads.
+Contenders take turns.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import itertools
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import numpy as np
 
-from benchmarks.machine import machine, save, versions
+from benchmarks.machine import alternate, versions
+from benchmarks.suite import WORDS, Record, Settings, Table, say, spread_rows, told
 from lm.config import CorpusConfig, Section
 from lm.corpora import Corpus, Split, open_corpus, prepare
 from lm.corpora.named import BUILTIN
@@ -35,36 +32,85 @@ from lm.corpora.text import MemoryText
 from lm.registry import TOKENIZERS
 from lm.tokenizers import Tokenizer
 
-SIZED = ("train", "encode", "prepare")
+MEGABYTES = {False: 8.0, True: 20.0}
+"""Of text, without and with --full."""
 
 
-def main() -> None:
-    """Measure, print a table, and write the figures under benchmarks/results/."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", default=BUILTIN, help="a file or a named corpus (default: %(default)s)")
-    parser.add_argument("--data-dir", type=Path, help="where named corpora lie (default: INKLING_DATA)")
-    parser.add_argument("--megabytes", type=float, default=20, help="size of the text (default: %(default)s)")
-    parser.add_argument("--repeat", type=int, default=3, help="best of so many (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/)")
-    options = parser.parse_args()
-
-    corpus = open_corpus(CorpusConfig(source=options.corpus), data_dir=options.data_dir)
-    chunks = sized(list(corpus.splits["train"].chunks()), options.megabytes)
+def run(settings: Settings) -> Record:
+    """Train, encode and prepare."""
+    corpus = _corpus(settings)
+    chunks = sized(list(corpus.splits["train"].chunks()), MEGABYTES[settings.full])
     size = sum(len(chunk.encode("utf-8")) for chunk in chunks)
-    rows = [measure(name, chunks, size, options.repeat) for name in TOKENIZERS.names()]
-    subword = next(row for row in rows if row["tokenizer"] == "subword")
-    rows.append(sentencepiece_row(subword.pop("trained"), chunks, size, options.repeat))
-    for row in rows:
-        row.pop("trained", None)
-
-    record = {
-        "options": {"corpus": corpus.name, "bytes": size, "repeat": options.repeat},
-        "versions": versions("numpy", "sentencepiece"),
-        "unit": "MB/s (1e6 bytes of UTF-8 text)",
-        "results": rows,
+    record = Record(
+        options={**settings.options(), "corpus": corpus.name, "bytes": size},
+        versions=versions("numpy", "sentencepiece"),
+    )
+    trained = {name: _train(name, chunks) for name in TOKENIZERS.names()}
+    subword = trained["subword"]
+    encoders: dict[str, Callable[[], object]] = {
+        **{name: _encode(tokenizer, chunks) for name, tokenizer in trained.items()},
+        "sentencepiece itself": sentencepiece(subword, chunks, settings.threads),
+        "dictionary over characters": _dictionary(trained["char"], chunks, list),
+        "dictionary over words": _dictionary(trained["word"], chunks, _words),
     }
-    show(record)
-    print(f"\n{save(f'tokenizing-{corpus.name}', record, options.out)}")
+    encoded = {
+        name: {"vocabulary": tokenizer.vocab_size, "bytes/token": size / sum(len(tokenizer.encode(c)) for c in chunks)}
+        for name, tokenizer in trained.items()
+    }
+    empty = {"vocabulary": None, "bytes/token": None}
+    figures = alternate({name: _rate(action, size) for name, action in encoders.items()}, settings.rounds)
+    rows = [{"encode": name, **encoded.get(name, empty), **each} for name, each in figures.items()]
+    record.tables.append(Table("Encoding", rows, "MB/s"))
+    # The vocabulary of bytes is known beforehand.
+    trainers = {name: _rate(partial(_train, name, chunks), size) for name in trained if name != "byte"}
+    record.tables.append(
+        Table("Learning the vocabulary", spread_rows(alternate(trainers, settings.rounds), column="train"), "MB/s")
+    )
+    preparers = {
+        name: _rate(partial(prepare_anew, chunks, size, tokenizer), size) for name, tokenizer in trained.items()
+    }
+    record.tables.append(
+        Table("Preparing a corpus", spread_rows(alternate(preparers, settings.rounds), column="prepare"), "MB/s")
+    )
+    say(f"  encode: {told(figures)} MB/s")
+    return record
+
+
+def _corpus(settings: Settings) -> Corpus:
+    """WikiText-2 where it is at hand, else the built-in corpus; nothing is downloaded for this."""
+    data = settings.data_dir or Path(os.environ.get("INKLING_DATA") or "missing")
+    name = WORDS if (data / WORDS / "train.txt").is_file() else BUILTIN
+    return open_corpus(CorpusConfig(source=name), data_dir=settings.data_dir)
+
+
+def _rate(action: Callable[[], object], size: int) -> Callable[[], float]:
+    """As work for `alternate`: millions of bytes."""
+
+    def work() -> float:
+        action()
+        return size / 1e6
+
+    return work
+
+
+def _train(name: str, chunks: Sequence[str]) -> Tokenizer:
+    cls: Any = TOKENIZERS.resolve(name)
+    trained: Tokenizer = cls.train(iter(chunks), Section(type=name).resolve("tokenizer"))
+    return trained
+
+
+def _encode(tokenizer: Tokenizer, chunks: Sequence[str]) -> Callable[[], object]:
+    return lambda: [tokenizer.encode(chunk) for chunk in chunks]
+
+
+def _words(text: str) -> list[str]:
+    return text.replace("\n", " <eos> ").split()
+
+
+def _dictionary(tokenizer: Tokenizer, chunks: Sequence[str], cut: Callable[[str], list[str]]) -> Callable[[], object]:
+    """What one writes by hand."""
+    ids = {symbol: index for index, symbol in enumerate(tokenizer.payload()["vocabulary"])}
+    return lambda: [np.array([ids[symbol] for symbol in cut(chunk)], dtype=np.int64) for chunk in chunks]
 
 
 def sized(chunks: list[str], megabytes: float) -> list[str]:
@@ -78,35 +124,6 @@ def sized(chunks: list[str], megabytes: float) -> list[str]:
         taken.append(chunk)
         left -= length
     raise AssertionError("a corpus has text")
-
-
-def best(action: Callable[[], Any], repeat: int) -> tuple[float, Any]:
-    """Seconds of the fastest run, and what the last one returned."""
-    fastest, result = float("inf"), None
-    for _ in range(repeat):
-        begun = time.perf_counter()
-        result = action()
-        fastest = min(fastest, time.perf_counter() - begun)
-    return fastest, result
-
-
-def measure(name: str, chunks: Sequence[str], size: int, repeat: int) -> dict[str, Any]:
-    """The three figures of one tokenizer, with its default options."""
-    section = Section(type=name)
-    cls = TOKENIZERS.resolve(name)
-    train_seconds, trained = best(lambda: cls.train(iter(chunks), section.resolve("tokenizer")), repeat)
-    encode_seconds, tokens = best(lambda: sum(len(trained.encode(chunk)) for chunk in chunks), repeat)
-    prepare_seconds, _ = best(lambda: prepare_anew(chunks, size, trained), repeat)
-    return {
-        "tokenizer": name,
-        "vocab_size": trained.vocab_size,
-        "tokens": tokens,
-        # The bytes are known beforehand.
-        "train": None if train_seconds < 1e-3 else size / 1e6 / train_seconds,
-        "encode": size / 1e6 / encode_seconds,
-        "prepare": size / 1e6 / prepare_seconds,
-        "trained": trained,
-    }
 
 
 def prepare_anew(chunks: Sequence[str], size: int, tokenizer: Tokenizer) -> None:
@@ -124,45 +141,12 @@ def prepare_anew(chunks: Sequence[str], size: int, tokenizer: Tokenizer) -> None
         prepare(corpus, tokenizer, cache=Path(cache))
 
 
-def sentencepiece_row(tokenizer: Tokenizer, chunks: Sequence[str], size: int, repeat: int) -> dict[str, Any]:
-    """sentencepiece itself, with the same model, threads and lines."""
+def sentencepiece(tokenizer: Tokenizer, chunks: Sequence[str], threads: int) -> Callable[[], object]:
+    """sentencepiece itself, with the same model and lines."""
     from sentencepiece import SentencePieceProcessor
 
-    processor = SentencePieceProcessor()
+    processor: Any = SentencePieceProcessor()
     processor.LoadFromSerializedProto(base64.b64decode(tokenizer.payload()["model"]))
-    threads = os.cpu_count() or 1
-
-    def encode() -> int:
-        return sum(
-            len(ids)
-            for chunk in chunks
-            for ids in processor.encode(chunk.splitlines(keepends=True), out_type=int, num_threads=threads)
-        )
-
-    seconds, tokens = best(encode, repeat)
-    return {
-        "tokenizer": "sentencepiece", "vocab_size": processor.get_piece_size(), "tokens": tokens,
-        "train": None, "encode": size / 1e6 / seconds, "prepare": None,
-    }  # fmt: skip
-
-
-def show(record: dict[str, Any]) -> None:
-    """The table."""
-    options = record["options"]
-    table = Table(
-        title=f"MB/s on {options['bytes'] / 1e6:.1f} MB of {options['corpus']}", box=None, title_justify="left"
-    )
-    table.add_column("tokenizer")
-    for name in ("vocabulary", "bytes/token", *SIZED):
-        table.add_column(name, justify="right")
-    for row in record["results"]:
-        speeds = (f"{row[name]:,.1f}" if row[name] is not None else "–" for name in SIZED)
-        table.add_row(row["tokenizer"], f"{row['vocab_size']:,}", f"{options['bytes'] / row['tokens']:.2f}", *speeds)
-    Console().print(table)
-    machine_ = machine()
-    load = f", load {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
-    print(f"{machine_['cpu']}, {machine_['cores']} cores{load}")
-
-
-if __name__ == "__main__":
-    main()
+    return lambda: [
+        processor.encode(chunk.splitlines(keepends=True), out_type=int, num_threads=threads) for chunk in chunks
+    ]

@@ -1,0 +1,237 @@
+"""Tokens a second of training, beside what one would use instead, at equal architecture and batch.
+
+Ours is the trainer's own step: batch, forward, backward, clipping, update. The Transformer stands beside nanoGPT's
+train.py (its own figures of each iteration, from a program of its own) and a Llama of Hugging Face transformers; GRU
+and LSTM beside the loop over `nn.GRU` and `nn.LSTM` that one writes by hand; words beside PyTorch's example (its own
+figures too), with the 33,278 words of WikiText-2. Contenders take turns.
+
+The matmul peak is what `torch.mm` reaches here; a recurrent step's share of it counts the products of cell and output,
+forward and backward, and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import loops, nanogpt, ours
+from benchmarks.machine import take_turns, versions
+from benchmarks.nanogpt import NanoGPT
+from benchmarks.suite import (
+    CORPUS,
+    NANOGPT,
+    TRANSFORMERS,
+    WLM,
+    WORD,
+    WORDS,
+    Claim,
+    Record,
+    Settings,
+    Table,
+    say,
+    spread_rows,
+    told,
+)
+from benchmarks.wlm import WordLanguageModel, write_texts
+from lm.checkpoint import RunFolder
+from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig
+from lm.corpora import Corpus, PreparedCorpus, open_corpus, prepare
+from lm.device import deterministic
+from lm.models.base import build_model
+from lm.training.plan import Plan
+from lm.training.trainer import Trainer
+
+TURN_SECONDS = 4.0
+"""Of training in a turn of a contender."""
+NANOGPT_ITERATIONS = 150
+"""In a turn of nanoGPT."""
+TRANSFORMER = {
+    # As many weights as nanoGPT's block of 4 × 128: 2/3 of its inner width for three matrices in place of two.
+    "type": "transformer", "context_length": 64, "hidden_size": 128, "num_layers": 4, "num_heads": 4, "mlp_size": 344,
+    "qk_norm": False, "tie_weights": True,
+}  # fmt: skip
+HIDDEN, BATCH, BPTT = 512, 32, 128
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A recurrent model, and what is promised of it."""
+
+    kind: Any
+    layers: int
+    target: float
+
+    @property
+    def name(self) -> str:
+        """For a table's title."""
+        return f"{self.kind.upper()} {HIDDEN}, {self.layers} layer{'s' if self.layers > 1 else ''}"
+
+
+SHAPES = (Shape("gru", 1, 1.8), Shape("gru", 2, 1.4), Shape("lstm", 1, 1.2), Shape("lstm", 2, 1.1))
+PEAK_SHARE = 0.7
+
+
+def run(settings: Settings) -> Record:
+    """Transformer, recurrent models, words."""
+    torch.set_num_threads(settings.threads)
+    record = Record(
+        options={**settings.options(), "corpus": CORPUS, "words": WORDS, "turn_seconds": TURN_SECONDS},
+        versions=versions("numpy", "torch", "transformers"),
+    )
+    with tempfile.TemporaryDirectory(prefix="inkling-benchmark-") as name:
+        folder = Path(name)
+        corpus = open_corpus(CorpusConfig(source=CORPUS), data_dir=settings.data_dir)
+        prepared = prepare(corpus, Section(type="char"), cache=folder / "cache")
+        _transformer(settings, folder, corpus, prepared, record)
+        for shape in SHAPES:
+            _recurrent(shape, settings, folder, prepared, record)
+        _words(settings, folder, record)
+    return record
+
+
+# -- the Transformer ---------------------------------------------------------------------------------
+
+
+def _transformer(settings: Settings, folder: Path, corpus: Corpus, prepared: PreparedCorpus, record: Record) -> None:
+    training = TrainingConfig(batch_size=12, bptt=nanogpt.BLOCK, learning_rate=1e-3, device="cpu")
+    contenders = {"ours": trainer_turns(Section(**TRANSFORMER), training, prepared, folder)}
+    if settings.nanogpt is None:
+        record.missing.append(NANOGPT)
+    else:
+        peer = NanoGPT(settings.nanogpt, folder, corpus, prepared, settings)
+        contenders["nanoGPT"] = lambda: peer.train("turn", NANOGPT_ITERATIONS, save=False).tokens_per_second
+    if importlib.util.find_spec("transformers") is None:
+        record.missing.append(TRANSFORMERS)
+    else:
+        llama = loops.llama(
+            prepared.tokenizer.vocab_size, hidden=128, layers=4, heads=4, inner=344, context=nanogpt.BLOCK
+        )
+        step = loops.llama_steps(llama, prepared.splits["train"].ids, batch_size=12, context=nanogpt.BLOCK)
+        contenders["transformers Llama, plain loop"] = loop_turns(step, nanogpt.TOKENS_PER_STEP)
+    title = "Transformer, 4 layers of 128, block 64, batch 12"
+    medians = _table(title, contenders, settings, record)
+    record.claims.append(ratio(title, medians, "nanoGPT", 2.0, "" if settings.nanogpt else "nanoGPT is not here"))
+
+
+# -- recurrent models --------------------------------------------------------------------------------
+
+
+def _recurrent(shape: Shape, settings: Settings, folder: Path, prepared: PreparedCorpus, record: Record) -> None:
+    section = Section(type=shape.kind, embedding_size=HIDDEN, hidden_size=HIDDEN, num_layers=shape.layers)
+    training = TrainingConfig(batch_size=BATCH, bptt=BPTT, device="cpu")
+    vocab_size = prepared.tokenizer.vocab_size
+    module = loops.PlainRecurrent(shape.kind, vocab_size, HIDDEN, HIDDEN, shape.layers)
+    step = loops.recurrent_steps(module, prepared.splits["train"].ids, batch_size=BATCH, bptt=BPTT)
+    peer = f"plain nn.{shape.kind.upper()}"
+    contenders = {
+        "ours": trainer_turns(section, training, prepared, folder),
+        peer: loop_turns(step, BATCH * BPTT),
+        "matmul peak": matmul_peak,
+    }
+    figures = take_turns(contenders, settings.rounds)
+    title = f"{shape.name}, batch {BATCH}, bptt {BPTT}"
+    # What the machine can do is its best, not its usual: another program may have had the cores.
+    peak = figures.pop("matmul peak")["most"]
+    matrices = [weight for name, weight in module.named_parameters() if weight.ndim == 2 and "embedding" not in name]
+    # A product forward and two backward, a multiplication and an addition each.
+    flops = 6 * sum(weight.numel() for weight in matrices)
+    rows = [{**row, "share of the matmul peak": row["median"] * flops / peak} for row in spread_rows(figures)]
+    note = f"matmul peak {peak / 1e9:,.0f} GFLOP/s; tokens/s"
+    record.tables.append(Table(title, rows, note))
+    say(f"  {title}: {told(figures)} tokens/s")
+    part = rows[0]["share of the matmul peak"]
+    # More than all of it: the peak was measured on a machine that was busy, and says nothing.
+    share = {"what": "share of the matmul peak", "value": part if part <= 1 else None, "target": PEAK_SHARE}
+    medians = {name: each["median"] for name, each in figures.items()}
+    record.claims.append(ratio(title, medians, peer, shape.target, other=share))
+
+
+def matmul_peak(size: int = 2048, seconds: float = 0.5) -> float:
+    """Floating-point operations a second of a large product."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    out = torch.empty(size, size)
+    best, begun = 0.0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        before = time.perf_counter()
+        torch.mm(left, right, out=out)
+        best = max(best, 2 * size**3 / (time.perf_counter() - before))
+    return best
+
+
+# -- words -------------------------------------------------------------------------------------------
+
+
+def _words(settings: Settings, folder: Path, record: Record) -> None:
+    corpus = open_corpus(CorpusConfig(source=WORDS), data_dir=settings.data_dir)
+    options: RunConfig = ours.config(WORD, WORDS)
+    prepared = prepare(corpus, options.tokenizer, cache=folder / "cache")
+    training = options.training.model_copy(update={"device": "cpu"})
+    contenders = {"ours": trainer_turns(options.model, training, prepared, folder)}
+    if settings.wlm is None:
+        record.missing.append(WLM)
+    else:
+        texts = write_texts(corpus, folder / "words")
+        peer = WordLanguageModel(settings.wlm, folder, settings)
+        contenders["PyTorch example"] = lambda: peer.tokens_per_second(texts, 2 * TURN_SECONDS)
+    title = f"Words of {WORDS}, LSTM of 2 layers of 200, tied, batch 20, bptt 35"
+    medians = _table(title, contenders, settings, record, f"{prepared.tokenizer.vocab_size:,} words; `{WORD}`")
+    why = "" if settings.wlm else "the example is not here"
+    record.claims.append(ratio(title, medians, "PyTorch example", 4.0, why))
+
+
+# -- turns -------------------------------------------------------------------------------------------
+
+
+def trainer_turns(
+    model: Section, training: TrainingConfig, prepared: PreparedCorpus, folder: Path
+) -> Callable[[], float]:
+    """Tokens a second of the trainer's own steps; the model goes on learning from turn to turn."""
+    trainer = Trainer(
+        RunFolder(folder / "unused"), training, build_model(model, prepared.tokenizer.vocab_size, seed=1), prepared
+    )
+    trainer.plan = Plan(steps=1_000_000, evaluate_every=1_000_000)
+
+    def turn() -> float:
+        with deterministic(trainer.device):
+            begun, steps = time.perf_counter(), 0
+            while time.perf_counter() - begun < TURN_SECONDS:
+                trainer.run_step()
+                steps += 1
+            return steps * trainer.tokens_per_step / (time.perf_counter() - begun)
+
+    return turn
+
+
+def loop_turns(step: loops.TrainStep, tokens_per_step: int) -> Callable[[], float]:
+    """The same of a loop."""
+
+    def turn() -> float:
+        steps, seconds = loops.for_seconds(step, TURN_SECONDS, rate=1e-3)
+        return steps * tokens_per_step / seconds
+
+    return turn
+
+
+def _table(
+    title: str, contenders: dict[str, Callable[[], float]], settings: Settings, record: Record, note: str = ""
+) -> dict[str, float]:
+    """Let them take turns; the medians."""
+    figures = take_turns(contenders, settings.rounds)
+    say(f"  {title}: {told(figures)} tokens/s")
+    record.tables.append(Table(title, spread_rows(figures), f"tokens/s{'; ' if note else ''}{note}"))
+    return {name: each["median"] for name, each in figures.items()}
+
+
+def ratio(
+    what: str, medians: dict[str, float], peer: str, target: float, why: str = "", other: dict[str, Any] | None = None
+) -> Claim:
+    """Ours over the peer."""
+    value = medians["ours"] / medians[peer] if peer in medians else None
+    return Claim(f"{what}: ours over {peer}", value, target, "at least", "×", why, other)
