@@ -21,7 +21,18 @@ def print_report(screen: Console, report: Report) -> None:
     where = f"({report.state}{step}) on {report.corpus}"
     if report.split != "text":
         where += f", split {report.split}"
+    if report.kind is not None:
+        where += f" – {report.kind}"
     screen.print(f"[bold]{escape(report.run)}[/bold] {escape(where)}", soft_wrap=True)
+    floor = []
+    if report.floor_loss is not None:
+        floor = [
+            (
+                "  floor",
+                figure(report.floor_bits_per_byte, ".4f"),
+                f"{report.floor}: {report.floor_loss:.4f} nats per token",
+            )
+        ]
     screen.print(
         facts_table(
             [
@@ -52,6 +63,7 @@ def print_report(screen: Console, report: Report) -> None:
                     f"{report.bits_per_byte:.4f}",
                     f"over {report.bytes:,} UTF-8 bytes: compare across tokenizers",
                 ),
+                *floor,
                 (
                     "accuracy",
                     f"{report.accuracy:.2%}",

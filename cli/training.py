@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cli.options import among
 from cli.output import Reading, console
+from lm.card import numbers
 from lm.training.callbacks import Callback, End, Row, Start, Tick
 
 PLAIN_SECONDS = 10.0
@@ -44,10 +45,18 @@ class TrainingView(Callback):
         """Say what is trained and how far; begin the bar."""
         self._reading.close()
         self._start, self._from, self._begun = start, start.step, time.monotonic()
+        sizes = numbers({"parameters": start.parameters, "counts": start.counts})
+        if start.counts == start.parameters:
+            self._screen.print(
+                f"[bold]{escape(start.run)}[/bold]: {start.model}, {sizes} of {escape(start.corpus)}, made in one pass "
+                f"over {start.tokens_per_step:,} tokens",
+                soft_wrap=True,
+            )
+            return
         epochs = start.plan_steps / start.steps_per_epoch
         goes = f"goes on at step {start.step:,}" if start.step else "starts"
         self._screen.print(
-            f"[bold]{escape(start.run)}[/bold] {goes}: {start.model}, {start.parameters:,} parameters, on "
+            f"[bold]{escape(start.run)}[/bold] {goes}: {start.model}, {sizes}, on "
             f"{escape(start.corpus)}; "
             f"{start.plan_steps:,} steps of {start.tokens_per_step:,} tokens ({epochs:.1f} epochs), {start.device}, "
             f"{start.precision}",
@@ -90,6 +99,8 @@ class TrainingView(Callback):
         """Clear the bar and say why it ended."""
         self.close()
         self.end = end
+        if self._start.counts == self._start.parameters:
+            return
         why = {
             "finished": "Finished the plan",
             "stop_after": f"Stopped early at step {end.step:,} of {end.plan_steps:,}",

@@ -51,7 +51,9 @@ def facts(run: Run) -> dict[str, Any]:
         "name": run.name,
         "path": str(run.folder.path),
         "model": run.config.model.type,
+        "kind": record.get("kind"),
         "parameters": record["parameters"],
+        "counts": record.get("counts", 0),
         "tokenizer": run.config.tokenizer.type,
         "vocab_size": record["vocab_size"],
         "corpus": corpus["name"],
@@ -70,14 +72,23 @@ def facts(run: Run) -> dict[str, Any]:
     }
 
 
+def numbers(known: dict[str, Any]) -> str:
+    """What training set, in words: parameters by gradient, counts by counting; n-gram counts are all there is."""
+    counted = f"{known['counts']:,} counts"
+    if not known["counts"]:
+        return f"{known['parameters']:,} parameters"
+    return counted if known["counts"] == known["parameters"] else f"{known['parameters']:,} parameters and {counted}"
+
+
 def card(run: Run) -> str:
     """The text of the card."""
     known = facts(run)
     lines = [
         f"# {known['name']}",
         "",
-        f"A {known['model']} language model with {known['parameters']:,} parameters over {known['vocab_size']:,} "
-        f"{known['tokenizer']} tokens, trained on {known['corpus']} with Inkling {known['inkling']}.",
+        f"A {known['model']} language model with {numbers(known)} over {known['vocab_size']:,} "
+        f"{known['tokenizer']} tokens, trained on {known['corpus']} with Inkling {known['inkling']}."
+        + (f" It is {known['kind']}." if known["kind"] else ""),
         "",
         "```",
         f'lm sample {known["name"]} --prompt "…" --temperature 0.8 --seed 1',
@@ -97,6 +108,11 @@ def card(run: Run) -> str:
             ]
             for field, (name, unit, form) in FIGURES.items():
                 lines.append(f"| {name}{f' ({unit})' if unit else ''} | {figure(report[field], form)} |")
+            if report.get("floor_loss") is not None:
+                lines.append(
+                    f"| floor: {report['floor']} (loss, bits per byte) | {report['floor_loss']:.4f}, "
+                    f"{figure(report['floor_bits_per_byte'], '.4f')} |"
+                )
             lines += [
                 f"| standard error of the loss | {report['standard_error']:.4f} |",
                 f"| words / characters / bytes | {report['words']:,} / {report['characters']:,} / "
@@ -119,6 +135,12 @@ def card(run: Run) -> str:
     return "\n".join(lines)
 
 
+def _called(known: dict[str, Any]) -> str:
+    """The preset, or the type of the model; a model that is no network alone is always named."""
+    name = str(known["preset"] or known["model"])
+    return f"{name} ({known['model']})" if known["kind"] and known["model"] not in name else name
+
+
 def summary(run: Run) -> dict[str, Any]:
     """A line of `lm list`; a run that cannot be read says why in "problem"."""
     try:
@@ -127,7 +149,7 @@ def summary(run: Run) -> dict[str, Any]:
         return {
             "name": run.name,
             "path": known["path"],
-            "model": known["preset"] or known["model"],
+            "model": _called(known),
             "parameters": known["parameters"],
             "corpus": known["corpus"],
             "step": read_facts(run.folder.weights_path(run.state)).get("step"),

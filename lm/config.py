@@ -117,6 +117,7 @@ class TrainingConfig(Options):
     )
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
     muon_learning_rate: float = Field(0.02, gt=0, description="Peak learning rate of Muon's matrices.")
+    table_learning_rate: float = Field(2.0, gt=0, description="Peak learning rate of context tables (Adagrad by row).")
     betas: tuple[float, float] = Field((0.9, 0.99), description="Adam's decay rates of the two moments.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD and of Muon.")
     weight_decay: float = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -10,6 +11,9 @@ from typing import Any, Literal
 import torch
 
 from lm.errors import DeviceError
+
+# Large tensors in huge pages are filled several times as fast; torch asks when it first allocates one.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

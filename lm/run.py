@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from lm.device import Precision
+    from lm.evaluation.floor import Floor
     from lm.evaluation.report import Report
     from lm.generation.decoder import Decoder
     from lm.generation.engine import Engine
@@ -375,6 +376,7 @@ class Run:
         else:
             part = self._split(split, data_dir, reading)
             corpus = str(self.record["corpus"]["name"])
+        floor = self.floor(part)
         with enough_memory():
             if precision == "int8":
                 from lm.generation.decoded import Decoded
@@ -387,7 +389,9 @@ class Run:
         return make_report(
             scores,
             part.counts,
+            floor,
             run=self.name,
+            kind=self.record.get("kind"),
             state=self.state,
             step=self.step,
             corpus=corpus,
@@ -397,6 +401,22 @@ class Run:
             precision=precision,
             version=__version__,
         )
+
+    def floor(self, part: TokenSplit, *, most_tokens: int | None = None) -> Floor | None:
+        """What n-gram counts of the training text reach on the same tokens; None where that text is not at hand.
+
+        Args:
+            part: a text in tokens of this run's tokenizer.
+            most_tokens: do without where more than these would have to be counted.
+        """
+        from lm.evaluation.floor import find_floor
+
+        prepared = load_prepared(self.record["corpus"]["key"])
+        if prepared is None or prepared.tokenizer.sha256 != self.tokenizer.sha256:
+            return None
+        if most_tokens is not None and prepared.splits["train"].counts.tokens > most_tokens:
+            return None
+        return find_floor(prepared, part)
 
     def _split(self, split: str | None, data_dir: Path | None, reading: Progress | None) -> TokenSplit:
         known = self.record["corpus"]["splits"]

@@ -62,11 +62,14 @@ class Order:
 
 def choose_config(corpus: Corpus, family: str, minutes: float) -> RunConfig:
     """The options for a text: a preset of the family that cuts the text as suits it."""
-    from lm.training.jobs import choose_preset
+    from lm.training.choosing import choose_config as choose
+    from lm.training.choosing import suited_presets
 
-    suited = choose_preset(corpus)
+    suited = suited_presets(corpus)[0]
     cut = read_preset(suited)["tokenizer"]["type"]
     length = {"training.minutes": minutes}
+    if read_preset(suited)["model"]["type"] == family:
+        return choose(corpus, lambda preset: compose(corpus.source, preset=preset, overrides=length)).config
     for preset in preset_names():
         sections = read_preset(preset)
         if sections["model"]["type"] == family and sections["tokenizer"]["type"] == cut:

@@ -47,6 +47,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "weight_decay": ("0", 0.0),
     "grad_clip": ("none", None),
     "label_smoothing": ("0.1", 0.1),
+    "table_learning_rate": ("1.5", 1.5),
+    "average_share": ("0.2", 0.2),
     "schedule": ("plateau", "plateau"),
     "warmup_steps": ("0", 0),
     "learning_rate_floor": ("0.5", 0.5),
@@ -92,14 +94,14 @@ def test_precedence_is_defaults_preset_file_overrides(tmp_path: Path) -> None:
     config = make(file=file, **{"model.dropout": "0.4"})
     model = config.model.model_dump()
     assert model["num_layers"] == 1  # default
-    assert model["embedding_size"] == 128  # preset
+    assert model["table_buckets"] == 32768  # preset
     assert (model["hidden_size"], config.training.learning_rate) == (300, 0.5)  # file over preset
     assert model["dropout"] == 0.4  # override over file
 
 
 def test_another_model_type_keeps_what_means_something_to_it() -> None:
     lstm = make(**{"model.type": "lstm"}).model.model_dump()
-    assert (lstm["type"], lstm["hidden_size"], lstm["embedding_size"]) == ("lstm", 256, 128)
+    assert (lstm["type"], lstm["hidden_size"], lstm["embedding_size"]) == ("lstm", 256, 64)
     transformer = make(**{"model.type": "transformer"}).model.model_dump()
     assert (transformer["type"], transformer["hidden_size"]) == ("transformer", 256)
     assert "embedding_size" not in transformer

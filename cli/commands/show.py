@@ -14,7 +14,7 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
 
     from cli.output import console, facts_table, print_json
     from cli.report import print_report
-    from lm.card import facts, files
+    from lm.card import facts, files, numbers
     from lm.config import validate
     from lm.evaluation.report import Report
     from lm.run import load
@@ -30,7 +30,7 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
     screen.print(
         facts_table(
             [
-                ("model", known["model"], f"{known['parameters']:,} parameters"),
+                ("model", known["model"], numbers(known) + (f"; {known['kind']}" if known["kind"] else "")),
                 ("tokenizer", known["tokenizer"], f"{known['vocab_size']:,} tokens"),
                 ("corpus", known["corpus"], "; ".join(known["corpus_notes"])),
                 *((f"  {name}", f"{part['tokens']:,}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,7 +124,8 @@ def _train(
     from cli.training import TrainingView
     from lm.corpora import open_corpus
     from lm.run import load
-    from lm.training.jobs import DEFAULT_PRESETS, choose_preset, init_config, train
+    from lm.training.choosing import PRESETS, choose_config
+    from lm.training.jobs import counts_alone, init_config, train
 
     base = load(init, runs_dir=runs_dir) if init is not None else None
     for flag, value in (("--preset", preset), ("--config", file)):
@@ -135,17 +137,24 @@ def _train(
     options = (
         init_config(base, where, overrides)
         if base is not None
-        else _first_that_fits(where.source, [preset] if preset else DEFAULT_PRESETS, file, overrides)
+        else _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
     )
     with reading() as progress:
         opened = open_corpus(options.corpus, data_dir=data_dir, progress=progress)
         if base is None and preset is None:
-            options = compose(where.source, preset=choose_preset(opened), file=file, overrides=overrides)
+            choice = choose_config(
+                opened,
+                lambda preset: compose(where.source, preset=preset, file=file, overrides=overrides),
+                progress=progress,
+            )
+            options = choice.config
+    told = console(stderr=True)
     length = options.training
-    if length.max_steps is None and length.epochs is None and length.minutes is None:
-        console(stderr=True).print(
-            "No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it)."
-        )
+    if length.max_steps is None and length.epochs is None and length.minutes is None and not counts_alone(options):
+        told.print("No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it).")
+    if base is None and preset is None:
+        tokens = "" if choice.tokens is None else f", which comes to about {choice.tokens:,} tokens on this machine"
+        told.print(f"No preset was given: {options.preset} suits this text and length{tokens}.")
     with reading() as progress:
         view = TrainingView(runs_dir, progress)
         run = train(

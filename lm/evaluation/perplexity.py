@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lm.device import Precision, autocast
@@ -107,11 +108,15 @@ def score(
 def _add(scores: Scores, logits: Tensor, targets: Tensor) -> None:
     logits = logits.float().reshape(-1, logits.shape[-1])
     targets = targets.reshape(-1)
+    nats = F.cross_entropy(logits, targets, reduction="none").double()
+    # The rank of the true token, up to 5: how many tokens have a greater logit, or an equal one and a lower id.
     own = logits.gather(1, targets[:, None])
-    nats = (torch.logsumexp(logits, dim=1) - own[:, 0]).double()
-    # The rank of the true token: how many tokens have a greater logit, or an equal one and a lower id.
-    lower = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
-    rank = ((logits > own) | ((logits == own) & lower)).sum(dim=1)
+    first = logits.topk(min(5, logits.shape[1]), dim=1).values
+    rank = (first > own).sum(dim=1)
+    tied = (((first == own).sum(dim=1) > 1) | (first[:, -1:] == own)[:, 0]).nonzero()[:, 0]
+    if len(tied):
+        lower = torch.arange(logits.shape[1], device=logits.device) < targets[tied, None]
+        rank[tied] += ((logits[tied] == own[tied]) & lower).sum(dim=1)
     sums = torch.stack([nats.sum(), nats.square().sum(), (rank < 1).sum().double(), (rank < 5).sum().double()])
     total, squared, top1, top5 = sums.tolist()
     scores.tokens += targets.numel()

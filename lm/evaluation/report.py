@@ -14,8 +14,11 @@ from lm.config import Options
 
 if TYPE_CHECKING:
     from lm.corpora import Counts
+    from lm.evaluation.floor import Floor
     from lm.evaluation.scores import Scores
 
+FLOOR_MARGIN = 1e-4
+"""Nats per token by which a model may miss the floor before it is said: rounding, and counts that are the floor."""
 EOS_CONVENTION = (
     "words are len(text.split()); word_perplexity divides by them alone, word_eos_perplexity by words plus one "
     "end-of-line mark a line, as published WikiText and Penn Treebank figures do"
@@ -26,6 +29,7 @@ class Report(Options):
     """What `lm eval` prints and saves."""
 
     run: str = Field(description="Name of the run.")
+    kind: str | None = Field(None, description="What the model is, where it is no network alone.")
     state: str = Field(description="Which weights: best, last, or a kept step.")
     step: int | None = Field(description="Optimizer step of the weights.")
     corpus: str = Field(description="Name of the text.")
@@ -44,6 +48,11 @@ class Report(Options):
     )
     bits_per_char: float = Field(description="Bits per character of the original text.")
     bits_per_byte: float = Field(description="Bits per UTF-8 byte: comparable across all tokenizers.")
+    floor_loss: float | None = Field(
+        None, description="Nats per token of n-gram counts on the same tokens: what a model must beat."
+    )
+    floor_bits_per_byte: float | None = Field(None, description="The same in bits per UTF-8 byte.")
+    floor: str | None = Field(None, description="What was counted; null where the training text is not at hand.")
     accuracy: float = Field(description="Share of tokens that were the model's first choice.")
     top5_accuracy: float = Field(description="Share of tokens among its first five choices.")
 
@@ -64,13 +73,19 @@ class Report(Options):
     precision: str = Field(description="Number format of the matrix products.")
     version: str = Field(description="Version of Inkling.")
 
+    @property
+    def misses_floor(self) -> bool:
+        """Whether counting predicts the same tokens better."""
+        return self.floor_loss is not None and self.loss > self.floor_loss + FLOOR_MARGIN
 
-def make_report(scores: Scores, counts: Counts, **facts: object) -> Report:
+
+def make_report(scores: Scores, counts: Counts, floor: Floor | None = None, **facts: object) -> Report:
     """All figures from the sums.
 
     Args:
         scores: sums over the whole text; `scores.tokens` must be `counts.tokens`.
         counts: how long the text is in every unit.
+        floor: what counting reaches on the same tokens; None where that is not known.
         facts: the fields that say what was measured and where.
     """
     assert scores.tokens == counts.tokens, "every token is scored once"
@@ -82,7 +97,7 @@ def make_report(scores: Scores, counts: Counts, **facts: object) -> Report:
             f"{counts.unknown_tokens:,} of the tokens are the unknown token, scored as such and not as the text they "
             "stand for: figures per character, byte and word are kinder than the truth."
         )
-    return Report.model_validate(
+    report = Report.model_validate(
         {
             "loss": scores.loss,
             "standard_error": scores.standard_error,
@@ -92,6 +107,9 @@ def make_report(scores: Scores, counts: Counts, **facts: object) -> Report:
             "lm_eval_word_perplexity": _exp(scores.nats / counts.lm_eval_words),
             "bits_per_char": bits / max(counts.characters, 1),
             "bits_per_byte": bits / max(counts.bytes, 1),
+            "floor_loss": floor.loss if floor else None,
+            "floor_bits_per_byte": floor.loss * counts.tokens / math.log(2) / max(counts.bytes, 1) if floor else None,
+            "floor": floor.sentence if floor else None,
             "accuracy": scores.top1 / scores.tokens,
             "top5_accuracy": scores.top5 / scores.tokens,
             "tokens": counts.tokens,
@@ -108,6 +126,13 @@ def make_report(scores: Scores, counts: Counts, **facts: object) -> Report:
             **facts,
         }
     )
+    if not report.misses_floor:
+        return report
+    missed = (
+        f"This does not beat the floor: {report.floor}, predict these tokens better, at "
+        f"{report.floor_bits_per_byte:.4f} bits per byte against {report.bits_per_byte:.4f}."
+    )
+    return report.model_copy(update={"notes": (*report.notes, missed)})
 
 
 def _exp(nats: float) -> float | None:

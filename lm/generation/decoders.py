@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lm.errors import DeviceError
 from lm.generation.decoder import Decoder
 from lm.generation.kernel_decoder import KernelDecoder
-from lm.kernels.base import Arrays, DecodePrecision, native
+from lm.kernels.base import Arrays, DecodePrecision, compiled, native
 from lm.registry import KERNELS
 
 if TYPE_CHECKING:
@@ -54,9 +54,11 @@ def open_decoder(
         DeviceError: int8 without a kernel, or memory too small for the state of one text.
     """
     kind = str(options["type"])
-    if not has_kernel(kind, device):
+    lacks = KERNELS.resolve(kind).lacks(options) if has_kernel(kind, device) else None
+    if lacks or not has_kernel(kind, device):
         if precision == "int8":
-            raise DeviceError(f"int8 weights need the native kernels: {_why_not(kind, device)}. Use fp32.")
+            why = f"they do not have {lacks}" if lacks else _why_not(kind, device)
+            raise DeviceError(f"int8 weights need the native kernels: {why}. Use fp32.")
         from lm.generation.torch_decoder import TorchDecoder
 
         return TorchDecoder(model())
@@ -76,4 +78,6 @@ def _why_not(kind: str, device: str | None) -> str:
         return f"they run on the CPU, not on {device}"
     if kind not in KERNELS.names():
         return f"a {kind} has none"
+    if compiled() is not None:
+        return "INKLING_NATIVE=0 turns them off"
     return "this install has none (no C++ compiler was found when it was made)"

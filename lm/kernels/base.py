@@ -7,6 +7,7 @@ import importlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +20,13 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 DecodePrecision = Literal["fp32", "int8"]
 
 
-@functools.cache
 def native() -> Any:
+    """The compiled module, or None where this install has none or INKLING_NATIVE=0 turns it off."""
+    return None if os.environ.get("INKLING_NATIVE") == "0" else compiled()
+
+
+@functools.cache
+def compiled() -> Any:
     """The compiled module, or None where this install has none."""
     try:
         return importlib.import_module("lm.kernels._native")
@@ -76,6 +82,15 @@ class Kernel(ABC):
         self._views = self._native.views
         self.vocab_size: int
         self._first: Floats = self._logits[:1, : self.vocab_size]
+        cutoffs = [cut for cut in options.get("adaptive_cutoffs", ()) if cut < self.vocab_size]
+        self._tails = list(pairwise((*cutoffs, self.vocab_size)))
+        self._entry_bias = _floats(arrays["tails.bias"]) if self._tails else None
+
+    @classmethod
+    def lacks(cls, options: Mapping[str, Any]) -> str | None:
+        """What a model with these options needs that the native step has not; None where it has all."""
+        both = options.get("adaptive_cutoffs") and options.get("table_orders")
+        return "context tables under an adaptive softmax" if both else None
 
     @abstractmethod
     def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
@@ -89,19 +104,32 @@ class Kernel(ABC):
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> Floats:
         """Logits (S, V) after one more token in each of S different slots; good until the next call."""
         self._native.step(slots, ids)
-        if len(slots) == 1:
+        if len(slots) == 1 and not self._tails:
             return self._first
-        logits: Floats = self._logits[: len(slots), : self.vocab_size]
-        return logits
+        return self._finished(self._logits[: len(slots)])
 
     def read(self, slot: int, ids: Sequence[int], *, only_last: bool) -> Floats:
         """Logits (T, V) after each of T tokens of one text, or (1, V) after the last (good until the next call)."""
         if only_last:
             self._native.read(slot, ids, None)
-            return self._first
-        logits = np.empty((len(ids), self.vocab_size), np.float32)
+            return self._finished(self._logits[:1]) if self._tails else self._first
+        logits = np.empty((len(ids), self.vocab_size + len(self._tails)), np.float32)
         self._native.read(slot, ids, logits)
-        return logits
+        return self._finished(logits)
+
+    def _finished(self, logits: Floats) -> Floats:
+        """Logits (S, V) from those that the compiled kernel gave; an adaptive softmax's become log-probabilities."""
+        if self._entry_bias is None:
+            return logits[:, : self.vocab_size]
+        first = self._tails[0][0]
+        # Row by row: a row's last bits must not depend on its company.
+        for row in logits:
+            entries = row[self.vocab_size : self.vocab_size + len(self._tails)] + self._entry_bias
+            total = _log_sum(np.concatenate([row[:first], entries]))
+            row[:first] -= total
+            for (begin, end), entry in zip(self._tails, entries, strict=True):
+                row[begin:end] += entry - total - _log_sum(row[begin:end])
+        return logits[:, : self.vocab_size]
 
     def clear(self, slot: int) -> None:
         """Forget a slot's text."""
@@ -120,5 +148,29 @@ class Kernel(ABC):
         """Set a slot to what `save` gave."""
 
 
+def table_parts(options: Mapping[str, Any], arrays: Mapping[str, Floats]) -> dict[str, Any]:
+    """A model's context tables as the compiled kernels take them; none for runs from before there were any."""
+    tables = [(order, arrays[f"tables.{order}.weight"]) for order in options.get("table_orders", ())]
+    return {"tables": tables, "buckets": int(options.get("table_buckets", 0))}
+
+
+def with_entries(arrays: Mapping[str, Floats], embedding: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """Embedding and output matrix with a row for each tail of an adaptive softmax, computed with the tokens' own.
+
+    The rows that this adds to the embedding are never looked up.
+    """
+    entries = arrays.get("tails.weight")
+    if entries is None:
+        return embedding, weight
+    unused = np.zeros((len(entries), embedding.shape[1]), np.float32)
+    return np.concatenate([embedding, unused]), np.concatenate([weight, entries])
+
+
 def _floats(array: npt.NDArray[Any]) -> Floats:
     return np.ascontiguousarray(array, np.float32)
+
+
+def _log_sum(logits: Floats) -> np.float32:
+    """log(sum(exp(logits))) of one row."""
+    top = logits.max()
+    return np.float32(top + np.log(np.exp(logits - top).sum()))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.kernels.base import Arrays, Floats, Kernel, native
+from lm.kernels.base import Arrays, Floats, Kernel, native, table_parts, with_entries
 
 REGISTERS = {"rnn": "RecurrentKernel", "gru": "RecurrentKernel", "lstm": "RecurrentKernel"}
 
@@ -29,12 +29,14 @@ class RecurrentKernel(Kernel):
         if options["tie_weights"]:
             projection = arrays.get("projection.weight")
             heads: list[tuple[Floats, Floats | None]] = [] if projection is None else [(projection, None)]
-            heads.append((embedding, arrays["output_bias"]))
+            weight, bias = embedding, arrays["output_bias"]
         else:
-            heads = [(arrays["output.weight"], arrays["output.bias"])]
+            heads, weight, bias = [], arrays["output.weight"], arrays["output.bias"]
         self.vocab_size = len(embedding)
+        embedding, weight = with_entries(arrays, embedding, weight)
+        heads.append((weight, np.pad(bias, (0, len(weight) - self.vocab_size))))
         self._hidden_size = layers[0][1].shape[1]
-        return native().recurrent(cell, embedding, layers, heads, **settings)
+        return native().recurrent(cell, embedding, layers, heads, **table_parts(options, arrays), **settings)
 
     @classmethod
     def slot_bytes(cls, options: Mapping[str, Any]) -> int:
@@ -43,10 +45,14 @@ class RecurrentKernel(Kernel):
         return states * int(options["num_layers"]) * int(options["hidden_size"]) * 4
 
     def save(self, slot: int) -> tuple[dict[str, npt.NDArray[Any]], tuple[int, ...]]:
-        """See `Kernel.save`: "hidden" (L, H), and "cell" of an LSTM."""
-        return {name: np.array(view[slot, :, : self._hidden_size]) for name, view in self._views.items()}, ()
+        """See `Kernel.save`: "hidden" (L, H), "cell" of an LSTM, and "recent" tokens of context tables."""
+        return {name: np.array(self._view(name, slot)) for name in self._views}, ()
 
     def load(self, slot: int, arrays: Arrays, window: tuple[int, ...]) -> None:
         """See `Kernel.load`."""
-        for name, view in self._views.items():
-            view[slot, :, : self._hidden_size] = arrays[name]
+        for name in self._views:
+            self._view(name, slot)[:] = arrays[name]
+
+    def _view(self, name: str, slot: int) -> npt.NDArray[Any]:
+        view: npt.NDArray[Any] = self._views[name][slot]
+        return view if name == "recent" else view[:, : self._hidden_size]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.kernels.base import Arrays, Floats, Kernel, native
+from lm.kernels.base import Arrays, Floats, Kernel, native, table_parts, with_entries
 
 REGISTERS = {"transformer": "TransformerKernel"}
 
@@ -41,8 +41,7 @@ class TransformerKernel(Kernel):
         exponents = np.arange(0, self._head_size, 2, dtype=np.float32) / np.float32(self._head_size)
         angles = np.arange(context, dtype=np.float32)[:, None] * np.float32(options["rope_theta"]) ** -exponents
         return native().transformer(
-            embedding,
-            arrays.get("lm_head.weight", embedding),
+            *with_entries(arrays, embedding, arrays.get("lm_head.weight", embedding)),
             arrays["norm.weight"],
             blocks,
             np.cos(angles),
@@ -50,6 +49,7 @@ class TransformerKernel(Kernel):
             heads=self._heads,
             kv_heads=int(options["num_kv_heads"] or self._heads),
             epsilon=float(options["norm_epsilon"]),
+            **table_parts(options, arrays),
             **settings,
         )
 
@@ -60,9 +60,11 @@ class TransformerKernel(Kernel):
         return int(8 * options["num_layers"] * options["context_length"] * options["hidden_size"] * share)
 
     def save(self, slot: int) -> tuple[dict[str, npt.NDArray[Any]], tuple[int, ...]]:
-        """See `Kernel.save`: "keys.0" and "values.0" (L, G, D) of each layer, and "lengths"."""
+        """See `Kernel.save`: "keys.0" and "values.0" (L, G, D) of each layer, "lengths", and "recent" tokens."""
         length = int(self._views["lengths"][slot])
         arrays: dict[str, npt.NDArray[Any]] = {"lengths": np.array(length)}
+        if "recent" in self._views:
+            arrays["recent"] = np.array(self._views["recent"][slot])
         for layer in range(self._layers):
             # (G, panels, D, 16) → (panels, 16, G, D): sixteen positions lie side by side.
             panels = self._views["keys"][slot, layer, :, : -(-length // 16)].transpose(1, 3, 0, 2)
@@ -83,5 +85,7 @@ class TransformerKernel(Kernel):
             self._views["values"][slot, layer, :, :length, : self._head_size] = arrays[f"values.{layer}"].transpose(
                 1, 0, 2
             )
+        if "recent" in self._views:
+            self._views["recent"][slot] = arrays["recent"]
         self._views["window"][slot, :length] = window
         self._views["lengths"][slot] = length

@@ -94,6 +94,8 @@ class LanguageModel(nn.Module, ABC):
     Options: ClassVar[type[ModelOptions]]
     trained_by: ClassVar[Literal["gradient", "counting", "both"]] = "gradient"
     """By steps, by `fit` alone, or by steps after `fit`."""
+    kind: ClassVar[str | None] = None
+    """What to call it beside a score, where it is no network alone."""
     batching: ClassVar[Literal["streams", "random"]] = "streams"
     """How it is trained unless `training.batching` says otherwise."""
 
@@ -148,6 +150,10 @@ class LanguageModel(nn.Module, ABC):
     def num_parameters(self) -> int:
         """Numbers that training sets; a shared one counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def num_counts(self) -> int:
+        """Counts that `fit` stores."""
+        return 0
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The weights as host arrays, by name, for saving; copies, safe from later steps."""

@@ -4,24 +4,31 @@
 
 The state is the hidden state of every layer, a few kilobytes however long the text.
 
-Sources: Elman 1990; Cho et al. 2014 (GRU); Hochreiter and Schmidhuber 1997 (LSTM); Press and Wolf 2017 (tied weights).
+Sources: Elman 1990; Cho et al. 2014 (GRU); Hochreiter and Schmidhuber 1997 (LSTM); Press and Wolf 2017 (tied weights);
+Gal and Ghahramani 2016 (locked and embedding dropout); Merity et al. 2018 (weight drop, activation penalties).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import _VF, Tensor, nn
 
-from lm.models.base import LanguageModel, ModelOptions, State
+from lm.kernels import training
+from lm.models.base import LanguageModel, State, TrainingLoss
+from lm.models.heads import HeadOptions, Tails, make_tails, output_logits, output_loss
+from lm.models.tables import ContextTables, TableOptions
 
 REGISTERS = {"rnn": "Recurrent", "gru": "Recurrent", "lstm": "Recurrent"}
 
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+"""Of a layer of torch's cells, in their order."""
 
-class RecurrentOptions(ModelOptions):
+
+class RecurrentOptions(HeadOptions, TableOptions):
     """Options of the recurrent family."""
 
     type: Literal["rnn", "gru", "lstm"] = Field("gru", description="The cell: rnn, gru or lstm.")
@@ -35,8 +42,16 @@ class RecurrentOptions(ModelOptions):
     output_dropout: float | None = Field(
         None, ge=0, lt=1, description="Dropout on the last layer's output; default: dropout."
     )
-    tie_weights: bool = Field(
-        False, description="Use the embedding as output layer; a projection from H to E is added where they differ."
+    locked_dropout: bool = Field(
+        False, description="Drop the same units at every time step of a batch, instead of others at each."
+    )
+    embedding_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of whole words of the embedding.")
+    weight_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the hidden-to-hidden weights.")
+    activation_penalty: float = Field(
+        0.0, ge=0, description="Weight of the mean square of the last layer's output (after dropout) in the objective."
+    )
+    change_penalty: float = Field(
+        0.0, ge=0, description="Weight of the mean square of its change from one time step to the next."
     )
 
 
@@ -55,8 +70,11 @@ class Recurrent(LanguageModel):
             return options.dropout if own is None else own
 
         size, hidden = options.embedding_size, options.hidden_size
-        self.embedding = nn.Embedding(vocab_size, size)
-        self.input_dropout = nn.Dropout(rate(options.input_dropout))
+        # Tied weights get a dense gradient from the output layer; those of the rows looked up are added to it as rows.
+        as_rows = options.tie_weights and len(options.adaptive_cutoffs) > 0
+        self.embedding = nn.Embedding(vocab_size, size, sparse=as_rows)
+        dropout = LockedDropout if options.locked_dropout else training.Dropout
+        self.input_dropout = dropout(rate(options.input_dropout))
         between = rate(options.layer_dropout) if options.num_layers > 1 else 0.0
         self.cell: nn.RNNBase
         match options.type:
@@ -68,10 +86,14 @@ class Recurrent(LanguageModel):
                 self.cell = nn.GRU(size, hidden, options.num_layers, batch_first=True, dropout=between)
             case "lstm":
                 self.cell = nn.LSTM(size, hidden, options.num_layers, batch_first=True, dropout=between)
-        self.output_dropout = nn.Dropout(rate(options.output_dropout))
+        self.layer_dropout = dropout(between)
+        self.output_dropout = dropout(rate(options.output_dropout))
         self.projection = nn.Linear(hidden, size, bias=False) if options.tie_weights and hidden != size else None
         self.output = None if options.tie_weights else nn.Linear(hidden, vocab_size)
         self.output_bias = nn.Parameter(torch.zeros(vocab_size)) if options.tie_weights else None
+        bias = self.output_bias if self.output is None else self.output.bias
+        self.tails = make_tails(options, vocab_size, size if options.tie_weights else hidden, bias)
+        self.tables = ContextTables(options, vocab_size)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -87,23 +109,129 @@ class Recurrent(LanguageModel):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
-        embedded = self.input_dropout(self.embedding(ids))
-        hidden, state = self._run_cell(embedded, state)
-        hidden = self.output_dropout(hidden)
-        if self.output is not None:
-            return self.output(hidden), state
-        if self.projection is not None:
-            hidden = self.projection(hidden)
-        return F.linear(hidden, self.embedding.weight, self.output_bias), state
+        outputs, after = self._run_cell(ids, state)
+        added, after = self._added(ids, outputs, state, after)
+        return output_logits(self._project(self.output_dropout(outputs)), *self._output_layer(), added=added), after
 
-    def _run_cell(self, embedded: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def training_loss(
+        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+    ) -> TrainingLoss:
+        """See `LanguageModel.training_loss`; adds the penalties, and saves work where the vocabulary is large."""
+        outputs, after = self._run_cell(ids, state)
+        added, after = self._added(ids, outputs, state, after, targets)
+        dropped = self.output_dropout(outputs)
+        objective, nats, logits = output_loss(
+            self._project(dropped), targets, *self._output_layer(), added=added, label_smoothing=label_smoothing
+        )
+        return TrainingLoss(objective + self._penalties(outputs, dropped), nats, after, logits)
+
+    def _added(
+        self, ids: Tensor, outputs: Tensor, before: State | None, after: State, targets: Tensor | None = None
+    ) -> tuple[Tensor | None, State]:
+        """What is added to the logits, and the state with what that remembers; in training the targets are known."""
+        found: tuple[Tensor | None, State] = self.tables(ids, before, after)
+        return found
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        vectors = self.embedding(ids)
+        rate = self.options.embedding_dropout
+        if self.training and rate > 0:
+            words = F.dropout(torch.ones(self.vocab_size, 1, device=ids.device), rate)
+            vectors = vectors * words[ids]
+        dropped: Tensor = self.input_dropout(vectors)
+        return dropped
+
+    def _project(self, outputs: Tensor) -> Tensor:
+        return outputs if self.projection is None else F.linear(outputs, self.projection.weight)
+
+    def _output_layer(self) -> tuple[Tensor, Tensor | None, Tails | None]:
+        if self.output is None:
+            return self.embedding.weight, self.output_bias, self.tails
+        return self.output.weight, self.output.bias, self.tails
+
+    def _penalties(self, outputs: Tensor, dropped: Tensor) -> Tensor | float:
+        penalties: list[Tensor] = []
+        if weight := self.options.activation_penalty:
+            penalties.append(weight * dropped.float().square().mean())
+        if (weight := self.options.change_penalty) and outputs.shape[1] > 1:
+            penalties.append(weight * outputs.float().diff(dim=1).square().mean())
+        return sum(penalties, 0.0)
+
+    def _run_cell(self, ids: Tensor, state: State | None) -> tuple[Tensor, State]:
+        # A hook on the cell waits for torch's module to be called.
+        native = ids.shape[1] >= training.FEWEST_STEPS and not self.cell._forward_hooks
+        native = native and training.usable(self.options.type, self.embedding.weight)
+        looked_up = native and self._looks_up(ids)
+        inputs = self.embedding.weight if looked_up else self._embed(ids)
+        names = ("hidden", "cell") if self.options.type == "lstm" else ("hidden",)
         # torch keeps its state (layers, B, H); ours is batch first.
-        if self.options.type == "lstm":
-            pair = None
-            if state is not None:
-                pair = tuple(state.tensors[name].transpose(0, 1).contiguous() for name in ("hidden", "cell"))
-            hidden, (last, cell) = self.cell(embedded, pair)
-            return hidden, State({"hidden": last.transpose(0, 1), "cell": cell.transpose(0, 1)})
-        first = None if state is None else state.tensors["hidden"].transpose(0, 1).contiguous()
-        hidden, last = self.cell(embedded, first)
-        return hidden, State({"hidden": last.transpose(0, 1)})
+        first = None
+        if state is not None:
+            first = tuple(state.tensors[name].transpose(0, 1).contiguous() for name in names)
+        if native:
+            hidden, last = self._run_native(inputs, first, ids if looked_up else None)
+        elif self.training and (self.options.locked_dropout or self.options.weight_dropout > 0):
+            hidden, last = self._run_layers(inputs, first)
+        elif self.options.type == "lstm":
+            hidden, last = self.cell(inputs, first)
+        else:
+            hidden, only = self.cell(inputs, None if first is None else first[0])
+            last = (only,)
+        return hidden, State({name: part.transpose(0, 1) for name, part in zip(names, last, strict=True)})
+
+    def _run_layers(self, inputs: Tensor, first: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The layers one by one, with the dropout that torch's own stack of layers does not have."""
+        options = self.options
+        call: Any = getattr(_VF, f"rnn_{options.nonlinearity}" if options.type == "rnn" else options.type)
+        if first is None:
+            zeros = inputs.new_zeros(options.num_layers, len(inputs), options.hidden_size)
+            first = (zeros, zeros) if options.type == "lstm" else (zeros,)
+        lasts = []
+        for layer in range(options.num_layers):
+            if layer > 0:
+                inputs = self.layer_dropout(inputs)
+            weights = self._weights(layer)
+            begun = tuple(part[layer : layer + 1] for part in first)
+            # With biases, one layer, no dropout of its own, in training, in one direction, batch first.
+            settings = True, 1, 0.0, True, False, True
+            inputs, *last = call(inputs, begun if options.type == "lstm" else begun[0], weights, *settings)
+            lasts.append(last)
+        return inputs, tuple(torch.cat(parts) for parts in zip(*lasts, strict=True))
+
+    def _run_native(
+        self, inputs: Tensor, first: tuple[Tensor, ...] | None, ids: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The layers one by one on the native kernels; with `ids`, the inputs are the embedding."""
+        lasts = []
+        for layer in range(self.options.num_layers):
+            if layer > 0:
+                inputs, ids = self.layer_dropout(inputs), None
+            begun = None if first is None else [part[layer] for part in first]
+            inputs, *last = training.layer(self.options.type, inputs, self._weights(layer), begun, ids=ids)
+            lasts.append(last)
+        return inputs, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
+
+    def _looks_up(self, ids: Tensor) -> bool:
+        """Whether the first layer sees the rows of the embedding as they are, and few enough to gain by that."""
+        dropped = self.training and (self.input_dropout.p > 0 or self.options.embedding_dropout > 0)
+        return not dropped and not self.embedding.sparse and training.worth_looking_up(self.vocab_size, ids.numel())
+
+    def _weights(self, layer: int) -> list[Tensor]:
+        weights = [getattr(self.cell, f"{name}_l{layer}") for name in WEIGHTS]
+        if self.training and self.options.weight_dropout > 0:
+            weights[1] = F.dropout(weights[1], self.options.weight_dropout)
+        return weights
+
+
+class LockedDropout(nn.Module):
+    """Dropout of the same units of (B, T, H) at every time step."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, T, H) → (B, T, H)."""
+        if not self.training or self.p == 0:
+            return inputs
+        return inputs * F.dropout(torch.ones_like(inputs[:, :1]), self.p)

@@ -21,12 +21,15 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lm.models.base import LanguageModel, ModelOptions, State
+from lm.kernels import training
+from lm.models.base import LanguageModel, State, TrainingLoss
+from lm.models.heads import HeadOptions, Tails, make_tails, output_logits, output_loss
+from lm.models.tables import ContextTables, TableOptions
 
 REGISTERS = {"transformer": "Transformer"}
 
 
-class TransformerOptions(ModelOptions):
+class TransformerOptions(HeadOptions, TableOptions):
     """Options of the Transformer."""
 
     type: Literal["transformer"] = Field("transformer", description="Registered name of the model.")
@@ -44,7 +47,6 @@ class TransformerOptions(ModelOptions):
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary wavelengths.")
     norm_epsilon: float = Field(1e-6, gt=0, description="Added to the mean square in RMSNorm.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on embeddings, attention weights and both branches.")
-    tie_weights: bool = Field(False, description="Use the embedding as output layer.")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -65,13 +67,13 @@ class Attention(nn.Module):
         kv_heads = options.num_kv_heads or options.num_heads
         self.grouped = kv_heads != options.num_heads
         self.dropout = options.dropout
-        self.q_proj = nn.Linear(size, options.num_heads * self.head_size, bias=False)
-        self.k_proj = nn.Linear(size, kv_heads * self.head_size, bias=False)
-        self.v_proj = nn.Linear(size, kv_heads * self.head_size, bias=False)
-        self.o_proj = nn.Linear(options.num_heads * self.head_size, size, bias=False)
+        self.q_proj = training.Linear(size, options.num_heads * self.head_size, bias=False)
+        self.k_proj = training.Linear(size, kv_heads * self.head_size, bias=False)
+        self.v_proj = training.Linear(size, kv_heads * self.head_size, bias=False)
+        self.o_proj = training.Linear(options.num_heads * self.head_size, size, bias=False)
         epsilon = options.norm_epsilon
-        self.q_norm = nn.RMSNorm(self.head_size, eps=epsilon) if options.qk_norm else None
-        self.k_norm = nn.RMSNorm(self.head_size, eps=epsilon) if options.qk_norm else None
+        self.q_norm = training.RMSNorm(self.head_size, eps=epsilon) if options.qk_norm else None
+        self.k_norm = training.RMSNorm(self.head_size, eps=epsilon) if options.qk_norm else None
 
     def forward(
         self,
@@ -83,26 +85,32 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(B, T, E) → (B, T, E), and keys and values (B, L + T, G, D) of the grown cache."""
         batch, time, _ = hidden.shape
-        query, key, value = (
-            projection(hidden).view(batch, time, -1, self.head_size)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if self.q_norm is not None and self.k_norm is not None:
-            # In float32: autocast leaves norms alone, and torch's fused norm wants its weight's own dtype.
-            query, key = self.q_norm(query.float()), self.k_norm(key.float())
-        query, key = (rotate(heads, *rotation).to(value.dtype) for heads in (query, key))
+        projected = training.linears(hidden, (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (heads.view(batch, time, -1, self.head_size) for heads in projected)
+        query, key = self._placed(query, self.q_norm, rotation), self._placed(key, self.k_norm, rotation)
         if cache is not None:
             key, value = torch.cat([cache[0], key], dim=1), torch.cat([cache[1], value], dim=1)
+        dropout = self.dropout if self.training else 0.0
+        if causal and cache is None and dropout == 0 and training.usable("attention", query):
+            return self.o_proj(training.attend(query, key, value).flatten(2)), (key, value)
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
             attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout,
             is_causal=causal,
             enable_gqa=self.grouped,
         )
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1)), (key, value)
+
+    def _placed(self, heads: Tensor, norm: nn.RMSNorm | None, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries or keys (B, T, H, D), normalised where that is wanted, and turned by position."""
+        if training.usable("norm", heads):
+            weight, epsilon = (None, 0.0) if norm is None else (norm.weight, norm.eps or 0.0)
+            return training.normed_and_turned(heads, weight, epsilon, rotation)
+        # In float32: autocast leaves norms alone, and torch's fused norm wants its weight's own dtype.
+        return rotate(heads if norm is None else norm(heads.float()), *rotation).to(heads.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -112,13 +120,13 @@ class SwiGLU(nn.Module):
         super().__init__()
         size = options.hidden_size
         inner = options.mlp_size or -(-size * 8 // 3 // 64) * 64
-        self.gate_proj = nn.Linear(size, inner, bias=False)
-        self.up_proj = nn.Linear(size, inner, bias=False)
-        self.down_proj = nn.Linear(inner, size, bias=False)
+        self.gate_proj = training.Linear(size, inner, bias=False)
+        self.up_proj = training.Linear(size, inner, bias=False)
+        self.down_proj = training.Linear(inner, size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        mixed: Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        mixed: Tensor = self.down_proj(training.swiglu(*training.linears(hidden, (self.gate_proj, self.up_proj))))
         return mixed
 
 
@@ -127,11 +135,11 @@ class Block(nn.Module):
 
     def __init__(self, options: TransformerOptions) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
+        self.input_layernorm = training.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
         self.self_attn = Attention(options)
-        self.post_attention_layernorm = nn.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
+        self.post_attention_layernorm = training.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
         self.mlp = SwiGLU(options)
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = training.Dropout(options.dropout)
 
     def forward(
         self,
@@ -158,11 +166,13 @@ class Transformer(LanguageModel):
     def __init__(self, options: TransformerOptions, vocab_size: int) -> None:
         super().__init__(options, vocab_size)
         self.embed_tokens = nn.Embedding(vocab_size, options.hidden_size)
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = training.Dropout(options.dropout)
         self.layers = nn.ModuleList(Block(options) for _ in range(options.num_layers))
-        self.norm = nn.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
-        self.lm_head = None if options.tie_weights else nn.Linear(options.hidden_size, vocab_size, bias=False)
+        self.norm = training.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
+        self.lm_head = None if options.tie_weights else training.Linear(options.hidden_size, vocab_size, bias=False)
+        self.tails = make_tails(options, vocab_size, options.hidden_size, None)
         self._initialise()
+        self.tables = ContextTables(options, vocab_size)
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
@@ -178,6 +188,24 @@ class Transformer(LanguageModel):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
+        hidden, added, after = self._hidden(ids, state)
+        return output_logits(hidden, *self._output_layer(), added=added), after
+
+    def training_loss(
+        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+    ) -> TrainingLoss:
+        """See `LanguageModel.training_loss`; saves work where the vocabulary is large."""
+        hidden, added, after = self._hidden(ids, state)
+        objective, nats, logits = output_loss(
+            hidden, targets, *self._output_layer(), added=added, label_smoothing=label_smoothing
+        )
+        return TrainingLoss(objective, nats, after, logits)
+
+    def _output_layer(self) -> tuple[Tensor, None, Tails | None]:
+        return (self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight), None, self.tails
+
+    def _hidden(self, ids: Tensor, state: State | None) -> tuple[Tensor, Tensor | None, State]:
+        """Vectors for the output layer (B, T, E), what context tables add to the logits, and the state."""
         batch, time = ids.shape
         before = torch.zeros(batch, dtype=torch.int64, device=ids.device) if state is None else state.tensors["lengths"]
         positions = before[:, None] + torch.arange(time, device=ids.device)
@@ -191,10 +219,10 @@ class Transformer(LanguageModel):
                 cache = state.tensors[f"keys.{index}"], state.tensors[f"values.{index}"]
             hidden, (keys, values) = layer(hidden, rotation, cache, mask, state is None)
             grown[f"keys.{index}"], grown[f"values.{index}"] = keys, values
-        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         growing = frozenset(grown) - {"lengths"}
         ragged = state is not None and state.ragged
-        return F.linear(self.norm(hidden), weight), State(grown, growing=growing, ragged=ragged)
+        added, after = self.tables(ids, state, State(grown, growing=growing, ragged=ragged))
+        return self.norm(hidden), added, after
 
 
 def rotary_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:

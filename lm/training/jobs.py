@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,12 @@ from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, compose, merge
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
 from lm.device import enough_memory, pick_device, pick_precision
 from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunExistsError
-from lm.evaluation.perplexity import score
 from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
 from lm.run import Run
-from lm.training.callbacks import Callback
+from lm.training.callbacks import Callback, End, Start
+from lm.training.choosing import choose_config
 from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
@@ -29,24 +30,7 @@ from lm.version import __version__
 
 ENDINGS = ("finished", "out_of_time", "no_progress")
 """Ways to stop that end a plan; the others are gone on from."""
-DEFAULT_PRESETS = ("gru-char", "gru-subword")
-"""For texts of few and of many different characters."""
-MOST_CHARACTERS_FOR_CHAR = 1000
-"""Texts with more different characters than this are better cut into subwords."""
 CLOSING_SAMPLE = SamplingOptions(max_tokens=300)
-
-
-def choose_preset(corpus: Corpus) -> str:
-    """The preset for a text that came without one; looks at how many different characters it has, never at its name."""
-    seen: set[str] = set()
-    read = 0
-    for chunk in corpus.splits["train"].chunks():
-        seen.update(chunk)
-        read += len(chunk)
-        if read > 4_000_000:
-            break
-    by_characters, by_subwords = DEFAULT_PRESETS
-    return by_characters if len(seen) <= MOST_CHARACTERS_FOR_CHAR else by_subwords
 
 
 def train(
@@ -94,7 +78,8 @@ def train(
         )
         corpus = open_corpus(where, data_dir=data_dir, progress=progress)
     if config is None:
-        config = compose(corpus.source, preset=choose_preset(corpus))
+        source = corpus.source
+        config = choose_config(corpus, lambda preset: compose(source, preset=preset), progress=progress).config
     config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": corpus.source})})
     pick_precision(config.training.precision, pick_device(config.training.device))
     if stop_after is not None and stop_after < 1:
@@ -104,8 +89,8 @@ def train(
         raise CorpusError(f"{corpus.source} has no validation split, so nothing could tell the best weights: add one.")
     prepared = prepare(corpus, init.tokenizer if init else config.tokenizer, progress=progress)
     with folder.lock(), enough_memory():
-        if _counts(config):
-            return _fit_by_counting(folder, config, prepared, init, overwrite)
+        if counts_alone(config):
+            return _fit_by_counting(folder, config, prepared, init, overwrite, callbacks)
         make = _factory(folder, config, prepared, init)
         config, plan = _fix_plan(config, make)
         trainer = make()
@@ -154,7 +139,7 @@ def resume(
     with folder.lock(), enough_memory():
         current = Run(folder)
         record, config = current.record, current.config
-        if _counts(config):
+        if counts_alone(config):
             return current, False
         state, _ = folder.read_last()
         try:
@@ -177,7 +162,7 @@ def resume(
         prepared = _same_corpus(current, data_dir, progress)
         if device is not None:
             config = merge(config, {"training.device": device})
-        trainer = _factory(folder, config, prepared, None)()
+        trainer = _factory(folder, config, prepared, None, resumes=True)()
         trainer.load()
         if plan.to_json() != record["plan"] or device is not None:
             folder.write_record({**record, "plan": plan.to_json(), "config": config.model_dump(mode="json")})
@@ -223,11 +208,21 @@ def _new_folder(name: str | None, corpus: Corpus, config: RunConfig, runs_dir: P
     return RunFolder(runs_dir / next(c for c in candidates if c not in taken and not (runs_dir / c).exists()))
 
 
-def _factory(folder: RunFolder, config: RunConfig, corpus: PreparedCorpus, init: Run | None) -> Any:
-    """A function that makes an equal trainer each time it is called."""
+def _factory(
+    folder: RunFolder, config: RunConfig, corpus: PreparedCorpus, init: Run | None, *, resumes: bool = False
+) -> Any:
+    """A function that makes an equal trainer each time it is called.
+
+    A model that counts as well counts the training text once, whatever `init` had counted; one that resumes is to be
+    given the counts that it was saved with.
+    """
+    fitted: dict[str, Any] = {}
 
     def make() -> Trainer:
         model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
+        if fitted:
+            model.load_arrays(fitted)
+            return Trainer(folder, config.training, model, corpus)
         if init is not None:
             arrays, _ = init.folder.read_weights(init.state)
             try:
@@ -236,6 +231,9 @@ def _factory(folder: RunFolder, config: RunConfig, corpus: PreparedCorpus, init:
                 raise ConfigError(
                     f"--init {init.name}: {error}; leave options that change the model's shape out."
                 ) from None
+        if model.trained_by == "both" and not resumes:
+            model.fit(np.asarray(corpus.splits["train"].ids))
+            fitted.update(model.arrays())
         return Trainer(folder, config.training, model, corpus)
 
     return make
@@ -263,6 +261,8 @@ def _record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, ini
         "inkling": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "parameters": model.num_parameters(),
+        "counts": model.num_counts(),
+        "kind": model.kind,
         "init": f"{init.name}@{init.state}" if init else None,
         "corpus": {
             "name": corpus.name,
@@ -306,24 +306,64 @@ def _same_corpus(run: Run, data_dir: Path | None, progress: Progress | None) -> 
     return prepared
 
 
-def _counts(config: RunConfig) -> bool:
+def counts_alone(config: RunConfig) -> bool:
     """Whether the model is trained by counting alone: in one go, without steps."""
     return MODELS.resolve(config.model.type).trained_by == "counting"
 
 
 def _fit_by_counting(
-    folder: RunFolder, config: RunConfig, corpus: PreparedCorpus, init: Run | None, overwrite: bool
+    folder: RunFolder,
+    config: RunConfig,
+    corpus: PreparedCorpus,
+    init: Run | None,
+    overwrite: bool,
+    callbacks: Sequence[Callback],
 ) -> Run:
     if init is not None:
         raise ConfigError(
             f"--init {init.name}: {config.model.type} models are trained by counting and start from nothing."
         )
+    begun = time.perf_counter()
     model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
     model.fit(np.asarray(corpus.splits["train"].ids))
+    seconds = time.perf_counter() - begun
     folder.create(
         {**_record(config, corpus, model, None), "plan": Plan(1, 1).to_json()}, corpus.tokenizer, overwrite=overwrite
     )
-    loss = score(model, corpus.splits["valid"].ids).loss
-    folder.write_best(model.arrays(), step=1, valid_loss=loss)
-    folder.append_metrics({"step": 1, "train_loss": None, "valid_loss": loss})
-    return _close(folder, corpus, "cpu")
+    tokens = corpus.splits["train"].counts.tokens
+    start = Start(
+        run=folder.name,
+        model=config.model.type,
+        parameters=model.num_parameters(),
+        counts=model.num_counts(),
+        corpus=corpus.name,
+        step=0,
+        plan_steps=1,
+        tokens_per_step=tokens,
+        steps_per_epoch=1,
+        device="cpu",
+        precision="fp32",
+    )
+    try:
+        for callback in callbacks:
+            callback.on_start(start)
+        folder.write_best(model.arrays(), step=1, valid_loss=None)
+        run = _close(folder, corpus, "cpu")
+        loss = run.reports()["valid"]["loss"]
+        row = {
+            "step": 1,
+            "epoch": 1.0,
+            "train_loss": None,
+            "valid_loss": loss,
+            "best_step": 1,
+            "tokens_per_second": tokens / max(seconds, 1e-9),
+            "seconds": round(seconds, 3),
+        }
+        folder.append_metrics(row)
+        for callback in callbacks:
+            callback.on_log(row)
+            callback.on_end(End("finished", 1, 1, seconds, loss, 1))
+    finally:
+        for callback in callbacks:
+            callback.close()
+    return run

@@ -15,6 +15,7 @@ import torch
 
 from lm.errors import CorruptRunError
 from lm.files import Arrays
+from lm.kernels.base import native
 from lm.models.base import State
 from lm.training.callbacks import StopReason
 from lm.training.optimizers import load_optimizer_arrays, optimizer_arrays
@@ -53,6 +54,7 @@ def environment(trainer: Trainer) -> dict[str, str]:
         "optimizer": "fused" if trainer.optimizers[0].defaults.get("fused") else "unfused",
         "threads": str(torch.get_num_threads()),
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "kernels": "none" if native() is None else native().instruction_sets()[0],
         "MKL_CBWR": os.environ.get("MKL_CBWR", ""),
     }
 
@@ -69,11 +71,14 @@ def save(trainer: Trainer) -> None:
     if trainer.average is not None:
         tensors["average"] = trainer.average.arrays()
     if trainer.hidden is not None:
-        tensors["hidden"] = {name: tensor.float().cpu().numpy() for name, tensor in trainer.hidden.tensors.items()}
+        tensors["hidden"] = {
+            name: (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+            for name, tensor in trainer.hidden.tensors.items()
+        }
     state = {
         "train_state": asdict(trainer.state),
         "scaler": trainer.scaler.state_dict(),
-        "hidden_dtype": str(next(iter(trainer.hidden.tensors.values())).dtype) if trainer.hidden is not None else None,
+        "hidden_dtype": _float_dtype(trainer.hidden),
         "environment": environment(trainer),
         "files": sorted(tensors),
     }
@@ -100,11 +105,12 @@ def load(trainer: Trainer) -> None:
         if trainer.device.type == "cuda" and "cuda" in tensors["random"]:
             torch.cuda.set_rng_state(torch.from_numpy(tensors["random"]["cuda"].copy()), trainer.device)
         if "hidden" in tensors and trainer.carries:
-            dtype = getattr(torch, state["hidden_dtype"].removeprefix("torch."))
+            dtype = getattr(torch, (state["hidden_dtype"] or "torch.float32").removeprefix("torch."))
+            hidden = {name: torch.from_numpy(array.copy()) for name, array in tensors["hidden"].items()}
             trainer.hidden = State(
                 {
-                    name: torch.from_numpy(array.copy()).to(trainer.device, dtype)
-                    for name, array in tensors["hidden"].items()
+                    name: tensor.to(trainer.device, dtype if tensor.is_floating_point() else None)
+                    for name, tensor in hidden.items()
                 }
             )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -117,6 +123,13 @@ def load(trainer: Trainer) -> None:
         f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name)
     ]:
         log.warning("Resuming where the last bits may differ from an uninterrupted run: %s.", "; ".join(different))
+
+
+def _float_dtype(state: State | None) -> str | None:
+    """The number format of a carried state's floats; files hold them in fp32."""
+    if state is None:
+        return None
+    return next((str(tensor.dtype) for tensor in state.tensors.values() if tensor.is_floating_point()), None)
 
 
 def _adopt_best(trainer: Trainer) -> None:

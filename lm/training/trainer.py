@@ -112,7 +112,9 @@ class Trainer:
         for optimizer in self.optimizers:
             # Clip true gradients: fp16 ones still carry the loss scale (65,536 at first).
             self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
+        # Sparse gradients are those of context tables, whose steps are bounded by their own optimizer.
+        clipped = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
+        norm = torch.nn.utils.clip_grad_norm_(clipped, config.grad_clip or math.inf)
         self._grad_norm = float(norm)
         if math.isfinite(self._grad_norm):
             for optimizer in self.optimizers:
@@ -218,6 +220,7 @@ class Trainer:
             run=self.folder.name,
             model=str(self.model.options.type),
             parameters=self.model.num_parameters(),
+            counts=self.model.num_counts(),
             corpus=self.corpus.name,
             step=self.state.step,
             plan_steps=plan.steps,

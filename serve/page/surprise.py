@@ -3,7 +3,9 @@
 Each token's nats are spread evenly over the characters that it stands for, so that words, places and models with other
 tokens can be compared; the sum stays what it was.
 
-    known = study(await read(page, "shakespeare-gru", text, top=5), state="best", precision="fp32", seconds=0.1)
+    known = study(
+        await read(page, "shakespeare-gru", text, top=5), run=run, state="best", precision="fp32", seconds=0.1
+    )
     known.report.bits_per_byte
     known.nats_between(0, 12)
 """
@@ -20,9 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.corpora.tokens import measure_text
+from lm.corpora.tokens import TokenSplit, measure_text
 from lm.evaluation.report import Report, make_report
 from lm.evaluation.scores import Scores
+from lm.run import Run
 from lm.tokenizers.base import Tokenizer
 from lm.version import __version__
 from serve.models import Model
@@ -33,6 +36,8 @@ TOP = 5
 """Alternatives that the accuracies need."""
 MOST_POINTS = 200
 """Of a curve."""
+MOST_COUNTED = 2_000_000
+"""Tokens of a training text that are counted for a floor while a visitor waits."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -70,11 +75,12 @@ class Study:
         return float(self.running[end] - self.running[begin])
 
 
-def study(reading: Reading, *, state: str, precision: str, seconds: float) -> Study:
+def study(reading: Reading, *, run: Run | None, state: str, precision: str, seconds: float) -> Study:
     """All that a reading with TOP alternatives tells; takes a moment for a long text.
 
     Args:
         reading: of the whole text.
+        run: what was read with, for the floor and for what kind of model it is; None where it is on offer no more.
         state: which weights of the run were read with.
         precision: of the weights.
         seconds: how long the reading took.
@@ -90,8 +96,15 @@ def study(reading: Reading, *, state: str, precision: str, seconds: float) -> St
     ranks = ([token for token, _ in score.top].index(score.token) if any(
         token == score.token for token, _ in score.top) else None for score in reading.scores)  # fmt: skip
     scores.add(nats.tolist(), ranks)
+    floor, kind = None, None
+    if run is not None:
+        start = [tokenizer.start_id, *ids]
+        floor = run.floor(
+            TokenSplit("text", np.array(start, tokenizer.dtype), counts, sha256), most_tokens=MOST_COUNTED
+        )
+        kind = run.record.get("kind")
     report = make_report(
-        scores, counts, run=reading.model.name, state=state, step=None, corpus="text", split="text",
+        scores, counts, floor, run=reading.model.name, kind=kind, state=state, step=None, corpus="text", split="text",
         text_sha256=sha256, device=reading.model.decoder.name, precision=precision, version=__version__,
     )  # fmt: skip
     ends = np.array(token_ends(reading.text, tokenizer, ids), dtype=np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,19 @@ def test_the_table_names_run_split_context_and_denominators(lm: Lm) -> None:
     for part in ("bits per byte", "over 250 UTF-8 bytes", "state carried over the whole split", "sha256"):
         assert part in done.out
     assert "\x1b" not in done.out + done.err
+
+
+def test_what_counting_reaches_stands_beside_the_score(lm: Lm) -> None:
+    report = json.loads(lm("eval", "a", "--json").out)
+    assert report["floor"] == "7-gram counts of the training text, without a network"
+    bits = report["floor_loss"] * report["tokens"] / math.log(2) / report["bytes"]
+    assert report["floor_bits_per_byte"] == pytest.approx(bits)
+    # A dozen steps are no match for it.
+    done = lm("eval", "a")
+    assert re.search(rf"floor +{bits:.4f} +7-gram counts of the training text", done.out)
+    assert "note: This does not beat the floor" in done.out
+    # Counting knows the text that it counted by heart.
+    assert json.loads(lm("eval", "a", "--split", "train", "--json").out)["floor"] is None
 
 
 def test_what_int8_costs_can_be_read_off(lm: Lm) -> None:

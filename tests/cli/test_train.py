@@ -58,8 +58,8 @@ def test_a_folder_with_splits_is_trained_on(lm: Lm, tmp_path: Path, text: Path) 
         (tmp_path / "mine" / f"{split}.txt").write_text(part)
     done = lm("train", "mine", "--max-steps", "2", *SMALL)
     assert done.code == 0, done.err
-    assert "lm eval mine-gru-char\n" in done.out  # no test split, so none is named
-    assert RunFolder(tmp_path / "checkpoints" / "mine-gru-char").read_record()["corpus"]["name"] == "mine"
+    assert "lm eval mine-gru-char-small\n" in done.out  # no test split, so none is named
+    assert RunFolder(tmp_path / "checkpoints" / "mine-gru-char-small").read_record()["corpus"]["name"] == "mine"
 
 
 def test_a_text_from_stdin_is_trained_on_and_can_be_evaluated_later(lm: Lm, tmp_path: Path, text: Path) -> None:
@@ -181,7 +181,7 @@ def test_training_goes_on_from_a_run_on_other_text(lm: Lm, runs: Path, tmp_path:
     (tmp_path / "new.txt").write_text("The hen sat in the fog and saw the cat by its den.\n" * 60)
     done = lm("train", "new.txt", "--init", "a@last", "--max-steps", "2", "--set", "model.dropout=0.1")
     assert done.code == 0, done.err
-    record = RunFolder(runs / "new-gru-char").read_record()
+    record = RunFolder(runs / "new-gru-char-small").read_record()
     assert record["init"] == "a@last"
     assert record["tokenizer_sha256"] == RunFolder(runs / "a").read_record()["tokenizer_sha256"]
     # "T" is in the new text alone.
@@ -284,7 +284,7 @@ def refused(done: Any, sentence: str) -> None:
         (["missing.txt"], "There is no file or folder 'missing.txt'"),
         (["empty.txt"], "empty"),
         (["binary.txt"], "binary.txt"),
-        (["short.txt", "--max-steps", "2"], "fewer than one batch of 64 rows of 64 tokens"),
+        (["short.txt", "--max-steps", "2"], "fewer than one batch of 64 rows of 48 tokens"),
         (["."], ""),
         (["words.txt", "--preset", "gru-chars"], "Unknown preset 'gru-chars'. Did you mean 'gru-char'?"),
         (["words.txt", "--set", "model.hidden=3"], "Unknown option model.hidden. Did you mean 'hidden_size'?"),
@@ -341,7 +341,7 @@ def test_a_second_trainer_is_refused(lm: Lm, runs: Path) -> None:
 
 
 def test_a_run_that_diverges_says_where_and_what_to_do(lm: Lm, runs: Path, text: Path) -> None:
-    wild = ("--set", "training.learning_rate=1e30", "--set", "training.grad_clip=none")
+    wild = ("--set", "training.learning_rate=1e38", "--set", "training.grad_clip=none")
     done = lm("train", str(text), "--name", "wild", "--max-steps", "50", *SMALL, *wild)
     assert done.code == 1
     assert re.search(r"^error: Step \d+: the .* is (nan|inf) \(first in the .*--init wild@last", done.err, re.MULTILINE)
@@ -373,7 +373,7 @@ def test_brackets_in_names_are_printed_as_they_are(lm: Lm, tmp_path: Path, text:
     done = lm("train", "notes[draft] :smile:.txt", "--max-steps", "2", *SMALL)
     assert done.code == 0, done.err
     # The run is named in signs that need no quoting where its name is typed.
-    name = "notes-draft-smile-gru-char"
+    name = "notes-draft-smile-gru-char-small"
     assert f"{name} starts: gru" in done.err and "on notes[draft] :smile:;" in done.err
     assert f"{name} (best, step 2) on notes[draft] :smile:, split valid" in done.out
     assert "notes[draft] :smile:" in lm("list").out
@@ -411,3 +411,23 @@ def test_commands_to_type_next_name_the_folder_of_the_runs(lm: Lm, text: Path) -
     done = lm("train", str(text), *flags)
     assert "lm train --resume n --runs-dir 'my runs'" in done.err
     assert "lm sample n --runs-dir 'my runs' --prompt" in done.out
+
+
+def test_counts_are_trained_without_steps_and_need_no_length(lm: Lm, text: Path) -> None:
+    done = lm("train", str(text), "--preset", "ngram-char", "--name", "counts")
+    assert done.code == 0
+    assert "counts of words, made in one pass over 4,500 tokens" in done.err
+    assert "steps" not in done.err and "No length" not in done.err
+    assert done.out.startswith("counts (best, step 1) on words, split valid \N{EN DASH} n-gram counts, no network\n")
+    again = lm("train", "--resume", "counts")
+    assert (again.code, "finished already" in again.err) == (0, True)
+    assert lm("sample", "counts", "--max-tokens", "20", "--seed", "1").code == 0
+    assert "n-gram counts, no network" in lm("show", "counts").out
+
+
+def test_a_hybrid_is_called_one(lm: Lm, text: Path) -> None:
+    done = lm("train", str(text), "--preset", "hybrid-char", "--name", "both", "--max-steps", "2", *SMALL)
+    assert done.code == 0
+    assert re.search(r"both starts: hybrid, [\d,]+ parameters and [\d,]+ counts, on words", done.err)
+    assert "hybrid: n-gram counts and a network" in done.out
+    assert "hybrid-char" in lm("list").out

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lm.config import Section
 from lm.errors import CorruptRunError, DeviceError
@@ -35,13 +36,31 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_weights": True,
         "mlp_size": 70,
     },
+    "lstm, tied, adaptive": {"type": "lstm", "hidden_size": 40, "tie_weights": True, "adaptive_cutoffs": (5, 30)},
+    "gru, adaptive": {"type": "gru", "hidden_size": 40, "adaptive_cutoffs": (20, 100)},
+    "transformer, adaptive": {"type": "transformer", "hidden_size": 32, "num_heads": 2, "adaptive_cutoffs": (7,)},
+    "gru, tables": {"type": "gru", "hidden_size": 32, "table_orders": (2, 3, 5), "table_buckets": 5000},
+    "lstm, bigrams": {"type": "lstm", "hidden_size": 32, "table_orders": (2,)},
+    "transformer, tables": {
+        "type": "transformer",
+        "hidden_size": 32,
+        "num_heads": 2,
+        "context_length": 9,
+        "table_orders": (3, 4),
+        "table_buckets": 100,
+    },
 }
 LARGE = {"type": "transformer", "hidden_size": 384, "num_layers": 6, "num_heads": 6, "context_length": 256}
 IDS = np.random.default_rng(0).integers(V, size=150).tolist()
 
 
 def model_of(shape: dict[str, Any], vocab_size: int = V) -> LanguageModel:
-    return build_model(Section(**shape), vocab_size, seed=3).eval()
+    model = build_model(Section(**shape), vocab_size, seed=3).eval()
+    for name, parameter in model.named_parameters():
+        if name.startswith("tables."):
+            # Tables begin as zeros, which would hide what they are looked up by.
+            torch.nn.init.normal_(parameter.data[:-1])
+    return model
 
 
 def decoder_of(model: LanguageModel, slots: int = 20, **settings: Any) -> Decoder:
@@ -138,7 +157,11 @@ def test_a_transformer_of_ten_million_has_the_same_bits_alone_and_among_32() -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [{"type": "gru", "hidden_size": 512}, LARGE], ids=["gru", "transformer"])
+@pytest.mark.parametrize(
+    "shape",
+    [{"type": "gru", "hidden_size": 512}, LARGE, {**SHAPES["gru, tables"], "hidden_size": 256}],
+    ids=["gru", "transformer", "gru, tables"],
+)
 def test_a_thousand_greedy_tokens_equal_those_of_torch(shape: dict[str, Any]) -> None:
     model = model_of(shape)
 
@@ -209,6 +232,21 @@ def test_wrong_slots_and_tokens_are_refused_before_anything_is_computed() -> Non
             decoder.step(slots, ids)
 
 
+@pytest.mark.parametrize("shape", ["gru", "transformer"])
+def test_options_written_before_there_were_tables_still_load(shape: str) -> None:
+    model = model_of(SHAPES[shape])
+    options = {name: value for name, value in model.options.model_dump().items() if not name.startswith("table_")}
+    kernel = KERNELS.resolve(options["type"])(options, model.arrays(), slots=1)
+    np.testing.assert_array_equal(kernel.read(0, IDS, only_last=False), read(decoder_of(model), IDS))
+
+
+def test_a_table_of_too_few_rows_for_its_order_is_refused() -> None:
+    model = model_of(SHAPES["transformer, tables"])
+    options, arrays = model.options.model_dump(), model.arrays()
+    with pytest.raises(CorruptRunError, match="a context table"):
+        KERNELS.resolve("transformer")({**options, "table_buckets": 101}, arrays, slots=1)
+
+
 def test_weights_that_do_not_fit_the_options_are_refused_in_a_sentence() -> None:
     model = model_of(SHAPES["gru"])
     options, arrays = model.options.model_dump(), model.arrays()
@@ -217,7 +255,7 @@ def test_weights_that_do_not_fit_the_options_are_refused_in_a_sentence() -> None
         KERNELS.resolve("gru")(options, arrays, slots=1)
 
 
-@pytest.mark.parametrize("shape", ["gru", "lstm, tied", "transformer", "transformer, odd"])
+@pytest.mark.parametrize("shape", ["gru", "lstm, tied", "transformer", "transformer, odd", "gru, tables"])
 def test_a_matrix_of_another_shape_is_refused_whichever_it_is(shape: str) -> None:
     model = model_of(SHAPES[shape])
     options, arrays = model.options.model_dump(), model.arrays()
@@ -242,6 +280,14 @@ def test_the_memory_set_aside_bounds_the_slots() -> None:
     assert (slots(one * 5), slots(one * 100)) == (5, 9)
     with pytest.raises(DeviceError, match="set more aside"):
         slots(one - 1)
+
+
+def test_tables_under_an_adaptive_softmax_decode_on_torch_and_not_in_int8() -> None:
+    model = model_of({"type": "gru", "hidden_size": 16, "adaptive_cutoffs": (5, 12), "table_orders": (2,)})
+    decoder = open_decoder(model.options.model_dump(), model.arrays, lambda: model)
+    assert isinstance(decoder, TorchDecoder)
+    with pytest.raises(DeviceError, match="do not have context tables under an adaptive softmax"):
+        open_decoder(model.options.model_dump(), model.arrays, lambda: model, precision="int8")
 
 
 def test_int8_without_a_kernel_is_refused_with_the_reason() -> None:

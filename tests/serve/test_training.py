@@ -242,7 +242,9 @@ def test_a_long_training_keeps_a_curve_of_bounded_length_with_every_validation()
 
 
 def test_every_family_that_has_a_preset_can_be_asked_for():
-    assert families() == {"GRU": "gru", "LSTM": "lstm", "Transformer": "transformer"}
+    assert families() == {
+        "GRU": "gru", "Hybrid": "hybrid", "LSTM": "lstm", "Ngram": "ngram", "Transformer": "transformer",
+    }  # fmt: skip
 
 
 # -- texts ----------------------------------------------------------------------------------------------

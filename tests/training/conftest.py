@@ -30,6 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 SMALL = {
     "model.dropout": 0,
+    "model.table_orders": [],
     "training.batch_size": 4,
     "training.bptt": 16,
     "training.warmup_steps": 0,

@@ -55,6 +55,13 @@ def test_muon_takes_the_hidden_matrices_alone(make_trainer: Make) -> None:
     assert {group["peak_learning_rate"] for group in adam.param_groups} == {0.01}
 
 
+def test_muon_leaves_the_tails_of_an_adaptive_softmax_to_adamw(make_trainer: Make) -> None:
+    trainer = make_trainer("gru", optimizer="muon", **{"model.adaptive_cutoffs": (5,)})
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    taken = {names[id(parameter)] for group in trainer.optimizers[1].param_groups for parameter in group["params"]}
+    assert taken == {"cell.weight_ih_l0", "cell.weight_hh_l0"}
+
+
 @pytest.mark.parametrize(
     ("optimizer", "settings"),
     [

@@ -104,6 +104,24 @@ def test_half_and_half_equals_straight_with_averaged_weights(make_trainer: Make,
     assert_same(*(run_to_end(make_trainer, model, settings, stop=stop) for stop in (None, 7)))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("model", ["gru", "transformer"])
+def test_half_and_half_equals_straight_with_context_tables(make_trainer: Make, model: str, precision: str) -> None:
+    settings = {**RICH, "model.table_orders": (2, 3, 4), "model.table_buckets": 300, "precision": precision}
+    fp16 = precision == "fp16"
+    assert_same(*(run_to_end(make_trainer, model, settings, stop=stop, fp16=fp16) for stop in (None, 7)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["lstm", "transformer"])
+def test_half_and_half_equals_straight_with_an_adaptive_softmax(make_trainer: Make, model: str, precision: str) -> None:
+    settings = {**RICH, "model.adaptive_cutoffs": (5, 12), "model.tie_weights": True, "precision": precision}
+    if model == "lstm":
+        settings |= {"model.locked_dropout": True, "model.embedding_dropout": 0.1, "model.weight_dropout": 0.3}
+        settings |= {"model.activation_penalty": 2.0, "model.change_penalty": 1.0}
+    assert_same(*(run_to_end(make_trainer, model, settings, stop=stop) for stop in (None, 7)))
+
+
 @pytest.mark.parametrize("stop", [1, 4, 8, 15])
 def test_a_plateau_is_remembered_wherever_the_run_was_stopped(
     make_trainer: Make, monkeypatch: pytest.MonkeyPatch, stop: int

@@ -32,11 +32,18 @@ struct Head {
     const float* bias = nullptr;
 };
 
+struct Table {  // a context table: the last row is for contexts that are not whole
+    int order = 0;
+    bool hashed = false;
+    Matrix weight;
+};
+
 struct RecurrentParts {
     std::string cell;  // rnn-tanh, rnn-relu, gru, lstm
     Matrix embedding;
     std::vector<Layer> layers;
     std::vector<Head> heads;  // applied one after the other; the last gives the logits
+    std::vector<Table> tables;
 };
 
 struct Block {
@@ -47,6 +54,7 @@ struct Block {
 struct TransformerParts {
     Matrix embedding, head;
     std::vector<Block> blocks;
+    std::vector<Table> tables;
     const float* norm = nullptr;
     Matrix cosines, sines;  // (context, head_size / 2)
     int heads = 0, kv_heads = 0;
@@ -56,6 +64,71 @@ struct TransformerParts {
 struct Settings {
     int slots = 1, threads = 1;
     bool int8 = false;
+};
+
+// One recurrent layer over whole texts, (batch, time, ...), forward and backward: what is read and where to write.
+// A pointer may be null where the comment says "or none". Matrices and vectors are those of torch.nn.GRU and LSTM.
+struct Sequence {
+    bool lstm = false;
+    int batch = 0, time = 0, inputs = 0, hidden = 0;
+    // The inputs (batch, time, inputs) with the strides of rows and steps; or, where there are ids (batch, time), the
+    // embedding (vocab_size, inputs) that they are looked up in.
+    const float* x = nullptr;
+    int64_t x_row = 0, x_step = 0;
+    const int64_t* ids = nullptr;
+    int vocab_size = 0;
+    const float *weight_ih = nullptr, *weight_hh = nullptr, *bias_ih = nullptr, *bias_hh = nullptr;
+    const float *first_hidden = nullptr, *first_cell = nullptr;  // (batch, hidden), or none: zeros
+    float* outputs = nullptr;                                    // (batch, time, hidden)
+    float *last_hidden = nullptr, *last_cell = nullptr;          // (batch, hidden)
+    // Between forward and backward, which leaves gradients in it: (time, batch, 4 (LSTM: 6), hidden up to 16s).
+    float* memory = nullptr;
+
+    const float* d_outputs = nullptr;  // or none; with its strides
+    int64_t d_row = 0, d_step = 0;
+    const float *d_last_hidden = nullptr, *d_last_cell = nullptr;                             // or none
+    float *d_x = nullptr, *d_first_hidden = nullptr, *d_first_cell = nullptr;                 // or none: not wanted
+    float *d_weight_ih = nullptr, *d_weight_hh = nullptr, *d_bias_ih = nullptr, *d_bias_hh = nullptr;
+};
+
+// C = A B; all row-major with so many numbers from row to row. A is (rows, depth), or stored
+// (depth, rows) where `a_turned`; B is (depth, columns), or stored (columns, depth) where `b_turned`.
+struct Operands {
+    const float* a = nullptr;
+    int64_t a_step = 0;
+    bool a_turned = false;
+    const float* b = nullptr;
+    int64_t b_step = 0;
+    bool b_turned = false;
+    float* c = nullptr;
+    int64_t c_step = 0;
+    int rows = 0, depth = 0, columns = 0;
+    bool add = false;             // C += A B
+    const float* bias = nullptr;  // (columns), added to every row where C is not added to; or none
+};
+
+// RMSNorm, rotary positions or both, for (rows, heads, width), forward or, where there are gradients, backward.
+struct Norms {
+    int64_t rows = 0;
+    int heads = 1, width = 0;
+    float epsilon = 0;
+    const float* x = nullptr;
+    const float* weight = nullptr;                          // (width), or none: no norm
+    const float *cosines = nullptr, *sines = nullptr;       // (rows, width / 2), or none: no rotation
+    float* y = nullptr;
+    float* scales = nullptr;                                // (rows, heads) kept for the way back; with a norm
+    const float* dy = nullptr;
+    float *dx = nullptr, *d_weight = nullptr;
+};
+
+// Causal attention over (batch, time, heads, width), forward or, where there are gradients, backward.
+struct Attention {
+    int batch = 0, time = 0, heads = 0, kv_heads = 0, width = 0;
+    const float *queries = nullptr, *keys = nullptr, *values = nullptr;
+    float* outputs = nullptr;
+    float* log_sums = nullptr;  // (batch, heads, time), kept for the way back
+    const float* d_outputs = nullptr;
+    float *d_queries = nullptr, *d_keys = nullptr, *d_values = nullptr;  // keys' and values' are added to
 };
 
 constexpr int kRowsAtOnce = 64;  // tokens of one text that are read together

@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "kernel.hpp"
+#include "rows.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -20,6 +21,13 @@ using inkling::Kernel;
     namespace isa {                                                                               \
     Kernel* recurrent(const inkling::RecurrentParts&, const inkling::Settings&);                  \
     Kernel* transformer(const inkling::TransformerParts&, const inkling::Settings&);              \
+    void product(const inkling::Operands&, int threads);                                          \
+    void drop(const float* from, float* to, int64_t count, uint64_t seed, float rate);            \
+    void attention(const inkling::Attention&, int threads);                                       \
+    void norms(const inkling::Norms&);                                                            \
+    void gated(const float* gate, const float* up, const float* dy, int64_t count, float* y, float* d_up); \
+    void forward(const inkling::Sequence&, int threads);                                          \
+    void backward(const inkling::Sequence&, int threads);                                         \
     }
 DECLARE(inkling_plain)
 #if defined(INKLING_X86)
@@ -84,9 +92,26 @@ Kernel* make(const Parts& parts, const inkling::Settings& settings, const std::s
     return kernel;
 }
 
+// Order and weights of each context table, orders rising.
+using Tables = std::vector<std::tuple<int, Floats>>;
+
+std::vector<inkling::Table> context_tables(const Tables& tables, int buckets, int vocab_size) {
+    std::vector<inkling::Table> found;
+    for (const auto& [order, weight] : tables) {
+        if (order < 2 || (!found.empty() && order <= found.back().order))
+            throw std::invalid_argument("tables come by rising order, from 2 on");
+        int64_t rows = 1;
+        for (int i = 1; i < order && rows <= buckets; ++i) rows *= vocab_size;
+        const bool hashed = rows > buckets;
+        found.push_back({order, hashed, matrix(weight)});
+        expect(found.back().weight, (hashed ? buckets : int(rows)) + 1, vocab_size, "a context table");
+    }
+    return found;
+}
+
 Kernel* recurrent(const std::string& cell, const Floats& embedding,
                   const std::vector<std::tuple<Floats, Floats, Floats, Floats>>& layers,
-                  const std::vector<std::tuple<Floats, MaybeFloats>>& heads, int slots, int threads, bool int8,
+                  const std::vector<std::tuple<Floats, MaybeFloats>>& heads, const Tables& tables, int buckets, int slots, int threads, bool int8,
                   const std::string& isa) {
     inkling::RecurrentParts parts;
     parts.cell = cell;
@@ -111,14 +136,15 @@ Kernel* recurrent(const std::string& cell, const Floats& embedding,
         inputs = head.weight.rows;
     }
     if (inputs != parts.embedding.rows) throw std::invalid_argument("the logits do not cover the vocabulary");
+    parts.tables = context_tables(tables, buckets, parts.embedding.rows);
     nb::gil_scoped_release release;
     return make(parts, {slots, threads, int8}, isa);
 }
 
 Kernel* transformer(const Floats& embedding, const Floats& head, const Floats& norm,
                     const std::vector<std::tuple<std::vector<Floats>, std::vector<MaybeFloats>>>& blocks,
-                    const Floats& cosines, const Floats& sines, int heads, int kv_heads, float epsilon, int slots,
-                    int threads, bool int8, const std::string& isa) {
+                    const Floats& cosines, const Floats& sines, int heads, int kv_heads, float epsilon,
+                    const Tables& tables, int buckets, int slots, int threads, bool int8, const std::string& isa) {
     inkling::TransformerParts parts;
     parts.embedding = matrix(embedding);
     parts.head = matrix(head);
@@ -156,6 +182,7 @@ Kernel* transformer(const Floats& embedding, const Floats& head, const Floats& n
     if (std::any_of(parts.blocks.begin(), parts.blocks.end(),
                     [](const auto& block) { return !block.input_norm || !block.mlp_norm; }))
         throw std::invalid_argument("a norm is missing");
+    parts.tables = context_tables(tables, buckets, parts.embedding.rows);
     nb::gil_scoped_release release;
     return make(parts, {slots, threads, int8}, isa);
 }
@@ -204,9 +231,109 @@ nb::dict views(nb::handle self) {
     return found;
 }
 
+// -- training ------------------------------------------------------------------------------------------------------
+
+using inkling::Sequence;
+
+// Calls `function` of an instruction set.
+#if defined(INKLING_X86)
+#define CALL(isa, function, ...)                                                \
+    (isa == "avx512" ? inkling_avx512::function(__VA_ARGS__)                    \
+     : isa == "avx2" ? inkling_avx2::function(__VA_ARGS__)                      \
+                     : inkling_plain::function(__VA_ARGS__))
+#else
+#define CALL(isa, function, ...) inkling_plain::function(__VA_ARGS__)
+#endif
+
+void run_forward(const Sequence& sequence, const std::string& isa, int threads) {
+    nb::gil_scoped_release release;
+    for (int64_t i = 0; sequence.ids && i < int64_t(sequence.batch) * sequence.time; ++i)
+        if (uint64_t(sequence.ids[i]) >= uint64_t(sequence.vocab_size))
+            throw std::out_of_range("an id lies outside the embedding");
+    CALL(isa, forward, sequence, threads);
+}
+
+void run_backward(const Sequence& sequence, const std::string& isa, int threads) {
+    nb::gil_scoped_release release;
+    CALL(isa, backward, sequence, threads);
+}
+
+void product(uintptr_t a, int64_t a_step, bool a_turned, uintptr_t b, int64_t b_step, bool b_turned, uintptr_t c,
+             int64_t c_step, std::tuple<int, int, int> shape, bool add, uintptr_t bias, const std::string& isa,
+             int threads) {
+    const auto [rows, depth, columns] = shape;
+    const auto at = [](uintptr_t address) { return reinterpret_cast<const float*>(address); };
+    nb::gil_scoped_release release;
+    CALL(isa, product,
+         {at(a), a_step, a_turned, at(b), b_step, b_turned, reinterpret_cast<float*>(c), c_step, rows, depth, columns,
+          add, at(bias)},
+         threads);
+}
+
+void drop(uintptr_t from, uintptr_t to, int64_t count, uint64_t seed, float rate, const std::string& isa) {
+    nb::gil_scoped_release release;
+    CALL(isa, drop, reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to), count, seed, rate);
+}
+
+template <class T, int Axes>
+using Array = nb::ndarray<T, nb::ndim<Axes>, nb::c_contig, nb::device::cpu>;
+
+void row_adagrad(const Array<float, 2>& weights, const Array<float, 2>& squares, const Array<const int64_t, 1>& rows,
+                 const Array<const float, 2>& slopes, float rate) {
+    const size_t count = rows.shape(0), width = weights.shape(1);
+    if (slopes.shape(0) != count || slopes.shape(1) != width || squares.shape(0) != weights.shape(0) ||
+        squares.shape(1) != 1)
+        throw std::invalid_argument("slopes or squares do not fit the weights");
+    for (size_t i = 0; i < count; ++i)
+        if (rows(i) < 0 || size_t(rows(i)) >= weights.shape(0)) throw std::out_of_range("no such row");
+    nb::gil_scoped_release release;
+    inkling::row_adagrad(weights.data(), squares.data(), rows.data(), slopes.data(), int(count), int(width), rate);
+}
+
+void norms(int64_t rows, int heads, int width, float epsilon, std::vector<uintptr_t> at, const std::string& isa) {
+    if (at.size() != 9) throw std::invalid_argument("nine addresses");
+    const auto read = [&](int i) { return reinterpret_cast<const float*>(at[i]); };
+    const auto write = [&](int i) { return reinterpret_cast<float*>(at[i]); };
+    nb::gil_scoped_release release;
+    CALL(isa, norms,
+         {rows, heads, width, epsilon, read(0), read(1), read(2), read(3), write(4), write(5), read(6),
+          write(7), write(8)});
+}
+
+void gated(uintptr_t gate, uintptr_t up, uintptr_t dy, int64_t count, uintptr_t y, uintptr_t d_up,
+           const std::string& isa) {
+    const auto at = [](uintptr_t address) { return reinterpret_cast<const float*>(address); };
+    nb::gil_scoped_release release;
+    CALL(isa, gated, at(gate), at(up), at(dy), count, reinterpret_cast<float*>(y), reinterpret_cast<float*>(d_up));
+}
+
+void attention(std::tuple<int, int, int, int, int> shape, std::vector<uintptr_t> at, const std::string& isa,
+               int threads) {
+    if (at.size() != 9) throw std::invalid_argument("nine addresses");
+    const auto [batch, time, heads, kv_heads, width] = shape;
+    const auto read = [&](int i) { return reinterpret_cast<const float*>(at[i]); };
+    const auto write = [&](int i) { return reinterpret_cast<float*>(at[i]); };
+    nb::gil_scoped_release release;
+    CALL(isa, attention,
+         {batch, time, heads, kv_heads, width, read(0), read(1), read(2), write(3), write(4), read(5), write(6),
+          write(7), write(8)},
+         threads);
+}
+
+// An address that Python gives as a number: taking it from a tensor costs more than a short text's step.
+template <auto Member>
+void address(nb::class_<Sequence>& binding, const char* name) {
+    using Pointer = std::remove_reference_t<decltype(std::declval<Sequence&>().*Member)>;
+    binding.def_prop_rw(
+        name, [](const Sequence& of) { return reinterpret_cast<uintptr_t>(of.*Member); },
+        [](Sequence& of, uintptr_t at) { of.*Member = reinterpret_cast<Pointer>(at); });
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
+    // A graph may still hold a Sequence when Python ends.
+    nb::set_leak_warnings(false);
     module.def("instruction_sets", &instruction_sets);
     nb::class_<Kernel>(module, "Kernel")
         .def("step", &step_slots, "slots"_a, "ids"_a)
@@ -221,8 +348,28 @@ NB_MODULE(_native, module) {
         })
         .def_ro("weight_bytes", &Kernel::weight_bytes);
     module.def("recurrent", &recurrent, nb::rv_policy::take_ownership, "cell"_a, "embedding"_a, "layers"_a, "heads"_a,
-               "slots"_a, "threads"_a, "int8"_a, "isa"_a);
+               "tables"_a, "buckets"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a);
     module.def("transformer", &transformer, nb::rv_policy::take_ownership, "embedding"_a, "head"_a, "norm"_a,
-               "blocks"_a, "cosines"_a, "sines"_a, "heads"_a, "kv_heads"_a, "epsilon"_a, "slots"_a, "threads"_a,
-               "int8"_a, "isa"_a);
+               "blocks"_a, "cosines"_a, "sines"_a, "heads"_a, "kv_heads"_a, "epsilon"_a, "tables"_a,
+               "buckets"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a);
+
+    nb::class_<Sequence> sequence(module, "Sequence");
+    sequence.def(nb::init<>());
+#define NUMBER(name) sequence.def_rw(#name, &Sequence::name)
+#define ADDRESS(name) address<&Sequence::name>(sequence, #name)
+    NUMBER(lstm), NUMBER(batch), NUMBER(time), NUMBER(inputs), NUMBER(hidden), NUMBER(vocab_size);
+    NUMBER(x_row), NUMBER(x_step), NUMBER(d_row), NUMBER(d_step);
+    ADDRESS(x), ADDRESS(ids), ADDRESS(weight_ih), ADDRESS(weight_hh), ADDRESS(bias_ih), ADDRESS(bias_hh);
+    ADDRESS(first_hidden), ADDRESS(first_cell), ADDRESS(outputs), ADDRESS(last_hidden), ADDRESS(last_cell);
+    ADDRESS(memory), ADDRESS(d_outputs), ADDRESS(d_last_hidden), ADDRESS(d_last_cell), ADDRESS(d_x);
+    ADDRESS(d_first_hidden), ADDRESS(d_first_cell), ADDRESS(d_weight_ih), ADDRESS(d_weight_hh);
+    ADDRESS(d_bias_ih), ADDRESS(d_bias_hh);
+    module.def("forward", &run_forward);
+    module.def("backward", &run_backward);
+    module.def("product", &product);
+    module.def("drop", &drop);
+    module.def("norms", &norms);
+    module.def("attention", &attention);
+    module.def("gated", &gated);
+    module.def("row_adagrad", &row_adagrad);
 }

@@ -5,6 +5,7 @@
 
 #include "kernel.hpp"
 #include "linear.hpp"
+#include "tables.hpp"
 
 namespace INKLING_ISA {
 
@@ -26,6 +27,7 @@ public:
           hidden_(parts.layers.at(0).hidden.columns),
           width_(padded(hidden_)),
           embedded_(parts.embedding.columns),
+          tables_(parts.tables, parts.embedding.rows, settings.slots, std::max(settings.slots, kRowsAtOnce)),
           pool_(settings.threads) {
         slots = settings.slots;
         rows = std::max(slots, kRowsAtOnce);
@@ -47,6 +49,8 @@ public:
                 [&](int i) { return head.bias ? head.bias[i] : 0.0f; });
             weight_bytes += heads_.back().nbytes();
         }
+        tables_.show(views, slots);
+        weight_bytes += tables_.nbytes();
         stride = heads_.back().panels * kPanel;
         out_ = Buffer<float>(size_t(rows) * stride);
         logits = out_.data();
@@ -90,11 +94,13 @@ public:
     }
 
     void clear(int slot) override {
+        tables_.clear(slot);
         const size_t size = size_t(layers_) * width_;
         std::memset(state_.data() + slot * size, 0, size * 4);
         if (cell_ == Cell::lstm) std::memset(cells_.data() + slot * size, 0, size * 4);
     }
     void copy(int from, int to) override {
+        tables_.copy(from, to);
         const size_t size = size_t(layers_) * width_;
         std::memcpy(state_.data() + to * size, state_.data() + from * size, size * 4);
         if (cell_ == Cell::lstm) std::memcpy(cells_.data() + to * size, cells_.data() + from * size, size * 4);
@@ -133,6 +139,7 @@ private:
 
     // Through all layers: `count` tokens of one slot one after the other, or of as many slots side by side.
     void run(const int* which, const int* ids, int count, bool sequence) {
+        for (int row = 0; row < count; ++row) tables_.place(row, which[sequence ? 0 : row], ids[row]);
         const int gate_width = gates_ * width_;
         std::vector<const float*>& gate_inputs = gate_rows_;
         gate_inputs.resize(rows);
@@ -217,6 +224,7 @@ private:
             from = projected_.data();
             width = heads_[i].panels * kPanel;
         }
+        for (int row = 0; row < count; ++row) tables_.add(first + row, logits + size_t(row) * stride);
     }
 
     const Cell cell_;
@@ -226,6 +234,7 @@ private:
     std::vector<Packed> inputs_, hiddens_, heads_;
     Buffer<float> embedding_, table_, state_, cells_, gate_inputs_, gate_sums_, outputs_[2], projected_, out_;
     Rows x_, wave_;
+    Tables tables_;
     std::vector<const float*> gate_rows_;
     std::vector<float*> targets_;
     Pool pool_;

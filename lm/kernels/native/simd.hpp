@@ -4,6 +4,7 @@
 // matrix products add along k one by one in each output's own lane, reductions use 16 lanes that are added at the end.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -70,12 +71,52 @@ inline vec relu(vec x) {
     return x > zero ? x : zero;
 }
 
+// 32 random bits for each number, others for each seed. Source: Wellons 2018, "lowbias32", applied twice.
+typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
+inline uvec scrambled(uvec x, uint64_t seed) {
+    x ^= uint32_t(seed);
+    for (int round = 0; round < 2; ++round) {
+        x ^= x >> 16;
+        x *= 0x7feb352du;
+        x ^= x >> 15;
+        x *= 0x846ca68bu;
+        x ^= x >> 16;
+        x += uint32_t(seed >> 32);
+    }
+    return x;
+}
+
 // The sum of 16 lanes, in one order.
 inline float add_lanes(const float* lanes) {
     float half[8], quarter[4];
     for (int i = 0; i < 8; ++i) half[i] = lanes[i] + lanes[i + 8];
     for (int i = 0; i < 4; ++i) quarter[i] = half[i] + half[i + 4];
     return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+
+// `count` of LANES numbers; the others are zero.
+inline vec load_few(const float* from, int count) {
+    if (count >= LANES) return load(from);
+    float lanes[LANES] = {};
+    std::memcpy(lanes, from, count * 4);
+    return load(lanes);
+}
+inline void store_few(float* to, vec value, int count) {
+    if (count >= LANES)
+        store(to, value);
+    else
+        std::memcpy(to, &value, count * 4);
+}
+
+// The sum of term(i, count) over vectors of numbers from i on.
+template <class Term>
+inline float summed(int width, const Term& term) {
+    vec lanes[kParts] = {};
+    int part = 0;
+    for (int i = 0; i < width; i += LANES, part = (part + 1) % kParts) lanes[part] += term(i, width - i);
+    float all[kPanel];
+    std::memcpy(all, lanes, sizeof all);
+    return add_lanes(all);
 }
 
 }  // namespace INKLING_ISA

@@ -3,6 +3,7 @@
 
 #include "kernel.hpp"
 #include "linear.hpp"
+#include "tables.hpp"
 
 namespace INKLING_ISA {
 
@@ -20,6 +21,7 @@ public:
           head_width_(padded(head_size_)),
           int8_(settings.int8),
           epsilon_(parts.epsilon),
+          tables_(parts.tables, parts.embedding.rows, settings.slots, std::max(settings.slots, kRowsAtOnce)),
           pool_(settings.threads) {
         slots = settings.slots;
         rows = std::max(slots, kRowsAtOnce);
@@ -56,7 +58,7 @@ public:
             weight_bytes += block.mix.nbytes() + block.output.nbytes() + block.expand.nbytes() + block.down.nbytes();
         }
         head_ = Packed(vocab_size, size_, int8_, [&](int i) { return parts.head.row(i); }, plain);
-        weight_bytes += head_.nbytes();
+        weight_bytes += head_.nbytes() + tables_.nbytes();
         stride = head_.panels * kPanel;
         out_ = Buffer<float>(size_t(rows) * stride);
         logits = out_.data();
@@ -84,6 +86,7 @@ public:
         views["values"] = {values_.data(), false, {S, L, G, size_t(context_), size_t(head_width_)}};
         views["window"] = {window_.data(), true, {S, size_t(context_)}};
         views["lengths"] = {lengths_.data(), true, {S}};
+        tables_.show(views, slots);
     }
 
     void step(const int* which, const int* ids, int count) override {
@@ -113,7 +116,10 @@ public:
         }
     }
 
-    void clear(int slot) override { lengths_[slot] = 0; }
+    void clear(int slot) override {
+        lengths_[slot] = 0;
+        tables_.clear(slot);
+    }
 
     void copy(int from, int to) override {
         const int length = lengths_[from], used = (length + kPanel - 1) / kPanel;
@@ -126,6 +132,7 @@ public:
         }
         std::memcpy(window_.data() + size_t(to) * context_, window_.data() + size_t(from) * context_, length * 4);
         lengths_[to] = length;
+        tables_.copy(from, to);
     }
 
 private:
@@ -137,6 +144,7 @@ private:
     void place(int row, int slot, int id) {
         slot_[row] = slot;
         position_[row] = lengths_[slot]++;
+        tables_.place(row, slot, id);
         window_[size_t(slot) * context_ + position_[row]] = id;
         std::memcpy(residual_.data() + size_t(row) * width_, embedding_.data() + size_t(id) * size_, size_ * 4);
     }
@@ -146,7 +154,7 @@ private:
         const int kept = context_ / 2;
         int32_t* window = window_.data() + size_t(slot) * context_;
         const std::vector<int> ids(window + context_ - kept, window + context_);
-        lengths_[slot] = 0;
+        clear(slot);
         for (int begin = 0; begin < kept; begin += kRowsAtOnce) {
             const int many = std::min(kRowsAtOnce, kept - begin);
             for (int row = 0; row < many; ++row) place(row, slot, ids[begin + row]);
@@ -196,6 +204,7 @@ private:
         norm_rows(norm_, count, first);
         for (int row = 0; row < count; ++row) targets_[row] = logits + size_t(row) * stride;
         multiply(pool_, head_, x_, targets_.data());
+        for (int row = 0; row < count; ++row) tables_.add(first + row, targets_[row]);
     }
 
     template <class Work>
@@ -360,6 +369,7 @@ private:
     Buffer<float> out_, residual_, normed_, mixed_, raw_, active_, keys_, values_;
     Buffer<int32_t> window_, lengths_;
     Rows x_;
+    Tables tables_;
     std::vector<float*> targets_;
     std::vector<int> slot_, position_;
     Pool pool_;

@@ -13,6 +13,7 @@ import gradio as gr
 from lm.card import FIGURES, figure
 from lm.corpora.text import decode_file
 from lm.evaluation.report import Report
+from lm.run import Run
 from serve.errors import RequestError
 from serve.page.controls import model_picker
 from serve.page.curves import CURVES_CSS, Curve, curves_html
@@ -118,7 +119,12 @@ def build(page: Page) -> None:
         seconds = time.monotonic() - begun
         offer = page.models.offers.get(reading.model.name)
         return await asyncio.to_thread(
-            study, reading, state=offer.state if offer else "best", precision=options.precision, seconds=seconds
+            study,
+            reading,
+            run=Run(offer.folder, offer.state) if offer else None,
+            state=offer.state if offer else "best",
+            precision=options.precision,
+            seconds=seconds,
         )
 
     async def on_measure(text: str, name: str | None, both: bool, other: str | None) -> AsyncIterator[dict[Any, Any]]:
@@ -196,11 +202,12 @@ def _names(studies: Sequence[Study]) -> list[str]:
 
 def _verdict(known: Study, name: str) -> str:
     report = known.report
+    kind = f" ({safe(report.kind)})" if report.kind else ""
     wavered = f", as if it wavered between {report.perplexity:,.1f} equally likely ones" if report.perplexity else ""
     return (
-        f"<p class='verdict'><b>{safe(name)}</b> reads this text at <b>{report.bits_per_byte:.3f} bits per byte</b>. "
-        f"Of {report.tokens:,} tokens it had {report.accuracy:.0%} as its first choice; on average it gave the next "
-        f"one {report.loss:.2f} nats of surprise{wavered}.</p>"
+        f"<p class='verdict'><b>{safe(name)}</b>{kind} reads this text at <b>{report.bits_per_byte:.3f} bits per "
+        f"byte</b>. Of {report.tokens:,} tokens it had {report.accuracy:.0%} as its first choice; on average it "
+        f"gave the next one {report.loss:.2f} nats of surprise{wavered}.</p>"
     )
 
 
@@ -237,6 +244,10 @@ def _cautions(studies: Sequence[Study], names: Sequence[str]) -> str:
             lines.setdefault(told_so, []).append(name)
         if known.report.precision != "fp32":
             told_so = f"computes with {known.report.precision} weights, as this server was told to."
+            lines.setdefault(told_so, []).append(name)
+        if known.report.misses_floor:
+            reached = figure(known.report.floor_bits_per_byte, ".3f")
+            told_so = f"does not beat the floor: n-gram counts of its training text reach {reached} bits per byte."
             lines.setdefault(told_so, []).append(name)
     parts = max(len(known.ends) for known in studies)
     if parts > MOST_MARKS:
@@ -316,6 +327,14 @@ def figures_html(reports: Sequence[Report], names: Sequence[str]) -> str:
             cells += f"<td>{figure(getattr(report, field), f',{form}')}<small>{over}</small></td>"
         title = f"{name}, {unit}" if field == "loss" else name
         rows.append(_row(title, MEANINGS[field], cells))
+    if any(report.floor_bits_per_byte is not None for report in reports):
+        cells = "".join(
+            f"<td>{figure(report.floor_bits_per_byte, '.4f')}<small>{figure(report.floor_loss, '.4f')} nats of a token"
+            "</small></td>"
+            for report in reports
+        )
+        rows.append(_row("floor, bits per byte", "What counting n-grams of its training text reaches: a model must "
+                         "be below it to be worth its time.", cells))  # fmt: skip
     cells = "".join(f"<td>{report.unknown_tokens:,}<small>{report.unknown_rate:.2%}</small></td>" for report in reports)
     rows.append(_row("unknown tokens", "Symbols that the model never saw while it learned.", cells))
     rules = "".join(

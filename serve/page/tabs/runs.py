@@ -28,7 +28,7 @@ MOST_CHOSEN = len(COLOURS)
 MOST_POINTS = 400
 """Of one curve."""
 AXES = {"step": "by steps", "seconds": "by time"}
-COUNTS = ("tokens", "characters", "bytes", "unknown_tokens", "context")
+COUNTS = ("kind", "tokens", "characters", "bytes", "unknown_tokens", "context")
 """What a report's figures were measured on."""
 
 
@@ -235,6 +235,7 @@ def _report(columns: list[tuple[str, str, dict[str, Any]]], remarks: list[str], 
         return said
     heads = "".join(f"<th scope='col'>{safe(name)}<small>{safe(key)}</small></th>" for name, key, _ in columns)
     fields = [(field, name, form) for field, (name, _, form) in FIGURES.items()]
+    fields.append(("floor_bits_per_byte", "floor", ".4f"))
     fields += [(field, field.replace("_", " "), ",") for field in COUNTS]
     body = ""
     for field, name, form in fields:

@@ -1,0 +1,94 @@
+"""The floor beside a report: what n-gram counts of the run's training text reach on the same tokens.
+
+Counting takes a second or so and no network. A model that predicts no better has learned nothing worth its time.
+
+The rule is the same for every run: interpolated modified Kneser-Ney counts (`lm.models.counts`) over the run's own
+tokens, 7-grams for vocabularies of up to 1,000 tokens (bytes, characters), 4-grams for larger ones (words, subwords).
+What was found is kept beside the prepared tokens, so that nothing is counted twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.corpora import PreparedCorpus, TokenSplit
+from lm.corpora.cache import cache_folder
+from lm.errors import RunError
+from lm.files import write_file
+from lm.models.counts import count_text
+
+FLOOR_VERSION = 1
+FEW_TOKENS = 1000
+ORDERS = 7, 4
+"""For vocabularies of at most FEW_TOKENS, and for larger ones."""
+MOST_COUNTED = 8_000_000
+"""Training tokens that are counted: bounds time and memory."""
+MOST_KEPT = 200
+"""Texts whose floor is remembered with a corpus."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What counting reaches."""
+
+    loss: float
+    """Nats per token."""
+    sentence: str
+    """What was counted."""
+
+
+def floor_order(vocab_size: int) -> int:
+    """The order of the n-grams that are counted for a vocabulary."""
+    return ORDERS[0] if vocab_size <= FEW_TOKENS else ORDERS[1]
+
+
+def find_floor(corpus: PreparedCorpus, part: TokenSplit) -> Floor | None:
+    """The floor of a text, from the training split of a corpus; None where it is that split itself.
+
+    Args:
+        corpus: what the run was trained on.
+        part: the text, in tokens of the same tokenizer.
+    """
+    train = corpus.splits["train"]
+    if part.sha256 == train.sha256:
+        return None
+    order, total = floor_order(corpus.tokenizer.vocab_size), len(train.ids) - 1
+    counted = (
+        "the training text" if total <= MOST_COUNTED else f"the first {MOST_COUNTED:,} tokens of the training text"
+    )
+    path = cache_folder() / "tokens" / corpus.key / "floor.json"
+    known = _read(path)
+    key = f"{part.sha256} {len(part.ids)}"
+    if key not in known:
+        counts = count_text(train.ids[: MOST_COUNTED + 1], order=order, vocab_size=corpus.tokenizer.vocab_size)
+        known[key] = -float(np.mean(counts.log_probabilities_of(part.ids)))
+        _keep(path, known)
+    return Floor(known[key], f"{order}-gram counts of {counted}, without a network")
+
+
+def _read(path: Path) -> dict[str, float]:
+    """The losses kept so far, by text."""
+    try:
+        content: Any = json.loads(path.read_text("utf-8"))
+        if content["version"] == FLOOR_VERSION:
+            return {str(key): float(loss) for key, loss in content["losses"].items() if math.isfinite(loss)}
+    # Whatever is wrong with a cached file, the answer is to count again.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return {}
+
+
+def _keep(path: Path, losses: dict[str, float]) -> None:
+    # The tokens may have gone in the meantime, or the cache cannot be written: it is counted again next time.
+    if path.parent.is_dir():
+        with suppress(RunError):
+            write_file(
+                path, json.dumps({"version": FLOOR_VERSION, "losses": dict([*losses.items()][-MOST_KEPT:])}) + "\n"
+            )

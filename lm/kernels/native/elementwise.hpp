@@ -1,0 +1,68 @@
+// What a Transformer does between its products, forward and backward: RMSNorm, rotary positions, SwiGLU.
+//
+// Each runs over rows once, where the same on torch is a chain of passes. Sums use 16 lanes, as everywhere.
+#pragma once
+
+#include <vector>
+
+#include "simd.hpp"
+
+namespace INKLING_ISA {
+
+// y = x w / sqrt(mean(x x) + epsilon); `scale` keeps the factor of each row for the way back.
+inline void norm_row(const float* x, const float* w, int width, float epsilon, float* y, float& scale) {
+    const float squares = summed(width, [&](int i, int few) {
+        const vec v = load_few(x + i, few);
+        return v * v;
+    });
+    scale = 1.0f / std::sqrt(squares / width + epsilon);
+    for (int i = 0; i < width; i += LANES)
+        store_few(y + i, load_few(x + i, width - i) * scale * load_few(w + i, width - i), width - i);
+}
+
+inline void norm_row_back(const float* x, const float* w, float scale, int width, const float* dy, float* dx,
+                          float* dw) {
+    const float dot = summed(width, [&](int i, int few) {
+        return load_few(dy + i, few) * load_few(w + i, few) * load_few(x + i, few);
+    });
+    const float share = dot * scale * scale / width;
+    for (int i = 0; i < width; i += LANES) {
+        const int few = width - i;
+        const vec slope = load_few(dy + i, few), from = load_few(x + i, few);
+        store_few(dw + i, load_few(dw + i, few) + slope * from * scale, few);
+        store_few(dx + i, (slope * load_few(w + i, few) - from * share) * scale, few);
+    }
+}
+
+// Pairs (i, i + half) of a head turned by the angles of its position; back turns the other way.
+inline void turn(const float* x, const float* cosines, const float* sines, int half, float* y, bool back) {
+    for (int i = 0; i < half; i += LANES) {
+        const int few = half - i;
+        const vec first = load_few(x + i, few), second = load_few(x + half + i, few);
+        const vec cosine = load_few(cosines + i, few);
+        vec sine = load_few(sines + i, few);
+        if (back) sine = -sine;
+        store_few(y + i, first * cosine - second * sine, few);
+        store_few(y + half + i, second * cosine + first * sine, few);
+    }
+}
+
+inline void swiglu(const float* gate, const float* up, int64_t count, float* y) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int few = int(std::min<int64_t>(LANES, count - i));
+        const vec g = load_few(gate + i, few);
+        store_few(y + i, g * sigmoid(g) * load_few(up + i, few), few);
+    }
+}
+
+inline void swiglu_back(const float* gate, const float* up, const float* dy, int64_t count, float* d_gate,
+                        float* d_up) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int few = int(std::min<int64_t>(LANES, count - i));
+        const vec g = load_few(gate + i, few), open = sigmoid(g), slope = load_few(dy + i, few);
+        store_few(d_up + i, slope * g * open, few);
+        store_few(d_gate + i, slope * load_few(up + i, few) * open * (1.0f + g * (1.0f - open)), few);
+    }
+}
+
+}  // namespace INKLING_ISA

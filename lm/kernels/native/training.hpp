@@ -1,0 +1,461 @@
+// GRU and LSTM for training: a layer over whole texts, forward and backward.
+//
+// Only what depends on the step before runs step by step: the product with the hidden state and the element-wise part,
+// 16 units of a few rows at a time while their sums are in the cache. Products over all steps are made in one go. Every
+// sum has one order, whatever the number of threads.
+#pragma once
+
+#include <memory>
+
+#include "kernel.hpp"
+#include "product.hpp"
+
+namespace INKLING_ISA {
+
+using inkling::Sequence;
+
+// Numbers kept for a unit of one row and step. GRU: what is added to the new gate before the reset, reset, update, new;
+// LSTM: input, forget, new, output, then the cell and its tanh. Gradients of the first four take their place.
+constexpr int kGates = 4, kKeptLstm = 6;
+
+class SequenceSpace {
+public:
+    Pool& pool(int threads) {
+        if (!pool_ || pool_->threads() != threads) pool_ = std::make_unique<Pool>(threads);
+        return *pool_;
+    }
+    float* weights(size_t count) { return grown(weights_, count); }
+    float* table(size_t count) { return grown(table_, count); }
+    float* rows(size_t count) { return grown(rows_, count); }
+    float* bias(size_t count) { return grown(bias_, count); }
+    ProductSpace products;
+
+private:
+    struct Grown {
+        Buffer<float> buffer;
+        size_t count = 0;
+    };
+    static float* grown(Grown& of, size_t count) {
+        if (of.count < count) {
+            of.buffer = Buffer<float>(count);
+            of.count = count;
+        }
+        return of.buffer.data();
+    }
+    std::unique_ptr<Pool> pool_;
+    Grown weights_, table_, rows_, bias_;
+};
+
+class SequenceRun {
+public:
+    SequenceRun(const Sequence& s, SequenceSpace& space, int threads)
+        : s_(s), space_(space), pool_(space.pool(threads)), width_(padded(s.hidden)), gates_(s.lstm ? 4 : 3),
+          first_(s.lstm ? 0 : 1), kept_(s.lstm ? kKeptLstm : kGates), row_(int64_t(kept_) * width_) {}
+
+    void forward() {
+        add_biases();
+        multiply_inputs();
+        pack_forward();
+        const int64_t all = int64_t(s_.batch) * width_;
+        float* hidden[2] = {space_.rows(3 * all), space_.rows(3 * all) + all};
+        float* cell = hidden[0] + 2 * all;
+        copy_padded(s_.first_hidden, hidden[0]);
+        if (s_.lstm) copy_padded(s_.first_cell, cell);
+        for (int step = 0; step < s_.time; ++step)
+            share(width_ / kPanel, [&](int begin, int end) {
+                for (int unit = begin; unit < end; ++unit)
+                    forward_units(step, unit, hidden[step % 2], hidden[(step + 1) % 2], cell);
+            });
+        copy_real(hidden[s_.time % 2], s_.last_hidden);
+        if (s_.lstm) copy_real(cell, s_.last_cell);
+    }
+
+    void backward() {
+        pack_backward();
+        const int64_t all = int64_t(s_.batch) * width_;
+        // The gradient of the last hidden state, in the end of the first; and what skips the product: the GRU's share
+        // of the hidden state, or the LSTM's cell.
+        float* arriving = space_.rows(3 * all);
+        carried_ = arriving + all;
+        sums_ = space_.bias(2 * kGates * width_);
+        std::memset(sums_, 0, kGates * width_ * 4);
+        if (s_.ids) {
+            table_ = space_.table(int64_t(s_.vocab_size) * gates_ * width_);
+            std::memset(table_, 0, int64_t(s_.vocab_size) * gates_ * width_ * 4);
+        }
+        copy_padded(s_.d_last_hidden, arriving);
+        copy_padded(s_.lstm ? s_.d_last_cell : nullptr, carried_);
+        const int groups = (width_ / kPanel + kAcross - 1) / kAcross;
+        share(groups, [&](int begin, int end) {
+            for (int group = begin; group < end; ++group)
+                for (int row = 0, count; row < s_.batch; row += count) {
+                    count = next_rows(s_.batch - row, kDown);
+                    const float* from[kDown];
+                    for (int r = 0; r < count; ++r)
+                        from[r] = arriving + int64_t(row + r) * width_ + group * kAcross * kPanel;
+                    backward_units(s_.time - 1, row, count, group, from);
+                }
+        });
+        for (int step = s_.time - 1; step > 0; --step)
+            share(groups, [&](int begin, int end) {
+                for (int group = begin; group < end; ++group) backward_group(step, group, nullptr);
+            });
+        if (s_.d_first_hidden) {
+            share(groups, [&](int begin, int end) {
+                for (int group = begin; group < end; ++group) backward_group(0, group, arriving);
+            });
+            copy_real(arriving, s_.d_first_hidden);
+        }
+        if (s_.lstm && s_.d_first_cell) copy_real(carried_, s_.d_first_cell);
+        weight_gradients();
+    }
+
+private:
+    // -- where things lie --------------------------------------------------------------------------------------------
+
+    float* kept(int step, int row) const { return s_.memory + (int64_t(step) * s_.batch + row) * row_; }
+    float* output(int step, int row) const { return s_.outputs + (int64_t(row) * s_.time + step) * s_.hidden; }
+    // torch's gate in a place of `kept`: the GRU's first belongs to its new gate, as the last does.
+    int gate_of(int place) const { return s_.lstm ? place : (place + 2) % 3; }
+
+    void copy_padded(const float* from, float* to) const {
+        std::memset(to, 0, int64_t(s_.batch) * width_ * 4);
+        for (int row = 0; from && row < s_.batch; ++row)
+            std::memcpy(to + int64_t(row) * width_, from + int64_t(row) * s_.hidden, s_.hidden * 4);
+    }
+    void copy_real(const float* from, float* to) const {
+        for (int row = 0; row < s_.batch; ++row)
+            std::memcpy(to + int64_t(row) * s_.hidden, from + int64_t(row) * width_, s_.hidden * 4);
+    }
+    // A vector of units of a row that is not padded.
+    vec load_units(const float* from, int unit) const {
+        if (unit + LANES <= s_.hidden) return load(from + unit);
+        float lanes[LANES] = {};
+        if (unit < s_.hidden) std::memcpy(lanes, from + unit, (s_.hidden - unit) * 4);
+        return load(lanes);
+    }
+    void store_units(float* to, int unit, vec value) const {
+        if (unit + LANES <= s_.hidden) return store(to + unit, value);
+        if (unit < s_.hidden) std::memcpy(to + unit, &value, (s_.hidden - unit) * 4);
+    }
+
+    // work(begin, end) over all of `count` units of work of one step.
+    template <class Work>
+    void share(int count, const Work& work) {
+        const double load = double(s_.batch) * width_ * width_ * gates_;
+        const int parts = load < 4e6 ? 1 : std::min(count, pool_.threads());
+        pool_.run(parts, [&](int part) { work(count * part / parts, count * (part + 1) / parts); });
+    }
+
+    // -- forward -----------------------------------------------------------------------------------------------------
+
+    // What each gate adds to its product with the inputs; for the GRU's new gate the hidden side's is kept apart.
+    void add_biases() {
+        bias_ = space_.bias(2 * kGates * width_);
+        std::memset(bias_, 0, 2 * kGates * width_ * 4);
+        for (int gate = 0; gate < gates_; ++gate)
+            for (int unit = 0; unit < s_.hidden; ++unit) {
+                const int at = gate * s_.hidden + unit;
+                const bool apart = !s_.lstm && gate == 2;
+                bias_[gate * width_ + unit] = s_.bias_ih[at] + (apart ? 0 : s_.bias_hh[at]);
+                if (apart) bias_[kGates * width_ + unit] = s_.bias_hh[at];
+            }
+    }
+
+    // Gates lie side by side, and so may be computed as one, only where units need no padding.
+    template <class Work>
+    void by_gates(int gates, const Work& work) const {
+        if (width_ == s_.hidden) return work(0, gates * s_.hidden);
+        for (int gate = 0; gate < gates; ++gate) work(gate, s_.hidden);
+    }
+
+    // The inputs' part of all gates of all steps: into `kept`, or into a table with a row for each token.
+    void multiply_inputs() {
+        const int64_t rows = s_.ids ? s_.vocab_size : int64_t(s_.time) * s_.batch;
+        if (s_.ids) table_ = space_.table(rows * gates_ * width_);
+        if (width_ != s_.hidden) {
+            // Units that only fill up must not hold what is no number: they are multiplied by zero later on.
+            std::memset(s_.memory, 0, int64_t(s_.time) * s_.batch * row_ * 4);
+            if (s_.ids) std::memset(table_, 0, rows * gates_ * width_ * 4);
+        }
+        by_gates(gates_, [&](int gate, int units) {
+            Product product{inputs(), false, {s_.weight_ih + int64_t(gate) * s_.hidden * s_.inputs, s_.inputs}, true,
+                            {}, int(rows), s_.inputs, units};
+            if (s_.ids)
+                product.c = {table_ + gate * width_, gates_ * width_};
+            else
+                product.c = {s_.memory + (first_ + gate) * width_, row_};
+            product.bias = bias_ + gate * width_;
+            multiply(pool_, space_.products, product);
+        });
+    }
+    ConstRows inputs() const {
+        if (s_.ids) return {s_.x, s_.inputs};
+        return {s_.x, s_.x_row, s_.batch, s_.x_step};
+    }
+
+    // [16 units][panels in groups of `side_by_side`][k][16 in each]
+    int side_by_side() const { return LANES < 16 ? 1 : s_.lstm ? 2 : 3; }
+    void pack_forward() {
+        const int group = side_by_side() * kPanel;
+        weights_ = space_.weights(int64_t(gates_) * width_ * s_.hidden);
+        if (width_ != s_.hidden) std::memset(weights_, 0, int64_t(gates_) * width_ * s_.hidden * 4);
+        for (int panel = 0; panel < width_; panel += kPanel)
+            // A few k at a time, so that the lines written to stay in the first cache.
+            for (int first = 0; first < s_.hidden; first += kPanel)
+                for (int i = 0; i < gates_ * kPanel; ++i) {
+                    const int gate = i / kPanel, unit = panel + i % kPanel;
+                    if (unit >= s_.hidden) continue;
+                    float* to = weights_ + (int64_t(panel) * gates_ + i / group * group) * s_.hidden + i % group;
+                    const float* from = s_.weight_hh + (int64_t(gate) * s_.hidden + unit) * s_.hidden;
+                    for (int k = first; k < std::min(s_.hidden, first + kPanel); ++k) to[int64_t(k) * group] = from[k];
+                }
+    }
+
+    void forward_units(int step, int panel, const float* before, float* after, float* cell) const {
+        const int across = side_by_side(), sixteen = gates_ * kPanel;
+        alignas(64) float sums[kDown][kGates * kPanel];
+        const float* from[kDown];
+        float* to[kDown];
+        for (int row = 0, count; row < s_.batch; row += count) {
+            count = next_rows(s_.batch - row, kDown);
+            for (int r = 0; r < count; ++r) from[r] = before + int64_t(row + r) * width_;
+            for (int gate = 0; gate < gates_; gate += across) {
+                for (int r = 0; r < count; ++r) to[r] = sums[r] + gate * kPanel;
+                const float* weights = weights_ + (int64_t(panel) * sixteen + gate * kPanel) * s_.hidden;
+                tile_of(across, count, weights, s_.hidden, from, 1, to, false);
+            }
+            for (int r = 0; r < count; ++r)
+                for (int lane = 0; lane < kPanel; lane += LANES) {
+                    const int unit = panel * kPanel + lane;
+                    const int64_t at = int64_t(row + r) * width_ + unit;
+                    const vec value = s_.lstm ? lstm(step, row + r, unit, sums[r] + lane, cell + at)
+                                              : gru(step, row + r, unit, sums[r] + lane, load(before + at));
+                    store(after + at, value);
+                    store_units(output(step, row + r), unit, value);
+                }
+        }
+    }
+
+    const float* gate_inputs(int step, int row) const {
+        if (!s_.ids) return kept(step, row) + first_ * width_;
+        return table_ + s_.ids[int64_t(row) * s_.time + step] * gates_ * width_;
+    }
+
+    vec gru(int step, int row, int unit, const float* sums, vec before) const {
+        const float* in = gate_inputs(step, row) + unit;
+        float* keep = kept(step, row) + unit;
+        const vec reset = sigmoid(load(in) + load(sums)), update = sigmoid(load(in + width_) + load(sums + kPanel));
+        const vec inner = load(sums + 2 * kPanel) + load(bias_ + kGates * width_ + unit);
+        const vec fresh = tanh(load(in + 2 * width_) + reset * inner);
+        store(keep, inner);
+        store(keep + width_, reset);
+        store(keep + 2 * width_, update);
+        store(keep + 3 * width_, fresh);
+        return (before - fresh) * update + fresh;
+    }
+
+    vec lstm(int step, int row, int unit, const float* sums, float* cell) const {
+        const float* in = gate_inputs(step, row) + unit;
+        float* keep = kept(step, row) + unit;
+        const vec input = sigmoid(load(in) + load(sums)), forget = sigmoid(load(in + width_) + load(sums + kPanel));
+        const vec fresh = tanh(load(in + 2 * width_) + load(sums + 2 * kPanel));
+        const vec output = sigmoid(load(in + 3 * width_) + load(sums + 3 * kPanel));
+        const vec memory = forget * load(cell) + input * fresh, bent = tanh(memory);
+        store(cell, memory);
+        store(keep, input);
+        store(keep + width_, forget);
+        store(keep + 2 * width_, fresh);
+        store(keep + 3 * width_, output);
+        store(keep + 4 * width_, memory);
+        store(keep + 5 * width_, bent);
+        return output * bent;
+    }
+
+    // -- backward ----------------------------------------------------------------------------------------------------
+
+    int recurrent_gates() const { return gates_ * width_; }
+
+    void pack_backward() {
+        const int64_t depth = recurrent_gates();
+        weights_ = space_.weights(depth * width_);
+        float* to = weights_;
+        for (int column = 0; column < width_; column += kAcross * kPanel) {
+            const int wide = std::min(kAcross * kPanel, width_ - column), real = std::min(wide, s_.hidden - column);
+            for (int k = 0; k < depth; ++k, to += wide) {
+                const int place = k / width_, unit = k % width_, copied = unit < s_.hidden ? real : 0;
+                const float* from = s_.weight_hh + (int64_t(gate_of(place)) * s_.hidden + unit) * s_.hidden + column;
+                if (copied) std::memcpy(to, from, copied * 4);
+                if (copied < wide) std::memset(to + copied, 0, (wide - copied) * 4);
+            }
+        }
+    }
+
+    // Through the product of `step` to the hidden state before it, and on into the gates of step - 1, or into `last`.
+    void backward_group(int step, int group, float* last) const {
+        const int column = group * kAcross * kPanel, wide = std::min(kAcross * kPanel, width_ - column);
+        alignas(64) float sums[kDown][kAcross * kPanel];
+        const float* from[kDown];
+        float* to[kDown];
+        const int depth = recurrent_gates();
+        for (int row = 0, count; row < s_.batch; row += count) {
+            count = next_rows(s_.batch - row, kDown);
+            for (int r = 0; r < count; ++r) {
+                from[r] = kept(step, row + r);
+                to[r] = sums[r];
+            }
+            tile_of(wide / kPanel, count, weights_ + int64_t(column) * depth, depth, from, 1, to, false);
+            if (last == nullptr) {
+                for (int r = 0; r < count; ++r) from[r] = sums[r];
+                backward_units(step - 1, row, count, group, from);
+                continue;
+            }
+            for (int r = 0; r < count; ++r)
+                for (int lane = 0; lane < wide; lane += LANES) {
+                    const int64_t at = int64_t(row + r) * width_ + column + lane;
+                    const vec skipped = load(carried_ + at);
+                    store(last + at, s_.lstm ? load(sums[r] + lane) : load(sums[r] + lane) + skipped);
+                }
+        }
+    }
+
+    // Gradients of the gates of `count` rows at one step; `arriving`: of their hidden state, from later steps.
+    void backward_units(int step, int row, int count, int group, const float* const* arriving) const {
+        const int column = group * kAcross * kPanel, wide = std::min(kAcross * kPanel, width_ - column);
+        for (int lane = 0; lane < wide; lane += LANES) {
+            const int unit = column + lane;
+            vec totals[kGates] = {};
+            for (int r = 0; r < count; ++r) {
+                const int64_t one = row + r;
+                vec found = load(arriving[r] + lane), gates[kGates];
+                if (s_.d_outputs) found += load_units(s_.d_outputs + one * s_.d_row + step * s_.d_step, unit);
+                float* carried = carried_ + one * width_ + unit;
+                if (s_.lstm)
+                    lstm_back(step, one, unit, found, carried, gates);
+                else
+                    gru_back(step, one, unit, found, carried, gates);
+                float* keep = kept(step, one) + unit;
+                for (int gate = 0; gate < kGates; ++gate) {
+                    store(keep + gate * width_, gates[gate]);
+                    totals[gate] += gates[gate];
+                }
+                if (s_.ids) {
+                    float* entry = table_ + s_.ids[one * s_.time + step] * gates_ * width_ + unit;
+                    for (int gate = 0; gate < gates_; ++gate)
+                        store(entry + gate * width_, load(entry + gate * width_) + gates[first_ + gate]);
+                }
+            }
+            for (int gate = 0; gate < kGates; ++gate) {
+                float* sum = sums_ + gate * width_ + unit;
+                store(sum, load(sum) + totals[gate]);
+            }
+        }
+    }
+
+    vec hidden_before(int step, int row, int unit) const {
+        if (step > 0) return load_units(output(step - 1, row), unit);
+        return s_.first_hidden ? load_units(s_.first_hidden + int64_t(row) * s_.hidden, unit) : vec{};
+    }
+    vec cell_before(int step, int row, int unit) const {
+        if (step > 0) return load(kept(step - 1, row) + 4 * width_ + unit);
+        return s_.first_cell ? load_units(s_.first_cell + int64_t(row) * s_.hidden, unit) : vec{};
+    }
+
+    void gru_back(int step, int row, int unit, vec found, float* carried, vec* gates) const {
+        const float* keep = kept(step, row) + unit;
+        const vec inner = load(keep), reset = load(keep + width_), update = load(keep + 2 * width_);
+        const vec fresh = load(keep + 3 * width_), before = hidden_before(step, row, unit);
+        found += load(carried);
+        store(carried, found * update);
+        gates[3] = found * (1.0f - update) * (1.0f - fresh * fresh);
+        gates[2] = found * (before - fresh) * update * (1.0f - update);
+        gates[1] = gates[3] * inner * reset * (1.0f - reset);
+        gates[0] = gates[3] * reset;
+    }
+
+    void lstm_back(int step, int row, int unit, vec found, float* carried, vec* gates) const {
+        const float* keep = kept(step, row) + unit;
+        const vec input = load(keep), forget = load(keep + width_), fresh = load(keep + 2 * width_);
+        const vec output = load(keep + 3 * width_), bent = load(keep + 5 * width_);
+        const vec memory = load(carried) + found * output * (1.0f - bent * bent);
+        store(carried, memory * forget);
+        gates[0] = memory * fresh * input * (1.0f - input);
+        gates[1] = memory * cell_before(step, row, unit) * forget * (1.0f - forget);
+        gates[2] = memory * input * (1.0f - fresh * fresh);
+        gates[3] = found * bent * output * (1.0f - output);
+    }
+
+    void weight_gradients() {
+        const int64_t rows = int64_t(s_.time) * s_.batch;
+        for (int gate = 0; gate < gates_; ++gate) {
+            const int64_t bytes = s_.hidden * 4, at = int64_t(gate) * s_.hidden;
+            std::memcpy(s_.d_bias_ih + at, sums_ + (first_ + gate) * width_, bytes);
+            std::memcpy(s_.d_bias_hh + at, sums_ + (s_.lstm || gate < 2 ? first_ + gate : 0) * width_, bytes);
+        }
+        // Of the hidden state's matrix: the first states with the first gates, then each output with the next gates.
+        const ConstRows outputs{s_.outputs, int64_t(s_.time) * s_.hidden, s_.batch, s_.hidden};
+        for (int place = 0; place < gates_;) {
+            const bool joined = width_ == s_.hidden && (s_.lstm || place == 1);
+            const int gates = !joined ? 1 : s_.lstm ? 4 : 2;
+            Product product{{kept(0, 0) + place * width_, row_}, true, {s_.first_hidden, s_.hidden}, false,
+                            {s_.d_weight_hh + int64_t(gate_of(place)) * s_.hidden * s_.hidden, s_.hidden},
+                            gates * s_.hidden, s_.first_hidden ? s_.batch : 0, s_.hidden};
+            if (s_.first_hidden || s_.time == 1) multiply(pool_, space_.products, product);
+            if (s_.time > 1) {
+                product.add = s_.first_hidden != nullptr;
+                product.a = {kept(1, 0) + place * width_, row_};
+                product.b = outputs;
+                product.depth = (s_.time - 1) * s_.batch;
+                multiply(pool_, space_.products, product);
+            }
+            place += gates;
+        }
+        // Of the inputs and their matrix.
+        ConstRows gates{kept(0, 0) + first_ * width_, row_};
+        if (s_.ids) gates = {table_, gates_ * width_};
+        const int count = s_.ids ? s_.vocab_size : int(rows);
+        by_gates(gates_, [&](int gate, int units) {
+            const int64_t at = int64_t(gate) * s_.hidden * s_.inputs;
+            multiply(pool_, space_.products,
+                     {gates.shifted(gate * width_), true, inputs(), false, {s_.d_weight_ih + at, s_.inputs}, units,
+                      count, s_.inputs});
+            if (!s_.d_x) return;
+            MutableRows to{s_.d_x, s_.inputs};
+            if (!s_.ids) to = {s_.d_x, int64_t(s_.time) * s_.inputs, s_.batch, s_.inputs};
+            multiply(pool_, space_.products,
+                     {gates.shifted(gate * width_), false, {s_.weight_ih + at, s_.inputs}, false, to, count,
+                      units, s_.inputs, gate > 0});
+        });
+    }
+
+    const Sequence& s_;
+    SequenceSpace& space_;
+    Pool& pool_;
+    const int width_, gates_, first_, kept_;
+    const int64_t row_;
+    float *weights_ = nullptr, *table_ = nullptr, *bias_ = nullptr, *sums_ = nullptr, *carried_ = nullptr;
+};
+
+// Each thread of Python's keeps its own: two trainings at a time do not meet.
+inline SequenceSpace& sequence_space() {
+    thread_local SequenceSpace space;
+    return space;
+}
+
+// to[i] = from[i] / (1 - rate), or 0 with probability `rate`: the same ones for the same seed.
+inline void drop_some(const float* from, float* to, int64_t count, uint64_t seed, float rate) {
+    const uint32_t least = uint32_t(double(rate) * 4294967296.0);
+    const vec scale = spread(1.0f / (1.0f - rate)), zero = {};
+    uvec at = {};
+    for (int i = 0; i < LANES; ++i) at[i] = i;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const auto kept = scrambled(at, seed) >= least;
+        store(to + i, kept ? load(from + i) * scale : zero);
+        at += LANES;
+    }
+    const uvec last = scrambled(at, seed);
+    for (int lane = 0; i < count; ++i, ++lane) to[i] = last[lane] >= least ? from[i] * scale[0] : 0.0f;
+}
+
+}  // namespace INKLING_ISA

@@ -1,0 +1,420 @@
+"""Native layers for training on a CPU, each beside the one of torch that it equals.
+
+    layer                              one layer of nn.GRU or nn.LSTM
+    Linear, linear, linears            nn.Linear, F.linear, several of them over the same inputs
+    RMSNorm, normed_and_turned         nn.RMSNorm, the same with rotary positions
+    swiglu, attend, Dropout            silu(gate) · up, causal scaled_dot_product_attention, nn.Dropout
+
+All are for fp32 on the CPU (`usable`) and leave everything else to torch. Outputs and gradients equal torch's within
+fp32 rounding. Sums have one order: the same bits for any number of threads.
+
+A recurrent layer:
+
+    inputs (B, T, E) ─► products with all inputs ─► step by step: product with the hidden state, gates ─► (B, T, H)
+
+The whole layer is one call forward and one backward; backward keeps the gradients of all gates and makes each weight
+gradient as one product over all steps. Where the inputs are looked up in an embedding of few tokens, the products with
+the inputs are made once a token instead of once a position.
+
+Shapes: B batch, T time, E inputs, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lm.kernels.base import compiled, native
+
+log = logging.getLogger(__name__)
+
+KINDS = "gru", "lstm", "linear", "dropout", "norm", "swiglu", "attention"
+
+FEWEST_STEPS, FEWEST_ROWS = 8, 64
+"""Shorter texts and smaller matrices are torch's: the weights are arranged anew in each call."""
+
+
+def usable(kind: str, inputs: Tensor) -> bool:
+    """Whether a layer of this kind runs here: in fp32 on the CPU.
+
+    Says once, as a warning, that this install has no kernels.
+    """
+    if kind not in KINDS or inputs.device.type != "cpu":
+        return False
+    if inputs.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    if native() is None:
+        _tell_what_is_missing()
+        return False
+    return True
+
+
+def worth_looking_up(vocab_size: int, positions: int) -> bool:
+    """Whether products once a token take less time than once a position."""
+    return 2 * vocab_size < positions
+
+
+def layer(
+    kind: str, inputs: Tensor, weights: Sequence[Tensor], first: Sequence[Tensor] | None, *, ids: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """One layer over texts of the same length, with gradients for everything but `ids`.
+
+    Args:
+        kind: gru or lstm.
+        inputs: (B, T, E); with `ids`, the embedding (V, E) that they are looked up in.
+        weights: weight_ih, weight_hh, bias_ih, bias_hh, as torch's layers hold them.
+        first: the hidden state before the first step (B, H), and the LSTM's cell; None: zeros.
+        ids: (B, T) int64, all below V.
+
+    Returns:
+        The outputs (B, T, H), then the hidden state after the last step (B, H), and the LSTM's cell.
+
+    Raises:
+        IndexError: an id lies outside the embedding.
+    """
+    hidden, cell = (*(first or ()), None, None)[:2]
+    apply: Any = _Layer.apply
+    found: tuple[Tensor, ...] = apply(kind == "lstm", inputs, ids, *weights, hidden, cell)
+    return found if kind == "lstm" else found[:2]
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, natively where that is usable: (..., E) with a weight (F, E) → (..., F)."""
+    if inputs.numel() < FEWEST_ROWS * inputs.shape[-1] or not usable("linear", inputs):
+        return F.linear(inputs, weight, bias)
+    apply: Any = _Linears.apply
+    found: tuple[Tensor, ...] = apply(inputs, bias, weight)
+    return found[0]
+
+
+def linears(inputs: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
+    """The outputs of several layers without bias over the same inputs, natively in one go where that is usable."""
+    if inputs.numel() < FEWEST_ROWS * inputs.shape[-1] or not usable("linear", inputs):
+        return tuple(layer(inputs) for layer in layers)
+    apply: Any = _Linears.apply
+    found: tuple[Tensor, ...] = apply(inputs, None, *(layer.weight for layer in layers))
+    return found
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal attention (B, T, H, D), where "attention" is `usable`; H is a multiple of the keys' and values' heads."""
+    apply: Any = _Attention.apply
+    found: Tensor = apply(queries, keys, values)
+    return found
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, natively where that is usable."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., E) → (..., F)."""
+        return linear(inputs, self.weight, self.bias)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, natively where that is usable: one draw of torch's generator seeds a mask that is never stored."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Any shape."""
+        if not self.training or self.p == 0 or not usable("dropout", inputs):
+            return super().forward(inputs)
+        apply: Any = _Dropout.apply
+        found: Tensor = apply(inputs, self.p, int(torch.randint(2**62, ())))
+        return found
+
+
+class RMSNorm(nn.RMSNorm):
+    """`nn.RMSNorm` with a weight over the last axis, natively where that is usable."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., E) → (..., E)."""
+        if not usable("norm", inputs):
+            return super().forward(inputs)
+        assert self.eps is not None
+        return normed_and_turned(inputs, self.weight, self.eps, None)
+
+
+def normed_and_turned(
+    inputs: Tensor, weight: Tensor | None, epsilon: float, rotation: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """RMSNorm and rotary positions over the last axis in one pass, where "norm" is `usable`.
+
+    Args:
+        inputs: (..., H, D).
+        weight: (D,) of the norm; None: no norm.
+        epsilon: added to the mean square.
+        rotation: cosines and sines (..., 1, D/2); dimension i is paired with i + D/2. None: no rotation.
+    """
+    apply: Any = _Norms.apply
+    found: Tensor = apply(inputs, weight, epsilon, *(rotation or (None, None)))
+    return found
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up, of the same shape, natively where that is `usable`."""
+    if not usable("swiglu", gate):
+        return F.silu(gate) * up
+    apply: Any = _SwiGLU.apply
+    found: Tensor = apply(gate, up)
+    return found
+
+
+class _Norms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor | None, epsilon: float, *rotation: Tensor | None) -> Tensor:
+        inputs = inputs.contiguous()
+        cosines, sines = (None if table is None else table.contiguous() for table in rotation)
+        width = inputs.shape[-1]
+        heads = 1 if cosines is None else inputs.shape[-2]
+        outputs = torch.empty_like(inputs)
+        scales = None if weight is None else inputs.new_empty(inputs.numel() // width)
+        ctx.save_for_backward(inputs, weight, cosines, sines, scales)
+        ctx.shape = inputs.numel() // width // heads, heads, width, epsilon
+        compiled().norms(
+            *ctx.shape, _at(inputs, weight, cosines, sines, outputs, scales, None, None, None), _machine()[0]
+        )
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight, cosines, sines, scales = ctx.saved_tensors
+        grad, d_inputs = grads[0].contiguous(), torch.empty_like(inputs)
+        d_weight = None if weight is None else torch.zeros_like(weight)
+        at = _at(inputs, weight, cosines, sines, None, scales, grad, d_inputs, d_weight)
+        compiled().norms(*ctx.shape, at, _machine()[0])
+        return d_inputs, d_weight, None, None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        outputs = torch.empty_like(gate)
+        gate_at, up_at, at = _at(gate, up, outputs)
+        compiled().gated(gate_at, up_at, 0, gate.numel(), at, 0, _machine()[0])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
+        gate_at, up_at, slope_at, d_gate_at, d_up_at = _at(gate, up, grads[0].contiguous(), d_gate, d_up)
+        compiled().gated(gate_at, up_at, slope_at, gate.numel(), d_gate_at, d_up_at, _machine()[0])
+        return d_gate, d_up
+
+
+def _at(*tensors: Tensor | None) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+class _Linears(torch.autograd.Function):
+    """Several linear layers without bias over the same inputs, or one with."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, bias: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(inputs, *weights)
+        rows = inputs.flatten(0, -2)
+        shape = inputs.shape[:-1]
+        return tuple(product(rows, weight.T, bias=bias).view(*shape, len(weight)) for weight in weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs, *weights = ctx.saved_tensors
+        rows = inputs.flatten(0, -2)
+        d_rows = d_bias = None
+        d_weights: list[Tensor | None] = []
+        for grad, weight in zip(grads, weights, strict=True):
+            if grad is None:
+                d_weights.append(None)
+                continue
+            slope = grad.flatten(0, -2)
+            if ctx.needs_input_grad[0]:
+                d_rows = product(slope, weight, into=d_rows)
+            if ctx.needs_input_grad[1]:
+                d_bias = slope.sum(0)
+            d_weights.append(product(slope.T, rows))
+        return None if d_rows is None else d_rows.view(inputs.shape), d_bias, *d_weights
+
+
+def product(a: Tensor, b: Tensor, *, bias: Tensor | None = None, into: Tensor | None = None) -> Tensor:
+    """A product of fp32 matrices on the CPU, without gradient.
+
+    Args:
+        a: (N, K).
+        b: (K, M).
+        bias: (M,), added to every row; not with `into`.
+        into: (N, M), contiguous, that the product is added to.
+    """
+    found = a.new_empty(a.shape[0], b.shape[1]) if into is None else into
+    (a, a_step, a_turned), (b, b_step, b_turned) = _in_memory(a), _in_memory(b)
+    offset = 0 if bias is None else bias.contiguous().data_ptr()
+    shape = len(found), a.shape[0 if a_turned else 1], found.shape[1]
+    compiled().product(
+        *(a.data_ptr(), a_step, a_turned, b.data_ptr(), b_step, b_turned),
+        *(found.data_ptr(), found.shape[1], shape, into is not None, offset, *_machine()),
+    )
+    return found
+
+
+def _in_memory(matrix: Tensor) -> tuple[Tensor, int, bool]:
+    """A matrix with contiguous rows, their distance, and whether it is the transposed one."""
+    step, next_one = matrix.stride()
+    if next_one == 1 and step >= matrix.shape[1]:
+        return matrix, step, False
+    if step == 1 and next_one >= matrix.shape[0]:
+        return matrix.T, next_one, True
+    return matrix.contiguous(), matrix.shape[1], False
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        queries, keys, values = (part.contiguous() for part in parts)
+        batch, time, heads, width = queries.shape
+        outputs, sums = torch.empty_like(queries), queries.new_empty(batch, heads, time)
+        ctx.save_for_backward(queries, keys, values, sums)
+        ctx.shape = batch, time, heads, keys.shape[2], width
+        compiled().attention(ctx.shape, _at(queries, keys, values, outputs, sums, None, None, None, None), *_machine())
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        queries, keys, values, sums = ctx.saved_tensors
+        slopes = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+        at = _at(queries, keys, values, None, sums, grads[0].contiguous(), *slopes)
+        compiled().attention(ctx.shape, at, *_machine())
+        return slopes
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, rate: float, seed: int) -> Tensor:
+        ctx.rate, ctx.seed = rate, seed
+        return _drop(inputs, rate, seed)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _drop(grads[0], ctx.rate, ctx.seed), None, None
+
+
+def _drop(inputs: Tensor, rate: float, seed: int) -> Tensor:
+    inputs = inputs.contiguous()
+    outputs = torch.empty_like(inputs)
+    compiled().drop(inputs.data_ptr(), outputs.data_ptr(), inputs.numel(), seed, rate, _machine()[0])
+    return outputs
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, lstm: bool, inputs: Tensor, ids: Tensor | None, *parts: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        inputs = inputs if inputs.stride(-1) == 1 else inputs.contiguous()
+        ids = None if ids is None else ids.contiguous()
+        weight_ih, weight_hh, bias_ih, bias_hh, hidden, cell = (
+            None if part is None else part.contiguous() for part in parts
+        )
+        assert weight_ih is not None and weight_hh is not None
+        batch, time = (inputs if ids is None else ids).shape[:2]
+        size = weight_hh.shape[1]
+        outputs = inputs.new_empty(batch, time, size)
+        last_hidden = inputs.new_empty(batch, size)
+        last_cell = inputs.new_empty(batch, size) if lstm else None
+        memory = _memory.take(time * batch * (6 if lstm else 4) * -(-size // 16) * 16)
+        run = compiled().Sequence()
+        run.lstm, run.batch, run.time, run.inputs, run.hidden = lstm, batch, time, inputs.shape[-1], size
+        if ids is None:
+            run.x_row, run.x_step = inputs.stride(0), inputs.stride(1)
+        else:
+            inputs = inputs.contiguous()
+            run.ids, run.vocab_size = ids.data_ptr(), len(inputs)
+        for name, tensor in {
+            "x": inputs, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh,
+            "first_hidden": hidden, "first_cell": cell, "outputs": outputs, "last_hidden": last_hidden,
+            "last_cell": last_cell, "memory": memory,
+        }.items():  # fmt: skip
+            setattr(run, name, 0 if tensor is None else tensor.data_ptr())
+        compiled().forward(run, *_machine())
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(inputs, ids, weight_ih, weight_hh, bias_ih, bias_hh, hidden, cell, outputs)
+            ctx.set_materialize_grads(False)
+            ctx.run, ctx.memory = run, memory
+        else:
+            _memory.give(memory)
+        return outputs, last_hidden, last_cell
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.memory is None:
+            raise RuntimeError("The native layers go backward once: the gradients have taken the place of the gates.")
+        inputs, _, weight_ih, weight_hh, bias_ih, bias_hh, hidden, cell, _ = ctx.saved_tensors
+        run, memory, ctx.memory = ctx.run, ctx.memory, None
+        wanted = ctx.needs_input_grad
+        d_outputs, d_last_hidden, d_last_cell = (None if grad is None else grad.contiguous() for grad in grads)
+        if d_outputs is not None:
+            run.d_row, run.d_step = d_outputs.stride(0), d_outputs.stride(1)
+        d_inputs = torch.empty(inputs.shape) if wanted[1] else None
+        d_weights = [torch.empty_like(weight) for weight in (weight_ih, weight_hh, bias_ih, bias_hh)]
+        d_hidden = torch.empty_like(hidden) if wanted[7] else None
+        d_cell = torch.empty_like(cell) if wanted[8] else None
+        for name, tensor in {
+            "d_outputs": d_outputs, "d_last_hidden": d_last_hidden, "d_last_cell": d_last_cell, "d_x": d_inputs,
+            "d_weight_ih": d_weights[0], "d_weight_hh": d_weights[1], "d_bias_ih": d_weights[2],
+            "d_bias_hh": d_weights[3], "d_first_hidden": d_hidden, "d_first_cell": d_cell,
+        }.items():  # fmt: skip
+            setattr(run, name, 0 if tensor is None else tensor.data_ptr())
+        compiled().backward(run, *_machine())
+        _memory.give(memory)
+        return None, d_inputs, None, *d_weights, d_hidden, d_cell
+
+
+isa: str | None = None
+"""The instruction set; None: the best here."""
+
+
+def _machine() -> tuple[str, int]:
+    return isa or _best(), torch.get_num_threads()
+
+
+@functools.cache
+def _best() -> str:
+    name: str = compiled().instruction_sets()[0]
+    return name
+
+
+class _Memory(threading.local):
+    """Large buffers that forward fills and backward frees, kept for the next step: fresh pages cost milliseconds."""
+
+    def __init__(self) -> None:
+        self._spare: list[Tensor] = []
+
+    def take(self, count: int) -> Tensor:
+        for index, buffer in enumerate(self._spare):
+            if len(buffer) >= count:
+                return self._spare.pop(index)
+        if self._spare:
+            self._spare.pop()
+        return torch.empty(count)
+
+    def give(self, buffer: Tensor) -> None:
+        self._spare.append(buffer)
+
+
+_memory = _Memory()
+
+
+@functools.cache
+def _tell_what_is_missing() -> None:
+    if not compiled():
+        log.warning(
+            "This install has no native kernels (no C++ compiler was found when it was made): GRU and LSTM train on "
+            "torch's own layers, more slowly."
+        )

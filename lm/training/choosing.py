@@ -1,0 +1,101 @@
+"""The preset for a text that came without one.
+
+How many different characters the text has decides what it is cut into; how many tokens the plan comes to on this
+machine decides the size of the model. A larger model learns more from a token, and a smaller one sees more of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lm.checkpoint import RunFolder
+from lm.config import RunConfig
+from lm.corpora import Corpus, Progress, prepare
+from lm.device import enough_memory
+from lm.errors import CorpusError
+from lm.models.base import build_model
+from lm.training.plan import DEFAULT_MINUTES, RESERVE
+from lm.training.trainer import Trainer
+
+PRESETS: dict[str, dict[str, int]] = {
+    "char": {"gru-char-small": 0, "gru-char": 8_000_000, "gru-char-large": 60_000_000},
+    "subword": {"gru-subword": 0},
+}
+"""By what a text is cut into: presets in rising size, and the trained tokens from which each is the best one.
+
+Measured on tiny-shakespeare, see docs/recipes.md.
+"""
+MOST_CHARACTERS_FOR_CHAR = 1000
+"""Texts with more different characters than this are better cut into subwords."""
+MEASURE_SECONDS = 1.5
+"""For the speed of a size; a plan of minutes gives at most a fiftieth of its time."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What suits a text."""
+
+    config: RunConfig
+    tokens: int | None = None
+    """Tokens that the plan comes to here; None where the choice did not depend on them."""
+
+
+def suited_presets(corpus: Corpus) -> tuple[str, ...]:
+    """The presets that suit a text, in rising size: by how many different characters it has, never by its name."""
+    seen: set[str] = set()
+    read = 0
+    for chunk in corpus.splits["train"].chunks():
+        seen.update(chunk)
+        read += len(chunk)
+        if read > 4_000_000:
+            break
+    return tuple(PRESETS["char" if len(seen) <= MOST_CHARACTERS_FOR_CHAR else "subword"])
+
+
+def choose_config(corpus: Corpus, make: Callable[[str], RunConfig], *, progress: Progress | None = None) -> Choice:
+    """The options that suit a text and the length of the plan, measured in the plan's own steps.
+
+    Args:
+        corpus: an opened corpus.
+        make: the whole configuration over a preset.
+        progress: called while the corpus is read.
+
+    Raises:
+        ConfigError: `make` refuses the options.
+    """
+    least = {name: tokens for rungs in PRESETS.values() for name, tokens in rungs.items()}
+    smallest, *larger = suited_presets(corpus)
+    tokens = None
+    for name in reversed(larger):
+        config = make(name)
+        try:
+            tokens = _planned_tokens(config, corpus, progress)
+        except CorpusError:
+            # Too short for batches of this size; the smallest one has its own word to say about that.
+            continue
+        if tokens >= least[name]:
+            return Choice(config, tokens)
+    return Choice(make(smallest), tokens)
+
+
+def _planned_tokens(config: RunConfig, corpus: Corpus, progress: Progress | None) -> int:
+    if "valid" not in corpus.splits:
+        return 0
+    training = config.training
+    prepared = prepare(corpus, config.tokenizer, progress=progress)
+    with enough_memory():
+        model = build_model(config.model, prepared.tokenizer.vocab_size, seed=training.seed)
+        # Thrown away before anything is written: the folder is never made.
+        trainer = Trainer(RunFolder(Path("unused")), training, model, prepared)
+        lengths = []
+        if training.max_steps is not None:
+            lengths.append(training.max_steps * trainer.tokens_per_step)
+        if training.epochs is not None:
+            lengths.append(int(training.epochs * trainer.steps_per_epoch * trainer.tokens_per_step))
+        if training.minutes is not None or not lengths:
+            seconds = (training.minutes or DEFAULT_MINUTES) * 60 * RESERVE
+            step_seconds, _ = trainer.measure(min(MEASURE_SECONDS, seconds / 50))
+            lengths.append(int(seconds / step_seconds * trainer.tokens_per_step))
+    return min(lengths)

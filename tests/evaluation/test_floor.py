@@ -1,0 +1,104 @@
+"""The floor beside a report: what counting reaches on the same tokens."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lm.evaluation.floor as floor_module
+from lm.config import CorpusConfig, Section
+from lm.corpora import PreparedCorpus, encode_text, open_corpus, prepare
+from lm.corpora.cache import cache_folder
+from lm.evaluation.floor import Floor, find_floor, floor_order
+from lm.evaluation.report import make_report
+from lm.evaluation.scores import Scores
+from lm.models.counts import count_text
+
+FACTS = {
+    "run": "r", "state": "best", "step": 1, "corpus": "c", "split": "valid", "text_sha256": "0",
+    "device": "cpu", "precision": "fp32", "version": "0",
+}  # fmt: skip
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> PreparedCorpus:
+    source = random.Random(str(tmp_path))  # another text each time: nothing is cached yet
+    words = ("the cat", "sat on", "a mat", "and", "saw", "one red", "hen", "run by", "its", "den", "in fog")
+    path = tmp_path / "words.txt"
+    path.write_text("".join(" ".join(source.choice(words) for _ in range(8)) + ".\n" for _ in range(200)), "utf-8")
+    return prepare(open_corpus(CorpusConfig(source=str(path))), Section(type="char"))
+
+
+def test_the_floor_is_the_loss_of_the_counts_of_the_training_split(corpus: PreparedCorpus) -> None:
+    train, valid = corpus.splits["train"], corpus.splits["valid"]
+    found = find_floor(corpus, valid)
+    counts = count_text(train.ids, order=7, vocab_size=corpus.tokenizer.vocab_size)
+    assert found == Floor(
+        -float(np.mean(counts.log_probabilities_of(valid.ids))),
+        "7-gram counts of the training text, without a network",
+    )
+
+
+def test_short_tokens_are_counted_in_longer_runs() -> None:
+    assert [floor_order(size) for size in (2, 257, 1000, 1001, 33_278)] == [7, 7, 7, 4, 4]
+
+
+def test_a_text_is_counted_once(corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = find_floor(corpus, corpus.splits["valid"])
+    monkeypatch.setattr(floor_module, "count_text", None)
+    assert find_floor(corpus, corpus.splits["valid"]) == first
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"version": 1, "losses": 3}', '{"version": 0, "losses": {}}', "{"])
+def test_a_damaged_cache_is_counted_again(corpus: PreparedCorpus, content: str) -> None:
+    first = find_floor(corpus, corpus.splits["valid"])
+    path = cache_folder() / "tokens" / corpus.key / "floor.json"
+    assert path.is_file()
+    path.write_text(content, "utf-8")
+    assert find_floor(corpus, corpus.splits["valid"]) == first
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(corpus: PreparedCorpus) -> None:
+    first = find_floor(corpus, corpus.splits["valid"])
+    tokens = {name: np.array(split.ids) for name, split in corpus.splits.items()}
+    shutil.rmtree(cache_folder() / "tokens" / corpus.key)
+    assert find_floor(corpus, corpus.splits["valid"]) == first
+    assert tokens["train"].size > 0 and not (cache_folder() / "tokens" / corpus.key).exists()
+
+
+def test_the_training_split_has_no_floor_for_counting_knows_it_by_heart(corpus: PreparedCorpus) -> None:
+    assert find_floor(corpus, corpus.splits["train"]) is None
+
+
+def test_a_text_of_ones_own_has_a_floor_too(corpus: PreparedCorpus) -> None:
+    found = find_floor(corpus, encode_text("mine", "the cat sat on one red hen.\n", corpus.tokenizer))
+    assert found is not None and 0 < found.loss < 2
+
+
+def test_of_a_very_long_text_the_beginning_is_counted(corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floor_module, "MOST_COUNTED", 500)
+    found = find_floor(corpus, corpus.splits["valid"])
+    assert found is not None and "of the first 500 tokens of the training text" in found.sentence
+
+
+def report(corpus: PreparedCorpus, nats_per_token: float, floor: Floor | None) -> object:
+    counts = corpus.splits["valid"].counts
+    return make_report(Scores("all", counts.tokens, nats_per_token * counts.tokens), counts, floor, **FACTS)
+
+
+def test_a_report_says_when_counting_is_better(corpus: PreparedCorpus) -> None:
+    floor = Floor(1.2, "2-gram counts of the training text, without a network")
+    above, below, alone = (report(corpus, nats, given) for nats, given in ((1.3, floor), (1.1, floor), (1.3, None)))
+    assert above.misses_floor and not below.misses_floor and not alone.misses_floor  # type: ignore[attr-defined]
+    # A character is a byte here: 1.2 nats are 1.2 / ln 2 bits.
+    bits = f"{1.2 / np.log(2):.4f} bits per byte against {1.3 / np.log(2):.4f}"
+    assert above.notes == (  # type: ignore[attr-defined]
+        "This does not beat the floor: 2-gram counts of the training text, without a network, predict these tokens "
+        f"better, at {bits}.",
+    )
+    assert below.notes == alone.notes == ()  # type: ignore[attr-defined]
+    assert alone.floor_loss is alone.floor_bits_per_byte is alone.floor is None  # type: ignore[attr-defined]

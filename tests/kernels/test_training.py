@@ -1,0 +1,309 @@
+"""The native training layers against those of torch that they must equal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lm.config import Section
+from lm.errors import DeviceError
+from lm.generation.decoders import open_decoder
+from lm.kernels import base, training
+from lm.kernels.base import native
+from lm.models.base import LanguageModel, build_model
+
+V = 11
+CELLS: dict[str, type[nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+@pytest.fixture(params=["avx512", "avx2", "plain"])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param if request.param in native().instruction_sets() else "plain"
+    monkeypatch.setattr(training, "isa", name)
+    return name
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * max(1e-3, float(wanted.abs().max())))
+
+
+def weights_of(cell: nn.RNNBase, layer: int = 0) -> list[Tensor]:
+    return [getattr(cell, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
+
+def both_ways(
+    kind: str, hidden: int, batch: int, time: int, *, states: bool, looked_up: bool, layers: int = 1
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs, last states and all gradients of torch's layers, and of the native ones."""
+    torch.manual_seed(hidden + batch)
+    cell = CELLS[kind](7, hidden, layers, batch_first=True)
+    embedding = torch.randn(V, 7, requires_grad=True)
+    ids = torch.randint(V, (batch, time))
+    count = 2 if kind == "lstm" else 1
+    first = [(torch.randn(layers, batch, hidden) / 2).requires_grad_() for _ in range(count)] if states else []
+
+    def of_torch() -> list[Tensor]:
+        begun = (tuple(first) if kind == "lstm" else first[0]) if states else None
+        outputs, last = cell(F.embedding(ids, embedding), begun)
+        return [outputs, *(last if kind == "lstm" else [last])]
+
+    def of_ours() -> list[Tensor]:
+        inputs = embedding if looked_up else F.embedding(ids, embedding)
+        lasts = []
+        for layer in range(layers):
+            begun = [part[layer] for part in first] if states else None
+            look = ids if looked_up and layer == 0 else None
+            inputs, *last = training.layer(kind, inputs, weights_of(cell, layer), begun, ids=look)
+            lasts.append(last)
+        return [inputs, *(torch.stack(parts) for parts in zip(*lasts, strict=True))]
+
+    leaves = [*cell.parameters(), embedding, *first]
+    found = []
+    for way in (of_torch, of_ours):
+        torch.manual_seed(5)
+        results = way()
+        loss = sum(((result * torch.randn(result.shape)).sum() for result in results), torch.zeros(()))
+        found.append([result.detach() for result in results] + list(torch.autograd.grad(loss, leaves)))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("looked_up", [False, True])
+@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize(("hidden", "batch", "time"), [(5, 1, 9), (17, 33, 8), (100, 3, 12), (64, 33, 1)])
+@pytest.mark.parametrize("kind", CELLS)
+def test_outputs_and_gradients_equal_those_of_torch(
+    kind: str, hidden: int, batch: int, time: int, states: bool, looked_up: bool, isa: str
+) -> None:
+    wanted, found = both_ways(kind, hidden, batch, time, states=states, looked_up=looked_up)
+    for one, other in zip(found, wanted, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_two_layers_equal_those_of_torch(kind: str) -> None:
+    wanted, found = both_ways(kind, 96, 32, 20, states=True, looked_up=True, layers=2)
+    for one, other in zip(found, wanted, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_gradient_is_the_slope_of_the_loss(kind: str) -> None:
+    torch.manual_seed(0)
+    cell, inputs = CELLS[kind](3, 4, batch_first=True), torch.randn(2, 8, 3)
+    weight = cell.weight_hh_l0
+    assert isinstance(weight, Tensor)
+
+    def loss() -> Tensor:
+        return training.layer(kind, inputs, weights_of(cell), None)[0].square().sum()
+
+    (slope,) = torch.autograd.grad(loss(), weight)
+    for place in [(0, 0), (5, 2), (11, 3)]:
+        with torch.no_grad():
+            weight[place] += 1e-2
+            above = loss()
+            weight[place] -= 2e-2
+            below = loss()
+            weight[place] += 1e-2
+        assert float(above - below) / 2e-2 == pytest.approx(float(slope[place]), rel=0.01, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_any_number_of_threads_gives_the_same_bits(kind: str, threads: None) -> None:
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        torch.manual_seed(0)
+        cell, ids = CELLS[kind](24, 256, batch_first=True), torch.randint(V, (40, 10))
+        embedding = torch.randn(V, 24, requires_grad=True)
+        outputs = training.layer(kind, F.embedding(ids, embedding), weights_of(cell), None)[0]
+        again = training.layer(kind, embedding, weights_of(cell), None, ids=ids)[0]
+        product = training.linear(outputs, weights_of(cell)[1])
+        (product.square().sum() + again.square().sum()).backward()
+        results.append([outputs, product, embedding.grad, *(weight.grad for weight in cell.parameters())])
+    for result in results[1:]:
+        for one, other in zip(result, results[0], strict=True):
+            assert one is not None and other is not None and torch.equal(one, other)
+
+
+def test_a_state_that_is_cut_from_the_graph_gets_no_gradient() -> None:
+    cell, inputs = nn.GRU(3, 16, batch_first=True), torch.randn(2, 8, 3)
+    before = torch.zeros(2, 16, requires_grad=True)
+    first, last = training.layer("gru", inputs, weights_of(cell), [before])
+    (second, _) = training.layer("gru", inputs, weights_of(cell), [last.detach()])
+    assert torch.autograd.grad(second.sum(), before, allow_unused=True, retain_graph=True) == (None,)
+    (slope,) = torch.autograd.grad(first.sum(), before)
+    assert float(slope.abs().sum()) > 0
+
+
+def test_going_backward_twice_is_refused() -> None:
+    cell = nn.GRU(3, 16, batch_first=True)
+    outputs = training.layer("gru", torch.randn(2, 8, 3), weights_of(cell), None)[0]
+    outputs.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward once"):
+        outputs.sum().backward()
+
+
+def test_a_token_outside_the_embedding_is_refused() -> None:
+    cell = nn.GRU(3, 16, batch_first=True)
+    with pytest.raises(IndexError, match="outside the embedding"):
+        training.layer("gru", torch.randn(V, 3), weights_of(cell), None, ids=torch.full((2, 8), V))
+
+
+def test_a_number_that_is_none_does_not_stay_behind() -> None:
+    # Buffers are used again, and their padding is multiplied by zeros.
+    cell = nn.GRU(3, 5, batch_first=True)
+    training.layer("gru", torch.full((2, 8, 3), torch.nan), weights_of(cell), None)[0].sum().backward()
+    cell.zero_grad()
+    wanted, found = both_ways("gru", 5, 2, 8, states=True, looked_up=False)
+    for one, other in zip(found, wanted, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize(("rows", "width", "wide"), [(70, 5, 9), (1536, 64, 65), (64, 700, 33)])
+def test_a_linear_layer_equals_that_of_torch(rows: int, width: int, wide: int, isa: str) -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in ((rows, width), (wide, width), (wide,))]
+    slope = torch.randn(rows, wide)
+    found = []
+    for linear in (F.linear, training.linear):
+        outputs = linear(*leaves)
+        found.append([outputs.detach(), *torch.autograd.grad(outputs, leaves, slope)])
+    for one, other in zip(found[1], found[0], strict=True):
+        close(one, other)
+
+
+def test_dropout_keeps_its_share_and_drops_the_same_on_the_way_back() -> None:
+    dropout, ones = training.Dropout(0.25), torch.ones(500, 401, requires_grad=True)
+    torch.manual_seed(1)
+    dropped = dropout(ones)
+    dropped.sum().backward()
+    assert ones.grad is not None and torch.equal(ones.grad, dropped.detach())
+    assert set(dropped.detach().unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
+    # 200,500 draws: four standard deviations are 0.004.
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.004)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(ones), dropped) and not torch.equal(dropout(ones), dropped)
+    assert torch.equal(dropout.eval()(ones), ones)
+
+
+def test_instruction_sets_drop_the_same() -> None:
+    dropped = []
+    for name in native().instruction_sets():
+        outputs = torch.empty(1003)
+        native().drop(torch.ones(1003).data_ptr(), outputs.data_ptr(), 1003, 77, 0.5, name)
+        dropped.append(outputs)
+    assert all(torch.equal(one, dropped[0]) for one in dropped)
+
+
+def refuse(*args: object, **options: object) -> None:
+    raise AssertionError
+
+
+TRANSFORMERS: dict[str, dict[str, object]] = {
+    "qk-norm": {},
+    "bare": {"qk_norm": False, "tie_weights": True},
+    "grouped": {"num_kv_heads": 2, "context_length": 150},
+    "odd": {"hidden_size": 40, "num_heads": 2, "mlp_size": 13},
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_transformer_has_the_logits_and_gradients_of_torch(
+    name: str, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "context_length": 70, **TRANSFORMERS[name]}
+    ids = torch.randint(V, (3, int(str(shape["context_length"])) + 1))
+    found = []
+    for switch in ("0", "1"):
+        monkeypatch.setenv("INKLING_NATIVE", switch)
+        model = build_model(Section(type="transformer", **shape), V, seed=1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+        loss = model.training_loss(ids[:, :-1], ids[:, 1:])
+        loss.objective.backward()
+        assert loss.logits is not None
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        assert len(gradients) == len(list(model.parameters()))
+        found.append([loss.logits, *gradients])
+    for one, other in zip(found[1], found[0], strict=True):
+        close(one, other)
+
+
+# -- in a model --------------------------------------------------------------------------------------------------------
+
+
+def losses(model: LanguageModel, steps: int) -> list[float]:
+    # Each row counts in steps of its own.
+    ids = torch.arange(321) * torch.arange(1, 17)[:, None] % V
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    state, found = None, []
+    for step in range(steps):
+        piece = ids[:, step % 20 * 16 : step % 20 * 16 + 17]
+        loss = model.training_loss(piece[:, :-1], piece[:, 1:], state)
+        state = loss.state.detach()
+        loss.objective.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(float(loss.nats))
+    return found
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_fifty_steps_of_training_follow_those_of_torch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = Section(type=kind, hidden_size=40, embedding_size=12, num_layers=2)
+    ours = losses(build_model(section, V, seed=1), 50)
+    monkeypatch.setenv("INKLING_NATIVE", "0")
+    assert ours == pytest.approx(losses(build_model(section, V, seed=1), 50), rel=1e-4)
+    assert ours[-1] < ours[0] / 2
+
+
+def test_the_switch_leaves_training_and_decoding_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(Section(type="gru", hidden_size=16), V, seed=1)
+    options, arrays = model.options.model_dump(mode="json"), model.arrays()
+    monkeypatch.setenv("INKLING_NATIVE", "0")
+    monkeypatch.setattr(training, "layer", refuse)
+    model(torch.zeros(2, 8, dtype=torch.int64))
+    assert native() is None
+    assert open_decoder(options, lambda: arrays, lambda: model).name.startswith("torch")
+    with pytest.raises(DeviceError, match="INKLING_NATIVE=0 turns them off"):
+        open_decoder(options, lambda: arrays, lambda: model, precision="int8")
+
+
+def test_an_install_without_kernels_says_once_that_torch_trains(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(base, "compiled", lambda: None)
+    monkeypatch.setattr(training, "compiled", lambda: None)
+    training._tell_what_is_missing.cache_clear()
+    model = build_model(Section(type="gru", hidden_size=16), V, seed=1)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            model(torch.zeros(2, 8, dtype=torch.int64))
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        "This install has no native kernels (no C++ compiler was found when it was made)"
+    ]
+
+
+def test_other_cells_short_texts_and_low_precision_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "layer", refuse)
+    ids = torch.zeros(2, 8, dtype=torch.int64)
+    build_model(Section(type="rnn", hidden_size=16), V, seed=1)(ids)
+    model = build_model(Section(type="gru", hidden_size=16), V, seed=1)
+    model(ids[:, :7])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(ids)
+    with pytest.raises(AssertionError):
+        model(ids)

@@ -1,0 +1,215 @@
+"""Smoothed n-gram counts, against figures by hand and a computation that shares no code with them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+import lm.models.counts as counts_module
+from lm.models.counts import NGramCounts, count_text, histories_of
+
+# Start token 0, then 1 2 1 2 1. Pairs: 0 1 once, 1 2 twice, 2 1 twice.
+TINY = np.array([0, 1, 2, 1, 2, 1])
+DISCOUNTS = np.array([0, 0.6, 1.1, 1.4])
+"""Where they are not what is looked at."""
+
+
+def tokens(count: int, vocab_size: int, seed: int = 0) -> np.ndarray:
+    """Text with structure: each token leans on the one before it."""
+    rng = np.random.default_rng(seed)
+    ids = [0]
+    for _ in range(count):
+        ids.append(
+            int((ids[-1] * 2 + rng.integers(3)) % vocab_size) if rng.random() < 0.8 else rng.integers(vocab_size)
+        )
+    return np.array(ids)
+
+
+def kneser_ney(ids: np.ndarray, order: int, vocab_size: int, history: tuple[int, ...], token: int) -> float:
+    """P(token | history) word for word as Chen and Goodman write it, from dictionaries."""
+    text = [None, *ids.tolist()]  # None: where the text begins, which stands before the first n-grams
+
+    def level(length: int) -> Counter[tuple[int, ...]]:
+        # n-grams of `length` + 1 tokens that end in a target, that is not in the start token
+        grams = [(i, tuple(ids[i - length : i + 1].tolist())) for i in range(max(1, length), len(ids))]
+        if length == order - 1:
+            return Counter(gram for _, gram in grams)
+        before = defaultdict(set)
+        for i, gram in grams:
+            before[gram].add(text[i - length])
+        return Counter({gram: len(left) for gram, left in before.items()})
+
+    probability = 1 / vocab_size
+    for length in range(order):
+        found = level(length)
+        context = history[len(history) - length :] if length else ()
+        if len(context) < length or not any(gram[:-1] == context for gram in found):
+            break
+        here = {gram[-1]: count for gram, count in found.items() if gram[:-1] == context}
+        total = sum(here.values())
+        mass = sum(DISCOUNTS[min(count, 3)] for count in here.values()) / total
+        own = here.get(token, 0)
+        probability = (own - DISCOUNTS[min(own, 3)]) / total + mass * probability
+    return probability
+
+
+def test_probabilities_of_a_tiny_text_are_those_worked_out_by_hand() -> None:
+    counts = count_text(TINY, order=2, vocab_size=3)
+    # Too short to estimate discounts: 0.5, 1, 1.5. Empty context: 1 stands after two tokens, 2 after one, 3 in all;
+    # 1.5 of 3 is handed down to all three alike.
+    unigram = [1 / 6, 1 / 3 + 1 / 6, 1 / 6 + 1 / 6]
+    after_1 = [unigram[0] / 2, unigram[1] / 2, 1 / 2 + unigram[2] / 2]
+    found = counts.probabilities(np.array([[-1], [1]]))
+    assert found == pytest.approx(np.array([unigram, after_1]), rel=1e-6)
+
+
+def test_discounts_are_estimated_from_how_many_counts_are_small() -> None:
+    # 4 pairs seen once, 2 twice, 1 three times, 1 four times: Y = 4 / (4 + 2 · 2) = 1/2.
+    counts = np.array([1, 1, 1, 1, 2, 2, 3, 4])
+    # 1 - 2Y · 2/4, 2 - 3Y · 1/2, 3 - 4Y · 1/1
+    assert counts_module._discounts(counts) == pytest.approx([0, 0.5, 1.25, 1.0])
+    # More of 4 than of 3 would make the last one negative: 1.5 instead.
+    assert counts_module._discounts(np.append(counts, [4, 4])) == pytest.approx([0, 0.5, 1.25, 1.5])
+
+
+def test_a_context_that_was_never_seen_is_answered_by_the_shorter_one() -> None:
+    counts = count_text(tokens(200, 5)[:-1], order=4, vocab_size=6)
+    known, unknown = counts.probabilities(np.array([[-1, -1, 2], [5, 5, 2]]))
+    assert np.array_equal(known, unknown)
+
+
+def test_leaving_a_token_out_by_hand() -> None:
+    counts = count_text(TINY, order=2, vocab_size=3)
+    twice, once = counts.left_out(np.array([[1], [0]]), np.array([2, 1]))
+    # 1 2 was there twice and is there once: half is its own, half is handed down; the unigrams are as before.
+    assert twice == pytest.approx([1 / 12, 1 / 4, 1 / 2 + 1 / 6], rel=1e-6)
+    # 0 1 is gone, and with it the context 0; only one token is left that stands before 1.
+    assert once == pytest.approx([1 / 6, 1 / 4 + 1 / 6, 1 / 4 + 1 / 6], rel=1e-6)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+def test_probabilities_are_those_of_the_textbook(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts_module, "_discounts", lambda counts: DISCOUNTS)
+    ids = tokens(600, 7)
+    counts = count_text(ids, order=order, vocab_size=7)
+    histories = histories_of(ids[None], order - 1)[0][[0, 1, 2, 50, 333]]
+    expected = [
+        [kneser_ney(ids, order, 7, tuple(token for token in row.tolist() if token >= 0), token) for token in range(7)]
+        for row in histories
+    ]
+    assert counts.probabilities(histories) == pytest.approx(np.array(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("vocab_size", [7, 1000])
+@pytest.mark.parametrize("length", [0, 1, 2, 5, 40, 3000])
+def test_every_distribution_sums_to_one_and_leaves_nothing_out(length: int, vocab_size: int) -> None:
+    ids = tokens(length, vocab_size, seed=length)
+    counts = count_text(ids, order=5, vocab_size=vocab_size)
+    histories = histories_of(np.concatenate([ids, tokens(30, vocab_size, seed=9)])[None], 4)[0][-60:]
+    for found in (
+        counts.probabilities(histories),
+        counts.left_out(histories[:-1], np.append(ids, tokens(30, vocab_size, seed=9))[-len(histories) + 1 :]),
+    ):
+        assert np.abs(found.sum(axis=1, dtype=np.float64) - 1).max() < 1e-6
+        assert found.min() > 0
+
+
+def test_whole_distributions_that_are_kept_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = tokens(2000, 9)
+    histories = histories_of(ids[None], 4)[0][:-1]
+    kept = count_text(ids, order=5, vocab_size=9)
+    assert len(kept._dense[1]) == 5
+    monkeypatch.setattr(counts_module, "DENSE_VALUES", 0)
+    mixed = count_text(ids, order=5, vocab_size=9)
+    assert len(mixed._dense[1]) == 1
+    assert mixed.probabilities(histories) == pytest.approx(kept.probabilities(histories), rel=1e-5)
+    assert mixed.left_out(histories, ids[1:]) == pytest.approx(kept.left_out(histories, ids[1:]), rel=1e-4)
+
+
+def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
+    ids = tokens(2000, 9)
+    counts = count_text(ids, order=5, vocab_size=9)
+    histories = histories_of(ids[None], 4)[0]
+    together = counts.probabilities(histories)
+    assert np.array_equal(counts.probabilities(histories[700:701])[0], together[700])
+
+
+def test_the_tokens_of_a_text_have_the_probabilities_that_their_distributions_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = count_text(tokens(2000, 9), order=4, vocab_size=9)
+    other = tokens(500, 9, seed=3)
+    found = counts.probabilities(histories_of(other[None], 3)[0][:-1])
+    expected = np.log(found[np.arange(500), other[1:]])
+    assert counts.log_probabilities_of(other) == pytest.approx(expected, abs=1e-5)
+    monkeypatch.setattr(counts_module, "VALUES_AT_ONCE", 7)
+    assert counts.log_probabilities_of(other) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("cut", [30, 100, 399, 400])
+def test_leaving_out_a_token_is_counting_the_text_without_it(monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+    # The last token of a text is no other's context, so that the text without it is the text cut short. Discounts are
+    # estimated once, and not anew without the token.
+    monkeypatch.setattr(counts_module, "_discounts", lambda counts: DISCOUNTS)
+    ids = tokens(cut, 6, seed=cut)
+    whole, without = (count_text(part, order=4, vocab_size=6) for part in (ids, ids[:-1]))
+    history = histories_of(ids[None], 3)[0][-2:-1]
+    found = whole.left_out(history, ids[-1:])
+    assert found == pytest.approx(without.probabilities(history), rel=1e-5)
+    assert found[0, ids[-1]] < whole.probabilities(history)[0, ids[-1]]
+
+
+def test_a_token_that_is_not_in_the_text_leaves_the_distribution_as_it_is() -> None:
+    counts = count_text(TINY, order=2, vocab_size=4)
+    history = np.array([[1]])
+    assert counts.left_out(history, np.array([3])) == pytest.approx(counts.probabilities(history), rel=1e-6)
+
+
+def test_a_text_of_one_kind_of_token_is_nearly_certain() -> None:
+    counts = count_text(np.zeros(500, dtype=np.uint8), order=3, vocab_size=2)
+    assert counts.probabilities(np.array([[0, 0]]))[0, 0] > 0.99
+    assert math.isfinite(counts.log_probabilities_of(np.ones(5)).sum())
+
+
+def test_a_large_vocabulary_takes_memory_for_what_was_seen_alone() -> None:
+    ids = np.random.default_rng(0).integers(30_000, size=5001)
+    counts = count_text(ids, order=4, vocab_size=30_000)
+    # At most one pair a token and level.
+    assert counts.size <= 4 * 5000
+    assert sum(array.nbytes for array in counts.arrays().values()) < 1_000_000
+
+
+def test_counts_are_saved_and_loaded_whole() -> None:
+    ids = tokens(300, 7)
+    counts = count_text(ids, order=3, vocab_size=7)
+    loaded = NGramCounts.from_arrays(counts.arrays(), order=3, vocab_size=7)
+    histories = histories_of(ids[None], 2)[0]
+    assert np.array_equal(loaded.probabilities(histories), counts.probabilities(histories))
+    assert loaded.size == counts.size == sum(len(level.counts) for level in counts.levels)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("counts.0", lambda array: array[:-1], r"counts.0 is \(6,\) in the file, \(7,\) in the model"),
+        ("keys.2", lambda array: array[::-1], "do not fit together"),
+        ("tokens.1", lambda array: array + 7, "do not fit together"),
+        ("starts.1", lambda array: array[:-1], "do not fit together"),
+        ("counts.2", lambda array: array * 0, "do not fit together"),
+        ("keys.1", lambda array: array + 100, "do not fit together"),
+    ],
+)
+def test_arrays_that_are_no_counts_are_refused(name: str, change: object, message: str) -> None:
+    arrays = count_text(tokens(300, 7), order=3, vocab_size=7).arrays()
+    arrays[name] = change(arrays[name])  # type: ignore[operator]
+    with pytest.raises(ValueError, match=message):
+        NGramCounts.from_arrays(arrays, order=3, vocab_size=7)
+
+
+def test_counts_of_another_order_are_refused_by_name() -> None:
+    arrays = count_text(TINY, order=2, vocab_size=3).arrays()
+    with pytest.raises(ValueError, match=r"counts and model differ in counts\.2"):
+        NGramCounts.from_arrays(arrays, order=3, vocab_size=3)

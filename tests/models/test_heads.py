@@ -1,0 +1,150 @@
+"""Output layers: one distribution whichever way it is made, and one loss."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lm.config import Section
+from lm.errors import ConfigError
+from lm.models import heads
+from lm.models.base import LanguageModel, TrainingLoss, build_model
+from lm.models.heads import Tails, mean_nats, output_logits
+
+VOCAB = 50
+CUTS = [10, 30]
+
+
+def model_of(name: str, **options: object) -> LanguageModel:
+    size: dict[str, object] = {"embedding_size": 12} if name == "lstm" else {"num_heads": 2}
+    return build_model(Section(type=name, hidden_size=16, num_layers=2, **{**size, **options}), VOCAB, seed=1)
+
+
+def some_batch(rows: int = 3, time: int = 9) -> tuple[Tensor, Tensor]:
+    ids = torch.randint(VOCAB, (rows, time + 1), generator=torch.Generator().manual_seed(5))
+    return ids[:, :-1], ids[:, 1:]
+
+
+def gradients(model: LanguageModel, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_two_tails_by_hand() -> None:
+    # Five tokens of width 1, cut at 1 and 3: token 0 stands beside the entries of {1, 2} and of {3, 4}.
+    tails = Tails((1, 3), 1)
+    with torch.no_grad():
+        tails.weight.copy_(torch.tensor([[1.0], [0.0]]))
+        tails.bias.copy_(torch.tensor([0.0, 0.5]))
+    weight, bias = torch.tensor([[2.0], [1.0], [-1.0], [0.0], [3.0]]), torch.tensor([0.0, 0.5, 0.0, 0.0, -1.0])
+    found = output_logits(torch.tensor([[1.0]]), weight, bias, tails)[0].exp().detach()
+    # Logits: 2 | 1.5, -1 | 0, 2; entries 1 and 0.5.
+    head = math.exp(2) + math.exp(1) + math.exp(0.5)
+    first, second = math.exp(1.5) + math.exp(-1), math.exp(0) + math.exp(2)
+    expected = [
+        math.exp(2) / head,
+        math.exp(1) / head * math.exp(1.5) / first,
+        math.exp(1) / head * math.exp(-1) / first,
+        math.exp(0.5) / head * math.exp(0) / second,
+        math.exp(0.5) / head * math.exp(2) / second,
+    ]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert sum(expected) == pytest.approx(1)
+    nats = mean_nats(torch.tensor([[1.0], [1.0]]), torch.tensor([0, 4]), weight, bias, tails)
+    assert float(nats.detach()) == pytest.approx(-(math.log(expected[0]) + math.log(expected[4])) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("tie_weights", [False, True])
+@pytest.mark.parametrize("name", ["lstm", "transformer"])
+def test_probabilities_of_an_adaptive_softmax_sum_to_one(name: str, tie_weights: bool) -> None:
+    logits, _ = model_of(name, adaptive_cutoffs=CUTS, tie_weights=tie_weights)(some_batch()[0])
+    assert torch.allclose(logits.exp().sum(dim=-1), torch.ones(3, 9), atol=1e-5)
+
+
+@pytest.mark.parametrize("logits_at_once", [7, 300, 1 << 20])
+@pytest.mark.parametrize("tie_weights", [False, True])
+@pytest.mark.parametrize("cuts", [[], [10], CUTS])
+@pytest.mark.parametrize("name", ["lstm", "transformer"])
+def test_the_training_loss_and_its_gradients_are_those_of_all_logits(
+    name: str, cuts: list[int], tie_weights: bool, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "LOGITS_AT_ONCE", logits_at_once)
+    model, (ids, targets) = model_of(name, adaptive_cutoffs=cuts, tie_weights=tie_weights), some_batch()
+    logits, _ = model(ids)
+    whole = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    found = model.training_loss(ids, targets)
+    assert (found.logits is None) == (bool(cuts) or logits_at_once < ids.numel() * VOCAB)
+    assert float(found.nats) == pytest.approx(float(whole.detach()), abs=1e-5)
+    expected, own = gradients(model, whole), gradients(model, found.objective)
+    assert own.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        assert not own[parameter].is_sparse
+        assert torch.allclose(own[parameter], gradient, atol=1e-6, rtol=1e-4), parameter
+
+
+def test_a_scaled_objective_has_scaled_gradients() -> None:
+    model, (ids, targets) = model_of("lstm", adaptive_cutoffs=CUTS, tie_weights=True), some_batch()
+    one = gradients(model, model.training_loss(ids, targets).objective)
+    half = gradients(model, model.training_loss(ids, targets).objective / 2)
+    for name, gradient in one.items():
+        assert torch.allclose(half[name] * 2, gradient, atol=1e-7), name
+
+
+def test_tails_without_a_target_get_no_gradient() -> None:
+    model = model_of("lstm", adaptive_cutoffs=CUTS)
+    ids = torch.randint(10, (2, 6), generator=torch.Generator().manual_seed(1))
+    own = gradients(model, model.training_loss(ids, ids).objective)["output.weight"]
+    assert not own[10:].any()
+    assert own[:10].any()
+
+
+def test_label_smoothing_sees_the_whole_distribution() -> None:
+    model, (ids, targets) = model_of("lstm", adaptive_cutoffs=CUTS), some_batch()
+    logits, _ = model(ids)
+    found: TrainingLoss = model.training_loss(ids, targets, label_smoothing=0.1)
+    smoothed = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=0.1)
+    assert float(found.objective.detach()) == pytest.approx(float(smoothed.detach()), abs=1e-6)
+    assert float(found.nats) < float(found.objective.detach())
+
+
+def test_bf16_products_stay_close_to_fp32() -> None:
+    model, (ids, targets) = model_of("lstm", adaptive_cutoffs=CUTS, tie_weights=True), some_batch()
+    exact = gradients(model, model.training_loss(ids, targets).objective)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.training_loss(ids, targets)
+    assert found.objective.dtype == torch.float32
+    for name, gradient in gradients(model, found.objective).items():
+        assert gradient.dtype == torch.float32
+        assert torch.allclose(gradient, exact[name], atol=0.03 * float(exact[name].abs().max())), name
+
+
+@pytest.mark.parametrize("cuts", [[10, 10], [0, 10], [30, 10]])
+def test_cuts_that_do_not_rise_are_refused(cuts: list[int]) -> None:
+    with pytest.raises(ConfigError, match="rising numbers of tokens"):
+        model_of("lstm", adaptive_cutoffs=cuts)
+
+
+@pytest.mark.parametrize(("cuts", "tails"), [([10, 30], 2), ([10, VOCAB], 1), ([VOCAB], 0)])
+def test_cuts_beyond_the_vocabulary_are_left_out(cuts: list[int], tails: int) -> None:
+    weights = model_of("lstm", adaptive_cutoffs=cuts).arrays()
+    assert len(weights["tails.weight"]) == tails if tails else "tails.weight" not in weights
+
+
+def test_an_untrained_adaptive_softmax_follows_zipfs_law() -> None:
+    model = model_of("lstm", adaptive_cutoffs=CUTS)
+    with torch.no_grad():
+        for name in ("output.weight", "tails.weight"):
+            model.get_parameter(name).zero_()
+    shares = [1 / (rank + 2.7) for rank in range(VOCAB)]
+    found = model(some_batch()[0])[0][0, 0].exp()
+    assert found.tolist() == pytest.approx([share / sum(shares) for share in shares], rel=1e-4)
+
+
+def test_cuts_may_be_written_as_text_or_as_one_number() -> None:
+    assert model_of("lstm", adaptive_cutoffs="10, 30").options.adaptive_cutoffs == (10, 30)
+    assert model_of("lstm", adaptive_cutoffs=10).options.adaptive_cutoffs == (10,)

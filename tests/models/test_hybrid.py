@@ -1,0 +1,153 @@
+"""The hybrid: a network over counts, which in training are without what they are to predict."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lm
+from lm import card, checkpoint
+from lm.config import Section
+from lm.models.base import LanguageModel, build_model
+from lm.models.ngram import NGram
+
+SMALL: dict[str, Any] = {
+    "model.embedding_size": 8,
+    "model.hidden_size": 16,
+    "training.batch_size": 4,
+    "training.bptt": 16,
+    "training.max_steps": 8,
+    "training.warmup_steps": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = random.Random(3)
+    words = ("the cat", "sat on", "a mat", "and", "saw", "one red", "hen", "run by", "its", "den", "in fog")
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("".join(" ".join(source.choice(words) for _ in range(8)) + ".\n" for _ in range(150)), "utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_shipped_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "shipped_folder", lambda: tmp_path / "shipped")
+
+
+def train(text: Path, runs_dir: Path, name: str = "a", **overrides: Any) -> lm.Run:
+    stop_after = overrides.pop("stop_after", None)
+    config = lm.compose(str(text), preset="hybrid-char", overrides={**SMALL, **overrides})
+    return lm.train(text, config, name=name, runs_dir=runs_dir, stop_after=stop_after)
+
+
+def fitted(**options: Any) -> tuple[LanguageModel, NGram, np.ndarray]:
+    """A hybrid, the n-gram model of the same text, and the text."""
+    ids = np.random.default_rng(1).integers(5, size=300)
+    section = Section(type="hybrid", hidden_size=16, embedding_size=8, order=4, **options)
+    model, ngram = build_model(section, 5, seed=1), build_model(Section(type="ngram", order=4), 5)
+    model.fit(ids)
+    ngram.fit(ids)
+    assert isinstance(ngram, NGram)
+    return model, ngram, ids
+
+
+def silence(model: Any) -> None:
+    """Take the network out, so that the counts alone speak."""
+    with torch.no_grad():
+        model.network.output.weight.zero_()
+        model.network.output.bias.zero_()
+    assert not model.network.gate.weight.any() and model.network.gate.bias == 1
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_training_begins_near_the_counts(cell: str) -> None:
+    model, ngram, _ = fitted(cell=cell)
+    ids = torch.from_numpy(np.random.default_rng(2).integers(5, size=(2, 30)))
+    ours, theirs = (each.eval()(ids)[0].log_softmax(dim=-1) for each in (model, ngram))
+    assert (ours - theirs).abs().max() < 0.2
+
+
+def test_in_training_each_token_is_left_out_of_the_counts() -> None:
+    model, ngram, text = fitted()
+    silence(model)
+    ids, targets = torch.from_numpy(text[None, :-1]), torch.from_numpy(text[None, 1:])
+    loss = model.training_loss(ids, targets)
+    logs, _ = ngram.look_up(ids, None, targets)
+    assert float(loss.nats) == pytest.approx(-float(logs.gather(2, targets[..., None]).mean()), rel=1e-5)
+    # Random text: whoever has not seen it knows nothing, and whoever has counted it knows much.
+    seen = torch.nn.functional.cross_entropy(model.eval()(ids)[0][0].detach(), targets[0])
+    assert float(seen) < 1.4 < np.log(5) < float(loss.nats)
+
+
+def test_a_carried_state_gives_training_the_counts_of_one_pass() -> None:
+    model, _, text = fitted()
+    ids, targets = torch.from_numpy(text[None, :-1]), torch.from_numpy(text[None, 1:])
+    whole = model.training_loss(ids[:, :80], targets[:, :80])
+    first = model.training_loss(ids[:, :30], targets[:, :30])
+    rest = model.training_loss(ids[:, 30:80], targets[:, 30:80], first.state.detach())
+    assert float(whole.nats) * 80 == pytest.approx(float(first.nats) * 30 + float(rest.nats) * 50, rel=1e-5)
+
+
+def test_its_parameters_are_the_networks_and_its_counts_are_told_apart() -> None:
+    model, ngram, _ = fitted()
+    assert model.num_parameters() == sum(parameter.numel() for parameter in model.parameters())
+    assert model.num_counts() == ngram.num_counts() > 200
+
+
+def test_a_run_is_labelled_wherever_its_score_is_shown(text: Path, tmp_path: Path) -> None:
+    run = train(text, tmp_path)
+    report = run.reports()["valid"]
+    assert report["kind"] == "hybrid: n-gram counts and a network"
+    assert card.summary(run)["model"] == "hybrid-char"
+    assert "It is hybrid: n-gram counts and a network." in card.card(run)
+    assert f"{run.record['parameters']:,} parameters and {run.record['counts']:,} counts" in card.card(run)
+    assert run.sample("the ", seed=1, max_tokens=20) == lm.load("a", runs_dir=tmp_path).sample(
+        "the ", seed=1, max_tokens=20
+    )
+    config = lm.compose(str(text), preset="gru-char", overrides={**SMALL, "model.type": "hybrid"})
+    named = lm.train(text, config, name="b", runs_dir=tmp_path)
+    assert card.summary(named)["model"] == "gru-char (hybrid)"
+
+
+def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(text: Path, tmp_path: Path) -> None:
+    straight = train(text, tmp_path, "straight")
+    train(text, tmp_path, "halves", stop_after=4)
+    halves, went_on = lm.resume("halves", runs_dir=tmp_path)
+    assert went_on
+    (ours, _), (theirs, _) = straight.folder.read_weights("last"), halves.folder.read_weights("last")
+    assert ours.keys() == theirs.keys() >= {"ngram.counts.0", "network.gate.weight"}
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+
+
+def test_the_text_is_counted_once_for_all_trainers_of_a_job(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[int] = []
+    fit = NGram.fit
+
+    def counted(self: NGram, ids: Any) -> None:
+        fits.append(len(ids))
+        fit(self, ids)
+
+    monkeypatch.setattr(NGram, "fit", counted)
+    # Minutes are measured on a trainer of their own.
+    train(text, tmp_path, **{"training.max_steps": 2, "training.minutes": 0.02})
+    assert len(fits) == 1
+    lm.resume("a", runs_dir=tmp_path, max_steps=4)
+    assert len(fits) == 1
+
+
+def test_a_run_that_starts_from_another_counts_its_own_text(text: Path, tmp_path: Path) -> None:
+    first = train(text, tmp_path)
+    other = tmp_path / "other.txt"
+    other.write_text("one red hen sat on a mat.\n" * 60, "utf-8")
+    second = lm.train(other, init=first, name="b", runs_dir=tmp_path, stop_after=1)
+    ours, theirs = (run.folder.read_weights("last")[0]["ngram.counts.0"] for run in (first, second))
+    assert not np.array_equal(ours, theirs)

@@ -1,0 +1,114 @@
+"""The n-gram model as a run: trained by counting, then like any other."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lm
+from lm import card, checkpoint
+from lm.config import Section
+from lm.models.base import LanguageModel, build_model
+from lm.models.counts import count_text
+from lm.training.callbacks import Callback, End, Row, Start
+
+
+class Heard(Callback):
+    """What a training told."""
+
+    def __init__(self) -> None:
+        self.events: list[Start | End | Row | str] = []
+
+    def on_start(self, start: Start) -> None:
+        self.events.append(start)
+
+    def on_log(self, row: Row) -> None:
+        self.events.append(row)
+
+    def on_end(self, end: End) -> None:
+        self.events.append(end)
+
+    def close(self) -> None:
+        self.events.append("closed")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = random.Random(3)
+    words = ("the cat", "sat on", "a mat", "and", "saw", "one red", "hen", "run by", "its", "den", "in fog")
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("".join(" ".join(source.choice(words) for _ in range(8)) + ".\n" for _ in range(300)), "utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_shipped_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "shipped_folder", lambda: tmp_path / "shipped")
+
+
+def fitted(order: int = 4) -> tuple[LanguageModel, np.ndarray]:
+    ids = np.random.default_rng(1).integers(5, size=300)
+    model = build_model(Section(type="ngram", order=order), 5)
+    model.fit(ids)
+    return model, ids
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_logits_are_the_log_probabilities_of_the_counts(order: int) -> None:
+    model, ids = fitted(order)
+    other = np.random.default_rng(2).integers(5, size=41)
+    logits, _ = model(torch.from_numpy(other[None, :-1]))
+    assert torch.allclose(logits.double().exp().sum(dim=-1), torch.ones(1, 40, dtype=torch.float64), atol=1e-6)
+    own = logits[0, torch.arange(40), torch.from_numpy(other[1:])]
+    expected = count_text(ids, order=order, vocab_size=5).log_probabilities_of(other)
+    assert own.numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_that_has_counted_nothing_finds_all_tokens_alike() -> None:
+    model = build_model(Section(type="ngram"), 5)
+    logits, _ = model(torch.zeros(1, 3, dtype=torch.int64))
+    assert logits.exp().numpy() == pytest.approx(np.full((1, 3, 5), 0.2), rel=1e-6)
+
+
+def test_the_state_is_the_last_tokens() -> None:
+    model, _ = fitted(order=4)
+    _, state = model(torch.tensor([[3, 1]]))
+    assert state.tensors["history"].tolist() == [[-1, 3, 1]]
+    _, state = model(torch.tensor([[4, 2, 0, 1]]), state)
+    assert state.tensors["history"].tolist() == [[2, 0, 1]]
+
+
+def test_a_run_is_counted_measured_sampled_and_shown(text: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    config = lm.compose(str(text), preset="ngram-char")
+    run = lm.train(text, config, name="counts", runs_dir=tmp_path, callbacks=[heard])
+    start, row, end, closed = heard.events
+    assert isinstance(start, Start) and isinstance(end, End) and isinstance(row, dict)
+    assert start.parameters == start.counts == run.record["parameters"] > 1000
+    assert (row["step"], row["valid_loss"]) == (1, run.reports()["valid"]["loss"])
+    assert (end.reason, closed) == ("finished", "closed")
+    # The floor of this preset is the model itself.
+    report = run.evaluate("valid")
+    assert report.loss == pytest.approx(report.floor_loss, abs=1e-5)
+    assert report.notes == ()
+    assert report.kind == "n-gram counts, no network"
+    assert report.bits_per_byte < 1.7
+    loaded = lm.load("counts", runs_dir=tmp_path)
+    assert loaded.sample("the ", seed=3, max_tokens=50) == run.sample("the ", seed=3, max_tokens=50)
+    assert f"with {start.counts:,} counts over" in card.card(loaded)
+    assert card.summary(loaded)["model"] == "ngram-char"
+    assert not lm.resume("counts", runs_dir=tmp_path)[1]
+
+
+def test_a_run_of_counts_starts_without_its_preset(text: Path, tmp_path: Path) -> None:
+    overrides = {"model.type": "ngram", "model.order": 3}
+    run = lm.train(text, lm.compose(str(text), preset="gru-char", overrides=overrides), name="three", runs_dir=tmp_path)
+    report = run.evaluate("valid")
+    assert report.misses_floor
+    assert "does not beat the floor" in report.notes[-1]
+    # What was made without a network is told, whatever preset it began with.
+    assert card.summary(run)["model"] == "gru-char (ngram)"
