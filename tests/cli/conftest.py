@@ -20,7 +20,7 @@ from lm import checkpoint
 
 SMALL = (
     "--set", "model.hidden_size=16", "--set", "model.embedding_size=8", "--set", "training.batch_size=4",
-    "--set", "training.bptt=16", "--set", "training.warmup_steps=0",
+    "--set", "training.bptt=16", "--set", "training.warmup_steps=0", "--set", "model.table_orders=[]",
 )  # fmt: skip
 Lm = Callable[..., "Done"]
 

@@ -21,7 +21,7 @@ def test_a_line_a_run_with_model_corpus_step_bits_size_and_date(lm: Lm, runs: Pa
     heading, line = done.out.splitlines()
     assert heading.split() == ["run", "model", "corpus", "step", "bits/byte", "size", "date"]
     bits = json.loads((runs / "a" / "report.json").read_text())["valid"]["bits_per_byte"]
-    assert line.split()[:5] == ["a", "gru-char", "words", "12", f"{bits:.4f}"]
+    assert line.split()[:5] == ["a", "gru-char-small", "words", "12", f"{bits:.4f}"]
     assert line.split()[6] == "kB"
 
 

@@ -22,7 +22,7 @@ from lm.checkpoint import RunFolder
 
 SMALL = (
     "--set", "model.hidden_size=16", "--set", "model.embedding_size=8", "--set", "training.batch_size=4",
-    "--set", "training.bptt=16", "--set", "training.warmup_steps=0",
+    "--set", "training.bptt=16", "--set", "training.warmup_steps=0", "--set", "model.table_orders=[]",
 )  # fmt: skip
 TWO_THREADS = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 Lm = Callable[..., Any]

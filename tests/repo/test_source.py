@@ -62,7 +62,7 @@ def test_the_promised_presets_exist():
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_is_valid_and_is_what_its_name_says(name):
     config = compose("input.txt", preset=name)
-    model, _, tokenizer = name.partition("-")
+    model, tokenizer, *_ = name.split("-")
     assert (config.preset, config.model.type, config.tokenizer.type) == (name, model, tokenizer)
     assert config.model.type in MODELS.names()
     assert config.tokenizer.type in TOKENIZERS.names()

@@ -27,7 +27,7 @@ ROOT = Path(program.__file__).parents[1]
 CONTEXT = 32
 """Of the Transformer."""
 MODELS: dict[str, dict[str, Any]] = {
-    "gru": {"preset": "gru-char", "model.hidden_size": 32, "model.embedding_size": 16},
+    "gru": {"preset": "gru-char", "model.hidden_size": 32, "model.embedding_size": 16, "model.table_orders": []},
     "transformer": {
         "preset": "transformer-char", "model.hidden_size": 32, "model.num_heads": 2, "model.num_layers": 2,
         "model.context_length": CONTEXT,

@@ -97,7 +97,7 @@ def test_trainings_take_turns_and_each_leaves_a_run_that_is_offered(tmp_path: Pa
         assert {"reading", "training", "validating"} <= seen
         await until(lambda: second.ended)
         assert not queue.busy
-        for job, preset in ((first, "gru-char"), (second, "lstm-char")):
+        for job, preset in ((first, "gru-char-small"), (second, "lstm-char")):
             assert (job.status, job.sentence, job.run) == ("done", None, f"hens-{preset}")
             assert job.report is not None and 0 < job.report["bits_per_byte"] < 8
             assert job.rows[-1]["step"] == job.step and any(row["valid_loss"] for row in job.rows)
@@ -153,7 +153,7 @@ def test_a_killed_training_is_a_sentence_and_the_next_one_has_its_turn(tmp_path:
         assert await models.reload() == {}
 
     live(tmp_path, story)
-    assert RunFolder(tmp_path / "hens-gru-char").has_last() and os.listdir(tmp_path) == ["hens-gru-char"]
+    assert RunFolder(tmp_path / "hens-gru-char-small").has_last() and os.listdir(tmp_path) == ["hens-gru-char-small"]
 
 
 def test_closing_saves_what_was_learned_and_leaves_no_process(tmp_path: Path, text: Path):
