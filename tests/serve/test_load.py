@@ -253,7 +253,7 @@ def load(serve: Serve, runs: Path, tell, *, warm_seconds: float, seconds: float,
 @pytest.mark.slow
 def test_half_a_minute_of_clients_of_every_kind(serve: Serve, runs: Path) -> None:
     # What stalled clients let pile up makes memory rise and fall: only a long look can say that it is flat.
-    load(serve, runs, lambda text: None, warm_seconds=10, seconds=20, most_drift=0.25)
+    load(serve, runs, lambda text: None, warm_seconds=10, seconds=20, most_drift=0.5)
 
 
 @pytest.mark.soak
