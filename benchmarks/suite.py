@@ -29,7 +29,7 @@ SUITES = {
 
 CORPUS = "tiny-shakespeare"
 WORDS = "wikitext-2"
-QUICK = "--preset gru-char-small --max-steps 120"
+QUICK = "--preset gru-char-small --max-steps 60"
 """What follows `lm train CORPUS` to reach nanoGPT's loss at once."""
 BEST = ""
 """What follows `lm train CORPUS --minutes N` for the best of N minutes: nothing, the defaults."""
