@@ -34,6 +34,13 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+def listed(value: Any) -> Any:
+    """What was written for an option of several numbers, "2,3" or 2, as a tuple; anything else as it is."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return (value,) if isinstance(value, int) else value
+
+
 class Section(BaseModel):
     """Options of a registered part as they were written down; `type` names the class that owns and checks them."""
 

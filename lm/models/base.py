@@ -133,10 +133,7 @@ class LanguageModel(nn.Module, ABC):
             label_smoothing: probability mass of the objective that is spread over all tokens.
         """
         logits, state = self(ids, state)
-        logits = logits.float()
-        flat, wanted = logits.flatten(0, 1), targets.flatten()
-        objective = F.cross_entropy(flat, wanted, label_smoothing=label_smoothing)
-        nats = objective.detach() if label_smoothing == 0 else F.cross_entropy(flat.detach(), wanted)
+        objective, nats = cross_entropies(logits, targets, label_smoothing)
         return TrainingLoss(objective, nats, state, logits.detach())
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
@@ -168,6 +165,13 @@ class LanguageModel(nn.Module, ABC):
             if tuple(tensor.shape) != arrays[name].shape:
                 raise ValueError(f"{name} is {arrays[name].shape} in the file, {tuple(tensor.shape)} in the model")
         self.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+
+
+def cross_entropies(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """From logits (B, T, V) and targets (B, T): what is minimised, and nats per token without smoothing or gradient."""
+    flat, wanted = logits.float().flatten(0, 1), targets.flatten()
+    objective = F.cross_entropy(flat, wanted, label_smoothing=label_smoothing)
+    return objective, objective.detach() if label_smoothing == 0 else F.cross_entropy(flat.detach(), wanted)
 
 
 def build_model(section: Any, vocab_size: int, *, seed: int | None = None) -> LanguageModel:

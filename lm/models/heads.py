@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from lm.config import listed
 from lm.kernels.training import linear
-from lm.models.base import ModelOptions
+from lm.models.base import ModelOptions, cross_entropies
 
 LOGITS_AT_ONCE = 1 << 23
 """Logits that a training step may hold at a time; a step of fewer keeps them all."""
@@ -51,9 +52,7 @@ class HeadOptions(ModelOptions):
     @field_validator("adaptive_cutoffs", mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return (value,) if isinstance(value, int) else value
+        return listed(value)
 
     @field_validator("adaptive_cutoffs")
     @classmethod
@@ -140,11 +139,8 @@ def output_loss(
     if added is None and label_smoothing == 0 and (tails is not None or targets.numel() * len(weight) > LOGITS_AT_ONCE):
         objective = mean_nats(hidden, targets, weight, bias, tails)
         return objective, objective.detach(), None
-    logits = output_logits(hidden, weight, bias, tails, added=added).float()
-    flat, wanted = logits.flatten(0, 1), targets.flatten()
-    objective = F.cross_entropy(flat, wanted, label_smoothing=label_smoothing)
-    nats = objective.detach() if label_smoothing == 0 else F.cross_entropy(flat.detach(), wanted)
-    return objective, nats, logits.detach()
+    logits = output_logits(hidden, weight, bias, tails, added=added)
+    return *cross_entropies(logits, targets, label_smoothing), logits.detach()
 
 
 def mean_nats(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, tails: Tails | None) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from lm.config import listed
 from lm.errors import ConfigError
 from lm.models.base import ModelOptions, State
 
@@ -54,9 +55,7 @@ class TableOptions(ModelOptions):
     @field_validator("table_orders", mode="before")
     @classmethod
     def _orders_from_text(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return (value,) if isinstance(value, int) else value
+        return listed(value)
 
     @field_validator("table_orders")
     @classmethod
