@@ -228,6 +228,13 @@ def load(serve: Serve, runs: Path, tell, *, warm_seconds: float, seconds: float,
         tally = asyncio.run(Clients(server, expected, time.monotonic() + seconds).run())
         server.wait_idle(STALL_SECONDS + 2)
         after = server.rss()
+        for _ in range(3):
+            # What single large requests took is given back on the way; what leaks is not.
+            if after < before * (1 + most_drift):
+                break
+            asyncio.run(Clients(server, expected, time.monotonic() + 5).run())
+            server.wait_idle(STALL_SECONDS + 2)
+            after = server.rss()
         drawn = server.metric("inkling_engine_drawn_tokens_total")
         tell(
             f"\n{dict(tally.counts)}\nshort: median {statistics.median(tally.short):.3f} s, "
@@ -253,7 +260,7 @@ def load(serve: Serve, runs: Path, tell, *, warm_seconds: float, seconds: float,
 @pytest.mark.slow
 def test_half_a_minute_of_clients_of_every_kind(serve: Serve, runs: Path) -> None:
     # What stalled clients let pile up makes memory rise and fall: only a long look can say that it is flat.
-    load(serve, runs, lambda text: None, warm_seconds=10, seconds=20, most_drift=0.5)
+    load(serve, runs, lambda text: None, warm_seconds=20, seconds=20, most_drift=0.25)
 
 
 @pytest.mark.soak
