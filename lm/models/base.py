@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lm.config import Options
+from lm.models.parts import LOSS, part
 
 
 class ModelOptions(Options):
@@ -133,7 +134,7 @@ class LanguageModel(nn.Module, ABC):
             label_smoothing: probability mass of the objective that is spread over all tokens.
         """
         logits, state = self(ids, state)
-        objective, nats = cross_entropies(logits, targets, label_smoothing)
+        objective, nats = part(LOSS, cross_entropies, logits, targets, label_smoothing)
         return TrainingLoss(objective, nats, state, logits.detach())
 
     def fit(self, ids: npt.NDArray[Any]) -> None:

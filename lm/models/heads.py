@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from lm.config import listed
 from lm.kernels.training import linear
 from lm.models.base import ModelOptions, cross_entropies
+from lm.models.parts import LOSS, OUTPUT_AND_LOSS, part
 
 LOGITS_AT_ONCE = 1 << 23
 """Logits that a training step may hold at a time; a step of fewer keeps them all."""
@@ -137,10 +138,10 @@ def output_loss(
         made.
     """
     if added is None and label_smoothing == 0 and (tails is not None or targets.numel() * len(weight) > LOGITS_AT_ONCE):
-        objective = mean_nats(hidden, targets, weight, bias, tails)
+        objective = part(OUTPUT_AND_LOSS, mean_nats, hidden, targets, weight, bias, tails)
         return objective, objective.detach(), None
-    logits = output_logits(hidden, weight, bias, tails, added=added)
-    return *cross_entropies(logits, targets, label_smoothing), logits.detach()
+    logits = part("output", output_logits, hidden, weight, bias, tails, added=added)
+    return *part(LOSS, cross_entropies, logits, targets, label_smoothing), logits.detach()
 
 
 def mean_nats(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, tails: Tails | None) -> Tensor:

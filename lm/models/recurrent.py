@@ -20,6 +20,7 @@ from torch import _VF, Tensor, nn
 from lm.kernels import training
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.models.heads import HeadOptions, Tails, make_tails, output_logits, output_loss
+from lm.models.parts import part
 from lm.models.tables import ContextTables, TableOptions
 
 REGISTERS = {"rnn": "Recurrent", "gru": "Recurrent", "lstm": "Recurrent"}
@@ -173,9 +174,9 @@ class Recurrent(LanguageModel):
         elif self.training and (self.options.locked_dropout or self.options.weight_dropout > 0):
             hidden, last = self._run_layers(inputs, first)
         elif self.options.type == "lstm":
-            hidden, last = self.cell(inputs, first)
+            hidden, last = part("cell", self.cell, inputs, first)
         else:
-            hidden, only = self.cell(inputs, None if first is None else first[0])
+            hidden, only = part("cell", self.cell, inputs, None if first is None else first[0])
             last = (only,)
         return hidden, State({name: part.transpose(0, 1) for name, part in zip(names, last, strict=True)})
 
@@ -193,8 +194,9 @@ class Recurrent(LanguageModel):
             weights = self._weights(layer)
             begun = tuple(part[layer : layer + 1] for part in first)
             # With biases, one layer, no dropout of its own, in training, in one direction, batch first.
-            settings = True, 1, 0.0, True, False, True
-            inputs, *last = call(inputs, begun if options.type == "lstm" else begun[0], weights, *settings)
+            settings: Any = True, 1, 0.0, True, False, True
+            first_state = begun if options.type == "lstm" else begun[0]
+            inputs, *last = part(f"cell.l{layer}", call, inputs, first_state, weights, *settings)
             lasts.append(last)
         return inputs, tuple(torch.cat(parts) for parts in zip(*lasts, strict=True))
 
@@ -207,7 +209,9 @@ class Recurrent(LanguageModel):
             if layer > 0:
                 inputs, ids = self.layer_dropout(inputs), None
             begun = None if first is None else [part[layer] for part in first]
-            inputs, *last = training.layer(self.options.type, inputs, self._weights(layer), begun, ids=ids)
+            inputs, *last = part(
+                f"cell.l{layer}", training.layer, self.options.type, inputs, self._weights(layer), begun, ids=ids
+            )
             lasts.append(last)
         return inputs, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
 
