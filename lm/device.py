@@ -16,7 +16,7 @@ from lm.errors import DeviceError
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -70,7 +70,7 @@ def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, dtype=_DTYPES[precision]))
+        stack.enter_context(torch.autocast(device.type, dtype=DTYPES[precision]))
         if device.type == "cpu" and precision == "fp16":
             # oneDNN has no fp16 LSTM; torch's own kernels have everything, slowly. fp16 on a CPU is for tests.
             # Left alone, allow_tf32 is set too, which warns where torch knows no Intel GPU.

@@ -9,6 +9,8 @@ import contextlib
 import os
 import platform
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 
 from lm.device import pick_device, pick_precision
 from lm.kernels.base import default_threads, native
+from lm.kernels.training import product
 
 INSTRUCTION_SETS = {
     "x86": ("avx2", "f16c", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16",
@@ -99,6 +102,61 @@ def reset_peak_resident() -> None:
     """Count the peak from here; without effect where the system cannot."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def name_of(device: torch.device) -> str:
+    """What a person calls a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(cpu()["model"]) if device.type == "cpu" else f"Apple {platform.machine()}"
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.3) -> float:
+    """The most floating-point operations a second that square matrix products reach, on all threads.
+
+    Args:
+        device: where.
+        dtype: of the matrices; for float32 on a CPU the native product is tried as well as torch's.
+        seconds: how long to measure, about.
+    """
+    ways: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = [torch.mm]
+    if dtype == torch.float32 and device.type == "cpu" and native() is not None:
+        ways.append(product)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(usable_threads())
+    try:
+        with torch.inference_mode():
+            return max(_fastest(way, device, dtype, seconds / len(ways)) for way in ways)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fastest(
+    way: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], device: torch.device, dtype: torch.dtype, seconds: float
+) -> float:
+    best, size, until = 0.0, 256, time.perf_counter() + seconds
+    while True:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        way(a, b)
+        for _ in range(3):
+            wait(device)
+            begun = time.perf_counter()
+            way(a, b)
+            wait(device)
+            took = time.perf_counter() - begun
+            best = max(best, 2 * size**3 / took)
+        # The next size takes eight times as long, four times over.
+        if time.perf_counter() + 32 * took > until or size >= 16_384:
+            return best
+        size *= 2
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def gpus() -> list[dict[str, Any]]:

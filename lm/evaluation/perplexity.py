@@ -36,6 +36,11 @@ MOST_TOKENS_AT_ONCE = 8192
 Ids = npt.NDArray[Any]
 
 
+def tokens_at_once(vocab_size: int) -> int:
+    """Tokens that run through a model together, but for windows longer than that."""
+    return max(1, min(MOST_TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size))
+
+
 @dataclass
 class _Piece:
     """Tokens to run through the model together; the first `skip` columns are context only."""
@@ -68,7 +73,7 @@ def score(
         progress: called with tokens done and tokens in all.
     """
     count = len(ids) - 1
-    at_once = max(1, min(MOST_TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.vocab_size))
+    at_once = tokens_at_once(model.vocab_size)
     context = model.context_length
     if context is None:
         rows = max(1, min(rows, count))

@@ -407,8 +407,16 @@ class _Memory(threading.local):
     def give(self, buffer: Tensor) -> None:
         self._spare.append(buffer)
 
+    def forget(self) -> None:
+        self._spare.clear()
+
 
 _memory = _Memory()
+
+
+def forget_buffers() -> None:
+    """Give back the memory that is kept for the next step."""
+    _memory.forget()
 
 
 @functools.cache

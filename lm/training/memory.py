@@ -36,7 +36,7 @@ KINDS: dict[Kind, str] = {
 """What memory is for, in the order in which a picture stacks it."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
     """The memory of one storage."""
 

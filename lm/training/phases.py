@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lm.kernels import training as kernels
+from lm.machine import wait
 from lm.models.base import TrainingLoss
 from lm.models.parts import LOSS, OUTPUT_AND_LOSS, watched_by
 from lm.training.trainer import Trainer
@@ -206,15 +207,8 @@ class Clock:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             return event
-        self.wait()
+        wait(self._device)
         return time.perf_counter()
-
-    def wait(self) -> None:
-        """Until the device has done all that it was asked for."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        elif self._device.type == "mps":
-            torch.mps.synchronize()
 
     def seconds(self, begin: Any, end: Any) -> float:
         """Between two moments, both of them past."""
@@ -227,7 +221,7 @@ class Times(Listener):
     """How long each phase took, and each part in it."""
 
     def __init__(self, device: torch.device) -> None:
-        self._clock = Clock(device)
+        self._device, self._clock = device, Clock(device)
         self._moments: list[tuple[Any, str, str]] = []
         self._phase = ""
 
@@ -242,7 +236,7 @@ class Times(Listener):
 
     def take(self) -> dict[tuple[str, str], float]:
         """Seconds by phase and part since the last taking."""
-        self._clock.wait()
+        wait(self._device)
         spent: dict[tuple[str, str], float] = defaultdict(float)
         for (begin, phase, part), (end, *_) in zip(self._moments, self._moments[1:], strict=False):
             if phase:

@@ -1,0 +1,62 @@
+"""Trainers that are measured and thrown away."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lm.checkpoint import RunFolder
+from lm.config import RunConfig
+from lm.corpora import PreparedCorpus
+from lm.corpora.batches import Batch, Batches
+from lm.errors import ConfigError
+from lm.models.base import build_model
+from lm.registry import MODELS
+from lm.training.plan import Plan
+from lm.training.trainer import Trainer
+
+ENDLESS = Plan(steps=10**9, evaluate_every=10**9)
+
+
+def make_trial(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder | None = None) -> Trainer:
+    """A trainer of a fresh model in the middle of a plan without end; nothing is written unless it is told to.
+
+    Raises:
+        ConfigError: the model is trained by counting, without steps.
+    """
+    if MODELS.resolve(config.model.type).trained_by == "counting":
+        raise ConfigError(f"{config.model.type} models are trained by counting, in one pass without steps to measure.")
+    model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
+    if model.trained_by == "both":
+        model.fit(np.asarray(corpus.splits["train"].ids))
+    trainer = Trainer(folder or RunFolder(Path("unused")), config.training, model, corpus)
+    trainer.plan = ENDLESS
+    return trainer
+
+
+class _Part(Batches):
+    """The first rows of each batch, and of each row the first tokens."""
+
+    def __init__(self, whole: Batches, rows: int, time: int) -> None:
+        self.per_epoch = whole.per_epoch
+        self.tokens_per_batch = rows * time
+        self._whole, self._cut = whole, (slice(rows), slice(time))
+
+    def batch(self, index: int) -> Batch:
+        """See `Batches.batch`."""
+        whole = self._whole.batch(index)
+        return Batch(whole.inputs[self._cut], whole.targets[self._cut], fresh=whole.fresh)
+
+
+@contextlib.contextmanager
+def smaller_batches(trainer: Trainer, rows: int, time: int) -> Iterator[None]:
+    """Inside, the trainer's batches have no more than so many rows, of no more than so many tokens."""
+    whole, hidden = trainer.batches, trainer.hidden
+    trainer.batches, trainer.hidden = _Part(whole, rows, time), None
+    try:
+        yield
+    finally:
+        trainer.batches, trainer.hidden = whole, hidden
