@@ -3,11 +3,11 @@
     fit = estimate(config, corpus)
     fit.fits, fit.needed_bytes, fit.largest_batch, fit.advice()
 
-The weights alone are counted on a model without memory (torch's meta device), so that one which is far too large is never
-made. Else steps are run on one row of the batch, two, four, …, every tensor followed, for a second or so or until half of
-the memory would be taken; what a step of the whole batch takes is a straight line through the last two of them, since all
-that grows with the batch is kept once a row. Where the whole batch was reached, it is what was measured. Validation, and
-the copies that saving makes, count as well: whichever is most.
+Steps are run on one row of the batch, two, four, …, every tensor followed, for a second or so or until half of the memory
+would be taken; what a step of the whole batch takes is a straight line through the last two of them, since all that grows
+with the batch is kept once a row. Where the whole batch was reached, it is what was measured. Validation, and the copies
+that saving makes, count as well: whichever is most. What goes beyond the free memory is stopped before it is written to, so
+that nothing is ever short of it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
+from torch import nn
 
 from lm import machine
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
-from lm.device import deterministic, pick_device
+from lm.device import pick_device
 from lm.errors import DeviceError
 from lm.evaluation.perplexity import tokens_at_once
 from lm.kernels.training import forget_buffers
-from lm.models.base import build_model
-from lm.training.memory import TensorMemory, state_tensors
+from lm.models.base import LanguageModel
+from lm.training.memory import TensorMemory, TooMuchMemory, state_tensors
 from lm.training.phases import Listener, Watch
-from lm.training.trainer import VALIDATION_ROWS, Trainer
-from lm.training.trials import make_trial, smaller_batches
+from lm.training.trainer import DEFAULT_BPTT, VALIDATION_ROWS, Trainer
+from lm.training.trials import make_trial, smaller_batches, weightless
 
 USABLE_SHARE = 0.9
 """Of the memory that is free: allocators round up and leave gaps, and kernels take some for themselves."""
@@ -38,8 +38,6 @@ TRIED_SHARE = 0.5
 """Nothing is tried that would take more of the free memory than this."""
 SECONDS = 1.5
 """Trials of larger batches end after this."""
-LEAST_BYTES_A_PARAMETER = 6
-"""Weight, gradient and one moment in 16 bits each: less is nowhere kept."""
 SHORTEST_ROW = 512
 """Of longer rows, a part is tried first."""
 
@@ -123,22 +121,40 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
     begun = time.perf_counter()
     device = pick_device(config.training.device)
     available = machine.available_bytes(device)
-    training = config.training
-    with torch.device("meta"):
-        parameters = build_model(config.model, corpus.tokenizer.vocab_size).num_parameters()
-    least = parameters * LEAST_BYTES_A_PARAMETER
-    if available is not None and least > available * USABLE_SHARE:
+    model = weightless(config, corpus.tokenizer.vocab_size)
+    least = _least_state_bytes(model)
+    forget_buffers()
+    memory = TensorMemory(device, limit=available and available * USABLE_SHARE)
+    try:
+        if memory.limit is not None and least > memory.limit:
+            raise TooMuchMemory
+        with memory:
+            return _Trial(make_trial(config, corpus), memory, available).fit(seconds, begun)
+    except TooMuchMemory:
+        # Not even one row of the batch.
         return Fit(
-            device=str(device), batch_size=training.batch_size, bptt=training.bptt or 0, parameters=parameters,
-            state_bytes=least, row_bytes=None, step_bytes=None, evaluation_bytes=None, saving_bytes=None,
-            needed_bytes=least, available_bytes=available, tried_rows=0, seconds=time.perf_counter() - begun,
-        )  # fmt: skip
-    forget_buffers()
-    with TensorMemory(device) as memory, deterministic(device):
-        trial = _Trial(make_trial(config, corpus), memory, available)
-        fit = trial.fit(seconds, begun)
-    forget_buffers()
-    return fit
+            device=str(device),
+            batch_size=config.training.batch_size,
+            bptt=config.training.bptt or model.context_length or DEFAULT_BPTT,
+            parameters=model.num_parameters(),
+            state_bytes=least,
+            row_bytes=None,
+            step_bytes=None,
+            evaluation_bytes=None,
+            saving_bytes=None,
+            needed_bytes=max(least, memory.peak),
+            available_bytes=available,
+            tried_rows=0,
+            seconds=time.perf_counter() - begun,
+        )
+    finally:
+        forget_buffers()
+
+
+def _least_state_bytes(model: LanguageModel) -> int:
+    """Weights, and for those whose gradients are not of a few rows alone, a gradient and at least one moment."""
+    sparse = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse}
+    return sum(weight.nbytes * (1 if id(weight) in sparse else 3) for weight in model.parameters())
 
 
 def refuse_what_cannot_fit(config: RunConfig, corpus: PreparedCorpus) -> None:
@@ -243,15 +259,17 @@ class _Trial:
         The first two are of the phase that takes most at the last size.
         """
         until = time.perf_counter() + seconds
-        held = self.memory.now
+        held, took = self.memory.now, 0.0
         points: list[tuple[int, Peaks]] = []
         for size in sizes:
             if points:
                 growth = max(points[-1][1].values()) * size / points[-1][0]
                 too_much = self.available is not None and growth > self.available * TRIED_SHARE
-                if too_much or (len(points) > 1 and time.perf_counter() > until):
+                if too_much or (len(points) > 1 and time.perf_counter() + took * size > until):
                     break
+            started = time.perf_counter()
             points.append((size, measure(size)))
+            took = (time.perf_counter() - started) / size
         (last, peaks), (before, others) = points[-1], points[-2] if len(points) > 1 else (0, {})
         lines = []
         for phase, peak in peaks.items():

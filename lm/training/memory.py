@@ -48,16 +48,21 @@ class Block:
     freed: float | None = None
 
 
+class TooMuchMemory(Exception):  # noqa: N818
+    """Tensors would take more than they may; raised before what is new was written to, so that it was never taken."""
+
+
 class TensorMemory(TorchDispatchMode):
     """Follows the memory of all tensors that are made on one device, in this thread and its backward passes.
 
     Args:
         device: whose tensors are counted.
+        limit: bytes that tensors may hold; what goes beyond raises `TooMuchMemory`. None: no limit.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
+    def __init__(self, device: torch.device, *, limit: float | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device, self.limit = device, limit
         self.owner = ""
         """Who is at work: noted with each block."""
         self.now = 0
@@ -96,6 +101,8 @@ class TensorMemory(TorchDispatchMode):
                 self.now += size
                 self.peak = max(self.peak, self.now)
                 weakref.finalize(storage, self._free, key).atexit = False
+        if self.limit is not None and self.now > self.limit:
+            raise TooMuchMemory
 
     def _free(self, key: int) -> None:
         block = self._live.pop(key)

@@ -282,7 +282,7 @@ class _Followed(Listener, Callback):
         self.kept: dict[str, int] = {}
         """Bytes that each part had made and that were held as the last backward began."""
         self._kinds: dict[Block, Kind] = {}
-        self._phase = ""
+        self._phase, self._begin = "", 0.0
         self._held: list[tuple[int, int]] = []
         """While validating: tokens done, and bytes held then."""
 
@@ -483,7 +483,7 @@ def _count_arithmetic(trainer: Trainer, step_seconds: float) -> Arithmetic:
         counted = count_flops(trainer)
     flops = counted * trainer.config.batch_size / rows * trainer.config.gradient_accumulation
     formats = dict.fromkeys(["fp32", trainer.precision])
-    peaks = {name: machine.matmul_peak(trainer.device, DTYPES[name]) for name in formats}
+    peaks: dict[str, float] = {name: machine.matmul_peak(trainer.device, DTYPES[name]) for name in formats}
     return Arithmetic(
         flops_per_step=flops,
         flops_per_token=flops / trainer.tokens_per_step,
@@ -513,7 +513,7 @@ def count_flops(trainer: Trainer) -> int:
             FlopCounterMode(display=False) as counter,
         ):
             trainer.model.train()
-            trainer.model.training_loss(inputs, targets).objective.backward()  # type: ignore[no-untyped-call]
+            trainer.model.training_loss(inputs, targets).objective.backward()
     finally:
         trainer.model.zero_grad()
         if native is None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
 
 from lm.checkpoint import RunFolder
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import Batch, Batches
 from lm.errors import ConfigError
-from lm.models.base import build_model
+from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
@@ -35,6 +38,22 @@ def make_trial(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder | No
     trainer = Trainer(folder or RunFolder(Path("unused")), config.training, model, corpus)
     trainer.plan = ENDLESS
     return trainer
+
+
+def weightless(config: RunConfig, vocab_size: int) -> LanguageModel:
+    """The model without memory for its weights (on torch's meta device): to be counted, however large it is."""
+    with torch.device("meta"), _NothingWritten():
+        return build_model(config.model, vocab_size)
+
+
+class _NothingWritten(TorchFunctionMode):
+    """Operators that write in place do nothing: on the meta device they would load a second's worth of torch first."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__
+        if name.endswith("_") and not name.endswith("__"):
+            return next(iter((*args, *(kwargs or {}).values())))
+        return func(*args, **(kwargs or {}))
 
 
 class _Part(Batches):
