@@ -178,7 +178,7 @@ class _Norms(torch.autograd.Function):
         ctx.save_for_backward(inputs, weight, cosines, sines, scales)
         ctx.shape = inputs.numel() // width // heads, heads, width, epsilon
         compiled().norms(
-            *ctx.shape, _at(inputs, weight, cosines, sines, outputs, scales, None, None, None), _machine()[0]
+            *ctx.shape, _at(inputs, weight, cosines, sines, outputs, scales, None, None, None), *_machine()
         )
         return outputs
 
@@ -188,7 +188,7 @@ class _Norms(torch.autograd.Function):
         grad, d_inputs = grads[0].contiguous(), torch.empty_like(inputs)
         d_weight = None if weight is None else torch.zeros_like(weight)
         at = _at(inputs, weight, cosines, sines, None, scales, grad, d_inputs, d_weight)
-        compiled().norms(*ctx.shape, at, _machine()[0])
+        compiled().norms(*ctx.shape, at, *_machine())
         return d_inputs, d_weight, None, None, None
 
 
@@ -199,7 +199,7 @@ class _SwiGLU(torch.autograd.Function):
         ctx.save_for_backward(gate, up)
         outputs = torch.empty_like(gate)
         gate_at, up_at, at = _at(gate, up, outputs)
-        compiled().gated(gate_at, up_at, 0, gate.numel(), at, 0, _machine()[0])
+        compiled().gated(gate_at, up_at, 0, gate.numel(), at, 0, *_machine())
         return outputs
 
     @staticmethod
@@ -207,7 +207,7 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
         gate_at, up_at, slope_at, d_gate_at, d_up_at = _at(gate, up, grads[0].contiguous(), d_gate, d_up)
-        compiled().gated(gate_at, up_at, slope_at, gate.numel(), d_gate_at, d_up_at, _machine()[0])
+        compiled().gated(gate_at, up_at, slope_at, gate.numel(), d_gate_at, d_up_at, *_machine())
         return d_gate, d_up
 
 
@@ -308,7 +308,7 @@ class _Dropout(torch.autograd.Function):
 def _drop(inputs: Tensor, rate: float, seed: int) -> Tensor:
     inputs = inputs.contiguous()
     outputs = torch.empty_like(inputs)
-    compiled().drop(inputs.data_ptr(), outputs.data_ptr(), inputs.numel(), seed, rate, _machine()[0])
+    compiled().drop(inputs.data_ptr(), outputs.data_ptr(), inputs.numel(), seed, rate, *_machine())
     return outputs
 
 

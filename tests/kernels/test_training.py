@@ -137,6 +137,19 @@ def test_any_number_of_threads_gives_the_same_bits(kind: str, threads: None) -> 
             assert one is not None and other is not None and torch.equal(one, other)
 
 
+def test_a_transformer_has_the_same_bits_on_any_number_of_threads(threads: None) -> None:
+    model = build_model(Section(type="transformer", hidden_size=128, num_layers=1, num_heads=4, dropout=0.1), V, seed=1)
+    ids = torch.randint(V, (16, 65))
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        torch.manual_seed(0)
+        loss = model.training_loss(ids[:, :-1], ids[:, 1:])
+        results.append([loss.objective, *torch.autograd.grad(loss.objective, list(model.parameters()))])
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+
+
 def test_a_state_that_is_cut_from_the_graph_gets_no_gradient() -> None:
     cell, inputs = nn.GRU(3, 16, batch_first=True), torch.randn(2, 8, 3)
     before = torch.zeros(2, 16, requires_grad=True)
@@ -198,12 +211,13 @@ def test_dropout_keeps_its_share_and_drops_the_same_on_the_way_back() -> None:
     assert torch.equal(dropout.eval()(ones), ones)
 
 
-def test_instruction_sets_drop_the_same() -> None:
+def test_instruction_sets_and_threads_drop_the_same() -> None:
     dropped = []
     for name in native().instruction_sets():
-        outputs = torch.empty(1003)
-        native().drop(torch.ones(1003).data_ptr(), outputs.data_ptr(), 1003, 77, 0.5, name)
-        dropped.append(outputs)
+        for count, threads in ((70003, 1), (70003, 3)):
+            outputs = torch.empty(count)
+            native().drop(torch.ones(count).data_ptr(), outputs.data_ptr(), count, 77, 0.5, name, threads)
+            dropped.append(outputs)
     assert all(torch.equal(one, dropped[0]) for one in dropped)
 
 

@@ -21,6 +21,7 @@ public:
         space_.reserve(parts);
         const size_t square = size_t(kQueries) * padded(a_.time);
         Buffer<float> scratch(2 * square * parts);
+        pool_.wake();
         pool_.run(parts, [&](int part) {
             float *scores = scratch.data() + 2 * square * part, *slopes = scores + square;
             const int all = a_.batch * a_.kv_heads;

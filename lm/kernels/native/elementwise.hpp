@@ -3,8 +3,7 @@
 // Each runs over rows once, where the same on torch is a chain of passes. Sums use 16 lanes, as everywhere.
 #pragma once
 
-#include <vector>
-
+#include "kernel.hpp"
 #include "simd.hpp"
 
 namespace INKLING_ISA {
@@ -44,6 +43,29 @@ inline void turn(const float* x, const float* cosines, const float* sines, int h
         if (back) sine = -sine;
         store_few(y + i, first * cosine - second * sine, few);
         store_few(y + half + i, second * cosine + first * sine, few);
+    }
+}
+
+// One of the rows of `n`, forward or backward; `between` holds a row, `sums` gains the slopes of the norm's weight.
+inline void norm_and_turn(const inkling::Norms& n, int64_t row, float* between, float* sums) {
+    const int half = n.width / 2;
+    const int64_t at = row * n.width, angles = row / n.heads * half;
+    if (!n.dy) {
+        const float* from = n.x + at;
+        if (n.weight) {
+            float* to = n.cosines ? between : n.y + at;
+            norm_row(from, n.weight, n.width, n.epsilon, to, n.scales[row]);
+            from = to;
+        }
+        if (n.cosines) turn(from, n.cosines + angles, n.sines + angles, half, n.y + at, false);
+    } else {
+        const float* slope = n.dy + at;
+        if (n.cosines) {
+            float* to = n.weight ? between : n.dx + at;
+            turn(slope, n.cosines + angles, n.sines + angles, half, to, true);
+            slope = to;
+        }
+        if (n.weight) norm_row_back(n.x + at, n.weight, n.scales[row], n.width, slope, n.dx + at, sums);
     }
 }
 

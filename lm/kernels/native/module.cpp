@@ -22,10 +22,10 @@ using inkling::Kernel;
     Kernel* recurrent(const inkling::RecurrentParts&, const inkling::Settings&);                  \
     Kernel* transformer(const inkling::TransformerParts&, const inkling::Settings&);              \
     void product(const inkling::Operands&, int threads);                                          \
-    void drop(const float* from, float* to, int64_t count, uint64_t seed, float rate);            \
+    void drop(const float* from, float* to, int64_t count, uint64_t seed, float rate, int threads);   \
     void attention(const inkling::Attention&, int threads);                                       \
-    void norms(const inkling::Norms&);                                                            \
-    void gated(const float* gate, const float* up, const float* dy, int64_t count, float* y, float* d_up); \
+    void norms(const inkling::Norms&, int threads);                                               \
+    void gated(const float* gate, const float* up, const float* dy, int64_t count, float* y, float* d_up, int threads); \
     void forward(const inkling::Sequence&, int threads);                                          \
     void backward(const inkling::Sequence&, int threads);                                         \
     }
@@ -270,9 +270,10 @@ void product(uintptr_t a, int64_t a_step, bool a_turned, uintptr_t b, int64_t b_
          threads);
 }
 
-void drop(uintptr_t from, uintptr_t to, int64_t count, uint64_t seed, float rate, const std::string& isa) {
+void drop(uintptr_t from, uintptr_t to, int64_t count, uint64_t seed, float rate, const std::string& isa,
+          int threads) {
     nb::gil_scoped_release release;
-    CALL(isa, drop, reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to), count, seed, rate);
+    CALL(isa, drop, reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to), count, seed, rate, threads);
 }
 
 template <class T, int Axes>
@@ -290,21 +291,24 @@ void row_adagrad(const Array<float, 2>& weights, const Array<float, 2>& squares,
     inkling::row_adagrad(weights.data(), squares.data(), rows.data(), slopes.data(), int(count), int(width), rate);
 }
 
-void norms(int64_t rows, int heads, int width, float epsilon, std::vector<uintptr_t> at, const std::string& isa) {
+void norms(int64_t rows, int heads, int width, float epsilon, std::vector<uintptr_t> at, const std::string& isa,
+           int threads) {
     if (at.size() != 9) throw std::invalid_argument("nine addresses");
     const auto read = [&](int i) { return reinterpret_cast<const float*>(at[i]); };
     const auto write = [&](int i) { return reinterpret_cast<float*>(at[i]); };
     nb::gil_scoped_release release;
     CALL(isa, norms,
          {rows, heads, width, epsilon, read(0), read(1), read(2), read(3), write(4), write(5), read(6),
-          write(7), write(8)});
+          write(7), write(8)},
+         threads);
 }
 
 void gated(uintptr_t gate, uintptr_t up, uintptr_t dy, int64_t count, uintptr_t y, uintptr_t d_up,
-           const std::string& isa) {
+           const std::string& isa, int threads) {
     const auto at = [](uintptr_t address) { return reinterpret_cast<const float*>(address); };
     nb::gil_scoped_release release;
-    CALL(isa, gated, at(gate), at(up), at(dy), count, reinterpret_cast<float*>(y), reinterpret_cast<float*>(d_up));
+    CALL(isa, gated, at(gate), at(up), at(dy), count, reinterpret_cast<float*>(y), reinterpret_cast<float*>(d_up),
+         threads);
 }
 
 void attention(std::tuple<int, int, int, int, int> shape, std::vector<uintptr_t> at, const std::string& isa,
