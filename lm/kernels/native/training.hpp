@@ -450,21 +450,4 @@ inline SequenceSpace& sequence_space() {
     return space;
 }
 
-// to[i] = from[i] / (1 - rate), or 0 with probability `rate`, for i in [begin, end): the same ones for the same seed.
-// `begin` is a multiple of 16.
-inline void drop_some(const float* from, float* to, int64_t begin, int64_t end, uint64_t seed, float rate) {
-    const uint32_t least = uint32_t(double(rate) * 4294967296.0);
-    const vec scale = spread(1.0f / (1.0f - rate)), zero = {};
-    uvec at = {};
-    for (int i = 0; i < LANES; ++i) at[i] = uint32_t(begin) + i;
-    int64_t i = begin;
-    for (; i + LANES <= end; i += LANES) {
-        const auto kept = scrambled(at, seed) >= least;
-        store(to + i, kept ? load(from + i) * scale : zero);
-        at += LANES;
-    }
-    const uvec last = scrambled(at, seed);
-    for (int lane = 0; i < end; ++i, ++lane) to[i] = last[lane] >= least ? from[i] * scale[0] : 0.0f;
-}
-
 }  // namespace INKLING_ISA
