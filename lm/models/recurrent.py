@@ -174,9 +174,9 @@ class Recurrent(LanguageModel):
         elif self.training and (self.options.locked_dropout or self.options.weight_dropout > 0):
             hidden, last = self._run_layers(inputs, first)
         elif self.options.type == "lstm":
-            hidden, last = part("cell", self.cell, inputs, first)
+            hidden, last = self.cell(inputs, first)
         else:
-            hidden, only = part("cell", self.cell, inputs, None if first is None else first[0])
+            hidden, only = self.cell(inputs, None if first is None else first[0])
             last = (only,)
         return hidden, State({name: part.transpose(0, 1) for name, part in zip(names, last, strict=True)})
 

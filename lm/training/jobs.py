@@ -94,7 +94,7 @@ def train(
         make = _factory(folder, config, prepared, init)
         config, plan = _fix_plan(config, make)
         trainer = make()
-        record = _record(config, prepared, trainer.model, init)
+        record = run_record(config, prepared, trainer.model, init)
         folder.create({**record, "plan": plan.to_json()}, prepared.tokenizer, overwrite=overwrite)
         return _run(trainer, plan, stop_after, callbacks)
 
@@ -159,7 +159,7 @@ def resume(
             return current, False
         if stop_after is not None and stop_after <= done:
             raise ConfigError(f"--stop-after {stop_after}: run {folder.name!r} is at step {done} already.")
-        prepared = _same_corpus(current, data_dir, progress)
+        prepared = same_corpus(current, data_dir, progress)
         if device is not None:
             config = merge(config, {"training.device": device})
         trainer = _factory(folder, config, prepared, None, resumes=True)()
@@ -252,7 +252,7 @@ def _fix_plan(config: RunConfig, make: Any) -> tuple[RunConfig, Plan]:
     return config, timed_plan(training, trial.steps_per_epoch, step_seconds, token_seconds, valid)
 
 
-def _record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, init: Run | None) -> dict[str, Any]:
+def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, init: Run | None) -> dict[str, Any]:
     splits = {
         name: {"sha256": part.sha256, "tokens": part.counts.tokens, "characters": part.counts.characters}
         for name, part in corpus.splits.items()
@@ -292,7 +292,7 @@ def _close(folder: RunFolder, corpus: PreparedCorpus, device: str) -> Run:
     return run
 
 
-def _same_corpus(run: Run, data_dir: Path | None, progress: Progress | None) -> PreparedCorpus:
+def same_corpus(run: Run, data_dir: Path | None, progress: Progress | None) -> PreparedCorpus:
     """The run's own text, from the cache or read again, checked by its hash."""
     prepared = load_prepared(run.record["corpus"]["key"])
     if prepared is None or prepared.tokenizer.sha256 != run.tokenizer.sha256:
@@ -328,7 +328,7 @@ def _fit_by_counting(
     model.fit(np.asarray(corpus.splits["train"].ids))
     seconds = time.perf_counter() - begun
     folder.create(
-        {**_record(config, corpus, model, None), "plan": Plan(1, 1).to_json()}, corpus.tokenizer, overwrite=overwrite
+        {**run_record(config, corpus, model, None), "plan": Plan(1, 1).to_json()}, corpus.tokenizer, overwrite=overwrite
     )
     tokens = corpus.splits["train"].counts.tokens
     start = Start(

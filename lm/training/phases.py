@@ -4,7 +4,7 @@
 
 Nothing is run for show: a listener hears of the steps that the trainer makes. Parts are the calls of the model's modules
 and what the model itself names (`lm.models.parts`), because the native kernels do the work of several modules at once,
-and because a hook on a recurrent cell makes the model leave them. Work is the innermost part's alone, so the parts add up
+and because a module that bears hooks makes the model leave them; those used here hang on no module. Work is the innermost part's alone, so the parts add up
 to the whole. In backward a part is at work while the nodes run that its forward made.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from lm.kernels import training as kernels
 from lm.machine import wait
@@ -77,7 +78,17 @@ class Watch:
     def on(self) -> Iterator[Watch]:
         """Inside, the trainer's steps are watched."""
         model = self._trainer.model
-        hooks = [hook for name, module in model.named_modules() if name for hook in self._hooks(name, module)]
+        names = {module: name for name, module in model.named_modules() if name}
+
+        def enter(module: nn.Module, inputs: Any) -> None:
+            if module in names:
+                self._enter(names[module], inputs)
+
+        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            if module in names:
+                self._leave(output)
+
+        hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
         plain = model.training_loss
         model.training_loss = self._watched(plain)  # type: ignore[method-assign]
         try:
@@ -95,14 +106,6 @@ class Watch:
         self._claimed.clear()
 
     # -- forward ------------------------------------------------------------------------------------
-
-    def _hooks(self, name: str, module: nn.Module) -> list[Any]:
-        if isinstance(module, nn.RNNBase):
-            return []
-        return [
-            module.register_forward_pre_hook(lambda module, inputs: self._enter(name, inputs)),
-            module.register_forward_hook(lambda module, inputs, output: self._leave(output)),
-        ]
 
     def _watched(self, plain: Callable[..., TrainingLoss]) -> Callable[..., TrainingLoss]:
         def training_loss(*args: Any, **kwargs: Any) -> TrainingLoss:

@@ -36,11 +36,11 @@ from lm import machine
 from lm.checkpoint import EVENTS, RunFolder
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
-from lm.device import DTYPES, deterministic, enough_memory, pick_device
+from lm.device import DTYPES, deterministic, enough_memory, kept_memory, pick_device
 from lm.evaluation.perplexity import tokens_at_once
 from lm.kernels.training import forget_buffers
 from lm.training.callbacks import Callback, Start
-from lm.training.jobs import _record
+from lm.training.jobs import run_record
 from lm.training.memory import Block, Kind, TensorMemory, gradients, state_tensors, timeline
 from lm.training.phases import PHASES, REST, Listener, Part, Times, Watch
 from lm.training.tensorboard import TensorBoard
@@ -165,17 +165,19 @@ class Profile:
     memory: list[PhaseMemory]
     peak_phase: str
     peak_kinds: dict[Kind, int]
-    """What memory is for where it is most."""
+    """What memory is for where a step takes most of it."""
     evaluation: EvaluationMemory
     speed: Speed
     logging: Logging
     arithmetic: Arithmetic
+    followed: list[PhaseMemory]
+    """All phases while memory was followed: of two steps, validation and saving."""
     timeline: list[tuple[float, dict[Kind, int]]]
-    """Bytes by kind after each change, while memory was followed."""
+    """Bytes by kind after each change in that time."""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the timeline, which is long."""
-        return {name: part for name, part in dataclasses.asdict(self).items() if name != "timeline"}
+        """Everything but the course of memory, which is long."""
+        return {name: part for name, part in dataclasses.asdict(self).items() if name not in ("followed", "timeline")}
 
 
 def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = 3.0) -> Profile:
@@ -192,7 +194,7 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
     """
     with tempfile.TemporaryDirectory(prefix="inkling-profile-") as folder, enough_memory():
         trainer, followed = _follow(config, corpus, RunFolder(Path(folder) / "run"))
-        with deterministic(trainer.device):
+        with deterministic(trainer.device), kept_memory():
             for _ in range(WARM_UP_STEPS):
                 trainer.run_step()
             plain = _time_steps(trainer, seconds)
@@ -215,7 +217,8 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
         for part in sorted(parts.values(), key=lambda part: part.name == REST)
     ]
     line = timeline(followed.kinds(), followed.phases[0].begin, followed.phases[-1].end)
-    moment, held = max(line, key=lambda entry: sum(entry[1].values()))
+    steps = [phase for phase in followed.phases if phase.name in PHASES]
+    moment, held = max((entry for entry in line if entry[0] <= steps[-1].end), key=lambda entry: sum(entry[1].values()))
     return Profile(
         model=config.model.type,
         parameters=trainer.model.num_parameters(),
@@ -232,7 +235,8 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
         runs_on=_runs_on(layers),
         layers=layers,
         memory=followed.shown(),
-        peak_phase=next(phase.name for phase in followed.phases if phase.begin <= moment <= phase.end),
+        followed=followed.phases,
+        peak_phase=next(phase.name for phase in steps if phase.begin <= moment <= phase.end),
         peak_kinds=held,
         evaluation=followed.evaluation(),
         speed=Speed(
@@ -364,7 +368,7 @@ def _follow(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder) -> tup
     forget_buffers()
     device = pick_device(config.training.device)
     followed = _Followed(TensorMemory(device))
-    with followed.memory, deterministic(device):
+    with followed.memory, deterministic(device), kept_memory():
         trainer = make_trial(config, corpus, folder)
         followed.on_made(trainer)
         with Watch(trainer, followed, backward=False).on() as watch:
@@ -375,7 +379,7 @@ def _follow(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder) -> tup
         ids = corpus.splits["valid" if "valid" in corpus.splits else "train"].ids
         trainer._score(ids[: EVALUATION_BATCHES * tokens_at_once(trainer.model.vocab_size) + 1], report=True)
         trainer.callbacks = []
-        folder.create(_record(config, corpus, trainer.model, None), corpus.tokenizer)
+        folder.create(run_record(config, corpus, trainer.model, None), corpus.tokenizer)
         followed.on_phase("saving")
         trainer.save()
         followed.on_phase("")
