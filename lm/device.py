@@ -83,15 +83,16 @@ def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
     """Only deterministic kernels on the CPU; on a GPU, where some have no such form, torch says which."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(device.type == "cpu" or before)
+    # As use_deterministic_algorithms, which would import torch's compiler for more than a second.
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else before)
     settings: Any = torch.utils.deterministic
     # By default torch then writes over all new memory first, which only hides what reads it before writing.
     fills, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
         settings.fill_uninitialized_memory = fills
 
 
