@@ -50,7 +50,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         preset, file = used.pop("preset"), used.pop("config")
         for name, value in used.items():
             owner, option = _declared(hints[name])
-            if value is not None:
+            if value is not None and value is not False:
                 overrides[f"{SECTIONS[owner]}.{option}"] = value
         command(**given, asked=Asked(preset, file, overrides))
 

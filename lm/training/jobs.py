@@ -253,6 +253,7 @@ def _fix_plan(config: RunConfig, make: Any) -> tuple[RunConfig, Plan]:
 
 
 def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, init: Run | None) -> dict[str, Any]:
+    """What a new run's `config.json` holds, without its plan."""
     splits = {
         name: {"sha256": part.sha256, "tokens": part.counts.tokens, "characters": part.counts.characters}
         for name, part in corpus.splits.items()

@@ -72,6 +72,11 @@ class TensorMemory(TorchDispatchMode):
         self.blocks: list[Block] = []
         self._live: dict[int, Block] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch's compiler is imported, which takes seconds and has nothing to do here.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and note the memory of what it gives."""
         result = func(*args, **(kwargs or {}))

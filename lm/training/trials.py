@@ -30,14 +30,23 @@ def make_trial(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder | No
     Raises:
         ConfigError: the model is trained by counting, without steps.
     """
-    if MODELS.resolve(config.model.type).trained_by == "counting":
-        raise ConfigError(f"{config.model.type} models are trained by counting, in one pass without steps to measure.")
+    refuse_counting(config)
     model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
     if model.trained_by == "both":
         model.fit(np.asarray(corpus.splits["train"].ids))
     trainer = Trainer(folder or RunFolder(Path("unused")), config.training, model, corpus)
     trainer.plan = ENDLESS
     return trainer
+
+
+def refuse_counting(config: RunConfig) -> None:
+    """Nothing to measure in a model that is trained by counting.
+
+    Raises:
+        ConfigError: this is one.
+    """
+    if MODELS.resolve(config.model.type).trained_by == "counting":
+        raise ConfigError(f"{config.model.type} models are trained by counting, in one pass without steps to measure.")
 
 
 def weightless(config: RunConfig, vocab_size: int) -> LanguageModel:
