@@ -14,6 +14,7 @@ from lm.config import CorpusConfig, RunConfig, TrainingConfig, compose, parse_as
 from lm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lm.corpora import Corpus
     from lm.run import Run
     from lm.training.callbacks import End
 
@@ -62,6 +63,9 @@ def command(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say in seconds whether batch and model fit in memory; train nothing.")
+    ] = False,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -83,7 +87,7 @@ def command(
         unwanted = {
             "CORPUS": corpus, "--preset": preset, "--name": name, "--config": config, "--init": init,
             "--split-fractions": split_fractions, "--text-column": text_column, "--overwrite": overwrite, "--set": set_,
-            "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision,
+            "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision, "--dry-run": dry_run,
         }  # fmt: skip
         given = [flag for flag, value in unwanted.items() if value is not None and value is not False]
         if given:
@@ -104,7 +108,10 @@ def command(
     for key in ("split_fractions", "text_column"):
         if where[key] is not None:
             overrides[f"corpus.{key}"] = getattr(corpus_config, key)
-    _train(corpus_config, preset, config, overrides, name, init, stop_after, overwrite, runs_dir, data_dir, as_json)
+    _train(
+        corpus_config, preset, config, overrides, name, init, stop_after, overwrite, runs_dir, data_dir, as_json,
+        dry_run,
+    )  # fmt: skip
 
 
 def _train(
@@ -119,6 +126,7 @@ def _train(
     runs_dir: Path,
     data_dir: Path | None,
     as_json: bool,
+    dry_run: bool,
 ) -> None:
     from cli.output import console, reading
     from cli.training import TrainingView
@@ -148,6 +156,9 @@ def _train(
                 progress=progress,
             )
             options = choice.config
+    if dry_run:
+        _say_whether_it_fits(opened, options, base, as_json)
+        return
     told = console(stderr=True)
     length = options.training
     if length.max_steps is None and length.epochs is None and length.minutes is None and not counts_alone(options):
@@ -163,6 +174,17 @@ def _train(
         )  # fmt: skip
     _leave_if_interrupted(view.end)
     _closing(run, runs_dir, as_json)
+
+
+def _say_whether_it_fits(corpus: Corpus, options: RunConfig, base: Run | None, as_json: bool) -> None:
+    from cli.fitting import show
+    from cli.output import reading
+    from lm.corpora import prepare
+    from lm.training.fitting import estimate
+
+    with reading() as progress:
+        prepared = prepare(corpus, base.tokenizer if base else options.tokenizer, progress=progress)
+    show(estimate(options, prepared), as_json)
 
 
 def _first_that_fits(source: str, presets: Sequence[str], file: Path | None, overrides: dict[str, Any]) -> RunConfig:

@@ -23,6 +23,7 @@ from lm.registry import MODELS
 from lm.run import Run
 from lm.training.callbacks import Callback, End, Start
 from lm.training.choosing import choose_config
+from lm.training.fitting import refuse_what_cannot_fit
 from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
@@ -91,6 +92,7 @@ def train(
     with folder.lock(), enough_memory():
         if counts_alone(config):
             return _fit_by_counting(folder, config, prepared, init, overwrite, callbacks)
+        refuse_what_cannot_fit(config, prepared)
         make = _factory(folder, config, prepared, init)
         config, plan = _fix_plan(config, make)
         trainer = make()

@@ -80,9 +80,10 @@ class TensorMemory(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and note the memory of what it gives."""
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._note(leaf)
+        # What was there before anyone looked, and is only seen in another way now, is not new.
+        given = {key for tensor in _tensors((args, kwargs)) for key, _ in _storages(tensor)}
+        for tensor in _tensors(result):
+            self._note(tensor, given)
         return result
 
     def blocks_of(self, tensors: Iterable[Tensor]) -> list[Block]:
@@ -94,12 +95,12 @@ class TensorMemory(TorchDispatchMode):
         """All blocks that are held now."""
         return list(self._live.values())
 
-    def _note(self, tensor: Tensor) -> None:
+    def _note(self, tensor: Tensor, given: set[int]) -> None:
         if tensor.device.type != self.device.type:
             return
         for key, storage in _storages(tensor):
             size = storage.nbytes()
-            if key not in self._live and size:
+            if size and key not in self._live and key not in given:
                 block = Block(size, self.owner, time.perf_counter())
                 self.blocks.append(block)
                 self._live[key] = block
@@ -113,6 +114,10 @@ class TensorMemory(TorchDispatchMode):
         block = self._live.pop(key)
         block.freed = time.perf_counter()
         self.now -= block.size
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _storages(tensor: Tensor) -> list[tuple[int, torch.UntypedStorage]]:

@@ -51,6 +51,7 @@ FOLLOWED_STEPS = 2
 EVALUATION_BATCHES = 6
 LOG_INTERVALS = 1, 10, 100
 FEWEST_STEPS = 3
+IDLE_SHARE = 0.001
 Spent = dict[tuple[str, str], float]
 """Seconds by phase and part."""
 COUNTED_TOKENS = 1024
@@ -180,7 +181,7 @@ class Profile:
         return {name: part for name, part in dataclasses.asdict(self).items() if name not in ("followed", "timeline")}
 
 
-def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = 3.0) -> Profile:
+def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = 2.0) -> Profile:
     """Measure the training that these options give, on a model that is thrown away.
 
     Args:
@@ -216,6 +217,7 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
         )
         for part in sorted(parts.values(), key=lambda part: part.name == REST)
     ]
+    layers = _without_idle(layers)
     line = timeline(followed.kinds(), followed.phases[0].begin, followed.phases[-1].end)
     steps = [phase for phase in followed.phases if phase.name in PHASES]
     moment, held = max((entry for entry in line if entry[0] <= steps[-1].end), key=lambda entry: sum(entry[1].values()))
@@ -254,6 +256,23 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
         arithmetic=arithmetic,
         timeline=line,
     )
+
+
+def _without_idle(layers: list[Layer]) -> list[Layer]:
+    """The layers that do something; what little the others take goes to the work between the parts, which is last."""
+    whole = sum(layer.forward_seconds + layer.backward_seconds for layer in layers)
+    shown, rest = [], layers[-1]
+    for layer in layers[:-1]:
+        spent = layer.forward_seconds + layer.backward_seconds
+        if layer.parameters or layer.kept_bytes or spent > IDLE_SHARE * whole:
+            shown.append(layer)
+        else:
+            rest = dataclasses.replace(
+                rest,
+                forward_seconds=rest.forward_seconds + layer.forward_seconds,
+                backward_seconds=rest.backward_seconds + layer.backward_seconds,
+            )
+    return [*shown, rest]
 
 
 def _bptt(trainer: Trainer) -> int:
