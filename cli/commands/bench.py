@@ -41,12 +41,14 @@ def command(
 
     from cli.chosen import prepared
     from cli.output import console, print_json, reading
+    from lm.device import pick_device
     from lm.training.benching import run, settings
     from lm.training.trials import refuse_counting
 
     with reading() as progress:
         config, corpus = prepared(source, asked, runs_dir, data_dir, progress)
     refuse_counting(config)
+    pick_device(config.training.device)
     given = {path: value for path, value in asked.overrides.items() if path.startswith("training.")}
     chosen = [
         setting for setting in settings()

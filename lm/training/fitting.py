@@ -237,8 +237,9 @@ class _Trial:
             smaller_batches(self.trainer, rows, length),
             Watch(self.trainer, peaks, backward=False).on() as watch,
         ):
-            # Buffers of the kernels grow with the batch in the first one.
+            # In the first step of a larger batch the kernels' buffers are changed for larger ones.
             watch.step()
+            peaks.found.clear()
             watch.step()
         return peaks.found
 

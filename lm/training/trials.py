@@ -66,7 +66,7 @@ class _NothingWritten(TorchFunctionMode):
 
 
 class _Part(Batches):
-    """The first rows of each batch, and of each row the first tokens."""
+    """The first rows of the first batch, and of each row the first tokens, over and over."""
 
     def __init__(self, whole: Batches, rows: int, time: int) -> None:
         self.per_epoch = whole.per_epoch
@@ -75,8 +75,9 @@ class _Part(Batches):
 
     def batch(self, index: int) -> Batch:
         """See `Batches.batch`."""
-        whole = self._whole.batch(index)
-        return Batch(whole.inputs[self._cut], whole.targets[self._cut], fresh=whole.fresh)
+        # The first is a full one; the last of an epoch need not be.
+        whole = self._whole.batch(0)
+        return Batch(whole.inputs[self._cut], whole.targets[self._cut], fresh=False)
 
 
 @contextlib.contextmanager
