@@ -24,7 +24,6 @@ from lm.models.base import LanguageModel, host_array
 from lm.models.heads import Tails
 from lm.models.tables import ContextTables
 
-
 FP16_EPSILON = 1e-3
 """AdamW's epsilon over fp16 moments: squares of gradients below 0.0024 are 0 there, and nothing may be divided by 0."""
 
@@ -106,7 +105,7 @@ def make_optimizers(
     if config.optimizer == "sgd":
         optimizers.append(torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum))
     else:
-        low = any(tensor.dtype == torch.float16 for group in groups for tensor in group["params"])
+        low = any(tensor.dtype == torch.float16 for tensor in updated(model.parameters()))
         epsilon = FP16_EPSILON if low else 1e-8
         optimizers.append(
             torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=epsilon, fused=fused)
