@@ -131,7 +131,7 @@ class TrainingView(Callback):
             if row["grad_norm"] is not None:
                 parts.append(f"grad {row['grad_norm']:.2f}, {row['clip_rate']:.0%} clipped")
             if "loss_scale" in row:
-                parts.append(f"scale {row['loss_scale']:,g}")
+                parts.append(f"scale {row['loss_scale']:,.10g}")
             if row["skipped_steps"]:
                 parts.append(f"{row['skipped_steps']} skipped")
             if "first_nonfinite" in row:

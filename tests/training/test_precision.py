@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from lm.errors import ConfigError, DeviceError, NonFiniteLossError
 from lm.training.callbacks import Row
 from lm.training.plan import Plan
 from lm.training.precision import Format, LossScale, choose_format, formats
+from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
@@ -482,6 +484,22 @@ def test_the_diary_tells_scale_skips_and_where_a_gradient_overflowed(make_traine
     assert found[0]["loss_scale"] == 2.0**21 and found[0]["skipped_steps"] == 1
     assert found[0]["first_nonfinite"].startswith("the gradient of ") and found[0]["grad_norm"] is None
     assert "first_nonfinite" not in found[-1] and found[-1]["grad_norm"] > 0
+
+
+def test_tensorboard_has_the_diary_with_its_words(make_trainer: Make, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer("gru", precision="fp16", loss_scale_init=2.0**22, log_activations=True)
+    trainer.callbacks = [TensorBoard(tmp_path / "events")]
+    found = rows(trainer, 4)
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    for name in ("loss_scale", "skipped_steps", "clip_rate", "largest_activation"):
+        assert [event.value for event in events.Scalars(f"training/{name}")] == pytest.approx(
+            [row[name] for row in found]
+        )
+    (told,) = events.Tensors("training/first_nonfinite/text_summary")[:1]
+    assert told.tensor_proto.string_val[0].decode() == found[0]["first_nonfinite"]
 
 
 def test_fp32_has_no_loss_scale_in_its_diary(make_trainer: Make) -> None:
