@@ -9,6 +9,7 @@ Sources: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Duchi et
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,18 @@ from lm.models.tables import ContextTables
 
 FP16_EPSILON = 1e-3
 """AdamW's epsilon over fp16 moments: squares of gradients below 0.0024 are 0 there, and nothing may be divided by 0."""
+
+
+class AdamW(torch.optim.AdamW):
+    """Torch's, where nothing is compiled: its own step would import torch's compiler, for more than a second."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+for _name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+    # So do these, to keep the compiler away from them.
+    if _plain := getattr(getattr(Optimizer, _name), "__wrapped__", None):
+        setattr(_plain, "__dynamo_disable", _plain)
 
 
 class RowAdagrad(Optimizer):
@@ -107,9 +120,7 @@ def make_optimizers(
     else:
         low = any(tensor.dtype == torch.float16 for tensor in updated(model.parameters()))
         epsilon = FP16_EPSILON if low else 1e-8
-        optimizers.append(
-            torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=epsilon, fused=fused)
-        )
+        optimizers.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=epsilon, fused=fused))
     if hidden:
         rate, decay = config.muon_learning_rate, config.weight_decay
         optimizers.append(torch.optim.Muon(updated(hidden), lr=rate, momentum=config.momentum, weight_decay=decay))

@@ -28,7 +28,7 @@ from lm.checkpoint import MODEL, RunFolder
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
-from lm.device import deterministic, pick_device
+from lm.device import deterministic, kept_memory, pick_device
 from lm.errors import NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
 from lm.models.base import LanguageModel, State
@@ -151,7 +151,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
 
     def _look(self, inputs: Tensor) -> None:
-        """Note the largest activation that the step will have."""
+        """Note the largest activation that the step's batch gives."""
         found = activations(self.model, inputs, self._given, self.mixed.computing())
         if all(math.isfinite(value) for _, value in found):
             name, value = max(found, key=lambda pair: pair[1])
@@ -192,7 +192,7 @@ class Trainer:
             seconds: how long to measure, about.
         """
         self.plan = Plan(steps=10**9, evaluate_every=10**9)
-        with deterministic(self.device):
+        with deterministic(self.device), kept_memory():
             return self._measure(seconds)
 
     def _measure(self, seconds: float) -> tuple[float, float]:
@@ -221,7 +221,7 @@ class Trainer:
             NonFiniteLossError: the loss became NaN or infinite and the options say stop; `last/` is intact.
         """
         try:
-            with self._signals(), deterministic(self.device):
+            with self._signals(), deterministic(self.device), kept_memory():
                 return self._train(plan, stop_after)
         finally:
             for callback in self.callbacks:
