@@ -346,7 +346,7 @@ def _module(model: LanguageModel, name: str) -> nn.Module:
     every: dict[str, nn.Module] = dict(model.named_modules())
     modules = {key: module for key, module in every.items() if not isinstance(module, LanguageModel)}
     if name not in modules:
-        top = [key for key in modules if "." not in key]
+        top = [key for key in modules if isinstance(every[key.rpartition(".")[0]], LanguageModel)]
         raise ConfigError(
             f"training.fp32_modules: the {model.options.type} model has no module {name!r}."
             f"{did_you_mean(name, modules)} Modules: {', '.join(top)}, and those inside them; for the whole model use "

@@ -15,9 +15,10 @@ from torch import nn
 
 from lm.config import TrainingConfig, compose
 from lm.errors import ConfigError, DeviceError, NonFiniteLossError
+from lm.models.base import build_model
 from lm.training.callbacks import Row
 from lm.training.plan import Plan
-from lm.training.precision import Format, LossScale, choose_format, formats
+from lm.training.precision import Format, LossScale, MixedPrecision, choose_format, formats
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
 
@@ -99,6 +100,19 @@ def test_an_unknown_module_is_answered_with_the_nearest_one(make_trainer: Make) 
         ConfigError, match=r"the gru model has no module 'outputs'\. Did you mean 'output'\?.*embedding"
     ):
         make_trainer("gru", precision="bf16", fp32_modules=["outputs"])
+
+
+def test_parts_of_a_model_in_a_model_can_be_named_and_a_whole_one_cannot() -> None:
+    overrides = {"model.order": 2, "training.precision": "bf16", "training.amp": "O2"}
+    options = compose("x", preset="hybrid-char", overrides=overrides)
+    named = options.training.model_copy(update={"fp32_modules": ("network.cell",)})
+    mixed = MixedPrecision(build_model(options.model, 20), named, CPU)
+    formats = {name: tensor.dtype for name, tensor in mixed._model.named_parameters()}
+    assert formats["network.cell.weight_hh_l0"] == torch.float32
+    assert formats["network.embedding.weight"] == torch.bfloat16
+    whole = options.training.model_copy(update={"fp32_modules": ("network",)})
+    with pytest.raises(ConfigError, match=r"no module 'network'.*Modules: network.embedding.*--precision fp32"):
+        MixedPrecision(build_model(options.model, 20), whole, CPU)
 
 
 # -- what is in which format ----------------------------------------------------------------------------
