@@ -242,6 +242,7 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             device=str(self.device),
             precision=str(self.mixed.format),
+            expected=plan.expected,
         )
         if self.state.step == 0:
             if not (self.folder.path / MODEL).exists():
