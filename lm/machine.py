@@ -1,4 +1,4 @@
-"""What this machine has: processor, memory, GPUs, the builds of torch, and what Inkling will choose by default.
+"""What this machine has: processor, memory, GPUs and the builds of torch; and how fast it multiplies.
 
 Sizes are in bytes. What cannot be found out here is None.
 """
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from lm.device import pick_device, pick_precision
-from lm.kernels.base import default_threads, native
+from lm.device import DTYPES, Precision, computing
+from lm.kernels.base import native
 from lm.kernels.training import product
 
 INSTRUCTION_SETS = {
@@ -29,8 +29,8 @@ INSTRUCTION_SETS = {
 
 
 def describe() -> dict[str, Any]:
-    """Everything, as `lm devices` shows it."""
-    return {"cpu": cpu(), "memory": memory(), "gpus": gpus(), "software": software(), "defaults": defaults()}
+    """All that is known without measuring."""
+    return {"cpu": cpu(), "memory": memory(), "gpus": gpus(), "software": software()}
 
 
 def cpu() -> dict[str, Any]:
@@ -111,22 +111,22 @@ def name_of(device: torch.device) -> str:
     return str(cpu()["model"]) if device.type == "cpu" else f"Apple {platform.machine()}"
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.3) -> float:
+def matmul_peak(device: torch.device, precision: Precision, *, seconds: float = 0.3) -> float:
     """The most floating-point operations a second that square matrix products reach, on all threads.
 
     Args:
         device: where.
-        dtype: of the matrices; for float32 on a CPU the native product is tried as well as torch's.
+        precision: of the products; for fp32 on a CPU the native product is tried as well as torch's.
         seconds: how long to measure, about.
     """
     ways: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = [torch.mm]
-    if dtype == torch.float32 and device.type == "cpu" and native() is not None:
+    if precision == "fp32" and device.type == "cpu" and native() is not None:
         ways.append(product)
     threads = torch.get_num_threads()
     torch.set_num_threads(usable_threads())
     try:
-        with torch.inference_mode():
-            return max(_fastest(way, device, dtype, seconds / len(ways)) for way in ways)
+        with torch.inference_mode(), computing(device, precision, autocast=False):
+            return max(_fastest(way, device, DTYPES[precision], seconds / len(ways)) for way in ways)
     finally:
         torch.set_num_threads(threads)
 
@@ -216,20 +216,6 @@ def software() -> dict[str, str | None]:
     }
 
 
-def defaults() -> dict[str, Any]:
-    """What training and sampling take here unless an option says otherwise."""
-    device = pick_device()
-    kernels = native() is not None
-    return {
-        "device": str(device),
-        "precision": pick_precision(None, device),
-        "threads": torch.get_num_threads(),
-        "training_path": "native kernels" if kernels and device.type == "cpu" else "torch",
-        # Where a model has no native step, torch on the best device.
-        "sampling": f"native step on the CPU, {default_threads()} threads" if kernels else f"torch on {device}",
-    }
-
-
 def _driver() -> str | None:
     """NVIDIA's, from what the kernel says; asking nvidia-smi takes a second."""
     try:
@@ -260,7 +246,7 @@ def _container() -> tuple[int | None, int]:
     root = Path("/sys/fs/cgroup")
     found: list[tuple[int, int]] = []
     for name in _own_groups():
-        # Version 2 of control groups, then version 1; a group without a limit says "max", or a number beyond all memory.
+        # Version 2 of control groups, then version 1; one without a limit says "max", or a number beyond all memory.
         for group, limit, used in (
             (root / name, "memory.max", "memory.current"),
             (root / "memory" / name, "memory.limit_in_bytes", "memory.usage_in_bytes"),

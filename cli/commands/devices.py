@@ -12,7 +12,7 @@ POSITION = 7
 def command(as_json: Json = False) -> None:
     """Show what this machine computes with, and what Inkling will choose by default."""
     from cli.output import console, facts_table, print_json
-    from lm.machine import describe
+    from lm.training.defaults import describe
 
     known = describe()
     if as_json:
@@ -39,6 +39,7 @@ def _tables(known: dict[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
             ("bf16", "", bf16[cpu["bf16_instructions"]]),
             ("used by torch", "", cpu["torch_uses"]),
             ("used by kernels", "", kernels or "no native kernels in this install: torch does their work, more slowly"),
+            ("trains in", "", ", ".join(cpu["formats"])),
             ("memory", _size(memory["total"]), f"{_size(memory['available'])} available"),
         ],
         "software": [(name, "", value) for name, value in known["software"].items() if value is not None],
@@ -50,14 +51,15 @@ def _tables(known: dict[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
             ("memory", _size(gpu["memory"]), f"{_size(gpu['available'])} available"),
             *([("compute capability", capability, f"{gpu['multiprocessors']} multiprocessors")] if capability else []),
             ("bf16", "", {True: "in hardware", False: "not in hardware: use fp16", None: "unknown"}[gpu["bf16"]]),
+            ("trains in", "", ", ".join(gpu["formats"])),
         ]
     if not known["gpus"]:
         tables["GPU"] = [("", "", "none that torch can use")]
     tables["chosen by default"] = [
         ("device", "", defaults["device"]),
-        ("precision", "", defaults["precision"]),
+        ("precision", "", defaults["format"]),
         ("threads", str(defaults["threads"]), "of torch on the CPU (OMP_NUM_THREADS)"),
-        ("training", "", defaults["training_path"]),
+        ("training", "", defaults["training"]),
         ("sampling", "", defaults["sampling"]),
     ]
     return tables

@@ -74,8 +74,8 @@ def _print(screen: Console, found: Profile) -> None:
     from cli.output import facts_table
 
     screen.print(
-        f"[bold]{found.model}[/bold] of {found.parameters:,} parameters on {escape(found.corpus)}: {found.batch_size} rows "
-        f"of {found.bptt} tokens a batch, {found.precision} on {escape(found.device_name)} ({found.device}"
+        f"[bold]{found.model}[/bold] of {found.parameters:,} parameters on {escape(found.corpus)}: {found.batch_size} "
+        f"rows of {found.bptt} tokens a batch, {found.precision} on {escape(found.device_name)} ({found.device}"
         + (f", {found.threads} of {found.arithmetic.peak_threads} threads)" if found.device == "cpu" else ")"),
         soft_wrap=True,
     )
@@ -162,7 +162,8 @@ def _time_facts(found: Profile) -> list[tuple[str, str, str]]:
     return [
         ("speed", f"{speed.tokens_per_second:,.0f}", "tokens/s"),
         ("  a step", _milliseconds(speed.step_seconds),
-         f"median of {speed.steps}, {_milliseconds(speed.least_seconds)} to {_milliseconds(speed.most_seconds)}; {shares}"),
+         f"median of {speed.steps}, {_milliseconds(speed.least_seconds)} to {_milliseconds(speed.most_seconds)}"),
+        ("  its phases", "", shares),
         ("  data", _milliseconds(speed.data_seconds),
          f"to make its batch and bring it to the device: {speed.data_seconds / speed.step_seconds:.2%} of the step"),
         ("arithmetic", _flops(sums.flops_per_second),

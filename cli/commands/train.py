@@ -51,6 +51,8 @@ def command(
     seed: Annotated[int | None, field(TrainingConfig, "seed")] = None,
     device: Annotated[str | None, field(TrainingConfig, "device")] = None,
     precision: Annotated[str | None, field(TrainingConfig, "precision")] = None,
+    amp: Annotated[str | None, field(TrainingConfig, "amp")] = None,
+    loss_scale: Annotated[str | None, field(TrainingConfig, "loss_scale")] = None,
     split_fractions: Annotated[str | None, field(CorpusConfig, "split_fractions")] = None,
     text_column: Annotated[str | None, field(CorpusConfig, "text_column")] = None,
     resume: Annotated[
@@ -79,7 +81,8 @@ def command(
     """
     flags = {
         "training.minutes": minutes, "training.max_steps": max_steps, "training.epochs": epochs,
-        "training.seed": seed, "training.device": device, "training.precision": precision,
+        "training.seed": seed, "training.device": device, "training.precision": precision, "training.amp": amp,
+        "training.loss_scale": loss_scale,
     }  # fmt: skip
     overrides: dict[str, Any] = parse_assignments(set_ or [])
     overrides |= {path: value for path, value in flags.items() if value is not None}
@@ -87,7 +90,8 @@ def command(
         unwanted = {
             "CORPUS": corpus, "--preset": preset, "--name": name, "--config": config, "--init": init,
             "--split-fractions": split_fractions, "--text-column": text_column, "--overwrite": overwrite, "--set": set_,
-            "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision, "--dry-run": dry_run,
+            "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision,
+            "--amp": amp, "--loss-scale": loss_scale, "--dry-run": dry_run,
         }  # fmt: skip
         given = [flag for flag, value in unwanted.items() if value is not None and value is not False]
         if given:
@@ -131,9 +135,11 @@ def _train(
     from cli.output import console, reading
     from cli.training import TrainingView
     from lm.corpora import open_corpus
+    from lm.device import pick_device
     from lm.run import load
     from lm.training.choosing import PRESETS, choose_config
     from lm.training.jobs import counts_alone, init_config, train
+    from lm.training.precision import choose_format
 
     base = load(init, runs_dir=runs_dir) if init is not None else None
     for flag, value in (("--preset", preset), ("--config", file)):
@@ -147,6 +153,7 @@ def _train(
         if base is not None
         else _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
     )
+    choose_format(options.training, pick_device(options.training.device))
     with reading() as progress:
         opened = open_corpus(options.corpus, data_dir=data_dir, progress=progress)
         if base is None and preset is None:

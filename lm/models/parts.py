@@ -2,9 +2,9 @@
 
     logits = part("output", linear, hidden, weight, bias)
 
-The native kernels do the work of several modules at once, or of a part of one, and an output layer is none at all where its
-matrix is the embedding: hooks on modules do not see such work. A named part is seen whichever way it runs. Without a
-watcher it is the plain call.
+The native kernels do the work of several modules at once, or of a part of one, and an output layer is none at all where
+its matrix is the embedding: hooks on modules do not see such work. A named part is seen whichever way it runs. Without
+a watcher it is the plain call.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The same few training steps on every device and number format that are here: what `lm bench` runs.
 
-Each row is a process of its own, so that its peak of memory and its threads are its own; it gets its options on standard
-input and answers with one line of JSON:
+Each row is a process of its own, so that its peak of memory and its threads are its own; it gets its options on
+standard input and answers with one line of JSON:
 
     python -m lm.training.benching < row.json
 """
@@ -25,6 +25,7 @@ from lm.config import RunConfig, merge
 from lm.corpora import PreparedCorpus, load_prepared
 from lm.device import deterministic, enough_memory, kept_memory, pick_device
 from lm.errors import CorpusError, LMError
+from lm.training.precision import formats
 from lm.training.trainer import WARM_UP_STEPS
 from lm.training.trials import make_trial
 
@@ -50,7 +51,7 @@ class Setting:
     @property
     def overrides(self) -> dict[str, Any]:
         """What the options of training become."""
-        return {"training.device": self.device, "training.precision": self.precision}
+        return {"training.device": self.device, "training.precision": self.precision, "training.amp": self.level}
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def settings() -> Iterator[Setting]:
 
 
 def _levels(device: str, threads: int | None) -> Iterator[Setting]:
-    for precision in ("fp32", "bf16", "fp16"):
-        yield Setting(device, 1, threads, precision, "O0" if precision == "fp32" else "O1")
+    for each in formats(torch.device(device)):
+        yield Setting(device, 1, threads, each.precision, each.level)
 
 
 def run(config: RunConfig, corpus: PreparedCorpus, chosen: list[Setting]) -> Iterator[Row]:

@@ -3,11 +3,11 @@
     fit = estimate(config, corpus)
     fit.fits, fit.needed_bytes, fit.largest_batch, fit.advice()
 
-Steps are run on one row of the batch, two, four, …, every tensor followed, for a second or so or until half of the memory
-would be taken; what a step of the whole batch takes is a straight line through the last two of them, since all that grows
-with the batch is kept once a row. Where the whole batch was reached, it is what was measured. Validation, and the copies
-that saving makes, count as well: whichever is most. What goes beyond the free memory is stopped before it is written to, so
-that nothing is ever short of it.
+Steps are run on one row of the batch, two, four, …, every tensor followed, for a second or so or until half of the
+memory would be taken; what a step of the whole batch takes is a straight line through the last two of them, since all
+that grows with the batch is kept once a row. Where the whole batch was reached, it is what was measured. Validation,
+and the copies that saving makes, count as well: whichever is most. What goes beyond the free memory is stopped before
+it is written to, so that nothing is ever short of it.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ class Fit:
         """
         assert self.available_bytes is not None
         head = (
-            f"A batch of {self.batch_size:,} rows of {self.bptt:,} tokens and a model of {self.parameters:,} parameters "
-            f"need about {gigabytes(self.needed_bytes)} on {self.device}, where {gigabytes(self.available_bytes)} are "
-            "free: "
+            f"A batch of {self.batch_size:,} rows of {self.bptt:,} tokens and a model of {self.parameters:,} "
+            f"parameters need about {gigabytes(self.needed_bytes)} on {self.device}, where "
+            f"{gigabytes(self.available_bytes)} are free: "
         )
         rows = self.largest_batch
         if self.step_bytes is not None and self.needed_bytes == self.step_bytes and rows is not None:
@@ -122,7 +122,7 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
     device = pick_device(config.training.device)
     available = machine.available_bytes(device)
     model = weightless(config, corpus.tokenizer.vocab_size)
-    least = _least_state_bytes(model)
+    least = _least_state_bytes(model, low=config.training.amp == "O3")
     forget_buffers()
     memory = TensorMemory(device, limit=available and available * USABLE_SHARE)
     try:
@@ -151,10 +151,11 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
         forget_buffers()
 
 
-def _least_state_bytes(model: LanguageModel) -> int:
+def _least_state_bytes(model: LanguageModel, *, low: bool) -> int:
     """Weights, and for those whose gradients are not of a few rows alone, a gradient and at least one moment."""
     sparse = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse}
-    return sum(weight.nbytes * (1 if id(weight) in sparse else 3) for weight in model.parameters())
+    whole = sum(weight.nbytes * (1 if id(weight) in sparse else 3) for weight in model.parameters())
+    return whole // 2 if low else whole
 
 
 def refuse_what_cannot_fit(config: RunConfig, corpus: PreparedCorpus) -> None:

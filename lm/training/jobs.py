@@ -15,7 +15,7 @@ import numpy as np
 from lm.checkpoint import EVENTS, RunFolder, find_run, list_runs
 from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, compose, merge
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
-from lm.device import enough_memory, pick_device, pick_precision
+from lm.device import enough_memory, pick_device
 from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunExistsError
 from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel, build_model
@@ -23,8 +23,10 @@ from lm.registry import MODELS
 from lm.run import Run
 from lm.training.callbacks import Callback, End, Start
 from lm.training.choosing import choose_config
+from lm.training.expecting import expected_loss
 from lm.training.fitting import refuse_what_cannot_fit
 from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
+from lm.training.precision import choose_format
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
 from lm.version import __version__
@@ -82,7 +84,7 @@ def train(
         source = corpus.source
         config = choose_config(corpus, lambda preset: compose(source, preset=preset), progress=progress).config
     config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": corpus.source})})
-    pick_precision(config.training.precision, pick_device(config.training.device))
+    choose_format(config.training, pick_device(config.training.device))
     if stop_after is not None and stop_after < 1:
         raise ConfigError(f"--stop-after {stop_after}: give a step of the plan, 1 or later.")
     folder = _new_folder(name, corpus, config, Path(runs_dir), overwrite)
@@ -96,6 +98,8 @@ def train(
         make = _factory(folder, config, prepared, init)
         config, plan = _fix_plan(config, make)
         trainer = make()
+        if init is None:
+            plan = _with_expectation(plan, config, prepared, trainer)
         record = run_record(config, prepared, trainer.model, init)
         folder.create({**record, "plan": plan.to_json()}, prepared.tokenizer, overwrite=overwrite)
         return _run(trainer, plan, stop_after, callbacks)
@@ -155,7 +159,7 @@ def resume(
             if max_steps < max(done, 1):
                 raise ConfigError(f"--max-steps {max_steps}: run {folder.name!r} is at step {done} already.")
             if max_steps > done or stopped not in ENDINGS:
-                plan = replace(plan, steps=max_steps, seconds=None)
+                plan = replace(plan, steps=max_steps, seconds=None, expected_least=None, expected_most=None)
                 patient, stopped = stopped == "no_progress", None
         if done >= plan.steps or stopped in ENDINGS:
             return current, False
@@ -252,6 +256,11 @@ def _fix_plan(config: RunConfig, make: Any) -> tuple[RunConfig, Plan]:
     step_seconds, token_seconds = trial.measure(min(4.0, training.minutes * 60 * 0.05))
     valid = len(trial.corpus.splits["valid"].ids) - 1
     return config, timed_plan(training, trial.steps_per_epoch, step_seconds, token_seconds, valid)
+
+
+def _with_expectation(plan: Plan, config: RunConfig, corpus: PreparedCorpus, trainer: Trainer) -> Plan:
+    expected = expected_loss(config, corpus, plan, plan.steps * trainer.tokens_per_step)
+    return plan if expected is None else replace(plan, expected_least=expected[0], expected_most=expected[1])
 
 
 def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, init: Run | None) -> dict[str, Any]:

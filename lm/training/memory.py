@@ -7,9 +7,9 @@
     memory.now, memory.peak                # bytes
     memory.timeline(kinds)                 # bytes of each kind after each change
 
-Blocks are the storages of tensors that torch's operators give out, views of one storage counted once; what a kernel takes
-and returns within one call is not seen. This is the same on every device, and on a CPU the only way to know: there the
-allocator keeps no counters.
+Blocks are the storages of tensors that torch's operators give out, views of one storage counted once; what a kernel
+takes and returns within one call is not seen. This is the same on every device, and on a CPU the only way to know:
+there the allocator keeps no counters.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 Kind = Literal["weights", "optimizer", "gradients", "kept", "other"]
 KINDS: dict[Kind, str] = {
-    "weights": "weights and their averages",
+    "weights": "weights and their copies",
     "optimizer": "optimizer's moments",
     "gradients": "gradients",
     "kept": "kept for backward",

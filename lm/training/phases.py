@@ -1,11 +1,12 @@
 """The phases of a step, and the parts of a model at work in them, as a trainer's own steps run.
 
-    data ─► forward ─► loss ─► backward ─► optimizer                  (with accumulation, all but the last several times)
+    data ─► forward ─► loss ─► backward ─► optimizer              (with accumulation, all but the last several times)
 
-Nothing is run for show: a listener hears of the steps that the trainer makes. Parts are the calls of the model's modules
-and what the model itself names (`lm.models.parts`), because the native kernels do the work of several modules at once,
-and because a module that bears hooks makes the model leave them; those used here hang on no module. Work is the innermost part's alone, so the parts add up
-to the whole. In backward a part is at work while the nodes run that its forward made.
+Nothing is run for show: a listener hears of the steps that the trainer makes. Parts are the calls of the model's
+modules and what the model itself names (`lm.models.parts`), because the native kernels do the work of several modules
+at once. No hook hangs on a module, since a module that bears one makes the model leave the kernels. Work is the
+innermost part's alone, so the parts add up to the whole. In backward a part is at work while the nodes run that its
+forward made.
 """
 
 from __future__ import annotations

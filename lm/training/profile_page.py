@@ -69,14 +69,15 @@ def page(found: Profile) -> str:
             "<h2>Memory of tensors over time</h2>",
             _legend(),
             _picture(found),
-            "<p>Two steps, some batches of validation and a saving, each with a width of its own. Following every tensor takes "
-            "time: read sizes here, and durations below. Native kernels keep their buffers for the next step.</p>",
+            "<p>Two steps, some batches of validation and a saving, each with a width of its own. Following every "
+            "tensor takes time: read sizes here, and durations below. Native kernels keep their buffers for the next "
+            "step.</p>",
             _memory(found),
             "<h2>Time</h2>",
             _facts(found),
             "<h2>Layers</h2>",
-            "<p>Each row is the layer's own work, without that of the layers inside it. Kept: made here, and still held "
-            "when backward begins.</p>",
+            "<p>Each row is the layer's own work, without that of the layers inside it. Kept: made here, and still "
+            "held when backward begins.</p>",
             _layers(found),
             "</body></html>\n",
         ]
@@ -136,8 +137,8 @@ def _picture(found: Profile) -> str:
     axes = _Axes(_stretches(found.followed), max(sum(held.values()) for _, held in found.timeline))
     moments, rows = _columns(found.timeline, axes)
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {TOP + HEIGHT + BELOW}" role="img" aria-label="Memory of tensors over time, stacked '
-        'by what it is for">',
+        f'<svg viewBox="0 0 {WIDTH} {TOP + HEIGHT + BELOW}" role="img" aria-label="Memory of tensors over time, '
+        'stacked by what it is for">',
         *_bands(axes),
     ]
     below = [0] * len(rows)
@@ -227,7 +228,7 @@ def _facts(found: Profile) -> str:
         "Arithmetic": f"{sums.flops_per_step / 1e9:,.2f} GFLOP a step, {sums.flops_per_second / 1e9:,.1f} GFLOP/s",
         "Share of peak": f"{sums.share_of_peak:.1%} of matrix products as measured here, in GFLOP/s: {peaks} "
         f"({sums.peak_threads} threads)",
-        "A line of metrics": f"{_milliseconds(logging.line_seconds)}; share of the time by training.log_every: {shares}",
+        "A line of metrics": f"{_milliseconds(logging.line_seconds)}; share by training.log_every: {shares}",
     }
     return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>' for name, fact in facts.items())}</dl>"
 

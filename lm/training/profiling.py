@@ -36,7 +36,7 @@ from lm import machine
 from lm.checkpoint import EVENTS, RunFolder
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
-from lm.device import DTYPES, deterministic, enough_memory, kept_memory, pick_device
+from lm.device import Precision, deterministic, enough_memory, kept_memory, pick_device
 from lm.evaluation.perplexity import tokens_at_once
 from lm.kernels.training import forget_buffers
 from lm.training.callbacks import Callback, Start
@@ -232,7 +232,7 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
         tokens_per_step=trainer.tokens_per_step,
         device=str(trainer.device),
         device_name=machine.name_of(trainer.device),
-        precision=trainer.precision,
+        precision=str(trainer.mixed.format),
         threads=torch.get_num_threads(),
         runs_on=_runs_on(layers),
         layers=layers,
@@ -505,8 +505,9 @@ def _count_arithmetic(trainer: Trainer, step_seconds: float) -> Arithmetic:
     with smaller_batches(trainer, rows, _bptt(trainer)):
         counted = count_flops(trainer)
     flops = counted * trainer.config.batch_size / rows * trainer.config.gradient_accumulation
-    formats = dict.fromkeys(["fp32", trainer.precision])
-    peaks: dict[str, float] = {name: machine.matmul_peak(trainer.device, DTYPES[name]) for name in formats}
+    own = trainer.mixed.format.precision
+    formats: list[Precision] = ["fp32"] if own == "fp32" else ["fp32", own]
+    peaks: dict[str, float] = {name: machine.matmul_peak(trainer.device, name) for name in formats}
     return Arithmetic(
         flops_per_step=flops,
         flops_per_token=flops / trainer.tokens_per_step,
@@ -514,7 +515,7 @@ def _count_arithmetic(trainer: Trainer, step_seconds: float) -> Arithmetic:
         counted_rows=rows,
         peak_flops_per_second=peaks,
         peak_threads=machine.usable_threads(),
-        share_of_peak=flops / step_seconds / peaks[trainer.precision],
+        share_of_peak=flops / step_seconds / peaks[own],
     )
 
 
@@ -533,6 +534,7 @@ def count_flops(trainer: Trainer) -> int:
             torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
             torch.backends.cudnn.flags(enabled=False, allow_tf32=None),
             sdpa_kernel(SDPBackend.MATH),
+            trainer.mixed.computing(),
             FlopCounterMode(display=False) as counter,
         ):
             trainer.model.train()

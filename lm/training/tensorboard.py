@@ -1,4 +1,4 @@
-"""Every metric as a TensorBoard scalar, under the run's `events/`."""
+"""Every metric for TensorBoard, under the run's `events/`: numbers as scalars, words as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lm.training.callbacks import Callback, Row, Start
 
 
 class TensorBoard(Callback):
-    """Writes each numeric value of each metrics line; after a resume, what came later is purged."""
+    """Writes each value of each metrics line; after a resume, what came later is purged."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -28,11 +28,13 @@ class TensorBoard(Callback):
     def on_log(self, row: Row) -> None:
         """Write the line's values at its step."""
         for name, value in row.items():
-            if name != "step" and isinstance(value, int | float):
-                group = name.split("_")[0] if name.startswith(("train_", "valid_")) else "training"
-                label = name.removeprefix(f"{group}_")
-                with self._writing():
-                    self._writer.add_scalar(f"{group}/{label}", value, row["step"])
+            group = name.split("_")[0] if name.startswith(("train_", "valid_")) else "training"
+            label = f"{group}/{name.removeprefix(f'{group}_')}"
+            with self._writing():
+                if name != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(label, value, row["step"])
+                elif isinstance(value, str):
+                    self._writer.add_text(label, value, row["step"])
 
     def close(self) -> None:
         """Close the event file."""

@@ -102,7 +102,11 @@ def test_bench_measures_each_setting_in_a_process_of_its_own(lm: Lm, runs: Path)
 def test_devices_are_described_with_what_is_chosen_by_default(lm: Lm) -> None:
     known = json.loads(lm("devices", "--json").out)
     assert known["software"]["torch"] == torch.__version__
-    assert known["cpu"]["usable_threads"] >= 1 and known["memory"]["total"] > known["memory"]["available"] > 0
+    assert (
+        known["cpu"]["usable_threads"] >= 1
+        and "bf16 O2" in known["cpu"]["formats"]
+        and known["memory"]["total"] > known["memory"]["available"] > 0
+    )
     assert len(known["gpus"]) == torch.cuda.device_count()
     assert known["defaults"]["device"] == ("cuda" if known["gpus"] else "cpu")
     shown = lm("devices").out

@@ -84,7 +84,9 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(
     # A machine in which a step has two thirds of what it needs, and validation all.
     monkeypatch.setattr(machine, "available_bytes", lambda device: int(needed * 2 / 3 / fitting.USABLE_SHARE))
     monkeypatch.setattr(fitting, "tokens_at_once", lambda vocab_size: 512)
-    with pytest.raises(DeviceError, match=r"lower training\.batch_size to 40 and raise .*accumulation 2-fold") as refused:
+    with pytest.raises(
+        DeviceError, match=r"lower training\.batch_size to 40 and raise .*accumulation 2-fold"
+    ) as refused:
         train(prepared.source, config, name="a", runs_dir=tmp_path / "runs")
     assert "80 rows of 16 tokens" in str(refused.value)
     assert not (tmp_path / "runs" / "a").exists()

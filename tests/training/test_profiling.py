@@ -32,6 +32,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "locked dropout in bf16": ("lstm", {"model.locked_dropout": True, "model.dropout": 0.1, "precision": "bf16"}),
     "transformer": ("transformer", {}),
     "transformer in bf16": ("transformer", {"precision": "bf16", "model.dropout": 0.1}),
+    "master weights": ("gru", {"precision": "bf16", "amp": "O2"}),
     "accumulating": ("gru", {"gradient_accumulation": 3, "average_share": 0.5}),
 }
 
