@@ -57,6 +57,8 @@ CONFIG, MODEL, TOKENIZER, METRICS, REPORT, CARD = (
 LAST, LAST_OLD, STEPS, SAMPLES, EVENTS, LOCK = "last", "last.old", "steps", "samples", "events", ".lock"
 DELETED = ".deleted-"
 """How the name of a run's folder begins while it is removed."""
+LOCK_SECONDS = 0.5
+"""How long a trainer waits for the lock: whoever only looks whether it is held, holds it for an instant."""
 _RECORD: dict[str, Any] = {
     "tokenizer_sha256": str, "vocab_size": int, "parameters": int, "created": str, "inkling": str, "config.model": dict,
     "corpus.name": str, "corpus.key": str, "corpus.sha256": str, "corpus.notes": list, "corpus.splits": dict,
@@ -114,7 +116,7 @@ class RunFolder:
         Raises:
             RunLockedError: another process holds it.
         """
-        lock = filelock.FileLock(self.path / LOCK, timeout=0)
+        lock = filelock.FileLock(self.path / LOCK, timeout=LOCK_SECONDS)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -132,6 +134,26 @@ class RunFolder:
             if self.path.is_dir() and not any(self._content()):
                 shutil.rmtree(self.path, ignore_errors=True)
             lock.release()
+
+    @property
+    def trained_now(self) -> bool:
+        """Whether a trainer holds the run; False where this process may not ask."""
+        if not (self.path / LOCK).exists():
+            return False
+        try:
+            with filelock.FileLock(self.path / LOCK, timeout=0):
+                return False
+        except filelock.Timeout:
+            return True
+        except OSError:
+            return False
+
+    def sweep(self) -> None:
+        """Remove the halves of files that a killed trainer left; only for who holds the lock."""
+        for name in (MODEL, METRICS, CONFIG):
+            for left in self.path.rglob(f".{name}.*.partial"):
+                with contextlib.suppress(OSError):
+                    left.unlink()
 
     def delete(self) -> None:
         """Remove the run with everything in its folder; from one instant to the next it is no run any more.

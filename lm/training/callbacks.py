@@ -68,7 +68,7 @@ class Callback:
         """While a validation runs: tokens scored, tokens in all."""
 
     def on_save(self, step: int) -> None:
-        """After `last/` was replaced."""
+        """Once `last/` holds the state of this step, which may be some steps ago: it is written beside training."""
 
     def on_end(self, end: End) -> None:
         """After the last step, with everything saved."""

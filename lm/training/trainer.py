@@ -9,6 +9,7 @@ for bit, on one machine's CPU.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import re
@@ -31,6 +32,7 @@ from lm.corpora.batches import make_batches
 from lm.device import autocast, deterministic, pick_device, pick_precision
 from lm.errors import NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
+from lm.files import Arrays
 from lm.models.base import LanguageModel, State
 from lm.training import resuming
 from lm.training.averaging import WeightAverage
@@ -40,6 +42,7 @@ from lm.training.optimizers import make_optimizers
 from lm.training.plan import Plan
 from lm.training.resuming import TrainState
 from lm.training.schedules import learning_rate_share
+from lm.training.writing import Writer
 
 log = logging.getLogger(__name__)
 
@@ -205,9 +208,10 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: the loss became NaN or infinite and the options say stop; `last/` is intact.
+            RunError: the disk is full or read-only; what was saved before is intact.
         """
         try:
-            with self._signals(), deterministic(self.device):
+            with self._signals(), deterministic(self.device), Writer() as self._writer:
                 return self._train(plan, stop_after)
         finally:
             for callback in self.callbacks:
@@ -231,7 +235,7 @@ class Trainer:
         )
         if self.state.step == 0:
             if not (self.folder.path / MODEL).exists():
-                self.folder.write_best(self.model.arrays(), step=0, valid_loss=None)
+                self._write_best(self.model.arrays(), None)
             self.save()
         for callback in self.callbacks:
             callback.on_start(start)
@@ -242,8 +246,9 @@ class Trainer:
         self.state.stop_reason = reason
         if self.state.best_step is None:
             # Stopped before the first validation: what was learned is still the best there is.
-            self.folder.write_best(self._weights(), step=self.state.step, valid_loss=None)
+            self._write_best(self._weights(), None)
         self.save()
+        self._writer.finish()
         end = End(
             reason,
             self.state.step,
@@ -265,6 +270,7 @@ class Trainer:
             loss = self.run_step()
             self._step_seconds += time.perf_counter() - begun
             self._losses.append(loss)
+            self._writer.poll()
             state.seconds = time.perf_counter() - self._clock
             for callback in self.callbacks:
                 callback.on_step(Tick(state.step, loss, state.seconds))
@@ -397,7 +403,7 @@ class Trainer:
         )
         if better:
             state.best_loss, state.best_step, state.stalls, state.rate_stalls = loss, state.step, 0, 0
-            self.folder.write_best(self._weights(), step=state.step, valid_loss=loss)
+            self._write_best(self._weights(), loss)
         else:
             state.stalls += 1
             state.rate_stalls += 1
@@ -411,6 +417,11 @@ class Trainer:
         return {"valid_loss": loss, "valid_accuracy": scores.accuracy, "best_step": state.best_step}
 
     # -- keeping --------------------------------------------------------------------------------------
+    # The training thread only copies; `Writer` does the rest, in this order: best weights, kept weights, `last/`. So a
+    # kill finds best weights that are as old as `last/` or, by less than one validation, newer (resuming knows both).
+
+    def _write_best(self, weights: Arrays, loss: float | None) -> None:
+        self._writer.write(functools.partial(self.folder.write_best, weights, step=self.state.step, valid_loss=loss))
 
     def _keep(self) -> bool:
         """Keep this step's weights under steps/ where the options say so."""
@@ -418,20 +429,27 @@ class Trainer:
         epoch = self._epoch_steps.get(step)
         if epoch is None and (every is None or step % every):
             return False
-        self.folder.write_step(f"step-{step}", self._weights(), step=step, epoch=epoch)
+        own = frozenset(f"step-{step}" for step in self._epoch_steps)
+        self._writer.write(functools.partial(self._write_step, step, epoch, self._weights(), own))
+        return True
+
+    def _write_step(self, step: int, epoch: int | None, weights: Arrays, own: frozenset[str]) -> None:
+        """Keep weights, and drop the oldest of those that are too many; `own` are kept for their epochs."""
+        self.folder.write_step(f"step-{step}", weights, step=step, epoch=epoch)
         if self.config.keep_checkpoints is not None:
-            own = {f"step-{step}" for step in self._epoch_steps}
             kept = [name for name in self.folder.kept_states() if re.fullmatch(r"step-\d+", name) and name not in own]
             for name in kept[: -self.config.keep_checkpoints]:
                 self.folder.drop_step(name)
-        return True
 
     def save(self) -> None:
-        """Replace `last/` by the current state."""
-        resuming.save(self)
+        """Have `last/` replaced by the current state."""
+        step = self.state.step
+        self._writer.write(resuming.snapshot(self), lambda: self._tell_saved(step))
         self._saved_at = time.perf_counter()
+
+    def _tell_saved(self, step: int) -> None:
         for callback in self.callbacks:
-            callback.on_save(self.state.step)
+            callback.on_save(step)
 
     def load(self) -> None:
         """Go back to what `last/` holds.
