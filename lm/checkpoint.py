@@ -89,7 +89,7 @@ class RunFolder:
             RunExistsError: the folder holds something, and `overwrite` was not said or it is no run.
         """
         if self.taken:
-            if not (overwrite and (self.path / CONFIG).is_file()):
+            if not (overwrite and ((self.path / CONFIG).is_file() or self._half_made)):
                 raise RunExistsError(
                     f"{self.path} exists already: choose another --name, or say --overwrite to replace that run."
                 )
@@ -105,6 +105,11 @@ class RunFolder:
     def taken(self) -> bool:
         """Whether there is something at its place; the lock that a killed process left is nothing."""
         return self.path.exists() and (not self.path.is_dir() or any(self._content()))
+
+    @property
+    def _half_made(self) -> bool:
+        """Whether it holds what a kill in `create` leaves."""
+        return self.path.is_dir() and all(entry.name == TOKENIZER or entry.name.endswith(".partial") for entry in self._content())
 
     def _content(self) -> list[Path]:
         return [entry for entry in self.path.iterdir() if entry.name != LOCK]
@@ -149,10 +154,10 @@ class RunFolder:
             return False
 
     def sweep(self) -> None:
-        """Remove the halves of files that a killed trainer left; only for who holds the lock."""
-        for name in (MODEL, METRICS, CONFIG):
-            for left in self.path.rglob(f".{name}.*.partial"):
-                with contextlib.suppress(OSError):
+        """Remove the halves of files that a kill left; only for who holds the lock."""
+        for left in self.path.rglob(".*.partial"):
+            with contextlib.suppress(OSError):
+                if left.is_file():
                     left.unlink()
 
     def delete(self) -> None:
@@ -351,6 +356,18 @@ class RunFolder:
             RunNotFoundError: the run has nothing to resume from.
             CorruptRunError: a file is damaged.
         """
+        state = self.read_state()
+        tensors = {}
+        for name in state["files"]:
+            tensors[name], _ = self._read_own(self._last() / f"{name}.safetensors")
+        return state, tensors
+
+    def read_state(self) -> dict[str, Any]:
+        """`state.json` of `last/`, checked.
+
+        Raises:
+            RunNotFoundError, CorruptRunError: as `read_last`.
+        """
         folder = self._last()
         if not folder.is_dir():
             raise RunNotFoundError(
@@ -360,10 +377,7 @@ class RunFolder:
         stored = state.pop("sha256", None) if isinstance(state, dict) else None
         if stored is None or stored != digest(state):
             raise CorruptRunError(f"{folder / 'state.json'} fails its hash, so it was edited or damaged: restore it.")
-        tensors = {}
-        for name in state["files"]:
-            tensors[name], _ = self._read_own(folder / f"{name}.safetensors")
-        return state, tensors
+        return state
 
     def pack_state(self, state: dict[str, Any]) -> bytes:
         """`state.json` with its own hash."""

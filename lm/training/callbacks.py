@@ -25,6 +25,8 @@ class Start:
     steps_per_epoch: float
     device: str
     precision: str
+    seconds: float = 0.0
+    """Training time spent before."""
     counts: int = 0
     """Counts made of the training text; a model that has as many parameters has nothing else to learn."""
 

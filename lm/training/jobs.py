@@ -164,7 +164,8 @@ def resume(
             if current.reports().get("valid"):
                 return current, False
             # Killed after the last step and before the report.
-            return _close(folder, _same_corpus(current, data_dir, progress), str(pick_device(config.training.device))), True
+            prepared = _same_corpus(current, data_dir, progress)
+            return _close(folder, prepared, str(pick_device(config.training.device))), True
         if stop_after is not None and stop_after <= done:
             raise ConfigError(f"--stop-after {stop_after}: run {folder.name!r} is at step {done} already.")
         prepared = _same_corpus(current, data_dir, progress)

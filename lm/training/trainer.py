@@ -29,7 +29,7 @@ from lm.checkpoint import MODEL, RunFolder
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
-from lm.device import autocast, deterministic, pick_device, pick_precision
+from lm.device import autocast, deterministic, memory_in_use, pick_device, pick_precision
 from lm.errors import NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
 from lm.files import Arrays
@@ -37,6 +37,7 @@ from lm.models.base import LanguageModel, State
 from lm.training import resuming
 from lm.training.averaging import WeightAverage
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
+from lm.training.looking import look
 from lm.training.nonfinite import first_nonfinite
 from lm.training.optimizers import make_optimizers
 from lm.training.plan import Plan
@@ -232,11 +233,14 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             device=str(self.device),
             precision=self.precision,
+            seconds=self.state.seconds,
         )
         if self.state.step == 0:
             if not (self.folder.path / MODEL).exists():
                 self._write_best(self.model.arrays(), None)
             self.save()
+            # Before the first line of metrics.jsonl; and a disk that cannot be written says so before the work.
+            self._writer.finish()
         for callback in self.callbacks:
             callback.on_start(start)
         self._clock = time.perf_counter() - self.state.seconds
@@ -368,6 +372,7 @@ class Trainer:
         steps = max(1, len(self._losses))
         row: Row = {
             "step": state.step,
+            "tokens": state.step * self.tokens_per_step,
             "epoch": round(state.step / self.steps_per_epoch, 4),
             "train_loss": float(np.mean(losses)) if losses else None,
             "train_accuracy": self._accuracy if self._logs_at(state.step) else None,
@@ -378,7 +383,9 @@ class Trainer:
             "clip_rate": (state.clipped_steps - self._clipped_before) / steps,
             "skipped_steps": state.skipped_steps,
             "tokens_per_second": steps * self.tokens_per_step / max(self._step_seconds, 1e-9),
+            "memory_bytes": memory_in_use(self.device),
         }
+        row["train_bits_per_byte"] = self._bits_per_byte("train", row["train_loss"])
         if self.scaler.is_enabled():
             row["loss_scale"] = self.scaler.get_scale()
         if validates:
@@ -414,7 +421,26 @@ class Trainer:
             where = first_nonfinite(self.model, self.batches.batch(0).inputs, self.device)
             log.warning("Step %d: the validation loss is %s (%s).", state.step, loss, where)
             return {}
-        return {"valid_loss": loss, "valid_accuracy": scores.accuracy, "best_step": state.best_step}
+        return {
+            "valid_loss": loss,
+            "valid_bits_per_byte": self._bits_per_byte("valid", loss),
+            "valid_accuracy": scores.accuracy,
+            "best_step": state.best_step,
+            "sample": self._sample(),
+        }
+
+    def _bits_per_byte(self, split: str, loss: float | None) -> float | None:
+        """Of nats per token, with the bytes that a token of the split has in the mean."""
+        counts = self.corpus.splits[split].counts
+        return None if loss is None else loss / math.log(2) * counts.tokens / counts.bytes
+
+    def _sample(self) -> str | None:
+        """A short text of the weights that were validated."""
+        tokens = self.config.sample_tokens
+        if tokens is None:
+            return None
+        with self._averaged():
+            return look(self.model, self.corpus.tokenizer, tokens)
 
     # -- keeping --------------------------------------------------------------------------------------
     # The training thread only copies; `Writer` does the rest, in this order: best weights, kept weights, `last/`. So a
