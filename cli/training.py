@@ -77,7 +77,10 @@ class TrainingView(Callback):
                 self._task, completed=tick.step, description=f"step {tick.step:,}/{self._start.plan_steps:,}"
             )
             self._live.update(
-                Group(self._bar, Text(f"{self._numbers(tick.loss)} · {self._left(tick.step, tick.seconds)} left", style="dim"))
+                Group(
+                    self._bar,
+                    Text(f"{self._numbers(tick.loss)} · {self._left(tick.step, tick.seconds)} left", style="dim"),
+                )
             )
 
     def on_log(self, row: Row) -> None:

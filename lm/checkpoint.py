@@ -109,7 +109,9 @@ class RunFolder:
     @property
     def _half_made(self) -> bool:
         """Whether it holds what a kill in `create` leaves."""
-        return self.path.is_dir() and all(entry.name == TOKENIZER or entry.name.endswith(".partial") for entry in self._content())
+        return self.path.is_dir() and all(
+            entry.name == TOKENIZER or entry.name.endswith(".partial") for entry in self._content()
+        )
 
     def _content(self) -> list[Path]:
         return [entry for entry in self.path.iterdir() if entry.name != LOCK]

@@ -1,6 +1,6 @@
 """Following a run from another process: what its folder tells, as the events that a callback of the trainer gets.
 
-    metrics.jsonl ──► on_start, on_step, on_log …, on_end        (nothing is written, and no torch is loaded)
+metrics.jsonl ──► on_start, on_step, on_log …, on_end        (nothing is written, and no torch is loaded)
 """
 
 from __future__ import annotations
@@ -126,9 +126,7 @@ class Follower:
         state = self._state().get("train_state", {})
         if state.get("stop_reason") is None:
             return None
-        return End(
-            state["stop_reason"], state["step"], steps, state["seconds"], state["best_loss"], state["best_step"]
-        )
+        return End(state["stop_reason"], state["step"], steps, state["seconds"], state["best_loss"], state["best_step"])
 
 
 def _common(one: list[Row], two: list[Row]) -> int:

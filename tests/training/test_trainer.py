@@ -234,7 +234,9 @@ def test_tensorboard_has_every_number_and_forgets_what_a_resume_repeats(make_tra
     rows = trainer.folder.read_metrics()
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([row["train_loss"] for row in rows])
     scalars = set(events.Tags()["scalars"])
-    assert {f"training/{name}" for name in ("learning_rate", "grad_norm", "tokens_per_second", "memory_bytes")} <= scalars
+    assert {
+        f"training/{name}" for name in ("learning_rate", "grad_norm", "tokens_per_second", "memory_bytes")
+    } <= scalars
     for split in ("train", "valid"):
         assert {f"{split}/{name}" for name in ("perplexity", "bits_per_byte", "accuracy")} <= scalars
     perplexities = [event.value for event in events.Scalars("valid/perplexity")]
@@ -245,9 +247,11 @@ def test_tensorboard_has_every_number_and_forgets_what_a_resume_repeats(make_tra
 
 @pytest.mark.parametrize("model", ["gru", "transformer"])
 def test_a_look_at_the_text_changes_no_bit_of_training(make_trainer: Make, model: str) -> None:
-    looked, blind = (make_trainer(model, **{"model.dropout": 0.3}, sample_tokens=tokens) for tokens in (30, None))
-    for trainer in (looked, blind):
-        trainer.train(Plan(6, 2))
+    trainers = []
+    for tokens in (30, None):
+        trainers.append(make_trainer(model, **{"model.dropout": 0.3}, sample_tokens=tokens))
+        trainers[-1].train(Plan(6, 2))
+    looked, blind = trainers
     texts = [row["sample"] for row in looked.folder.read_metrics() if row["valid_loss"] is not None]
     assert [len(text) for text in texts] == [30, 30, 30] and len(set(texts)) > 1
     assert {row.get("sample") for row in blind.folder.read_metrics()} == {None}
