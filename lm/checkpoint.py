@@ -375,7 +375,7 @@ class RunFolder:
             raise RunNotFoundError(
                 f"Run {self.name!r} has no last/ folder, so it cannot be resumed; --init can start from it."
             )
-        state = read_json(folder / "state.json")
+        state: dict[str, Any] = read_json(folder / "state.json")
         stored = state.pop("sha256", None) if isinstance(state, dict) else None
         if stored is None or stored != digest(state):
             raise CorruptRunError(f"{folder / 'state.json'} fails its hash, so it was edited or damaged: restore it.")

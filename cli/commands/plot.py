@@ -42,7 +42,8 @@ def command(
     from lm.checkpoint import find_run
     from lm.evaluation.curves import curves, draw, sketch
 
-    folders = [find_run(name, runs_dir)[0] for name in dict.fromkeys(runs or [None])]
+    names: list[str | None] = [*dict.fromkeys(runs or [])] or [None]
+    folders = [find_run(name, runs_dir)[0] for name in names]
     drawn = curves(folders, metric, by)
     if output is None and not (terminal or as_json):
         output = DEFAULT_PICTURE

@@ -6,7 +6,6 @@ metrics.jsonl ──► curves ──► draw (PNG, SVG, PDF: matplotlib)   or  
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -146,7 +146,7 @@ def resume(
         folder.sweep()
         begun = folder.has_last() or folder.read_metrics() or folder.kept_states()
         # A kill may come before the first save, when nothing is trained yet: then it begins at its first step.
-        state = folder.read_last()[0]["train_state"] if begun else {"step": 0, "stop_reason": None}
+        state: Any = folder.read_state()["train_state"] if begun else {"step": 0, "stop_reason": None}
         try:
             plan, done = Plan.from_json(record["plan"]), int(state["step"])
             stopped = state["stop_reason"]
