@@ -34,8 +34,9 @@ CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
 
 def train(folder: Path, *arguments: str, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "train", *arguments], cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8", preexec_fn=before,
+        [sys.executable, "-m", "cli.main", "train", *arguments], cwd=folder, stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        preexec_fn=before,
     )  # fmt: skip
 
 
