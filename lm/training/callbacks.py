@@ -29,6 +29,8 @@ class Start:
     """Training time spent before."""
     counts: int = 0
     """Counts made of the training text; a model that has as many parameters has nothing else to learn."""
+    expected: tuple[float, float] | None = None
+    """The least and the most validation loss that the plan is expected to end at, in nats per token."""
 
 
 @dataclass(frozen=True)

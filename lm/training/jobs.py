@@ -23,6 +23,7 @@ from lm.registry import MODELS
 from lm.run import Run, load
 from lm.training.callbacks import Callback, End, Start
 from lm.training.choosing import choose_config
+from lm.training.expecting import expected_loss
 from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
@@ -94,6 +95,8 @@ def train(
         make = _factory(folder, config, prepared, init)
         config, plan = _fix_plan(config, make)
         trainer = make()
+        if init is None:
+            plan = _with_expectation(plan, config, prepared, trainer)
         record = _record(config, prepared, trainer.model, init)
         folder.create({**record, "plan": plan.to_json()}, prepared.tokenizer, overwrite=overwrite)
         return _run(trainer, plan, stop_after, callbacks)
@@ -158,7 +161,7 @@ def resume(
             if max_steps < max(done, 1):
                 raise ConfigError(f"--max-steps {max_steps}: run {folder.name!r} is at step {done} already.")
             if max_steps > done or stopped not in ENDINGS:
-                plan = replace(plan, steps=max_steps, seconds=None)
+                plan = replace(plan, steps=max_steps, seconds=None, expected_least=None, expected_most=None)
                 patient, stopped = stopped == "no_progress", None
         if done >= plan.steps or stopped in ENDINGS:
             if current.reports().get("valid"):
@@ -261,6 +264,11 @@ def _fix_plan(config: RunConfig, make: Any) -> tuple[RunConfig, Plan]:
     step_seconds, token_seconds = trial.measure(min(4.0, training.minutes * 60 * 0.05))
     valid = len(trial.corpus.splits["valid"].ids) - 1
     return config, timed_plan(training, trial.steps_per_epoch, step_seconds, token_seconds, valid)
+
+
+def _with_expectation(plan: Plan, config: RunConfig, corpus: PreparedCorpus, trainer: Trainer) -> Plan:
+    expected = expected_loss(config, corpus, plan, plan.steps * trainer.tokens_per_step)
+    return plan if expected is None else replace(plan, expected_least=expected[0], expected_most=expected[1])
 
 
 def _record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, init: Run | None) -> dict[str, Any]:

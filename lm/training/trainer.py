@@ -29,7 +29,7 @@ from lm.checkpoint import MODEL, RunFolder
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
-from lm.device import autocast, deterministic, memory_in_use, pick_device, pick_precision
+from lm.device import autocast, deterministic, kept_memory, memory_in_use, pick_device, pick_precision
 from lm.errors import NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
 from lm.files import Arrays
@@ -182,7 +182,7 @@ class Trainer:
             seconds: how long to measure, about.
         """
         self.plan = Plan(steps=10**9, evaluate_every=10**9)
-        with deterministic(self.device):
+        with deterministic(self.device), kept_memory():
             return self._measure(seconds)
 
     def _measure(self, seconds: float) -> tuple[float, float]:
@@ -212,7 +212,7 @@ class Trainer:
             RunError: the disk is full or read-only; what was saved before is intact.
         """
         try:
-            with self._signals(), deterministic(self.device), Writer() as self._writer:
+            with self._signals(), deterministic(self.device), kept_memory(), Writer() as self._writer:
                 return self._train(plan, stop_after)
         finally:
             for callback in self.callbacks:
@@ -234,6 +234,7 @@ class Trainer:
             device=str(self.device),
             precision=self.precision,
             seconds=self.state.seconds,
+            expected=plan.expected,
         )
         if self.state.step == 0:
             if not (self.folder.path / MODEL).exists():

@@ -14,6 +14,7 @@ from typing import Any
 from lm.checkpoint import METRICS, RunFolder
 from lm.errors import LMError
 from lm.training.callbacks import Callback, End, Row, Start, Tick
+from lm.training.plan import Plan
 
 POLL_SECONDS = 0.5
 DEFAULT_BPTT = 64
@@ -106,6 +107,7 @@ class Follower:
                 steps_per_epoch=row["step"] / (row["epoch"] or 1),
                 device=state.get("environment", {}).get("device", "cpu"),
                 precision=state.get("environment", {}).get("precision", "fp32"),
+                expected=Plan.from_json(record["plan"]).expected,
             )
         )
 
