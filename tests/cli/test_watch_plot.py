@@ -112,18 +112,14 @@ def test_a_plot_that_cannot_be_is_a_sentence(lm: Lm, runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_kill_and_a_resume_are_proved_to_cost_nothing_and_nothing_is_left(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done = spawn(
-        "train", str(text), "--verify-resume", "--json", "--set", "model.dropout=0.2", *SMALL, cwd=tmp_path
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    verdict = json.loads(done.stdout)
+def test_a_kill_and_a_resume_are_proved_to_cost_nothing_and_nothing_is_left(lm: Lm, text: Path) -> None:
+    done = lm("train", str(text), "--verify-resume", "--json", "--set", "model.dropout=0.2", *SMALL)
+    assert done.code == 0, done.err
+    verdict = json.loads(done.out)
     assert verdict["same"] and verdict["different"] == [] and verdict["numbers"] > 1000
     assert verdict["killed_at"] == verdict["steps"] // 2 + 1 and verdict["resumed_from"] == verdict["steps"] // 2
     assert verdict["sentence"].startswith("The same: ") and "bit for bit" in verdict["sentence"]
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert list(Path("checkpoints").iterdir()) == []
 
 
 BROKEN = """
@@ -142,15 +138,15 @@ if sys.argv[0] == "-m":
 
 
 @pytest.mark.slow
-def test_a_resume_that_loses_something_is_told_with_exit_code_1(tmp_path: Path, text: Path) -> None:
+def test_a_resume_that_loses_something_is_told_with_exit_code_1(
+    lm: Lm, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sitecustomize.py").write_text(BROKEN)
-    paths = f"{tmp_path / 'broken'}:{ROOT}"
-    done = spawn(
-        "train", str(text), "--verify-resume", "--set", "model.dropout=0.2", *SMALL, cwd=tmp_path, PYTHONPATH=paths
-    )  # fmt: skip
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert re.match(r"Different: \d+ steps in one go, and .* do not leave the same bit for bit: .*: .*", done.stdout)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{ROOT}")
+    done = lm("train", str(text), "--verify-resume", "--set", "model.dropout=0.2", *SMALL)
+    assert done.code == 1, done.out + done.err
+    assert re.match(r"Different: \d+ steps in one go, and .* do not leave the same bit for bit: .*: .*", done.out)
 
 
 def test_tensors_are_compared_by_every_bit_or_to_a_tolerance() -> None:
