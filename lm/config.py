@@ -197,6 +197,9 @@ class TrainingConfig(Options):
     log_activations: bool = Field(
         False, description="Also log the largest activation and its module; each such line costs a forward pass."
     )
+    sample_tokens: int | None = Field(
+        80, ge=1, le=1000, description="Tokens of the text that is drawn at each validation; none: no text."
+    )
     checkpoint_every: int | None = Field(None, ge=1, description="Keep the weights under steps/ this often (steps).")
     checkpoint_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="Keep the weights at the end of these epochs."

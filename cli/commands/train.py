@@ -14,6 +14,7 @@ from lm.config import CorpusConfig, RunConfig, TrainingConfig, compose, parse_as
 from lm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lm.corpora import Corpus, Progress
     from lm.run import Run
     from lm.training.callbacks import End
 
@@ -64,6 +65,13 @@ def command(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
+    verify_resume: Annotated[
+        bool,
+        typer.Option(
+            "--verify-resume",
+            help="Train nothing: prove in a minute that a kill and a resume cost this training no bit on this machine.",
+        ),
+    ] = False,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -74,6 +82,7 @@ def command(
     lm train input.txt
     lm train input.txt --preset gru-char --minutes 10 --set model.hidden_size=768
     lm train --resume RUN
+    lm train input.txt --verify-resume
     """
     flags = {
         "training.minutes": minutes, "training.max_steps": max_steps, "training.epochs": epochs,
@@ -88,6 +97,7 @@ def command(
             "--split-fractions": split_fractions, "--text-column": text_column, "--overwrite": overwrite, "--set": set_,
             "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision,
             "--amp": amp, "--loss-scale": loss_scale,
+            "--verify-resume": verify_resume,
         }  # fmt: skip
         given = [flag for flag, value in unwanted.items() if value is not None and value is not False]
         if given:
@@ -108,7 +118,41 @@ def command(
     for key in ("split_fractions", "text_column"):
         if where[key] is not None:
             overrides[f"corpus.{key}"] = getattr(corpus_config, key)
+    if verify_resume:
+        _verify(corpus_config, preset, config, overrides, init, runs_dir, data_dir, as_json)
+        return
     _train(corpus_config, preset, config, overrides, name, init, stop_after, overwrite, runs_dir, data_dir, as_json)
+
+
+def _verify(
+    where: CorpusConfig,
+    preset: str | None,
+    file: Path | None,
+    overrides: dict[str, Any],
+    init: str | None,
+    runs_dir: Path,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Exit code 1 where something differs."""
+    from dataclasses import asdict
+
+    from cli.output import console, print_json, reading
+    from lm.training.verifying import verify_resume
+
+    base = _base(init, preset, file, runs_dir)
+    with reading() as progress:
+        corpus, options, _ = _chosen(where, preset, file, overrides, base, data_dir, progress)
+        console(stderr=True).print("Training a few steps twice, once with a kill in the middle: a minute at most.")
+        verdict = verify_resume(
+            corpus, options, runs_dir=runs_dir, init=base, data_dir=data_dir, progress=progress
+        )  # fmt: skip
+    if as_json:
+        print_json(asdict(verdict))
+    else:
+        console().print(verdict.sentence, markup=False, soft_wrap=True)
+    if not verdict.same:
+        raise typer.Exit(1)
 
 
 def _train(
@@ -126,41 +170,17 @@ def _train(
 ) -> None:
     from cli.output import console, reading
     from cli.training import TrainingView
-    from lm.corpora import open_corpus
-    from lm.device import pick_device
-    from lm.run import load
-    from lm.training.choosing import PRESETS, choose_config
-    from lm.training.jobs import counts_alone, init_config, train
-    from lm.training.precision import choose_format
+    from lm.training.jobs import counts_alone, train
 
-    base = load(init, runs_dir=runs_dir) if init is not None else None
-    for flag, value in (("--preset", preset), ("--config", file)):
-        if base is not None and value is not None:
-            raise ConfigError(
-                f"--init {init} keeps that run's model and training options: leave {flag} out, change with --set."
-            )
-    # What can be wrong in the options is found before the text is read.
-    options = (
-        init_config(base, where, overrides)
-        if base is not None
-        else _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
-    )
-    choose_format(options.training, pick_device(options.training.device))
+    base = _base(init, preset, file, runs_dir)
     with reading() as progress:
-        opened = open_corpus(options.corpus, data_dir=data_dir, progress=progress)
-        if base is None and preset is None:
-            choice = choose_config(
-                opened,
-                lambda preset: compose(where.source, preset=preset, file=file, overrides=overrides),
-                progress=progress,
-            )
-            options = choice.config
+        opened, options, tokens_planned = _chosen(where, preset, file, overrides, base, data_dir, progress)
     told = console(stderr=True)
     length = options.training
     if length.max_steps is None and length.epochs is None and length.minutes is None and not counts_alone(options):
         told.print("No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it).")
     if base is None and preset is None:
-        tokens = "" if choice.tokens is None else f", which comes to about {choice.tokens:,} tokens on this machine"
+        tokens = "" if tokens_planned is None else f", which comes to about {tokens_planned:,} tokens on this machine"
         told.print(f"No preset was given: {options.preset} suits this text and length{tokens}.")
     with reading() as progress:
         view = TrainingView(runs_dir, progress)
@@ -170,6 +190,52 @@ def _train(
         )  # fmt: skip
     _leave_if_interrupted(view.end)
     _closing(run, runs_dir, as_json)
+
+
+def _base(init: str | None, preset: str | None, file: Path | None, runs_dir: Path) -> Run | None:
+    """The run that --init names."""
+    from lm.run import load
+
+    if init is None:
+        return None
+    for flag, value in (("--preset", preset), ("--config", file)):
+        if value is not None:
+            raise ConfigError(
+                f"--init {init} keeps that run's model and training options: leave {flag} out, change with --set."
+            )
+    return load(init, runs_dir=runs_dir)
+
+
+def _chosen(
+    where: CorpusConfig,
+    preset: str | None,
+    file: Path | None,
+    overrides: dict[str, Any],
+    base: Run | None,
+    data_dir: Path | None,
+    progress: Progress,
+) -> tuple[Corpus, RunConfig, int | None]:
+    """The text, the options for it, and where a preset was chosen, the tokens that the plan comes to."""
+    from lm.corpora import open_corpus
+    from lm.device import pick_device
+    from lm.training.choosing import PRESETS, choose_config
+    from lm.training.jobs import init_config
+    from lm.training.precision import choose_format
+
+    # What can be wrong in the options is found before the text is read.
+    options = (
+        init_config(base, where, overrides)
+        if base is not None
+        else _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
+    )
+    choose_format(options.training, pick_device(options.training.device))
+    opened = open_corpus(options.corpus, data_dir=data_dir, progress=progress)
+    if base is not None or preset is not None:
+        return opened, options, None
+    choice = choose_config(
+        opened, lambda preset: compose(where.source, preset=preset, file=file, overrides=overrides), progress=progress
+    )
+    return opened, choice.config, choice.tokens
 
 
 def _first_that_fits(source: str, presets: Sequence[str], file: Path | None, overrides: dict[str, Any]) -> RunConfig:
