@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 
 
 class TrainingView(Callback):
-    """Step, loss, perplexity, tokens/s, time left, learning rate, gradient norm and clip rate on stderr."""
+    """Step, loss, perplexity, tokens/s, time left, learning rate and the diary of the gradients on stderr."""
 
     def __init__(self, runs_dir: Path, reading: Reading | None = None) -> None:
         self._reading = reading
@@ -143,8 +143,14 @@ class TrainingView(Callback):
             parts.append(f"lr {row['learning_rate']:.2e}")
             if row["grad_norm"] is not None:
                 parts.append(f"grad {row['grad_norm']:.2f}, {row['clip_rate']:.0%} clipped")
+            if "loss_scale" in row:
+                parts.append(f"scale {row['loss_scale']:,.10g}")
             if row["skipped_steps"]:
                 parts.append(f"{row['skipped_steps']} skipped")
+            if "first_nonfinite" in row:
+                parts.append(f"not finite: {row['first_nonfinite']}")
+            if "largest_activation" in row:
+                parts.append(f"largest {row['largest_activation']:.3g} in {row['largest_activation_in']}")
         return " · ".join(parts)
 
     def _print_validation(self, row: Row) -> None:

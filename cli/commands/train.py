@@ -51,6 +51,8 @@ def command(
     seed: Annotated[int | None, field(TrainingConfig, "seed")] = None,
     device: Annotated[str | None, field(TrainingConfig, "device")] = None,
     precision: Annotated[str | None, field(TrainingConfig, "precision")] = None,
+    amp: Annotated[str | None, field(TrainingConfig, "amp")] = None,
+    loss_scale: Annotated[str | None, field(TrainingConfig, "loss_scale")] = None,
     split_fractions: Annotated[str | None, field(CorpusConfig, "split_fractions")] = None,
     text_column: Annotated[str | None, field(CorpusConfig, "text_column")] = None,
     resume: Annotated[
@@ -84,7 +86,8 @@ def command(
     """
     flags = {
         "training.minutes": minutes, "training.max_steps": max_steps, "training.epochs": epochs,
-        "training.seed": seed, "training.device": device, "training.precision": precision,
+        "training.seed": seed, "training.device": device, "training.precision": precision, "training.amp": amp,
+        "training.loss_scale": loss_scale,
     }  # fmt: skip
     overrides: dict[str, Any] = parse_assignments(set_ or [])
     overrides |= {path: value for path, value in flags.items() if value is not None}
@@ -93,7 +96,7 @@ def command(
             "CORPUS": corpus, "--preset": preset, "--name": name, "--config": config, "--init": init,
             "--split-fractions": split_fractions, "--text-column": text_column, "--overwrite": overwrite, "--set": set_,
             "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision,
-            "--verify-resume": verify_resume,
+            "--amp": amp, "--loss-scale": loss_scale, "--verify-resume": verify_resume,
         }  # fmt: skip
         given = [flag for flag, value in unwanted.items() if value is not None and value is not False]
         if given:
@@ -213,8 +216,10 @@ def _chosen(
 ) -> tuple[Corpus, RunConfig, int | None]:
     """The text, the options for it, and where a preset was chosen, the tokens that the plan comes to."""
     from lm.corpora import open_corpus
+    from lm.device import pick_device
     from lm.training.choosing import PRESETS, choose_config
     from lm.training.jobs import init_config
+    from lm.training.precision import choose_format
 
     # What can be wrong in the options is found before the text is read.
     options = (
@@ -222,6 +227,7 @@ def _chosen(
         if base is not None
         else _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
     )
+    choose_format(options.training, pick_device(options.training.device))
     opened = open_corpus(options.corpus, data_dir=data_dir, progress=progress)
     if base is not None or preset is not None:
         return opened, options, None

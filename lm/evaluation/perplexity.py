@@ -12,6 +12,7 @@ Either way each token is scored exactly once, the first one conditioned on the s
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lm.device import Precision, autocast
+from lm.device import Precision, computing
 from lm.evaluation.scores import Scores
 from lm.models.base import LanguageModel, State
 
@@ -52,7 +53,7 @@ def score(
     model: LanguageModel,
     ids: Ids,
     *,
-    precision: Precision = "fp32",
+    precision: Precision | None = "fp32",
     rows: int = 1,
     stride: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -62,7 +63,7 @@ def score(
     Args:
         model: left in the mode it was in; runs on the device it is on.
         ids: (N + 1,) the start token, then the N tokens.
-        precision: of the matrix products; the loss is float32, its sum float64.
+        precision: of the matrix products; the loss is float32, its sum float64. None: as set by who calls.
         rows: for a carried state, how many equal parts of the split are read side by side.
         stride: for a window, how far it slides; default: half the context length.
         progress: called with tokens done and tokens in all.
@@ -86,7 +87,8 @@ def score(
     model.eval()
     begun = time.perf_counter()
     try:
-        with torch.inference_mode(), autocast(device, precision):
+        within = contextlib.nullcontext() if precision is None else computing(device, precision)
+        with torch.inference_mode(), within:
             state: State | None = None
             for piece in pieces:
                 if piece.fresh:

@@ -121,7 +121,12 @@ class Recurrent(LanguageModel):
         added, after = self._added(ids, outputs, state, after, targets)
         dropped = self.output_dropout(outputs)
         objective, nats, logits = output_loss(
-            self._project(dropped), targets, *self._output_layer(), added=added, label_smoothing=label_smoothing
+            self._project(dropped),
+            targets,
+            *self._output_layer(),
+            added=added,
+            label_smoothing=label_smoothing,
+            dtype=self.loss_dtype,
         )
         return TrainingLoss(objective + self._penalties(outputs, dropped), nats, after, logits)
 
@@ -136,13 +141,13 @@ class Recurrent(LanguageModel):
         vectors = self.embedding(ids)
         rate = self.options.embedding_dropout
         if self.training and rate > 0:
-            words = F.dropout(torch.ones(self.vocab_size, 1, device=ids.device), rate)
+            words = F.dropout(torch.ones(self.vocab_size, 1, device=ids.device, dtype=vectors.dtype), rate)
             vectors = vectors * words[ids]
         dropped: Tensor = self.input_dropout(vectors)
         return dropped
 
     def _project(self, outputs: Tensor) -> Tensor:
-        return outputs if self.projection is None else F.linear(outputs, self.projection.weight)
+        return outputs if self.projection is None else self.projection(outputs)
 
     def _output_layer(self) -> tuple[Tensor, Tensor | None, Tails | None]:
         if self.output is None:
@@ -160,7 +165,8 @@ class Recurrent(LanguageModel):
     def _run_cell(self, ids: Tensor, state: State | None) -> tuple[Tensor, State]:
         # A hook on the cell waits for torch's module to be called.
         native = ids.shape[1] >= training.FEWEST_STEPS and not self.cell._forward_hooks
-        native = native and training.usable(self.options.type, self.embedding.weight)
+        own = self.cell.get_parameter("weight_hh_l0")
+        native = native and training.usable(self.options.type, own) and not training.stays_in_fp32(own)
         looked_up = native and self._looks_up(ids)
         inputs = self.embedding.weight if looked_up else self._embed(ids)
         names = ("hidden", "cell") if self.options.type == "lstm" else ("hidden",)
@@ -171,7 +177,8 @@ class Recurrent(LanguageModel):
         if native:
             hidden, last = self._run_native(inputs, first, ids if looked_up else None)
         elif self.training and (self.options.locked_dropout or self.options.weight_dropout > 0):
-            hidden, last = self._run_layers(inputs, first)
+            found = training.in_its_format(own, self._run_layers, inputs, first)
+            hidden, last = training.cast_floats(found, inputs.dtype) if training.stays_in_fp32(own) else found
         elif self.options.type == "lstm":
             hidden, last = self.cell(inputs, first)
         else:

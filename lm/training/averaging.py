@@ -9,7 +9,7 @@ Sources: Polyak and Juditsky 1992; Shamir and Zhang 2013 (averages that forget t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,33 +22,34 @@ class WeightAverage:
     """The running average of a model's parameters.
 
     Args:
-        model: whose parameters are followed.
+        model: whose parameters are averaged, in fp32 whatever their format.
         share: of the steps so far that the average looks back on, 0 to 1.
+        followed: the weights that training updates, in the order of the parameters; default: those themselves.
     """
 
-    def __init__(self, model: nn.Module, share: float) -> None:
+    def __init__(self, model: nn.Module, share: float, followed: Sequence[Tensor] | None = None) -> None:
         self.share = share
         self._names = [name for name, _ in model.named_parameters()]
-        self._followed: list[nn.Parameter] = list(model.parameters())
-        self._average: list[Tensor] = [parameter.detach().clone() for parameter in self._followed]
+        self._parameters = list(model.parameters())
+        self._followed = list(followed or self._parameters)
+        self._average: list[Tensor] = [tensor.detach().float().clone() for tensor in self._followed]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after `step` updates."""
-        torch._foreach_lerp_(self._average, list(self._followed), 1 / (1 + self.share * step))
+        torch._foreach_lerp_(self._average, [tensor.float() for tensor in self._followed], 1 / (1 + self.share * step))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the averaged weights inside, and its own again after."""
-        self._swap()
+        """The model has the averaged weights inside, in its own format, and its own again after."""
+        own = [parameter.data for parameter in self._parameters]
         try:
+            for parameter, average in zip(self._parameters, self._average, strict=True):
+                parameter.data = average.to(parameter.dtype)
             yield
         finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for index, parameter in enumerate(self._followed):
-            parameter.data, self._average[index] = self._average[index], parameter.data
+            for parameter, data in zip(self._parameters, own, strict=True):
+                parameter.data = data
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The average as host arrays, by parameter name."""

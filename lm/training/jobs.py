@@ -15,7 +15,7 @@ import numpy as np
 from lm.checkpoint import EVENTS, MODEL, RunFolder, find_run, list_runs
 from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, compose, merge
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
-from lm.device import enough_memory, pick_device, pick_precision
+from lm.device import enough_memory, pick_device
 from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunExistsError
 from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel, build_model
@@ -25,6 +25,7 @@ from lm.training.callbacks import Callback, End, Start
 from lm.training.choosing import choose_config
 from lm.training.expecting import expected_loss
 from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
+from lm.training.precision import choose_format
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
 from lm.version import __version__
@@ -82,7 +83,7 @@ def train(
         source = corpus.source
         config = choose_config(corpus, lambda preset: compose(source, preset=preset), progress=progress).config
     config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": corpus.source})})
-    pick_precision(config.training.precision, pick_device(config.training.device))
+    choose_format(config.training, pick_device(config.training.device))
     if stop_after is not None and stop_after < 1:
         raise ConfigError(f"--stop-after {stop_after}: give a step of the plan, 1 or later.")
     folder = _new_folder(name, corpus, config, Path(runs_dir), overwrite)

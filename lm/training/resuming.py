@@ -45,8 +45,14 @@ class TrainState:
     """What the plateau schedule has multiplied the learning rate by."""
     rate_stalls: int = 0
     skipped_steps: int = 0
+    """Steps that changed nothing, because a number was not finite."""
     clipped_steps: int = 0
     stop_reason: StopReason | None = None
+
+    @property
+    def updates(self) -> int:
+        """Steps that changed the weights: the schedule and the averages count these, the data counts all."""
+        return self.step - self.skipped_steps
 
 
 def environment(trainer: Trainer) -> dict[str, str]:
@@ -54,7 +60,8 @@ def environment(trainer: Trainer) -> dict[str, str]:
     return {
         "torch": torch.__version__,
         "device": trainer.device.type,
-        "precision": trainer.precision,
+        "precision": trainer.mixed.format.precision,
+        "amp": trainer.mixed.format.level,
         "optimizer": "fused" if trainer.optimizers[0].defaults.get("fused") else "unfused",
         "threads": str(torch.get_num_threads()),
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -66,7 +73,7 @@ def environment(trainer: Trainer) -> dict[str, str]:
 def snapshot(trainer: Trainer) -> Callable[[], None]:
     """What replaces `last/` by the trainer's state, all or nothing; it holds copies, safe from later steps."""
     tensors: dict[str, Arrays] = {
-        "model": trainer.model.arrays(),
+        "model": trainer.mixed.arrays(),
         "optimizer": optimizer_arrays(trainer.optimizers),
         "random": {"cpu": torch.get_rng_state().numpy()},
     }
@@ -81,7 +88,7 @@ def snapshot(trainer: Trainer) -> Callable[[], None]:
         }
     state = {
         "train_state": asdict(trainer.state),
-        "scaler": trainer.scaler.state_dict(),
+        "scaler": trainer.mixed.scale.state(),
         "hidden_dtype": _float_dtype(trainer.hidden),
         "environment": environment(trainer),
         "files": sorted(tensors),
@@ -104,11 +111,11 @@ def load(trainer: Trainer) -> None:
     state, tensors = trainer.folder.read_last()
     try:
         trainer.state = TrainState(**state["train_state"])
-        trainer.model.load_arrays(tensors["model"])
+        trainer.mixed.load_arrays(tensors["model"])
         load_optimizer_arrays(trainer.optimizers, tensors["optimizer"])
         if trainer.average is not None:
             trainer.average.load_arrays(tensors["average"])
-        trainer.scaler.load_state_dict(state["scaler"] if trainer.scaler.is_enabled() else {})
+        trainer.mixed.scale.load_state(state["scaler"])
         torch.set_rng_state(torch.from_numpy(tensors["random"]["cpu"].copy()))
         if trainer.device.type == "cuda" and "cuda" in tensors["random"]:
             torch.cuda.set_rng_state(torch.from_numpy(tensors["random"]["cuda"].copy()), trainer.device)
@@ -128,7 +135,7 @@ def load(trainer: Trainer) -> None:
     trainer.folder.cut_metrics(trainer.state.step)
     now, then = environment(trainer), state["environment"]
     if different := [
-        f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name)
+        f"{name} {then[name]!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name, now[name])
     ]:
         log.warning("Resuming where the last bits may differ from an uninterrupted run: %s.", "; ".join(different))
 

@@ -1,4 +1,4 @@
-"""Every metric as a TensorBoard scalar, and the text of each validation, under the run's `events/`."""
+"""Every metric for TensorBoard, under the run's `events/`: numbers as scalars, words as text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_NATS = 50
 
 
 class TensorBoard(Callback):
-    """Writes each numeric value of each metrics line; after a resume, what came later is purged."""
+    """Writes each value of each metrics line; after a resume, what came later is purged."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,14 +37,15 @@ class TensorBoard(Callback):
             for split in ("train", "valid")
             if row.get(f"{split}_loss") is not None
         }
-        with self._writing():
-            for name, value in (row | perplexities).items():
+        for name, value in (row | perplexities).items():
+            group = name.split("_")[0] if name.startswith(("train_", "valid_")) else "training"
+            label = f"{group}/{name.removeprefix(f'{group}_')}"
+            with self._writing():
                 if name != "step" and isinstance(value, int | float):
-                    group = name.split("_")[0] if name.startswith(("train_", "valid_")) else "training"
-                    self._writer.add_scalar(f"{group}/{name.removeprefix(f'{group}_')}", value, row["step"])
-            if row.get("sample"):
-                # TensorBoard shows Markdown: a line that is indented stays as it is.
-                self._writer.add_text("sample", textwrap.indent(row["sample"], "    ", lambda _: True), row["step"])
+                    self._writer.add_scalar(label, value, row["step"])
+                elif isinstance(value, str):
+                    # TensorBoard shows Markdown: a line that is indented stays as it is.
+                    self._writer.add_text(label, textwrap.indent(value, "    ", lambda _: True), row["step"])
 
     def close(self) -> None:
         """Close the event file."""

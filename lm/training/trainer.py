@@ -29,7 +29,7 @@ from lm.checkpoint import MODEL, RunFolder
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
-from lm.device import autocast, deterministic, kept_memory, memory_in_use, pick_device, pick_precision
+from lm.device import deterministic, kept_memory, memory_in_use, pick_device
 from lm.errors import NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
 from lm.files import Arrays
@@ -38,9 +38,10 @@ from lm.training import resuming
 from lm.training.averaging import WeightAverage
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
 from lm.training.looking import look
-from lm.training.nonfinite import first_nonfinite
+from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import make_optimizers
 from lm.training.plan import Plan
+from lm.training.precision import MixedPrecision
 from lm.training.resuming import TrainState
 from lm.training.schedules import learning_rate_share
 from lm.training.writing import Writer
@@ -73,8 +74,8 @@ class Trainer:
         self.corpus = corpus
         self.callbacks = callbacks or []
         self.device = pick_device(config.device)
-        self.precision = pick_precision(config.precision, self.device)
         self.model = model.to(self.device)
+        self.mixed = MixedPrecision(self.model, config, self.device)
         self.plan = Plan(steps=1, evaluate_every=1)
         kind = config.batching or model.batching
         bptt = config.bptt or model.context_length or DEFAULT_BPTT
@@ -84,22 +85,24 @@ class Trainer:
         self.carries = kind == "streams" and model.context_length is None
         self.steps_per_epoch = self.batches.per_epoch / config.gradient_accumulation
         self.tokens_per_step = config.batch_size * bptt * config.gradient_accumulation
-        # The fused AdamW and a gradient scaler do not meet on every device; fp16 takes the plain one.
-        self.optimizers = make_optimizers(model, config, fused=self.precision != "fp16" and self.device.type != "mps")
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        masters = self.mixed.masters
+        self.optimizers = make_optimizers(model, config, fused=self.device.type != "mps", masters=masters)
         share = config.average_share
-        self.average = None if share is None else WeightAverage(self.model, share)
+        self.average = None if share is None else WeightAverage(self.model, share, self.mixed.trained)
         self.state = TrainState()
         self.hidden: State | None = None
         self._signal: int | None = None
         self._accuracy: float | None = None
+        self._given: State | None = None
+        self._seen: Row = {}
 
     # -- one step -----------------------------------------------------------------------------------
 
     def run_step(self) -> float:
         """One optimizer step; the loss in nats per token, NaN where the update was skipped."""
         config, state = self.config, self.state
-        share = learning_rate_share(state.step, self.plan.steps, config) * state.rate_scale
+        # A skipped step takes its batch from the data and nothing else.
+        share = learning_rate_share(state.updates, self.plan.steps, config) * state.rate_scale
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_learning_rate"] * share
@@ -109,46 +112,40 @@ class Trainer:
             index = state.step * config.gradient_accumulation + part
             loss, objective = self._forward(index)
             if not math.isfinite(loss):
-                self._skip_or_stop(f"the loss is {loss}", index)
+                self._skip_or_stop(f"the loss is {loss}", self._where(index))
                 return math.nan
-            self.scaler.scale(objective / config.gradient_accumulation).backward()
+            self.mixed.backward(objective / config.gradient_accumulation)
+            self.mixed.collect()
             total += loss / config.gradient_accumulation
-        for optimizer in self.optimizers:
-            # Clip true gradients: fp16 ones still carry the loss scale (65,536 at first).
-            self.scaler.unscale_(optimizer)
-        # Sparse gradients are those of context tables, whose steps are bounded by their own optimizer.
-        clipped = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
-        norm = torch.nn.utils.clip_grad_norm_(clipped, config.grad_clip or math.inf)
-        self._grad_norm = float(norm)
-        if math.isfinite(self._grad_norm):
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
-            if config.grad_clip is not None and self._grad_norm > config.grad_clip:
-                state.clipped_steps += 1
-        elif not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
-            # No loss scale is to blame, or none is left to lower.
-            self._skip_or_stop(f"the gradient norm is {self._grad_norm}", index)
-            self.scaler.update()
-            return math.nan
-        else:
-            # An overflow in any one optimizer's part skips the step for all; the scaler lowers its scale.
-            state.skipped_steps += 1
-        self.scaler.update()
+        self._grad_norm = self.mixed.clip(config.grad_clip)
+        if not math.isfinite(self._grad_norm):
+            where = self.mixed.nonfinite_gradient()
+            if not self.mixed.scale.note_overflow():
+                # No loss scale is to blame, or none is left to lower.
+                self._skip_or_stop(f"the gradient norm is {self._grad_norm}", where)
+                return math.nan
+            self._skip(where)
+            return total
+        self.mixed.step(self.optimizers)
+        if config.grad_clip is not None and self._grad_norm > config.grad_clip:
+            state.clipped_steps += 1
         self._clear_gradients()
         state.step += 1
         if self.average is not None:
-            self.average.update(state.step)
+            self.average.update(state.updates)
         return total
 
     def _forward(self, index: int) -> tuple[float, Tensor]:
         batch = self.batches.batch(index)
         inputs, targets = (torch.from_numpy(array).to(self.device) for array in (batch.inputs, batch.targets))
-        with autocast(self.device, self.precision):
-            found = self.model.training_loss(
-                inputs, targets, None if batch.fresh else self.hidden, label_smoothing=self.config.label_smoothing
-            )
+        logs = self._logs_at(self.state.step + 1)
+        self._given = None if batch.fresh else self.hidden
+        if logs and self.config.log_activations:
+            self._look(inputs)
+        with self.mixed.computing():
+            found = self.model.training_loss(inputs, targets, self._given, label_smoothing=self.config.label_smoothing)
         self.hidden = found.state.detach() if self.carries else None
-        if self._logs_at(self.state.step + 1):
+        if logs:
             logits = found.logits
             self._accuracy = None if logits is None else float((logits.argmax(dim=-1) == targets).float().mean())
         return float(found.nats), found.objective
@@ -157,21 +154,38 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def _skip_or_stop(self, what: str, index: int) -> None:
-        """A step whose numbers are not finite: skipped or refused, as the options say, never silently."""
+    def _look(self, inputs: Tensor) -> None:
+        """Note the largest activation that the step's batch gives."""
+        found = activations(self.model, inputs, self._given, self.mixed.computing())
+        if all(math.isfinite(value) for _, value in found):
+            name, value = max(found, key=lambda pair: pair[1])
+            self._seen |= {"largest_activation": value, "largest_activation_in": name}
+
+    def _where(self, index: int) -> str:
+        """Where a batch's loss stopped being a number."""
+        inputs = torch.from_numpy(self.batches.batch(index).inputs).to(self.device)
+        return first_nonfinite(self.model, inputs, self._given, self.mixed.computing()) or "the loss"
+
+    def _skip(self, where: str) -> None:
+        """Leave weights, moments, averages and schedule as they are, and go on with the next batch."""
         self._clear_gradients()
-        where = first_nonfinite(self.model, self.batches.batch(index).inputs, self.device)
+        self._seen.setdefault("first_nonfinite", where)
+        self.state.skipped_steps += 1
+        self.state.step += 1
+
+    def _skip_or_stop(self, what: str, where: str) -> None:
+        """A step that no loss scale can mend: skipped or refused, as the options say, never silently."""
         # A state that holds the bad values would poison every later step.
         self.hidden = None
-        sentence = f"Step {self.state.step + 1}: {what} ({where})"
+        sentence = f"Step {self.state.step + 1}: {what} (first in {where})"
         if self.config.on_nonfinite == "stop":
+            self._clear_gradients()
             raise NonFiniteLossError(
                 f"{sentence}. The weights saved last are intact: start from them with --init {self.folder.name}@last "
                 "and a lower training.learning_rate, training.precision=fp32, or training.on_nonfinite=skip."
             )
         log.warning("%s; the step was skipped.", sentence)
-        self.state.skipped_steps += 1
-        self.state.step += 1
+        self._skip(where)
 
     # -- measuring, for a plan in minutes -------------------------------------------------------------
 
@@ -232,13 +246,13 @@ class Trainer:
             tokens_per_step=self.tokens_per_step,
             steps_per_epoch=self.steps_per_epoch,
             device=str(self.device),
-            precision=self.precision,
+            precision=str(self.mixed.format),
             seconds=self.state.seconds,
             expected=plan.expected,
         )
         if self.state.step == 0:
             if not (self.folder.path / MODEL).exists():
-                self._write_best(self.model.arrays(), None)
+                self._write_best(self._weights(), None)
             self.save()
             # Before the first line of metrics.jsonl; and a disk that cannot be written says so before the work.
             self._writer.finish()
@@ -343,6 +357,7 @@ class Trainer:
         self._step_seconds = 0.0
         self._clipped_before = self.state.clipped_steps
         self._grad_norm = math.nan
+        self._seen = {}
 
     def _score(self, ids: Any, *, report: bool = False) -> Scores:
         def progress(done: int, total: int) -> None:
@@ -350,11 +365,11 @@ class Trainer:
                 callback.on_validation(done, total)
 
         # While training, windows do not overlap and a carried state is read in rows: quick, and the same every time.
-        with self._averaged():
+        with self._averaged(), self.mixed.computing():
             return score(
                 self.model,
                 ids,
-                precision=self.precision,
+                precision=None,
                 rows=VALIDATION_ROWS,
                 stride=self.model.context_length,
                 progress=progress if report else None,
@@ -365,8 +380,7 @@ class Trainer:
         return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def _weights(self) -> dict[str, Any]:
-        with self._averaged():
-            return self.model.arrays()
+        return {**self.mixed.arrays(), **({} if self.average is None else self.average.arrays())}
 
     def _write_row(self, validates: bool) -> None:
         state, losses = self.state, [loss for loss in self._losses if math.isfinite(loss)]
@@ -387,8 +401,9 @@ class Trainer:
             "memory_bytes": memory_in_use(self.device),
         }
         row["train_bits_per_byte"] = self._bits_per_byte("train", row["train_loss"])
-        if self.scaler.is_enabled():
-            row["loss_scale"] = self.scaler.get_scale()
+        if self.mixed.scale.enabled:
+            row["loss_scale"] = self.mixed.scale.value
+        row |= self._seen
         if validates:
             row |= self._validate()
         state.seconds = time.perf_counter() - self._clock
@@ -419,8 +434,8 @@ class Trainer:
                 state.rate_scale *= self.config.decay_factor
                 state.rate_stalls = 0
         if not math.isfinite(loss):
-            where = first_nonfinite(self.model, self.batches.batch(0).inputs, self.device)
-            log.warning("Step %d: the validation loss is %s (%s).", state.step, loss, where)
+            self._given = None
+            log.warning("Step %d: the validation loss is %s (first in %s).", state.step, loss, self._where(0))
             return {}
         return {
             "valid_loss": loss,
@@ -440,7 +455,7 @@ class Trainer:
         tokens = self.config.sample_tokens
         if tokens is None:
             return None
-        with self._averaged():
+        with self._averaged(), self.mixed.computing():
             return look(self.model, self.corpus.tokenizer, tokens)
 
     # -- keeping --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,13 @@ RICH: dict[str, Any] = {
 }
 
 
-def run_to_end(make: Make, model: str, settings: dict[str, Any], *, stop: int | None, fp16: bool = False) -> Trainer:
+# The first steps overflow, and the scale grows again every third good step: halving and growth, both stored.
+OVERFLOWS: dict[str, Any] = {"precision": "fp16", "loss_scale_init": 2.0**30, "loss_scale_window": 3}
+FORMATS: dict[str, dict[str, Any]] = {"fp32": {"precision": "fp32"}, "fp16": OVERFLOWS}
+
+
+def run_to_end(make: Make, model: str, settings: dict[str, Any], *, stop: int | None) -> Trainer:
     trainer = make(model, **settings)
-    if fp16:
-        # The first steps overflow, and the scale grows again every third good step: halving and growth, both stored.
-        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=3)
     trainer.train(PLAN, stop_after=stop)
     if stop is not None:
         torch.manual_seed(999)
@@ -71,7 +74,8 @@ def assert_same(one: Trainer, two: Trainer) -> None:
         again = next(row for row in rows[1] if row["step"] == straight["step"])
         assert again["valid_loss"] == straight["valid_loss"]
         assert again["learning_rate"] == straight["learning_rate"]
-        assert again["skipped_steps"] == straight["skipped_steps"]
+        for name in ("skipped_steps", "loss_scale"):
+            assert again.get(name) == straight.get(name)
 
 
 def without_time(row: dict[str, Any]) -> dict[str, Any]:
@@ -82,15 +86,38 @@ def without_time(row: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("batching", ["streams", "random", "shuffled"])
 @pytest.mark.parametrize("model", ["gru", "lstm", "transformer"])
 def test_half_and_half_equals_straight(make_trainer: Make, model: str, batching: str, precision: str) -> None:
-    settings = {**RICH, "batching": batching, "precision": precision}
-    fp16 = precision == "fp16"
-    straight = run_to_end(make_trainer, model, settings, stop=None, fp16=fp16)
-    halves = run_to_end(make_trainer, model, settings, stop=7, fp16=fp16)
+    settings = {**RICH, "batching": batching, **FORMATS[precision]}
+    straight, halves = (run_to_end(make_trainer, model, settings, stop=stop) for stop in (None, 7))
     assert_same(straight, halves)
-    skipped = straight.state.skipped_steps
-    assert skipped > 0 if fp16 else skipped == 0
-    if fp16:
-        assert straight.scaler.get_scale() < 2.0**30
+    assert (straight.state.skipped_steps > 0) == (precision == "fp16")
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "level"),
+    [
+        ("gru", "bf16", "O2"),
+        ("gru", "fp16", "O1"),
+        ("gru", "fp16", "O3"),
+        ("lstm", "bf16", "O3"),
+        ("lstm", "fp16", "O2"),
+        ("transformer", "bf16", "O1"),
+        ("transformer", "bf16", "O2"),
+        ("transformer", "fp16", "O2"),
+    ],
+)
+def test_half_and_half_equals_straight_at_every_level(
+    make_trainer: Make, model: str, precision: str, level: str
+) -> None:
+    settings = {**RICH, "schedule": "cosine", "average_share": 0.3, "optimizer": "muon", "model.table_orders": (2,)}
+    settings |= {"precision": precision, "amp": level, "fp32_modules": ["output" if model == "lstm" else "tables"]}
+    if precision == "fp16":
+        settings |= {"loss_scale_init": 2.0**24, "loss_scale_window": 3}
+    straight, halves = (run_to_end(make_trainer, model, settings, stop=stop) for stop in (None, 7))
+    assert_same(straight, halves)
+    assert straight.state.updates + straight.state.skipped_steps == 16
+    if precision == "fp16":
+        scales = [row["loss_scale"] for row in straight.folder.read_metrics()]
+        assert any(later > earlier for earlier, later in pairwise(scales)) and min(scales) < 2.0**24
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
@@ -109,9 +136,8 @@ def test_half_and_half_equals_straight_with_averaged_weights(make_trainer: Make,
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("model", ["gru", "transformer"])
 def test_half_and_half_equals_straight_with_context_tables(make_trainer: Make, model: str, precision: str) -> None:
-    settings = {**RICH, "model.table_orders": (2, 3, 4), "model.table_buckets": 300, "precision": precision}
-    fp16 = precision == "fp16"
-    assert_same(*(run_to_end(make_trainer, model, settings, stop=stop, fp16=fp16) for stop in (None, 7)))
+    settings = {**RICH, "model.table_orders": (2, 3, 4), "model.table_buckets": 300, **FORMATS[precision]}
+    assert_same(*(run_to_end(make_trainer, model, settings, stop=stop) for stop in (None, 7)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
