@@ -194,11 +194,11 @@ class TrainingConfig(Options):
         None, ge=1, description="Validate during training on the first so many tokens of the split; default: all."
     )
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
-    log_activations: bool = Field(
-        False, description="Also log the largest activation and its module; each such line costs a forward pass."
-    )
     sample_tokens: int | None = Field(
         80, ge=1, le=1000, description="Tokens of the text that is drawn at each validation; none: no text."
+    )
+    log_activations: bool = Field(
+        False, description="Also log the largest activation and its module; each such line costs a forward pass."
     )
     checkpoint_every: int | None = Field(None, ge=1, description="Keep the weights under steps/ this often (steps).")
     checkpoint_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(

@@ -96,8 +96,7 @@ def command(
             "CORPUS": corpus, "--preset": preset, "--name": name, "--config": config, "--init": init,
             "--split-fractions": split_fractions, "--text-column": text_column, "--overwrite": overwrite, "--set": set_,
             "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision,
-            "--amp": amp, "--loss-scale": loss_scale,
-            "--verify-resume": verify_resume,
+            "--amp": amp, "--loss-scale": loss_scale, "--verify-resume": verify_resume,
         }  # fmt: skip
         given = [flag for flag, value in unwanted.items() if value is not None and value is not False]
         if given:

@@ -37,10 +37,10 @@ class TensorBoard(Callback):
             for split in ("train", "valid")
             if row.get(f"{split}_loss") is not None
         }
-        with self._writing():
-            for name, value in (row | perplexities).items():
-                group = name.split("_")[0] if name.startswith(("train_", "valid_")) else "training"
-                label = f"{group}/{name.removeprefix(f'{group}_')}"
+        for name, value in (row | perplexities).items():
+            group = name.split("_")[0] if name.startswith(("train_", "valid_")) else "training"
+            label = f"{group}/{name.removeprefix(f'{group}_')}"
+            with self._writing():
                 if name != "step" and isinstance(value, int | float):
                     self._writer.add_scalar(label, value, row["step"])
                 elif isinstance(value, str):

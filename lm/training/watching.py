@@ -88,7 +88,8 @@ class Follower:
 
     def _start(self, row: Row, since: Row | None) -> None:
         """Say what is trained, and from where; `row` is any line of it."""
-        record, state = self.folder.read_record(), self._state()
+        record, environment = self.folder.read_record(), self._state().get("environment", {})
+        level = environment.get("amp", "O0")
         training, model = record["config"]["training"], record["config"]["model"]
         tokens = training["batch_size"] * (training["bptt"] or model.get("context_length") or DEFAULT_BPTT)
         self.callback.on_start(
@@ -105,8 +106,8 @@ class Follower:
                 if "tokens" in row
                 else tokens * training["gradient_accumulation"],
                 steps_per_epoch=row["step"] / (row["epoch"] or 1),
-                device=state.get("environment", {}).get("device", "cpu"),
-                precision=state.get("environment", {}).get("precision", "fp32"),
+                device=environment.get("device", "cpu"),
+                precision=environment.get("precision", "fp32") + ("" if level == "O0" else f" {level}"),
                 expected=Plan.from_json(record["plan"]).expected,
             )
         )
