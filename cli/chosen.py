@@ -18,7 +18,7 @@ from lm.errors import ConfigError, RunNotFoundError
 
 if TYPE_CHECKING:
     from lm.corpora import Corpus, PreparedCorpus, Progress
-    from lm.training.choosing import Choice
+    from lm.run import Run
 
 SECTIONS = {TrainingConfig: "training", CorpusConfig: "corpus"}
 
@@ -72,27 +72,36 @@ def _declared(hint: Any) -> Any:
     return next((declared for option in options if (declared := getattr(option, "declared", None))), None)
 
 
-def choose(
-    where: CorpusConfig, asked: Asked, data_dir: Path | None, progress: Progress
-) -> tuple[Corpus, RunConfig, Choice | None]:
-    """The opened corpus and the options for it, with what was chosen by the text where no preset was given.
-
-    What can be wrong in the options is found before the text is read.
-    """
+def chosen(
+    where: CorpusConfig,
+    preset: str | None,
+    file: Path | None,
+    overrides: dict[str, Any],
+    base: Run | None,
+    data_dir: Path | None,
+    progress: Progress,
+) -> tuple[Corpus, RunConfig, int | None]:
+    """The text, the options for it, and where a preset was chosen, the tokens that the plan comes to."""
     from lm.corpora import open_corpus
+    from lm.device import pick_device
     from lm.training.choosing import PRESETS, choose_config
+    from lm.training.jobs import init_config
+    from lm.training.precision import choose_format
 
-    presets = [asked.preset] if asked.preset else [*chain(*PRESETS.values())]
-    options = _first_that_fits(where.source, presets, asked.file, asked.overrides)
+    # What can be wrong in the options is found before the text is read.
+    options = (
+        init_config(base, where, overrides)
+        if base is not None
+        else _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
+    )
+    choose_format(options.training, pick_device(options.training.device))
     opened = open_corpus(options.corpus, data_dir=data_dir, progress=progress)
-    if asked.preset is not None:
+    if base is not None or preset is not None:
         return opened, options, None
     choice = choose_config(
-        opened,
-        lambda preset: compose(where.source, preset=preset, file=asked.file, overrides=asked.overrides),
-        progress=progress,
+        opened, lambda preset: compose(where.source, preset=preset, file=file, overrides=overrides), progress=progress
     )
-    return opened, choice.config, choice
+    return opened, choice.config, choice.tokens
 
 
 def _first_that_fits(source: str, presets: Sequence[str], file: Path | None, overrides: dict[str, Any]) -> RunConfig:
@@ -128,7 +137,8 @@ def prepared(
         raise ConfigError("Which text, or which run? Write: lm profile FILE (or a named corpus, or a run's name).")
     run = None if source == "-" or Path(source).is_file() else _run(source, runs_dir)
     if run is None:
-        opened, config, _ = choose(corpus_config(source, asked.overrides), asked, data_dir, progress)
+        where = corpus_config(source, asked.overrides)
+        opened, config, _ = chosen(where, asked.preset, asked.file, asked.overrides, None, data_dir, progress)
         return config, prepare(opened, config.tokenizer, progress=progress)
     for flag, value in (("--preset", asked.preset), ("--config", asked.file)):
         if value is not None:

@@ -42,7 +42,8 @@ def _facts(fit: Fit) -> list[tuple[str, str, str]]:
             ("a row", size(fit.row_bytes), f"of {fit.bptt:,} tokens, kept for backward"),
             ("a step", size(fit.step_bytes), f"at most, with {fit.batch_size:,} rows; {tried}"),
             ("validation", size(fit.evaluation_bytes), "at most"),
-            ("saving", size(fit.saving_bytes), "at most" + ("" if fit.device == "cpu" else ", mostly on the host")),
+            ("saving", size(fit.saving_bytes), f"for copies beside it{'' if fit.device == 'cpu' else ', on the host'}"),
+            ("together", size(fit.needed_bytes), f"on {fit.device}, at most"),
         ]
     rows.append(("free", size(fit.available_bytes), f"on {fit.device}, of which {USABLE_SHARE:.0%} is counted on"))
     if fit.fits:

@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
 class TrainingView(Callback):
     """Step, loss, perplexity, tokens/s, time left, learning rate and the diary of the gradients on stderr."""
 
-    def __init__(self, runs_dir: Path, reading: Reading) -> None:
+    def __init__(self, runs_dir: Path, reading: Reading | None = None) -> None:
         self._reading = reading
         self._among = among(runs_dir)
         self._screen = console(stderr=True)
@@ -43,8 +43,8 @@ class TrainingView(Callback):
 
     def on_start(self, start: Start) -> None:
         """Say what is trained and how far; begin the bar."""
-        self._reading.close()
-        self._start, self._from, self._begun = start, start.step, time.monotonic()
+        self.close()
+        self._start = start
         sizes = numbers({"parameters": start.parameters, "counts": start.counts})
         if start.counts == start.parameters:
             self._screen.print(
@@ -84,7 +84,10 @@ class TrainingView(Callback):
                 self._task, completed=tick.step, description=f"step {tick.step:,}/{self._start.plan_steps:,}"
             )
             self._live.update(
-                Group(self._bar, Text(f"{self._numbers(tick.loss)} · {self._left(tick.step)} left", style="dim"))
+                Group(
+                    self._bar,
+                    Text(f"{self._numbers(tick.loss)} · {self._left(tick.step, tick.seconds)} left", style="dim"),
+                )
             )
 
     def on_log(self, row: Row) -> None:
@@ -94,7 +97,7 @@ class TrainingView(Callback):
             self._print_validation(row)
         elif self._live is None and time.monotonic() - self._printed > PLAIN_SECONDS:
             self._printed = time.monotonic()
-            numbers = f"{self._numbers(row['train_loss'] or math.nan)} · {self._left(row['step'])} left"
+            numbers = f"{self._numbers(row['train_loss'] or math.nan)} · {self._left(row['step'], row['seconds'])} left"
             self._screen.print(f"step {row['step']:>7,}  {numbers}", soft_wrap=True)
 
     def on_validation(self, done: int, total: int) -> None:
@@ -122,12 +125,15 @@ class TrainingView(Callback):
 
     def close(self) -> None:
         """Give the terminal back."""
+        if self._reading is not None:
+            self._reading.close()
         if self._live is not None:
             self._live.stop()
+            self._live = None
 
-    def _left(self, step: int) -> str:
-        seconds = (time.monotonic() - self._begun) / max(1, step - self._from) * (self._start.plan_steps - step)
-        return duration(seconds)
+    def _left(self, step: int, seconds: float) -> str:
+        start = self._start
+        return duration((seconds - start.seconds) / max(1, step - start.step) * (start.plan_steps - step))
 
     def _numbers(self, loss: float) -> str:
         row = self._row

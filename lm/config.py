@@ -194,6 +194,9 @@ class TrainingConfig(Options):
         None, ge=1, description="Validate during training on the first so many tokens of the split; default: all."
     )
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+    sample_tokens: int | None = Field(
+        80, ge=1, le=1000, description="Tokens of the text that is drawn at each validation; none: no text."
+    )
     log_activations: bool = Field(
         False, description="Also log the largest activation and its module; each such line costs a forward pass."
     )

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -112,6 +113,17 @@ def deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(before)
         settings.fill_uninitialized_memory = fills
+
+
+def memory_in_use(device: torch.device) -> int | None:
+    """Bytes that are in use now: of tensors on a GPU, of the whole process on a CPU; None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextlib.contextmanager

@@ -81,13 +81,8 @@ def available_bytes(device: torch.device) -> int | None:
     return memory()["available"]
 
 
-def resident_bytes() -> int | None:
-    """Memory of this process that lies in RAM now."""
-    return _status("VmRSS")
-
-
 def peak_resident_bytes() -> int | None:
-    """The most of it since `reset_peak_resident`, or since the process began."""
+    """The most memory of this process in RAM since `reset_peak_resident`, or since it began."""
     if (peak := _status("VmHWM")) is not None:
         return peak
     try:

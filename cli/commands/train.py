@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.chosen import chosen
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, among, field
-from lm.config import CorpusConfig, RunConfig, TrainingConfig, compose, parse_assignments, preset_names, validate
+from lm.config import CorpusConfig, TrainingConfig, parse_assignments, preset_names, validate
 from lm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lm.corpora import Corpus
     from lm.run import Run
     from lm.training.callbacks import End
 
@@ -66,7 +64,14 @@ def command(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say in seconds whether batch and model fit in memory; train nothing.")
+        bool, typer.Option("--dry-run", help="Train nothing: say in seconds whether batch and model fit in memory.")
+    ] = False,
+    verify_resume: Annotated[
+        bool,
+        typer.Option(
+            "--verify-resume",
+            help="Train nothing: prove in a minute that a kill and a resume cost this training no bit on this machine.",
+        ),
     ] = False,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
@@ -78,6 +83,7 @@ def command(
     lm train input.txt
     lm train input.txt --preset gru-char --minutes 10 --set model.hidden_size=768
     lm train --resume RUN
+    lm train input.txt --verify-resume
     """
     flags = {
         "training.minutes": minutes, "training.max_steps": max_steps, "training.epochs": epochs,
@@ -91,7 +97,8 @@ def command(
             "CORPUS": corpus, "--preset": preset, "--name": name, "--config": config, "--init": init,
             "--split-fractions": split_fractions, "--text-column": text_column, "--overwrite": overwrite, "--set": set_,
             "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision,
-            "--amp": amp, "--loss-scale": loss_scale, "--dry-run": dry_run,
+            "--amp": amp, "--loss-scale": loss_scale, "--verify-resume": verify_resume,
+            "--dry-run": dry_run,
         }  # fmt: skip
         given = [flag for flag, value in unwanted.items() if value is not None and value is not False]
         if given:
@@ -112,10 +119,66 @@ def command(
     for key in ("split_fractions", "text_column"):
         if where[key] is not None:
             overrides[f"corpus.{key}"] = getattr(corpus_config, key)
-    _train(
-        corpus_config, preset, config, overrides, name, init, stop_after, overwrite, runs_dir, data_dir, as_json,
-        dry_run,
-    )  # fmt: skip
+    if dry_run:
+        _say_whether_it_fits(corpus_config, preset, config, overrides, init, runs_dir, data_dir, as_json)
+        return
+    if verify_resume:
+        _verify(corpus_config, preset, config, overrides, init, runs_dir, data_dir, as_json)
+        return
+    _train(corpus_config, preset, config, overrides, name, init, stop_after, overwrite, runs_dir, data_dir, as_json)
+
+
+def _verify(
+    where: CorpusConfig,
+    preset: str | None,
+    file: Path | None,
+    overrides: dict[str, Any],
+    init: str | None,
+    runs_dir: Path,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Exit code 1 where something differs."""
+    from dataclasses import asdict
+
+    from cli.output import console, print_json, reading
+    from lm.training.verifying import verify_resume
+
+    base = _base(init, preset, file, runs_dir)
+    with reading() as progress:
+        corpus, options, _ = chosen(where, preset, file, overrides, base, data_dir, progress)
+        console(stderr=True).print("Training a few steps twice, once with a kill in the middle: a minute at most.")
+        verdict = verify_resume(
+            corpus, options, runs_dir=runs_dir, init=base, data_dir=data_dir, progress=progress
+        )  # fmt: skip
+    if as_json:
+        print_json(asdict(verdict))
+    else:
+        console().print(verdict.sentence, markup=False, soft_wrap=True)
+    if not verdict.same:
+        raise typer.Exit(1)
+
+
+def _say_whether_it_fits(
+    where: CorpusConfig,
+    preset: str | None,
+    file: Path | None,
+    overrides: dict[str, Any],
+    init: str | None,
+    runs_dir: Path,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    from cli.fitting import show
+    from cli.output import reading
+    from lm.corpora import prepare
+    from lm.training.fitting import estimate
+
+    base = _base(init, preset, file, runs_dir)
+    with reading() as progress:
+        corpus, options, _ = chosen(where, preset, file, overrides, base, data_dir, progress)
+        prepared = prepare(corpus, base.tokenizer if base else options.tokenizer, progress=progress)
+    show(estimate(options, prepared), as_json)
 
 
 def _train(
@@ -130,48 +193,20 @@ def _train(
     runs_dir: Path,
     data_dir: Path | None,
     as_json: bool,
-    dry_run: bool,
 ) -> None:
     from cli.output import console, reading
     from cli.training import TrainingView
-    from lm.corpora import open_corpus
-    from lm.device import pick_device
-    from lm.run import load
-    from lm.training.choosing import PRESETS, choose_config
-    from lm.training.jobs import counts_alone, init_config, train
-    from lm.training.precision import choose_format
+    from lm.training.jobs import counts_alone, train
 
-    base = load(init, runs_dir=runs_dir) if init is not None else None
-    for flag, value in (("--preset", preset), ("--config", file)):
-        if base is not None and value is not None:
-            raise ConfigError(
-                f"--init {init} keeps that run's model and training options: leave {flag} out, change with --set."
-            )
-    # What can be wrong in the options is found before the text is read.
-    options = (
-        init_config(base, where, overrides)
-        if base is not None
-        else _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
-    )
-    choose_format(options.training, pick_device(options.training.device))
+    base = _base(init, preset, file, runs_dir)
     with reading() as progress:
-        opened = open_corpus(options.corpus, data_dir=data_dir, progress=progress)
-        if base is None and preset is None:
-            choice = choose_config(
-                opened,
-                lambda preset: compose(where.source, preset=preset, file=file, overrides=overrides),
-                progress=progress,
-            )
-            options = choice.config
-    if dry_run:
-        _say_whether_it_fits(opened, options, base, as_json)
-        return
+        opened, options, tokens_planned = chosen(where, preset, file, overrides, base, data_dir, progress)
     told = console(stderr=True)
     length = options.training
     if length.max_steps is None and length.epochs is None and length.minutes is None and not counts_alone(options):
         told.print("No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it).")
     if base is None and preset is None:
-        tokens = "" if choice.tokens is None else f", which comes to about {choice.tokens:,} tokens on this machine"
+        tokens = "" if tokens_planned is None else f", which comes to about {tokens_planned:,} tokens on this machine"
         told.print(f"No preset was given: {options.preset} suits this text and length{tokens}.")
     with reading() as progress:
         view = TrainingView(runs_dir, progress)
@@ -183,26 +218,18 @@ def _train(
     _closing(run, runs_dir, as_json)
 
 
-def _say_whether_it_fits(corpus: Corpus, options: RunConfig, base: Run | None, as_json: bool) -> None:
-    from cli.fitting import show
-    from cli.output import reading
-    from lm.corpora import prepare
-    from lm.training.fitting import estimate
+def _base(init: str | None, preset: str | None, file: Path | None, runs_dir: Path) -> Run | None:
+    """The run that --init names."""
+    from lm.run import load
 
-    with reading() as progress:
-        prepared = prepare(corpus, base.tokenizer if base else options.tokenizer, progress=progress)
-    show(estimate(options, prepared), as_json)
-
-
-def _first_that_fits(source: str, presets: Sequence[str], file: Path | None, overrides: dict[str, Any]) -> RunConfig:
-    """The options over the first preset that takes them; the first one's refusal where none does."""
-    refusals = []
-    for preset in presets:
-        try:
-            return compose(source, preset=preset, file=file, overrides=overrides)
-        except ConfigError as error:
-            refusals.append(error)
-    raise refusals[0]
+    if init is None:
+        return None
+    for flag, value in (("--preset", preset), ("--config", file)):
+        if value is not None:
+            raise ConfigError(
+                f"--init {init} keeps that run's model and training options: leave {flag} out, change with --set."
+            )
+    return load(init, runs_dir=runs_dir)
 
 
 def _resume(

@@ -27,7 +27,7 @@ RECORDED: dict[str, tuple[tuple[int, float, float], ...]] = {
 over tiny-shakespeare, the built-in corpus, Python source and WikiText-2 by characters; see docs/recipes.md."""
 LENGTH = {
     "max_steps", "epochs", "minutes", "patience", "evaluate_every", "validation_tokens", "log_every", "seed", "device",
-    "checkpoint_every", "checkpoint_epochs", "keep_checkpoints", "log_activations",
+    "checkpoint_every", "checkpoint_epochs", "keep_checkpoints", "log_activations", "sample_tokens",
 }  # fmt: skip
 """Training options that do not change what a step learns."""
 MOST_COUNTED = 3_000_000

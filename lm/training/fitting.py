@@ -5,9 +5,9 @@
 
 Steps are run on one row of the batch, two, four, …, every tensor followed, for a second or so or until half of the
 memory would be taken; what a step of the whole batch takes is a straight line through the last two of them, since all
-that grows with the batch is kept once a row. Where the whole batch was reached, it is what was measured. Validation,
-and the copies that saving makes, count as well: whichever is most. What goes beyond the free memory is stopped before
-it is written to, so that nothing is ever short of it.
+that grows with the batch is kept once a row. Where the whole batch was reached, it is what was measured. Validation
+counts where it takes more, and so do the copies that are saved while training goes on. What goes beyond the free memory
+is stopped before it is written to, so that nothing is ever short of it.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Fit:
     step_bytes: int | None
     evaluation_bytes: int | None
     saving_bytes: int | None
-    """While a state is saved, host copies included; on a GPU those are not on the device."""
+    """Copies of weights and moments that are written while training goes on, packed ones included; on the host."""
     needed_bytes: int
-    """The most of these."""
+    """On the device, of all together where it is most."""
     available_bytes: int | None
     tried_rows: int
     """Rows of the largest batch that was really run."""
@@ -75,7 +75,8 @@ class Fit:
         """Rows that would fit, as far as a step goes; None where not even one does, or nothing is known."""
         if self.available_bytes is None or not self.row_bytes or self.step_bytes is None:
             return None
-        fixed = self.step_bytes - self.batch_size * self.row_bytes
+        beside = self.needed_bytes - max(self.step_bytes, self.evaluation_bytes or 0)
+        fixed = self.step_bytes + beside - self.batch_size * self.row_bytes
         return max(0, int((self.available_bytes * USABLE_SHARE - fixed) // self.row_bytes)) or None
 
     def advice(self) -> str:
@@ -90,7 +91,7 @@ class Fit:
             f"{gigabytes(self.available_bytes)} are free: "
         )
         rows = self.largest_batch
-        if self.step_bytes is not None and self.needed_bytes == self.step_bytes and rows is not None:
+        if rows is not None and rows < self.batch_size:
             parts = -(-self.batch_size // rows)
             return head + (
                 f"lower training.batch_size to {self.batch_size // parts} and raise training.gradient_accumulation "
@@ -203,8 +204,7 @@ class _Trial:
         begin, slope, _ = self._grown(self._validate, lengths, seconds / 2)
         evaluation_bytes = begin + slope * lengths[-1]
         kept = [*trainer.model.parameters(), *state_tensors(trainer.optimizers)]
-        # Saving copies weights and moments, and packs the copies.
-        saving_bytes = self.memory.now + 2 * sum(block.size for block in self.memory.blocks_of(kept))
+        saving_bytes = 2 * sum(block.size for block in self.memory.blocks_of(kept))
         on_cpu = trainer.device.type == "cpu"
         return Fit(
             device=str(trainer.device),
@@ -216,7 +216,7 @@ class _Trial:
             step_bytes=step_bytes,
             evaluation_bytes=evaluation_bytes,
             saving_bytes=saving_bytes,
-            needed_bytes=max(step_bytes, evaluation_bytes, saving_bytes if on_cpu else 0),
+            needed_bytes=max(step_bytes, evaluation_bytes) + (saving_bytes if on_cpu else 0),
             available_bytes=self.available,
             tried_rows=tried // self.time,
             seconds=time.perf_counter() - begun,

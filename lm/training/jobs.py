@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.checkpoint import EVENTS, RunFolder, find_run, list_runs
+from lm.checkpoint import EVENTS, MODEL, RunFolder, find_run, list_runs
 from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, compose, merge
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
 from lm.device import enough_memory, pick_device
@@ -20,7 +20,7 @@ from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunEx
 from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
-from lm.run import Run
+from lm.run import Run, load
 from lm.training.callbacks import Callback, End, Start
 from lm.training.choosing import choose_config
 from lm.training.expecting import expected_loss
@@ -146,11 +146,16 @@ def resume(
         current = Run(folder)
         record, config = current.record, current.config
         if counts_alone(config):
+            if not (folder.path / MODEL).exists():
+                raise CorruptRunError(f"Run {folder.name!r} was killed while it counted: train it again (--overwrite).")
             return current, False
-        state, _ = folder.read_last()
+        folder.sweep()
+        begun = folder.has_last() or folder.read_metrics() or folder.kept_states()
+        # A kill may come before the first save, when nothing is trained yet: then it begins at its first step.
+        state: Any = folder.read_state()["train_state"] if begun else {"step": 0, "stop_reason": None}
         try:
-            plan, done = Plan.from_json(record["plan"]), int(state["train_state"]["step"])
-            stopped = state["train_state"]["stop_reason"]
+            plan, done = Plan.from_json(record["plan"]), int(state["step"])
+            stopped = state["stop_reason"]
         except (KeyError, TypeError, ValueError):
             raise CorruptRunError(
                 f"{folder.path} has no plan or step that can be read: restore it from a copy."
@@ -162,14 +167,20 @@ def resume(
                 plan = replace(plan, steps=max_steps, seconds=None, expected_least=None, expected_most=None)
                 patient, stopped = stopped == "no_progress", None
         if done >= plan.steps or stopped in ENDINGS:
-            return current, False
+            if current.reports().get("valid"):
+                return current, False
+            # Killed after the last step and before the report.
+            prepared = same_corpus(current, data_dir, progress)
+            return _close(folder, prepared, str(pick_device(config.training.device))), True
         if stop_after is not None and stop_after <= done:
             raise ConfigError(f"--stop-after {stop_after}: run {folder.name!r} is at step {done} already.")
         prepared = same_corpus(current, data_dir, progress)
         if device is not None:
             config = merge(config, {"training.device": device})
-        trainer = _factory(folder, config, prepared, None, resumes=True)()
-        trainer.load()
+        init = load(record["init"], runs_dir=runs_dir) if record.get("init") and not begun else None
+        trainer = _factory(folder, config, prepared, init, resumes=bool(begun))()
+        if begun:
+            trainer.load()
         if plan.to_json() != record["plan"] or device is not None:
             folder.write_record({**record, "plan": plan.to_json(), "config": config.model_dump(mode="json")})
         if patient:

@@ -306,14 +306,10 @@ class MixedPrecision:
         """Update the weights by gradients that `clip` found finite."""
         for optimizer in optimizers:
             optimizer.step()
-        self._round()
-        self.scale.note_good()
-
-    def _round(self) -> None:
-        """Give the model its masters, rounded."""
         if self.masters:
-            with torch.no_grad():
-                torch._foreach_copy_(list(self.masters), list(self.masters.values()))
+            # The model gets them rounded.
+            torch._foreach_copy_(list(self.masters), list(self.masters.values()))
+        self.scale.note_good()
 
     # -- keeping ------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from lm import machine
 from lm.checkpoint import EVENTS, RunFolder
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
-from lm.device import Precision, deterministic, enough_memory, kept_memory, pick_device
+from lm.device import Precision, deterministic, enough_memory, kept_memory, memory_in_use, pick_device
 from lm.evaluation.perplexity import tokens_at_once
 from lm.kernels.training import forget_buffers
 from lm.training.callbacks import Callback, Start
@@ -46,6 +46,7 @@ from lm.training.phases import PHASES, REST, Listener, Part, Times, Watch
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import WARM_UP_STEPS, Trainer
 from lm.training.trials import make_trial, smaller_batches
+from lm.training.writing import Writer
 
 FOLLOWED_STEPS = 2
 EVALUATION_BATCHES = 6
@@ -379,7 +380,7 @@ class _Followed(Listener, Callback):
     def _process(self) -> tuple[int | None, int | None]:
         if self.device.type == "cuda":
             return torch.cuda.memory_reserved(self.device), torch.cuda.max_memory_reserved(self.device)
-        return machine.resident_bytes(), machine.peak_resident_bytes()
+        return memory_in_use(self.device), machine.peak_resident_bytes()
 
 
 def _follow(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder) -> tuple[Trainer, _Followed]:
@@ -400,7 +401,9 @@ def _follow(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder) -> tup
         trainer.callbacks = []
         folder.create(run_record(config, corpus, trainer.model, None), corpus.tokenizer)
         followed.on_phase("saving")
-        trainer.save()
+        # What is saved is copied at once, and written by another thread while training goes on.
+        with Writer() as trainer._writer:
+            trainer.save()
         followed.on_phase("")
     return trainer, followed
 

@@ -6,13 +6,17 @@ moments, random generators and the carried state. The position in the data is th
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from lm.checkpoint import RunFolder
 from lm.errors import CorruptRunError
 from lm.files import Arrays
 from lm.kernels.base import native
@@ -66,8 +70,8 @@ def environment(trainer: Trainer) -> dict[str, str]:
     }
 
 
-def save(trainer: Trainer) -> None:
-    """Replace `last/` by the trainer's state, all or nothing."""
+def snapshot(trainer: Trainer) -> Callable[[], None]:
+    """What replaces `last/` by the trainer's state, all or nothing; it holds copies, safe from later steps."""
     tensors: dict[str, Arrays] = {
         "model": trainer.mixed.arrays(),
         "optimizer": optimizer_arrays(trainer.optimizers),
@@ -79,7 +83,7 @@ def save(trainer: Trainer) -> None:
         tensors["average"] = trainer.average.arrays()
     if trainer.hidden is not None:
         tensors["hidden"] = {
-            name: (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+            name: np.array((tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy())
             for name, tensor in trainer.hidden.tensors.items()
         }
     state = {
@@ -89,9 +93,13 @@ def save(trainer: Trainer) -> None:
         "environment": environment(trainer),
         "files": sorted(tensors),
     }
-    facts = {"step": trainer.state.step, "valid_loss": None}
-    files = {f"{name}.safetensors": trainer.folder.pack_weights(arrays, **facts) for name, arrays in tensors.items()}
-    trainer.folder.write_last({**files, "state.json": trainer.folder.pack_state(state)})
+    return functools.partial(_write, trainer.folder, tensors, state)
+
+
+def _write(folder: RunFolder, tensors: dict[str, Arrays], state: dict[str, Any]) -> None:
+    facts = {"step": state["train_state"]["step"], "valid_loss": None}
+    files = {f"{name}.safetensors": folder.pack_weights(arrays, **facts) for name, arrays in tensors.items()}
+    folder.write_last({**files, "state.json": folder.pack_state(state)})
 
 
 def load(trainer: Trainer) -> None:

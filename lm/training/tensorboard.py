@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lm.errors import RunError
 from lm.training.callbacks import Callback, Row, Start
+
+MOST_NATS = 50
+"""Beyond it a perplexity is drawn as exp(50): float32 and eyes end there."""
 
 
 class TensorBoard(Callback):
@@ -27,14 +32,20 @@ class TensorBoard(Callback):
 
     def on_log(self, row: Row) -> None:
         """Write the line's values at its step."""
-        for name, value in row.items():
+        perplexities = {
+            f"{split}_perplexity": math.exp(min(row[f"{split}_loss"], MOST_NATS))
+            for split in ("train", "valid")
+            if row.get(f"{split}_loss") is not None
+        }
+        for name, value in (row | perplexities).items():
             group = name.split("_")[0] if name.startswith(("train_", "valid_")) else "training"
             label = f"{group}/{name.removeprefix(f'{group}_')}"
             with self._writing():
                 if name != "step" and isinstance(value, int | float):
                     self._writer.add_scalar(label, value, row["step"])
                 elif isinstance(value, str):
-                    self._writer.add_text(label, value, row["step"])
+                    # TensorBoard shows Markdown: a line that is indented stays as it is.
+                    self._writer.add_text(label, textwrap.indent(value, "    ", lambda _: True), row["step"])
 
     def close(self) -> None:
         """Close the event file."""

@@ -9,6 +9,7 @@ for bit, on one machine's CPU.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import re
@@ -28,19 +29,22 @@ from lm.checkpoint import MODEL, RunFolder
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
-from lm.device import deterministic, kept_memory, pick_device
+from lm.device import deterministic, kept_memory, memory_in_use, pick_device
 from lm.errors import NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
+from lm.files import Arrays
 from lm.models.base import LanguageModel, State
 from lm.training import resuming
 from lm.training.averaging import WeightAverage
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
+from lm.training.looking import look
 from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import make_optimizers
 from lm.training.plan import Plan
 from lm.training.precision import MixedPrecision
 from lm.training.resuming import TrainState
 from lm.training.schedules import learning_rate_share
+from lm.training.writing import Writer
 
 log = logging.getLogger(__name__)
 
@@ -219,9 +223,10 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: the loss became NaN or infinite and the options say stop; `last/` is intact.
+            RunError: the disk is full or read-only; what was saved before is intact.
         """
         try:
-            with self._signals(), deterministic(self.device), kept_memory():
+            with self._signals(), deterministic(self.device), kept_memory(), Writer() as self._writer:
                 return self._train(plan, stop_after)
         finally:
             for callback in self.callbacks:
@@ -242,12 +247,15 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             device=str(self.device),
             precision=str(self.mixed.format),
+            seconds=self.state.seconds,
             expected=plan.expected,
         )
         if self.state.step == 0:
             if not (self.folder.path / MODEL).exists():
-                self.folder.write_best(self._weights(), step=0, valid_loss=None)
+                self._write_best(self._weights(), None)
             self.save()
+            # Before the first line of metrics.jsonl; and a disk that cannot be written says so before the work.
+            self._writer.finish()
         for callback in self.callbacks:
             callback.on_start(start)
         self._clock = time.perf_counter() - self.state.seconds
@@ -257,8 +265,9 @@ class Trainer:
         self.state.stop_reason = reason
         if self.state.best_step is None:
             # Stopped before the first validation: what was learned is still the best there is.
-            self.folder.write_best(self._weights(), step=self.state.step, valid_loss=None)
+            self._write_best(self._weights(), None)
         self.save()
+        self._writer.finish()
         end = End(
             reason,
             self.state.step,
@@ -280,6 +289,7 @@ class Trainer:
             loss = self.run_step()
             self._step_seconds += time.perf_counter() - begun
             self._losses.append(loss)
+            self._writer.poll()
             state.seconds = time.perf_counter() - self._clock
             for callback in self.callbacks:
                 callback.on_step(Tick(state.step, loss, state.seconds))
@@ -377,6 +387,7 @@ class Trainer:
         steps = max(1, len(self._losses))
         row: Row = {
             "step": state.step,
+            "tokens": state.step * self.tokens_per_step,
             "epoch": round(state.step / self.steps_per_epoch, 4),
             "train_loss": float(np.mean(losses)) if losses else None,
             "train_accuracy": self._accuracy if self._logs_at(state.step) else None,
@@ -387,7 +398,9 @@ class Trainer:
             "clip_rate": (state.clipped_steps - self._clipped_before) / steps,
             "skipped_steps": state.skipped_steps,
             "tokens_per_second": steps * self.tokens_per_step / max(self._step_seconds, 1e-9),
+            "memory_bytes": memory_in_use(self.device),
         }
+        row["train_bits_per_byte"] = self._bits_per_byte("train", row["train_loss"])
         if self.mixed.scale.enabled:
             row["loss_scale"] = self.mixed.scale.value
         row |= self._seen
@@ -413,7 +426,7 @@ class Trainer:
         )
         if better:
             state.best_loss, state.best_step, state.stalls, state.rate_stalls = loss, state.step, 0, 0
-            self.folder.write_best(self._weights(), step=state.step, valid_loss=loss)
+            self._write_best(self._weights(), loss)
         else:
             state.stalls += 1
             state.rate_stalls += 1
@@ -424,9 +437,33 @@ class Trainer:
             self._given = None
             log.warning("Step %d: the validation loss is %s (first in %s).", state.step, loss, self._where(0))
             return {}
-        return {"valid_loss": loss, "valid_accuracy": scores.accuracy, "best_step": state.best_step}
+        return {
+            "valid_loss": loss,
+            "valid_bits_per_byte": self._bits_per_byte("valid", loss),
+            "valid_accuracy": scores.accuracy,
+            "best_step": state.best_step,
+            "sample": self._sample(),
+        }
+
+    def _bits_per_byte(self, split: str, loss: float | None) -> float | None:
+        """Of nats per token, with the bytes that a token of the split has in the mean."""
+        counts = self.corpus.splits[split].counts
+        return None if loss is None else loss / math.log(2) * counts.tokens / counts.bytes
+
+    def _sample(self) -> str | None:
+        """A short text of the weights that were validated."""
+        tokens = self.config.sample_tokens
+        if tokens is None:
+            return None
+        with self._averaged(), self.mixed.computing():
+            return look(self.model, self.corpus.tokenizer, tokens)
 
     # -- keeping --------------------------------------------------------------------------------------
+    # The training thread only copies; `Writer` does the rest, in this order: best weights, kept weights, `last/`. So a
+    # kill finds best weights that are as old as `last/` or, by less than one validation, newer (resuming knows both).
+
+    def _write_best(self, weights: Arrays, loss: float | None) -> None:
+        self._writer.write(functools.partial(self.folder.write_best, weights, step=self.state.step, valid_loss=loss))
 
     def _keep(self) -> bool:
         """Keep this step's weights under steps/ where the options say so."""
@@ -434,20 +471,27 @@ class Trainer:
         epoch = self._epoch_steps.get(step)
         if epoch is None and (every is None or step % every):
             return False
-        self.folder.write_step(f"step-{step}", self._weights(), step=step, epoch=epoch)
+        own = frozenset(f"step-{step}" for step in self._epoch_steps)
+        self._writer.write(functools.partial(self._write_step, step, epoch, self._weights(), own))
+        return True
+
+    def _write_step(self, step: int, epoch: int | None, weights: Arrays, own: frozenset[str]) -> None:
+        """Keep weights, and drop the oldest of those that are too many; `own` are kept for their epochs."""
+        self.folder.write_step(f"step-{step}", weights, step=step, epoch=epoch)
         if self.config.keep_checkpoints is not None:
-            own = {f"step-{step}" for step in self._epoch_steps}
             kept = [name for name in self.folder.kept_states() if re.fullmatch(r"step-\d+", name) and name not in own]
             for name in kept[: -self.config.keep_checkpoints]:
                 self.folder.drop_step(name)
-        return True
 
     def save(self) -> None:
-        """Replace `last/` by the current state."""
-        resuming.save(self)
+        """Have `last/` replaced by the current state."""
+        step = self.state.step
+        self._writer.write(resuming.snapshot(self), lambda: self._tell_saved(step))
         self._saved_at = time.perf_counter()
+
+    def _tell_saved(self, step: int) -> None:
         for callback in self.callbacks:
-            callback.on_save(self.state.step)
+            callback.on_save(step)
 
     def load(self) -> None:
         """Go back to what `last/` holds.

@@ -79,11 +79,11 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(
     options: Options, prepared: PreparedCorpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     config = options("gru", batch_size=80, **{"model.hidden_size": 64})
-    needed = estimate(config, prepared, seconds=60).step_bytes
-    assert needed is not None
-    # A machine in which a step has two thirds of what it needs, and validation all.
-    monkeypatch.setattr(machine, "available_bytes", lambda device: int(needed * 2 / 3 / fitting.USABLE_SHARE))
+    # Validation on few tokens at once, so that it is the step that takes most.
     monkeypatch.setattr(fitting, "tokens_at_once", lambda vocab_size: 512)
+    needed = estimate(config, prepared, seconds=60).needed_bytes
+    # A machine that has two thirds of what is needed.
+    monkeypatch.setattr(machine, "available_bytes", lambda device: int(needed * 2 / 3 / fitting.USABLE_SHARE))
     with pytest.raises(
         DeviceError, match=r"lower training\.batch_size to 40 and raise .*accumulation 2-fold"
     ) as refused:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from lm.checkpoint import MODEL
 from lm.errors import CorruptRunError, RunError, VocabMismatchError
+from lm.files import write_synced
 from lm.training.callbacks import Callback, Tick
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
@@ -261,7 +263,7 @@ def test_a_full_disk_while_saving_ends_the_run_and_leaves_a_state_to_resume(
 ) -> None:
     straight = run_to_end(make_trainer, "gru", RICH, stop=None)
     trainer = make_trainer("gru", **RICH)
-    trainer.callbacks = [FullDisk(9, monkeypatch)]
+    monkeypatch.setattr("lm.checkpoint.write_synced", FullDisk(after="state.json", times=3))
     with pytest.raises(RunError, match="No space left"):
         trainer.train(PLAN)
     monkeypatch.undo()
@@ -272,14 +274,15 @@ def test_a_full_disk_while_saving_ends_the_run_and_leaves_a_state_to_resume(
     assert_same(straight, again)
 
 
-class FullDisk(Callback):
-    def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._step, self._monkeypatch = step, monkeypatch
+class FullDisk:
+    """Writes files until one of a name was written so many times; from then on there is room for half a file."""
 
-    def on_step(self, tick: Tick) -> None:
-        def write(path: Any, content: bytes) -> None:
+    def __init__(self, *, after: str, times: int) -> None:
+        self._after, self._left = after, times
+
+    def __call__(self, path: Path, content: bytes) -> None:
+        if not self._left:
             path.write_bytes(content[: len(content) // 2])
             raise OSError(28, "No space left on device")
-
-        if tick.step == self._step:
-            self._monkeypatch.setattr("lm.checkpoint.write_synced", write)
+        write_synced(path, content)
+        self._left -= path.name == self._after

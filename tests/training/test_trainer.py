@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -158,9 +159,12 @@ def test_callbacks_see_the_run_in_order(make_trainer: Make) -> None:
     trainer.callbacks = [watcher]
     trainer.train(Plan(4, 2))
     kinds = [item if isinstance(item, str) else type(item).__name__ for item in watcher.seen]
-    assert kinds == [
-        "saved 0", "Start", "Tick", "Tick", "dict", "saved 2", "Tick", "Tick", "dict", "saved 4", "End", "closed",
-    ]  # fmt: skip
+    events = [kind for kind in kinds if not kind.startswith("saved")]
+    assert events == ["Start", "Tick", "Tick", "dict", "Tick", "Tick", "dict", "End", "closed"]
+    # Saving is beside training: it is told when it is known, and all of it before the end.
+    assert [kind for kind in kinds if kind.startswith("saved")] == ["saved 0", "saved 2", "saved 4"]
+    assert kinds[0] == "saved 0" and kinds.index("saved 2") > kinds.index("dict")
+    assert kinds.index("saved 4") < kinds.index("End")
     start, end = watcher.seen[1], watcher.seen[-2]
     assert (start.step, start.plan_steps, start.tokens_per_step) == (0, 4, 64)
     assert (end.reason, end.step, end.best_step) == ("finished", 4, 4)
@@ -180,11 +184,17 @@ def test_a_line_of_metrics_holds_the_promised_fields(make_trainer: Make) -> None
     first, last = trainer.folder.read_metrics()
     promised = {
         "step", "epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "learning_rate", "grad_norm",
-        "clip_rate", "skipped_steps", "tokens_per_second", "seconds",
+        "clip_rate", "skipped_steps", "tokens_per_second", "seconds", "tokens", "memory_bytes", "train_bits_per_byte",
     }  # fmt: skip
     assert promised <= first.keys() and promised <= last.keys()
     assert (first["step"], first["valid_loss"]) == (3, None)
     assert last["step"] == 6 and 0 < last["valid_loss"] < 5 and 0 <= last["valid_accuracy"] <= 1
+    assert (first["tokens"], last["tokens"]) == (3 * 64, 6 * 64)
+    # A token of this text is a character of one byte.
+    assert last["valid_bits_per_byte"] == pytest.approx(last["valid_loss"] / math.log(2))
+    assert last["train_bits_per_byte"] == pytest.approx(last["train_loss"] / math.log(2))
+    assert 10 << 20 < last["memory_bytes"] < 100 << 30
+    assert "sample" not in first and len(last["sample"]) == 80
     assert 0 <= first["train_accuracy"] <= 1 and first["grad_norm"] > 0 and first["tokens_per_second"] > 0
 
 
@@ -223,7 +233,30 @@ def test_tensorboard_has_every_number_and_forgets_what_a_resume_repeats(make_tra
     assert [event.step for event in events.Scalars("valid/loss")] == [2, 4]
     rows = trainer.folder.read_metrics()
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([row["train_loss"] for row in rows])
-    assert {"training/learning_rate", "training/grad_norm", "train/accuracy"} <= set(events.Tags()["scalars"])
+    scalars = set(events.Tags()["scalars"])
+    assert {
+        f"training/{name}" for name in ("learning_rate", "grad_norm", "tokens_per_second", "memory_bytes")
+    } <= scalars
+    for split in ("train", "valid"):
+        assert {f"{split}/{name}" for name in ("perplexity", "bits_per_byte", "accuracy")} <= scalars
+    perplexities = [event.value for event in events.Scalars("valid/perplexity")]
+    assert perplexities == pytest.approx([math.exp(row["valid_loss"]) for row in rows if row["valid_loss"] is not None])
+    (_, last) = events.Tensors("training/sample/text_summary")
+    assert textwrap.dedent(last.tensor_proto.string_val[0].decode()).strip("\n") == rows[-1]["sample"].strip("\n")
+
+
+@pytest.mark.parametrize("model", ["gru", "transformer"])
+def test_a_look_at_the_text_changes_no_bit_of_training(make_trainer: Make, model: str) -> None:
+    trainers = []
+    for tokens in (30, None):
+        trainers.append(make_trainer(model, **{"model.dropout": 0.3}, sample_tokens=tokens))
+        trainers[-1].train(Plan(6, 2))
+    looked, blind = trainers
+    texts = [row["sample"] for row in looked.folder.read_metrics() if row["valid_loss"] is not None]
+    assert [len(text) for text in texts] == [30, 30, 30] and len(set(texts)) > 1
+    assert {row.get("sample") for row in blind.folder.read_metrics()} == {None}
+    for name, array in weights(looked).items():
+        np.testing.assert_array_equal(array, weights(blind)[name])
 
 
 # -- best, last, kept ---------------------------------------------------------------------------------
