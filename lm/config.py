@@ -104,7 +104,7 @@ class TrainingConfig(Options):
     )
 
     # -- what a step sees -------------------------------------------------------------------------
-    batch_size: int = Field(64, ge=1, description="Rows in a step's batch.")
+    batch_size: int = Field(64, ge=1, description="Rows in a step's batch, of all processes together.")
     bptt: int | None = Field(
         None, ge=1, description="Tokens a row in one step; default: the model's context length, else 64."
     )
@@ -162,6 +162,20 @@ class TrainingConfig(Options):
         None, description="Number format of the matrix products; default: bf16 on a GPU that has it, else fp32."
     )
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; default: a GPU when there is one.")
+    devices: int | None = Field(
+        None,
+        ge=1,
+        description="Processes on this machine that train together, each on a GPU of its own or its share of the CPU's "
+        "threads; default: one, or those that torchrun started.",
+    )
+    shard: bool = Field(
+        False,
+        description="Spread weights, gradients and moments over the processes (FSDP2) instead of a copy in each: for "
+        "models that are too large for one GPU.",
+    )
+    timeout_seconds: float = Field(
+        600.0, gt=0, description="Longest wait of one process for the others within a step, before the job ends."
+    )
     seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, dropout and the order of batches.")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="When the loss is not a number: stop with the last good state, or skip the step."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +16,7 @@ from lm.config import CorpusConfig, RunConfig, TrainingConfig, compose, parse_as
 from lm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lm.corpora import Corpus
     from lm.run import Run
     from lm.training.callbacks import End
 
@@ -50,6 +53,8 @@ def command(
     seed: Annotated[int | None, field(TrainingConfig, "seed")] = None,
     device: Annotated[str | None, field(TrainingConfig, "device")] = None,
     precision: Annotated[str | None, field(TrainingConfig, "precision")] = None,
+    devices: Annotated[int | None, field(TrainingConfig, "devices")] = None,
+    shard: Annotated[bool, field(TrainingConfig, "shard", "--shard")] = False,
     split_fractions: Annotated[str | None, field(CorpusConfig, "split_fractions")] = None,
     text_column: Annotated[str | None, field(CorpusConfig, "text_column")] = None,
     resume: Annotated[
@@ -71,11 +76,13 @@ def command(
     \b
     lm train input.txt
     lm train input.txt --preset gru-char --minutes 10 --set model.hidden_size=768
+    lm train input.txt --devices 2
     lm train --resume RUN
     """
     flags = {
         "training.minutes": minutes, "training.max_steps": max_steps, "training.epochs": epochs,
         "training.seed": seed, "training.device": device, "training.precision": precision,
+        "training.devices": devices, "training.shard": shard or None,
     }  # fmt: skip
     overrides: dict[str, Any] = parse_assignments(set_ or [])
     overrides |= {path: value for path, value in flags.items() if value is not None}
@@ -83,15 +90,16 @@ def command(
         unwanted = {
             "CORPUS": corpus, "--preset": preset, "--name": name, "--config": config, "--init": init,
             "--split-fractions": split_fractions, "--text-column": text_column, "--overwrite": overwrite, "--set": set_,
-            "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision,
+            "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision, "--shard": shard,
         }  # fmt: skip
         given = [flag for flag, value in unwanted.items() if value is not None and value is not False]
         if given:
             raise ConfigError(
                 f"--resume {resume} goes on as the run was planned, so {', '.join(given)} cannot change it; "
-                "--max-steps, --stop-after and --device can. To train it differently, start from it with --init."
+                "--max-steps, --stop-after, --device and --devices can. To train it differently, start from it with "
+                "--init."
             )
-        _resume(resume, runs_dir, max_steps, stop_after, device, data_dir, as_json)
+        _resume(resume, runs_dir, max_steps, stop_after, device, devices, data_dir, as_json)
         return
     if corpus is None:
         raise ConfigError(
@@ -120,12 +128,12 @@ def _train(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    from cli.output import console, reading
+    from cli.output import reading
     from cli.training import TrainingView
-    from lm.corpora import open_corpus
     from lm.run import load
-    from lm.training.choosing import PRESETS, choose_config
-    from lm.training.jobs import counts_alone, init_config, train
+    from lm.training import distributed
+    from lm.training.choosing import PRESETS
+    from lm.training.jobs import init_config, train
 
     base = load(init, runs_dir=runs_dir) if init is not None else None
     for flag, value in (("--preset", preset), ("--config", file)):
@@ -139,30 +147,61 @@ def _train(
         if base is not None
         else _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
     )
-    with reading() as progress:
-        opened = open_corpus(options.corpus, data_dir=data_dir, progress=progress)
-        if base is None and preset is None:
-            choice = choose_config(
-                opened,
-                lambda preset: compose(where.source, preset=preset, file=file, overrides=overrides),
-                progress=progress,
-            )
-            options = choice.config
-    told = console(stderr=True)
-    length = options.training
-    if length.max_steps is None and length.epochs is None and length.minutes is None and not counts_alone(options):
-        told.print("No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it).")
-    if base is None and preset is None:
-        tokens = "" if choice.tokens is None else f", which comes to about {choice.tokens:,} tokens on this machine"
-        told.print(f"No preset was given: {options.preset} suits this text and length{tokens}.")
-    with reading() as progress:
+    if _run_in_processes(options.training.devices, options.training.device):
+        return
+    with distributed.joined(options.training) as world, reading() as progress:
+        opened: str | Corpus = where.source
+        if world.first:
+            chooses = base is None and preset is None
+            make = partial(_compose, where.source, file=file, overrides=overrides) if chooses else None
+            opened, options = _open(options, make, data_dir)
         view = TrainingView(runs_dir, progress)
         run = train(
             opened, options, name=name, runs_dir=runs_dir, init=base, stop_after=stop_after, overwrite=overwrite,
             callbacks=[view], data_dir=data_dir, progress=progress,
         )  # fmt: skip
-    _leave_if_interrupted(view.end)
-    _closing(run, runs_dir, as_json)
+    if world.first:
+        _leave_if_interrupted(view.end)
+        _closing(run, runs_dir, as_json)
+
+
+def _run_in_processes(devices: int | None, device: str | None) -> bool:
+    """Start this very command in several processes, where that is wanted and nobody has yet; whether it was."""
+    from lm.training import distributed
+
+    if devices is None or devices == 1 or distributed.started():
+        return False
+    distributed.check_devices(devices, device)
+    if code := distributed.launch(devices, [sys.executable, "-m", "cli.main", *sys.argv[1:]]):
+        raise typer.Exit(code)
+    return True
+
+
+def _open(
+    options: RunConfig, make: Callable[[str], RunConfig] | None, data_dir: Path | None
+) -> tuple[Corpus, RunConfig]:
+    """Open the corpus and, with `make`, choose the preset that suits it; say what was not said and therefore chosen."""
+    from cli.output import console, reading
+    from lm.corpora import open_corpus
+    from lm.training.choosing import choose_config
+    from lm.training.jobs import counts_alone
+
+    with reading() as progress:
+        opened = open_corpus(options.corpus, data_dir=data_dir, progress=progress)
+        choice = None if make is None else choose_config(opened, make, progress=progress)
+    options = options if choice is None else choice.config
+    told = console(stderr=True)
+    length = options.training
+    if length.max_steps is None and length.epochs is None and length.minutes is None and not counts_alone(options):
+        told.print("No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it).")
+    if choice is not None:
+        tokens = "" if choice.tokens is None else f", which comes to about {choice.tokens:,} tokens on this machine"
+        told.print(f"No preset was given: {options.preset} suits this text and length{tokens}.")
+    return opened, options
+
+
+def _compose(source: str, preset: str, *, file: Path | None, overrides: dict[str, Any]) -> RunConfig:
+    return compose(source, preset=preset, file=file, overrides=overrides)
 
 
 def _first_that_fits(source: str, presets: Sequence[str], file: Path | None, overrides: dict[str, Any]) -> RunConfig:
@@ -182,19 +221,28 @@ def _resume(
     max_steps: int | None,
     stop_after: int | None,
     device: str | None,
+    devices: int | None,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
     from cli.output import console, print_json, reading
     from cli.training import TrainingView
+    from lm.checkpoint import find_run
+    from lm.run import Run
+    from lm.training import distributed
     from lm.training.jobs import resume
 
+    before = Run(find_run(name, runs_dir)[0]).config.training
+    if _run_in_processes(devices or before.devices, device or before.device):
+        return
     with reading() as progress:
         view = TrainingView(runs_dir, progress)
         run, went_on = resume(
-            name, runs_dir=runs_dir, max_steps=max_steps, stop_after=stop_after, device=device,
+            name, runs_dir=runs_dir, max_steps=max_steps, stop_after=stop_after, device=device, devices=devices,
             callbacks=[view], data_dir=data_dir, progress=progress,
         )  # fmt: skip
+    if distributed.rank() > 0:
+        return
     _leave_if_interrupted(view.end)
     if went_on:
         _closing(run, runs_dir, as_json)

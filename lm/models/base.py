@@ -153,8 +153,11 @@ class LanguageModel(nn.Module, ABC):
         return 0
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The weights as host arrays, by name, for saving; copies, safe from later steps."""
-        return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in self.state_dict().items()}
+        """The weights as host arrays, by name, for saving; copies, safe from later steps.
+
+        Where they are spread over processes they are gathered, so all processes must ask.
+        """
+        return {name: np.array(whole(tensor.detach()).cpu().numpy()) for name, tensor in self.state_dict().items()}
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Set the weights from `arrays`, which must match by name and shape (ValueError names what does not)."""
@@ -164,7 +167,9 @@ class LanguageModel(nn.Module, ABC):
         for name, tensor in own.items():
             if tuple(tensor.shape) != arrays[name].shape:
                 raise ValueError(f"{name} is {arrays[name].shape} in the file, {tuple(tensor.shape)} in the model")
-        self.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+        self.load_state_dict(
+            {name: spread_like(own[name], torch.from_numpy(np.array(array))) for name, array in arrays.items()}
+        )
 
 
 def cross_entropies(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
@@ -172,6 +177,21 @@ def cross_entropies(logits: Tensor, targets: Tensor, label_smoothing: float) -> 
     flat, wanted = logits.float().flatten(0, 1), targets.flatten()
     objective = F.cross_entropy(flat, wanted, label_smoothing=label_smoothing)
     return objective, objective.detach() if label_smoothing == 0 else F.cross_entropy(flat.detach(), wanted)
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor that is spread over processes (a DTensor, as FSDP makes them) as one; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
+
+
+def spread_like(example: Any, tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that all have whole, spread as `example` is; the tensor where that is not."""
+    if not hasattr(example, "full_tensor") or tensor.shape != example.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    tensor = tensor.to(example.device)
+    return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
 
 
 def build_model(section: Any, vocab_size: int, *, seed: int | None = None) -> LanguageModel:

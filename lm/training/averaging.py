@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from lm.models.base import spread_like, whole
+
 
 class WeightAverage:
     """The running average of a model's parameters.
@@ -46,16 +48,20 @@ class WeightAverage:
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
-        for index, parameter in enumerate(self._followed):
-            parameter.data, self._average[index] = self._average[index], parameter.data
+        # By values: weights that are spread over processes (FSDP) stay where the others look for them.
+        for parameter, average in zip(self._followed, self._average, strict=True):
+            own = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(own)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The average as host arrays, by parameter name."""
+        """The average as host arrays, by parameter name; all processes must ask where it is spread over them."""
         pairs = zip(self._names, self._average, strict=True)
-        return {name: np.array(tensor.cpu().numpy()) for name, tensor in pairs}
+        return {name: np.array(whole(tensor).cpu().numpy()) for name, tensor in pairs}
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Set the average from `arrays` of an equal model; KeyError or RuntimeError where they do not fit."""
         for name, tensor in zip(self._names, self._average, strict=True):
-            tensor.copy_(torch.from_numpy(np.array(arrays[name])))
+            tensor.copy_(spread_like(tensor, torch.from_numpy(np.array(arrays[name]))))

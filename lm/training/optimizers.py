@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from lm.config import TrainingConfig
 from lm.kernels.base import native
-from lm.models.base import LanguageModel
+from lm.models.base import LanguageModel, spread_like, whole
 from lm.models.heads import Tails
 from lm.models.tables import ContextTables
 
@@ -111,7 +111,7 @@ def optimizer_arrays(optimizers: list[Optimizer]) -> dict[str, npt.NDArray[Any]]
         for index, moments in optimizer.state_dict()["state"].items():
             for name, value in moments.items():
                 if value is not None:
-                    arrays[f"{number}.{index}.{name}"] = np.array(torch.as_tensor(value).detach().cpu().numpy())
+                    arrays[f"{number}.{index}.{name}"] = np.array(whole(torch.as_tensor(value).detach()).cpu().numpy())
     return arrays
 
 
@@ -120,8 +120,10 @@ def load_optimizer_arrays(optimizers: list[Optimizer], arrays: dict[str, npt.NDA
     for number, optimizer in enumerate(optimizers):
         content = optimizer.state_dict()
         content["state"] = {}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for key, array in arrays.items():
             owner, index, name = key.split(".", 2)
             if int(owner) == number:
-                content["state"].setdefault(int(index), {})[name] = torch.from_numpy(np.array(array))
+                value = spread_like(parameters[int(index)], torch.from_numpy(np.array(array)))
+                content["state"].setdefault(int(index), {})[name] = value
         optimizer.load_state_dict(content)

@@ -28,11 +28,11 @@ from lm.checkpoint import MODEL, RunFolder
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
-from lm.device import autocast, deterministic, pick_device, pick_precision
+from lm.device import autocast, deterministic, pick_precision
 from lm.errors import NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
-from lm.models.base import LanguageModel, State
-from lm.training import resuming
+from lm.models.base import LanguageModel, State, whole
+from lm.training import distributed, resuming
 from lm.training.averaging import WeightAverage
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
 from lm.training.nonfinite import first_nonfinite
@@ -68,27 +68,31 @@ class Trainer:
         self.config = config
         self.corpus = corpus
         self.callbacks = callbacks or []
-        self.device = pick_device(config.device)
+        self.world = distributed.current()
+        self.device = self.world.place(config.device)
         self.precision = pick_precision(config.precision, self.device)
         self.model = model.to(self.device)
         self.plan = Plan(steps=1, evaluate_every=1)
         kind = config.batching or model.batching
         bptt = config.bptt or model.context_length or DEFAULT_BPTT
         train = corpus.splits["train"]
-        self.batches = make_batches(kind, train, batch_size=config.batch_size, bptt=bptt, seed=config.seed)
+        share = self.world.share
+        self.batches = make_batches(kind, train, batch_size=config.batch_size, bptt=bptt, seed=config.seed, share=share)
         # A window of limited length is not carried: it would grow with every batch.
         self.carries = kind == "streams" and model.context_length is None
         self.steps_per_epoch = self.batches.per_epoch / config.gradient_accumulation
         self.tokens_per_step = config.batch_size * bptt * config.gradient_accumulation
+        self.parallel = distributed.Parallel(self.model, self.world, shard=config.shard)
         # The fused AdamW and a gradient scaler do not meet on every device; fp16 takes the plain one.
         self.optimizers = make_optimizers(model, config, fused=self.precision != "fp16" and self.device.type != "mps")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        share = config.average_share
-        self.average = None if share is None else WeightAverage(self.model, share)
+        look_back = config.average_share
+        self.average = None if look_back is None else WeightAverage(self.model, look_back)
         self.state = TrainState()
         self.hidden: State | None = None
         self._signal: int | None = None
         self._accuracy: float | None = None
+        self.world.seed(config.seed)
 
     # -- one step -----------------------------------------------------------------------------------
 
@@ -103,11 +107,12 @@ class Trainer:
         total = 0.0
         for part in range(config.gradient_accumulation):
             index = state.step * config.gradient_accumulation + part
-            loss, objective = self._forward(index)
-            if not math.isfinite(loss):
-                self._skip_or_stop(f"the loss is {loss}", index)
-                return math.nan
-            self.scaler.scale(objective / config.gradient_accumulation).backward()
+            with self.parallel.part(last=part == config.gradient_accumulation - 1):
+                loss, objective = self._forward(index)
+                if not math.isfinite(loss):
+                    self._skip_or_stop(f"the loss is {loss}", index)
+                    return math.nan
+                self.scaler.scale(objective / config.gradient_accumulation).backward()
             total += loss / config.gradient_accumulation
         for optimizer in self.optimizers:
             # Clip true gradients: fp16 ones still carry the loss scale (65,536 at first).
@@ -115,7 +120,7 @@ class Trainer:
         # Sparse gradients are those of context tables, whose steps are bounded by their own optimizer.
         clipped = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
         norm = torch.nn.utils.clip_grad_norm_(clipped, config.grad_clip or math.inf)
-        self._grad_norm = float(norm)
+        self._grad_norm = float(whole(norm))
         if math.isfinite(self._grad_norm):
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
@@ -140,14 +145,16 @@ class Trainer:
         batch = self.batches.batch(index)
         inputs, targets = (torch.from_numpy(array).to(self.device) for array in (batch.inputs, batch.targets))
         with autocast(self.device, self.precision):
-            found = self.model.training_loss(
+            found = self.parallel.training_loss(
                 inputs, targets, None if batch.fresh else self.hidden, label_smoothing=self.config.label_smoothing
             )
         self.hidden = found.state.detach() if self.carries else None
         if self._logs_at(self.state.step + 1):
             logits = found.logits
-            self._accuracy = None if logits is None else float((logits.argmax(dim=-1) == targets).float().mean())
-        return float(found.nats), found.objective
+            own = None if logits is None else float((logits.argmax(dim=-1) == targets).float().mean())
+            self._accuracy = None if own is None else self.world.mean(own, batch.weight)
+        objective = found.objective if batch.weight == 1 else found.objective * batch.weight
+        return self.world.mean(float(found.nats), batch.weight), objective
 
     def _clear_gradients(self) -> None:
         for optimizer in self.optimizers:
@@ -185,18 +192,22 @@ class Trainer:
         times: list[float] = []
         begun = time.perf_counter()
         # The first steps pay for caches and threads that the others find ready.
-        while len(times) < WARM_UP_STEPS + 2 or time.perf_counter() - begun < seconds * 0.75:
+        while len(times) < WARM_UP_STEPS + 2 or self._since(begun) < seconds * 0.75:
             before = time.perf_counter()
             self.run_step()
             times.append(time.perf_counter() - before)
         # The median: another program that takes the processor for a moment must not halve the plan.
-        step_seconds = statistics.median(times[WARM_UP_STEPS:])
+        step_seconds, _ = self.world.agree(statistics.median(times[WARM_UP_STEPS:]), None)
         valid = self.corpus.splits["valid"].ids
         # A validation token costs about a third of a training token.
         tokens = max(VALIDATION_ROWS, int(seconds * 0.25 / step_seconds * self.tokens_per_step * 3))
         begun = time.perf_counter()
         scores = self._score(valid[: tokens + 1])
-        return step_seconds, (time.perf_counter() - begun) / scores.tokens
+        return step_seconds, self._since(begun) / scores.tokens
+
+    def _since(self, begun: float) -> float:
+        """Seconds since `begun`, the same in all processes."""
+        return self.world.agree(time.perf_counter() - begun, None)[0]
 
     # -- the loop -------------------------------------------------------------------------------------
 
@@ -230,13 +241,13 @@ class Trainer:
             precision=self.precision,
         )
         if self.state.step == 0:
-            if not (self.folder.path / MODEL).exists():
+            if self.world.tell(lambda: not (self.folder.path / MODEL).exists()):
                 self.folder.write_best(self.model.arrays(), step=0, valid_loss=None)
             self.save()
         for callback in self.callbacks:
             callback.on_start(start)
         self._clock = time.perf_counter() - self.state.seconds
-        self._saved_at = time.perf_counter()
+        self._saved_at = self.state.seconds
         self._begin_interval()
         reason = self._loop(stop_after)
         self.state.stop_reason = reason
@@ -265,7 +276,7 @@ class Trainer:
             loss = self.run_step()
             self._step_seconds += time.perf_counter() - begun
             self._losses.append(loss)
-            state.seconds = time.perf_counter() - self._clock
+            state.seconds, self._signal = self.world.agree(time.perf_counter() - self._clock, self._signal)
             for callback in self.callbacks:
                 callback.on_step(Tick(state.step, loss, state.seconds))
             reason = self._why_stop(stop_after)
@@ -280,7 +291,7 @@ class Trainer:
                 reason = self._out_of_patience() or reason
             if reason is not None:
                 return reason
-            if validates or kept or time.perf_counter() - self._saved_at > SAVE_SECONDS:
+            if validates or kept or state.seconds - self._saved_at > SAVE_SECONDS:
                 self.save()
         return "finished"
 
@@ -340,20 +351,24 @@ class Trainer:
 
         # While training, windows do not overlap and a carried state is read in rows: quick, and the same every time.
         with self._averaged():
-            return score(
+            scores = score(
                 self.model,
                 ids,
                 precision=self.precision,
                 rows=VALIDATION_ROWS,
                 stride=self.model.context_length,
+                share=self.world.share,
                 progress=progress if report else None,
             )
+        return self.world.total(scores)
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the model has the weights that are validated and kept: the averaged ones, where there are any."""
         return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def _weights(self) -> dict[str, Any]:
+        if not (self.world.first or self.config.shard):
+            return {}
         with self._averaged():
             return self.model.arrays()
 
@@ -377,7 +392,7 @@ class Trainer:
             row["loss_scale"] = self.scaler.get_scale()
         if validates:
             row |= self._validate()
-        state.seconds = time.perf_counter() - self._clock
+        state.seconds = self._since(self._clock)
         row["seconds"] = round(state.seconds, 3)
         self.folder.append_metrics(row)
         for callback in self.callbacks:
@@ -429,7 +444,7 @@ class Trainer:
     def save(self) -> None:
         """Replace `last/` by the current state."""
         resuming.save(self)
-        self._saved_at = time.perf_counter()
+        self._saved_at = self.state.seconds
         for callback in self.callbacks:
             callback.on_save(self.state.step)
 
