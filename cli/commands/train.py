@@ -147,7 +147,8 @@ def _train(
         if base is not None
         else _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
     )
-    if _run_in_processes(options.training.devices, options.training.device):
+    known = options if preset is not None or base is not None else None
+    if _run_in_processes(options.training.devices, options.training.device, known):
         return
     with distributed.joined(options.training) as world, reading() as progress:
         opened: str | Corpus = where.source
@@ -165,13 +166,18 @@ def _train(
         _closing(run, runs_dir, as_json)
 
 
-def _run_in_processes(devices: int | None, device: str | None) -> bool:
-    """Start this very command in several processes, where that is wanted and nobody has yet; whether it was."""
+def _run_in_processes(devices: int | None, device: str | None, options: RunConfig | None) -> bool:
+    """Start this very command in several processes, where that is wanted and nobody has yet; whether it was.
+
+    Options that are known already are looked at first.
+    """
     from lm.training import distributed
 
     if devices is None or devices == 1 or distributed.started():
         return False
     distributed.check_devices(devices, device)
+    if options is not None:
+        distributed.check(options, devices)
     if code := distributed.launch(devices, [sys.executable, "-m", "cli.main", *sys.argv[1:]]):
         raise typer.Exit(code)
     return True
@@ -232,8 +238,8 @@ def _resume(
     from lm.training import distributed
     from lm.training.jobs import resume
 
-    before = Run(find_run(name, runs_dir)[0]).config.training
-    if _run_in_processes(devices or before.devices, device or before.device):
+    before = Run(find_run(name, runs_dir)[0]).config
+    if _run_in_processes(devices or before.training.devices, device or before.training.device, before):
         return
     with reading() as progress:
         view = TrainingView(runs_dir, progress)

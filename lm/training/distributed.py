@@ -34,6 +34,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from lm.checkpoint import CONFIG, RunFolder
@@ -217,7 +219,7 @@ def joined(training: TrainingConfig | None = None) -> Iterator[World]:
     try:
         place = world.place(training.device)
         with _words():
-            _world = replace(world, patient=_connect(place, training.timeout_seconds))
+            _world = replace(world, patient=_connect(world, place, training.timeout_seconds))
             yield _world
     except Exception as error:
         if not world.first or isinstance(error, LostError):
@@ -230,14 +232,54 @@ def joined(training: TrainingConfig | None = None) -> Iterator[World]:
         _world = World()
 
 
-def _connect(place: torch.device, timeout_seconds: float) -> Any:
+def _connect(world: World, place: torch.device, timeout_seconds: float) -> Any:
+    """Connect to the others; the group for waits that may be long."""
     timeout = datetime.timedelta(seconds=timeout_seconds)
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        store = PrefixStore(_attempt(store, world, timeout_seconds), store)
+    shared: dict[str, Any] = {"store": store, "rank": world.rank, "world_size": world.size, "timeout": timeout}
     if place.type == "cuda":
         torch.cuda.set_device(place)
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=place)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=place, **shared)
     else:
-        dist.init_process_group("gloo", timeout=timeout)
+        dist.init_process_group("gloo", **shared)
     return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _attempt(store: Any, world: World, timeout_seconds: float) -> str:
+    """A name for this start of the job, agreed on by all processes.
+
+    The launcher keeps one store through all restarts, in which the addresses of processes that are gone still stand
+    (pytorch issue 135712), and no number that it hands out is the same on all machines. So each process leaves a name
+    that no other ever had; the first one proposes what it finds, until all have found themselves in it.
+    """
+    own, until = uuid.uuid4().hex, time.monotonic() + timeout_seconds
+    store.set(f"inkling/here/{world.rank}", own)
+    ranks = range(world.size)
+    while time.monotonic() < until:
+        if world.first:
+            found = ",".join(store.get(f"inkling/here/{rank}").decode() for rank in ranks)
+            store.set("inkling/proposed", found)
+            store.set("inkling/seen/0", found)
+            if all(_read(store, f"inkling/seen/{rank}") == found for rank in ranks):
+                store.set("inkling/agreed", found)
+                return own
+        else:
+            found = _read(store, "inkling/proposed")
+            if own in found.split(","):
+                store.set(f"inkling/seen/{world.rank}", found)
+                if _read(store, "inkling/agreed") == found:
+                    return found.partition(",")[0]
+        time.sleep(0.02)
+    raise LostError(
+        f"Not all {world.size} processes of this job were there in training.timeout_seconds={timeout_seconds:g}: look "
+        "at the log of the machine that is missing."
+    )
+
+
+def _read(store: Any, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
 
 
 @contextlib.contextmanager
@@ -433,14 +475,11 @@ class Parallel:
         self._sharded: Any = None
         self._copies: DistributedDataParallel | None = None
         self._sparse: list[nn.Parameter] = []
-        self._loss: Callable[..., TrainingLoss] = model.training_loss
-        if world.size == 1:
-            return
-        if shard:
+        if world.size > 1 and shard:
             self._sharded = _shard(model)
-        else:
+        elif world.size > 1:
             self._copies, self._sparse = _copy(model)
-            self._loss = self._copies
+        self._loss: Callable[..., TrainingLoss] = self._copies or model.training_loss
 
     def training_loss(self, *args: Any, **kwargs: Any) -> TrainingLoss:
         """See `LanguageModel.training_loss`; of this process's rows."""
@@ -481,7 +520,7 @@ def _copy(model: LanguageModel) -> tuple[DistributedDataParallel, list[nn.Parame
     rows = [part for part in model.modules() if isinstance(part, nn.Embedding) and part.sparse]
     for part in rows:
         part.sparse = False
-    copies = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    copies = DistributedDataParallel(module, gradient_as_bucket_view=True)
     for part in rows:
         part.sparse = True
     return copies, [p for p in model.parameters() if p in tables]
