@@ -336,11 +336,12 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     nested: dict[str, dict[str, Any]] = {}
     for path, value in overrides.items():
         section, _, field = path.partition(".")
-        nested.setdefault(section, {})[field] = _parse(value) if isinstance(value, str) else value
+        nested.setdefault(section, {})[field] = parse_value(value) if isinstance(value, str) else value
     return nested
 
 
-def _parse(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """What was written for an option: JSON where it is JSON, none as None, else the text."""
     if text.lower() in ("none", "null"):
         return None
     try:

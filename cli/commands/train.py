@@ -156,6 +156,8 @@ def _train(
             chooses = base is None and preset is None
             make = partial(_compose, where.source, file=file, overrides=overrides) if chooses else None
             opened, options = _open(options, make, data_dir)
+            if opened.tokens is not None and any(path.startswith("tokenizer.") for path in overrides):
+                raise ConfigError(f"{where.source} was prepared with its tokenizer: leave tokenizer options out.")
         view = TrainingView(runs_dir, progress)
         run = train(
             opened, options, name=name, runs_dir=runs_dir, init=base, stop_after=stop_after, overwrite=overwrite,

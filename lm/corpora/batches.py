@@ -84,7 +84,7 @@ class Batches(ABC):
     def _windows(self, starts: npt.NDArray[np.int64], draws: np.random.Generator) -> Batch:
         """The windows of T + 1 tokens from `starts`; some begin with the start token, so that it is learned."""
         rows, weight = self._own(len(starts))
-        windows = self._ids[starts[rows, None] + np.arange(self._bptt + 1)].astype(np.int64)
+        windows = take(self._ids, starts[rows], self._bptt + 1)
         inputs, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
         inputs[(draws.random(len(starts)) < START_TOKEN_SHARE)[rows], 0] = self._start_id
         return Batch(inputs, targets, True, weight)
@@ -102,19 +102,19 @@ class StreamBatches(Batches):
         super().__init__(split, batch_size, bptt, share=share)
         length = self._targets // batch_size
         self.per_epoch = -(-length // bptt)
-        # Views into the memory-mapped file: nothing is copied until a batch is made.
-        self._inputs = _rows(self._ids, 0, batch_size, length)
-        self._nexts = _rows(self._ids, 1, batch_size, length)
+        self._length = length
 
     def batch(self, index: int) -> Batch:
         """See `Batches.batch`."""
         number = index % self.per_epoch
-        columns = slice(number * self._bptt, (number + 1) * self._bptt)
+        begin = number * self._bptt
         rows, weight = self._own(self._batch_size)
-        inputs = self._inputs[rows, columns].astype(np.int64)
+        starts = begin + self._length * np.arange(self._batch_size)[rows]
+        windows = take(self._ids, starts, min(self._bptt, self._length - begin) + 1)
+        inputs, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
         if number == 0:
             inputs[:, 0] = self._start_id
-        return Batch(inputs, self._nexts[rows, columns].astype(np.int64), number == 0, weight)
+        return Batch(inputs, targets, number == 0, weight)
 
 
 class RandomWindows(Batches):
@@ -184,8 +184,13 @@ def make_batches(
             return ShuffledWindows(split, batch_size, bptt, seed, share=share)
 
 
-def _rows(ids: Ids, first: int, rows: int, length: int) -> Ids:
-    return ids[first : first + rows * length].reshape(rows, length)
+def take(ids: Ids, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+    """The tokens (R, length) from each start; nothing else of the memory-mapped files is read."""
+    if isinstance(ids, np.ndarray):
+        found: Ids = ids[starts[:, None] + np.arange(length)]
+    else:
+        found = np.stack([ids[start : start + length] for start in starts.tolist()])
+    return found.astype(np.int64)
 
 
 def _generator(seed: int, purpose: int, index: int) -> np.random.Generator:

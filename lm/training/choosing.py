@@ -13,6 +13,7 @@ from pathlib import Path
 from lm.checkpoint import RunFolder
 from lm.config import RunConfig
 from lm.corpora import Corpus, Progress, prepare
+from lm.corpora.shards import shards_tokenizer
 from lm.device import enough_memory
 from lm.errors import CorpusError
 from lm.models.base import build_model
@@ -45,6 +46,8 @@ class Choice:
 
 def suited_presets(corpus: Corpus) -> tuple[str, ...]:
     """The presets that suit a text, in rising size: by how many different characters it has, never by its name."""
+    if corpus.tokens is not None:
+        return tuple(PRESETS["char" if shards_tokenizer(corpus.tokens).type in ("byte", "char") else "subword"])
     seen: set[str] = set()
     read = 0
     for chunk in corpus.splits["train"].chunks():

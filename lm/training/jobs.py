@@ -263,6 +263,9 @@ def _begin(
     if "valid" not in corpus.splits:
         raise CorpusError(f"{corpus.source} has no validation split, so nothing could tell the best weights: add one.")
     prepared = prepare(corpus, init.tokenizer if init else config.tokenizer, progress=progress)
+    if corpus.tokens is not None:
+        # Prepared in shards: with the tokenizer that made them.
+        config = config.model_copy(update={"tokenizer": Section(**prepared.tokenizer.options.model_dump(mode="json"))})
     held.enter_context(folder.lock())
     return _Job(
         folder.path,
