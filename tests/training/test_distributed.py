@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -276,6 +277,36 @@ def test_a_killed_process_ends_the_job_that_devices_started_and_another_number_g
         _, went_on = lm.resume("a", runs_dir=tmp_path / "runs")
     assert went_on and "processes '2' then, '1' now" in caplog.text
     assert [row["step"] for row in RunFolder(run).read_metrics()] == list(range(1, 61))
+
+
+@pytest.mark.soak
+def test_a_lost_machine_leaves_the_others_to_go_on(tmp_path: Path) -> None:
+    # Two launchers, as on two machines, of which the second dies with all that it started.
+    port = free_port()
+    launcher = [
+        *TORCHRUN, "--no-python", "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-id", "one",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1",
+        "--rdzv-conf", "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3",
+    ]  # fmt: skip
+    command = [*launcher, *LM, *TRAIN, "--max-steps", "400"]
+    (tmp_path / "second").mkdir()
+    with job(tmp_path, *command) as first:
+        time.sleep(3)
+        with job(tmp_path / "second", *command[:-1], "400", "--runs-dir", str(tmp_path / "runs")) as second:
+            wait_for_step(tmp_path / "runs" / "words-gru-char", 60)
+            for process in (*children(second.pid), second.pid):
+                os.kill(process, signal.SIGKILL)
+        code = first.wait(TIMEOUT_SECONDS)
+    log = (tmp_path / "log").read_text("utf-8")
+    assert code == 0 and "processes '2' then, '1' now" in log and "Finished the plan" in log, log
+    rows = RunFolder(tmp_path / "runs" / "words-gru-char").read_metrics()
+    assert [row["step"] for row in rows] == list(range(1, 401))
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 @pytest.mark.slow
