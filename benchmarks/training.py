@@ -43,7 +43,7 @@ from benchmarks.wlm import WordLanguageModel, write_texts
 from lm.checkpoint import RunFolder
 from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig
 from lm.corpora import Corpus, PreparedCorpus, open_corpus, prepare
-from lm.device import deterministic
+from lm.device import deterministic, kept_memory
 from lm.models.base import build_model
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
@@ -199,7 +199,7 @@ def trainer_turns(
     trainer.plan = Plan(steps=1_000_000, evaluate_every=1_000_000)
 
     def turn() -> float:
-        with deterministic(trainer.device):
+        with deterministic(trainer.device), kept_memory():
             begun, steps = time.perf_counter(), 0
             while time.perf_counter() - begun < TURN_SECONDS:
                 trainer.run_step()

@@ -14,9 +14,14 @@ Everything is imported when first used, so that `import lm` is quick and loads n
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from lm.version import __version__
+
+# Torch's threads look for work for milliseconds before they sleep, on cores that the kernels' own threads need.
+# Some ten microseconds do; read when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, compose, preset_names

@@ -4,6 +4,7 @@
     Linear, linear, linears            nn.Linear, F.linear, several of them over the same inputs
     RMSNorm, normed_and_turned         nn.RMSNorm, the same with rotary positions
     swiglu, attend, Dropout            silu(gate) · up, causal scaled_dot_product_attention, nn.Dropout
+    block                              all of these, as a whole block of a Transformer
 
 All are for fp32 on the CPU (`usable`) and leave everything else to torch. Outputs and gradients equal torch's within
 fp32 rounding. Sums have one order: the same bits for any number of threads.
@@ -24,7 +25,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ from lm.kernels.base import compiled, native
 
 log = logging.getLogger(__name__)
 
-KINDS = "gru", "lstm", "linear", "dropout", "norm", "swiglu", "attention"
+KINDS = "gru", "lstm", "linear", "dropout", "norm", "swiglu", "attention", "block"
 
 FEWEST_STEPS, FEWEST_ROWS = 8, 64
 """Shorter texts and smaller matrices are torch's: the weights are arranged anew in each call."""
@@ -103,11 +104,47 @@ def linears(inputs: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
     return found
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> Tensor:
     """Causal attention (B, T, H, D), where "attention" is `usable`; H is a multiple of the keys' and values' heads."""
     apply: Any = _Attention.apply
-    found: Tensor = apply(queries, keys, values)
+    found: Tensor = apply(dropout, _seed(dropout), queries, keys, values)
     return found
+
+
+def block(
+    inputs: Tensor,
+    weights: Sequence[Tensor | None],
+    rotation: tuple[Tensor, Tensor],
+    *,
+    heads: int,
+    kv_heads: int,
+    epsilon: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block of a Transformer over whole texts, where "block" is `usable`: one call forward and one backward.
+
+    Args:
+        inputs: (B, T, E).
+        weights: of the first norm, queries, keys, values, the queries' and keys' norms (or None), the attention's
+            output, the second norm, gate, up and down.
+        rotation: cosines and sines (B, T, 1, D/2).
+        heads: of the queries, G times those of keys and values.
+        kv_heads: heads of keys and values.
+        epsilon: of the norms.
+        dropout: of attention weights and both branches.
+
+    Returns:
+        The outputs (B, T, E), keys and values (B, T, kv_heads, D).
+    """
+    apply: Any = _Block.apply
+    settings = heads, kv_heads, epsilon, dropout, tuple(_seed(dropout) for _ in range(3))
+    found: tuple[Tensor, Tensor, Tensor] = apply(settings, *rotation, inputs, *weights)
+    return found
+
+
+def _seed(dropout: float) -> int:
+    """One draw of torch's generator, where there is anything to drop."""
+    return int(torch.randint(2**62, ())) if dropout else 0
 
 
 class Linear(nn.Linear):
@@ -126,7 +163,7 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0 or not usable("dropout", inputs):
             return super().forward(inputs)
         apply: Any = _Dropout.apply
-        found: Tensor = apply(inputs, self.p, int(torch.randint(2**62, ())))
+        found: Tensor = apply(inputs, self.p, _seed(self.p))
         return found
 
 
@@ -178,7 +215,7 @@ class _Norms(torch.autograd.Function):
         ctx.save_for_backward(inputs, weight, cosines, sines, scales)
         ctx.shape = inputs.numel() // width // heads, heads, width, epsilon
         compiled().norms(
-            *ctx.shape, _at(inputs, weight, cosines, sines, outputs, scales, None, None, None), _machine()[0]
+            *ctx.shape, _at(inputs, weight, cosines, sines, outputs, scales, None, None, None), *_machine()
         )
         return outputs
 
@@ -188,7 +225,7 @@ class _Norms(torch.autograd.Function):
         grad, d_inputs = grads[0].contiguous(), torch.empty_like(inputs)
         d_weight = None if weight is None else torch.zeros_like(weight)
         at = _at(inputs, weight, cosines, sines, None, scales, grad, d_inputs, d_weight)
-        compiled().norms(*ctx.shape, at, _machine()[0])
+        compiled().norms(*ctx.shape, at, *_machine())
         return d_inputs, d_weight, None, None, None
 
 
@@ -199,7 +236,7 @@ class _SwiGLU(torch.autograd.Function):
         ctx.save_for_backward(gate, up)
         outputs = torch.empty_like(gate)
         gate_at, up_at, at = _at(gate, up, outputs)
-        compiled().gated(gate_at, up_at, 0, gate.numel(), at, 0, _machine()[0])
+        compiled().gated(gate_at, up_at, 0, gate.numel(), at, 0, *_machine())
         return outputs
 
     @staticmethod
@@ -207,7 +244,7 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
         gate_at, up_at, slope_at, d_gate_at, d_up_at = _at(gate, up, grads[0].contiguous(), d_gate, d_up)
-        compiled().gated(gate_at, up_at, slope_at, gate.numel(), d_gate_at, d_up_at, _machine()[0])
+        compiled().gated(gate_at, up_at, slope_at, gate.numel(), d_gate_at, d_up_at, *_machine())
         return d_gate, d_up
 
 
@@ -276,22 +313,92 @@ def _in_memory(matrix: Tensor) -> tuple[Tensor, int, bool]:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, dropout: float, seed: int, *parts: Tensor) -> Tensor:
         queries, keys, values = (part.contiguous() for part in parts)
         batch, time, heads, width = queries.shape
         outputs, sums = torch.empty_like(queries), queries.new_empty(batch, heads, time)
         ctx.save_for_backward(queries, keys, values, sums)
-        ctx.shape = batch, time, heads, keys.shape[2], width
-        compiled().attention(ctx.shape, _at(queries, keys, values, outputs, sums, None, None, None, None), *_machine())
+        ctx.settings = (batch, time, heads, keys.shape[2], width), seed, dropout
+        shape, *dropping = ctx.settings
+        at = _at(queries, keys, values, outputs, sums, None, None, None, None)
+        compiled().attention(shape, at, *dropping, *_machine())
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, sums = ctx.saved_tensors
         slopes = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         at = _at(queries, keys, values, None, sums, grads[0].contiguous(), *slopes)
-        compiled().attention(ctx.shape, at, *_machine())
-        return slopes
+        shape, *dropping = ctx.settings
+        compiled().attention(shape, at, *dropping, *_machine())
+        return None, None, *slopes
+
+
+class _Block(torch.autograd.Function):
+    NAMES = (
+        "input_norm", "query", "key", "value", "query_norm", "key_norm", "output", "mlp_norm", "gate", "up", "down",
+    )  # fmt: skip
+
+    @staticmethod
+    def forward(
+        ctx: Any, settings: Any, cosines: Tensor, sines: Tensor, inputs: Tensor, *weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        heads, kv_heads, epsilon, dropout, seeds = settings
+        inputs, cosines, sines = inputs.contiguous(), cosines.contiguous(), sines.contiguous()
+        weights = tuple(None if weight is None else weight.contiguous() for weight in weights)
+        batch, time, size = inputs.shape
+        width = 2 * cosines.shape[-1]
+        outputs = torch.empty_like(inputs)
+        keys, values = (inputs.new_empty(batch, time, kv_heads, width) for _ in range(2))
+        run = compiled().BlockPass()
+        run.batch, run.time, run.size, run.heads, run.kv_heads, run.width = batch, time, size, heads, kv_heads, width
+        gate = weights[_Block.NAMES.index("gate")]
+        assert gate is not None
+        run.inner, run.epsilon, run.drop = len(gate), epsilon, dropout
+        run.attention_seed, run.mixed_seed, run.mlp_seed = seeds
+        memory = _memory.take(compiled().block_memory(run))
+        _place(run, {
+            "x": inputs, "cosines": cosines, "sines": sines, "y": outputs, "keys": keys, "values": values,
+            "memory": memory, **dict(zip(_Block.NAMES, weights, strict=True)),
+        })  # fmt: skip
+        compiled().block(run, *_machine())
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(inputs, cosines, sines, keys, values, *weights)
+            ctx.set_materialize_grads(False)
+            ctx.run, ctx.memory = run, memory
+        else:
+            _memory.give(memory)
+        return outputs, keys, values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.memory is None:
+            raise RuntimeError("The native layers go backward once: the gradients have taken the place of the gates.")
+        inputs, _, _, keys, values, *weights = ctx.saved_tensors
+        run, memory, ctx.memory = ctx.run, ctx.memory, None
+        dy = torch.zeros_like(inputs) if grads[0] is None else grads[0].contiguous()
+        # Those of keys and values as such, to which attention's are added.
+        d_keys, d_values = (
+            torch.zeros_like(part) if grad is None else grad.clone(memory_format=torch.contiguous_format)
+            for part, grad in zip((keys, values), grads[1:], strict=True)
+        )
+        d_inputs = torch.empty_like(inputs)
+        # Slopes of norms are added to.
+        slopes = [
+            None if weight is None else torch.zeros_like(weight) if weight.ndim == 1 else torch.empty_like(weight)
+            for weight in weights
+        ]
+        named = {f"d_{name}": slope for name, slope in zip(_Block.NAMES, slopes, strict=True)}
+        _place(run, {"dy": dy, "d_keys": d_keys, "d_values": d_values, "dx": d_inputs, **named})
+        compiled().block(run, *_machine())
+        _memory.give(memory)
+        return None, None, None, d_inputs, *slopes
+
+
+def _place(run: Any, tensors: Mapping[str, Tensor | None]) -> None:
+    """Tell a pass where its tensors lie."""
+    for name, tensor in tensors.items():
+        setattr(run, name, 0 if tensor is None else tensor.data_ptr())
 
 
 class _Dropout(torch.autograd.Function):
@@ -308,7 +415,7 @@ class _Dropout(torch.autograd.Function):
 def _drop(inputs: Tensor, rate: float, seed: int) -> Tensor:
     inputs = inputs.contiguous()
     outputs = torch.empty_like(inputs)
-    compiled().drop(inputs.data_ptr(), outputs.data_ptr(), inputs.numel(), seed, rate, _machine()[0])
+    compiled().drop(inputs.data_ptr(), outputs.data_ptr(), inputs.numel(), seed, rate, *_machine())
     return outputs
 
 
@@ -336,12 +443,11 @@ class _Layer(torch.autograd.Function):
         else:
             inputs = inputs.contiguous()
             run.ids, run.vocab_size = ids.data_ptr(), len(inputs)
-        for name, tensor in {
+        _place(run, {
             "x": inputs, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh,
             "first_hidden": hidden, "first_cell": cell, "outputs": outputs, "last_hidden": last_hidden,
             "last_cell": last_cell, "memory": memory,
-        }.items():  # fmt: skip
-            setattr(run, name, 0 if tensor is None else tensor.data_ptr())
+        })  # fmt: skip
         compiled().forward(run, *_machine())
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(inputs, ids, weight_ih, weight_hh, bias_ih, bias_hh, hidden, cell, outputs)
@@ -365,12 +471,11 @@ class _Layer(torch.autograd.Function):
         d_weights = [torch.empty_like(weight) for weight in (weight_ih, weight_hh, bias_ih, bias_hh)]
         d_hidden = torch.empty_like(hidden) if wanted[7] else None
         d_cell = torch.empty_like(cell) if wanted[8] else None
-        for name, tensor in {
+        _place(run, {
             "d_outputs": d_outputs, "d_last_hidden": d_last_hidden, "d_last_cell": d_last_cell, "d_x": d_inputs,
             "d_weight_ih": d_weights[0], "d_weight_hh": d_weights[1], "d_bias_ih": d_weights[2],
             "d_bias_hh": d_weights[3], "d_first_hidden": d_hidden, "d_first_cell": d_cell,
-        }.items():  # fmt: skip
-            setattr(run, name, 0 if tensor is None else tensor.data_ptr())
+        })  # fmt: skip
         compiled().backward(run, *_machine())
         _memory.give(memory)
         return None, d_inputs, None, *d_weights, d_hidden, d_cell

@@ -91,8 +91,8 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = torch.cat([cache[0], key], dim=1), torch.cat([cache[1], value], dim=1)
         dropout = self.dropout if self.training else 0.0
-        if causal and cache is None and dropout == 0 and training.usable("attention", query):
-            return self.o_proj(training.attend(query, key, value).flatten(2)), (key, value)
+        if causal and cache is None and training.usable("attention", query):
+            return self.o_proj(training.attend(query, key, value, dropout).flatten(2)), (key, value)
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
@@ -150,9 +150,41 @@ class Block(nn.Module):
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(B, T, E) → (B, T, E), and the grown cache."""
+        if causal and cache is None and training.usable("block", hidden) and not self._watched():
+            hidden, key, value = self._natively(hidden, rotation)
+            return hidden, (key, value)
         mixed, cache = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)
         hidden = hidden + self.dropout(mixed)
         return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), cache
+
+    def _watched(self) -> bool:
+        """Whether somebody wants to see what goes in and out of the parts."""
+        return any(
+            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+            for part in self.modules()
+            if part is not self
+        )
+
+    def _natively(self, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same in one call."""
+        attention, mlp, norm = self.self_attn, self.mlp, self.input_layernorm
+        assert norm.eps is not None
+        weights = (
+            norm.weight, attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight,
+            None if attention.q_norm is None else attention.q_norm.weight,
+            None if attention.k_norm is None else attention.k_norm.weight,
+            attention.o_proj.weight, self.post_attention_layernorm.weight,
+            mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight,
+        )  # fmt: skip
+        return training.block(
+            hidden,
+            weights,
+            rotation,
+            heads=len(attention.q_proj.weight) // attention.head_size,
+            kv_heads=len(attention.k_proj.weight) // attention.head_size,
+            epsilon=norm.eps,
+            dropout=self.dropout.p if self.training else 0.0,
+        )
 
 
 class Transformer(LanguageModel):

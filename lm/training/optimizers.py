@@ -9,6 +9,7 @@ Sources: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Duchi et
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,18 @@ from lm.kernels.base import native
 from lm.models.base import LanguageModel, spread_like, whole
 from lm.models.heads import Tails
 from lm.models.tables import ContextTables
+
+
+class AdamW(torch.optim.AdamW):
+    """Torch's, where nothing is compiled: its own step would import torch's compiler, for more than a second."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+for _name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+    # So do these, to keep the compiler away from them.
+    if _plain := getattr(getattr(Optimizer, _name), "__wrapped__", None):
+        setattr(_plain, "__dynamo_disable", _plain)
 
 
 class RowAdagrad(Optimizer):
@@ -88,7 +101,7 @@ def make_optimizers(model: LanguageModel, config: TrainingConfig, *, fused: bool
     if config.optimizer == "sgd":
         optimizers.append(torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum))
     else:
-        optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused))
+        optimizers.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused))
     if hidden:
         optimizers.append(
             torch.optim.Muon(

@@ -28,7 +28,7 @@ from lm.checkpoint import MODEL, RunFolder
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
-from lm.device import autocast, deterministic, pick_precision
+from lm.device import autocast, deterministic, kept_memory, pick_precision
 from lm.errors import NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
 from lm.models.base import LanguageModel, State, whole
@@ -185,7 +185,7 @@ class Trainer:
             seconds: how long to measure, about.
         """
         self.plan = Plan(steps=10**9, evaluate_every=10**9)
-        with deterministic(self.device):
+        with deterministic(self.device), kept_memory():
             return self._measure(seconds)
 
     def _measure(self, seconds: float) -> tuple[float, float]:
@@ -218,7 +218,7 @@ class Trainer:
             NonFiniteLossError: the loss became NaN or infinite and the options say stop; `last/` is intact.
         """
         try:
-            with self._signals(), deterministic(self.device):
+            with self._signals(), deterministic(self.device), kept_memory():
                 return self._train(plan, stop_after)
         finally:
             for callback in self.callbacks:

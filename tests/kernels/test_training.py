@@ -16,6 +16,7 @@ from lm.generation.decoders import open_decoder
 from lm.kernels import base, training
 from lm.kernels.base import native
 from lm.models.base import LanguageModel, build_model
+from lm.models.transformer import rotary_tables
 
 V = 11
 CELLS: dict[str, type[nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -36,7 +37,7 @@ def threads() -> Iterator[None]:
 
 
 def close(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * max(1e-3, float(wanted.abs().max())))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * max(1e-3, float(wanted.detach().abs().max())))
 
 
 def weights_of(cell: nn.RNNBase, layer: int = 0) -> list[Tensor]:
@@ -137,6 +138,19 @@ def test_any_number_of_threads_gives_the_same_bits(kind: str, threads: None) -> 
             assert one is not None and other is not None and torch.equal(one, other)
 
 
+def test_a_transformer_has_the_same_bits_on_any_number_of_threads(threads: None) -> None:
+    model = build_model(Section(type="transformer", hidden_size=128, num_layers=1, num_heads=4, dropout=0.1), V, seed=1)
+    ids = torch.randint(V, (16, 65))
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        torch.manual_seed(0)
+        logits, _ = model(ids)
+        results.append([logits, *torch.autograd.grad(logits, list(model.parameters()), torch.ones_like(logits))])
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+
+
 def test_a_state_that_is_cut_from_the_graph_gets_no_gradient() -> None:
     cell, inputs = nn.GRU(3, 16, batch_first=True), torch.randn(2, 8, 3)
     before = torch.zeros(2, 16, requires_grad=True)
@@ -198,17 +212,95 @@ def test_dropout_keeps_its_share_and_drops_the_same_on_the_way_back() -> None:
     assert torch.equal(dropout.eval()(ones), ones)
 
 
-def test_instruction_sets_drop_the_same() -> None:
-    dropped = []
+def test_instruction_sets_and_threads_drop_the_same() -> None:
+    inputs, dropped = torch.ones(70_003), []
     for name in native().instruction_sets():
-        outputs = torch.empty(1003)
-        native().drop(torch.ones(1003).data_ptr(), outputs.data_ptr(), 1003, 77, 0.5, name)
-        dropped.append(outputs)
+        for threads in (1, 3):
+            outputs = torch.empty_like(inputs)
+            native().drop(inputs.data_ptr(), outputs.data_ptr(), len(inputs), 77, 0.5, name, threads)
+            dropped.append(outputs)
     assert all(torch.equal(one, dropped[0]) for one in dropped)
 
 
 def refuse(*args: object, **options: object) -> None:
     raise AssertionError
+
+
+def transformer_block(size: int, heads: int, kv_heads: int) -> tuple[nn.Module, Tensor, tuple[Tensor, Tensor]]:
+    """A block with uneven norms, inputs for it, and rotations."""
+    section = Section(type="transformer", hidden_size=size, num_heads=heads, num_kv_heads=kv_heads, num_layers=1)
+    block: nn.Module = build_model(section, V, seed=1).layers[0]  # type: ignore[index, assignment]
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    positions = torch.arange(70).expand(3, 70)
+    return block, torch.randn(3, 70, size, requires_grad=True), rotary_tables(positions, size // heads, 10_000.0)
+
+
+@pytest.mark.parametrize(("size", "heads", "kv_heads"), [(64, 4, 2), (40, 2, 2)])
+def test_a_block_in_one_call_has_the_keys_values_and_gradients_of_its_parts(
+    size: int, heads: int, kv_heads: int, isa: str
+) -> None:
+    torch.manual_seed(size)
+    block, inputs, rotation = transformer_block(size, heads, kv_heads)
+    slopes = torch.randn_like(inputs), torch.randn(3, 70, kv_heads, size // heads)
+    found = []
+    for watched in (False, True):
+        handle = block.get_submodule("mlp").register_forward_hook(lambda *_: None) if watched else None
+        outputs, (keys, values) = block(inputs, rotation, None, None, True)
+        wanted = [inputs, *block.parameters()]
+        # Keys and values are used on their own, too, as a later piece of the text does.
+        used = (outputs, keys, values), (slopes[0], slopes[1], slopes[1])
+        found.append([outputs, keys, values, *torch.autograd.grad(used[0], wanted, used[1])])
+        if handle is not None:
+            handle.remove()
+    for one, other in zip(*found, strict=True):
+        close(one, other)
+
+
+def test_dropout_in_a_block_is_that_of_its_parts_in_the_mean_and_changes_with_the_generator() -> None:
+    torch.manual_seed(3)
+    block, inputs, rotation = transformer_block(64, 4, 4)
+    whole = block(inputs, rotation, None, None, True)[0]
+    for part in block.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.3
+    block.get_submodule("self_attn").dropout = 0.3  # type: ignore[assignment]
+    torch.manual_seed(4)
+    drawn = torch.stack([block(inputs, rotation, None, None, True)[0].detach() for _ in range(400)])
+    handle = block.get_submodule("mlp").register_forward_hook(lambda *_: None)
+    by_parts = torch.stack([block(inputs, rotation, None, None, True)[0].detach() for _ in range(400)])
+    handle.remove()
+    torch.manual_seed(4)
+    assert torch.equal(block(inputs, rotation, None, None, True)[0], drawn[0]) and not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(block.eval()(inputs, rotation, None, None, True)[0], whole)
+    # Over 13,440 numbers: their means agree, and so does how much they vary.
+    assert float((drawn.mean(0) - by_parts.mean(0)).abs().mean()) < 0.1 * float(drawn.std(0).mean())
+    assert float(drawn.var(0).mean()) == pytest.approx(float(by_parts.var(0).mean()), rel=0.02)
+
+
+def test_gradients_through_dropout_in_a_block_are_those_of_differences() -> None:
+    torch.manual_seed(5)
+    block, inputs, rotation = transformer_block(64, 4, 2)
+    for part in block.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.3
+
+    def total() -> Tensor:
+        torch.manual_seed(6)
+        outputs: Tensor = block(inputs, rotation, None, None, True)[0].double()
+        return (outputs * torch.linspace(-1, 1, outputs.numel()).view_as(outputs)).sum()
+
+    for parameter in block.parameters():
+        (slope,) = torch.autograd.grad(total(), parameter)
+        way = torch.randn_like(parameter)
+        with torch.no_grad():
+            parameter.add_(1e-3 * way)
+            above = total()
+            parameter.sub_(2e-3 * way)
+            below = total()
+            parameter.add_(1e-3 * way)
+        assert float(above - below) / 2e-3 == pytest.approx(float((slope * way).sum()), rel=0.02, abs=1e-2)
 
 
 TRANSFORMERS: dict[str, dict[str, object]] = {

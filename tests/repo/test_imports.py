@@ -88,3 +88,18 @@ def test_help_answers_at_once():
         seconds.append((usage.ru_utime + usage.ru_stime, time.perf_counter() - begun))
     print("lm --help: {:.3f} s of processor time, {:.3f} s by the clock".format(*min(seconds)))  # noqa: T201
     assert min(seconds)[0] < HELP_CPU_SECONDS
+
+
+TRAIN = """
+import sys, lm
+config = lm.compose("{text}", preset="gru-char-small", overrides={{"training.max_steps": 2, "model.table_orders": []}})
+lm.train("{text}", config, name="small", runs_dir="{folder}")
+print("compiler:", "torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_training_does_not_import_the_compiler(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 200, "utf-8")
+    assert python(TRAIN.format(text=text, folder=tmp_path)).splitlines()[-1] == "compiler: False"

@@ -14,13 +14,15 @@ constexpr int kQueries = 64;  // rows of scores at a time
 
 class AttentionRun {
 public:
-    AttentionRun(const Attention& a, Pool& pool, ProductSpace& space) : a_(a), pool_(pool), space_(space) {}
+    AttentionRun(const Attention& a, Pool& pool, ProductSpace& space)
+        : a_(a), pool_(pool), space_(space), dropping_(a.seed, a.drop) {}
 
     void run() {
         const int parts = std::min(a_.batch * a_.kv_heads, pool_.threads());
         space_.reserve(parts);
         const size_t square = size_t(kQueries) * padded(a_.time);
         Buffer<float> scratch(2 * square * parts);
+        pool_.wake();
         pool_.run(parts, [&](int part) {
             float *scores = scratch.data() + 2 * square * part, *slopes = scores + square;
             const int all = a_.batch * a_.kv_heads;
@@ -50,26 +52,38 @@ private:
                 const int count = std::min(kQueries, a_.time - first), seen = first + count;
                 auto own_rows = [&](auto* of) { return rows(of, a_.heads, text, head, first); };
                 const auto queries = own_rows(a_.queries);
-                float* sums = a_.log_sums + (int64_t(text) * a_.heads + head) * a_.time + first;
+                const int64_t place = (int64_t(text) * a_.heads + head) * a_.time + first;
+                float* sums = a_.log_sums + place;
                 const ConstRows square{scores, wide};
                 multiply({queries, false, keys, true, {scores, wide}, count, width, seen});
                 if (!a_.d_outputs) {
-                    for (int row = 0; row < count; ++row)
+                    for (int row = 0; row < count; ++row) {
                         softmax(scores + int64_t(row) * wide, first + row + 1, seen, scale, sums[row]);
+                        drop(scores + int64_t(row) * wide, first + row + 1, place + row);
+                    }
                     multiply({square, false, values, false, own_rows(a_.outputs), count, seen, width});
                     continue;
                 }
                 const auto slope = own_rows(a_.d_outputs);
                 const ConstRows turned{slopes, wide};
                 multiply({slope, false, values, true, {slopes, wide}, count, width, seen});
-                for (int row = 0; row < count; ++row)
+                for (int row = 0; row < count; ++row) {
+                    drop(slopes + int64_t(row) * wide, first + row + 1, place + row);
                     back(scores + int64_t(row) * wide, slopes + int64_t(row) * wide, first + row + 1, seen, scale,
                          sums[row]);
+                    drop(scores + int64_t(row) * wide, first + row + 1, place + row);
+                }
                 multiply({turned, false, keys, false, own_rows(a_.d_queries), count, seen, width});
                 // Added to what later blocks of queries, and other heads that share these keys, bring.
                 multiply({turned, true, queries, false, shared_rows(a_.d_keys), seen, count, width, true});
                 multiply({square, true, slope, false, shared_rows(a_.d_values), seen, count, width, true});
             }
+    }
+
+    // Dropout of the first `known` of a row, or of their slopes; `row` counts all rows of scores.
+    void drop(float* of, int known, int64_t row) const {
+        if (a_.drop > 0)
+            for (int i = 0; i < known; i += LANES) store(of + i, dropping_(load(of + i), row * padded(a_.time) + i));
     }
 
     static vec probability(const float* scores, int i, float scale, float log_sum) {
@@ -121,6 +135,7 @@ private:
     const Attention& a_;
     Pool& pool_;
     ProductSpace& space_;
+    const Dropping dropping_;
 };
 
 }  // namespace INKLING_ISA

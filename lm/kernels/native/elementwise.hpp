@@ -3,9 +3,8 @@
 // Each runs over rows once, where the same on torch is a chain of passes. Sums use 16 lanes, as everywhere.
 #pragma once
 
-#include <vector>
-
-#include "simd.hpp"
+#include "kernel.hpp"
+#include "linear.hpp"
 
 namespace INKLING_ISA {
 
@@ -47,6 +46,29 @@ inline void turn(const float* x, const float* cosines, const float* sines, int h
     }
 }
 
+// One of the rows of `n`, forward or backward; `between` holds a row, `sums` gains the slopes of the norm's weight.
+inline void norm_and_turn(const inkling::Norms& n, int64_t row, float* between, float* sums) {
+    const int half = n.width / 2;
+    const int64_t at = row * n.width, angles = row / n.heads * half;
+    if (!n.dy) {
+        const float* from = n.x + at;
+        if (n.weight) {
+            float* to = n.cosines ? between : n.y + at;
+            norm_row(from, n.weight, n.width, n.epsilon, to, n.scales[row]);
+            from = to;
+        }
+        if (n.cosines) turn(from, n.cosines + angles, n.sines + angles, half, n.y + at, false);
+    } else {
+        const float* slope = n.dy + at;
+        if (n.cosines) {
+            float* to = n.weight ? between : n.dx + at;
+            turn(slope, n.cosines + angles, n.sines + angles, half, to, true);
+            slope = to;
+        }
+        if (n.weight) norm_row_back(n.x + at, n.weight, n.scales[row], n.width, slope, n.dx + at, sums);
+    }
+}
+
 inline void swiglu(const float* gate, const float* up, int64_t count, float* y) {
     for (int64_t i = 0; i < count; i += LANES) {
         const int few = int(std::min<int64_t>(LANES, count - i));
@@ -60,9 +82,61 @@ inline void swiglu_back(const float* gate, const float* up, const float* dy, int
     for (int64_t i = 0; i < count; i += LANES) {
         const int few = int(std::min<int64_t>(LANES, count - i));
         const vec g = load_few(gate + i, few), open = sigmoid(g), slope = load_few(dy + i, few);
+        // Read before written: the slopes may take the places of gate and up.
+        const vec by = slope * load_few(up + i, few);
         store_few(d_up + i, slope * g * open, few);
-        store_few(d_gate + i, slope * load_few(up + i, few) * open * (1.0f + g * (1.0f - open)), few);
+        store_few(d_gate + i, by * open * (1.0f + g * (1.0f - open)), few);
     }
+}
+
+// to[i] = from[i] / (1 - rate), or 0 with probability `rate`, for i in [begin, end): the same ones for the same seed.
+// `begin` is a multiple of 16.
+inline void drop_some(const float* from, float* to, int64_t begin, int64_t end, uint64_t seed, float rate) {
+    const Dropping dropping(seed, rate);
+    int64_t i = begin;
+    for (; i + LANES <= end; i += LANES) store(to + i, dropping(load(from + i), i));
+    if (i < end) store_few(to + i, dropping(load_few(from + i, int(end - i)), i), int(end - i));
+}
+
+// -- shared out among threads --------------------------------------------------------------------------------------
+
+// work(begin, end) over the numbers below `count` (rows of `width` of them), shared out among threads where that pays;
+// every share begins at a multiple of `unit`.
+template <class Work>
+void share(Pool& pool, int64_t count, int64_t width, int64_t unit, const Work& work) {
+    const int parts = count * width < 1 << 16 ? 1 : pool.threads();
+    if (parts > 1) pool.wake();
+    const int64_t units = (count + unit - 1) / unit;
+    pool.run(parts, [&](int part) {
+        work(units * part / parts * unit, std::min(count, units * (part + 1) / parts * unit));
+    });
+}
+
+inline void drop_all(Pool& pool, const float* from, float* to, int64_t count, uint64_t seed, float rate) {
+    share(pool, count, 1, kPanel, [&](int64_t begin, int64_t end) { drop_some(from, to, begin, end, seed, rate); });
+}
+
+inline void norms_of(Pool& pool, const inkling::Norms& n) {
+    // Sums over rows have one order, whatever the number of threads: those of so many parts, then those of all.
+    constexpr int kBlocks = 16;
+    const int64_t rows = n.rows * n.heads, block = std::max<int64_t>((rows + kBlocks - 1) / kBlocks, 1);
+    std::vector<float> sums(n.dy && n.weight ? size_t(kBlocks) * n.width : 0);
+    share(pool, rows, n.width, block, [&](int64_t begin, int64_t end) {
+        std::vector<float> between(n.width);
+        for (int64_t row = begin; row < end; ++row)
+            norm_and_turn(n, row, between.data(), sums.data() + row / block * n.width);
+    });
+    for (size_t i = 0; i < sums.size(); ++i) n.d_weight[i % n.width] += sums[i];
+}
+
+inline void gate_all(Pool& pool, const float* gate, const float* up, const float* dy, int64_t count, float* y,
+                     float* d_up) {
+    share(pool, count, 1, kPanel, [&](int64_t begin, int64_t end) {
+        if (dy)
+            swiglu_back(gate + begin, up + begin, dy + begin, end - begin, y + begin, d_up + begin);
+        else
+            swiglu(gate + begin, up + begin, end - begin, y + begin);
+    });
 }
 
 }  // namespace INKLING_ISA

@@ -129,6 +129,28 @@ struct Attention {
     float* log_sums = nullptr;  // (batch, heads, time), kept for the way back
     const float* d_outputs = nullptr;
     float *d_queries = nullptr, *d_keys = nullptr, *d_values = nullptr;  // keys' and values' are added to
+    uint64_t seed = 0;  // dropout of the probabilities
+    float drop = 0;
+};
+
+// A block of a Transformer over whole texts, forward or, where there is a gradient `dy`, backward; see block.hpp.
+// Matrices (outputs, inputs) are those of torch.nn.Linear.
+struct BlockPass {
+    int batch = 0, time = 0, size = 0, heads = 0, kv_heads = 0, width = 0, inner = 0;
+    float epsilon = 0, drop = 0;
+    uint64_t attention_seed = 0, mixed_seed = 0, mlp_seed = 0;     // of dropout
+    const float *x = nullptr, *cosines = nullptr, *sines = nullptr;  // (batch, time, size), (batch * time, width / 2)
+    const float *input_norm = nullptr, *query = nullptr, *key = nullptr, *value = nullptr;
+    const float *query_norm = nullptr, *key_norm = nullptr;  // or none
+    const float *output = nullptr, *mlp_norm = nullptr, *gate = nullptr, *up = nullptr, *down = nullptr;
+    float *y = nullptr, *keys = nullptr, *values = nullptr;  // (batch, time, size); (batch, time, kv_heads, width)
+    float* memory = nullptr;                                 // between forward and backward, which changes it
+
+    const float* dy = nullptr;
+    float *d_keys = nullptr, *d_values = nullptr;  // of keys and values as such; changed
+    float *dx = nullptr, *d_input_norm = nullptr, *d_query = nullptr, *d_key = nullptr, *d_value = nullptr;
+    float *d_query_norm = nullptr, *d_key_norm = nullptr;  // slopes of norms are added to
+    float *d_output = nullptr, *d_mlp_norm = nullptr, *d_gate = nullptr, *d_up = nullptr, *d_down = nullptr;
 };
 
 constexpr int kRowsAtOnce = 64;  // tokens of one text that are read together

@@ -22,12 +22,14 @@ using inkling::Kernel;
     Kernel* recurrent(const inkling::RecurrentParts&, const inkling::Settings&);                  \
     Kernel* transformer(const inkling::TransformerParts&, const inkling::Settings&);              \
     void product(const inkling::Operands&, int threads);                                          \
-    void drop(const float* from, float* to, int64_t count, uint64_t seed, float rate);            \
+    void drop(const float* from, float* to, int64_t count, uint64_t seed, float rate, int threads);   \
     void attention(const inkling::Attention&, int threads);                                       \
-    void norms(const inkling::Norms&);                                                            \
-    void gated(const float* gate, const float* up, const float* dy, int64_t count, float* y, float* d_up); \
+    void norms(const inkling::Norms&, int threads);                                               \
+    void gated(const float* gate, const float* up, const float* dy, int64_t count, float* y, float* d_up, int threads); \
     void forward(const inkling::Sequence&, int threads);                                          \
     void backward(const inkling::Sequence&, int threads);                                         \
+    size_t block_memory(const inkling::BlockPass&);                                               \
+    void block(const inkling::BlockPass&, int threads);                                           \
     }
 DECLARE(inkling_plain)
 #if defined(INKLING_X86)
@@ -270,9 +272,10 @@ void product(uintptr_t a, int64_t a_step, bool a_turned, uintptr_t b, int64_t b_
          threads);
 }
 
-void drop(uintptr_t from, uintptr_t to, int64_t count, uint64_t seed, float rate, const std::string& isa) {
+void drop(uintptr_t from, uintptr_t to, int64_t count, uint64_t seed, float rate, const std::string& isa,
+          int threads) {
     nb::gil_scoped_release release;
-    CALL(isa, drop, reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to), count, seed, rate);
+    CALL(isa, drop, reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to), count, seed, rate, threads);
 }
 
 template <class T, int Axes>
@@ -290,25 +293,35 @@ void row_adagrad(const Array<float, 2>& weights, const Array<float, 2>& squares,
     inkling::row_adagrad(weights.data(), squares.data(), rows.data(), slopes.data(), int(count), int(width), rate);
 }
 
-void norms(int64_t rows, int heads, int width, float epsilon, std::vector<uintptr_t> at, const std::string& isa) {
+void norms(int64_t rows, int heads, int width, float epsilon, std::vector<uintptr_t> at, const std::string& isa,
+           int threads) {
     if (at.size() != 9) throw std::invalid_argument("nine addresses");
     const auto read = [&](int i) { return reinterpret_cast<const float*>(at[i]); };
     const auto write = [&](int i) { return reinterpret_cast<float*>(at[i]); };
     nb::gil_scoped_release release;
     CALL(isa, norms,
          {rows, heads, width, epsilon, read(0), read(1), read(2), read(3), write(4), write(5), read(6),
-          write(7), write(8)});
+          write(7), write(8)},
+         threads);
 }
 
 void gated(uintptr_t gate, uintptr_t up, uintptr_t dy, int64_t count, uintptr_t y, uintptr_t d_up,
-           const std::string& isa) {
+           const std::string& isa, int threads) {
     const auto at = [](uintptr_t address) { return reinterpret_cast<const float*>(address); };
     nb::gil_scoped_release release;
-    CALL(isa, gated, at(gate), at(up), at(dy), count, reinterpret_cast<float*>(y), reinterpret_cast<float*>(d_up));
+    CALL(isa, gated, at(gate), at(up), at(dy), count, reinterpret_cast<float*>(y), reinterpret_cast<float*>(d_up),
+         threads);
 }
 
-void attention(std::tuple<int, int, int, int, int> shape, std::vector<uintptr_t> at, const std::string& isa,
-               int threads) {
+using inkling::BlockPass;
+
+void run_block(const BlockPass& pass, const std::string& isa, int threads) {
+    nb::gil_scoped_release release;
+    CALL(isa, block, pass, threads);
+}
+
+void attention(std::tuple<int, int, int, int, int> shape, std::vector<uintptr_t> at, uint64_t seed, float drop,
+               const std::string& isa, int threads) {
     if (at.size() != 9) throw std::invalid_argument("nine addresses");
     const auto [batch, time, heads, kv_heads, width] = shape;
     const auto read = [&](int i) { return reinterpret_cast<const float*>(at[i]); };
@@ -316,17 +329,17 @@ void attention(std::tuple<int, int, int, int, int> shape, std::vector<uintptr_t>
     nb::gil_scoped_release release;
     CALL(isa, attention,
          {batch, time, heads, kv_heads, width, read(0), read(1), read(2), write(3), write(4), read(5), write(6),
-          write(7), write(8)},
+          write(7), write(8), seed, drop},
          threads);
 }
 
 // An address that Python gives as a number: taking it from a tensor costs more than a short text's step.
-template <auto Member>
-void address(nb::class_<Sequence>& binding, const char* name) {
-    using Pointer = std::remove_reference_t<decltype(std::declval<Sequence&>().*Member)>;
+template <auto Member, class Owner>
+void address(nb::class_<Owner>& binding, const char* name) {
+    using Pointer = std::remove_reference_t<decltype(std::declval<Owner&>().*Member)>;
     binding.def_prop_rw(
-        name, [](const Sequence& of) { return reinterpret_cast<uintptr_t>(of.*Member); },
-        [](Sequence& of, uintptr_t at) { of.*Member = reinterpret_cast<Pointer>(at); });
+        name, [](const Owner& of) { return reinterpret_cast<uintptr_t>(of.*Member); },
+        [](Owner& of, uintptr_t at) { of.*Member = reinterpret_cast<Pointer>(at); });
 }
 
 }  // namespace
@@ -364,6 +377,23 @@ NB_MODULE(_native, module) {
     ADDRESS(memory), ADDRESS(d_outputs), ADDRESS(d_last_hidden), ADDRESS(d_last_cell), ADDRESS(d_x);
     ADDRESS(d_first_hidden), ADDRESS(d_first_cell), ADDRESS(d_weight_ih), ADDRESS(d_weight_hh);
     ADDRESS(d_bias_ih), ADDRESS(d_bias_hh);
+#undef NUMBER
+#undef ADDRESS
+
+    nb::class_<BlockPass> block(module, "BlockPass");
+    block.def(nb::init<>());
+#define NUMBER(name) block.def_rw(#name, &BlockPass::name)
+#define ADDRESS(name) address<&BlockPass::name>(block, #name)
+    NUMBER(batch), NUMBER(time), NUMBER(size), NUMBER(heads), NUMBER(kv_heads), NUMBER(width), NUMBER(inner);
+    NUMBER(epsilon), NUMBER(drop), NUMBER(attention_seed), NUMBER(mixed_seed), NUMBER(mlp_seed);
+    ADDRESS(x), ADDRESS(cosines), ADDRESS(sines), ADDRESS(input_norm), ADDRESS(query), ADDRESS(key), ADDRESS(value);
+    ADDRESS(query_norm), ADDRESS(key_norm), ADDRESS(output), ADDRESS(mlp_norm), ADDRESS(gate), ADDRESS(up);
+    ADDRESS(down), ADDRESS(y), ADDRESS(keys), ADDRESS(values), ADDRESS(memory), ADDRESS(dy), ADDRESS(d_keys);
+    ADDRESS(d_values), ADDRESS(dx), ADDRESS(d_input_norm), ADDRESS(d_query), ADDRESS(d_key), ADDRESS(d_value);
+    ADDRESS(d_query_norm), ADDRESS(d_key_norm), ADDRESS(d_output), ADDRESS(d_mlp_norm), ADDRESS(d_gate);
+    ADDRESS(d_up), ADDRESS(d_down);
+    module.def("block_memory", &inkling_plain::block_memory);
+    module.def("block", &run_block);
     module.def("forward", &run_forward);
     module.def("backward", &run_backward);
     module.def("product", &product);

@@ -204,6 +204,7 @@ inline void multiply(Pool& pool, ProductSpace& space, const Product& product) {
     // Below some 4 million multiplications handing over costs more than it brings.
     const int parts = std::max(1, std::min({pool.threads(), product.rows / (4 * kDown), int(work / 4e6)}));
     space.reserve(parts);
+    if (parts > 1) pool.wake();
     pool.run(parts, [&](int part) {
         const int tiles = (product.rows + kDown - 1) / kDown;
         const int begin = int(int64_t(tiles) * part / parts) * kDown;

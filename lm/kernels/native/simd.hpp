@@ -86,6 +86,25 @@ inline uvec scrambled(uvec x, uint64_t seed) {
     return x;
 }
 
+// Dropout: a number at place i stays, scaled by 1 / (1 - rate), or becomes zero with probability `rate`.
+class Dropping {
+public:
+    Dropping(uint64_t seed, float rate)
+        : seed_(seed), least_(uint32_t(double(rate) * 4294967296.0)), scale_(spread(1.0f / (1.0f - rate))) {
+        for (int i = 0; i < LANES; ++i) lanes_[i] = uint32_t(i);
+    }
+    vec operator()(vec x, int64_t place) const {
+        const vec zero = {};
+        return scrambled(lanes_ + uint32_t(place), seed_) >= least_ ? x * scale_ : zero;
+    }
+
+private:
+    uint64_t seed_;
+    uint32_t least_;
+    vec scale_;
+    uvec lanes_ = {};
+};
+
 // The sum of 16 lanes, in one order.
 inline float add_lanes(const float* lanes) {
     float half[8], quarter[4];

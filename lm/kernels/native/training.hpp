@@ -17,6 +17,8 @@ using inkling::Sequence;
 // Numbers kept for a unit of one row and step. GRU: what is added to the new gate before the reset, reset, update, new;
 // LSTM: input, forget, new, output, then the cell and its tanh. Gradients of the first four take their place.
 constexpr int kGates = 4, kKeptLstm = 6;
+// Panels of hidden units that backward takes at a time: even shares for two threads at the usual sizes.
+constexpr int kBackAcross = LANES == 16 ? 2 : 1;
 
 class SequenceSpace {
 public:
@@ -85,23 +87,22 @@ public:
         }
         copy_padded(s_.d_last_hidden, arriving);
         copy_padded(s_.lstm ? s_.d_last_cell : nullptr, carried_);
-        const int groups = (width_ / kPanel + kAcross - 1) / kAcross;
-        share(groups, [&](int begin, int end) {
+        share(groups(), [&](int begin, int end) {
             for (int group = begin; group < end; ++group)
                 for (int row = 0, count; row < s_.batch; row += count) {
                     count = next_rows(s_.batch - row, kDown);
                     const float* from[kDown];
                     for (int r = 0; r < count; ++r)
-                        from[r] = arriving + int64_t(row + r) * width_ + group * kAcross * kPanel;
+                        from[r] = arriving + int64_t(row + r) * width_ + group * kBackAcross * kPanel;
                     backward_units(s_.time - 1, row, count, group, from);
                 }
         });
         for (int step = s_.time - 1; step > 0; --step)
-            share(groups, [&](int begin, int end) {
+            share(groups(), [&](int begin, int end) {
                 for (int group = begin; group < end; ++group) backward_group(step, group, nullptr);
             });
         if (s_.d_first_hidden) {
-            share(groups, [&](int begin, int end) {
+            share(groups(), [&](int begin, int end) {
                 for (int group = begin; group < end; ++group) backward_group(0, group, arriving);
             });
             copy_real(arriving, s_.d_first_hidden);
@@ -144,6 +145,7 @@ private:
     void share(int count, const Work& work) {
         const double load = double(s_.batch) * width_ * width_ * gates_;
         const int parts = load < 4e6 ? 1 : std::min(count, pool_.threads());
+        if (parts > 1) pool_.wake();
         pool_.run(parts, [&](int part) { work(count * part / parts, count * (part + 1) / parts); });
     }
 
@@ -200,16 +202,18 @@ private:
         const int group = side_by_side() * kPanel;
         weights_ = space_.weights(int64_t(gates_) * width_ * s_.hidden);
         if (width_ != s_.hidden) std::memset(weights_, 0, int64_t(gates_) * width_ * s_.hidden * 4);
-        for (int panel = 0; panel < width_; panel += kPanel)
-            // A few k at a time, so that the lines written to stay in the first cache.
-            for (int first = 0; first < s_.hidden; first += kPanel)
-                for (int i = 0; i < gates_ * kPanel; ++i) {
-                    const int gate = i / kPanel, unit = panel + i % kPanel;
-                    if (unit >= s_.hidden) continue;
-                    float* to = weights_ + (int64_t(panel) * gates_ + i / group * group) * s_.hidden + i % group;
-                    const float* from = s_.weight_hh + (int64_t(gate) * s_.hidden + unit) * s_.hidden;
-                    for (int k = first; k < std::min(s_.hidden, first + kPanel); ++k) to[int64_t(k) * group] = from[k];
-                }
+        share(width_ / kPanel, [&](int begin, int end) {
+            for (int panel = begin * kPanel; panel < end * kPanel; panel += kPanel)
+                // A few k at a time, so that the lines written to stay in the first cache.
+                for (int first = 0; first < s_.hidden; first += kPanel)
+                    for (int i = 0; i < gates_ * kPanel; ++i) {
+                        const int gate = i / kPanel, unit = panel + i % kPanel, last = std::min(s_.hidden, first + kPanel);
+                        if (unit >= s_.hidden) continue;
+                        float* to = weights_ + (int64_t(panel) * gates_ + i / group * group) * s_.hidden + i % group;
+                        const float* from = s_.weight_hh + (int64_t(gate) * s_.hidden + unit) * s_.hidden;
+                        for (int k = first; k < last; ++k) to[int64_t(k) * group] = from[k];
+                    }
+        });
     }
 
     void forward_units(int step, int panel, const float* before, float* after, float* cell) const {
@@ -275,26 +279,30 @@ private:
     // -- backward ----------------------------------------------------------------------------------------------------
 
     int recurrent_gates() const { return gates_ * width_; }
+    int groups() const { return (width_ / kPanel + kBackAcross - 1) / kBackAcross; }
 
     void pack_backward() {
         const int64_t depth = recurrent_gates();
         weights_ = space_.weights(depth * width_);
-        float* to = weights_;
-        for (int column = 0; column < width_; column += kAcross * kPanel) {
-            const int wide = std::min(kAcross * kPanel, width_ - column), real = std::min(wide, s_.hidden - column);
-            for (int k = 0; k < depth; ++k, to += wide) {
-                const int place = k / width_, unit = k % width_, copied = unit < s_.hidden ? real : 0;
-                const float* from = s_.weight_hh + (int64_t(gate_of(place)) * s_.hidden + unit) * s_.hidden + column;
-                if (copied) std::memcpy(to, from, copied * 4);
-                if (copied < wide) std::memset(to + copied, 0, (wide - copied) * 4);
+        share(groups(), [&](int begin, int end) {
+            for (int column = begin * kBackAcross * kPanel; column < std::min(width_, end * kBackAcross * kPanel);
+                 column += kBackAcross * kPanel) {
+                const int wide = std::min(kBackAcross * kPanel, width_ - column), real = std::min(wide, s_.hidden - column);
+                float* to = weights_ + int64_t(column) * depth;
+                for (int k = 0; k < depth; ++k, to += wide) {
+                    const int place = k / width_, unit = k % width_, copied = unit < s_.hidden ? real : 0;
+                    const float* from = s_.weight_hh + (int64_t(gate_of(place)) * s_.hidden + unit) * s_.hidden + column;
+                    if (copied) std::memcpy(to, from, copied * 4);
+                    if (copied < wide) std::memset(to + copied, 0, (wide - copied) * 4);
+                }
             }
-        }
+        });
     }
 
     // Through the product of `step` to the hidden state before it, and on into the gates of step - 1, or into `last`.
     void backward_group(int step, int group, float* last) const {
-        const int column = group * kAcross * kPanel, wide = std::min(kAcross * kPanel, width_ - column);
-        alignas(64) float sums[kDown][kAcross * kPanel];
+        const int column = group * kBackAcross * kPanel, wide = std::min(kBackAcross * kPanel, width_ - column);
+        alignas(64) float sums[kDown][kBackAcross * kPanel];
         const float* from[kDown];
         float* to[kDown];
         const int depth = recurrent_gates();
@@ -321,7 +329,7 @@ private:
 
     // Gradients of the gates of `count` rows at one step; `arriving`: of their hidden state, from later steps.
     void backward_units(int step, int row, int count, int group, const float* const* arriving) const {
-        const int column = group * kAcross * kPanel, wide = std::min(kAcross * kPanel, width_ - column);
+        const int column = group * kBackAcross * kPanel, wide = std::min(kBackAcross * kPanel, width_ - column);
         for (int lane = 0; lane < wide; lane += LANES) {
             const int unit = column + lane;
             vec totals[kGates] = {};
@@ -440,22 +448,6 @@ private:
 inline SequenceSpace& sequence_space() {
     thread_local SequenceSpace space;
     return space;
-}
-
-// to[i] = from[i] / (1 - rate), or 0 with probability `rate`: the same ones for the same seed.
-inline void drop_some(const float* from, float* to, int64_t count, uint64_t seed, float rate) {
-    const uint32_t least = uint32_t(double(rate) * 4294967296.0);
-    const vec scale = spread(1.0f / (1.0f - rate)), zero = {};
-    uvec at = {};
-    for (int i = 0; i < LANES; ++i) at[i] = i;
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        const auto kept = scrambled(at, seed) >= least;
-        store(to + i, kept ? load(from + i) * scale : zero);
-        at += LANES;
-    }
-    const uvec last = scrambled(at, seed);
-    for (int lane = 0; i < count; ++i, ++lane) to[i] = last[lane] >= least ? from[i] * scale[0] : 0.0f;
 }
 
 }  // namespace INKLING_ISA
