@@ -555,9 +555,11 @@ def _shard(model: LanguageModel) -> Any:
     for kind in (State, TrainingLoss):
         if kind not in _pytree.SUPPORTED_NODES:
             _pytree.register_dataclass(kind)
+    # Native layers keep the addresses of their weights from forward to backward: on the CPU the weights stay gathered.
+    frees = next(model.parameters()).device.type != "cpu"
     for blocks in [part for part in model.modules() if isinstance(part, nn.ModuleList)]:
         for block in blocks:
-            fully_shard(block)
+            fully_shard(block, reshard_after_forward=frees)
     fully_shard(model)
     register_fsdp_forward_method(model, "training_loss")
     # It warns of outputs that are views, in case they are changed in place; none is.

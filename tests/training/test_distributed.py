@@ -27,7 +27,7 @@ from lm.training.distributed import World
 from tests.training import processes
 from tests.training.conftest import make_text
 
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 300
 TORCHRUN = sys.executable, "-m", "torch.distributed.run"
 LM = sys.executable, "-m", "cli.main"
 
@@ -46,11 +46,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     processes.train(text, folder / "gru-end", "gru", stop_after=processes.STOP)
     parts = ("gru@half", "gru@end", "gru-dropout@halves", "lstm-shard@halves", "transformer-shard@half")
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", processes.__file__]
-    ran = subprocess.run(
-        [*command, str(text), str(folder), *processes.CASES, *parts],
-        capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
+    with job(folder, *command, str(text), str(folder), *processes.CASES, *parts, text=False) as started:
+        code = started.wait(TIMEOUT_SECONDS)
+    assert code == 0, (folder / "log").read_text("utf-8")
     for case in ("gru", "transformer-shard"):
         processes.train(text, folder / f"{case}-half", case, resumes=True)
     return folder
