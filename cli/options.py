@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 def field(owner: type[BaseModel], name: str, *flags: str) -> Any:
     """A typer option that takes its help from a configuration field."""
-    return typer.Option(*flags, help=owner.model_fields[name].description, show_default=False)
+    option = typer.Option(*flags, help=owner.model_fields[name].description, show_default=False)
+    option.declared = owner, name
+    return option
 
 
 RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="INKLING_RUNS", help="Where the runs lie.")]

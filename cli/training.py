@@ -29,9 +29,9 @@ def duration(seconds: float) -> str:
 
 
 class TrainingView(Callback):
-    """Step, loss, perplexity, tokens/s, time left, learning rate, gradient norm and clip rate on stderr."""
+    """Step, loss, perplexity, tokens/s, time left, learning rate and the diary of the gradients on stderr."""
 
-    def __init__(self, runs_dir: Path, reading: Reading) -> None:
+    def __init__(self, runs_dir: Path, reading: Reading | None = None) -> None:
         self._reading = reading
         self._among = among(runs_dir)
         self._screen = console(stderr=True)
@@ -43,8 +43,8 @@ class TrainingView(Callback):
 
     def on_start(self, start: Start) -> None:
         """Say what is trained and how far; begin the bar."""
-        self._reading.close()
-        self._start, self._from, self._begun = start, start.step, time.monotonic()
+        self.close()
+        self._start = start
         sizes = numbers({"parameters": start.parameters, "counts": start.counts})
         if start.counts == start.parameters:
             self._screen.print(
@@ -62,6 +62,13 @@ class TrainingView(Callback):
             f"{start.precision}",
             soft_wrap=True,
         )
+        if start.expected is not None and start.step == 0:
+            least, most = start.expected
+            self._screen.print(
+                f"Expected at the end: a validation loss of {least:.2f} to {most:.2f} nats per token, as far below "
+                "n-gram counts of the text as recorded runs of this preset and length ended.",
+                soft_wrap=True,
+            )
         if self._screen.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}%")
@@ -77,7 +84,10 @@ class TrainingView(Callback):
                 self._task, completed=tick.step, description=f"step {tick.step:,}/{self._start.plan_steps:,}"
             )
             self._live.update(
-                Group(self._bar, Text(f"{self._numbers(tick.loss)} · {self._left(tick.step)} left", style="dim"))
+                Group(
+                    self._bar,
+                    Text(f"{self._numbers(tick.loss)} · {self._left(tick.step, tick.seconds)} left", style="dim"),
+                )
             )
 
     def on_log(self, row: Row) -> None:
@@ -87,7 +97,7 @@ class TrainingView(Callback):
             self._print_validation(row)
         elif self._live is None and time.monotonic() - self._printed > PLAIN_SECONDS:
             self._printed = time.monotonic()
-            numbers = f"{self._numbers(row['train_loss'] or math.nan)} · {self._left(row['step'])} left"
+            numbers = f"{self._numbers(row['train_loss'] or math.nan)} · {self._left(row['step'], row['seconds'])} left"
             self._screen.print(f"step {row['step']:>7,}  {numbers}", soft_wrap=True)
 
     def on_validation(self, done: int, total: int) -> None:
@@ -115,12 +125,15 @@ class TrainingView(Callback):
 
     def close(self) -> None:
         """Give the terminal back."""
+        if self._reading is not None:
+            self._reading.close()
         if self._live is not None:
             self._live.stop()
+            self._live = None
 
-    def _left(self, step: int) -> str:
-        seconds = (time.monotonic() - self._begun) / max(1, step - self._from) * (self._start.plan_steps - step)
-        return duration(seconds)
+    def _left(self, step: int, seconds: float) -> str:
+        start = self._start
+        return duration((seconds - start.seconds) / max(1, step - start.step) * (start.plan_steps - step))
 
     def _numbers(self, loss: float) -> str:
         row = self._row
@@ -130,8 +143,14 @@ class TrainingView(Callback):
             parts.append(f"lr {row['learning_rate']:.2e}")
             if row["grad_norm"] is not None:
                 parts.append(f"grad {row['grad_norm']:.2f}, {row['clip_rate']:.0%} clipped")
+            if "loss_scale" in row:
+                parts.append(f"scale {row['loss_scale']:,.10g}")
             if row["skipped_steps"]:
                 parts.append(f"{row['skipped_steps']} skipped")
+            if "first_nonfinite" in row:
+                parts.append(f"not finite: {row['first_nonfinite']}")
+            if "largest_activation" in row:
+                parts.append(f"largest {row['largest_activation']:.3g} in {row['largest_activation_in']}")
         return " · ".join(parts)
 
     def _print_validation(self, row: Row) -> None:

@@ -57,6 +57,8 @@ CONFIG, MODEL, TOKENIZER, METRICS, REPORT, CARD = (
 LAST, LAST_OLD, STEPS, SAMPLES, EVENTS, LOCK = "last", "last.old", "steps", "samples", "events", ".lock"
 DELETED = ".deleted-"
 """How the name of a run's folder begins while it is removed."""
+LOCK_SECONDS = 0.5
+"""How long a trainer waits for the lock: whoever only looks whether it is held, holds it for an instant."""
 _RECORD: dict[str, Any] = {
     "tokenizer_sha256": str, "vocab_size": int, "parameters": int, "created": str, "inkling": str, "config.model": dict,
     "corpus.name": str, "corpus.key": str, "corpus.sha256": str, "corpus.notes": list, "corpus.splits": dict,
@@ -87,7 +89,7 @@ class RunFolder:
             RunExistsError: the folder holds something, and `overwrite` was not said or it is no run.
         """
         if self.taken:
-            if not (overwrite and (self.path / CONFIG).is_file()):
+            if not (overwrite and ((self.path / CONFIG).is_file() or self._half_made)):
                 raise RunExistsError(
                     f"{self.path} exists already: choose another --name, or say --overwrite to replace that run."
                 )
@@ -104,6 +106,13 @@ class RunFolder:
         """Whether there is something at its place; the lock that a killed process left is nothing."""
         return self.path.exists() and (not self.path.is_dir() or any(self._content()))
 
+    @property
+    def _half_made(self) -> bool:
+        """Whether it holds what a kill in `create` leaves."""
+        return self.path.is_dir() and all(
+            entry.name == TOKENIZER or entry.name.endswith(".partial") for entry in self._content()
+        )
+
     def _content(self) -> list[Path]:
         return [entry for entry in self.path.iterdir() if entry.name != LOCK]
 
@@ -114,7 +123,7 @@ class RunFolder:
         Raises:
             RunLockedError: another process holds it.
         """
-        lock = filelock.FileLock(self.path / LOCK, timeout=0)
+        lock = filelock.FileLock(self.path / LOCK, timeout=LOCK_SECONDS)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -132,6 +141,26 @@ class RunFolder:
             if self.path.is_dir() and not any(self._content()):
                 shutil.rmtree(self.path, ignore_errors=True)
             lock.release()
+
+    @property
+    def trained_now(self) -> bool:
+        """Whether a trainer holds the run; False where this process may not ask."""
+        if not (self.path / LOCK).exists():
+            return False
+        try:
+            with filelock.FileLock(self.path / LOCK, timeout=0):
+                return False
+        except filelock.Timeout:
+            return True
+        except OSError:
+            return False
+
+    def sweep(self) -> None:
+        """Remove the halves of files that a kill left; only for who holds the lock."""
+        for left in self.path.rglob(".*.partial"):
+            with contextlib.suppress(OSError):
+                if left.is_file():
+                    left.unlink()
 
     def delete(self) -> None:
         """Remove the run with everything in its folder; from one instant to the next it is no run any more.
@@ -329,19 +358,28 @@ class RunFolder:
             RunNotFoundError: the run has nothing to resume from.
             CorruptRunError: a file is damaged.
         """
+        state = self.read_state()
+        tensors = {}
+        for name in state["files"]:
+            tensors[name], _ = self._read_own(self._last() / f"{name}.safetensors")
+        return state, tensors
+
+    def read_state(self) -> dict[str, Any]:
+        """`state.json` of `last/`, checked.
+
+        Raises:
+            RunNotFoundError, CorruptRunError: as `read_last`.
+        """
         folder = self._last()
         if not folder.is_dir():
             raise RunNotFoundError(
                 f"Run {self.name!r} has no last/ folder, so it cannot be resumed; --init can start from it."
             )
-        state = read_json(folder / "state.json")
+        state: dict[str, Any] = read_json(folder / "state.json")
         stored = state.pop("sha256", None) if isinstance(state, dict) else None
         if stored is None or stored != digest(state):
             raise CorruptRunError(f"{folder / 'state.json'} fails its hash, so it was edited or damaged: restore it.")
-        tensors = {}
-        for name in state["files"]:
-            tensors[name], _ = self._read_own(folder / f"{name}.safetensors")
-        return state, tensors
+        return state
 
     def pack_state(self, state: dict[str, Any]) -> bytes:
         """`state.json` with its own hash."""

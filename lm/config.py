@@ -9,6 +9,7 @@ Precedence: defaults < preset < file (`--config`) < overrides (`--set section.fi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tomllib
@@ -17,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from lm.errors import ConfigError
 from lm.registry import ALL, did_you_mean
@@ -158,9 +159,25 @@ class TrainingConfig(Options):
     )
 
     # -- precision and machine --------------------------------------------------------------------
-    precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] | None = Field(
         None, description="Number format of the matrix products; default: bf16 on a GPU that has it, else fp32."
     )
+    amp: Literal["O0", "O1", "O2", "O3"] | None = Field(
+        None,
+        description="How much uses it. O0: all is fp32 (or tf32); O1: torch's autocast over fp32 weights; O2: weights "
+        "and products, with norms, softmax, loss and the optimizer's own weights in fp32; O3: everything. Default: O1 "
+        "for bf16 and fp16, else O0.",
+    )
+    fp32_modules: tuple[str, ...] = Field((), description="Modules that stay in fp32 at O1, O2 and O3, by name.")
+    loss_scale: Literal["auto", "dynamic"] | float | None = Field(
+        "auto",
+        description="What the loss is multiplied by, so that small gradients last: a number, dynamic (halved when a "
+        "gradient overflows), or none. auto: dynamic for fp16, else none.",
+    )
+    loss_scale_init: float = Field(65_536.0, ge=1, description="The dynamic loss scale's first value.")
+    loss_scale_growth: float = Field(2.0, gt=1, description="What it is multiplied by when it grows.")
+    loss_scale_backoff: float = Field(0.5, gt=0, lt=1, description="What it is multiplied by at an overflow.")
+    loss_scale_window: int = Field(2000, ge=1, description="Steps in a row without an overflow before it grows.")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; default: a GPU when there is one.")
     devices: int | None = Field(
         None,
@@ -178,7 +195,9 @@ class TrainingConfig(Options):
     )
     seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, dropout and the order of batches.")
     on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="When the loss is not a number: stop with the last good state, or skip the step."
+        "stop",
+        description="When the loss, or a gradient that no loss scale can mend, is not a number: stop with the last "
+        "good state, or skip the step.",
     )
 
     # -- looking and keeping ----------------------------------------------------------------------
@@ -189,6 +208,12 @@ class TrainingConfig(Options):
         None, ge=1, description="Validate during training on the first so many tokens of the split; default: all."
     )
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+    sample_tokens: int | None = Field(
+        80, ge=1, le=1000, description="Tokens of the text that is drawn at each validation; none: no text."
+    )
+    log_activations: bool = Field(
+        False, description="Also log the largest activation and its module; each such line costs a forward pass."
+    )
     checkpoint_every: int | None = Field(None, ge=1, description="Keep the weights under steps/ this often (steps).")
     checkpoint_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="Keep the weights at the end of these epochs."
@@ -203,6 +228,37 @@ class TrainingConfig(Options):
         if not all(0 <= beta < 1 for beta in value):
             raise ValueError("both must lie between 0 and 1")
         return value
+
+    @field_validator("amp")
+    @classmethod
+    def _level_and_format_agree(cls, value: str | None, info: ValidationInfo) -> str | None:
+        precision = info.data.get("precision")
+        if value == "O0" and precision in ("bf16", "fp16"):
+            raise ValueError(
+                f"everything in fp32 contradicts precision={precision}; use amp=O1, O2 or O3 with {precision}, or "
+                "amp=O0 with precision=fp32"
+            )
+        if value in ("O1", "O2", "O3") and precision in ("fp32", "tf32"):
+            raise ValueError(
+                f"a lower precision contradicts precision={precision}; use amp={value} with precision=bf16 or fp16, or "
+                f"amp=O0 with {precision}"
+            )
+        return value
+
+    @field_validator("fp32_modules", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return listed(value)
+
+    @field_validator("loss_scale", mode="before")
+    @classmethod
+    def _scale(cls, value: Any) -> Any:
+        if value is None or value in ("auto", "dynamic"):
+            return value
+        with contextlib.suppress(TypeError, ValueError):
+            if not isinstance(value, bool) and 0 < float(value) < 2.0**64:
+                return float(value)
+        raise ValueError("use dynamic, none, or a number above 0 such as 1024")
 
 
 class RunConfig(Options):

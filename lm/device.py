@@ -1,4 +1,7 @@
-"""The device and the number format that work runs with, chosen or refused before any work starts."""
+"""The device and the number format that work runs with; a device that is not here is refused before any work starts.
+
+How much of a training uses the number format is `lm.training.precision`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,8 +21,10 @@ from lm.errors import DeviceError
 # Large tensors in huge pages are filled several times as fast; torch asks when it first allocates one.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+"""A number format: tf32 is fp32 whose products read ten bits of the fraction, on GPUs that have it."""
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What numbers of a format are stored as."""
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -37,13 +43,6 @@ def pick_device(name: str | None = None) -> torch.device:
     if name not in present:
         raise DeviceError(f"Device {name!r} is not here: use {' or '.join(present)}, or leave --device out.")
     return torch.device(name)
-
-
-def pick_precision(name: Precision | None, device: torch.device) -> Precision:
-    """The number format asked for, or the default of the device: bf16 on a GPU that computes in it, else fp32."""
-    if name is not None:
-        return name
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 @contextlib.contextmanager
@@ -66,18 +65,38 @@ def enough_memory() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Run matrix products in `precision`; what torch lists as delicate stays in fp32."""
-    if precision == "fp32":
-        yield
-        return
+def computing(device: torch.device, precision: Precision, *, autocast: bool = True) -> Iterator[None]:
+    """Run products in `precision`; what torch lists as delicate stays in fp32.
+
+    Args:
+        device: where.
+        precision: of the products.
+        autocast: False where weights and inputs are in `precision` already, so that nothing has to be cast.
+    """
+    low = precision in ("bf16", "fp16")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, dtype=_DTYPES[precision]))
+        if device.type == "cuda":
+            stack.enter_context(_tf32(precision == "tf32"))
+        if low and autocast:
+            stack.enter_context(torch.autocast(device.type, dtype=DTYPES[precision]))
         if device.type == "cpu" and precision == "fp16":
             # oneDNN has no fp16 LSTM; torch's own kernels have everything, slowly. fp16 on a CPU is for tests.
             # Left alone, allow_tf32 is set too, which warns where torch knows no Intel GPU.
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False, allow_tf32=None))
         yield
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Whether fp32 products may be tf32 ones; left alone, torch lets recurrent layers of cuDNN and nothing else."""
+    # The older of torch's two interfaces: once the newer one is used, torch refuses to read the older one.
+    products, layers = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, layers.allow_tf32
+    products.allow_tf32 = layers.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        products.allow_tf32, layers.allow_tf32 = before
 
 
 @contextlib.contextmanager
@@ -94,6 +113,17 @@ def deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(before)
         settings.fill_uninitialized_memory = fills
+
+
+def memory_in_use(device: torch.device) -> int | None:
+    """Bytes that are in use now: of tensors on a GPU, of the whole process on a CPU; None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextlib.contextmanager

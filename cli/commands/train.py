@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.chosen import chosen, first_options
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, among, field
-from lm.config import CorpusConfig, RunConfig, TrainingConfig, compose, parse_assignments, preset_names, validate
+from lm.config import CorpusConfig, RunConfig, TrainingConfig, parse_assignments, preset_names, validate
 from lm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,8 +51,10 @@ def command(
     seed: Annotated[int | None, field(TrainingConfig, "seed")] = None,
     device: Annotated[str | None, field(TrainingConfig, "device")] = None,
     precision: Annotated[str | None, field(TrainingConfig, "precision")] = None,
+    amp: Annotated[str | None, field(TrainingConfig, "amp")] = None,
     devices: Annotated[int | None, field(TrainingConfig, "devices")] = None,
     shard: Annotated[bool, field(TrainingConfig, "shard", "--shard")] = False,
+    loss_scale: Annotated[str | None, field(TrainingConfig, "loss_scale")] = None,
     split_fractions: Annotated[str | None, field(CorpusConfig, "split_fractions")] = None,
     text_column: Annotated[str | None, field(CorpusConfig, "text_column")] = None,
     resume: Annotated[
@@ -67,6 +67,16 @@ def command(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing: say in seconds whether batch and model fit in memory.")
+    ] = False,
+    verify_resume: Annotated[
+        bool,
+        typer.Option(
+            "--verify-resume",
+            help="Train nothing: prove in a minute that a kill and a resume cost this training no bit on this machine.",
+        ),
+    ] = False,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -78,11 +88,12 @@ def command(
     lm train input.txt --preset gru-char --minutes 10 --set model.hidden_size=768
     lm train input.txt --devices 2
     lm train --resume RUN
+    lm train input.txt --verify-resume
     """
     flags = {
         "training.minutes": minutes, "training.max_steps": max_steps, "training.epochs": epochs,
-        "training.seed": seed, "training.device": device, "training.precision": precision,
-        "training.devices": devices, "training.shard": shard or None,
+        "training.seed": seed, "training.device": device, "training.precision": precision, "training.amp": amp,
+        "training.loss_scale": loss_scale, "training.devices": devices, "training.shard": shard or None,
     }  # fmt: skip
     overrides: dict[str, Any] = parse_assignments(set_ or [])
     overrides |= {path: value for path, value in flags.items() if value is not None}
@@ -90,7 +101,9 @@ def command(
         unwanted = {
             "CORPUS": corpus, "--preset": preset, "--name": name, "--config": config, "--init": init,
             "--split-fractions": split_fractions, "--text-column": text_column, "--overwrite": overwrite, "--set": set_,
-            "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision, "--shard": shard,
+            "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision,
+            "--amp": amp, "--loss-scale": loss_scale, "--verify-resume": verify_resume,
+            "--dry-run": dry_run, "--shard": shard,
         }  # fmt: skip
         given = [flag for flag, value in unwanted.items() if value is not None and value is not False]
         if given:
@@ -112,7 +125,70 @@ def command(
     for key in ("split_fractions", "text_column"):
         if where[key] is not None:
             overrides[f"corpus.{key}"] = getattr(corpus_config, key)
+    if dry_run:
+        _say_whether_it_fits(corpus_config, preset, config, overrides, init, runs_dir, data_dir, as_json)
+        return
+    if verify_resume:
+        _verify(corpus_config, preset, config, overrides, init, runs_dir, data_dir, as_json)
+        return
     _train(corpus_config, preset, config, overrides, name, init, stop_after, overwrite, runs_dir, data_dir, as_json)
+
+
+def _verify(
+    where: CorpusConfig,
+    preset: str | None,
+    file: Path | None,
+    overrides: dict[str, Any],
+    init: str | None,
+    runs_dir: Path,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Exit code 1 where something differs."""
+    from dataclasses import asdict
+
+    from cli.output import console, print_json, reading
+    from lm.training.verifying import verify_resume
+
+    base = _base(init, preset, file, runs_dir)
+    with reading() as progress:
+        corpus, options, _ = chosen(where, preset, file, overrides, base, data_dir, progress)
+        if (options.training.devices or 1) > 1:
+            raise ConfigError("--verify-resume trains in one process: leave --devices out.")
+        console(stderr=True).print("Training a few steps twice, once with a kill in the middle: a minute at most.")
+        verdict = verify_resume(
+            corpus, options, runs_dir=runs_dir, init=base, data_dir=data_dir, progress=progress
+        )  # fmt: skip
+    if as_json:
+        print_json(asdict(verdict))
+    else:
+        console().print(verdict.sentence, markup=False, soft_wrap=True)
+    if not verdict.same:
+        raise typer.Exit(1)
+
+
+def _say_whether_it_fits(
+    where: CorpusConfig,
+    preset: str | None,
+    file: Path | None,
+    overrides: dict[str, Any],
+    init: str | None,
+    runs_dir: Path,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    from cli.fitting import show
+    from cli.output import reading
+    from lm.corpora import prepare
+    from lm.training.distributed import own_part
+    from lm.training.fitting import estimate
+
+    base = _base(init, preset, file, runs_dir)
+    with reading() as progress:
+        corpus, options, _ = chosen(where, preset, file, overrides, base, data_dir, progress)
+        prepared = prepare(corpus, base.tokenizer if base else options.tokenizer, progress=progress)
+    # Each process has its own rows of the batch.
+    show(estimate(own_part(options, options.training.devices or 1), prepared), as_json)
 
 
 def _train(
@@ -130,34 +206,18 @@ def _train(
 ) -> None:
     from cli.output import reading
     from cli.training import TrainingView
-    from lm.run import load
     from lm.training import distributed
-    from lm.training.choosing import PRESETS
-    from lm.training.jobs import init_config, train
+    from lm.training.jobs import train
 
-    base = load(init, runs_dir=runs_dir) if init is not None else None
-    for flag, value in (("--preset", preset), ("--config", file)):
-        if base is not None and value is not None:
-            raise ConfigError(
-                f"--init {init} keeps that run's model and training options: leave {flag} out, change with --set."
-            )
-    # What can be wrong in the options is found before the text is read.
-    options = (
-        init_config(base, where, overrides)
-        if base is not None
-        else _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
-    )
+    base = _base(init, preset, file, runs_dir)
+    options = first_options(where, preset, file, overrides, base)
     known = options if preset is not None or base is not None else None
     if _run_in_processes(options.training.devices, options.training.device, known):
         return
     with distributed.joined(options.training) as world, reading() as progress:
         opened: str | Corpus = where.source
         if world.first:
-            chooses = base is None and preset is None
-            make = partial(_compose, where.source, file=file, overrides=overrides) if chooses else None
-            opened, options = _open(options, make, data_dir)
-            if opened.tokens is not None and any(path.startswith("tokenizer.") for path in overrides):
-                raise ConfigError(f"{where.source} was prepared with its tokenizer: leave tokenizer options out.")
+            opened, options = _choose(where, preset, file, overrides, base, data_dir)
         view = TrainingView(runs_dir, progress)
         run = train(
             opened, options, name=name, runs_dir=runs_dir, init=base, stop_after=stop_after, overwrite=overwrite,
@@ -166,6 +226,30 @@ def _train(
     if world.first:
         _leave_if_interrupted(view.end)
         _closing(run, runs_dir, as_json)
+
+
+def _choose(
+    where: CorpusConfig,
+    preset: str | None,
+    file: Path | None,
+    overrides: dict[str, Any],
+    base: Run | None,
+    data_dir: Path | None,
+) -> tuple[Corpus, RunConfig]:
+    """The text and the options for it; says what was not said and therefore chosen."""
+    from cli.output import console, reading
+    from lm.training.jobs import counts_alone
+
+    with reading() as progress:
+        opened, options, tokens_planned = chosen(where, preset, file, overrides, base, data_dir, progress)
+    told = console(stderr=True)
+    length = options.training
+    if length.max_steps is None and length.epochs is None and length.minutes is None and not counts_alone(options):
+        told.print("No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it).")
+    if base is None and preset is None:
+        tokens = "" if tokens_planned is None else f", which comes to about {tokens_planned:,} tokens on this machine"
+        told.print(f"No preset was given: {options.preset} suits this text and length{tokens}.")
+    return opened, options
 
 
 def _run_in_processes(devices: int | None, device: str | None, options: RunConfig | None) -> bool:
@@ -185,42 +269,18 @@ def _run_in_processes(devices: int | None, device: str | None, options: RunConfi
     return True
 
 
-def _open(
-    options: RunConfig, make: Callable[[str], RunConfig] | None, data_dir: Path | None
-) -> tuple[Corpus, RunConfig]:
-    """Open the corpus and, with `make`, choose the preset that suits it; say what was not said and therefore chosen."""
-    from cli.output import console, reading
-    from lm.corpora import open_corpus
-    from lm.training.choosing import choose_config
-    from lm.training.jobs import counts_alone
+def _base(init: str | None, preset: str | None, file: Path | None, runs_dir: Path) -> Run | None:
+    """The run that --init names."""
+    from lm.run import load
 
-    with reading() as progress:
-        opened = open_corpus(options.corpus, data_dir=data_dir, progress=progress)
-        choice = None if make is None else choose_config(opened, make, progress=progress)
-    options = options if choice is None else choice.config
-    told = console(stderr=True)
-    length = options.training
-    if length.max_steps is None and length.epochs is None and length.minutes is None and not counts_alone(options):
-        told.print("No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it).")
-    if choice is not None:
-        tokens = "" if choice.tokens is None else f", which comes to about {choice.tokens:,} tokens on this machine"
-        told.print(f"No preset was given: {options.preset} suits this text and length{tokens}.")
-    return opened, options
-
-
-def _compose(source: str, preset: str, *, file: Path | None, overrides: dict[str, Any]) -> RunConfig:
-    return compose(source, preset=preset, file=file, overrides=overrides)
-
-
-def _first_that_fits(source: str, presets: Sequence[str], file: Path | None, overrides: dict[str, Any]) -> RunConfig:
-    """The options over the first preset that takes them; the first one's refusal where none does."""
-    refusals = []
-    for preset in presets:
-        try:
-            return compose(source, preset=preset, file=file, overrides=overrides)
-        except ConfigError as error:
-            refusals.append(error)
-    raise refusals[0]
+    if init is None:
+        return None
+    for flag, value in (("--preset", preset), ("--config", file)):
+        if value is not None:
+            raise ConfigError(
+                f"--init {init} keeps that run's model and training options: leave {flag} out, change with --set."
+            )
+    return load(init, runs_dir=runs_dir)
 
 
 def _resume(

@@ -12,6 +12,7 @@ Either way each token is scored exactly once, the first one conditioned on the s
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lm.device import Precision, autocast
+from lm.device import Precision, computing
 from lm.evaluation.scores import Scores
 from lm.models.base import LanguageModel, State
 
@@ -35,6 +36,11 @@ LOGITS_AT_ONCE = 16_000_000
 MOST_TOKENS_AT_ONCE = 8192
 
 Ids = npt.NDArray[Any]
+
+
+def tokens_at_once(vocab_size: int) -> int:
+    """Tokens that run through a model together, but for windows longer than that."""
+    return max(1, min(MOST_TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size))
 
 
 @dataclass
@@ -55,7 +61,7 @@ def score(
     model: LanguageModel,
     ids: Ids,
     *,
-    precision: Precision = "fp32",
+    precision: Precision | None = "fp32",
     rows: int = 1,
     stride: int | None = None,
     share: tuple[int, int] = (0, 1),
@@ -66,7 +72,7 @@ def score(
     Args:
         model: left in the mode it was in; runs on the device it is on.
         ids: (N + 1,) the start token, then the N tokens.
-        precision: of the matrix products; the loss is float32, its sum float64.
+        precision: of the matrix products; the loss is float32, its sum float64. None: as set by who calls.
         rows: for a carried state, how many equal parts of the split are read side by side.
         stride: for a window, how far it slides; default: half the context length.
         share: which share of the rows or windows, from 0, and of how many; the sums of all shares add up to those of
@@ -74,7 +80,7 @@ def score(
         progress: called with tokens done and tokens in all.
     """
     count = len(ids) - 1
-    at_once = max(1, min(MOST_TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.vocab_size))
+    at_once = tokens_at_once(model.vocab_size)
     context = model.context_length
     if context is None:
         rows = max(1, min(rows, count))
@@ -92,7 +98,8 @@ def score(
     model.eval()
     begun = time.perf_counter()
     try:
-        with torch.inference_mode(), autocast(device, precision):
+        within = contextlib.nullcontext() if precision is None else computing(device, precision)
+        with torch.inference_mode(), within:
             state: State | None = None
             for piece in pieces:
                 if piece.fresh:

@@ -25,8 +25,8 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ from torch import Tensor, nn
 from lm.kernels.base import compiled, native
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 KINDS = "gru", "lstm", "linear", "dropout", "norm", "swiglu", "attention", "block"
 
@@ -55,6 +57,31 @@ def usable(kind: str, inputs: Tensor) -> bool:
         _tell_what_is_missing()
         return False
     return True
+
+
+def keep_in_fp32(weight: Tensor) -> None:
+    """Let products with a weight run in fp32 also where its module is not called, and under autocast."""
+    weight.stays_in_fp32 = True  # type: ignore[attr-defined]
+
+
+def stays_in_fp32(weight: Tensor) -> bool:
+    """Whether `keep_in_fp32` was said of a weight."""
+    return getattr(weight, "stays_in_fp32", False)
+
+
+def in_its_format(weight: Tensor, call: Callable[..., R], *inputs: Any) -> R:
+    """`call(*inputs)`; of a weight that stays in fp32, with inputs in fp32 (also in lists) and without autocast."""
+    if not stays_in_fp32(weight):
+        return call(*inputs)
+    with torch.autocast(weight.device.type, enabled=False):
+        return call(*cast_floats(inputs, torch.float32))
+
+
+def cast_floats(value: Any, dtype: torch.dtype) -> Any:
+    """Tensors of floats in `dtype`, also in tuples and lists; all else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    return type(value)(cast_floats(part, dtype) for part in value) if isinstance(value, tuple | list) else value
 
 
 def worth_looking_up(vocab_size: int, positions: int) -> bool:
@@ -88,6 +115,8 @@ def layer(
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, natively where that is usable: (..., E) with a weight (F, E) → (..., F)."""
+    if stays_in_fp32(weight):
+        return in_its_format(weight, F.linear, inputs, weight, bias)
     if inputs.numel() < FEWEST_ROWS * inputs.shape[-1] or not usable("linear", inputs):
         return F.linear(inputs, weight, bias)
     apply: Any = _Linears.apply
@@ -512,8 +541,16 @@ class _Memory(threading.local):
     def give(self, buffer: Tensor) -> None:
         self._spare.append(buffer)
 
+    def forget(self) -> None:
+        self._spare.clear()
+
 
 _memory = _Memory()
+
+
+def forget_buffers() -> None:
+    """Give back the memory that is kept for the next step."""
+    _memory.forget()
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lm.config import Options
+from lm.models.parts import LOSS, part
 
 
 class ModelOptions(Options):
@@ -99,6 +100,9 @@ class LanguageModel(nn.Module, ABC):
     batching: ClassVar[Literal["streams", "random"]] = "streams"
     """How it is trained unless `training.batching` says otherwise."""
 
+    loss_dtype: torch.dtype = torch.float32
+    """That training computes softmax and loss in."""
+
     def __init__(self, options: Any, vocab_size: int) -> None:
         super().__init__()
         self.options = options
@@ -133,7 +137,7 @@ class LanguageModel(nn.Module, ABC):
             label_smoothing: probability mass of the objective that is spread over all tokens.
         """
         logits, state = self(ids, state)
-        objective, nats = cross_entropies(logits, targets, label_smoothing)
+        objective, nats = part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype)
         return TrainingLoss(objective, nats, state, logits.detach())
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
@@ -153,11 +157,11 @@ class LanguageModel(nn.Module, ABC):
         return 0
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The weights as host arrays, by name, for saving; copies, safe from later steps.
+        """The weights as host arrays, by name, for saving; copies, safe from later steps; low precision as fp32.
 
         Where they are spread over processes they are gathered, so all processes must ask.
         """
-        return {name: np.array(whole(tensor.detach()).cpu().numpy()) for name, tensor in self.state_dict().items()}
+        return {name: host_array(tensor) for name, tensor in self.state_dict().items()}
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Set the weights from `arrays`, which must match by name and shape (ValueError names what does not)."""
@@ -172,11 +176,10 @@ class LanguageModel(nn.Module, ABC):
         )
 
 
-def cross_entropies(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """From logits (B, T, V) and targets (B, T): what is minimised, and nats per token without smoothing or gradient."""
-    flat, wanted = logits.float().flatten(0, 1), targets.flatten()
-    objective = F.cross_entropy(flat, wanted, label_smoothing=label_smoothing)
-    return objective, objective.detach() if label_smoothing == 0 else F.cross_entropy(flat.detach(), wanted)
+def host_array(tensor: Tensor) -> npt.NDArray[Any]:
+    """A copy on the host; bf16, which numpy does not have, and fp16 as fp32, which holds all their values."""
+    tensor = whole(tensor.detach()).cpu()
+    return np.array((tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy())
 
 
 def whole(tensor: Any) -> Tensor:
@@ -192,6 +195,20 @@ def spread_like(example: Any, tensor: Tensor) -> Tensor:
 
     tensor = tensor.to(example.device)
     return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
+
+
+def cross_entropies(
+    logits: Tensor, targets: Tensor, label_smoothing: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """From logits (B, T, V) and targets (B, T): what is minimised, computed in `dtype`, and true nats per token.
+
+    Both are in fp32; the nats are without smoothing or gradient.
+    """
+    flat, wanted = logits.to(dtype).flatten(0, 1), targets.flatten()
+    objective = F.cross_entropy(flat, wanted, label_smoothing=label_smoothing).float()
+    if label_smoothing == 0 and dtype == torch.float32:
+        return objective, objective.detach()
+    return objective, F.cross_entropy(flat.detach().float(), wanted)
 
 
 def build_model(section: Any, vocab_size: int, *, seed: int | None = None) -> LanguageModel:

@@ -27,8 +27,9 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from lm.config import listed
-from lm.kernels.training import linear
+from lm.kernels.training import in_its_format, linear, stays_in_fp32
 from lm.models.base import ModelOptions, cross_entropies
+from lm.models.parts import LOSS, OUTPUT_AND_LOSS, part
 
 LOGITS_AT_ONCE = 1 << 23
 """Logits that a training step may hold at a time; a step of fewer keeps them all."""
@@ -103,7 +104,7 @@ def output_logits(
         logits = logits + added
     if tails is None:
         return logits
-    entries = F.linear(hidden, tails.weight, tails.bias).float()
+    entries = in_its_format(tails.weight, F.linear, hidden, tails.weight, tails.bias).float()
     frequent, *parts = logits.float().tensor_split(tails.cutoffs, dim=-1)
     head = torch.cat([frequent, entries], dim=-1).log_softmax(dim=-1)
     first = tails.cutoffs[0]
@@ -120,6 +121,7 @@ def output_loss(
     *,
     added: Tensor | None = None,
     label_smoothing: float = 0.0,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The loss of a training step: from all logits, or by `mean_nats` where that saves work.
 
@@ -131,19 +133,28 @@ def output_loss(
         tails: of an adaptive softmax.
         added: (B, T, V) that context tables add to the logits.
         label_smoothing: probability mass of the objective that is spread over all tokens.
+        dtype: that softmax and loss are computed in.
 
     Returns:
         What is minimised, nats per token without gradient, and the logits (B, T, V) without gradient where they were
         made.
     """
     if added is None and label_smoothing == 0 and (tails is not None or targets.numel() * len(weight) > LOGITS_AT_ONCE):
-        objective = mean_nats(hidden, targets, weight, bias, tails)
+        objective = part(OUTPUT_AND_LOSS, mean_nats, hidden, targets, weight, bias, tails, dtype=dtype)
         return objective, objective.detach(), None
-    logits = output_logits(hidden, weight, bias, tails, added=added)
-    return *cross_entropies(logits, targets, label_smoothing), logits.detach()
+    logits = part("output", output_logits, hidden, weight, bias, tails, added=added)
+    return *part(LOSS, cross_entropies, logits, targets, label_smoothing, dtype), logits.detach()
 
 
-def mean_nats(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, tails: Tails | None) -> Tensor:
+def mean_nats(
+    hidden: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tails: Tails | None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """The mean loss in nats, equal to the cross-entropy of `output_logits`, which is never made.
 
     Args:
@@ -152,6 +163,7 @@ def mean_nats(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | No
         weight: (V, E).
         bias: (V,), or None.
         tails: of an adaptive softmax.
+        dtype: that softmax and loss are computed in.
 
     Returns:
         A scalar in fp32. Its gradients are computed along with it, and only once.
@@ -160,7 +172,7 @@ def mean_nats(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | No
     entries = (weight[:0].detach(), bias[:0].detach()) if tails is None else (tails.weight, tails.bias)
     cutoffs = () if tails is None else tails.cutoffs
     apply: Any = _MeanNats.apply
-    loss: Tensor = apply(hidden.flatten(0, -2), targets.flatten(), cutoffs, weight, bias, *entries)
+    loss: Tensor = apply(hidden.flatten(0, -2), targets.flatten(), cutoffs, dtype, weight, bias, *entries)
     return loss
 
 
@@ -173,14 +185,17 @@ class _MeanNats(torch.autograd.Function):
         hidden: Tensor,
         targets: Tensor,
         cutoffs: tuple[int, ...],
+        dtype: torch.dtype,
         weight: Tensor,
         bias: Tensor,
         entry_weight: Tensor,
         entry_bias: Tensor,
     ) -> Tensor:
         device = hidden.device.type
-        # Matrix products run in the format of autocast; everything else in fp32.
+        # Matrix products run in the format of autocast, or of the weights; everything else in `dtype`.
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        if stays_in_fp32(weight):
+            low = torch.float32
         bounds = *cutoffs, len(weight)
         first = bounds[0]
         with torch.autocast(device, enabled=False):
@@ -191,7 +206,7 @@ class _MeanNats(torch.autograd.Function):
             wanted = torch.where(tail == 0, targets, first - 1 + tail)
             head = torch.cat([weight[:first], entry_weight]), torch.cat([bias[:first], entry_bias])
             sums = _zeros(head[0]), _zeros(head[1])
-            nats = _softmax(vectors, wanted, head, grad_hidden, sums)
+            nats = _softmax(vectors, wanted, head, grad_hidden, sums, dtype)
             grad_weight[:first], grad_entry_weight[:] = sums[0][:first], sums[0][first:]
             grad_bias[:first], grad_entry_bias[:] = sums[1][:first], sums[1][first:]
             for number, (begin, end) in enumerate(pairwise(bounds), start=1):
@@ -199,7 +214,7 @@ class _MeanNats(torch.autograd.Function):
                 own = vectors[rows]
                 back = _zeros(own)
                 layer, into = (weight[begin:end], bias[begin:end]), (grad_weight[begin:end], grad_bias[begin:end])
-                nats += _softmax(own, targets[rows] - begin, layer, back, into)
+                nats += _softmax(own, targets[rows] - begin, layer, back, into, dtype)
                 grad_hidden.index_add_(0, rows, back)
         ctx.count, ctx.grads = len(targets), grads
         return nats / len(targets)
@@ -208,7 +223,7 @@ class _MeanNats(torch.autograd.Function):
     def backward(ctx: Any, outer: Tensor) -> Any:
         hidden, *weights = (grad.mul_(outer / ctx.count) for grad in ctx.grads)
         del ctx.grads
-        return hidden, None, None, *weights
+        return hidden, None, None, None, *weights
 
 
 def _zeros(like: Tensor) -> Tensor:
@@ -221,6 +236,7 @@ def _softmax(
     layer: tuple[Tensor, Tensor],
     grad_vectors: Tensor,
     grad_layer: tuple[Tensor, Tensor],
+    dtype: torch.dtype,
 ) -> Tensor:
     """The summed loss of one softmax layer; its gradients are added to what `grad_vectors` and `grad_layer` hold."""
     weight, bias = layer[0].to(vectors.dtype), layer[1]
@@ -229,10 +245,10 @@ def _softmax(
     at_once = max(1, LOGITS_AT_ONCE // len(weight))
     for begin in range(0, len(vectors), at_once):
         piece = slice(begin, begin + at_once)
-        logits = F.linear(vectors[piece], weight).float().add_(bias)
+        logits = F.linear(vectors[piece], weight).to(dtype).add_(bias)
         logs = logits.log_softmax(dim=1)
         index = targets[piece, None]
-        nats -= logs.gather(1, index).sum()
+        nats -= logs.gather(1, index).sum(dtype=torch.float32)
         # The gradient of the logits is the distribution, less one at the target.
         slope = logs.exp_().scatter_add_(1, index, logs.new_full(index.shape, -1.0))
         grad_bias += slope.sum(dim=0)

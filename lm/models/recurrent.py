@@ -20,6 +20,7 @@ from torch import _VF, Tensor, nn
 from lm.kernels import training
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.models.heads import HeadOptions, Tails, make_tails, output_logits, output_loss
+from lm.models.parts import part
 from lm.models.tables import ContextTables, TableOptions
 
 REGISTERS = {"rnn": "Recurrent", "gru": "Recurrent", "lstm": "Recurrent"}
@@ -121,7 +122,12 @@ class Recurrent(LanguageModel):
         added, after = self._added(ids, outputs, state, after, targets)
         dropped = self.output_dropout(outputs)
         objective, nats, logits = output_loss(
-            self._project(dropped), targets, *self._output_layer(), added=added, label_smoothing=label_smoothing
+            self._project(dropped),
+            targets,
+            *self._output_layer(),
+            added=added,
+            label_smoothing=label_smoothing,
+            dtype=self.loss_dtype,
         )
         return TrainingLoss(objective + self._penalties(outputs, dropped), nats, after, logits)
 
@@ -136,13 +142,13 @@ class Recurrent(LanguageModel):
         vectors = self.embedding(ids)
         rate = self.options.embedding_dropout
         if self.training and rate > 0:
-            words = F.dropout(torch.ones(self.vocab_size, 1, device=ids.device), rate)
+            words = F.dropout(torch.ones(self.vocab_size, 1, device=ids.device, dtype=vectors.dtype), rate)
             vectors = vectors * words[ids]
         dropped: Tensor = self.input_dropout(vectors)
         return dropped
 
     def _project(self, outputs: Tensor) -> Tensor:
-        return outputs if self.projection is None else F.linear(outputs, self.projection.weight)
+        return outputs if self.projection is None else self.projection(outputs)
 
     def _output_layer(self) -> tuple[Tensor, Tensor | None, Tails | None]:
         if self.output is None:
@@ -160,7 +166,8 @@ class Recurrent(LanguageModel):
     def _run_cell(self, ids: Tensor, state: State | None) -> tuple[Tensor, State]:
         # A hook on the cell waits for torch's module to be called.
         native = ids.shape[1] >= training.FEWEST_STEPS and not self.cell._forward_hooks
-        native = native and training.usable(self.options.type, self.embedding.weight)
+        own = self.cell.get_parameter("weight_hh_l0")
+        native = native and training.usable(self.options.type, own) and not training.stays_in_fp32(own)
         looked_up = native and self._looks_up(ids)
         inputs = self.embedding.weight if looked_up else self._embed(ids)
         names = ("hidden", "cell") if self.options.type == "lstm" else ("hidden",)
@@ -171,7 +178,8 @@ class Recurrent(LanguageModel):
         if native:
             hidden, last = self._run_native(inputs, first, ids if looked_up else None)
         elif self.training and (self.options.locked_dropout or self.options.weight_dropout > 0):
-            hidden, last = self._run_layers(inputs, first)
+            found = training.in_its_format(own, self._run_layers, inputs, first)
+            hidden, last = training.cast_floats(found, inputs.dtype) if training.stays_in_fp32(own) else found
         elif self.options.type == "lstm":
             hidden, last = self.cell(inputs, first)
         else:
@@ -193,8 +201,9 @@ class Recurrent(LanguageModel):
             weights = self._weights(layer)
             begun = tuple(part[layer : layer + 1] for part in first)
             # With biases, one layer, no dropout of its own, in training, in one direction, batch first.
-            settings = True, 1, 0.0, True, False, True
-            inputs, *last = call(inputs, begun if options.type == "lstm" else begun[0], weights, *settings)
+            settings: Any = True, 1, 0.0, True, False, True
+            first_state = begun if options.type == "lstm" else begun[0]
+            inputs, *last = part(f"cell.l{layer}", call, inputs, first_state, weights, *settings)
             lasts.append(last)
         return inputs, tuple(torch.cat(parts) for parts in zip(*lasts, strict=True))
 
@@ -207,7 +216,9 @@ class Recurrent(LanguageModel):
             if layer > 0:
                 inputs, ids = self.layer_dropout(inputs), None
             begun = None if first is None else [part[layer] for part in first]
-            inputs, *last = training.layer(self.options.type, inputs, self._weights(layer), begun, ids=ids)
+            inputs, *last = part(
+                f"cell.l{layer}", training.layer, self.options.type, inputs, self._weights(layer), begun, ids=ids
+            )
             lasts.append(last)
         return inputs, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
 

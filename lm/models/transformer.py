@@ -109,8 +109,8 @@ class Attention(nn.Module):
         if training.usable("norm", heads):
             weight, epsilon = (None, 0.0) if norm is None else (norm.weight, norm.eps or 0.0)
             return training.normed_and_turned(heads, weight, epsilon, rotation)
-        # In float32: autocast leaves norms alone, and torch's fused norm wants its weight's own dtype.
-        return rotate(heads if norm is None else norm(heads.float()), *rotation).to(heads.dtype)
+        # Autocast leaves norms alone, and torch's fused norm wants its weight's own dtype.
+        return rotate(heads if norm is None else norm(heads.to(norm.weight.dtype)), *rotation).to(heads.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -229,7 +229,12 @@ class Transformer(LanguageModel):
         """See `LanguageModel.training_loss`; saves work where the vocabulary is large."""
         hidden, added, after = self._hidden(ids, state)
         objective, nats, logits = output_loss(
-            hidden, targets, *self._output_layer(), added=added, label_smoothing=label_smoothing
+            hidden,
+            targets,
+            *self._output_layer(),
+            added=added,
+            label_smoothing=label_smoothing,
+            dtype=self.loss_dtype,
         )
         return TrainingLoss(objective, nats, after, logits)
 

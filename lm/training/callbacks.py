@@ -25,8 +25,12 @@ class Start:
     steps_per_epoch: float
     device: str
     precision: str
+    seconds: float = 0.0
+    """Training time spent before."""
     counts: int = 0
     """Counts made of the training text; a model that has as many parameters has nothing else to learn."""
+    expected: tuple[float, float] | None = None
+    """The least and the most validation loss that the plan is expected to end at, in nats per token."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Callback:
         """While a validation runs: tokens scored, tokens in all."""
 
     def on_save(self, step: int) -> None:
-        """After `last/` was replaced."""
+        """Once `last/` holds the state of this step, which may be some steps ago: it is written beside training."""
 
     def on_end(self, end: End) -> None:
         """After the last step, with everything saved."""

@@ -131,7 +131,15 @@ class World:
         if self.size > 1:
             # Not a barrier: the object travels by the patient group on every backend.
             self.tell(lambda: None)
-            dist.all_gather_object([None] * self.size, None, group=self.patient)
+            self.gather(None)
+
+    def gather(self, own: T) -> list[T]:
+        """What each process has, in their order; for small things."""
+        if self.size == 1:
+            return [own]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, own, group=self.patient)
+        return found
 
     def sum(self, *numbers: float) -> list[float]:
         """The sums over all processes, in float64; the same bits in all."""
@@ -332,11 +340,23 @@ def check(config: RunConfig, size: int) -> None:
             "--shard cannot split context tables, whose gradients are sparse: leave them out with --set "
             "model.table_orders=[], or leave --shard out."
         )
+    if training.amp in ("O2", "O3") or training.fp32_modules:
+        what = f"training.amp={training.amp}" if training.amp in ("O2", "O3") else "training.fp32_modules"
+        raise ConfigError(
+            f"--shard and {what} do not meet: FSDP spreads weights in fp32. Use --amp O1, which computes in "
+            "bf16 or fp16, or leave --shard out."
+        )
     if training.optimizer == "muon":
         raise ConfigError(
             "--shard and training.optimizer=muon do not meet, because Muon needs whole matrices: use adamw or sgd, or "
             "leave --shard out."
         )
+
+
+def own_part(config: RunConfig, processes: int) -> RunConfig:
+    """The options as if one process's rows were all."""
+    rows = max(1, config.training.batch_size // processes)
+    return config.model_copy(update={"training": config.training.model_copy(update={"batch_size": rows})})
 
 
 def check_devices(count: int, name: str | None) -> None:
@@ -453,7 +473,7 @@ class Reader(RunFolder):
             time.sleep(0.2)
 
 
-def folder_of(world: World, path: Path) -> RunFolder:
+def folder_of(world: World, path: Path) -> RunFolder | Reader:
     """The run's folder: to write for the first process, to read for the others."""
     return RunFolder(path) if world.first else Reader(path)
 
@@ -468,10 +488,11 @@ class Parallel:
         model: on its device, with equal weights in all processes.
         world: which processes.
         shard: spread weights, gradients and moments over the processes (FSDP2), instead of a copy in each.
+        each_part: exchange the gradients of each part of a step, because they are taken away after it.
     """
 
-    def __init__(self, model: LanguageModel, world: World, *, shard: bool) -> None:
-        self._world = world
+    def __init__(self, model: LanguageModel, world: World, *, shard: bool, each_part: bool = False) -> None:
+        self._world, self._each_part = world, each_part
         self._sharded: Any = None
         self._copies: DistributedDataParallel | None = None
         self._sparse: list[nn.Parameter] = []
@@ -481,6 +502,11 @@ class Parallel:
             self._copies, self._sparse = _copy(model)
         self._loss: Callable[..., TrainingLoss] = self._copies or model.training_loss
 
+    @property
+    def sharded(self) -> bool:
+        """Whether a pass through the model is for all processes together."""
+        return self._sharded is not None
+
     def training_loss(self, *args: Any, **kwargs: Any) -> TrainingLoss:
         """See `LanguageModel.training_loss`; of this process's rows."""
         return self._loss(*args, **kwargs)
@@ -488,9 +514,10 @@ class Parallel:
     @contextlib.contextmanager
     def part(self, *, last: bool) -> Iterator[None]:
         """Around forward and backward of a part of a step: the gradients travel with the last one alone."""
+        last_dense = last or self._each_part
         if self._sharded is not None:
-            self._sharded.set_requires_gradient_sync(last)
-        held = self._copies.no_sync() if self._copies is not None and not last else contextlib.nullcontext()
+            self._sharded.set_requires_gradient_sync(last_dense)
+        held = self._copies.no_sync() if self._copies is not None and not last_dense else contextlib.nullcontext()
         with held:
             yield
         if last:

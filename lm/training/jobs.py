@@ -14,21 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from lm.checkpoint import CONFIG, EVENTS, RunFolder, find_run, list_runs
+from lm.checkpoint import CONFIG, EVENTS, MODEL, RunFolder, find_run, list_runs
 from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, Section, TrainingConfig, compose, merge
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
-from lm.device import enough_memory, pick_precision
+from lm.device import enough_memory
 from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunExistsError
 from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
-from lm.run import Run
+from lm.run import Run, load
 from lm.tokenizers.base import Tokenizer
 from lm.training import distributed
 from lm.training.callbacks import Callback, End, Start
 from lm.training.choosing import choose_config
-from lm.training.distributed import World
+from lm.training.distributed import Reader, World
+from lm.training.expecting import expected_loss
+from lm.training.fitting import refuse_what_cannot_fit
 from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
+from lm.training.precision import choose_format
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
 from lm.version import __version__
@@ -176,15 +179,19 @@ class _Job:
     """Of the run's folder."""
     config: RunConfig
     prepared: _Told | None = None
-    init: tuple[Path, str] | None = None
-    """Folder and state of the run that a new one starts from."""
+    init: str | None = None
+    """The run that a new one starts from, PATH@STATE."""
     overwrite: bool = False
     plan: Plan | None = None
     """Of a run that goes on; None for a new one, whose plan is still to be made."""
+    begun: bool = True
+    """False for a run that was ended before anything of it was saved."""
     patient: bool = False
     """Whether patience begins anew."""
     done: bool = False
     """Whether there is nothing left to train."""
+    reported: bool = True
+    """False for one that was ended after the last step and before its report."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +251,7 @@ def _begin(
         )
         corpus = open_corpus(where, data_dir=data_dir, progress=progress)
     own = _of_this_job(name, corpus.source, runs_dir)
-    if own is not None and own.has_last():
+    if own is not None:
         return _reopen(held, own, None, stop_after, {}, data_dir, progress, world, again=True)
     if config is None:
         source = corpus.source
@@ -252,14 +259,14 @@ def _begin(
             config = choose_config(corpus, lambda preset: compose(source, preset=preset), progress=progress).config
         distributed.check(config, world.size)
     config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": corpus.source})})
-    pick_precision(config.training.precision, world.place(config.training.device))
+    choose_format(config.training, world.place(config.training.device))
     if stop_after is not None and stop_after < 1:
         raise ConfigError(f"--stop-after {stop_after}: give a step of the plan, 1 or later.")
     if world.size > 1 and counts_alone(config):
         raise ConfigError(
             f"{config.model.type} models are trained by counting, in one process: leave --devices and torchrun out."
         )
-    folder = own or _new_folder(name, corpus, config, runs_dir, overwrite)
+    folder = _new_folder(name, corpus, config, runs_dir, overwrite)
     if "valid" not in corpus.splits:
         raise CorpusError(f"{corpus.source} has no validation split, so nothing could tell the best weights: add one.")
     prepared = prepare(corpus, init.tokenizer if init else config.tokenizer, progress=progress)
@@ -267,12 +274,15 @@ def _begin(
         # Prepared in shards: with the tokenizer that made them.
         config = config.model_copy(update={"tokenizer": Section(**prepared.tokenizer.options.model_dump(mode="json"))})
     held.enter_context(folder.lock())
+    if not (counts_alone(config) or config.training.shard):
+        with distributed.alone():
+            refuse_what_cannot_fit(distributed.own_part(config, world.size), prepared)
     return _Job(
         folder.path,
         config,
         _Told.of(prepared),
-        init=(init.folder.path, init.state) if init else None,
-        overwrite=overwrite or own is not None,
+        init=f"{init.folder.path}@{init.state}" if init else None,
+        overwrite=overwrite,
     )
 
 
@@ -288,7 +298,7 @@ def _of_this_job(name: str | None, source: str, runs_dir: Path) -> RunFolder | N
         if record.get("job") != job or record["config"]["corpus"]["source"] != source:
             continue
         # A job that is not started again but bears the same name as one that ended well is a new one.
-        ended = folder.has_last() and folder.read_last()[0]["train_state"]["stop_reason"] in ENDINGS
+        ended = folder.has_last() and folder.read_state()["train_state"]["stop_reason"] in ENDINGS
         if distributed.restarted() or not ended:
             return folder
     return None
@@ -300,7 +310,7 @@ def _start(
     """Train a new run."""
     config, told = job.config, job.prepared
     assert told is not None
-    init = None if job.init is None else Run(RunFolder(job.init[0]), job.init[1])
+    init = None if job.init is None else load(job.init)
     tokenizer = init.tokenizer if init else config.tokenizer
     prepared = world.machine_by_machine(lambda: told.load(tokenizer, config.corpus, data_dir))
     folder = distributed.folder_of(world, job.path)
@@ -309,7 +319,9 @@ def _start(
     make = _factory(folder, config, prepared, init)
     config, plan = _fix_plan(config, make)
     trainer = make()
-    record = {**_record(config, prepared, trainer.model, init), "plan": plan.to_json()}
+    if init is None and world.first:
+        plan = _with_expectation(plan, config, prepared, trainer)
+    record = {**run_record(config, prepared, trainer.model, init), "plan": plan.to_json()}
     if (name := distributed.job_name()) is not None:
         record["job"] = name
     folder.create(record, prepared.tokenizer, overwrite=job.overwrite)
@@ -337,11 +349,16 @@ def _reopen(
     current = Run(folder)
     record, config = current.record, current.config
     if counts_alone(config):
+        if not (folder.path / MODEL).exists():
+            raise CorruptRunError(f"Run {folder.name!r} was killed while it counted: train it again (--overwrite).")
         return _Job(folder.path, config, done=True)
-    state, _ = folder.read_last()
+    folder.sweep()
+    begun = bool(folder.has_last() or folder.read_metrics() or folder.kept_states())
+    # A kill may come before the first save, when nothing is trained yet: then it begins at its first step.
+    state: Any = folder.read_state()["train_state"] if begun else {"step": 0, "stop_reason": None}
     try:
-        plan, done = Plan.from_json(record["plan"]), int(state["train_state"]["step"])
-        stopped = state["train_state"]["stop_reason"]
+        plan, done = Plan.from_json(record["plan"]), int(state["step"])
+        stopped = state["stop_reason"]
     except (KeyError, TypeError, ValueError):
         raise CorruptRunError(f"{folder.path} has no plan or step that can be read: restore it from a copy.") from None
     patient = False
@@ -349,16 +366,26 @@ def _reopen(
         if max_steps < max(done, 1):
             raise ConfigError(f"--max-steps {max_steps}: run {folder.name!r} is at step {done} already.")
         if max_steps > done or stopped not in ENDINGS:
-            plan = replace(plan, steps=max_steps, seconds=None)
+            plan = replace(plan, steps=max_steps, seconds=None, expected_least=None, expected_most=None)
             patient, stopped = stopped == "no_progress", None
-    reached = stop_after is not None and stop_after <= done
-    if done >= plan.steps or stopped in ENDINGS or (again and reached):
-        return _Job(folder.path, config, done=True)
-    if reached:
+    if done >= plan.steps or stopped in ENDINGS:
+        return _Job(folder.path, config, done=True, reported="valid" in current.reports())
+    if stop_after is not None and stop_after <= done:
+        if again:
+            return _Job(folder.path, config, done=True)
         raise ConfigError(f"--stop-after {stop_after}: run {folder.name!r} is at step {done} already.")
     config = merge(config, changes) if changes else config
     distributed.check(config, world.size)
-    return _Job(folder.path, config, _Told.of(_same_corpus(current, data_dir, progress)), plan=plan, patient=patient)
+    init = load(record["init"], runs_dir=folder.path.parent) if record.get("init") and not begun else None
+    return _Job(
+        folder.path,
+        config,
+        _Told.of(same_corpus(current, data_dir, progress)),
+        init=f"{init.folder.path}@{init.state}" if init else None,
+        plan=plan,
+        begun=begun,
+        patient=patient,
+    )
 
 
 def _go_on(
@@ -368,16 +395,19 @@ def _go_on(
     folder = distributed.folder_of(world, job.path)
     run = Run(folder)
     if job.done:
-        if world.first and distributed.restarted() and not counts_alone(job.config) and not run.reports():
-            # It failed behind the last step.
-            run = _close(folder, _same_corpus(run, data_dir, None), str(world.place(job.config.training.device)))
+        if not job.reported and world.first:
+            run = _close(folder, same_corpus(run, data_dir, None), str(world.place(job.config.training.device)))
         world.wait()
-        return run, False
+        return run, not job.reported
+    if isinstance(folder, Reader):
+        folder.await_record()
     told, plan = job.prepared, job.plan
     assert told is not None and plan is not None
     prepared = world.machine_by_machine(lambda: told.load(run.tokenizer, job.config.corpus, data_dir))
-    trainer = _factory(folder, job.config, prepared, None, resumes=True)()
-    trainer.load()
+    init = None if job.init is None else load(job.init)
+    trainer = _factory(folder, job.config, prepared, init, resumes=job.begun)()
+    if job.begun:
+        trainer.load()
     changed = {"plan": plan.to_json(), "config": job.config.model_dump(mode="json")}
     if changed != {key: run.record[key] for key in changed}:
         folder.write_record({**run.record, **changed})
@@ -453,7 +483,13 @@ def _fix_plan(config: RunConfig, make: Any) -> tuple[RunConfig, Plan]:
     return config, timed_plan(training, trial.steps_per_epoch, step_seconds, token_seconds, valid)
 
 
-def _record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, init: Run | None) -> dict[str, Any]:
+def _with_expectation(plan: Plan, config: RunConfig, corpus: PreparedCorpus, trainer: Trainer) -> Plan:
+    expected = expected_loss(config, corpus, plan, plan.steps * trainer.tokens_per_step)
+    return plan if expected is None else replace(plan, expected_least=expected[0], expected_most=expected[1])
+
+
+def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, init: Run | None) -> dict[str, Any]:
+    """What a new run's `config.json` holds, without its plan."""
     splits = {
         name: {"sha256": part.sha256, "tokens": part.counts.tokens, "characters": part.counts.characters}
         for name, part in corpus.splits.items()
@@ -496,7 +532,7 @@ def _close(folder: RunFolder, corpus: PreparedCorpus, device: str) -> Run:
     return run
 
 
-def _same_corpus(run: Run, data_dir: Path | None, progress: Progress | None) -> PreparedCorpus:
+def same_corpus(run: Run, data_dir: Path | None, progress: Progress | None) -> PreparedCorpus:
     """The run's own text, from the cache or read again, checked by its hash."""
     prepared = load_prepared(run.record["corpus"]["key"])
     if prepared is None or prepared.tokenizer.sha256 != run.tokenizer.sha256:
@@ -532,7 +568,9 @@ def _fit_by_counting(
     model.fit(np.asarray(corpus.splits["train"].ids))
     seconds = time.perf_counter() - begun
     folder.create(
-        {**_record(config, corpus, model, None), "plan": Plan(1, 1).to_json()}, corpus.tokenizer, overwrite=overwrite
+        {**run_record(config, corpus, model, None), "plan": Plan(1, 1).to_json()},
+        corpus.tokenizer,
+        overwrite=overwrite,
     )
     tokens = corpus.splits["train"].counts.tokens
     start = Start(

@@ -10,7 +10,7 @@ Sources: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Duchi et
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,12 @@ from torch.optim import Optimizer
 
 from lm.config import TrainingConfig
 from lm.kernels.base import native
-from lm.models.base import LanguageModel, spread_like, whole
+from lm.models.base import LanguageModel, host_array, spread_like
 from lm.models.heads import Tails
 from lm.models.tables import ContextTables
+
+FP16_EPSILON = 1e-3
+"""AdamW's epsilon over fp16 moments: squares of gradients below 0.0024 are 0 there, and nothing may be divided by 0."""
 
 
 class AdamW(torch.optim.AdamW):
@@ -74,8 +77,17 @@ class RowAdagrad(Optimizer):
         parameter[rows] -= rate * slopes / (squares[rows].sqrt() + 1e-10)
 
 
-def make_optimizers(model: LanguageModel, config: TrainingConfig, *, fused: bool) -> list[Optimizer]:
-    """The optimizers of a model; each group's peak learning rate is kept as its "peak_learning_rate"."""
+def make_optimizers(
+    model: LanguageModel, config: TrainingConfig, *, fused: bool, masters: Mapping[Tensor, Tensor] | None = None
+) -> list[Optimizer]:
+    """The optimizers of a model; each group's peak learning rate is kept as its "peak_learning_rate".
+
+    Args:
+        model: whose parameters are updated.
+        config: which optimizers, and how fast.
+        fused: whether AdamW is torch's fused one.
+        masters: of some parameters, what is updated in their place.
+    """
     embeddings: set[Tensor] = set()
     edges: set[Tensor] = set()
     tables: set[Tensor] = set()
@@ -92,22 +104,26 @@ def make_optimizers(model: LanguageModel, config: TrainingConfig, *, fused: bool
     spared = [p for p in model.parameters() if p.ndim < 2 or p in embeddings - tables]
     hidden = [p for p in decayed if p.ndim == 2 and p not in edges] if config.optimizer == "muon" else []
     chosen = set(hidden)
+    own = masters or {}
+
+    def updated(parameters: Iterable[Tensor]) -> list[Tensor]:
+        return [own.get(p, p) for p in parameters]
+
     groups = [
-        {"params": [p for p in decayed if p not in chosen], "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {"params": updated(p for p in decayed if p not in chosen), "weight_decay": config.weight_decay},
+        {"params": updated(spared), "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     optimizers: list[Optimizer] = []
     if config.optimizer == "sgd":
         optimizers.append(torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum))
     else:
-        optimizers.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused))
+        low = any(tensor.dtype == torch.float16 for tensor in updated(model.parameters()))
+        epsilon = FP16_EPSILON if low else 1e-8
+        optimizers.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=epsilon, fused=fused))
     if hidden:
-        optimizers.append(
-            torch.optim.Muon(
-                hidden, lr=config.muon_learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-            )
-        )
+        rate, decay = config.muon_learning_rate, config.weight_decay
+        optimizers.append(torch.optim.Muon(updated(hidden), lr=rate, momentum=config.momentum, weight_decay=decay))
     if tables:
         looked_up = [p for p in model.parameters() if p in tables]
         optimizers.append(RowAdagrad(looked_up, lr=config.table_learning_rate))
@@ -124,7 +140,7 @@ def optimizer_arrays(optimizers: list[Optimizer]) -> dict[str, npt.NDArray[Any]]
         for index, moments in optimizer.state_dict()["state"].items():
             for name, value in moments.items():
                 if value is not None:
-                    arrays[f"{number}.{index}.{name}"] = np.array(whole(torch.as_tensor(value).detach()).cpu().numpy())
+                    arrays[f"{number}.{index}.{name}"] = host_array(torch.as_tensor(value))
     return arrays
 
 

@@ -31,6 +31,18 @@ class Plan:
     seconds: float | None = None
     """Stop when so much training time is spent; None: never."""
     measured_step_seconds: float | None = None
+    expected_least: float | None = None
+    """With the next: the validation loss that it is expected to end at, in nats per token; None: not known."""
+    expected_most: float | None = None
+
+    @property
+    def expected(self) -> tuple[float, float] | None:
+        """The least and the most validation loss that it is expected to end at."""
+        return (
+            None
+            if self.expected_least is None or self.expected_most is None
+            else (self.expected_least, self.expected_most)
+        )
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Plan:

@@ -6,14 +6,17 @@ moments, random generators and the carried state. The position in the data is th
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from lm.checkpoint import RunFolder
 from lm.errors import CorruptRunError
 from lm.files import Arrays
 from lm.kernels.base import native
@@ -42,8 +45,14 @@ class TrainState:
     """What the plateau schedule has multiplied the learning rate by."""
     rate_stalls: int = 0
     skipped_steps: int = 0
+    """Steps that changed nothing, because a number was not finite."""
     clipped_steps: int = 0
     stop_reason: StopReason | None = None
+
+    @property
+    def updates(self) -> int:
+        """Steps that changed the weights: the schedule and the averages count these, the data counts all."""
+        return self.step - self.skipped_steps
 
 
 def environment(trainer: Trainer) -> dict[str, str]:
@@ -51,7 +60,8 @@ def environment(trainer: Trainer) -> dict[str, str]:
     return {
         "torch": torch.__version__,
         "device": trainer.device.type,
-        "precision": trainer.precision,
+        "precision": trainer.mixed.format.precision,
+        "amp": trainer.mixed.format.level,
         "optimizer": "fused" if trainer.optimizers[0].defaults.get("fused") else "unfused",
         "processes": str(trainer.world.size),
         "threads": str(torch.get_num_threads()),
@@ -61,33 +71,39 @@ def environment(trainer: Trainer) -> dict[str, str]:
     }
 
 
-def save(trainer: Trainer) -> None:
-    """Replace `last/` by the trainer's state, all or nothing; all processes must ask, and the first one writes."""
+def snapshot(trainer: Trainer) -> Callable[[], None]:
+    """What replaces `last/` by the trainer's state, all or nothing; it holds copies, safe from later steps.
+
+    All processes must ask; what the first one gets writes.
+    """
     world = trainer.world
     tensors: dict[str, Arrays] = {"random": _random_states(trainer)}
     if trainer.hidden is not None:
         tensors["hidden"] = {
-            name: world.rows(tensor.float() if tensor.is_floating_point() else tensor).numpy()
+            name: np.array(world.rows(tensor.float() if tensor.is_floating_point() else tensor).numpy())
             for name, tensor in trainer.hidden.tensors.items()
         }
-    if not (world.first or trainer.config.shard):
-        return
-    tensors["model"] = trainer.model.arrays()
-    tensors["optimizer"] = optimizer_arrays(trainer.optimizers)
-    if trainer.average is not None:
-        tensors["average"] = trainer.average.arrays()
+    if world.first or trainer.config.shard:
+        tensors["model"] = trainer.mixed.arrays()
+        tensors["optimizer"] = optimizer_arrays(trainer.optimizers)
+        if trainer.average is not None:
+            tensors["average"] = trainer.average.arrays()
     if not world.first:
-        return
+        return lambda: None
     state = {
         "train_state": asdict(trainer.state),
-        "scaler": trainer.scaler.state_dict(),
+        "scaler": trainer.mixed.scale.state(),
         "hidden_dtype": _float_dtype(trainer.hidden),
         "environment": environment(trainer),
         "files": sorted(tensors),
     }
-    facts = {"step": trainer.state.step, "valid_loss": None}
-    files = {f"{name}.safetensors": trainer.folder.pack_weights(arrays, **facts) for name, arrays in tensors.items()}
-    trainer.folder.write_last({**files, "state.json": trainer.folder.pack_state(state)})
+    return functools.partial(_write, trainer.folder, tensors, state)
+
+
+def _write(folder: RunFolder, tensors: dict[str, Arrays], state: dict[str, Any]) -> None:
+    facts = {"step": state["train_state"]["step"], "valid_loss": None}
+    files = {f"{name}.safetensors": folder.pack_weights(arrays, **facts) for name, arrays in tensors.items()}
+    folder.write_last({**files, "state.json": folder.pack_state(state)})
 
 
 def load(trainer: Trainer) -> None:
@@ -100,11 +116,11 @@ def load(trainer: Trainer) -> None:
     world = trainer.world
     try:
         trainer.state = TrainState(**state["train_state"])
-        trainer.model.load_arrays(tensors["model"])
+        trainer.mixed.load_arrays(tensors["model"])
         load_optimizer_arrays(trainer.optimizers, tensors["optimizer"])
         if trainer.average is not None:
             trainer.average.load_arrays(tensors["average"])
-        trainer.scaler.load_state_dict(state["scaler"] if trainer.scaler.is_enabled() else {})
+        trainer.mixed.scale.load_state(state["scaler"])
         _restore_random(trainer, tensors["random"])
         if "hidden" in tensors and trainer.carries:
             dtype = getattr(torch, (state["hidden_dtype"] or "torch.float32").removeprefix("torch."))
@@ -123,7 +139,7 @@ def load(trainer: Trainer) -> None:
     trainer.folder.cut_metrics(trainer.state.step)
     now, then = environment(trainer), {"processes": "1", **state["environment"]}
     if different := [
-        f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name)
+        f"{name} {then[name]!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name, now[name])
     ]:
         log.warning("Resuming where the last bits may differ from an uninterrupted run: %s.", "; ".join(different))
 

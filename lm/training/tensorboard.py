@@ -1,8 +1,10 @@
-"""Every metric as a TensorBoard scalar, under the run's `events/`."""
+"""Every metric for TensorBoard, under the run's `events/`: numbers as scalars, words as text."""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,12 @@ from typing import Any
 from lm.errors import RunError
 from lm.training.callbacks import Callback, Row, Start
 
+MOST_NATS = 50
+"""Beyond it a perplexity is drawn as exp(50): float32 and eyes end there."""
+
 
 class TensorBoard(Callback):
-    """Writes each numeric value of each metrics line; after a resume, what came later is purged."""
+    """Writes each value of each metrics line; after a resume, what came later is purged."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -27,12 +32,20 @@ class TensorBoard(Callback):
 
     def on_log(self, row: Row) -> None:
         """Write the line's values at its step."""
-        for name, value in row.items():
-            if name != "step" and isinstance(value, int | float):
-                group = name.split("_")[0] if name.startswith(("train_", "valid_")) else "training"
-                label = name.removeprefix(f"{group}_")
-                with self._writing():
-                    self._writer.add_scalar(f"{group}/{label}", value, row["step"])
+        perplexities = {
+            f"{split}_perplexity": math.exp(min(row[f"{split}_loss"], MOST_NATS))
+            for split in ("train", "valid")
+            if row.get(f"{split}_loss") is not None
+        }
+        for name, value in (row | perplexities).items():
+            group = name.split("_")[0] if name.startswith(("train_", "valid_")) else "training"
+            label = f"{group}/{name.removeprefix(f'{group}_')}"
+            with self._writing():
+                if name != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(label, value, row["step"])
+                elif isinstance(value, str):
+                    # TensorBoard shows Markdown: a line that is indented stays as it is.
+                    self._writer.add_text(label, textwrap.indent(value, "    ", lambda _: True), row["step"])
 
     def close(self) -> None:
         """Close the event file."""

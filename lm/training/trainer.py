@@ -9,6 +9,7 @@ for bit, on one machine's CPU.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import re
@@ -28,18 +29,22 @@ from lm.checkpoint import MODEL, RunFolder
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
-from lm.device import autocast, deterministic, kept_memory, pick_precision
+from lm.device import deterministic, kept_memory, memory_in_use
 from lm.errors import NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
-from lm.models.base import LanguageModel, State, whole
+from lm.files import Arrays
+from lm.models.base import LanguageModel, State
 from lm.training import distributed, resuming
 from lm.training.averaging import WeightAverage
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
-from lm.training.nonfinite import first_nonfinite
+from lm.training.looking import look
+from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import make_optimizers
 from lm.training.plan import Plan
+from lm.training.precision import MixedPrecision
 from lm.training.resuming import TrainState
 from lm.training.schedules import learning_rate_share
+from lm.training.writing import Writer
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +75,8 @@ class Trainer:
         self.callbacks = callbacks or []
         self.world = distributed.current()
         self.device = self.world.place(config.device)
-        self.precision = pick_precision(config.precision, self.device)
         self.model = model.to(self.device)
+        self.mixed = MixedPrecision(self.model, config, self.device)
         self.plan = Plan(steps=1, evaluate_every=1)
         kind = config.batching or model.batching
         bptt = config.bptt or model.context_length or DEFAULT_BPTT
@@ -82,16 +87,18 @@ class Trainer:
         self.carries = kind == "streams" and model.context_length is None
         self.steps_per_epoch = self.batches.per_epoch / config.gradient_accumulation
         self.tokens_per_step = config.batch_size * bptt * config.gradient_accumulation
-        self.parallel = distributed.Parallel(self.model, self.world, shard=config.shard)
-        # The fused AdamW and a gradient scaler do not meet on every device; fp16 takes the plain one.
-        self.optimizers = make_optimizers(model, config, fused=self.precision != "fp16" and self.device.type != "mps")
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        masters = self.mixed.masters
+        # Masters add up the gradients of several batches in fp32, so that each of them has to be everybody's.
+        self.parallel = distributed.Parallel(model, self.world, shard=config.shard, each_part=bool(masters))
+        self.optimizers = make_optimizers(model, config, fused=self.device.type != "mps", masters=masters)
         look_back = config.average_share
-        self.average = None if look_back is None else WeightAverage(self.model, look_back)
+        self.average = None if look_back is None else WeightAverage(self.model, look_back, self.mixed.trained)
         self.state = TrainState()
         self.hidden: State | None = None
         self._signal: int | None = None
         self._accuracy: float | None = None
+        self._given: State | None = None
+        self._seen: Row = {}
         self.world.seed(config.seed)
 
     # -- one step -----------------------------------------------------------------------------------
@@ -99,7 +106,8 @@ class Trainer:
     def run_step(self) -> float:
         """One optimizer step; the loss in nats per token, NaN where the update was skipped."""
         config, state = self.config, self.state
-        share = learning_rate_share(state.step, self.plan.steps, config) * state.rate_scale
+        # A skipped step takes its batch from the data and nothing else.
+        share = learning_rate_share(state.updates, self.plan.steps, config) * state.rate_scale
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_learning_rate"] * share
@@ -110,46 +118,41 @@ class Trainer:
             with self.parallel.part(last=part == config.gradient_accumulation - 1):
                 loss, objective = self._forward(index)
                 if not math.isfinite(loss):
-                    self._skip_or_stop(f"the loss is {loss}", index)
+                    self._skip_or_stop(f"the loss is {loss}", self._where(index))
                     return math.nan
-                self.scaler.scale(objective / config.gradient_accumulation).backward()
+                self.mixed.backward(objective / config.gradient_accumulation)
+            self.mixed.collect()
             total += loss / config.gradient_accumulation
-        for optimizer in self.optimizers:
-            # Clip true gradients: fp16 ones still carry the loss scale (65,536 at first).
-            self.scaler.unscale_(optimizer)
-        # Sparse gradients are those of context tables, whose steps are bounded by their own optimizer.
-        clipped = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
-        norm = torch.nn.utils.clip_grad_norm_(clipped, config.grad_clip or math.inf)
-        self._grad_norm = float(whole(norm))
-        if math.isfinite(self._grad_norm):
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
-            if config.grad_clip is not None and self._grad_norm > config.grad_clip:
-                state.clipped_steps += 1
-        elif not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
-            # No loss scale is to blame, or none is left to lower.
-            self._skip_or_stop(f"the gradient norm is {self._grad_norm}", index)
-            self.scaler.update()
-            return math.nan
-        else:
-            # An overflow in any one optimizer's part skips the step for all; the scaler lowers its scale.
-            state.skipped_steps += 1
-        self.scaler.update()
+        self._grad_norm = self.mixed.clip(config.grad_clip)
+        if not math.isfinite(self._grad_norm):
+            where = self.mixed.nonfinite_gradient()
+            if not self.mixed.scale.note_overflow():
+                # No loss scale is to blame, or none is left to lower.
+                self._skip_or_stop(f"the gradient norm is {self._grad_norm}", where)
+                return math.nan
+            self._skip(where)
+            return total
+        self.mixed.step(self.optimizers)
+        if config.grad_clip is not None and self._grad_norm > config.grad_clip:
+            state.clipped_steps += 1
         self._clear_gradients()
         state.step += 1
         if self.average is not None:
-            self.average.update(state.step)
+            self.average.update(state.updates)
         return total
 
     def _forward(self, index: int) -> tuple[float, Tensor]:
         batch = self.batches.batch(index)
         inputs, targets = (torch.from_numpy(array).to(self.device) for array in (batch.inputs, batch.targets))
-        with autocast(self.device, self.precision):
-            found = self.parallel.training_loss(
-                inputs, targets, None if batch.fresh else self.hidden, label_smoothing=self.config.label_smoothing
-            )
+        logs = self._logs_at(self.state.step + 1)
+        self._given = None if batch.fresh else self.hidden
+        if logs and self.config.log_activations:
+            self._look(inputs)
+        with self.mixed.computing():
+            smoothing = self.config.label_smoothing
+            found = self.parallel.training_loss(inputs, targets, self._given, label_smoothing=smoothing)
         self.hidden = found.state.detach() if self.carries else None
-        if self._logs_at(self.state.step + 1):
+        if logs:
             logits = found.logits
             own = None if logits is None else float((logits.argmax(dim=-1) == targets).float().mean())
             self._accuracy = None if own is None else self.world.mean(own, batch.weight)
@@ -160,21 +163,40 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def _skip_or_stop(self, what: str, index: int) -> None:
-        """A step whose numbers are not finite: skipped or refused, as the options say, never silently."""
+    def _look(self, inputs: Tensor) -> None:
+        """Note the largest activation that the step's batch gives."""
+        found = activations(self.model, inputs, self._given, self.mixed.computing())
+        found = [pair for each in self.world.gather(found) for pair in each]
+        if all(math.isfinite(value) for _, value in found):
+            name, value = max(found, key=lambda pair: pair[1])
+            self._seen |= {"largest_activation": value, "largest_activation_in": name}
+
+    def _where(self, index: int) -> str:
+        """Where a batch's loss stopped being a number."""
+        inputs = torch.from_numpy(self.batches.batch(index).inputs).to(self.device)
+        found = self.world.gather(first_nonfinite(self.model, inputs, self._given, self.mixed.computing()))
+        return next(filter(None, found), "the loss")
+
+    def _skip(self, where: str) -> None:
+        """Leave weights, moments, averages and schedule as they are, and go on with the next batch."""
         self._clear_gradients()
-        where = first_nonfinite(self.model, self.batches.batch(index).inputs, self.device)
+        self._seen.setdefault("first_nonfinite", where)
+        self.state.skipped_steps += 1
+        self.state.step += 1
+
+    def _skip_or_stop(self, what: str, where: str) -> None:
+        """A step that no loss scale can mend: skipped or refused, as the options say, never silently."""
         # A state that holds the bad values would poison every later step.
         self.hidden = None
-        sentence = f"Step {self.state.step + 1}: {what} ({where})"
+        sentence = f"Step {self.state.step + 1}: {what} (first in {where})"
         if self.config.on_nonfinite == "stop":
+            self._clear_gradients()
             raise NonFiniteLossError(
                 f"{sentence}. The weights saved last are intact: start from them with --init {self.folder.name}@last "
                 "and a lower training.learning_rate, training.precision=fp32, or training.on_nonfinite=skip."
             )
         log.warning("%s; the step was skipped.", sentence)
-        self.state.skipped_steps += 1
-        self.state.step += 1
+        self._skip(where)
 
     # -- measuring, for a plan in minutes -------------------------------------------------------------
 
@@ -216,9 +238,10 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: the loss became NaN or infinite and the options say stop; `last/` is intact.
+            RunError: the disk is full or read-only; what was saved before is intact.
         """
         try:
-            with self._signals(), deterministic(self.device), kept_memory():
+            with self._signals(), deterministic(self.device), kept_memory(), Writer() as self._writer:
                 return self._train(plan, stop_after)
         finally:
             for callback in self.callbacks:
@@ -238,12 +261,16 @@ class Trainer:
             tokens_per_step=self.tokens_per_step,
             steps_per_epoch=self.steps_per_epoch,
             device=str(self.device),
-            precision=self.precision,
+            precision=str(self.mixed.format),
+            seconds=self.state.seconds,
+            expected=plan.expected,
         )
         if self.state.step == 0:
             if self.world.tell(lambda: not (self.folder.path / MODEL).exists()):
-                self.folder.write_best(self.model.arrays(), step=0, valid_loss=None)
+                self._write_best(self._weights(), None)
             self.save()
+            # Before the first line of metrics.jsonl; and a disk that cannot be written says so before the work.
+            self._writer.finish()
         for callback in self.callbacks:
             callback.on_start(start)
         self._clock = time.perf_counter() - self.state.seconds
@@ -253,8 +280,9 @@ class Trainer:
         self.state.stop_reason = reason
         if self.state.best_step is None:
             # Stopped before the first validation: what was learned is still the best there is.
-            self.folder.write_best(self._weights(), step=self.state.step, valid_loss=None)
+            self._write_best(self._weights(), None)
         self.save()
+        self._writer.finish()
         end = End(
             reason,
             self.state.step,
@@ -276,6 +304,7 @@ class Trainer:
             loss = self.run_step()
             self._step_seconds += time.perf_counter() - begun
             self._losses.append(loss)
+            self._writer.poll()
             state.seconds, self._signal = self.world.agree(time.perf_counter() - self._clock, self._signal)
             for callback in self.callbacks:
                 callback.on_step(Tick(state.step, loss, state.seconds))
@@ -343,6 +372,7 @@ class Trainer:
         self._step_seconds = 0.0
         self._clipped_before = self.state.clipped_steps
         self._grad_norm = math.nan
+        self._seen = {}
 
     def _score(self, ids: Any, *, report: bool = False) -> Scores:
         def progress(done: int, total: int) -> None:
@@ -350,11 +380,11 @@ class Trainer:
                 callback.on_validation(done, total)
 
         # While training, windows do not overlap and a carried state is read in rows: quick, and the same every time.
-        with self._averaged():
+        with self._averaged(), self.mixed.computing():
             scores = score(
                 self.model,
                 ids,
-                precision=self.precision,
+                precision=None,
                 rows=VALIDATION_ROWS,
                 stride=self.model.context_length,
                 share=self.world.share,
@@ -369,14 +399,14 @@ class Trainer:
     def _weights(self) -> dict[str, Any]:
         if not (self.world.first or self.config.shard):
             return {}
-        with self._averaged():
-            return self.model.arrays()
+        return {**self.mixed.arrays(), **({} if self.average is None else self.average.arrays())}
 
     def _write_row(self, validates: bool) -> None:
         state, losses = self.state, [loss for loss in self._losses if math.isfinite(loss)]
         steps = max(1, len(self._losses))
         row: Row = {
             "step": state.step,
+            "tokens": state.step * self.tokens_per_step,
             "epoch": round(state.step / self.steps_per_epoch, 4),
             "train_loss": float(np.mean(losses)) if losses else None,
             "train_accuracy": self._accuracy if self._logs_at(state.step) else None,
@@ -387,9 +417,12 @@ class Trainer:
             "clip_rate": (state.clipped_steps - self._clipped_before) / steps,
             "skipped_steps": state.skipped_steps,
             "tokens_per_second": steps * self.tokens_per_step / max(self._step_seconds, 1e-9),
+            "memory_bytes": memory_in_use(self.device),
         }
-        if self.scaler.is_enabled():
-            row["loss_scale"] = self.scaler.get_scale()
+        row["train_bits_per_byte"] = self._bits_per_byte("train", row["train_loss"])
+        if self.mixed.scale.enabled:
+            row["loss_scale"] = self.mixed.scale.value
+        row |= self._seen
         if validates:
             row |= self._validate()
         state.seconds = self._since(self._clock)
@@ -412,7 +445,7 @@ class Trainer:
         )
         if better:
             state.best_loss, state.best_step, state.stalls, state.rate_stalls = loss, state.step, 0, 0
-            self.folder.write_best(self._weights(), step=state.step, valid_loss=loss)
+            self._write_best(self._weights(), loss)
         else:
             state.stalls += 1
             state.rate_stalls += 1
@@ -420,12 +453,36 @@ class Trainer:
                 state.rate_scale *= self.config.decay_factor
                 state.rate_stalls = 0
         if not math.isfinite(loss):
-            where = first_nonfinite(self.model, self.batches.batch(0).inputs, self.device)
-            log.warning("Step %d: the validation loss is %s (%s).", state.step, loss, where)
+            self._given = None
+            log.warning("Step %d: the validation loss is %s (first in %s).", state.step, loss, self._where(0))
             return {}
-        return {"valid_loss": loss, "valid_accuracy": scores.accuracy, "best_step": state.best_step}
+        return {
+            "valid_loss": loss,
+            "valid_bits_per_byte": self._bits_per_byte("valid", loss),
+            "valid_accuracy": scores.accuracy,
+            "best_step": state.best_step,
+            "sample": self._sample(),
+        }
+
+    def _bits_per_byte(self, split: str, loss: float | None) -> float | None:
+        """Of nats per token, with the bytes that a token of the split has in the mean."""
+        counts = self.corpus.splits[split].counts
+        return None if loss is None else loss / math.log(2) * counts.tokens / counts.bytes
+
+    def _sample(self) -> str | None:
+        """A short text of the weights that were validated; of a model that is spread over processes, none."""
+        tokens = self.config.sample_tokens
+        if tokens is None or not self.world.first or self.parallel.sharded:
+            return None
+        with self._averaged(), self.mixed.computing():
+            return look(self.model, self.corpus.tokenizer, tokens)
 
     # -- keeping --------------------------------------------------------------------------------------
+    # The training thread only copies; `Writer` does the rest, in this order: best weights, kept weights, `last/`. So a
+    # kill finds best weights that are as old as `last/` or, by less than one validation, newer (resuming knows both).
+
+    def _write_best(self, weights: Arrays, loss: float | None) -> None:
+        self._writer.write(functools.partial(self.folder.write_best, weights, step=self.state.step, valid_loss=loss))
 
     def _keep(self) -> bool:
         """Keep this step's weights under steps/ where the options say so."""
@@ -433,20 +490,27 @@ class Trainer:
         epoch = self._epoch_steps.get(step)
         if epoch is None and (every is None or step % every):
             return False
-        self.folder.write_step(f"step-{step}", self._weights(), step=step, epoch=epoch)
+        own = frozenset(f"step-{step}" for step in self._epoch_steps)
+        self._writer.write(functools.partial(self._write_step, step, epoch, self._weights(), own))
+        return True
+
+    def _write_step(self, step: int, epoch: int | None, weights: Arrays, own: frozenset[str]) -> None:
+        """Keep weights, and drop the oldest of those that are too many; `own` are kept for their epochs."""
+        self.folder.write_step(f"step-{step}", weights, step=step, epoch=epoch)
         if self.config.keep_checkpoints is not None:
-            own = {f"step-{step}" for step in self._epoch_steps}
             kept = [name for name in self.folder.kept_states() if re.fullmatch(r"step-\d+", name) and name not in own]
             for name in kept[: -self.config.keep_checkpoints]:
                 self.folder.drop_step(name)
-        return True
 
     def save(self) -> None:
-        """Replace `last/` by the current state."""
-        resuming.save(self)
+        """Have `last/` replaced by the current state."""
+        step = self.state.step
+        self._writer.write(resuming.snapshot(self), lambda: self._tell_saved(step))
         self._saved_at = self.state.seconds
+
+    def _tell_saved(self, step: int) -> None:
         for callback in self.callbacks:
-            callback.on_save(self.state.step)
+            callback.on_save(step)
 
     def load(self) -> None:
         """Go back to what `last/` holds.

@@ -164,7 +164,7 @@ def test_resuming_a_finished_run_says_so_and_is_no_failure(lm: Lm, runs: Path) -
     [
         ["--preset", "gru-char"], ["--name", "b"], ["--init", "a"], ["--seed", "0"],
         ["--minutes", "1"], ["--epochs", "2"],
-        ["--precision", "fp32"], ["--set", "training.learning_rate=1"],
+        ["--precision", "fp32"], ["--amp", "O0"], ["--loss-scale", "none"], ["--set", "training.learning_rate=1"],
         ["--overwrite"], ["--split-fractions", "0.9,0.1"],
         ["--text-column", "x"],
     ],
@@ -175,6 +175,26 @@ def test_a_resume_refuses_what_it_could_not_keep(lm: Lm, runs: Path, flags: list
     assert done.code == 1
     assert done.err.startswith(f"error: --resume a goes on as the run was planned, so {flags[0]} cannot change it")
     assert content(runs) == before
+
+
+def test_the_level_is_told_goes_on_with_a_resume_and_the_view_shows_the_diary(
+    lm: Lm, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.training.PLAIN_SECONDS", 0.0)
+    options = ["--precision", "fp16", "--amp", "O2", "--max-steps", "24", *SMALL]
+    for option in ("loss_scale_init=2e9", "log_every=1", "evaluate_every=24", "log_activations=true"):
+        options += ["--set", f"training.{option}"]
+    done = lm("train", str(text), "--name", "h", "--stop-after", "3", *options)
+    assert done.code == 0 and "cpu, fp16 O2" in done.err
+    last = next(line for line in done.err.splitlines() if line.startswith("step       3"))
+    assert "scale 250,000,000 · 3 skipped · not finite: the gradient of " in last
+    assert re.search(r" · largest [\d.]+ in \w+", last)
+    done = lm("train", "--resume", "h")
+    assert done.code == 0 and "goes on at step 3" in done.err and "cpu, fp16 O2" in done.err
+    assert "may differ" not in done.err
+    rows = RunFolder(tmp_path / "checkpoints" / "h").read_metrics()
+    assert [row["loss_scale"] for row in rows[2:5]] == [2.5e8, 1.25e8, 6.25e7]
+    assert rows[-1]["loss_scale"] == rows[-2]["loss_scale"] and 3 < rows[-1]["skipped_steps"] < 24
 
 
 def test_training_goes_on_from_a_run_on_other_text(lm: Lm, runs: Path, tmp_path: Path) -> None:
@@ -294,7 +314,20 @@ def refused(done: Any, sentence: str) -> None:
         (["words.txt", "--max-steps", "0"], "training.max_steps = 0: input should be greater than or equal to 1"),
         (["words.txt", "--minutes", "-1"], "training.minutes = -1.0"),
         (["words.txt", "--minutes", "inf"], "training.minutes = inf: input should be a finite number"),
-        (["words.txt", "--precision", "fp64"], "training.precision = 'fp64': input should be 'fp32', 'bf16' or 'fp16'"),
+        (
+            ["words.txt", "--precision", "fp64"],
+            "training.precision = 'fp64': input should be 'fp32', 'tf32', 'bf16'",
+        ),
+        (["words.txt", "--amp", "O4"], "training.amp = 'O4': input should be 'O0', 'O1', 'O2' or 'O3'"),
+        (["words.txt", "--amp", "O1", "--precision", "fp32"], "use amp=O1 with precision=bf16 or fp16, or amp=O0 with"),
+        # Before the text is read: there is none.
+        (["-", "--precision", "tf32", "--device", "cpu"], "this is the device cpu; use fp32, bf16 or fp16"),
+        (["words.txt", "--loss-scale", "8", "--precision", "fp32"], "--loss-scale 8 is for low precision"),
+        (["words.txt", "--loss-scale", "big"], "use dynamic, none, or a number above 0"),
+        (
+            ["words.txt", "--amp", "O2", "--set", "training.fp32_modules=outputt", "--max-steps", "1", *SMALL],
+            "model has no module 'outputt'. Did you mean 'output'?",
+        ),
         (["words.txt", "--device", "tpu"], "Device 'tpu' is not here: use "),
         (["words.txt", "--seed", "-1"], "training.seed = -1"),
         (["words.txt", "--split-fractions", "0.5"], "give two or three positive numbers that add up to 1"),

@@ -15,6 +15,7 @@ from lm.files import pack_arrays, read_arrays
 from lm.models.base import LanguageModel, State, build_model
 from lm.registry import MODELS
 from lm.training.optimizers import make_optimizers
+from lm.training.precision import Format, MixedPrecision
 
 VOCAB = 11
 SMALL = {
@@ -202,6 +203,40 @@ def test_a_few_seconds_of_training_beat_the_unigram(name: str) -> None:
     shares = np.bincount(ids[1:]) / (len(ids) - 1)
     unigram = -sum(share * math.log(share) for share in shares if share)
     assert score(model, ids).loss < 0.7 * unigram
+
+
+LEVELS = [Format(precision, level) for precision in ("bf16", "fp16") for level in ("O1", "O2", "O3")]
+
+
+@by_gradient
+@pytest.mark.parametrize("level", LEVELS, ids=str)
+def test_a_few_steps_at_every_level_learn_and_the_weights_come_back_bit_for_bit(name: str, level: Format) -> None:
+    options = {"optimizer": "sgd", "learning_rate": 0.5, "loss_scale_init": 1024}
+    config = TrainingConfig(precision=level.precision, amp=level.level, **options)
+    model, ids = small(name), some_ids(4, 17)
+    mixed = MixedPrecision(model, config, torch.device("cpu"))
+    optimizers = make_optimizers(model, config, fused=True, masters=mixed.masters)
+    losses, state = [], None
+    for _ in range(6):
+        with mixed.computing():
+            loss = model.training_loss(ids[:, :-1], ids[:, 1:], state)
+        state = loss.state.detach() if model.context_length is None else None
+        mixed.backward(loss.objective)
+        mixed.collect()
+        assert math.isfinite(mixed.clip(1.0))
+        mixed.step(optimizers)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        losses.append(float(loss.nats))
+    assert losses[-1] < losses[0] - 0.01
+    arrays = mixed.arrays()
+    again = small(name, seed=2)
+    copy = MixedPrecision(again, config, torch.device("cpu"))
+    copy.load_arrays(arrays)
+    for key, tensor in again.state_dict().items():
+        assert tensor.dtype == model.state_dict()[key].dtype
+        assert torch.equal(tensor, model.state_dict()[key]), key
+    assert all(np.array_equal(array, arrays[key]) for key, array in copy.arrays().items())
 
 
 @by_gradient

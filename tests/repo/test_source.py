@@ -79,6 +79,7 @@ def test_every_dependency_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = [
         *project["dependencies"],
+        *project["optional-dependencies"]["plot"],
         *project["optional-dependencies"]["bench"],
         *project["optional-dependencies"]["test"],
         *project["optional-dependencies"]["dev"],

@@ -14,7 +14,7 @@ from lm.checkpoint import RunFolder
 from lm.config import CorpusConfig, RunConfig, compose
 from lm.corpora import PreparedCorpus, open_corpus, prepare
 from lm.models.base import build_model
-from lm.training.jobs import _record
+from lm.training.jobs import run_record
 from lm.training.trainer import Trainer
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -76,7 +76,7 @@ def make_trainer(tmp_path: Path, prepared: PreparedCorpus, options: Callable[...
         built = build_model(config.model, prepared.tokenizer.vocab_size, seed=config.training.seed)
         if run is None:
             run = RunFolder(tmp_path / f"run-{next(numbers)}")
-            run.create(_record(config, prepared, built, None), prepared.tokenizer)
+            run.create(run_record(config, prepared, built, None), prepared.tokenizer)
         return Trainer(run, config.training, built, prepared)
 
     return make

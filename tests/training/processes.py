@@ -17,7 +17,7 @@ from lm.config import CorpusConfig, compose
 from lm.corpora import open_corpus, prepare
 from lm.models.base import build_model
 from lm.training import distributed
-from lm.training.jobs import _record
+from lm.training.jobs import run_record
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
 
@@ -78,7 +78,7 @@ def open_trainer(text: Path, path: Path, case: str, *, resumes: bool = False) ->
     world = distributed.current()
     folder: RunFolder = distributed.folder_of(world, path)
     if not resumes:
-        folder.create(_record(config, prepared, model, None), prepared.tokenizer)
+        folder.create(run_record(config, prepared, model, None), prepared.tokenizer)
     trainer = Trainer(folder, config.training, model, prepared)
     if resumes:
         trainer.load()

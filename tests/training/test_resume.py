@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 
 from lm.checkpoint import MODEL
 from lm.errors import CorruptRunError, RunError, VocabMismatchError
+from lm.files import write_synced
 from lm.training.callbacks import Callback, Tick
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
@@ -33,11 +36,13 @@ RICH: dict[str, Any] = {
 }
 
 
-def run_to_end(make: Make, model: str, settings: dict[str, Any], *, stop: int | None, fp16: bool = False) -> Trainer:
+# The first steps overflow, and the scale grows again every third good step: halving and growth, both stored.
+OVERFLOWS: dict[str, Any] = {"precision": "fp16", "loss_scale_init": 2.0**30, "loss_scale_window": 3}
+FORMATS: dict[str, dict[str, Any]] = {"fp32": {"precision": "fp32"}, "fp16": OVERFLOWS}
+
+
+def run_to_end(make: Make, model: str, settings: dict[str, Any], *, stop: int | None) -> Trainer:
     trainer = make(model, **settings)
-    if fp16:
-        # The first steps overflow, and the scale grows again every third good step: halving and growth, both stored.
-        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=3)
     trainer.train(PLAN, stop_after=stop)
     if stop is not None:
         torch.manual_seed(999)
@@ -69,7 +74,8 @@ def assert_same(one: Trainer, two: Trainer) -> None:
         again = next(row for row in rows[1] if row["step"] == straight["step"])
         assert again["valid_loss"] == straight["valid_loss"]
         assert again["learning_rate"] == straight["learning_rate"]
-        assert again["skipped_steps"] == straight["skipped_steps"]
+        for name in ("skipped_steps", "loss_scale"):
+            assert again.get(name) == straight.get(name)
 
 
 def without_time(row: dict[str, Any]) -> dict[str, Any]:
@@ -80,15 +86,38 @@ def without_time(row: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("batching", ["streams", "random", "shuffled"])
 @pytest.mark.parametrize("model", ["gru", "lstm", "transformer"])
 def test_half_and_half_equals_straight(make_trainer: Make, model: str, batching: str, precision: str) -> None:
-    settings = {**RICH, "batching": batching, "precision": precision}
-    fp16 = precision == "fp16"
-    straight = run_to_end(make_trainer, model, settings, stop=None, fp16=fp16)
-    halves = run_to_end(make_trainer, model, settings, stop=7, fp16=fp16)
+    settings = {**RICH, "batching": batching, **FORMATS[precision]}
+    straight, halves = (run_to_end(make_trainer, model, settings, stop=stop) for stop in (None, 7))
     assert_same(straight, halves)
-    skipped = straight.state.skipped_steps
-    assert skipped > 0 if fp16 else skipped == 0
-    if fp16:
-        assert straight.scaler.get_scale() < 2.0**30
+    assert (straight.state.skipped_steps > 0) == (precision == "fp16")
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "level"),
+    [
+        ("gru", "bf16", "O2"),
+        ("gru", "fp16", "O1"),
+        ("gru", "fp16", "O3"),
+        ("lstm", "bf16", "O3"),
+        ("lstm", "fp16", "O2"),
+        ("transformer", "bf16", "O1"),
+        ("transformer", "bf16", "O2"),
+        ("transformer", "fp16", "O2"),
+    ],
+)
+def test_half_and_half_equals_straight_at_every_level(
+    make_trainer: Make, model: str, precision: str, level: str
+) -> None:
+    settings = {**RICH, "schedule": "cosine", "average_share": 0.3, "optimizer": "muon", "model.table_orders": (2,)}
+    settings |= {"precision": precision, "amp": level, "fp32_modules": ["output" if model == "lstm" else "tables"]}
+    if precision == "fp16":
+        settings |= {"loss_scale_init": 2.0**24, "loss_scale_window": 3}
+    straight, halves = (run_to_end(make_trainer, model, settings, stop=stop) for stop in (None, 7))
+    assert_same(straight, halves)
+    assert straight.state.updates + straight.state.skipped_steps == 16
+    if precision == "fp16":
+        scales = [row["loss_scale"] for row in straight.folder.read_metrics()]
+        assert any(later > earlier for earlier, later in pairwise(scales)) and min(scales) < 2.0**24
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
@@ -107,9 +136,8 @@ def test_half_and_half_equals_straight_with_averaged_weights(make_trainer: Make,
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("model", ["gru", "transformer"])
 def test_half_and_half_equals_straight_with_context_tables(make_trainer: Make, model: str, precision: str) -> None:
-    settings = {**RICH, "model.table_orders": (2, 3, 4), "model.table_buckets": 300, "precision": precision}
-    fp16 = precision == "fp16"
-    assert_same(*(run_to_end(make_trainer, model, settings, stop=stop, fp16=fp16) for stop in (None, 7)))
+    settings = {**RICH, "model.table_orders": (2, 3, 4), "model.table_buckets": 300, **FORMATS[precision]}
+    assert_same(*(run_to_end(make_trainer, model, settings, stop=stop) for stop in (None, 7)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -235,7 +263,7 @@ def test_a_full_disk_while_saving_ends_the_run_and_leaves_a_state_to_resume(
 ) -> None:
     straight = run_to_end(make_trainer, "gru", RICH, stop=None)
     trainer = make_trainer("gru", **RICH)
-    trainer.callbacks = [FullDisk(9, monkeypatch)]
+    monkeypatch.setattr("lm.checkpoint.write_synced", FullDisk(after="state.json", times=3))
     with pytest.raises(RunError, match="No space left"):
         trainer.train(PLAN)
     monkeypatch.undo()
@@ -246,14 +274,15 @@ def test_a_full_disk_while_saving_ends_the_run_and_leaves_a_state_to_resume(
     assert_same(straight, again)
 
 
-class FullDisk(Callback):
-    def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._step, self._monkeypatch = step, monkeypatch
+class FullDisk:
+    """Writes files until one of a name was written so many times; from then on there is room for half a file."""
 
-    def on_step(self, tick: Tick) -> None:
-        def write(path: Any, content: bytes) -> None:
+    def __init__(self, *, after: str, times: int) -> None:
+        self._after, self._left = after, times
+
+    def __call__(self, path: Path, content: bytes) -> None:
+        if not self._left:
             path.write_bytes(content[: len(content) // 2])
             raise OSError(28, "No space left on device")
-
-        if tick.step == self._step:
-            self._monkeypatch.setattr("lm.checkpoint.write_synced", write)
+        write_synced(path, content)
+        self._left -= path.name == self._after

@@ -1,0 +1,59 @@
+"""lm plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import DEFAULT_RUNS, Json, RunsDir
+
+POSITION = 8
+DEFAULT_PICTURE = Path("curves.png")
+LINES = 20
+"""Height of a plot in the terminal."""
+
+
+def command(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; default: the newest.")] = None,
+    metric: Annotated[
+        str, typer.Option(help="loss, perplexity, bits_per_byte, accuracy, or any figure of metrics.jsonl.")
+    ] = "loss",
+    by: Annotated[str, typer.Option(help="What runs to the right: step, tokens or time.")] = "step",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The picture: a .png, .svg or .pdf.  [default: curves.png]"),
+    ] = None,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal.")] = False,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: Json = False,
+) -> None:
+    """Draw the learning curves of runs, training and validation, into a picture or the terminal.
+
+    \b
+    lm plot RUN
+    lm plot RUN OTHER --by time --metric bits_per_byte -o curves.svg
+    lm plot RUN --terminal
+    """
+    from dataclasses import asdict
+
+    from cli.output import console, no_color, print_json, say
+    from lm.checkpoint import find_run
+    from lm.evaluation.curves import curves, draw, sketch
+
+    names: list[str | None] = [*dict.fromkeys(runs or [])] or [None]
+    folders = [find_run(name, runs_dir)[0] for name in names]
+    drawn = curves(folders, metric, by)
+    if output is None and not (terminal or as_json):
+        output = DEFAULT_PICTURE
+    if output is not None:
+        draw(drawn, output, metric=metric, by=by)
+        say(f"Wrote {output}.")
+    if terminal:
+        screen = console()
+        color = screen.is_terminal and not no_color()
+        for line in sketch(drawn, metric=metric, by=by, width=min(screen.width, 120), height=LINES, color=color):
+            typer.echo(line)
+    if as_json:
+        print_json([asdict(curve) for curve in drawn])

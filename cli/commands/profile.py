@@ -1,0 +1,199 @@
+"""lm profile."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.chosen import Asked, with_options
+from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir
+from lm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lm.training.profiling import Layer, Profile
+
+POSITION = 5
+
+
+@with_options
+def command(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CORPUS|RUN", help="A text, as for lm train, or a run, whose options it takes.", show_default=False
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write a page with memory over time and all layers.", show_default=False
+        ),
+    ] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+    *,
+    asked: Asked,
+) -> None:
+    """Measure where the memory and the time of training go, in seconds; nothing is trained or kept.
+
+    \b
+    lm profile input.txt --preset gru-char --set model.hidden_size=768
+    lm profile RUN --html profile.html
+    """
+    if html is not None and not html.absolute().parent.is_dir():
+        raise ConfigError(f"--html {html}: there is no folder {html.absolute().parent}.")
+    from cli.chosen import prepared
+    from cli.output import console, print_json, reading, say
+    from lm.training.profiling import profile_training
+
+    with reading() as progress:
+        config, corpus = prepared(source, asked, runs_dir, data_dir, progress)
+    found = profile_training(config, corpus)
+    if html is not None:
+        from lm.training.profile_page import page
+
+        html.write_text(page(found), encoding="utf-8")
+        say(f"The page is {html}")
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print(console(), found)
+
+
+def _print(screen: Console, found: Profile) -> None:
+    from rich.markup import escape
+
+    from cli.output import facts_table
+
+    screen.print(
+        f"[bold]{found.model}[/bold] of {found.parameters:,} parameters on {escape(found.corpus)}: {found.batch_size} "
+        f"rows of {found.bptt} tokens a batch, {found.precision} on {escape(found.device_name)} ({found.device}"
+        + (f", {found.threads} of {found.arithmetic.peak_threads} threads)" if found.device == "cpu" else ")"),
+        soft_wrap=True,
+    )
+    screen.print(f"runs on: {found.runs_on}\n", soft_wrap=True)
+    screen.print(_layer_table(found))
+    screen.print()
+    screen.print(_memory_table(found))
+    screen.print()
+    screen.print(facts_table([*_memory_facts(found), *_time_facts(found)]))
+
+
+def _layer_table(found: Profile) -> Table:
+    table = _table("layers", "output", "parameters", "kept for backward", "forward", "backward", "share", "runs on")
+    whole = sum(layer.forward_seconds + layer.backward_seconds for layer in found.layers)
+    for name, times, layers in _alike(found.layers):
+        forward, backward = (
+            sum(getattr(layer, f"{way}_seconds") for layer in layers) for way in ("forward", "backward")
+        )
+        table.add_row(
+            name + (f"  ×{times}" if times > 1 else ""),
+            "×".join(map(str, layers[0].shape)) if layers[0].shape else "",
+            f"{sum(layer.parameters for layer in layers):,}" if layers[0].parameters else "",
+            _size(sum(layer.kept_bytes for layer in layers)),
+            _milliseconds(forward),
+            _milliseconds(backward),
+            f"{(forward + backward) / whole:.1%}",
+            layers[0].runs_on if layers[0].parameters or layers[0].runs_on == "native" else "",
+        )
+    table.add_section()
+    table.add_row(
+        "together", "", f"{found.parameters:,}", _size(sum(layer.kept_bytes for layer in found.layers)),
+        _milliseconds(sum(layer.forward_seconds for layer in found.layers)),
+        _milliseconds(sum(layer.backward_seconds for layer in found.layers)), "100.0%", "",
+    )  # fmt: skip
+    return table
+
+
+def _alike(layers: Iterable[Layer]) -> list[tuple[str, int, list[Layer]]]:
+    """Layers that differ in their number alone as one row: layers.0–3.mlp, four times."""
+    groups: dict[Any, list[Layer]] = {}
+    for layer in layers:
+        pattern = re.sub(r"\d+", "*", layer.name)
+        groups.setdefault((pattern, layer.shape, layer.parameters, layer.runs_on), []).append(layer)
+    return [(_span(group[0].name, group[-1].name), len(group), group) for group in groups.values()]
+
+
+def _span(first: str, last: str) -> str:
+    pairs = zip(first.split("."), last.split("."), strict=True)
+    return ".".join(one if one == other else f"{one}–{other}" for one, other in pairs)
+
+
+def _memory_table(found: Profile) -> Table:
+    process = "resident" if found.device == "cpu" else "reserved"
+    table = _table("memory", "tensors after", "tensors at most", f"{process} after", f"{process} at most")
+    for phase in found.memory:
+        table.add_row(
+            phase.name, _size(phase.held_bytes), _size(phase.peak_bytes),
+            _size(phase.process_bytes), _size(phase.process_peak_bytes),
+        )  # fmt: skip
+    return table
+
+
+def _memory_facts(found: Profile) -> list[tuple[str, str, str]]:
+    from lm.training.memory import KINDS
+
+    evaluation = found.evaluation
+    flat = "flat" if evaluation.growth_bytes == 0 else f"{evaluation.growth_bytes:+,} bytes over it"
+    after = " ".join(_size(held) for held in evaluation.held_bytes)
+    return [
+        ("most in a step", _size(sum(found.peak_kinds.values())), f"of tensors, in the phase {found.peak_phase}:"),
+        *((f"  {name}", _size(found.peak_kinds[kind]), "") for kind, name in KINDS.items()),
+        ("validation", flat, f"held after each of {len(evaluation.held_bytes)} batches: {after}"),
+    ]
+
+
+def _time_facts(found: Profile) -> list[tuple[str, str, str]]:
+    speed, sums, logging = found.speed, found.arithmetic, found.logging
+    shares = ", ".join(
+        f"{name} {spent / sum(speed.phase_seconds.values()):.0%}" for name, spent in speed.phase_seconds.items()
+    )
+    peaks = ", ".join(f"{name} {_flops(peak)}" for name, peak in sums.peak_flops_per_second.items())
+    counted = f", counted on {sums.counted_rows} rows" if sums.counted_rows < found.batch_size else ""
+    costs = ", ".join(f"every {every}: {share:.2%}" for every, share in logging.share_of_time.items())
+    return [
+        ("speed", f"{speed.tokens_per_second:,.0f}", "tokens/s"),
+        ("  a step", _milliseconds(speed.step_seconds),
+         f"median of {speed.steps}, {_milliseconds(speed.least_seconds)} to {_milliseconds(speed.most_seconds)}"),
+        ("  its phases", "", shares),
+        ("  data", _milliseconds(speed.data_seconds),
+         f"to make its batch and bring it to the device: {speed.data_seconds / speed.step_seconds:.2%} of the step"),
+        ("arithmetic", _flops(sums.flops_per_second),
+         f"{sums.flops_per_step / 1e9:,.2f} GFLOP a step, {sums.flops_per_token / 1e6:,.2f} MFLOP a token{counted}"),
+        ("  share of peak", f"{sums.share_of_peak:.1%}",
+         f"of the matrix products this machine was measured at, on {sums.peak_threads} threads: {peaks}"),
+        ("a line of metrics", _milliseconds(logging.line_seconds), f"share of the time by training.log_every: {costs}"),
+    ]  # fmt: skip
+
+
+def _table(first: str, *others: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="left" if name == "runs on" else "right", overflow="fold")
+    return table
+
+
+def _size(size: int | None) -> str:
+    from rich.filesize import decimal
+
+    return "" if size is None else decimal(size)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:,.2f} ms"
+
+
+def _flops(rate: float) -> str:
+    return f"{rate / 1e9:,.1f} GFLOP/s" if rate < 1e12 else f"{rate / 1e12:,.2f} TFLOP/s"

@@ -1,0 +1,179 @@
+"""Learning curves: from the metrics of runs to a picture, or to lines of a terminal.
+
+metrics.jsonl ──► curves ──► draw (PNG, SVG, PDF: matplotlib)   or   sketch (text: uniplot)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lm.checkpoint import RunFolder
+from lm.errors import ConfigError, MissingExtraError, RunError
+from lm.files import write_file
+from lm.registry import did_you_mean
+
+Axis = Literal["step", "tokens", "time"]
+AXES: dict[Axis, tuple[str, str]] = {
+    "step": ("step", "step"), "tokens": ("tokens", "tokens of training"), "time": ("seconds", "minutes of training"),
+}  # fmt: skip
+"""Axis → field of a line of metrics.jsonl, and what is written below it."""
+UNITS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "memory_bytes": "memory (bytes)"}
+FORMATS = ("png", "svg", "pdf")
+MOST_NATS = 50.0
+MOST_SKETCHED = 8
+BORDER = 14
+"""Characters beside a plot in the terminal: the frame and the numbers."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of the picture."""
+
+    run: str
+    split: str
+    """train, valid, or nothing for a figure of training itself."""
+    x: list[float]
+    y: list[float]
+
+    @property
+    def label(self) -> str:
+        """For the legend."""
+        return f"{self.run} {self.split}".strip()
+
+
+def curves(runs: Sequence[RunFolder], metric: str = "loss", by: str = "step") -> list[Curve]:
+    """The training and validation curves of runs.
+
+    Args:
+        runs: with a metrics.jsonl.
+        metric: loss, perplexity, bits_per_byte, accuracy, or any figure of a line, such as learning_rate.
+        by: step, tokens or time.
+
+    Raises:
+        ConfigError: there is no such metric or axis.
+        RunError: a run has no lines with them.
+    """
+    if by not in get_args(Axis):
+        raise ConfigError(f"--by {by!r}: use {', '.join(get_args(Axis))}.")
+    found, known = [], set()
+    for run in runs:
+        rows = [_with_perplexity(row) for row in run.read_metrics()]
+        if not rows:
+            raise RunError(f"Run {run.name!r} has no learning curve: its metrics.jsonl is missing or empty.")
+        known |= {name.removeprefix("train_").removeprefix("valid_") for row in rows for name in row if name != "step"}
+        for split in ("train", "valid", ""):
+            curve = _curve(run.name, split, rows, metric, AXES[by][0])  # type: ignore[index]
+            if curve.y:
+                found.append(curve)
+    if metric not in known:
+        known -= {"sample", "tokens", "seconds", "best_step"}
+        raise ConfigError(
+            f"--metric {metric!r}: there is no such figure.{did_you_mean(metric, known)} There are: "
+            f"{', '.join(sorted(known))}."
+        )
+    if missing := [run.name for run in runs if run.name not in {curve.run for curve in found}]:
+        raise RunError(f"Run {missing[0]!r} has no {metric} by {by}: it was trained without, or by an older Inkling.")
+    return found
+
+
+def _with_perplexity(row: dict[str, Any]) -> dict[str, Any]:
+    losses = {name: row[name] for name in ("train_loss", "valid_loss") if _is_number(row.get(name))}
+    return row | {name.replace("loss", "perplexity"): math.exp(min(loss, MOST_NATS)) for name, loss in losses.items()}
+
+
+def _curve(run: str, split: str, rows: list[dict[str, Any]], metric: str, axis: str) -> Curve:
+    name = f"{split}_{metric}" if split else metric
+    points = [row for row in rows if _is_number(row.get(name)) and _is_number(row.get(axis))]
+    scale = 60 if axis == "seconds" else 1
+    return Curve(run, split, [row[axis] / scale for row in points], [row[name] for row in points])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _titles(metric: str, by: str) -> tuple[str, str]:
+    return AXES[by][1], UNITS.get(metric, metric.replace("_", " "))  # type: ignore[index]
+
+
+def draw(drawn: Sequence[Curve], path: Path, *, metric: str, by: str) -> None:
+    """Write the picture, in the format that the file's name ends with.
+
+    Raises:
+        ConfigError: it ends with another one.
+        MissingExtraError: matplotlib is not installed.
+        RunError: the file cannot be written.
+    """
+    import io
+
+    ending = path.suffix.removeprefix(".").lower()
+    if ending not in FORMATS:
+        raise ConfigError(f"{path}: a picture's name ends with .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}.")
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
+    except ImportError:
+        raise MissingExtraError(
+            "Pictures need matplotlib: pip install 'inkling-lm[plot]', or look in the terminal with --terminal."
+        ) from None
+    # A figure of its own: no window, and no state of pyplot.
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    colors = {run: f"C{number % 10}" for number, run in enumerate(dict.fromkeys(curve.run for curve in drawn))}
+    for curve in drawn:
+        looks: dict[str, Any] = {"color": colors[curve.run], "label": curve.label}
+        if curve.split == "train":
+            # What was learned from stands behind what counts.
+            looks |= {"alpha": 0.4, "linewidth": 1}
+        elif curve.split == "valid":
+            looks |= {"marker": "o", "markersize": 3.5, "linewidth": 1.8}
+        axes.plot(curve.x, curve.y, **looks)
+    x_title, y_title = _titles(metric, by)
+    axes.set(xlabel=x_title, ylabel=y_title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if by == "tokens":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if len(drawn) > 1:
+        axes.legend(frameon=False, ncols=1 + (len(drawn) > 12))
+    picture = io.BytesIO()
+    figure.savefig(picture, format=ending, dpi=150)
+    write_file(path, picture.getvalue())
+
+
+def sketch(drawn: Sequence[Curve], *, metric: str, by: str, width: int, height: int, color: bool) -> list[str]:
+    """Lines for a terminal: the picture, and its legend.
+
+    Args:
+        drawn: the curves; of many, only those of validation.
+        metric, by: for the titles.
+        width: of the terminal, in characters.
+        height: of the plot, in lines.
+        color: whether colours tell the curves apart; else they are drawn with letters.
+
+    Raises:
+        MissingExtraError: uniplot is not installed.
+    """
+    try:
+        from uniplot import plot_to_string
+    except ImportError:
+        raise MissingExtraError("Plots in the terminal need uniplot: pip install 'inkling-lm[plot]'.") from None
+    if len(drawn) > MOST_SKETCHED:
+        drawn = [curve for curve in drawn if curve.split != "train"]
+    x_title, y_title = _titles(metric, by)
+    picture: str = plot_to_string(
+        xs=[curve.x for curve in drawn],
+        ys=[curve.y for curve in drawn],
+        lines=True,
+        color=color,
+        character_set="block" if color else "ascii",
+        legend_labels=[curve.label for curve in drawn],
+        title=f"{y_title}, by {x_title}",
+        width=max(20, width - BORDER),
+        height=height,
+    )
+    return picture.splitlines()

@@ -1,0 +1,176 @@
+"""The same few training steps on every device and number format that are here: what `lm bench` runs.
+
+Each row is a process of its own, so that its peak of memory and its threads are its own; it gets its options on
+standard input and answers with one line of JSON:
+
+    python -m lm.training.benching < row.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from lm import machine
+from lm.config import RunConfig, merge
+from lm.corpora import PreparedCorpus, load_prepared
+from lm.device import deterministic, enough_memory, kept_memory, pick_device
+from lm.errors import CorpusError, LMError
+from lm.training.precision import formats
+from lm.training.trainer import WARM_UP_STEPS
+from lm.training.trials import make_trial
+
+STEPS = 10
+"""Timed in each row, after the warm-up."""
+ROW_SECONDS = 30.0
+"""A row that takes longer ends after the step that it is in."""
+LONGEST_SECONDS = 600.0
+"""A row that says nothing for so long is given up."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a row trains."""
+
+    device: str
+    devices: int
+    threads: int | None
+    """Of a CPU."""
+    precision: str
+    level: str
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What the options of training become."""
+        return {"training.device": self.device, "training.precision": self.precision, "training.amp": self.level}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a setting gave, or why it gave nothing."""
+
+    setting: Setting
+    tokens_per_second: float | None = None
+    step_seconds: float | None = None
+    speed_up: float | None = None
+    """Over the first row."""
+    peak_bytes: int | None = None
+    """Resident memory of the process on a CPU, the allocator's peak on a GPU."""
+    steps: int = 0
+    loss: float | None = None
+    """Of the last step: the same number of steps in each row, unless time ran out."""
+    problem: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, the setting's fields first."""
+        content = asdict(self)
+        return {**content.pop("setting"), **content}
+
+
+def settings() -> Iterator[Setting]:
+    """All that is here: a CPU with one thread and with all, a GPU, each in every format."""
+    threads = sorted({1, machine.usable_threads()})
+    for count in threads:
+        yield from _levels("cpu", count)
+    for gpu in machine.gpus()[:1]:
+        yield from _levels(gpu["device"], None)
+
+
+def _levels(device: str, threads: int | None) -> Iterator[Setting]:
+    for each in formats(torch.device(device)):
+        yield Setting(device, 1, threads, each.precision, each.level)
+
+
+def run(config: RunConfig, corpus: PreparedCorpus, chosen: list[Setting]) -> Iterator[Row]:
+    """The rows, as each is done.
+
+    Args:
+        config: of the model and its training; the rows change device and number format alone.
+        corpus: its prepared text, which the rows read from the cache.
+        chosen: where and how, the first one to compare with.
+    """
+    first: float | None = None
+    for setting in chosen:
+        found = _row(config, corpus, setting)
+        first = first or found.get("tokens_per_second")
+        speed = found.get("tokens_per_second")
+        yield Row(setting, speed_up=speed / first if speed and first else None, **found)
+
+
+def _row(config: RunConfig, corpus: PreparedCorpus, setting: Setting) -> dict[str, Any]:
+    content = {
+        "config": config.model_dump(mode="json"), "overrides": setting.overrides, "key": corpus.key,
+        "threads": setting.threads,
+    }  # fmt: skip
+    environment = dict(os.environ)
+    if setting.threads is not None:
+        environment |= {"OMP_NUM_THREADS": str(setting.threads), "MKL_NUM_THREADS": str(setting.threads)}
+    else:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            environment.pop(name, None)
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-m", __name__], input=json.dumps(content), env=environment,
+            capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"problem": f"gave no answer in {LONGEST_SECONDS:.0f} seconds"}
+    lines = ran.stdout.splitlines()
+    if ran.returncode == 0 and lines:
+        found: dict[str, Any] = json.loads(lines[-1])
+        return found
+    said = ran.stderr.strip().splitlines()
+    return {"problem": f"ended with code {ran.returncode}: {said[-1] if said else 'without a word'}"}
+
+
+def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:
+    """In a row's own process: its steps, timed."""
+    device = pick_device(config.training.device)
+    with enough_memory(), deterministic(device), kept_memory():
+        trainer = make_trial(config, corpus)
+        for _ in range(WARM_UP_STEPS):
+            loss = trainer.run_step()
+        taken: list[float] = []
+        while len(taken) < STEPS and sum(taken) < ROW_SECONDS:
+            machine.wait(device)
+            begun = time.perf_counter()
+            loss = trainer.run_step()
+            machine.wait(device)
+            taken.append(time.perf_counter() - begun)
+    step_seconds = statistics.median(taken)
+    on_gpu = device.type == "cuda"
+    return {
+        "tokens_per_second": trainer.tokens_per_step / step_seconds,
+        "step_seconds": step_seconds,
+        "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else machine.peak_resident_bytes(),
+        "steps": len(taken),
+        "loss": loss,
+    }
+
+
+def main() -> None:
+    """One row: from standard input to standard output."""
+    content = json.load(sys.stdin)
+    if content["threads"] is not None:
+        torch.set_num_threads(content["threads"])
+    try:
+        corpus = load_prepared(content["key"])
+        if corpus is None:
+            raise CorpusError("The prepared text is no longer in the cache: run lm bench again.")
+        found = measure(merge(RunConfig.model_validate(content["config"]), content["overrides"]), corpus)
+    except LMError as error:
+        found = {"problem": str(error)}
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""A profile as one page of HTML: what memory is for over time, stacked, and all layers; nothing is fetched."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from itertools import pairwise
+
+from lm.training.memory import KINDS, Kind
+from lm.training.phases import PHASES
+from lm.training.profiling import PhaseMemory, Profile
+from lm.version import __version__
+
+WIDTH, HEIGHT, LEFT, TOP, BELOW = 1100, 380, 78, 26, 42
+"""Of the picture, and the room for its labels."""
+COLUMNS = 1000
+"""Moments drawn; within each, the one where memory is most."""
+NARROWEST, NARROWEST_LABEL = 1.5, 52
+"""Phases that are given a shade, and a name."""
+COLORS: dict[Kind, str] = {
+    # Okabe and Ito's palette, which the colour-blind can tell apart.
+    "weights": "#0072b2",
+    "optimizer": "#56b4e9",
+    "gradients": "#d55e00",
+    "kept": "#009e73",
+    "other": "#e69f00",
+}
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --line: #d5d9de; --soft: #5d6670; --band: #f2f4f6; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8ea; --paper: #16181b; --line: #3a4048; --soft: #9aa4ae; --band: #1f2327; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1140px;
+  margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+p { color: var(--soft); margin: .3rem 0; max-width: 80ch; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child, td.text { text-align: left; }
+th { color: var(--soft); font-weight: 600; }
+tfoot td { font-weight: 600; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; }
+dt { color: var(--soft); } dd { margin: 0; font-variant-numeric: tabular-nums; }
+svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
+.legend span { display: inline-block; margin-right: 1.2rem; }
+.legend i { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin-right: .4rem; }
+.bar { display: inline-block; height: .6rem; background: #0072b2; vertical-align: middle; }
+.bar.back { background: #d55e00; }
+"""
+
+
+def page(found: Profile) -> str:
+    """The whole page."""
+    head = (
+        f"{found.model} of {found.parameters:,} parameters on {escape(found.corpus)}: {found.batch_size} rows of "
+        f"{found.bptt} tokens a batch, {found.precision} on {escape(found.device_name)}"
+    )
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+            f"<title>Profile: {found.model} on {escape(found.corpus)}</title><style>{STYLE}</style></head><body>",
+            "<h1>Where memory and time go</h1>",
+            f"<p>{head}. Runs on: {escape(found.runs_on)}. Inkling {__version__}.</p>",
+            "<h2>Memory of tensors over time</h2>",
+            _legend(),
+            _picture(found),
+            "<p>Two steps, some batches of validation and a saving, each with a width of its own. Following every "
+            "tensor takes time: read sizes here, and durations below. Native kernels keep their buffers for the next "
+            "step.</p>",
+            _memory(found),
+            "<h2>Time</h2>",
+            _facts(found),
+            "<h2>Layers</h2>",
+            "<p>Each row is the layer's own work, without that of the layers inside it. Kept: made here, and still "
+            "held when backward begins.</p>",
+            _layers(found),
+            "</body></html>\n",
+        ]
+    )
+
+
+def _legend() -> str:
+    entries = (f'<span><i style="background:{COLORS[kind]}"></i>{escape(name)}</span>' for kind, name in KINDS.items())
+    return f'<div class="legend">{"".join(entries)}</div>'
+
+
+# -- the picture ------------------------------------------------------------------------------------------
+
+
+class _Axes:
+    """Where moments and sizes lie in the picture. Each stretch has a width of its own, and is to scale within."""
+
+    def __init__(self, stretches: Sequence[Stretch], most: int) -> None:
+        self.stretches = stretches
+        whole, left = sum(SHARES[name] for name, *_ in stretches), float(LEFT)
+        self._places = []
+        for name, begin, end, _ in stretches:
+            width = (WIDTH - LEFT) * SHARES[name] / whole
+            self._places.append((begin, end, left, width))
+            left += width
+        self.tick = _round_step(most / 4)
+        self.top = self.tick * -(-most // self.tick)
+
+    def x(self, moment: float) -> float:
+        begin, end, left, width = next((place for place in self._places if moment <= place[1]), self._places[-1])
+        return left + width * min(1.0, max(0.0, (moment - begin) / (end - begin)))
+
+    def y(self, size: float) -> float:
+        return TOP + HEIGHT * (1 - size / self.top)
+
+
+Stretch = tuple[str, float, float, list[PhaseMemory]]
+"""A step, the validation or the saving: name, begin, end, phases."""
+SHARES = {"first step": 3, "a step": 3, "validation": 3, "saving": 1}
+"""Of the width: steps are short, and what is in them is what one looks for."""
+
+
+def _stretches(phases: Sequence[PhaseMemory]) -> list[Stretch]:
+    found: list[Stretch] = []
+    for phase in phases:
+        if phase.name not in PHASES:
+            found.append(({"evaluation": "validation"}.get(phase.name, phase.name), phase.begin, phase.end, [phase]))
+        elif phase.name == "data" and (not found or found[-1][3][-1].name == "optimizer"):
+            found.append(("a step" if found else "first step", phase.begin, phase.end, [phase]))
+        else:
+            name, begin, _, others = found[-1]
+            found[-1] = name, begin, phase.end, [*others, phase]
+    return found
+
+
+def _picture(found: Profile) -> str:
+    axes = _Axes(_stretches(found.followed), max(sum(held.values()) for _, held in found.timeline))
+    moments, rows = _columns(found.timeline, axes)
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {TOP + HEIGHT + BELOW}" role="img" aria-label="Memory of tensors over time, '
+        'stacked by what it is for">',
+        *_bands(axes),
+    ]
+    below = [0] * len(rows)
+    for kind, name in KINDS.items():
+        above = [size + held[kind] for size, held in zip(below, rows, strict=True)]
+        points = " ".join(_edge(moments, above, axes) + _edge(moments, below, axes)[::-1])
+        parts.append(f'<polygon points="{points}" fill="{COLORS[kind]}"><title>{escape(name)}</title></polygon>')
+        below = above
+    return "".join([*parts, "</svg>"])
+
+
+def _bands(axes: _Axes) -> Iterator[str]:
+    """What lies behind the curves: phases in turns of two shades, with their names, and lines of equal size."""
+    number = 0
+    for name, begin, end, phases in axes.stretches:
+        left, right = axes.x(begin), axes.x(end)
+        yield f'<text x="{(left + right) / 2:.1f}" y="{TOP - 10}" text-anchor="middle">{name}</text>'
+        for phase in phases:
+            start, stop = axes.x(phase.begin), axes.x(phase.end)
+            if stop - start < NARROWEST:
+                continue
+            number += 1
+            yield (
+                f'<rect x="{start:.1f}" y="{TOP}" width="{stop - start:.1f}" height="{HEIGHT}" '
+                f'fill="var(--band)" opacity="{number % 2}"><title>{phase.name}</title></rect>'
+            )
+            if stop - start > NARROWEST_LABEL and len(phases) > 1:
+                middle, base = (start + stop) / 2, TOP + HEIGHT + 18
+                yield f'<text x="{middle:.1f}" y="{base}" text-anchor="middle">{phase.name}</text>'
+        yield f'<line x1="{right:.1f}" x2="{right:.1f}" y1="{TOP}" y2="{TOP + HEIGHT}" stroke="var(--soft)"/>'
+    for count in range(int(axes.top / axes.tick) + 1):
+        y = axes.y(count * axes.tick)
+        yield f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
+        yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_size(count * axes.tick)}</text>'
+
+
+def _columns(
+    timeline: Sequence[tuple[float, dict[Kind, int]]], axes: _Axes
+) -> tuple[list[float], list[dict[Kind, int]]]:
+    """The borders of equally wide columns in the picture, and what was held in each where that was most."""
+    places = [axes.x(moment) for moment, _ in timeline]
+    sums = [sum(held.values()) for _, held in timeline]
+    borders = [LEFT + (WIDTH - LEFT) * column / COLUMNS for column in range(COLUMNS + 1)]
+    rows = []
+    for left, right in pairwise(borders):
+        first = max(0, bisect_right(places, left) - 1)
+        last = max(first + 1, bisect_left(places, right))
+        rows.append(timeline[max(range(first, last), key=sums.__getitem__)][1])
+    return borders, rows
+
+
+def _edge(borders: Sequence[float], sizes: Sequence[int], axes: _Axes) -> list[str]:
+    columns = zip(pairwise(borders), sizes, strict=True)
+    return [f"{x:.1f},{axes.y(size):.1f}" for sides, size in columns for x in sides]
+
+
+def _round_step(least: float) -> float:
+    """The next of 1, 2, 5, 10, … bytes."""
+    power = 10.0 ** math.floor(math.log10(max(least, 1)))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least)
+
+
+# -- tables -----------------------------------------------------------------------------------------------
+
+
+def _memory(found: Profile) -> str:
+    process = "Resident" if found.device == "cpu" else "Reserved"
+    rows = [
+        [phase.name, *map(_size, (phase.held_bytes, phase.peak_bytes, phase.process_bytes, phase.process_peak_bytes))]
+        for phase in found.memory
+    ]
+    held = " ".join(_size(size) for size in found.evaluation.held_bytes)
+    note = f"<p>Held after each of {len(found.evaluation.held_bytes)} batches of validation: {held}.</p>"
+    return _table(["Phase", "Tensors after", "At most", f"{process} after", "At most"], rows) + note
+
+
+def _facts(found: Profile) -> str:
+    speed, sums, logging = found.speed, found.arithmetic, found.logging
+    whole = sum(speed.phase_seconds.values())
+    phases = ", ".join(f"{name} {spent / whole:.0%}" for name, spent in speed.phase_seconds.items())
+    peaks = ", ".join(f"{name} {peak / 1e9:,.1f}" for name, peak in sums.peak_flops_per_second.items())
+    shares = ", ".join(f"every {every}: {share:.2%}" for every, share in logging.share_of_time.items())
+    facts = {
+        "Speed": f"{speed.tokens_per_second:,.0f} tokens/s",
+        "A step": f"{_milliseconds(speed.step_seconds)} (median of {speed.steps}; {phases})",
+        "Data": f"{_milliseconds(speed.data_seconds)} to make a step's batch and bring it to the device",
+        "Arithmetic": f"{sums.flops_per_step / 1e9:,.2f} GFLOP a step, {sums.flops_per_second / 1e9:,.1f} GFLOP/s",
+        "Share of peak": f"{sums.share_of_peak:.1%} of matrix products as measured here, in GFLOP/s: {peaks} "
+        f"({sums.peak_threads} threads)",
+        "A line of metrics": f"{_milliseconds(logging.line_seconds)}; share by training.log_every: {shares}",
+    }
+    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>' for name, fact in facts.items())}</dl>"
+
+
+def _layers(found: Profile) -> str:
+    whole = sum(layer.forward_seconds + layer.backward_seconds for layer in found.layers)
+    rows = []
+    for layer in found.layers:
+        forward, backward = layer.forward_seconds / whole, layer.backward_seconds / whole
+        bars = "".join(f'<span class="bar{side}" style="width:{share * 120:.1f}px"></span>' for side, share in
+                       (("", forward), (" back", backward)))  # fmt: skip
+        rows.append(
+            [
+                escape(layer.name),
+                "×".join(map(str, layer.shape or ())),
+                f"{layer.parameters:,}" if layer.parameters else "",
+                _size(layer.kept_bytes),
+                _milliseconds(layer.forward_seconds),
+                _milliseconds(layer.backward_seconds),
+                f"{forward + backward:.1%}",
+                f'<td class="text">{bars}</td>',
+                layer.runs_on if layer.parameters or layer.runs_on == "native" else "",
+            ]
+        )
+    together = [
+        "together", "", f"{found.parameters:,}", _size(sum(layer.kept_bytes for layer in found.layers)),
+        _milliseconds(sum(layer.forward_seconds for layer in found.layers)),
+        _milliseconds(sum(layer.backward_seconds for layer in found.layers)), "100.0%", "", "",
+    ]  # fmt: skip
+    names = ["Layer", "Output", "Parameters", "Kept", "Forward", "Backward", "Share", "", "Runs on"]
+    return _table(names, rows, together)
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]], last: Sequence[str] | None = None) -> str:
+    def cells(row: Sequence[str]) -> str:
+        return "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row)
+
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(f"<tr>{cells(row)}</tr>" for row in rows)
+    foot = f"<tfoot><tr>{cells(last)}</tr></tfoot>" if last else ""
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}</table></div>'
+
+
+def _size(size: float | None) -> str:
+    if size is None:
+        return ""
+    unit = next((unit for unit in ("GB", "MB", "kB") if size >= SIZES[unit]), None)
+    return f"{size:.0f} B" if unit is None else f"{size / SIZES[unit]:,.1f} {unit}"
+
+
+SIZES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:,.2f} ms"

@@ -1,0 +1,137 @@
+"""Following a run from another process: what its folder tells, as the events that a callback of the trainer gets.
+
+metrics.jsonl ──► on_start, on_step, on_log …, on_end        (nothing is written, and no torch is loaded)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+from lm.checkpoint import METRICS, RunFolder
+from lm.errors import LMError
+from lm.training.callbacks import Callback, End, Row, Start, Tick
+from lm.training.plan import Plan
+
+POLL_SECONDS = 0.5
+DEFAULT_BPTT = 64
+GRACE_SECONDS = 5.0
+"""How long a run may be without a trainer, as between a kill and the resume of a job manager, before it is given up."""
+
+
+@dataclass
+class Follower:
+    """Reads a run's metrics as they grow, and tells a callback.
+
+    A resumed run, whose last lines are cut off, and one that is replaced by another of its name are started again:
+    `on_start` is called once more.
+    """
+
+    folder: RunFolder
+    callback: Callback
+    _rows: list[Row] = field(default_factory=list)
+    _made: str | None = None
+    _size: tuple[int, int, int] = (0, 0, 0)
+
+    def follow(self, *, wait: Callable[[float], None] = time.sleep) -> End | None:
+        """Until the job ends. None where it was killed, or never wrote a line.
+
+        Raises:
+            LMError: the run's folder cannot be read.
+        """
+        idle = 0.0
+        try:
+            while True:
+                trained_now = self.folder.trained_now
+                # After the question: what an ending trainer wrote last is read, too.
+                self.read()
+                if trained_now:
+                    idle = 0.0
+                elif (end := self._end()) is not None:
+                    self.callback.on_end(end)
+                    return end
+                elif idle >= GRACE_SECONDS:
+                    return None
+                else:
+                    idle += POLL_SECONDS
+                wait(POLL_SECONDS)
+        finally:
+            self.callback.close()
+
+    def read(self) -> None:
+        """Tell what is new."""
+        try:
+            found = (self.folder.path / METRICS).stat()
+            made = self.folder.read_record()["created"]
+        except (FileNotFoundError, LMError):
+            # Not begun, or between two lives of one name.
+            return
+        size = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if size == self._size:
+            return
+        self._size = size
+        rows = self.folder.read_metrics()
+        known = len(self._rows)
+        if made != self._made or rows[:known] != self._rows:
+            # Cut where a resume began, and perhaps grown since; or another run.
+            kept = _common(self._rows, rows) if made == self._made else 0
+            self._rows, self._made = rows[:kept], made
+            if rows:
+                self._start(rows[-1], rows[kept - 1] if kept else None)
+        for row in rows[len(self._rows) :]:
+            self.callback.on_step(Tick(row["step"], row["train_loss"] or float("nan"), row["seconds"]))
+            self.callback.on_log(row)
+        self._rows = rows
+
+    def _start(self, row: Row, since: Row | None) -> None:
+        """Say what is trained, and from where; `row` is any line of it."""
+        record, environment = self.folder.read_record(), self._state().get("environment", {})
+        level = environment.get("amp", "O0")
+        training, model = record["config"]["training"], record["config"]["model"]
+        tokens = training["batch_size"] * (training["bptt"] or model.get("context_length") or DEFAULT_BPTT)
+        self.callback.on_start(
+            Start(
+                run=self.folder.name,
+                model=model["type"],
+                parameters=record["parameters"],
+                counts=record.get("counts", 0),
+                corpus=record["corpus"]["name"],
+                step=since["step"] if since else 0,
+                seconds=since["seconds"] if since else 0.0,
+                plan_steps=record["plan"]["steps"],
+                tokens_per_step=row["tokens"] // row["step"]
+                if "tokens" in row
+                else tokens * training["gradient_accumulation"],
+                steps_per_epoch=row["step"] / (row["epoch"] or 1),
+                device=environment.get("device", "cpu"),
+                precision=environment.get("precision", "fp32") + ("" if level == "O0" else f" {level}"),
+                expected=Plan.from_json(record["plan"]).expected,
+            )
+        )
+
+    def _state(self) -> dict[str, Any]:
+        """`state.json`; empty where there is none, as of a model that only counts."""
+        try:
+            return self.folder.read_state()
+        except LMError:
+            return {}
+
+    def _end(self) -> End | None:
+        """How the run ended, if it did."""
+        if not self._rows:
+            return None
+        steps, last = self.folder.read_record()["plan"]["steps"], self._rows[-1]
+        if not self.folder.has_last():
+            return End("finished", last["step"], steps, last["seconds"], last.get("valid_loss"), last["step"])
+        state = self._state().get("train_state", {})
+        if state.get("stop_reason") is None:
+            return None
+        return End(state["stop_reason"], state["step"], steps, state["seconds"], state["best_loss"], state["best_step"])
+
+
+def _common(one: list[Row], two: list[Row]) -> int:
+    """How many lines two lists have in common from the start."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False)))

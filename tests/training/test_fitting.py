@@ -1,0 +1,101 @@
+"""What is said of memory before training, against what training takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lm import machine
+from lm.config import RunConfig
+from lm.corpora import PreparedCorpus
+from lm.errors import DeviceError
+from lm.kernels.training import forget_buffers
+from lm.training import fitting
+from lm.training.fitting import estimate, refuse_what_cannot_fit
+from lm.training.jobs import train
+from lm.training.memory import TensorMemory
+from lm.training.trials import make_trial
+
+Options = Callable[..., RunConfig]
+TOLERANCE = 0.1
+"""Of an estimate from two rows, against the peak of a whole step."""
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gru": ("gru", {"model.hidden_size": 64}),
+    "lstm in bf16": ("lstm", {"model.hidden_size": 64, "precision": "bf16"}),
+    "gru with tables": ("gru", {"model.hidden_size": 64, "model.table_orders": "2,3"}),
+    "transformer": ("transformer", {"model.hidden_size": 64}),
+    "transformer with dropout": ("transformer", {"model.hidden_size": 64, "model.dropout": 0.1}),
+}
+
+
+def measured_peak(config: RunConfig, corpus: PreparedCorpus) -> int:
+    forget_buffers()
+    with TensorMemory(torch.device("cpu")) as memory:
+        trainer = make_trial(config, corpus)
+        trainer.run_step()
+        # With the moments, and a batch that is not the shorter last one of an epoch.
+        memory.peak = memory.now
+        trainer.run_step()
+    return memory.peak
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_rows_tell_what_a_step_of_the_whole_batch_takes(
+    variant: str, options: Options, prepared: PreparedCorpus
+) -> None:
+    model, changes = VARIANTS[variant]
+    config = options(model, batch_size=32, bptt=64, **changes)
+    fit = estimate(config, prepared, seconds=0)
+    assert fit.tried_rows == 2
+    assert fit.step_bytes == pytest.approx(measured_peak(config, prepared), rel=TOLERANCE)
+
+
+def test_with_time_the_whole_batch_is_tried_and_the_figure_is_exact(options: Options, prepared: PreparedCorpus) -> None:
+    config = options("gru", batch_size=12)
+    fit = estimate(config, prepared, seconds=60)
+    assert fit.tried_rows == 12
+    assert fit.step_bytes == pytest.approx(measured_peak(config, prepared), rel=0.01)
+    assert fit.fits and fit.largest_batch is not None and fit.largest_batch > 1000
+
+
+def test_a_model_that_is_far_too_large_is_refused_at_once_without_being_made(
+    options: Options, prepared: PreparedCorpus
+) -> None:
+    machine.reset_peak_resident()
+    before, begun = machine.peak_resident_bytes(), time.process_time()
+    with pytest.raises(DeviceError, match=r"need about [\d,.]+ GB on cpu, where .* free: .*Lower model.hidden_size"):
+        refuse_what_cannot_fit(options("gru", **{"model.hidden_size": 200_000}), prepared)
+    assert time.process_time() - begun < 5
+    after = machine.peak_resident_bytes()
+    assert before is None or after is None or after - before < 100e6
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(
+    options: Options, prepared: PreparedCorpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    config = options("gru", batch_size=80, **{"model.hidden_size": 64})
+    # Validation on few tokens at once, so that it is the step that takes most.
+    monkeypatch.setattr(fitting, "tokens_at_once", lambda vocab_size: 512)
+    needed = estimate(config, prepared, seconds=60).needed_bytes
+    # A machine that has two thirds of what is needed.
+    monkeypatch.setattr(machine, "available_bytes", lambda device: int(needed * 2 / 3 / fitting.USABLE_SHARE))
+    with pytest.raises(
+        DeviceError, match=r"lower training\.batch_size to 40 and raise .*accumulation 2-fold"
+    ) as refused:
+        train(prepared.source, config, name="a", runs_dir=tmp_path / "runs")
+    assert "80 rows of 16 tokens" in str(refused.value)
+    assert not (tmp_path / "runs" / "a").exists()
+    smaller = estimate(options("gru", batch_size=40, **{"model.hidden_size": 64}), prepared, seconds=60)
+    assert smaller.fits
+
+
+def test_estimating_leaves_nothing_behind(options: Options, prepared: PreparedCorpus) -> None:
+    torch.manual_seed(3)
+    with TensorMemory(torch.device("cpu")) as memory:
+        estimate(options("gru"), prepared, seconds=0)
+    assert memory.now == 0
