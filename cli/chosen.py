@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lm.corpora import Corpus, PreparedCorpus, Progress
     from lm.run import Run
 
+PROCESSES = "devices", "shard"
+"""Flags of `lm train` that only training has: what is measured runs in one process."""
 SECTIONS = {TrainingConfig: "training", CorpusConfig: "corpus"}
 
 
@@ -40,7 +42,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     flags = [
         each.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
         for name, each in inspect.signature(train.command).parameters.items()
-        if name in ("preset", "set_", "config") or _declared(hints[name])
+        if name in ("preset", "set_", "config") or (_declared(hints[name]) and name not in PROCESSES)
     ]
 
     @functools.wraps(command)
@@ -84,24 +86,33 @@ def chosen(
     """The text, the options for it, and where a preset was chosen, the tokens that the plan comes to."""
     from lm.corpora import open_corpus
     from lm.device import pick_device
-    from lm.training.choosing import PRESETS, choose_config
-    from lm.training.jobs import init_config
+    from lm.training.choosing import choose_config
     from lm.training.precision import choose_format
 
     # What can be wrong in the options is found before the text is read.
-    options = (
-        init_config(base, where, overrides)
-        if base is not None
-        else _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
-    )
+    options = first_options(where, preset, file, overrides, base)
     choose_format(options.training, pick_device(options.training.device))
     opened = open_corpus(options.corpus, data_dir=data_dir, progress=progress)
+    if opened.tokens is not None and any(path.startswith("tokenizer.") for path in overrides):
+        raise ConfigError(f"{where.source} was prepared with its tokenizer: leave tokenizer options out.")
     if base is not None or preset is not None:
         return opened, options, None
     choice = choose_config(
         opened, lambda preset: compose(where.source, preset=preset, file=file, overrides=overrides), progress=progress
     )
     return opened, choice.config, choice.tokens
+
+
+def first_options(
+    where: CorpusConfig, preset: str | None, file: Path | None, overrides: dict[str, Any], base: Run | None
+) -> RunConfig:
+    """The options as far as they are known without the text: over the preset, or the first one that takes them."""
+    from lm.training.choosing import PRESETS
+    from lm.training.jobs import init_config
+
+    if base is not None:
+        return init_config(base, where, overrides)
+    return _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
 
 
 def _first_that_fits(source: str, presets: Sequence[str], file: Path | None, overrides: dict[str, Any]) -> RunConfig:

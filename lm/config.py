@@ -105,7 +105,7 @@ class TrainingConfig(Options):
     )
 
     # -- what a step sees -------------------------------------------------------------------------
-    batch_size: int = Field(64, ge=1, description="Rows in a step's batch.")
+    batch_size: int = Field(64, ge=1, description="Rows in a step's batch, of all processes together.")
     bptt: int | None = Field(
         None, ge=1, description="Tokens a row in one step; default: the model's context length, else 64."
     )
@@ -179,6 +179,20 @@ class TrainingConfig(Options):
     loss_scale_backoff: float = Field(0.5, gt=0, lt=1, description="What it is multiplied by at an overflow.")
     loss_scale_window: int = Field(2000, ge=1, description="Steps in a row without an overflow before it grows.")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; default: a GPU when there is one.")
+    devices: int | None = Field(
+        None,
+        ge=1,
+        description="Processes on this machine that train together, each on a GPU of its own or its share of the CPU's "
+        "threads; default: one, or those that torchrun started.",
+    )
+    shard: bool = Field(
+        False,
+        description="Spread weights, gradients and moments over the processes (FSDP2) instead of a copy in each: for "
+        "models that are too large for one GPU.",
+    )
+    timeout_seconds: float = Field(
+        600.0, gt=0, description="Longest wait of one process for the others within a step, before the job ends."
+    )
     seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, dropout and the order of batches.")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
@@ -378,11 +392,12 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     nested: dict[str, dict[str, Any]] = {}
     for path, value in overrides.items():
         section, _, field = path.partition(".")
-        nested.setdefault(section, {})[field] = _parse(value) if isinstance(value, str) else value
+        nested.setdefault(section, {})[field] = parse_value(value) if isinstance(value, str) else value
     return nested
 
 
-def _parse(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """What was written for an option: JSON where it is JSON, none as None, else the text."""
     if text.lower() in ("none", "null"):
         return None
     try:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.chosen import chosen
+from cli.chosen import chosen, first_options
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, among, field
-from lm.config import CorpusConfig, TrainingConfig, parse_assignments, preset_names, validate
+from lm.config import CorpusConfig, RunConfig, TrainingConfig, parse_assignments, preset_names, validate
 from lm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lm.corpora import Corpus
     from lm.run import Run
     from lm.training.callbacks import End
 
@@ -50,6 +52,8 @@ def command(
     device: Annotated[str | None, field(TrainingConfig, "device")] = None,
     precision: Annotated[str | None, field(TrainingConfig, "precision")] = None,
     amp: Annotated[str | None, field(TrainingConfig, "amp")] = None,
+    devices: Annotated[int | None, field(TrainingConfig, "devices")] = None,
+    shard: Annotated[bool, field(TrainingConfig, "shard", "--shard")] = False,
     loss_scale: Annotated[str | None, field(TrainingConfig, "loss_scale")] = None,
     split_fractions: Annotated[str | None, field(CorpusConfig, "split_fractions")] = None,
     text_column: Annotated[str | None, field(CorpusConfig, "text_column")] = None,
@@ -82,13 +86,14 @@ def command(
     \b
     lm train input.txt
     lm train input.txt --preset gru-char --minutes 10 --set model.hidden_size=768
+    lm train input.txt --devices 2
     lm train --resume RUN
     lm train input.txt --verify-resume
     """
     flags = {
         "training.minutes": minutes, "training.max_steps": max_steps, "training.epochs": epochs,
         "training.seed": seed, "training.device": device, "training.precision": precision, "training.amp": amp,
-        "training.loss_scale": loss_scale,
+        "training.loss_scale": loss_scale, "training.devices": devices, "training.shard": shard or None,
     }  # fmt: skip
     overrides: dict[str, Any] = parse_assignments(set_ or [])
     overrides |= {path: value for path, value in flags.items() if value is not None}
@@ -98,15 +103,16 @@ def command(
             "--split-fractions": split_fractions, "--text-column": text_column, "--overwrite": overwrite, "--set": set_,
             "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision,
             "--amp": amp, "--loss-scale": loss_scale, "--verify-resume": verify_resume,
-            "--dry-run": dry_run,
+            "--dry-run": dry_run, "--shard": shard,
         }  # fmt: skip
         given = [flag for flag, value in unwanted.items() if value is not None and value is not False]
         if given:
             raise ConfigError(
                 f"--resume {resume} goes on as the run was planned, so {', '.join(given)} cannot change it; "
-                "--max-steps, --stop-after and --device can. To train it differently, start from it with --init."
+                "--max-steps, --stop-after, --device and --devices can. To train it differently, start from it with "
+                "--init."
             )
-        _resume(resume, runs_dir, max_steps, stop_after, device, data_dir, as_json)
+        _resume(resume, runs_dir, max_steps, stop_after, device, devices, data_dir, as_json)
         return
     if corpus is None:
         raise ConfigError(
@@ -147,6 +153,8 @@ def _verify(
     base = _base(init, preset, file, runs_dir)
     with reading() as progress:
         corpus, options, _ = chosen(where, preset, file, overrides, base, data_dir, progress)
+        if (options.training.devices or 1) > 1:
+            raise ConfigError("--verify-resume trains in one process: leave --devices out.")
         console(stderr=True).print("Training a few steps twice, once with a kill in the middle: a minute at most.")
         verdict = verify_resume(
             corpus, options, runs_dir=runs_dir, init=base, data_dir=data_dir, progress=progress
@@ -172,13 +180,15 @@ def _say_whether_it_fits(
     from cli.fitting import show
     from cli.output import reading
     from lm.corpora import prepare
+    from lm.training.distributed import own_part
     from lm.training.fitting import estimate
 
     base = _base(init, preset, file, runs_dir)
     with reading() as progress:
         corpus, options, _ = chosen(where, preset, file, overrides, base, data_dir, progress)
         prepared = prepare(corpus, base.tokenizer if base else options.tokenizer, progress=progress)
-    show(estimate(options, prepared), as_json)
+    # Each process has its own rows of the batch.
+    show(estimate(own_part(options, options.training.devices or 1), prepared), as_json)
 
 
 def _train(
@@ -194,11 +204,42 @@ def _train(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    from cli.output import console, reading
+    from cli.output import reading
     from cli.training import TrainingView
-    from lm.training.jobs import counts_alone, train
+    from lm.training import distributed
+    from lm.training.jobs import train
 
     base = _base(init, preset, file, runs_dir)
+    options = first_options(where, preset, file, overrides, base)
+    known = options if preset is not None or base is not None else None
+    if _run_in_processes(options.training.devices, options.training.device, known):
+        return
+    with distributed.joined(options.training) as world, reading() as progress:
+        opened: str | Corpus = where.source
+        if world.first:
+            opened, options = _choose(where, preset, file, overrides, base, data_dir)
+        view = TrainingView(runs_dir, progress)
+        run = train(
+            opened, options, name=name, runs_dir=runs_dir, init=base, stop_after=stop_after, overwrite=overwrite,
+            callbacks=[view], data_dir=data_dir, progress=progress,
+        )  # fmt: skip
+    if world.first:
+        _leave_if_interrupted(view.end)
+        _closing(run, runs_dir, as_json)
+
+
+def _choose(
+    where: CorpusConfig,
+    preset: str | None,
+    file: Path | None,
+    overrides: dict[str, Any],
+    base: Run | None,
+    data_dir: Path | None,
+) -> tuple[Corpus, RunConfig]:
+    """The text and the options for it; says what was not said and therefore chosen."""
+    from cli.output import console, reading
+    from lm.training.jobs import counts_alone
+
     with reading() as progress:
         opened, options, tokens_planned = chosen(where, preset, file, overrides, base, data_dir, progress)
     told = console(stderr=True)
@@ -208,14 +249,24 @@ def _train(
     if base is None and preset is None:
         tokens = "" if tokens_planned is None else f", which comes to about {tokens_planned:,} tokens on this machine"
         told.print(f"No preset was given: {options.preset} suits this text and length{tokens}.")
-    with reading() as progress:
-        view = TrainingView(runs_dir, progress)
-        run = train(
-            opened, options, name=name, runs_dir=runs_dir, init=base, stop_after=stop_after, overwrite=overwrite,
-            callbacks=[view], data_dir=data_dir, progress=progress,
-        )  # fmt: skip
-    _leave_if_interrupted(view.end)
-    _closing(run, runs_dir, as_json)
+    return opened, options
+
+
+def _run_in_processes(devices: int | None, device: str | None, options: RunConfig | None) -> bool:
+    """Start this very command in several processes, where that is wanted and nobody has yet; whether it was.
+
+    Options that are known already are looked at first.
+    """
+    from lm.training import distributed
+
+    if devices is None or devices == 1 or distributed.started():
+        return False
+    distributed.check_devices(devices, device)
+    if options is not None:
+        distributed.check(options, devices)
+    if code := distributed.launch(devices, [sys.executable, "-m", "cli.main", *sys.argv[1:]]):
+        raise typer.Exit(code)
+    return True
 
 
 def _base(init: str | None, preset: str | None, file: Path | None, runs_dir: Path) -> Run | None:
@@ -238,19 +289,28 @@ def _resume(
     max_steps: int | None,
     stop_after: int | None,
     device: str | None,
+    devices: int | None,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
     from cli.output import console, print_json, reading
     from cli.training import TrainingView
+    from lm.checkpoint import find_run
+    from lm.run import Run
+    from lm.training import distributed
     from lm.training.jobs import resume
 
+    before = Run(find_run(name, runs_dir)[0]).config
+    if _run_in_processes(devices or before.training.devices, device or before.training.device, before):
+        return
     with reading() as progress:
         view = TrainingView(runs_dir, progress)
         run, went_on = resume(
-            name, runs_dir=runs_dir, max_steps=max_steps, stop_after=stop_after, device=device,
+            name, runs_dir=runs_dir, max_steps=max_steps, stop_after=stop_after, device=device, devices=devices,
             callbacks=[view], data_dir=data_dir, progress=progress,
         )  # fmt: skip
+    if distributed.rank() > 0:
+        return
     _leave_if_interrupted(view.end)
     if went_on:
         _closing(run, runs_dir, as_json)

@@ -39,6 +39,8 @@ class Batch:
     """(B, T): targets[b, t] follows inputs[b, t]."""
     fresh: bool
     """The carried state is to be reset before this batch."""
+    weight: float = 1.0
+    """Of a share of a batch: its rows over those of an average share."""
 
 
 class Batches(ABC):
@@ -49,8 +51,9 @@ class Batches(ABC):
     tokens_per_batch: int
     """Targets in a full batch; the last of an epoch may have fewer."""
 
-    def __init__(self, split: TokenSplit, batch_size: int, bptt: int) -> None:
+    def __init__(self, split: TokenSplit, batch_size: int, bptt: int, *, share: tuple[int, int] = (0, 1)) -> None:
         self._ids = split.ids
+        self._share = share
         self._start_id = int(split.ids[0])
         self._targets = len(split.ids) - 1
         self._batch_size, self._bptt = batch_size, bptt
@@ -64,7 +67,27 @@ class Batches(ABC):
 
     @abstractmethod
     def batch(self, index: int) -> Batch:
-        """The batch of this number, from 0; epochs follow one another without end."""
+        """The batch of this number, from 0; epochs follow one another without end.
+
+        Of several shares each has its own rows of the same batch, in order; where a batch has fewer rows than there are
+        shares, the others get a row that weighs nothing.
+        """
+
+    def _own(self, rows: int) -> tuple[slice, float]:
+        """Which of a batch's rows are this share's, and what they weigh."""
+        number, shares = self._share
+        begin, end = rows * number // shares, rows * (number + 1) // shares
+        if begin == end:
+            return slice(0, 1), 0.0
+        return slice(begin, end), (end - begin) * shares / rows
+
+    def _windows(self, starts: npt.NDArray[np.int64], draws: np.random.Generator) -> Batch:
+        """The windows of T + 1 tokens from `starts`; some begin with the start token, so that it is learned."""
+        rows, weight = self._own(len(starts))
+        windows = take(self._ids, starts[rows], self._bptt + 1)
+        inputs, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
+        inputs[(draws.random(len(starts)) < START_TOKEN_SHARE)[rows], 0] = self._start_id
+        return Batch(inputs, targets, True, weight)
 
 
 class StreamBatches(Batches):
@@ -75,29 +98,32 @@ class StreamBatches(Batches):
     The N - B·S tokens at the end, fewer than B, are left out.
     """
 
-    def __init__(self, split: TokenSplit, batch_size: int, bptt: int) -> None:
-        super().__init__(split, batch_size, bptt)
+    def __init__(self, split: TokenSplit, batch_size: int, bptt: int, *, share: tuple[int, int] = (0, 1)) -> None:
+        super().__init__(split, batch_size, bptt, share=share)
         length = self._targets // batch_size
         self.per_epoch = -(-length // bptt)
-        # Views into the memory-mapped file: nothing is copied until a batch is made.
-        self._inputs = _rows(self._ids, 0, batch_size, length)
-        self._nexts = _rows(self._ids, 1, batch_size, length)
+        self._length = length
 
     def batch(self, index: int) -> Batch:
         """See `Batches.batch`."""
         number = index % self.per_epoch
-        columns = slice(number * self._bptt, (number + 1) * self._bptt)
-        inputs = self._inputs[:, columns].astype(np.int64)
+        begin = number * self._bptt
+        rows, weight = self._own(self._batch_size)
+        starts = begin + self._length * np.arange(self._batch_size)[rows]
+        windows = take(self._ids, starts, min(self._bptt, self._length - begin) + 1)
+        inputs, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
         if number == 0:
             inputs[:, 0] = self._start_id
-        return Batch(inputs, self._nexts[:, columns].astype(np.int64), fresh=number == 0)
+        return Batch(inputs, targets, number == 0, weight)
 
 
 class RandomWindows(Batches):
     """Windows that start anywhere, drawn anew for every batch, with replacement."""
 
-    def __init__(self, split: TokenSplit, batch_size: int, bptt: int, seed: int) -> None:
-        super().__init__(split, batch_size, bptt)
+    def __init__(
+        self, split: TokenSplit, batch_size: int, bptt: int, seed: int, *, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        super().__init__(split, batch_size, bptt, share=share)
         self._seed = seed
         self.per_epoch = max(1, self._targets // self.tokens_per_batch)
 
@@ -105,7 +131,7 @@ class RandomWindows(Batches):
         """See `Batches.batch`."""
         draws = _generator(self._seed, _WINDOWS, index)
         starts = draws.integers(0, self._targets - self._bptt + 1, size=self._batch_size)
-        return _windows(self._ids, starts, self._bptt, self._start_id, _generator(self._seed, _STARTS, index))
+        return self._windows(starts, _generator(self._seed, _STARTS, index))
 
 
 class ShuffledWindows(Batches):
@@ -116,8 +142,10 @@ class ShuffledWindows(Batches):
     may have fewer rows.
     """
 
-    def __init__(self, split: TokenSplit, batch_size: int, bptt: int, seed: int) -> None:
-        super().__init__(split, batch_size, bptt)
+    def __init__(
+        self, split: TokenSplit, batch_size: int, bptt: int, seed: int, *, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        super().__init__(split, batch_size, bptt, share=share)
         self._seed = seed
         self._count = max(1, (self._targets - bptt + 1) // bptt)
         self._offsets = min(bptt, self._targets - self._count * bptt + 1)
@@ -136,35 +164,34 @@ class ShuffledWindows(Batches):
             self._epoch = epoch
         chosen = self._order[number * self._batch_size : (number + 1) * self._batch_size]
         starts = self._offset + chosen * self._bptt
-        return _windows(self._ids, starts, self._bptt, self._start_id, _generator(self._seed, _STARTS, index))
+        return self._windows(starts, _generator(self._seed, _STARTS, index))
 
 
-def make_batches(kind: BatchingKind, split: TokenSplit, batch_size: int, bptt: int, seed: int) -> Batches:
-    """The batches of a split.
+def make_batches(
+    kind: BatchingKind, split: TokenSplit, batch_size: int, bptt: int, seed: int, *, share: tuple[int, int] = (0, 1)
+) -> Batches:
+    """The batches of a split, or one share of each, counted from 0, of so many.
 
     Raises:
         CorpusError: the split is shorter than one batch.
     """
     match kind:
         case "streams":
-            return StreamBatches(split, batch_size, bptt)
+            return StreamBatches(split, batch_size, bptt, share=share)
         case "random":
-            return RandomWindows(split, batch_size, bptt, seed)
+            return RandomWindows(split, batch_size, bptt, seed, share=share)
         case "shuffled":
-            return ShuffledWindows(split, batch_size, bptt, seed)
+            return ShuffledWindows(split, batch_size, bptt, seed, share=share)
 
 
-def _rows(ids: Ids, first: int, rows: int, length: int) -> Ids:
-    return ids[first : first + rows * length].reshape(rows, length)
+def take(ids: Ids, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+    """The tokens (R, length) from each start; nothing else of the memory-mapped files is read."""
+    if isinstance(ids, np.ndarray):
+        found: Ids = ids[starts[:, None] + np.arange(length)]
+    else:
+        found = np.stack([ids[start : start + length] for start in starts.tolist()])
+    return found.astype(np.int64)
 
 
 def _generator(seed: int, purpose: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed | purpose << 64, counter=index << 128))
-
-
-def _windows(ids: Ids, starts: npt.NDArray[np.int64], bptt: int, start_id: int, draws: np.random.Generator) -> Batch:
-    """The windows of T + 1 tokens from `starts`; some begin with the start token, so that it is learned."""
-    windows = ids[starts[:, None] + np.arange(bptt + 1)].astype(np.int64)
-    inputs, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
-    inputs[draws.random(len(starts)) < START_TOKEN_SHARE, 0] = start_id
-    return Batch(inputs, targets, fresh=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
+from pathlib import Path
 
 from lm.corpora.text import FileText, Text
 from lm.errors import CorpusError
@@ -48,6 +49,8 @@ class Corpus:
     """In the order train, valid, test; test may be absent."""
     notes: tuple[str, ...] = ()
     """Facts about the text that a run records."""
+    tokens: Path | None = None
+    """Where its tokens lie, if it was prepared in shards; its text is then what they spell."""
 
 
 def silent(stage: str, done: int, total: int) -> None:

@@ -58,16 +58,25 @@ def open_hub(source: str, *, column: str, fractions: Sequence[float], progress: 
     return Corpus(name, source, {key: whole(key, text) for key, text in texts.items()})
 
 
+def stream_hub(source: str) -> Any:
+    """The training split of a hub data set, read from the network as it is asked for; nothing is kept on the disk.
+
+    Raises:
+        CorpusError: no such data set, no network, no training split.
+    """
+    return _load(source, split="train", streaming=True)
+
+
 def _constant(rows: Any) -> Any:
     return lambda: rows
 
 
-def _load(source: str) -> Any:
+def _load(source: str, **options: Any) -> Any:
     datasets = datasets_library()
     reasons = []
     for name, config in readings(source):
         try:
-            return datasets.load_dataset(name, *([config] if config else []))
+            return datasets.load_dataset(name, *([config] if config else []), **options)
         # The library raises errors of many kinds here: its own, the network's, the file readers'.
         except Exception as error:
             reasons.append(str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error))

@@ -29,6 +29,7 @@ from lm.corpora.corpus import (
     whole,
 )
 from lm.corpora.hub import PREFIX, open_hub
+from lm.corpora.shards import is_sharded, open_shards
 from lm.corpora.tables import FORMATS, table_files, table_suffix
 from lm.corpora.text import COMPRESSED, FileText, JoinedText, Text
 from lm.errors import CorpusError
@@ -72,6 +73,8 @@ def open_corpus(config: CorpusConfig, *, data_dir: Path | None = None, progress:
     if source in named.names():
         return named.open_named(source, fractions=config.split_fractions, data_dir=data_dir, progress=watch)
     path = Path(source).expanduser()
+    if is_sharded(path):
+        return open_shards(path.resolve())
     if path.is_dir():
         return _folder(path.resolve(), config, watch)
     if path.exists():

@@ -51,7 +51,7 @@ class TableText(Text):
         """`rows` opens the data set (a `datasets` Dataset or IterableDataset); it is called for each reading."""
         self.where = where
         self.size_bytes = size_bytes
-        self._rows = rows
+        self.rows = rows
         self._column = column
         self._noticed = False
 
@@ -61,7 +61,7 @@ class TableText(Text):
 
     def _documents(self) -> Iterator[str]:
         missing, found, columns = 0, False, list[str]()
-        for table in self._rows().with_format("arrow").iter(batch_size=_ROWS):
+        for table in self.rows().with_format("arrow").iter(batch_size=_ROWS):
             columns += [name for name in table.column_names if name not in columns]
             # A .jsonl line may lack what others have: only a column that no line has is a mistake.
             if self._column not in table.column_names:

@@ -92,7 +92,7 @@ _WIDE = [chr(code).encode("utf-8") for code in range(0x80, 0x3001) if chr(code).
 _WIDE_SPACES = {size: np.array([int.from_bytes(each, "big") for each in _WIDE if len(each) == size]) for size in (2, 3)}
 
 
-class _Measure:
+class Measure:
     """Hash and counts of a UTF-8 text that comes in pieces, cut anywhere between two characters."""
 
     def __init__(self) -> None:
@@ -119,6 +119,7 @@ class _Measure:
 
     @property
     def sha256(self) -> str:
+        """Of all that came."""
         return self._hash.hexdigest()
 
     def counts(self, *, tokens: int = 0, unknown_tokens: int = 0) -> Counts:
@@ -156,7 +157,7 @@ def _spaces(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     return result
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
     """Raises CorpusError where the text holds half of a surrogate pair, which UTF-8 cannot express."""
     try:
         return text.encode("utf-8")
@@ -170,7 +171,7 @@ def _utf8(text: str) -> bytes:
 # -- encoding ---------------------------------------------------------------------------------------
 
 
-class _Met:
+class Met:
     """Symbols met outside the vocabulary, and how often; memory stays bounded."""
 
     def __init__(self) -> None:
@@ -178,12 +179,14 @@ class _Met:
         self._counts: Counter[str] = Counter()
 
     def add(self, met: Counter[str]) -> None:
+        """Take what a call of the tokenizer met."""
         self.total += met.total()
         self._counts.update(met)
         if len(self._counts) > _MET_KEPT:
             self._counts = Counter(dict(self._counts.most_common(_MET_KEPT // 2)))
 
     def most_common(self) -> list[tuple[str, int]]:
+        """The most frequent ones, as many as a notice names."""
         return self._counts.most_common(_NAMED_IN_NOTICE)
 
 
@@ -201,10 +204,10 @@ def _notice(name: str, tokenizer: Tokenizer, total: int, common: Iterable[tuple[
     logger.warning("%s: symbols outside the vocabulary were met %s and %s: %s.", name, times, done, listed)
 
 
-class _Encoder:
+class Encoder:
     """Encodes a split chunk by chunk, counting what it makes."""
 
-    def __init__(self, tokenizer: Tokenizer, met: _Met) -> None:
+    def __init__(self, tokenizer: Tokenizer, met: Met) -> None:
         self._tokenizer = tokenizer
         self._met = met
         self.tokens = 0
@@ -212,9 +215,11 @@ class _Encoder:
         self.characters = 0
 
     def start(self) -> Ids:
+        """What a token file begins with."""
         return np.array([self._tokenizer.start_id], self._tokenizer.dtype)
 
     def encode(self, chunk: str) -> Ids:
+        """The tokens of the next chunk."""
         met: Counter[str] = Counter()
         ids = self._tokenizer.encode(chunk, met=met)
         if met:
@@ -237,11 +242,11 @@ def encode_text(name: str, text: str | Iterable[str], tokenizer: Tokenizer) -> T
     Raises:
         CorpusError: the text gives no token.
     """
-    measure, met = _Measure(), _Met()
-    encoder = _Encoder(tokenizer, met)
+    measure, met = Measure(), Met()
+    encoder = Encoder(tokenizer, met)
     parts = [encoder.start()]
     for chunk in regroup([text] if isinstance(text, str) else text):
-        measure.update(_utf8(chunk))
+        measure.update(utf8(chunk))
         parts.append(encoder.encode(chunk))
     if not encoder.tokens:
         raise CorpusError(f"{name} is empty: there is no token to score.")
@@ -256,8 +261,8 @@ def measure_text(text: str, *, tokens: int, unknown_tokens: int) -> tuple[Counts
     Raises:
         CorpusError: the text holds half of a surrogate pair.
     """
-    measure = _Measure()
-    measure.update(_utf8(text))
+    measure = Measure()
+    measure.update(utf8(text))
     return measure.counts(tokens=tokens, unknown_tokens=unknown_tokens), measure.sha256
 
 
@@ -273,7 +278,7 @@ def prepare(
     Args:
         corpus: text with splits.
         tokenizer: a trained tokenizer, or the section of a configuration that says which to train. It is trained on
-            the training split alone.
+            the training split alone. Tokens that were prepared in shards bring theirs, whatever the section says.
         cache: in place of `cache_folder()`.
         progress: told of bytes, in the stages "reading", "training the tokenizer" and "encoding".
 
@@ -283,10 +288,14 @@ def prepare(
         ConfigError: the section names no tokenizer, or an option is wrong.
     """
     watch = progress or silent
+    if corpus.tokens is not None:
+        from lm.corpora.shards import read_shards
+
+        return read_shards(corpus.tokens, tokenizer)
     folder = (cache or cache_folder()) / "tokens"
     measures = _measure(corpus, watch)
     key = _key({name: measure.sha256 for name, measure in measures.items()}, tokenizer)
-    found = _read(folder / key)
+    found = read_folder(folder / key)
     if found is None:
         trained = tokenizer if isinstance(tokenizer, Tokenizer) else _train(corpus, tokenizer, measures, watch)
         with workplace(folder) as place:
@@ -294,10 +303,10 @@ def prepare(
             try:
                 built.mkdir()
                 _write(built, corpus, trained, measures, watch)
-                put_in_place(built, folder / key, good=lambda path: _read(path) is not None)
+                put_in_place(built, folder / key, good=lambda path: read_folder(path) is not None)
             except OSError as error:
                 raise unwritable(folder, error) from None
-        found = _read(folder / key)
+        found = read_folder(folder / key)
         if found is None:
             raise CorpusError(f"{folder / key} changed while it was written: another program is at work in the cache.")
     prepared, met = found
@@ -307,17 +316,17 @@ def prepare(
 
 def load_prepared(key: str, *, cache: Path | None = None) -> PreparedCorpus | None:
     """What `prepare` left in the cache under `key`, without reading the text; None where it is gone or not whole."""
-    found = _read((cache or cache_folder()) / "tokens" / key)
+    found = read_folder((cache or cache_folder()) / "tokens" / key)
     return found[0] if found else None
 
 
-def _measure(corpus: Corpus, progress: Progress) -> dict[str, _Measure]:
+def _measure(corpus: Corpus, progress: Progress) -> dict[str, Measure]:
     measures, done = {}, 0
     total = _total(corpus)
     for name in _order(corpus):
-        measures[name] = measure = _Measure()
+        measures[name] = measure = Measure()
         split = corpus.splits[name]
-        for block in split.blocks() if split.blocks else map(_utf8, split.chunks()):
+        for block in split.blocks() if split.blocks else map(utf8, split.chunks()):
             measure.update(block)
             done += len(block)
             progress("reading", min(done, total) if total else done, total)
@@ -348,7 +357,7 @@ def _options_json(section: Section) -> str:
     return json.dumps({**options, "type": section.type}, sort_keys=True)
 
 
-def _train(corpus: Corpus, section: Section, measures: Mapping[str, _Measure], progress: Progress) -> Tokenizer:
+def _train(corpus: Corpus, section: Section, measures: Mapping[str, Measure], progress: Progress) -> Tokenizer:
     total = measures["train"].counts().bytes
     watched = _watched(corpus.splits["train"], total, "training the tokenizer", progress)
     return TOKENIZERS.resolve(section.type).train(watched, section.resolve("tokenizer"))
@@ -363,14 +372,14 @@ def _watched(split: Split, total: int, stage: str, progress: Progress) -> Iterat
 
 
 def _write(
-    folder: Path, corpus: Corpus, tokenizer: Tokenizer, measures: Mapping[str, _Measure], progress: Progress
+    folder: Path, corpus: Corpus, tokenizer: Tokenizer, measures: Mapping[str, Measure], progress: Progress
 ) -> None:
     """Fill the new folder of a prepared corpus, and sync it."""
-    met, splits = _Met(), {}
+    met, splits = Met(), {}
     dtype = tokenizer.dtype.newbyteorder("<")
     done, total = 0, sum(measure.counts().bytes for measure in measures.values())
     for name, measure in measures.items():
-        encoder = _Encoder(tokenizer, met)
+        encoder = Encoder(tokenizer, met)
         plain = measure.counts()
         bytes_a_character = plain.bytes / max(1, plain.characters)
         with (folder / f"{name}.bin").open("wb") as file:
@@ -389,12 +398,15 @@ def _write(
         counts = measure.counts(tokens=encoder.tokens, unknown_tokens=encoder.unknown_tokens)
         splits[name] = {"sha256": measure.sha256, "counts": asdict(counts)}
         sync(folder / f"{name}.bin")
+    write_meta(folder, tokenizer, met, splits, name=corpus.name, source=corpus.source, notes=corpus.notes)
+
+
+def write_meta(folder: Path, tokenizer: Tokenizer, met: Met, splits: Mapping[str, Any], **facts: Any) -> None:
+    """Put tokenizer and meta.json beside the token files of a new folder, and sync them."""
     tokenizer.save(folder / "tokenizer.json")
     meta = {
         "format_version": TOKENS_FORMAT_VERSION,
-        "name": corpus.name,
-        "source": corpus.source,
-        "notes": corpus.notes,
+        **facts,
         "tokenizer_sha256": tokenizer.sha256,
         "met": {"total": met.total, "common": met.most_common()},
         "splits": splits,
@@ -404,7 +416,7 @@ def _write(
     sync(folder / "meta.json")
 
 
-def _read(folder: Path) -> tuple[PreparedCorpus, dict[str, Any]] | None:
+def read_folder(folder: Path) -> tuple[PreparedCorpus, dict[str, Any]] | None:
     """A prepared corpus and what was met outside the vocabulary; None where the folder is missing or not whole."""
     try:
         meta = json.loads((folder / "meta.json").read_text("utf-8"))

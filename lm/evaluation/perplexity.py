@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,8 @@ class _Piece:
     keep_row: int | None = None
     """Go on from the state of this row alone."""
     fresh: bool = field(default=False)
+    counts: bool = True
+    """False where the tokens are another share's, and are run through the model only to keep step with it."""
 
 
 def score(
@@ -61,9 +64,10 @@ def score(
     precision: Precision | None = "fp32",
     rows: int = 1,
     stride: int | None = None,
+    share: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Score every token of a split.
+    """Score every token of a split, or one share of them.
 
     Args:
         model: left in the mode it was in; runs on the device it is on.
@@ -71,6 +75,8 @@ def score(
         precision: of the matrix products; the loss is float32, its sum float64. None: as set by who calls.
         rows: for a carried state, how many equal parts of the split are read side by side.
         stride: for a window, how far it slides; default: half the context length.
+        share: which share of the rows or windows, from 0, and of how many; the sums of all shares add up to those of
+            the split. All shares call the model equally often.
         progress: called with tokens done and tokens in all.
     """
     count = len(ids) - 1
@@ -78,13 +84,13 @@ def score(
     context = model.context_length
     if context is None:
         rows = max(1, min(rows, count))
-        pieces = _carried(ids, rows, max(1, at_once // rows))
+        pieces = _carried(ids, rows, max(1, at_once // rows), share)
         rule = "state carried over the whole split"
         if rows > 1:
             rule = f"state carried within each of {rows} equal parts of the split"
     else:
         stride = min(stride or context // 2, context)
-        pieces = _sliding(ids, context, stride, max(1, at_once // context))
+        pieces = _in_turn(_sliding(ids, context, stride, max(1, at_once // context)), share)
         rule = f"sliding window of {context} tokens, stride {stride}"
     scores = Scores(rule)
     device = next(model.parameters(), torch.empty(0)).device
@@ -103,9 +109,10 @@ def score(
                 inputs = torch.from_numpy(piece.inputs.astype(np.int64)).to(device)
                 targets = torch.from_numpy(piece.targets.astype(np.int64)).to(device)
                 logits, state = model(inputs, state)
-                _add(scores, logits[:, piece.skip :], targets[:, piece.skip :])
+                if piece.counts:
+                    _add(scores, logits[:, piece.skip :], targets[:, piece.skip :])
                 if progress is not None:
-                    progress(scores.tokens, count)
+                    progress(min(scores.tokens * share[1], count), count)
     finally:
         model.train(was_training)
     scores.seconds = time.perf_counter() - begun
@@ -133,15 +140,27 @@ def _add(scores: Scores, logits: Tensor, targets: Tensor) -> None:
     scores.top5 += int(top5)
 
 
-def _carried(ids: Ids, rows: int, time: int) -> Iterator[_Piece]:
+def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int]) -> Iterator[_Piece]:
     length = (len(ids) - 1) // rows
-    inputs = ids[:-1][: rows * length].reshape(rows, length)
-    targets = ids[1:][: rows * length].reshape(rows, length)
+    first, last = (rows * number // share[1] for number in (share[0], share[0] + 1))
+    counts = first < last
+    own = slice(first, last) if counts else slice(0, 1)
+    inputs = ids[:-1][: rows * length].reshape(rows, length)[own]
+    targets = ids[1:][: rows * length].reshape(rows, length)[own]
     for begin in range(0, length, time):
-        yield _Piece(inputs[:, begin : begin + time], targets[:, begin : begin + time], fresh=begin == 0)
+        columns = slice(begin, begin + time)
+        yield _Piece(inputs[:, columns], targets[:, columns], fresh=begin == 0, counts=counts)
     if rest := len(ids) - 1 - rows * length:
-        # Fewer tokens than rows are left over: they go on from the last row.
-        yield _Piece(ids[None, -1 - rest : -1], ids[None, -rest:], keep_row=rows - 1)
+        # Fewer tokens than rows are left over: they go on from the last row, which the last share has.
+        counts = share[0] == share[1] - 1
+        yield _Piece(ids[None, -1 - rest : -1], ids[None, -rest:], keep_row=len(inputs) - 1, counts=counts)
+
+
+def _in_turn(pieces: Iterator[_Piece], share: tuple[int, int]) -> Iterator[_Piece]:
+    """Every so many-th piece; where the last round has none for this share, one that does not count."""
+    number, shares = share
+    while turn := list(islice(pieces, shares)):
+        yield turn[number] if number < len(turn) else replace(turn[0], counts=False)
 
 
 def _sliding(ids: Ids, context: int, stride: int, batch: int) -> Iterator[_Piece]:

@@ -157,7 +157,10 @@ class LanguageModel(nn.Module, ABC):
         return 0
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The weights as host arrays, by name, for saving; copies, safe from later steps; low precision as fp32."""
+        """The weights as host arrays, by name, for saving; copies, safe from later steps; low precision as fp32.
+
+        Where they are spread over processes they are gathered, so all processes must ask.
+        """
         return {name: host_array(tensor) for name, tensor in self.state_dict().items()}
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -168,13 +171,30 @@ class LanguageModel(nn.Module, ABC):
         for name, tensor in own.items():
             if tuple(tensor.shape) != arrays[name].shape:
                 raise ValueError(f"{name} is {arrays[name].shape} in the file, {tuple(tensor.shape)} in the model")
-        self.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+        self.load_state_dict(
+            {name: spread_like(own[name], torch.from_numpy(np.array(array))) for name, array in arrays.items()}
+        )
 
 
 def host_array(tensor: Tensor) -> npt.NDArray[Any]:
     """A copy on the host; bf16, which numpy does not have, and fp16 as fp32, which holds all their values."""
-    tensor = tensor.detach().cpu()
+    tensor = whole(tensor.detach()).cpu()
     return np.array((tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy())
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor that is spread over processes (a DTensor, as FSDP makes them) as one; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
+
+
+def spread_like(example: Any, tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that all have whole, spread as `example` is; the tensor where that is not."""
+    if not hasattr(example, "full_tensor") or tensor.shape != example.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    tensor = tensor.to(example.device)
+    return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
 
 
 def cross_entropies(

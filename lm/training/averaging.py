@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from lm.models.base import host_array, spread_like
+
 
 class WeightAverage:
     """The running average of a model's parameters.
@@ -42,21 +44,35 @@ class WeightAverage:
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the averaged weights inside, in its own format, and its own again after."""
-        own = [parameter.data for parameter in self._parameters]
+        own = [_held(parameter) for parameter in self._parameters]
         try:
             for parameter, average in zip(self._parameters, self._average, strict=True):
-                parameter.data = average.to(parameter.dtype)
+                _put(parameter, average.to(parameter.dtype))
             yield
         finally:
             for parameter, data in zip(self._parameters, own, strict=True):
-                parameter.data = data
+                _put(parameter, data)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The average as host arrays, by parameter name."""
-        pairs = zip(self._names, self._average, strict=True)
-        return {name: np.array(tensor.cpu().numpy()) for name, tensor in pairs}
+        """The average as host arrays, by parameter name; all processes must ask where it is spread over them."""
+        return {name: host_array(tensor) for name, tensor in zip(self._names, self._average, strict=True)}
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Set the average from `arrays` of an equal model; KeyError or RuntimeError where they do not fit."""
         for name, tensor in zip(self._names, self._average, strict=True):
-            tensor.copy_(torch.from_numpy(np.array(arrays[name])))
+            tensor.copy_(spread_like(tensor, torch.from_numpy(np.array(arrays[name]))))
+
+
+# FSDP looks for the weights that it has spread where they were: they are copied, and any others exchanged.
+
+
+def _held(parameter: Tensor) -> Tensor:
+    return parameter.detach().clone() if hasattr(parameter, "full_tensor") else parameter.data
+
+
+@torch.no_grad()
+def _put(parameter: Tensor, data: Tensor) -> None:
+    if hasattr(parameter, "full_tensor"):
+        parameter.copy_(data)
+    else:
+        parameter.data = data

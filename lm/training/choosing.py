@@ -13,9 +13,11 @@ from pathlib import Path
 from lm.checkpoint import RunFolder
 from lm.config import RunConfig
 from lm.corpora import Corpus, Progress, prepare
+from lm.corpora.shards import shards_tokenizer
 from lm.device import enough_memory
 from lm.errors import CorpusError
 from lm.models.base import build_model
+from lm.training import distributed
 from lm.training.plan import DEFAULT_MINUTES, RESERVE
 from lm.training.trainer import Trainer
 
@@ -44,6 +46,8 @@ class Choice:
 
 def suited_presets(corpus: Corpus) -> tuple[str, ...]:
     """The presets that suit a text, in rising size: by how many different characters it has, never by its name."""
+    if corpus.tokens is not None:
+        return tuple(PRESETS["char" if shards_tokenizer(corpus.tokens).type in ("byte", "char") else "subword"])
     seen: set[str] = set()
     read = 0
     for chunk in corpus.splits["train"].chunks():
@@ -58,7 +62,7 @@ def choose_config(corpus: Corpus, make: Callable[[str], RunConfig], *, progress:
     """The options that suit a text and the length of the plan, measured in the plan's own steps.
 
     Args:
-        corpus: an opened corpus.
+        corpus: an opened corpus. This process alone reads and measures; others are taken to be as fast.
         make: the whole configuration over a preset.
         progress: called while the corpus is read.
 
@@ -85,7 +89,8 @@ def _planned_tokens(config: RunConfig, corpus: Corpus, progress: Progress | None
         return 0
     training = config.training
     prepared = prepare(corpus, config.tokenizer, progress=progress)
-    with enough_memory():
+    processes = distributed.current().size
+    with distributed.alone(), enough_memory():
         model = build_model(config.model, prepared.tokenizer.vocab_size, seed=training.seed)
         # Thrown away before anything is written: the folder is never made.
         trainer = Trainer(RunFolder(Path("unused")), training, model, prepared)
@@ -97,5 +102,5 @@ def _planned_tokens(config: RunConfig, corpus: Corpus, progress: Progress | None
         if training.minutes is not None or not lengths:
             seconds = (training.minutes or DEFAULT_MINUTES) * 60 * RESERVE
             step_seconds, _ = trainer.measure(min(MEASURE_SECONDS, seconds / 50))
-            lengths.append(int(seconds / step_seconds * trainer.tokens_per_step))
+            lengths.append(int(seconds / step_seconds * trainer.tokens_per_step * processes))
     return min(lengths)

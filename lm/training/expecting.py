@@ -28,6 +28,7 @@ over tiny-shakespeare, the built-in corpus, Python source and WikiText-2 by char
 LENGTH = {
     "max_steps", "epochs", "minutes", "patience", "evaluate_every", "validation_tokens", "log_every", "seed", "device",
     "checkpoint_every", "checkpoint_epochs", "keep_checkpoints", "log_activations", "sample_tokens",
+    "devices", "timeout_seconds",
 }  # fmt: skip
 """Training options that do not change what a step learns."""
 MOST_COUNTED = 3_000_000

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import platform
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lm.checkpoint import EVENTS, MODEL, RunFolder, find_run, list_runs
-from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, compose, merge
+from lm.checkpoint import CONFIG, EVENTS, MODEL, RunFolder, find_run, list_runs
+from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, Section, TrainingConfig, compose, merge
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
-from lm.device import enough_memory, pick_device
+from lm.device import enough_memory
 from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunExistsError
 from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
 from lm.run import Run, load
+from lm.tokenizers.base import Tokenizer
+from lm.training import distributed
 from lm.training.callbacks import Callback, End, Start
 from lm.training.choosing import choose_config
+from lm.training.distributed import Reader, World
 from lm.training.expecting import expected_loss
 from lm.training.fitting import refuse_what_cannot_fit
 from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
@@ -63,6 +68,9 @@ def train(
         data_dir: where named corpora lie.
         progress: called while the corpus is read.
 
+    In a program that torchrun started in several processes, all of them call this; the first one's arguments count,
+    and it alone reads the text, watches and writes.
+
     Returns:
         The run with its best weights, their report on the validation split saved; one that was interrupted (Ctrl-C)
         is saved without a report.
@@ -73,36 +81,23 @@ def train(
     if init is not None and config is None:
         source = corpus.source if isinstance(corpus, Corpus) else str(corpus)
         config = init_config(init, CorpusConfig(source=source), {})
-    if not isinstance(corpus, Corpus):
-        where = (
-            CorpusConfig(source=str(corpus))
-            if config is None
-            else config.corpus.model_copy(update={"source": str(corpus)})
-        )
-        corpus = open_corpus(where, data_dir=data_dir, progress=progress)
-    if config is None:
-        source = corpus.source
-        config = choose_config(corpus, lambda preset: compose(source, preset=preset), progress=progress).config
-    config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": corpus.source})})
-    choose_format(config.training, pick_device(config.training.device))
-    if stop_after is not None and stop_after < 1:
-        raise ConfigError(f"--stop-after {stop_after}: give a step of the plan, 1 or later.")
-    folder = _new_folder(name, corpus, config, Path(runs_dir), overwrite)
-    if "valid" not in corpus.splits:
-        raise CorpusError(f"{corpus.source} has no validation split, so nothing could tell the best weights: add one.")
-    prepared = prepare(corpus, init.tokenizer if init else config.tokenizer, progress=progress)
-    with folder.lock(), enough_memory():
-        if counts_alone(config):
-            return _fit_by_counting(folder, config, prepared, init, overwrite, callbacks)
-        refuse_what_cannot_fit(config, prepared)
-        make = _factory(folder, config, prepared, init)
-        config, plan = _fix_plan(config, make)
-        trainer = make()
-        if init is None:
-            plan = _with_expectation(plan, config, prepared, trainer)
-        record = run_record(config, prepared, trainer.model, init)
-        folder.create({**record, "plan": plan.to_json()}, prepared.tokenizer, overwrite=overwrite)
-        return _run(trainer, plan, stop_after, callbacks)
+    training = None if config is None else config.training
+    with distributed.joined(training) as world, contextlib.ExitStack() as held, enough_memory():
+        if training is not None and (training.devices or 1) > 1 and not distributed.started():
+            raise ConfigError(
+                f"training.devices={training.devices}: torchrun starts a script in several processes (torchrun "
+                "--nproc-per-node N script.py), and lm train --devices N does on the command line."
+            )
+
+        def begin() -> _Job:
+            return _begin(
+                held, corpus, config, name, Path(runs_dir), init, stop_after, overwrite, data_dir, progress, world
+            )
+
+        job = world.tell(begin)
+        if job.plan is not None or job.done:
+            return _go_on(world, job, stop_after, callbacks, data_dir)[0]
+        return _start(world, job, stop_after, callbacks, data_dir)
 
 
 def resume(
@@ -112,6 +107,7 @@ def resume(
     max_steps: int | None = None,
     stop_after: int | None = None,
     device: str | None = None,
+    devices: int | None = None,
     callbacks: Sequence[Callback] = (),
     data_dir: Path | None = None,
     progress: Progress | None = None,
@@ -124,6 +120,7 @@ def resume(
         max_steps: a new length of the plan, longer than what is done.
         stop_after: stop at this step of the plan.
         device: another device than before.
+        devices: another number of processes than before, as they were started.
         callbacks: what watches.
         data_dir: where named corpora lie.
         progress: called if the corpus has to be read again.
@@ -134,59 +131,27 @@ def resume(
     Raises:
         LMError: the run or its corpus is not what it was; nothing was changed.
     """
-    patient = False
-    folder, state_name = find_run(run, Path(runs_dir))
-    if state_name not in ("best", "last"):
-        raise ConfigError(
-            f"--resume {run}: a run goes on from its last step; start from {state_name} with --init {run}."
-        )
-    if folder.shipped:
-        raise RunError(f"Run {folder.name!r} is shipped and read-only: train on from it with --init {folder.name}.")
-    with folder.lock(), enough_memory():
-        current = Run(folder)
-        record, config = current.record, current.config
-        if counts_alone(config):
-            if not (folder.path / MODEL).exists():
-                raise CorruptRunError(f"Run {folder.name!r} was killed while it counted: train it again (--overwrite).")
-            return current, False
-        folder.sweep()
-        begun = folder.has_last() or folder.read_metrics() or folder.kept_states()
-        # A kill may come before the first save, when nothing is trained yet: then it begins at its first step.
-        state: Any = folder.read_state()["train_state"] if begun else {"step": 0, "stop_reason": None}
-        try:
-            plan, done = Plan.from_json(record["plan"]), int(state["step"])
-            stopped = state["stop_reason"]
-        except (KeyError, TypeError, ValueError):
-            raise CorruptRunError(
-                f"{folder.path} has no plan or step that can be read: restore it from a copy."
-            ) from None
-        if max_steps is not None:
-            if max_steps < max(done, 1):
-                raise ConfigError(f"--max-steps {max_steps}: run {folder.name!r} is at step {done} already.")
-            if max_steps > done or stopped not in ENDINGS:
-                plan = replace(plan, steps=max_steps, seconds=None, expected_least=None, expected_most=None)
-                patient, stopped = stopped == "no_progress", None
-        if done >= plan.steps or stopped in ENDINGS:
-            if current.reports().get("valid"):
-                return current, False
-            # Killed after the last step and before the report.
-            prepared = same_corpus(current, data_dir, progress)
-            return _close(folder, prepared, str(pick_device(config.training.device))), True
-        if stop_after is not None and stop_after <= done:
-            raise ConfigError(f"--stop-after {stop_after}: run {folder.name!r} is at step {done} already.")
-        prepared = same_corpus(current, data_dir, progress)
-        if device is not None:
-            config = merge(config, {"training.device": device})
-        init = load(record["init"], runs_dir=runs_dir) if record.get("init") and not begun else None
-        trainer = _factory(folder, config, prepared, init, resumes=bool(begun))()
-        if begun:
-            trainer.load()
-        if plan.to_json() != record["plan"] or device is not None:
-            folder.write_record({**record, "plan": plan.to_json(), "config": config.model_dump(mode="json")})
-        if patient:
-            # Whoever asks for more steps wants as much patience again.
-            trainer.state.stalls = 0
-        return _run(trainer, plan, stop_after, callbacks), True
+    with (
+        distributed.joined(TrainingConfig(device=device)) as world,
+        contextlib.ExitStack() as held,
+        enough_memory(),
+    ):
+
+        def begin() -> _Job:
+            folder, state_name = find_run(run, Path(runs_dir))
+            if state_name not in ("best", "last"):
+                raise ConfigError(
+                    f"--resume {run}: a run goes on from its last step; start from {state_name} with --init {run}."
+                )
+            if folder.shipped:
+                raise RunError(
+                    f"Run {folder.name!r} is shipped and read-only: train on from it with --init {folder.name}."
+                )
+            changes = {"training.device": device, "training.devices": devices}
+            changes = {path: value for path, value in changes.items() if value is not None}
+            return _reopen(held, folder, max_steps, stop_after, changes, data_dir, progress, world)
+
+        return _go_on(world, world.tell(begin), stop_after, callbacks, data_dir)
 
 
 def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> RunConfig:
@@ -201,6 +166,255 @@ def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> Ru
     if config.tokenizer != base.tokenizer:
         raise ConfigError(f"--init {run.name} keeps that run's tokenizer: leave tokenizer options out.")
     return config
+
+
+# -- what the first process decides, and all do ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all processes of a job need to know; the first one decides it and tells the others."""
+
+    path: Path
+    """Of the run's folder."""
+    config: RunConfig
+    prepared: _Told | None = None
+    init: str | None = None
+    """The run that a new one starts from, PATH@STATE."""
+    overwrite: bool = False
+    plan: Plan | None = None
+    """Of a run that goes on; None for a new one, whose plan is still to be made."""
+    begun: bool = True
+    """False for a run that was ended before anything of it was saved."""
+    patient: bool = False
+    """Whether patience begins anew."""
+    done: bool = False
+    """Whether there is nothing left to train."""
+    reported: bool = True
+    """False for one that was ended after the last step and before its report."""
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Which prepared corpus it is; its tokens lie in each machine's cache."""
+
+    key: str
+    sha256: str
+    tokenizer_sha256: str
+    name: str
+    source: str
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, corpus: PreparedCorpus) -> _Told:
+        """Of a corpus that is here."""
+        return cls(corpus.key, corpus.sha256, corpus.tokenizer.sha256, corpus.name, corpus.source, corpus.notes)
+
+    def load(self, tokenizer: Tokenizer | Section, config: CorpusConfig, data_dir: Path | None) -> PreparedCorpus:
+        """The same corpus from this machine's cache; made here where it is not in it.
+
+        Raises:
+            CorpusError: this machine has another text.
+        """
+        found = load_prepared(self.key)
+        if found is None or found.tokenizer.sha256 != self.tokenizer_sha256:
+            found = prepare(open_corpus(config, data_dir=data_dir), tokenizer)
+        if (found.sha256, found.tokenizer.sha256) != (self.sha256, self.tokenizer_sha256):
+            raise CorpusError(
+                f"{self.source} on {platform.node()} is not the text that the first process has: give all machines the "
+                "same file, or let them share INKLING_CACHE."
+            )
+        return replace(found, name=self.name, source=self.source, notes=self.notes)
+
+
+def _begin(
+    held: contextlib.ExitStack,
+    corpus: str | Path | Corpus,
+    config: RunConfig | None,
+    name: str | None,
+    runs_dir: Path,
+    init: Run | None,
+    stop_after: int | None,
+    overwrite: bool,
+    data_dir: Path | None,
+    progress: Progress | None,
+    world: World,
+) -> _Job:
+    """Everything up to the first step that is for one process alone; the run's lock stays in `held`."""
+    if config is not None:
+        distributed.check(config, world.size)
+    if not isinstance(corpus, Corpus):
+        where = (
+            CorpusConfig(source=str(corpus))
+            if config is None
+            else config.corpus.model_copy(update={"source": str(corpus)})
+        )
+        corpus = open_corpus(where, data_dir=data_dir, progress=progress)
+    own = _of_this_job(name, corpus.source, runs_dir)
+    if own is not None:
+        return _reopen(held, own, None, stop_after, {}, data_dir, progress, world, again=True)
+    if config is None:
+        source = corpus.source
+        with distributed.alone():
+            config = choose_config(corpus, lambda preset: compose(source, preset=preset), progress=progress).config
+        distributed.check(config, world.size)
+    config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": corpus.source})})
+    choose_format(config.training, world.place(config.training.device))
+    if stop_after is not None and stop_after < 1:
+        raise ConfigError(f"--stop-after {stop_after}: give a step of the plan, 1 or later.")
+    if world.size > 1 and counts_alone(config):
+        raise ConfigError(
+            f"{config.model.type} models are trained by counting, in one process: leave --devices and torchrun out."
+        )
+    folder = _new_folder(name, corpus, config, runs_dir, overwrite)
+    if "valid" not in corpus.splits:
+        raise CorpusError(f"{corpus.source} has no validation split, so nothing could tell the best weights: add one.")
+    prepared = prepare(corpus, init.tokenizer if init else config.tokenizer, progress=progress)
+    if corpus.tokens is not None:
+        # Prepared in shards: with the tokenizer that made them.
+        config = config.model_copy(update={"tokenizer": Section(**prepared.tokenizer.options.model_dump(mode="json"))})
+    held.enter_context(folder.lock())
+    if not (counts_alone(config) or config.training.shard):
+        with distributed.alone():
+            refuse_what_cannot_fit(distributed.own_part(config, world.size), prepared)
+    return _Job(
+        folder.path,
+        config,
+        _Told.of(prepared),
+        init=f"{init.folder.path}@{init.state}" if init else None,
+        overwrite=overwrite,
+    )
+
+
+def _of_this_job(name: str | None, source: str, runs_dir: Path) -> RunFolder | None:
+    """The run that this job began before it was started again: after a failure, with other machines, or requeued."""
+    job = distributed.job_name()
+    if job is None:
+        return None
+    for folder in [RunFolder(runs_dir / name)] if name is not None else list_runs(runs_dir):
+        if not (folder.path / CONFIG).is_file():
+            continue
+        record = folder.read_record()
+        if record.get("job") != job or record["config"]["corpus"]["source"] != source:
+            continue
+        # A job that is not started again but bears the same name as one that ended well is a new one.
+        ended = folder.has_last() and folder.read_state()["train_state"]["stop_reason"] in ENDINGS
+        if distributed.restarted() or not ended:
+            return folder
+    return None
+
+
+def _start(
+    world: World, job: _Job, stop_after: int | None, callbacks: Sequence[Callback], data_dir: Path | None
+) -> Run:
+    """Train a new run."""
+    config, told = job.config, job.prepared
+    assert told is not None
+    init = None if job.init is None else load(job.init)
+    tokenizer = init.tokenizer if init else config.tokenizer
+    prepared = world.machine_by_machine(lambda: told.load(tokenizer, config.corpus, data_dir))
+    folder = distributed.folder_of(world, job.path)
+    if counts_alone(config):
+        return _fit_by_counting(folder, config, prepared, init, job.overwrite, callbacks)
+    make = _factory(folder, config, prepared, init)
+    config, plan = _fix_plan(config, make)
+    trainer = make()
+    if init is None and world.first:
+        plan = _with_expectation(plan, config, prepared, trainer)
+    record = {**run_record(config, prepared, trainer.model, init), "plan": plan.to_json()}
+    if (name := distributed.job_name()) is not None:
+        record["job"] = name
+    folder.create(record, prepared.tokenizer, overwrite=job.overwrite)
+    return _run(trainer, plan, stop_after, callbacks)
+
+
+def _reopen(
+    held: contextlib.ExitStack,
+    folder: RunFolder,
+    max_steps: int | None,
+    stop_after: int | None,
+    changes: dict[str, Any],
+    data_dir: Path | None,
+    progress: Progress | None,
+    world: World,
+    *,
+    again: bool = False,
+) -> _Job:
+    """What is left of a run, found and checked by one process alone; the run's lock stays in `held`.
+
+    Args:
+        again: the launcher started the job again, as it stood: what it asked for may be reached already.
+    """
+    held.enter_context(folder.lock())
+    current = Run(folder)
+    record, config = current.record, current.config
+    if counts_alone(config):
+        if not (folder.path / MODEL).exists():
+            raise CorruptRunError(f"Run {folder.name!r} was killed while it counted: train it again (--overwrite).")
+        return _Job(folder.path, config, done=True)
+    folder.sweep()
+    begun = bool(folder.has_last() or folder.read_metrics() or folder.kept_states())
+    # A kill may come before the first save, when nothing is trained yet: then it begins at its first step.
+    state: Any = folder.read_state()["train_state"] if begun else {"step": 0, "stop_reason": None}
+    try:
+        plan, done = Plan.from_json(record["plan"]), int(state["step"])
+        stopped = state["stop_reason"]
+    except (KeyError, TypeError, ValueError):
+        raise CorruptRunError(f"{folder.path} has no plan or step that can be read: restore it from a copy.") from None
+    patient = False
+    if max_steps is not None:
+        if max_steps < max(done, 1):
+            raise ConfigError(f"--max-steps {max_steps}: run {folder.name!r} is at step {done} already.")
+        if max_steps > done or stopped not in ENDINGS:
+            plan = replace(plan, steps=max_steps, seconds=None, expected_least=None, expected_most=None)
+            patient, stopped = stopped == "no_progress", None
+    if done >= plan.steps or stopped in ENDINGS:
+        return _Job(folder.path, config, done=True, reported="valid" in current.reports())
+    if stop_after is not None and stop_after <= done:
+        if again:
+            return _Job(folder.path, config, done=True)
+        raise ConfigError(f"--stop-after {stop_after}: run {folder.name!r} is at step {done} already.")
+    config = merge(config, changes) if changes else config
+    distributed.check(config, world.size)
+    init = load(record["init"], runs_dir=folder.path.parent) if record.get("init") and not begun else None
+    return _Job(
+        folder.path,
+        config,
+        _Told.of(same_corpus(current, data_dir, progress)),
+        init=f"{init.folder.path}@{init.state}" if init else None,
+        plan=plan,
+        begun=begun,
+        patient=patient,
+    )
+
+
+def _go_on(
+    world: World, job: _Job, stop_after: int | None, callbacks: Sequence[Callback], data_dir: Path | None
+) -> tuple[Run, bool]:
+    """Train what is left of a run; whether there was anything."""
+    folder = distributed.folder_of(world, job.path)
+    run = Run(folder)
+    if job.done:
+        if not job.reported and world.first:
+            run = _close(folder, same_corpus(run, data_dir, None), str(world.place(job.config.training.device)))
+        world.wait()
+        return run, not job.reported
+    if isinstance(folder, Reader):
+        folder.await_record()
+    told, plan = job.prepared, job.plan
+    assert told is not None and plan is not None
+    prepared = world.machine_by_machine(lambda: told.load(run.tokenizer, job.config.corpus, data_dir))
+    init = None if job.init is None else load(job.init)
+    trainer = _factory(folder, job.config, prepared, init, resumes=job.begun)()
+    if job.begun:
+        trainer.load()
+    changed = {"plan": plan.to_json(), "config": job.config.model_dump(mode="json")}
+    if changed != {key: run.record[key] for key in changed}:
+        folder.write_record({**run.record, **changed})
+    if job.patient:
+        # Whoever asks for more steps wants as much patience again.
+        trainer.state.stalls = 0
+    return _run(trainer, plan, stop_after, callbacks), True
 
 
 # -- the parts ------------------------------------------------------------------------------------------
@@ -299,12 +513,15 @@ def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, 
 
 
 def _run(trainer: Trainer, plan: Plan, stop_after: int | None, callbacks: Sequence[Callback]) -> Run:
-    trainer.callbacks = [TensorBoard(trainer.folder.path / EVENTS), *callbacks]
+    world, device = trainer.world, str(trainer.device)
+    trainer.callbacks = [TensorBoard(trainer.folder.path / EVENTS), *callbacks] if world.first else []
     end = trainer.train(plan, stop_after=stop_after)
-    if end.reason == "interrupted":
-        # Whoever interrupts is in a hurry: all is saved, and `lm eval` can measure it.
-        return Run(trainer.folder, device=str(trainer.device))
-    return _close(trainer.folder, trainer.corpus, str(trainer.device))
+    run = Run(trainer.folder, device=device)
+    # Whoever interrupts is in a hurry: all is saved, and `lm eval` can measure it.
+    if world.first and end.reason != "interrupted":
+        run = _close(trainer.folder, trainer.corpus, device)
+    world.wait()
+    return run
 
 
 def _close(folder: RunFolder, corpus: PreparedCorpus, device: str) -> Run:
@@ -351,7 +568,9 @@ def _fit_by_counting(
     model.fit(np.asarray(corpus.splits["train"].ids))
     seconds = time.perf_counter() - begun
     folder.create(
-        {**run_record(config, corpus, model, None), "plan": Plan(1, 1).to_json()}, corpus.tokenizer, overwrite=overwrite
+        {**run_record(config, corpus, model, None), "plan": Plan(1, 1).to_json()},
+        corpus.tokenizer,
+        overwrite=overwrite,
     )
     tokens = corpus.splits["train"].counts.tokens
     start = Start(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm.models.base import LanguageModel, State
+from lm.models.base import LanguageModel, State, whole
 
 LOGITS = "logits"
 """What the model's own output is called."""
@@ -66,7 +66,7 @@ def first_nonfinite(
 ) -> str | None:
     """Where a value is not finite: the first weight or, all weights being well, the first module's output."""
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(whole(parameter)).all()):
             return f"the weight {name}"
     largest = activations(model, ids, state, computing or contextlib.nullcontext())
     bad = next((name for name, value in largest if not math.isfinite(value)), None)

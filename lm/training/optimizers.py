@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from lm.config import TrainingConfig
 from lm.kernels.base import native
-from lm.models.base import LanguageModel, host_array
+from lm.models.base import LanguageModel, host_array, spread_like
 from lm.models.heads import Tails
 from lm.models.tables import ContextTables
 
@@ -149,8 +149,10 @@ def load_optimizer_arrays(optimizers: list[Optimizer], arrays: dict[str, npt.NDA
     for number, optimizer in enumerate(optimizers):
         content = optimizer.state_dict()
         content["state"] = {}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for key, array in arrays.items():
             owner, index, name = key.split(".", 2)
             if int(owner) == number:
-                content["state"].setdefault(int(index), {})[name] = torch.from_numpy(np.array(array))
+                value = spread_like(parameters[int(index)], torch.from_numpy(np.array(array)))
+                content["state"].setdefault(int(index), {})[name] = value
         optimizer.load_state_dict(content)

@@ -38,7 +38,7 @@ from lm.config import TrainingConfig
 from lm.device import DTYPES, Precision, computing
 from lm.errors import ConfigError, DeviceError
 from lm.kernels.training import cast_floats, keep_in_fp32
-from lm.models.base import LanguageModel
+from lm.models.base import LanguageModel, whole
 from lm.models.tables import ContextTables
 from lm.registry import did_you_mean
 
@@ -283,7 +283,7 @@ class MixedPrecision:
         dense = [tensor for tensor, gradient in zip(with_gradient, gradients, strict=True) if not gradient.is_sparse]
         # The squares of a low gradient may not be numbers of its format.
         total = torch.nn.utils.get_total_norm([tensor.grad.float() for tensor in dense if tensor.grad is not None])
-        norm = float(total)
+        norm = float(whole(total))
         sums = [values[at].sum(dtype=torch.float32) for at, each in enumerate(gradients) if each.is_sparse]
         if sums and not all(math.isfinite(float(each)) for each in sums):
             norm = math.nan
@@ -297,7 +297,7 @@ class MixedPrecision:
         for name, gradient in reversed(pairs):
             if gradient is not None:
                 values = gradient._values() if gradient.is_sparse else gradient
-                if not bool(torch.isfinite(values).all()):
+                if not bool(torch.isfinite(whole(values)).all()):
                     return f"the gradient of {name}"
         return "the norm of gradients that are finite"
 

@@ -63,6 +63,7 @@ def environment(trainer: Trainer) -> dict[str, str]:
         "precision": trainer.mixed.format.precision,
         "amp": trainer.mixed.format.level,
         "optimizer": "fused" if trainer.optimizers[0].defaults.get("fused") else "unfused",
+        "processes": str(trainer.world.size),
         "threads": str(torch.get_num_threads()),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "kernels": "none" if native() is None else native().instruction_sets()[0],
@@ -71,21 +72,24 @@ def environment(trainer: Trainer) -> dict[str, str]:
 
 
 def snapshot(trainer: Trainer) -> Callable[[], None]:
-    """What replaces `last/` by the trainer's state, all or nothing; it holds copies, safe from later steps."""
-    tensors: dict[str, Arrays] = {
-        "model": trainer.mixed.arrays(),
-        "optimizer": optimizer_arrays(trainer.optimizers),
-        "random": {"cpu": torch.get_rng_state().numpy()},
-    }
-    if trainer.device.type == "cuda":
-        tensors["random"]["cuda"] = torch.cuda.get_rng_state(trainer.device).numpy()
-    if trainer.average is not None:
-        tensors["average"] = trainer.average.arrays()
+    """What replaces `last/` by the trainer's state, all or nothing; it holds copies, safe from later steps.
+
+    All processes must ask; what the first one gets writes.
+    """
+    world = trainer.world
+    tensors: dict[str, Arrays] = {"random": _random_states(trainer)}
     if trainer.hidden is not None:
         tensors["hidden"] = {
-            name: np.array((tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy())
+            name: np.array(world.rows(tensor.float() if tensor.is_floating_point() else tensor).numpy())
             for name, tensor in trainer.hidden.tensors.items()
         }
+    if world.first or trainer.config.shard:
+        tensors["model"] = trainer.mixed.arrays()
+        tensors["optimizer"] = optimizer_arrays(trainer.optimizers)
+        if trainer.average is not None:
+            tensors["average"] = trainer.average.arrays()
+    if not world.first:
+        return lambda: None
     state = {
         "train_state": asdict(trainer.state),
         "scaler": trainer.mixed.scale.state(),
@@ -109,6 +113,7 @@ def load(trainer: Trainer) -> None:
         CorruptRunError: it does not fit the model.
     """
     state, tensors = trainer.folder.read_last()
+    world = trainer.world
     try:
         trainer.state = TrainState(**state["train_state"])
         trainer.mixed.load_arrays(tensors["model"])
@@ -116,12 +121,11 @@ def load(trainer: Trainer) -> None:
         if trainer.average is not None:
             trainer.average.load_arrays(tensors["average"])
         trainer.mixed.scale.load_state(state["scaler"])
-        torch.set_rng_state(torch.from_numpy(tensors["random"]["cpu"].copy()))
-        if trainer.device.type == "cuda" and "cuda" in tensors["random"]:
-            torch.cuda.set_rng_state(torch.from_numpy(tensors["random"]["cuda"].copy()), trainer.device)
+        _restore_random(trainer, tensors["random"])
         if "hidden" in tensors and trainer.carries:
             dtype = getattr(torch, (state["hidden_dtype"] or "torch.float32").removeprefix("torch."))
-            hidden = {name: torch.from_numpy(array.copy()) for name, array in tensors["hidden"].items()}
+            rows = {name: np.array_split(array, world.size) for name, array in tensors["hidden"].items()}
+            hidden = {name: torch.from_numpy(parts[world.rank].copy()) for name, parts in rows.items()}
             trainer.hidden = State(
                 {
                     name: tensor.to(trainer.device, dtype if tensor.is_floating_point() else None)
@@ -133,11 +137,34 @@ def load(trainer: Trainer) -> None:
     trainer.state.stop_reason = None
     _adopt_best(trainer)
     trainer.folder.cut_metrics(trainer.state.step)
-    now, then = environment(trainer), state["environment"]
+    now, then = environment(trainer), {"processes": "1", **state["environment"]}
     if different := [
         f"{name} {then[name]!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name, now[name])
     ]:
         log.warning("Resuming where the last bits may differ from an uninterrupted run: %s.", "; ".join(different))
+
+
+def _random_states(trainer: Trainer) -> Arrays:
+    """The random generators of all processes: "cpu" and "cuda" of the first, "cpu.1" of the next, and so on."""
+    own = {"cpu": torch.get_rng_state()}
+    if trainer.device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(trainer.device)
+    states = {}
+    for name, state in own.items():
+        for rank, each in enumerate(trainer.world.rows(state[None]).numpy()):
+            states[name if rank == 0 else f"{name}.{rank}"] = each
+    return states
+
+
+def _restore_random(trainer: Trainer, states: Arrays) -> None:
+    """Go on with this process's generators; a process that was not there draws from a place of its own."""
+    end = "" if trainer.world.first else f".{trainer.world.rank}"
+    if f"cpu{end}" not in states:
+        trainer.world.seed(trainer.config.seed, trainer.state.step)
+        return
+    torch.set_rng_state(torch.from_numpy(states[f"cpu{end}"].copy()))
+    if trainer.device.type == "cuda" and f"cuda{end}" in states:
+        torch.cuda.set_rng_state(torch.from_numpy(states[f"cuda{end}"].copy()), trainer.device)
 
 
 def _float_dtype(state: State | None) -> str | None:

@@ -43,9 +43,11 @@ class TensorBoard(Callback):
             with self._writing():
                 if name != "step" and isinstance(value, int | float):
                     self._writer.add_scalar(label, value, row["step"])
-                elif isinstance(value, str):
+                elif name == "sample" and value is not None:
                     # TensorBoard shows Markdown: a line that is indented stays as it is.
-                    self._writer.add_text(label, textwrap.indent(value, "    ", lambda _: True), row["step"])
+                    self._writer.add_text(name, textwrap.indent(value, "    ", lambda _: True), row["step"])
+                elif isinstance(value, str):
+                    self._writer.add_text(label, value, row["step"])
 
     def close(self) -> None:
         """Close the event file."""

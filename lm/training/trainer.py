@@ -29,12 +29,12 @@ from lm.checkpoint import MODEL, RunFolder
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
-from lm.device import deterministic, kept_memory, memory_in_use, pick_device
+from lm.device import deterministic, kept_memory, memory_in_use
 from lm.errors import NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
 from lm.files import Arrays
 from lm.models.base import LanguageModel, State
-from lm.training import resuming
+from lm.training import distributed, resuming
 from lm.training.averaging import WeightAverage
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
 from lm.training.looking import look
@@ -73,28 +73,33 @@ class Trainer:
         self.config = config
         self.corpus = corpus
         self.callbacks = callbacks or []
-        self.device = pick_device(config.device)
+        self.world = distributed.current()
+        self.device = self.world.place(config.device)
         self.model = model.to(self.device)
         self.mixed = MixedPrecision(self.model, config, self.device)
         self.plan = Plan(steps=1, evaluate_every=1)
         kind = config.batching or model.batching
         bptt = config.bptt or model.context_length or DEFAULT_BPTT
         train = corpus.splits["train"]
-        self.batches = make_batches(kind, train, batch_size=config.batch_size, bptt=bptt, seed=config.seed)
+        share = self.world.share
+        self.batches = make_batches(kind, train, batch_size=config.batch_size, bptt=bptt, seed=config.seed, share=share)
         # A window of limited length is not carried: it would grow with every batch.
         self.carries = kind == "streams" and model.context_length is None
         self.steps_per_epoch = self.batches.per_epoch / config.gradient_accumulation
         self.tokens_per_step = config.batch_size * bptt * config.gradient_accumulation
         masters = self.mixed.masters
+        # Masters add up the gradients of several batches in fp32, so that each of them has to be everybody's.
+        self.parallel = distributed.Parallel(model, self.world, shard=config.shard, each_part=bool(masters))
         self.optimizers = make_optimizers(model, config, fused=self.device.type != "mps", masters=masters)
-        share = config.average_share
-        self.average = None if share is None else WeightAverage(self.model, share, self.mixed.trained)
+        look_back = config.average_share
+        self.average = None if look_back is None else WeightAverage(self.model, look_back, self.mixed.trained)
         self.state = TrainState()
         self.hidden: State | None = None
         self._signal: int | None = None
         self._accuracy: float | None = None
         self._given: State | None = None
         self._seen: Row = {}
+        self.world.seed(config.seed)
 
     # -- one step -----------------------------------------------------------------------------------
 
@@ -110,11 +115,12 @@ class Trainer:
         total = 0.0
         for part in range(config.gradient_accumulation):
             index = state.step * config.gradient_accumulation + part
-            loss, objective = self._forward(index)
-            if not math.isfinite(loss):
-                self._skip_or_stop(f"the loss is {loss}", self._where(index))
-                return math.nan
-            self.mixed.backward(objective / config.gradient_accumulation)
+            with self.parallel.part(last=part == config.gradient_accumulation - 1):
+                loss, objective = self._forward(index)
+                if not math.isfinite(loss):
+                    self._skip_or_stop(f"the loss is {loss}", self._where(index))
+                    return math.nan
+                self.mixed.backward(objective / config.gradient_accumulation)
             self.mixed.collect()
             total += loss / config.gradient_accumulation
         self._grad_norm = self.mixed.clip(config.grad_clip)
@@ -143,12 +149,15 @@ class Trainer:
         if logs and self.config.log_activations:
             self._look(inputs)
         with self.mixed.computing():
-            found = self.model.training_loss(inputs, targets, self._given, label_smoothing=self.config.label_smoothing)
+            smoothing = self.config.label_smoothing
+            found = self.parallel.training_loss(inputs, targets, self._given, label_smoothing=smoothing)
         self.hidden = found.state.detach() if self.carries else None
         if logs:
             logits = found.logits
-            self._accuracy = None if logits is None else float((logits.argmax(dim=-1) == targets).float().mean())
-        return float(found.nats), found.objective
+            own = None if logits is None else float((logits.argmax(dim=-1) == targets).float().mean())
+            self._accuracy = None if own is None else self.world.mean(own, batch.weight)
+        objective = found.objective if batch.weight == 1 else found.objective * batch.weight
+        return self.world.mean(float(found.nats), batch.weight), objective
 
     def _clear_gradients(self) -> None:
         for optimizer in self.optimizers:
@@ -157,6 +166,7 @@ class Trainer:
     def _look(self, inputs: Tensor) -> None:
         """Note the largest activation that the step's batch gives."""
         found = activations(self.model, inputs, self._given, self.mixed.computing())
+        found = [pair for each in self.world.gather(found) for pair in each]
         if all(math.isfinite(value) for _, value in found):
             name, value = max(found, key=lambda pair: pair[1])
             self._seen |= {"largest_activation": value, "largest_activation_in": name}
@@ -164,7 +174,8 @@ class Trainer:
     def _where(self, index: int) -> str:
         """Where a batch's loss stopped being a number."""
         inputs = torch.from_numpy(self.batches.batch(index).inputs).to(self.device)
-        return first_nonfinite(self.model, inputs, self._given, self.mixed.computing()) or "the loss"
+        found = self.world.gather(first_nonfinite(self.model, inputs, self._given, self.mixed.computing()))
+        return next(filter(None, found), "the loss")
 
     def _skip(self, where: str) -> None:
         """Leave weights, moments, averages and schedule as they are, and go on with the next batch."""
@@ -203,18 +214,22 @@ class Trainer:
         times: list[float] = []
         begun = time.perf_counter()
         # The first steps pay for caches and threads that the others find ready.
-        while len(times) < WARM_UP_STEPS + 2 or time.perf_counter() - begun < seconds * 0.75:
+        while len(times) < WARM_UP_STEPS + 2 or self._since(begun) < seconds * 0.75:
             before = time.perf_counter()
             self.run_step()
             times.append(time.perf_counter() - before)
         # The median: another program that takes the processor for a moment must not halve the plan.
-        step_seconds = statistics.median(times[WARM_UP_STEPS:])
+        step_seconds, _ = self.world.agree(statistics.median(times[WARM_UP_STEPS:]), None)
         valid = self.corpus.splits["valid"].ids
         # A validation token costs about a third of a training token.
         tokens = max(VALIDATION_ROWS, int(seconds * 0.25 / step_seconds * self.tokens_per_step * 3))
         begun = time.perf_counter()
         scores = self._score(valid[: tokens + 1])
-        return step_seconds, (time.perf_counter() - begun) / scores.tokens
+        return step_seconds, self._since(begun) / scores.tokens
+
+    def _since(self, begun: float) -> float:
+        """Seconds since `begun`, the same in all processes."""
+        return self.world.agree(time.perf_counter() - begun, None)[0]
 
     # -- the loop -------------------------------------------------------------------------------------
 
@@ -251,7 +266,7 @@ class Trainer:
             expected=plan.expected,
         )
         if self.state.step == 0:
-            if not (self.folder.path / MODEL).exists():
+            if self.world.tell(lambda: not (self.folder.path / MODEL).exists()):
                 self._write_best(self._weights(), None)
             self.save()
             # Before the first line of metrics.jsonl; and a disk that cannot be written says so before the work.
@@ -259,7 +274,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_start(start)
         self._clock = time.perf_counter() - self.state.seconds
-        self._saved_at = time.perf_counter()
+        self._saved_at = self.state.seconds
         self._begin_interval()
         reason = self._loop(stop_after)
         self.state.stop_reason = reason
@@ -290,7 +305,7 @@ class Trainer:
             self._step_seconds += time.perf_counter() - begun
             self._losses.append(loss)
             self._writer.poll()
-            state.seconds = time.perf_counter() - self._clock
+            state.seconds, self._signal = self.world.agree(time.perf_counter() - self._clock, self._signal)
             for callback in self.callbacks:
                 callback.on_step(Tick(state.step, loss, state.seconds))
             reason = self._why_stop(stop_after)
@@ -305,7 +320,7 @@ class Trainer:
                 reason = self._out_of_patience() or reason
             if reason is not None:
                 return reason
-            if validates or kept or time.perf_counter() - self._saved_at > SAVE_SECONDS:
+            if validates or kept or state.seconds - self._saved_at > SAVE_SECONDS:
                 self.save()
         return "finished"
 
@@ -366,20 +381,24 @@ class Trainer:
 
         # While training, windows do not overlap and a carried state is read in rows: quick, and the same every time.
         with self._averaged(), self.mixed.computing():
-            return score(
+            scores = score(
                 self.model,
                 ids,
                 precision=None,
                 rows=VALIDATION_ROWS,
                 stride=self.model.context_length,
+                share=self.world.share,
                 progress=progress if report else None,
             )
+        return self.world.total(scores)
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the model has the weights that are validated and kept: the averaged ones, where there are any."""
         return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def _weights(self) -> dict[str, Any]:
+        if not (self.world.first or self.config.shard):
+            return {}
         return {**self.mixed.arrays(), **({} if self.average is None else self.average.arrays())}
 
     def _write_row(self, validates: bool) -> None:
@@ -406,7 +425,7 @@ class Trainer:
         row |= self._seen
         if validates:
             row |= self._validate()
-        state.seconds = time.perf_counter() - self._clock
+        state.seconds = self._since(self._clock)
         row["seconds"] = round(state.seconds, 3)
         self.folder.append_metrics(row)
         for callback in self.callbacks:
@@ -451,9 +470,9 @@ class Trainer:
         return None if loss is None else loss / math.log(2) * counts.tokens / counts.bytes
 
     def _sample(self) -> str | None:
-        """A short text of the weights that were validated."""
+        """A short text of the weights that were validated; of a model that is spread over processes, none."""
         tokens = self.config.sample_tokens
-        if tokens is None:
+        if tokens is None or not self.world.first or self.parallel.sharded:
             return None
         with self._averaged(), self.mixed.computing():
             return look(self.model, self.corpus.tokenizer, tokens)
@@ -487,7 +506,7 @@ class Trainer:
         """Have `last/` replaced by the current state."""
         step = self.state.step
         self._writer.write(resuming.snapshot(self), lambda: self._tell_saved(step))
-        self._saved_at = time.perf_counter()
+        self._saved_at = self.state.seconds
 
     def _tell_saved(self, step: int) -> None:
         for callback in self.callbacks:

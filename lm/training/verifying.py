@@ -93,7 +93,7 @@ def verify_resume(
     training = config.training.model_copy(
         update={
             "max_steps": steps, "minutes": None, "epochs": None, "evaluate_every": half, "log_every": 1,
-            "validation_tokens": VALIDATION_TOKENS, "patience": None,
+            "validation_tokens": VALIDATION_TOKENS, "patience": None, "devices": None, "shard": False,
         }
     )  # fmt: skip
     where = config.corpus.model_copy(update={"source": corpus.source})

@@ -41,7 +41,7 @@ def corpus_of(**texts: str) -> Corpus:
 
 
 def counted(text: str, pieces: int) -> dict[str, int]:
-    measure = tokens_module._Measure()
+    measure = tokens_module.Measure()
     cuts = sorted(random.Random(len(text)).randint(0, len(text)) for _ in range(pieces))
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         measure.update(text[start:end].encode())

@@ -159,3 +159,27 @@ def test_the_model_stays_in_the_mode_it_was_in() -> None:
     ids = tokens(0, 20)
     assert score(model, ids).nats == score(model, ids).nats
     assert model.training
+
+
+@pytest.mark.parametrize("shares", [2, 3, 8])
+@pytest.mark.parametrize("count", [29, 301])
+@pytest.mark.parametrize("kind", ["carried", "window"])
+def test_the_shares_of_a_split_add_up_to_all_of_it(kind: str, count: int, shares: int) -> None:
+    section = Section(type="lstm", hidden_size=16, embedding_size=8)
+    if kind == "window":
+        section = Section(type="transformer", context_length=8, hidden_size=16, num_heads=2, num_layers=1)
+    model, ids = build_model(section, 7, seed=3), tokens(1, count)
+    whole = score(model, ids, rows=5, stride=4)
+    calls: list[int] = []
+    parts = []
+    for number in range(shares):
+        seen: list[object] = []
+        hook = model.register_forward_hook(lambda *_, seen=seen: seen.append(None))
+        parts.append(score(model, ids, rows=5, stride=4, share=(number, shares)))
+        hook.remove()
+        calls.append(len(seen))
+    assert sum(part.tokens for part in parts) == whole.tokens == count
+    assert sum(part.nats for part in parts) == pytest.approx(whole.nats, rel=1e-6)
+    assert sum(part.top1 for part in parts) == whole.top1
+    # As often in every process: a model that is spread over them waits for all.
+    assert len(set(calls)) == 1

@@ -46,7 +46,16 @@ print("heavy:", sorted(loaded))
 
 
 @pytest.mark.parametrize(
-    "arguments", ['"--help"', '"train", "--help"', '"sample", "--help"', '"eval", "--help"', '"--version"']
+    "arguments",
+    [
+        '"--help"',
+        '"train", "--help"',
+        '"sample", "--help"',
+        '"eval", "--help"',
+        '"plot", "--help"',
+        '"watch", "--help"',
+        '"--version"',
+    ],
 )
 def test_help_loads_no_heavy_library(arguments):
     printed = python(HELP.format(arguments=arguments))

@@ -1,0 +1,89 @@
+"""lm prepare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import DEFAULT_RUNS, Json, RunsDir, field
+from lm.config import CorpusConfig, Section, parse_assignments, parse_value
+from lm.errors import ConfigError
+
+POSITION = 2
+
+
+def command(
+    source: Annotated[
+        str, typer.Argument(help="A folder, a glob, or hf:NAME[/CONFIG], which is streamed.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the shards go: what lm train reads then.")],
+    shards: Annotated[int, typer.Option(min=1, help="How many shards the text is cut into.")] = 1,
+    shard: Annotated[
+        int | None,
+        typer.Option(min=0, help="Prepare this one, from 0, and no other; default: all.", show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="RUN|FILE", help="Take this run's tokenizer, or this tokenizer.json.", show_default=False),
+    ] = None,
+    tokenizer_only: Annotated[
+        bool, typer.Option("--tokenizer-only", help="Learn the tokenizer that all shards share, and stop.")
+    ] = False,
+    tokenizer_mb: Annotated[
+        float, typer.Option(min=0.001, help="Learn the tokenizer from the first so many million characters.")
+    ] = 100.0,
+    valid_every: Annotated[
+        int, typer.Option(min=2, help="Hold out each so many-th piece of 64 thousand characters for validation.")
+    ] = 200,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="tokenizer.FIELD=VALUE", help="An option of the tokenizer; repeatable."),
+    ] = None,
+    text_column: Annotated[str | None, field(CorpusConfig, "text_column")] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: Json = False,
+) -> None:
+    """Turn a text that is too large for one disk into tokens, in shards that jobs of their own can make.
+
+    \b
+    lm prepare 'texts/*.jsonl' OUT --tokenizer-only --set tokenizer.size=16000
+    lm prepare 'texts/*.jsonl' OUT --shards 64 --shard 0        (and 1, 2, … 63, anywhere)
+    lm train OUT
+    """
+    from cli.output import print_json, reading, say
+    from lm.corpora.shards import TOKENIZER, adopt_tokenizer, learn_tokenizer, prepare_shard
+    from lm.run import load
+
+    options = {"source": source, **({} if text_column is None else {"text_column": text_column})}
+    config = CorpusConfig.model_validate(options)
+    chosen = {path: parse_value(value) for path, value in parse_assignments(set_ or []).items()}
+    if strange := [path for path in chosen if not path.startswith("tokenizer.")]:
+        raise ConfigError(f"--set {strange[0]}: preparing knows the options of the tokenizer alone.")
+    if tokenizer is not None and chosen:
+        raise ConfigError(f"--tokenizer {tokenizer} is learned already: leave --set out.")
+    section = Section(**{"type": "subword", **{path.partition(".")[2]: value for path, value in chosen.items()}})
+    section.resolve("tokenizer")
+    with reading() as progress:
+        if tokenizer is not None:
+            path = Path(tokenizer)
+            adopt_tokenizer(out, path if path.is_file() else load(tokenizer, runs_dir=runs_dir).tokenizer)
+        elif tokenizer_only or (shard is None and not (out / TOKENIZER).is_file()):
+            learn_tokenizer(config, out, section, characters=int(tokenizer_mb * 1e6))
+        if tokenizer_only:
+            say(f"{out / TOKENIZER}: the tokenizer of all shards. Next: lm prepare {source} {out} --shards N --shard 0")
+            return
+        numbers = range(shards) if shard is None else [shard]
+        made = [
+            prepare_shard(config, out, number, shards, valid_every=valid_every, progress=progress) for number in numbers
+        ]
+    found = [
+        {"shard": each.name, **{name: split.counts.tokens for name, split in each.splits.items()}} for each in made
+    ]
+    if as_json:
+        print_json(found)
+        return
+    for each in found:
+        typer.echo(f"{out / str(each['shard'])}: {each['train']:,} tokens to train on, {each['valid']:,} held out")
+    say(f"When all {shards} are there: lm train {out}")

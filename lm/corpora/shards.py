@@ -1,0 +1,302 @@
+"""A corpus larger than a disk: its text is streamed, each shard becomes tokens by itself, and training reads them all.
+
+    OUT/  tokenizer.json                      learned once, from the beginning of the text
+          shard-00000-of-00064/               train.bin · valid.bin · tokenizer.json · meta.json, as in the cache
+          shard-00001-of-00064/ …             each made by a job of its own, anywhere, in any order, once
+
+A shard's share of the text is never held: it is read in pieces, encoded, written and forgotten. Of so many pieces one
+is held out for validation. `open_corpus("OUT")` finds the shards, memory-mapped, as one sequence of tokens.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import importlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lm.config import CorpusConfig, Section
+from lm.corpora.cache import put_in_place, sync, unwritable, workplace
+from lm.corpora.corpus import Corpus, Progress, Split, silent
+from lm.corpora.hub import PREFIX, stream_hub
+from lm.corpora.tables import TableText, table_files, table_suffix
+from lm.corpora.text import FileText, JoinedText, Text
+from lm.corpora.tokens import Counts, Encoder, Measure, Met, PreparedCorpus, TokenSplit, read_folder, utf8, write_meta
+from lm.errors import CorpusError
+from lm.registry import TOKENIZERS
+from lm.tokenizers.base import Ids, Tokenizer, load_tokenizer
+
+TOKENIZER = "tokenizer.json"
+PIECE = 1 << 16
+"""Characters of a piece, about: what is held out for validation is held out in such pieces."""
+DECODED = 1 << 16
+"""Tokens that are spelled at a time."""
+
+
+class JoinedIds:
+    """Tokens of several files as one array: the start token, then the tokens of each; read where they are asked for."""
+
+    def __init__(self, parts: Sequence[Ids]) -> None:
+        # Each file begins with the start token; only the first one's is kept.
+        self._parts = [part if number == 0 else part[1:] for number, part in enumerate(parts)]
+        self._ends = list(accumulate(len(part) for part in self._parts))
+        self.dtype = parts[0].dtype
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, slice):
+            return self[key : key + 1][0]
+        begin, end, step = key.indices(len(self))
+        if step != 1:
+            raise IndexError("tokens are read in order")
+        found = []
+        number = bisect.bisect_right(self._ends, begin)
+        while begin < end:
+            first = self._ends[number] - len(self._parts[number])
+            piece = self._parts[number][begin - first : end - first]
+            found.append(piece)
+            begin += len(piece)
+            number += 1
+        return found[0] if len(found) == 1 else np.concatenate([np.empty(0, self.dtype), *found])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.asarray(self[:], dtype)
+
+
+# -- preparing ----------------------------------------------------------------------------------------
+
+
+def learn_tokenizer(config: CorpusConfig, folder: Path, section: Section, *, characters: int) -> Tokenizer:
+    """The tokenizer of a folder of shards; learned from the beginning of the text where there is none yet.
+
+    Args:
+        config: the text.
+        folder: OUT.
+        section: the tokenizer's options.
+        characters: how much of the text to learn from.
+    """
+    if (folder / TOKENIZER).is_file():
+        return load_tokenizer(folder / TOKENIZER)
+    read, texts = 0, []
+    for piece in _pieces(_share(config, 0, 1).chunks()):
+        texts.append(piece)
+        read += len(piece)
+        if read >= characters:
+            break
+    tokenizer: Tokenizer = TOKENIZERS.resolve(section.type).train(texts, section.resolve("tokenizer"))
+    adopt_tokenizer(folder, tokenizer)
+    return tokenizer
+
+
+def adopt_tokenizer(folder: Path, tokenizer: Tokenizer | Path) -> None:
+    """Give a folder of shards its tokenizer.
+
+    Raises:
+        CorpusError: it has shards of another one.
+    """
+    tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
+    if is_sharded(folder) and shards_tokenizer(folder).sha256 != tokenizer.sha256:
+        raise CorpusError(f"{folder} has shards of another tokenizer already: choose another folder.")
+    with workplace(folder) as place:
+        try:
+            tokenizer.save(place / TOKENIZER)
+            sync(place / TOKENIZER)
+            put_in_place(place / TOKENIZER, folder / TOKENIZER)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+
+
+def prepare_shard(
+    config: CorpusConfig, folder: Path, number: int, shards: int, *, valid_every: int, progress: Progress | None = None
+) -> PreparedCorpus:
+    """The tokens of one shard, made where they are not there yet.
+
+    Args:
+        config: the text, all of it: local files (a folder, a glob), or a hub data set, which is streamed.
+        folder: OUT, with a tokenizer.
+        number: of the shard, from 0.
+        shards: how many there are.
+        valid_every: each so many-th piece of 64 thousand characters is held out for validation.
+        progress: told of bytes.
+
+    Raises:
+        CorpusError: there is no such shard, or its text cannot be read.
+    """
+    if not 0 <= number < shards:
+        raise CorpusError(f"Shard {number} of {shards}: shards are numbered from 0 to {shards - 1}.")
+    if not (folder / TOKENIZER).is_file():
+        raise CorpusError(
+            f"{folder} has no {TOKENIZER} yet, and all shards need the same one: learn it first, with lm prepare "
+            "SOURCE OUT --tokenizer-only."
+        )
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    target = folder / f"shard-{number:05}-of-{shards:05}"
+    found = read_folder(target)
+    if found is None or found[0].tokenizer.sha256 != tokenizer.sha256:
+        watch = progress or silent
+        text = _share(config, number, shards)
+        with workplace(folder) as place:
+            built = place / target.name
+            try:
+                built.mkdir()
+                _write_shard(built, text, tokenizer, valid_every, config.source, watch)
+                put_in_place(built, target)
+            except OSError as error:
+                raise unwritable(folder, error) from None
+        found = read_folder(target)
+        if found is None:
+            raise CorpusError(f"{target} changed while it was written: another program is at work there.")
+    return found[0]
+
+
+def _write_shard(
+    built: Path, text: Text, tokenizer: Tokenizer, valid_every: int, source: str, progress: Progress
+) -> None:
+    met = Met()
+    parts = {name: (Measure(), Encoder(tokenizer, met)) for name in ("train", "valid")}
+    dtype = tokenizer.dtype.newbyteorder("<")
+    read = 0
+    files = {name: (built / f"{name}.bin").open("wb") for name in parts}
+    try:
+        for name, (_, encoder) in parts.items():
+            files[name].write(encoder.start().astype(dtype).data)
+        for count, piece in enumerate(_pieces(text.chunks()), start=1):
+            name = "valid" if count % valid_every == 0 else "train"
+            measure, encoder = parts[name]
+            data = utf8(piece)
+            measure.update(data)
+            files[name].write(np.ascontiguousarray(encoder.encode(piece), dtype).data)
+            read += len(data)
+            progress("encoding", read, text.size_bytes)
+    finally:
+        for file in files.values():
+            file.close()
+    splits = {}
+    for name, (measure, encoder) in parts.items():
+        sync(built / f"{name}.bin")
+        counts = measure.counts(tokens=encoder.tokens, unknown_tokens=encoder.unknown_tokens)
+        splits[name] = {"sha256": measure.sha256, "counts": asdict(counts)}
+    note = f"one piece in {valid_every} held out for validation"
+    write_meta(built, tokenizer, met, splits, name=built.name, source=source, notes=[note])
+
+
+def _share(config: CorpusConfig, number: int, shards: int) -> Text:
+    """The text of one shard: its share of the files, or of the rows of a table."""
+    source = config.source
+    if source.startswith(PREFIX):
+        return TableText(source, partial(_split, partial(stream_hub, source), number, shards), config.text_column)
+    path = Path(source).expanduser()
+    files = sorted(path.rglob("*") if path.is_dir() else path.parent.glob(path.name))
+    files = [file for file in files if file.is_file() and not file.name.startswith(".")]
+    if not files:
+        raise CorpusError(f"{source} names no file: give a folder, a glob or a hub data set (hf:NAME).")
+    own = files[len(files) * number // shards : len(files) * (number + 1) // shards]
+    if all(table_suffix(file) for file in files):
+        if len(files) >= shards:
+            return table_files(f"{source} (shard {number})", own, config.text_column)
+        table = table_files(source, files, config.text_column)
+        return TableText(source, partial(_split, table.rows, number, shards), config.text_column)
+    if not own:
+        raise CorpusError(
+            f"{source} has {len(files)} files, fewer than {shards} shards: split the text into more files, or take "
+            "fewer shards."
+        )
+    return FileText(own[0]) if len(own) == 1 else JoinedText(source, [FileText(file) for file in own])
+
+
+def _split(rows: Any, number: int, shards: int) -> Any:
+    """Every so many-th row of a streamed data set, or its own files where there are enough of them."""
+    distributed = importlib.import_module("datasets.distributed")
+    return rows() if shards == 1 else distributed.split_dataset_by_node(rows(), rank=number, world_size=shards)
+
+
+def _pieces(chunks: Iterable[str]) -> Iterator[str]:
+    """The same text in pieces of about PIECE characters, cut behind a newline where there is one."""
+    for chunk in chunks:
+        start = 0
+        while start < len(chunk):
+            end = chunk.find("\n", start + PIECE) + 1 or len(chunk)
+            yield chunk[start:end]
+            start = end
+
+
+# -- reading ------------------------------------------------------------------------------------------
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether this is a folder of shards."""
+    return (folder / TOKENIZER).is_file() and next(folder.glob("shard-*-of-*"), None) is not None
+
+
+def shards_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that made the shards."""
+    return load_tokenizer(folder / TOKENIZER)
+
+
+def open_shards(folder: Path) -> Corpus:
+    """A folder of shards as a corpus.
+
+    Raises:
+        CorpusError: a shard is missing or damaged.
+    """
+    prepared = read_shards(folder, shards_tokenizer(folder))
+    splits = {
+        name: Split(name, partial(_spelled, split, prepared.tokenizer), split.counts.bytes)
+        for name, split in prepared.splits.items()
+    }
+    return Corpus(folder.name, str(folder), splits, prepared.notes, tokens=folder)
+
+
+def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
+    """The tokens of all shards as one corpus; the training split stays in its files, the validation split is read.
+
+    Raises:
+        CorpusError: a shard is missing or damaged, or another tokenizer made them.
+    """
+    own = shards_tokenizer(folder)
+    if isinstance(tokenizer, Tokenizer) and tokenizer.sha256 != own.sha256:
+        raise CorpusError(
+            f"{folder} was prepared with another tokenizer than this run's: prepare the text anew with --tokenizer RUN."
+        )
+    counts = {path.name.rpartition("-")[2] for path in folder.glob("shard-*-of-*")}
+    if len(counts) != 1:
+        raise CorpusError(f"{folder} mixes shards of {' and '.join(sorted(counts))}: remove those of one kind.")
+    total = int(counts.pop())
+    names = [f"shard-{number:05}-of-{total:05}" for number in range(total)]
+    read = {name: read_folder(folder / name) for name in names}
+    missing = [name for name in names if read[name] is None]
+    if missing:
+        raise CorpusError(
+            f"{folder} lacks {len(missing)} of {total} shards, or they are not whole: {', '.join(missing[:4])}. Make "
+            "them with lm prepare SOURCE OUT --shard N."
+        )
+    found = [each[0] for each in read.values() if each is not None]
+    if any(each.tokenizer.sha256 != own.sha256 for each in found):
+        raise CorpusError(f"{folder} holds shards of another tokenizer than its {TOKENIZER}: prepare them anew.")
+    splits = {}
+    for name in ("train", "valid"):
+        parts = [each.splits[name] for each in found]
+        ids: Any = JoinedIds([part.ids for part in parts])
+        joined = Counts(*(sum(getattr(part.counts, each.name) for part in parts) for each in fields(Counts)))
+        digest = hashlib.sha256("".join(f"{part.sha256}\n" for part in parts).encode()).hexdigest()
+        if joined.tokens < 2:
+            raise CorpusError(f"{folder} has no text for {name}: prepare it anew with another --valid-every.")
+        splits[name] = TokenSplit(name, ids if name == "train" else np.asarray(ids), joined, digest)
+    key = f"shards-{splits['train'].sha256[:24]}"
+    notes = (f"prepared in {total} shards", *found[0].notes)
+    return PreparedCorpus(folder.name, str(folder), key, splits, own, notes)
+
+
+def _spelled(split: TokenSplit, tokenizer: Tokenizer) -> Iterator[str]:
+    for begin in range(1, len(split.ids), DECODED):
+        yield tokenizer.decode(split.ids[begin : begin + DECODED])
