@@ -48,11 +48,7 @@ def command(
         config, corpus = prepared(source, asked, runs_dir, data_dir, progress)
     refuse_counting(config)
     pick_device(config.training.device)
-    given = {path: value for path, value in asked.overrides.items() if path.startswith("training.")}
-    chosen = [
-        setting for setting in settings()
-        if all(setting.overrides.get(path, value) == value for path, value in given.items())
-    ]  # fmt: skip
+    chosen = [setting for setting in settings() if setting.suits(asked.overrides)]
     if not chosen:
         raise ConfigError("No device and precision here is what the flags ask for: see lm devices.")
     told = console(stderr=True)

@@ -1,9 +1,9 @@
 """The same few training steps on every device and number format that are here: what `lm bench` runs.
 
-Each row is a process of its own, so that its peak of memory and its threads are its own; it gets its options on
-standard input and answers with one line of JSON:
+Each row is a process of its own, or several where several devices train together, so that its peak of memory and its
+threads are its own; it finds what to do in an environment variable and answers with one line of JSON:
 
-    python -m lm.training.benching < row.json
+    INKLING_BENCH_ROW='{"config": …, "overrides": …, "key": …, "threads": …}' python -m lm.training.benching
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import torch
 from lm import machine
 from lm.config import RunConfig, merge
 from lm.corpora import PreparedCorpus, load_prepared
-from lm.device import deterministic, enough_memory, kept_memory, pick_device
+from lm.device import deterministic, enough_memory, kept_memory
 from lm.errors import CorpusError, LMError
+from lm.training import distributed
 from lm.training.precision import formats
 from lm.training.trainer import WARM_UP_STEPS
 from lm.training.trials import make_trial
@@ -33,6 +34,7 @@ STEPS = 10
 """Timed in each row, after the warm-up."""
 ROW_SECONDS = 10.0
 """A row that takes longer ends after the step that it is in."""
+ASKED = "INKLING_BENCH_ROW"
 LONGEST_SECONDS = 600.0
 """A row that says nothing for so long is given up."""
 
@@ -48,10 +50,20 @@ class Setting:
     precision: str
     level: str
 
+    def suits(self, given: dict[str, Any]) -> bool:
+        """Whether it is among what options ask for; "cuda" is every GPU."""
+        own = {**self.overrides, "training.devices": None}
+        if self.device.partition(":")[0] == given.get("training.device"):
+            own["training.device"] = given["training.device"]
+        return all(own.get(path) in (None, value) for path, value in given.items())
+
     @property
     def overrides(self) -> dict[str, Any]:
         """What the options of training become."""
-        return {"training.device": self.device, "training.precision": self.precision, "training.amp": self.level}
+        return {
+            "training.device": self.device, "training.precision": self.precision, "training.amp": self.level,
+            "training.devices": self.devices, "training.shard": False,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class Row:
     speed_up: float | None = None
     """Over the first row."""
     peak_bytes: int | None = None
-    """Resident memory of the process on a CPU, the allocator's peak on a GPU."""
+    """Resident memory of the process on a CPU, the allocator's peak on a GPU; of the first of several processes."""
     steps: int = 0
     loss: float | None = None
     """Of the last step: the same number of steps in each row, unless time ran out."""
@@ -77,17 +89,19 @@ class Row:
 
 
 def settings() -> Iterator[Setting]:
-    """All that is here: a CPU with one thread and with all, a GPU, each in every format."""
-    threads = sorted({1, machine.usable_threads()})
-    for count in threads:
-        yield from _levels("cpu", count)
-    for gpu in machine.gpus()[:1]:
-        yield from _levels(gpu["device"], None)
+    """All that is here: a CPU with one thread and with all, one GPU, all GPUs together, each in every format."""
+    for threads in sorted({1, machine.usable_threads()}):
+        yield from _levels("cpu", 1, threads)
+    gpus = machine.gpus()
+    for gpu in gpus[:1]:
+        yield from _levels(gpu["device"], 1, None)
+    if len(gpus) > 1:
+        yield from _levels("cuda", len(gpus), None)
 
 
-def _levels(device: str, threads: int | None) -> Iterator[Setting]:
+def _levels(device: str, devices: int, threads: int | None) -> Iterator[Setting]:
     for each in formats(torch.device(device)):
-        yield Setting(device, 1, threads, each.precision, each.level)
+        yield Setting(device, devices, threads, each.precision, each.level)
 
 
 def run(config: RunConfig, corpus: PreparedCorpus, chosen: list[Setting]) -> Iterator[Row]:
@@ -111,15 +125,18 @@ def _row(config: RunConfig, corpus: PreparedCorpus, setting: Setting) -> dict[st
         "config": config.model_dump(mode="json"), "overrides": setting.overrides, "key": corpus.key,
         "threads": setting.threads,
     }  # fmt: skip
-    environment = dict(os.environ)
+    environment = {**os.environ, ASKED: json.dumps(content)}
     if setting.threads is not None:
         environment |= {"OMP_NUM_THREADS": str(setting.threads), "MKL_NUM_THREADS": str(setting.threads)}
     else:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             environment.pop(name, None)
+    program = [sys.executable]
+    if setting.devices > 1:
+        program += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={setting.devices}"]
     try:
         ran = subprocess.run(
-            [sys.executable, "-m", __name__], input=json.dumps(content), env=environment,
+            [*program, "-m", "lm.training.benching"], env=environment, stdin=subprocess.DEVNULL,
             capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -134,13 +151,15 @@ def _row(config: RunConfig, corpus: PreparedCorpus, setting: Setting) -> dict[st
 
 def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:
     """In a row's own process: its steps, timed."""
-    device = pick_device(config.training.device)
+    distributed.check(config, distributed.current().size)
+    device = distributed.current().place(config.training.device)
     with enough_memory(), deterministic(device), kept_memory():
         trainer = make_trial(config, corpus)
         for _ in range(WARM_UP_STEPS):
             loss = trainer.run_step()
         taken: list[float] = []
-        while len(taken) < STEPS and sum(taken) < ROW_SECONDS:
+        # Several processes make the same number of steps, whatever their clocks say.
+        while len(taken) < STEPS and (sum(taken) < ROW_SECONDS or trainer.world.size > 1):
             machine.wait(device)
             begun = time.perf_counter()
             loss = trainer.run_step()
@@ -158,18 +177,21 @@ def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:
 
 
 def main() -> None:
-    """One row: from standard input to standard output."""
-    content = json.load(sys.stdin)
+    """One row: from the environment to standard output."""
+    content = json.loads(os.environ[ASKED])
     if content["threads"] is not None:
         torch.set_num_threads(content["threads"])
     try:
         corpus = load_prepared(content["key"])
         if corpus is None:
             raise CorpusError("The prepared text is no longer in the cache: run lm bench again.")
-        found = measure(merge(RunConfig.model_validate(content["config"]), content["overrides"]), corpus)
+        config = merge(RunConfig.model_validate(content["config"]), content["overrides"])
+        with distributed.joined(config.training):
+            found = measure(config, corpus)
     except LMError as error:
         found = {"problem": str(error)}
-    sys.stdout.write(json.dumps(found) + "\n")
+    if distributed.rank() == 0:
+        sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

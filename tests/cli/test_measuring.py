@@ -81,6 +81,8 @@ def test_options_are_those_of_lm_train(lm: Lm) -> None:
         return set(re.findall(r"^ +(--[\w-]+)", lm(command, "--help").out, re.MULTILINE))
 
     not_options = {"--name", "--stop-after", "--resume", "--init", "--overwrite", "--dry-run", "--verify-resume"}
+    # What is measured runs in one process, but for bench's rows of several GPUs.
+    not_options |= {"--devices", "--shard"}
     for command in ("profile", "bench"):
         assert flags("train") - not_options <= flags(command), command
 
@@ -129,3 +131,16 @@ def test_what_does_not_fit_is_refused_dry_or_not(lm: Lm, text: Path, tmp_path: P
         assert done.code == 1
         assert "GB on cpu, where" in done.err and "Lower model.hidden_size" in done.err
     assert not list(tmp_path.glob("checkpoints/*/model.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_row_of_two_processes_has_the_loss_of_one(lm: Lm, runs: Path) -> None:
+    from lm.run import load
+    from lm.training.jobs import same_corpus
+
+    run = load("a", runs_dir=runs)
+    corpus = same_corpus(run, None, None)
+    settings = [benching.Setting("cpu", count, 1, "fp32", "O0") for count in (1, 2)]
+    one, two = benching.run(run.config, corpus, settings)
+    assert (one.problem, two.problem) == (None, None)
+    assert two.loss == pytest.approx(one.loss, abs=1e-3)
