@@ -154,7 +154,7 @@ def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:
     distributed.check(config, distributed.current().size)
     device = distributed.current().place(config.training.device)
     with enough_memory(), deterministic(device), kept_memory():
-        trainer = make_trial(config, corpus)
+        trainer = make_trial(config, corpus, learns=True)
         for _ in range(WARM_UP_STEPS):
             loss = trainer.run_step()
         taken: list[float] = []

@@ -21,11 +21,21 @@ from lm.registry import MODELS
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
 
+RATES = "learning_rate", "muon_learning_rate", "table_learning_rate"
 ENDLESS = Plan(steps=10**9, evaluate_every=10**9)
 
 
-def make_trial(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder | None = None) -> Trainer:
+def make_trial(
+    config: RunConfig, corpus: PreparedCorpus, folder: RunFolder | None = None, *, learns: bool = False
+) -> Trainer:
     """A trainer of a fresh model in the middle of a plan without end; nothing is written unless it is told to.
+
+    Args:
+        config: of the run.
+        corpus: its prepared text.
+        folder: of a run that it may write to.
+        learns: update the weights as the options say; else by next to nothing, so that options with which training
+            would diverge can be measured like others.
 
     Raises:
         ConfigError: the model is trained by counting, without steps.
@@ -34,7 +44,8 @@ def make_trial(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder | No
     model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
     if model.trained_by == "both":
         model.fit(np.asarray(corpus.splits["train"].ids))
-    trainer = Trainer(folder or RunFolder(Path("unused")), config.training, model, corpus)
+    training = config.training if learns else config.training.model_copy(update=dict.fromkeys(RATES, 1e-12))
+    trainer = Trainer(folder or RunFolder(Path("unused")), training, model, corpus)
     trainer.plan = ENDLESS
     return trainer
 

@@ -60,7 +60,7 @@ def test_a_watched_step_leaves_the_weights_of_an_unwatched_one(
     model, changes = VARIANTS[variant]
     weights = []
     for watches in (False, True):
-        trainer = make_trial(options(model, **changes), prepared)
+        trainer = make_trial(options(model, **changes), prepared, learns=True)
         torch.manual_seed(0)
         if watches:
             with Watch(trainer, Times(trainer.device), backward=True).on() as watch:
