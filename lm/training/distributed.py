@@ -500,7 +500,7 @@ class Parallel:
             self._sharded = _shard(model)
         elif world.size > 1:
             self._copies, self._sparse = _copy(model)
-        self._loss: Callable[..., TrainingLoss] = self._copies or model.training_loss
+        self._model = model
 
     @property
     def sharded(self) -> bool:
@@ -509,7 +509,9 @@ class Parallel:
 
     def training_loss(self, *args: Any, **kwargs: Any) -> TrainingLoss:
         """See `LanguageModel.training_loss`; of this process's rows."""
-        return self._loss(*args, **kwargs)
+        # Asked anew each time: a profile may stand in for it meanwhile.
+        loss: Callable[..., TrainingLoss] = self._copies or self._model.training_loss
+        return loss(*args, **kwargs)
 
     @contextlib.contextmanager
     def part(self, *, last: bool) -> Iterator[None]:
