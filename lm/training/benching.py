@@ -31,7 +31,7 @@ from lm.training.trials import make_trial
 
 STEPS = 10
 """Timed in each row, after the warm-up."""
-ROW_SECONDS = 30.0
+ROW_SECONDS = 10.0
 """A row that takes longer ends after the step that it is in."""
 LONGEST_SECONDS = 600.0
 """A row that says nothing for so long is given up."""
