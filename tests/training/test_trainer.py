@@ -241,7 +241,7 @@ def test_tensorboard_has_every_number_and_forgets_what_a_resume_repeats(make_tra
         assert {f"{split}/{name}" for name in ("perplexity", "bits_per_byte", "accuracy")} <= scalars
     perplexities = [event.value for event in events.Scalars("valid/perplexity")]
     assert perplexities == pytest.approx([math.exp(row["valid_loss"]) for row in rows if row["valid_loss"] is not None])
-    (_, last) = events.Tensors("training/sample/text_summary")
+    (_, last) = events.Tensors("sample/text_summary")
     assert textwrap.dedent(last.tensor_proto.string_val[0].decode()).strip("\n") == rows[-1]["sample"].strip("\n")
 
 
