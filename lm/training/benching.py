@@ -1,9 +1,9 @@
 """The same few training steps on every device and number format that are here: what `lm bench` runs.
 
-Each row is a process of its own, so that its peak of memory and its threads are its own; it gets its options on
-standard input and answers with one line of JSON:
+Each row is a process of its own (several GPUs: one for each, as `lm train --devices` has them), so that its peak of
+memory and its threads are its own; it is told its options in a file and answers with one line of JSON:
 
-    python -m lm.training.benching < row.json
+    python -m lm.training.benching row.json
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from lm.config import RunConfig, merge
 from lm.corpora import PreparedCorpus, load_prepared
 from lm.device import deterministic, enough_memory, kept_memory, pick_device
 from lm.errors import CorpusError, LMError
+from lm.training import distributed
 from lm.training.precision import formats
 from lm.training.trainer import WARM_UP_STEPS
 from lm.training.trials import make_trial
@@ -64,7 +67,7 @@ class Row:
     speed_up: float | None = None
     """Over the first row."""
     peak_bytes: int | None = None
-    """Resident memory of the process on a CPU, the allocator's peak on a GPU."""
+    """Resident memory of the process on a CPU, the allocator's peak on a GPU; of several, the fullest one's."""
     steps: int = 0
     loss: float | None = None
     """Of the last step: the same number of steps in each row, unless time ran out."""
@@ -77,17 +80,18 @@ class Row:
 
 
 def settings() -> Iterator[Setting]:
-    """All that is here: a CPU with one thread and with all, a GPU, each in every format."""
+    """All that is here: a CPU with one thread and with all, one GPU, all GPUs, each in every format."""
     threads = sorted({1, machine.usable_threads()})
     for count in threads:
         yield from _levels("cpu", count)
-    for gpu in machine.gpus()[:1]:
-        yield from _levels(gpu["device"], None)
+    gpus = machine.gpus()
+    for count in sorted({1, len(gpus)}) if gpus else ():
+        yield from _levels(gpus[0]["device"] if count == 1 else "cuda", None, count)
 
 
-def _levels(device: str, threads: int | None) -> Iterator[Setting]:
+def _levels(device: str, threads: int | None, devices: int = 1) -> Iterator[Setting]:
     for each in formats(torch.device(device)):
-        yield Setting(device, 1, threads, each.precision, each.level)
+        yield Setting(device, devices, threads, each.precision, each.level)
 
 
 def run(config: RunConfig, corpus: PreparedCorpus, chosen: list[Setting]) -> Iterator[Row]:
@@ -109,7 +113,7 @@ def run(config: RunConfig, corpus: PreparedCorpus, chosen: list[Setting]) -> Ite
 def _row(config: RunConfig, corpus: PreparedCorpus, setting: Setting) -> dict[str, Any]:
     content = {
         "config": config.model_dump(mode="json"), "overrides": setting.overrides, "key": corpus.key,
-        "threads": setting.threads,
+        "threads": setting.threads, "devices": setting.devices,
     }  # fmt: skip
     environment = dict(os.environ)
     if setting.threads is not None:
@@ -118,10 +122,12 @@ def _row(config: RunConfig, corpus: PreparedCorpus, setting: Setting) -> dict[st
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             environment.pop(name, None)
     try:
-        ran = subprocess.run(
-            [sys.executable, "-m", __name__], input=json.dumps(content), env=environment,
-            capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False,
-        )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="inkling-bench-") as folder:
+            order = Path(folder) / "row.json"
+            order.write_text(json.dumps(content), "utf-8")
+            ran = subprocess.run(
+                _program(order), env=environment, capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False
+            )
     except subprocess.TimeoutExpired:
         return {"problem": f"gave no answer in {LONGEST_SECONDS:.0f} seconds"}
     lines = ran.stdout.splitlines()
@@ -132,6 +138,10 @@ def _row(config: RunConfig, corpus: PreparedCorpus, setting: Setting) -> dict[st
     return {"problem": f"ended with code {ran.returncode}: {said[-1] if said else 'without a word'}"}
 
 
+def _program(order: Path) -> list[str]:
+    return [sys.executable, "-m", "lm.training.benching", str(order)]
+
+
 def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:
     """In a row's own process: its steps, timed."""
     device = pick_device(config.training.device)
@@ -140,36 +150,45 @@ def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:
         for _ in range(WARM_UP_STEPS):
             loss = trainer.run_step()
         taken: list[float] = []
-        while len(taken) < STEPS and sum(taken) < ROW_SECONDS:
+        world = trainer.world
+        while world.tell(lambda: len(taken) < STEPS and sum(taken) < ROW_SECONDS):
             machine.wait(device)
             begun = time.perf_counter()
             loss = trainer.run_step()
             machine.wait(device)
             taken.append(time.perf_counter() - begun)
+        on_gpu = device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(trainer.device) if on_gpu else machine.peak_resident_bytes()
+        peak = max((found for found in world.gather(peak) if found is not None), default=None)
     step_seconds = statistics.median(taken)
-    on_gpu = device.type == "cuda"
     return {
         "tokens_per_second": trainer.tokens_per_step / step_seconds,
         "step_seconds": step_seconds,
-        "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else machine.peak_resident_bytes(),
+        "peak_bytes": peak,
         "steps": len(taken),
         "loss": loss,
     }
 
 
 def main() -> None:
-    """One row: from standard input to standard output."""
-    content = json.load(sys.stdin)
+    """One row: from the file that is named to standard output."""
+    order = Path(sys.argv[1])
+    content = json.loads(order.read_text("utf-8"))
+    if content["devices"] > 1 and not distributed.started():
+        sys.exit(distributed.launch(content["devices"], _program(order)))
     if content["threads"] is not None:
         torch.set_num_threads(content["threads"])
     try:
         corpus = load_prepared(content["key"])
         if corpus is None:
             raise CorpusError("The prepared text is no longer in the cache: run lm bench again.")
-        found = measure(merge(RunConfig.model_validate(content["config"]), content["overrides"]), corpus)
+        config = merge(RunConfig.model_validate(content["config"]), content["overrides"])
+        with distributed.joined(config.training):
+            found = measure(config, corpus)
     except LMError as error:
         found = {"problem": str(error)}
-    sys.stdout.write(json.dumps(found) + "\n")
+    if distributed.rank() == 0:
+        sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

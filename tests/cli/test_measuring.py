@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from lm.corpora import load_prepared
+from lm.run import load
 from lm.training import benching
+from lm.training.benching import Setting
 
 SMALL = (
     "--set", "model.hidden_size=16", "--set", "model.embedding_size=8", "--set", "training.batch_size=4",
@@ -85,6 +88,18 @@ def test_options_are_those_of_lm_train(lm: Lm) -> None:
     not_options |= {"--devices", "--shard"}
     for command in ("profile", "bench"):
         assert flags("train") - not_options <= flags(command), command
+
+
+@pytest.mark.slow
+def test_a_row_of_two_processes_makes_the_same_steps_as_one(runs: Path) -> None:
+    run = load("a", runs_dir=runs)
+    corpus = load_prepared(run.record["corpus"]["key"])
+    assert corpus is not None
+    chosen = [Setting("cpu", count, 1, "fp32", "O0") for count in (1, 2)]
+    one, two = benching.run(run.config, corpus, chosen)
+    assert one.problem is two.problem is None
+    assert one.speed_up == 1 and two.speed_up is not None and two.speed_up > 0
+    assert one.steps == two.steps and two.loss == pytest.approx(one.loss, rel=1e-4)
 
 
 @pytest.mark.slow
