@@ -266,6 +266,7 @@ class Trainer:
             precision=str(self.mixed.format),
             seconds=self.state.seconds,
             expected=plan.expected,
+            memory_bytes=plan.expected_bytes,
         )
         if self.state.step == 0:
             if self.world.tell(lambda: not (self.folder.path / MODEL).exists()):
