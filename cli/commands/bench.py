@@ -13,7 +13,7 @@ from lm.errors import ConfigError, LMError
 if TYPE_CHECKING:
     from lm.training.benching import Row
 
-POSITION = 6
+POSITION = 13
 
 
 @with_options

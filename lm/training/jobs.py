@@ -277,7 +277,8 @@ def _begin(
         config = config.model_copy(update={"tokenizer": Section(**prepared.tokenizer.options.model_dump(mode="json"))})
     held.enter_context(folder.lock())
     memory = None
-    if not (counts_alone(config) or config.training.shard):
+    # Of what counts as well, the counts would be made twice.
+    if MODELS.resolve(config.model.type).trained_by == "gradient" and not config.training.shard:
         with distributed.alone():
             memory = refuse_what_cannot_fit(distributed.own_part(config, world.size), prepared)
     return _Job(
