@@ -90,12 +90,13 @@ class Watch:
                 self._leave(output)
 
         hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
-        plain = model.training_loss
-        model.training_loss = self._watched(plain)  # type: ignore[method-assign]
+        # What a step calls, whether one process trains or several.
+        parallel = self._trainer.parallel
+        parallel.training_loss = self._watched(parallel.training_loss)  # type: ignore[method-assign]
         try:
             yield self
         finally:
-            del model.training_loss
+            del parallel.training_loss
             for hook in hooks:
                 hook.remove()
 
