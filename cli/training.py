@@ -54,12 +54,13 @@ class TrainingView(Callback):
             )
             return
         epochs = start.plan_steps / start.steps_per_epoch
+        memory = "" if start.memory_bytes is None else f", {start.memory_bytes / 1e6:,.0f} MB of tensors at most"
         goes = f"goes on at step {start.step:,}" if start.step else "starts"
         self._screen.print(
             f"[bold]{escape(start.run)}[/bold] {goes}: {start.model}, {sizes}, on "
             f"{escape(start.corpus)}; "
             f"{start.plan_steps:,} steps of {start.tokens_per_step:,} tokens ({epochs:.1f} epochs), {start.device}, "
-            f"{start.precision}",
+            f"{start.precision}{memory}",
             soft_wrap=True,
         )
         if start.expected is not None and start.step == 0:

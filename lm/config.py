@@ -63,7 +63,8 @@ class CorpusConfig(Options):
     """Where the text is and how it is split."""
 
     source: str = Field(
-        description="A file, a folder, a glob, '-' (stdin), a named corpus, or hf:NAME[/CONFIG] for a hub data set."
+        description="A file, a folder, a glob, '-' (stdin), a named corpus, hf:NAME[/CONFIG] for a hub data set, or a "
+        "folder that lm prepare made."
     )
     text_column: str = Field(
         "text", description="The column that holds the text, in .jsonl, .csv, .parquet and hub data sets."

@@ -13,7 +13,7 @@ from lm.errors import ConfigError, LMError
 if TYPE_CHECKING:
     from lm.training.benching import Row
 
-POSITION = 6
+POSITION = 13
 
 
 @with_options
@@ -48,7 +48,11 @@ def command(
         config, corpus = prepared(source, asked, runs_dir, data_dir, progress)
     refuse_counting(config)
     pick_device(config.training.device)
-    chosen = [setting for setting in settings() if setting.suits(asked.overrides)]
+    given = {path: value for path, value in asked.overrides.items() if path.startswith("training.")}
+    chosen = [
+        setting for setting in settings()
+        if all(setting.overrides.get(path, value) == value for path, value in given.items())
+    ]  # fmt: skip
     if not chosen:
         raise ConfigError("No device and precision here is what the flags ask for: see lm devices.")
     told = console(stderr=True)

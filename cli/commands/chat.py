@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lm.run import Run
     from lm.tokenizers.base import UnknownPolicy
 
-POSITION = 3
+POSITION = 4
 
 BLANK_LINE = "\n\n"
 HELP = """\

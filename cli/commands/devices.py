@@ -6,7 +6,7 @@ from typing import Any
 
 from cli.options import Json
 
-POSITION = 7
+POSITION = 14
 
 
 def command(as_json: Json = False) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from cli.options import DEFAULT_RUNS, Json, RunsDir
 
-POSITION = 4
+POSITION = 7
 
 
 def command(runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:

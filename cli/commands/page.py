@@ -13,7 +13,7 @@ import typer
 
 from cli.commands.serve import read_options, serve, with_flags
 
-POSITION = 3
+POSITION = 5
 MORE_PORTS = 50
 """How many ports after the usual one are tried."""
 

@@ -9,7 +9,7 @@ import typer
 
 from cli.options import DEFAULT_RUNS, Json, RunsDir
 
-POSITION = 8
+POSITION = 11
 DEFAULT_PICTURE = Path("curves.png")
 LINES = 20
 """Height of a plot in the terminal."""

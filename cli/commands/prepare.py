@@ -11,7 +11,7 @@ from cli.options import DEFAULT_RUNS, Json, RunsDir, field
 from lm.config import CorpusConfig, Section, parse_assignments, parse_value
 from lm.errors import ConfigError
 
-POSITION = 2
+POSITION = 15
 
 
 def command(

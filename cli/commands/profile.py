@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lm.training.profiling import Layer, Profile
 
-POSITION = 5
+POSITION = 12
 
 
 @with_options

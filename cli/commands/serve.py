@@ -18,7 +18,7 @@ from serve.settings import ServeOptions
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-POSITION = 4
+POSITION = 6
 INSTALL = "pip install 'inkling-lm[serve]'"
 
 

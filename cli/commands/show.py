@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cli.options import DEFAULT_RUNS, Json, RunName, RunsDir
 
-POSITION = 5
+POSITION = 8
 
 
 def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:

@@ -11,7 +11,7 @@ import typer
 from cli.options import DEFAULT_RUNS, Device, Json, RunsDir, Unknown, unknown_policy
 from lm.errors import ConfigError
 
-POSITION = 6
+POSITION = 9
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or path, NAME@last or NAME@step-500.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What the state is called.")]

@@ -9,7 +9,7 @@ from cli.options import DEFAULT_RUNS, Json, RunName, RunsDir, among
 if TYPE_CHECKING:
     from lm.training.callbacks import Callback
 
-POSITION = 7
+POSITION = 10
 
 
 def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:

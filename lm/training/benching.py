@@ -1,9 +1,9 @@
 """The same few training steps on every device and number format that are here: what `lm bench` runs.
 
-Each row is a process of its own, or several where several devices train together, so that its peak of memory and its
-threads are its own; it finds what to do in an environment variable and answers with one line of JSON:
+Each row is a process of its own (several GPUs: one for each, as `lm train --devices` has them), so that its peak of
+memory and its threads are its own; it is told its options in a file and answers with one line of JSON:
 
-    INKLING_BENCH_ROW='{"config": …, "overrides": …, "key": …, "threads": …}' python -m lm.training.benching
+    python -m lm.training.benching row.json
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ import torch
 from lm import machine
 from lm.config import RunConfig, merge
 from lm.corpora import PreparedCorpus, load_prepared
-from lm.device import deterministic, enough_memory, kept_memory
+from lm.device import deterministic, enough_memory, kept_memory, pick_device
 from lm.errors import CorpusError, LMError
 from lm.training import distributed
 from lm.training.precision import formats
@@ -34,7 +36,6 @@ STEPS = 10
 """Timed in each row, after the warm-up."""
 ROW_SECONDS = 10.0
 """A row that takes longer ends after the step that it is in."""
-ASKED = "INKLING_BENCH_ROW"
 LONGEST_SECONDS = 600.0
 """A row that says nothing for so long is given up."""
 
@@ -50,20 +51,10 @@ class Setting:
     precision: str
     level: str
 
-    def suits(self, given: dict[str, Any]) -> bool:
-        """Whether it is among what options ask for; "cuda" is every GPU."""
-        own = {**self.overrides, "training.devices": None}
-        if self.device.partition(":")[0] == given.get("training.device"):
-            own["training.device"] = given["training.device"]
-        return all(own.get(path) in (None, value) for path, value in given.items())
-
     @property
     def overrides(self) -> dict[str, Any]:
         """What the options of training become."""
-        return {
-            "training.device": self.device, "training.precision": self.precision, "training.amp": self.level,
-            "training.devices": self.devices, "training.shard": False,
-        }  # fmt: skip
+        return {"training.device": self.device, "training.precision": self.precision, "training.amp": self.level}
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class Row:
     speed_up: float | None = None
     """Over the first row."""
     peak_bytes: int | None = None
-    """Resident memory of the process on a CPU, the allocator's peak on a GPU; of the first of several processes."""
+    """Resident memory of the process on a CPU, the allocator's peak on a GPU; of several, the fullest one's."""
     steps: int = 0
     loss: float | None = None
     """Of the last step: the same number of steps in each row, unless time ran out."""
@@ -89,17 +80,16 @@ class Row:
 
 
 def settings() -> Iterator[Setting]:
-    """All that is here: a CPU with one thread and with all, one GPU, all GPUs together, each in every format."""
-    for threads in sorted({1, machine.usable_threads()}):
-        yield from _levels("cpu", 1, threads)
+    """All that is here: a CPU with one thread and with all, one GPU, all GPUs, each in every format."""
+    threads = sorted({1, machine.usable_threads()})
+    for count in threads:
+        yield from _levels("cpu", count)
     gpus = machine.gpus()
-    for gpu in gpus[:1]:
-        yield from _levels(gpu["device"], 1, None)
-    if len(gpus) > 1:
-        yield from _levels("cuda", len(gpus), None)
+    for count in sorted({1, len(gpus)}) if gpus else ():
+        yield from _levels(gpus[0]["device"] if count == 1 else "cuda", None, count)
 
 
-def _levels(device: str, devices: int, threads: int | None) -> Iterator[Setting]:
+def _levels(device: str, threads: int | None, devices: int = 1) -> Iterator[Setting]:
     for each in formats(torch.device(device)):
         yield Setting(device, devices, threads, each.precision, each.level)
 
@@ -123,22 +113,21 @@ def run(config: RunConfig, corpus: PreparedCorpus, chosen: list[Setting]) -> Ite
 def _row(config: RunConfig, corpus: PreparedCorpus, setting: Setting) -> dict[str, Any]:
     content = {
         "config": config.model_dump(mode="json"), "overrides": setting.overrides, "key": corpus.key,
-        "threads": setting.threads,
+        "threads": setting.threads, "devices": setting.devices,
     }  # fmt: skip
-    environment = {**os.environ, ASKED: json.dumps(content)}
+    environment = dict(os.environ)
     if setting.threads is not None:
         environment |= {"OMP_NUM_THREADS": str(setting.threads), "MKL_NUM_THREADS": str(setting.threads)}
     else:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             environment.pop(name, None)
-    program = [sys.executable]
-    if setting.devices > 1:
-        program += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={setting.devices}"]
     try:
-        ran = subprocess.run(
-            [*program, "-m", "lm.training.benching"], env=environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False,
-        )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="inkling-bench-") as folder:
+            order = Path(folder) / "row.json"
+            order.write_text(json.dumps(content), "utf-8")
+            ran = subprocess.run(
+                _program(order), env=environment, capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False
+            )
     except subprocess.TimeoutExpired:
         return {"problem": f"gave no answer in {LONGEST_SECONDS:.0f} seconds"}
     lines = ran.stdout.splitlines()
@@ -149,36 +138,44 @@ def _row(config: RunConfig, corpus: PreparedCorpus, setting: Setting) -> dict[st
     return {"problem": f"ended with code {ran.returncode}: {said[-1] if said else 'without a word'}"}
 
 
+def _program(order: Path) -> list[str]:
+    return [sys.executable, "-m", "lm.training.benching", str(order)]
+
+
 def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:
     """In a row's own process: its steps, timed."""
-    distributed.check(config, distributed.current().size)
-    device = distributed.current().place(config.training.device)
+    device = pick_device(config.training.device)
     with enough_memory(), deterministic(device), kept_memory():
         trainer = make_trial(config, corpus, learns=True)
         for _ in range(WARM_UP_STEPS):
             loss = trainer.run_step()
         taken: list[float] = []
-        # Several processes make the same number of steps, whatever their clocks say.
-        while len(taken) < STEPS and (sum(taken) < ROW_SECONDS or trainer.world.size > 1):
+        world = trainer.world
+        while world.tell(lambda: len(taken) < STEPS and sum(taken) < ROW_SECONDS):
             machine.wait(device)
             begun = time.perf_counter()
             loss = trainer.run_step()
             machine.wait(device)
             taken.append(time.perf_counter() - begun)
+        on_gpu = device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(trainer.device) if on_gpu else machine.peak_resident_bytes()
+        peak = max((found for found in world.gather(peak) if found is not None), default=None)
     step_seconds = statistics.median(taken)
-    on_gpu = device.type == "cuda"
     return {
         "tokens_per_second": trainer.tokens_per_step / step_seconds,
         "step_seconds": step_seconds,
-        "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else machine.peak_resident_bytes(),
+        "peak_bytes": peak,
         "steps": len(taken),
         "loss": loss,
     }
 
 
 def main() -> None:
-    """One row: from the environment to standard output."""
-    content = json.loads(os.environ[ASKED])
+    """One row: from the file that is named to standard output."""
+    order = Path(sys.argv[1])
+    content = json.loads(order.read_text("utf-8"))
+    if content["devices"] > 1 and not distributed.started():
+        sys.exit(distributed.launch(content["devices"], _program(order)))
     if content["threads"] is not None:
         torch.set_num_threads(content["threads"])
     try:

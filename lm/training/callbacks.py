@@ -31,6 +31,8 @@ class Start:
     """Counts made of the training text; a model that has as many parameters has nothing else to learn."""
     expected: tuple[float, float] | None = None
     """The least and the most validation loss that the plan is expected to end at, in nats per token."""
+    memory_bytes: int | None = None
+    """Expected to be taken by tensors, at most, in each process."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ from lm.models.tables import ContextTables
 
 T = TypeVar("T")
 
+JOINING = datetime.timedelta(minutes=10)
+"""The longest wait for all processes to start."""
 PATIENCE = datetime.timedelta(hours=24)
 """The longest wait for work that the first process does alone: preparing a corpus, the report at the end."""
 PAUSE_SECONDS = 2.0
@@ -243,9 +245,9 @@ def joined(training: TrainingConfig | None = None) -> Iterator[World]:
 def _connect(world: World, place: torch.device, timeout_seconds: float) -> Any:
     """Connect to the others; the group for waits that may be long."""
     timeout = datetime.timedelta(seconds=timeout_seconds)
-    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    store, _, _ = next(rendezvous("env://", timeout=JOINING))
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        store = PrefixStore(_attempt(store, world, timeout_seconds), store)
+        store = PrefixStore(_attempt(store, world), store)
     shared: dict[str, Any] = {"store": store, "rank": world.rank, "world_size": world.size, "timeout": timeout}
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -255,14 +257,14 @@ def _connect(world: World, place: torch.device, timeout_seconds: float) -> Any:
     return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
-def _attempt(store: Any, world: World, timeout_seconds: float) -> str:
+def _attempt(store: Any, world: World) -> str:
     """A name for this start of the job, agreed on by all processes.
 
     The launcher keeps one store through all restarts, in which the addresses of processes that are gone still stand
     (pytorch issue 135712), and no number that it hands out is the same on all machines. So each process leaves a name
     that no other ever had; the first one proposes what it finds, until all have found themselves in it.
     """
-    own, until = uuid.uuid4().hex, time.monotonic() + timeout_seconds
+    own, until = uuid.uuid4().hex, time.monotonic() + JOINING.total_seconds()
     store.set(f"inkling/here/{world.rank}", own)
     ranks = range(world.size)
     while time.monotonic() < until:
@@ -281,8 +283,8 @@ def _attempt(store: Any, world: World, timeout_seconds: float) -> str:
                     return found.partition(",")[0]
         time.sleep(0.02)
     raise LostError(
-        f"Not all {world.size} processes of this job were there in training.timeout_seconds={timeout_seconds:g}: look "
-        "at the log of the machine that is missing."
+        f"Not all {world.size} processes of this job were there in {JOINING.total_seconds() / 60:g} minutes: look at "
+        "the log of the machine that is missing."
     )
 
 
@@ -492,7 +494,7 @@ class Parallel:
     """
 
     def __init__(self, model: LanguageModel, world: World, *, shard: bool, each_part: bool = False) -> None:
-        self._world, self._each_part = world, each_part
+        self._model, self._world, self._each_part = model, world, each_part
         self._sharded: Any = None
         self._copies: DistributedDataParallel | None = None
         self._sparse: list[nn.Parameter] = []
@@ -500,7 +502,6 @@ class Parallel:
             self._sharded = _shard(model)
         elif world.size > 1:
             self._copies, self._sparse = _copy(model)
-        self._loss: Callable[..., TrainingLoss] = self._copies or model.training_loss
 
     @property
     def sharded(self) -> bool:
@@ -509,7 +510,9 @@ class Parallel:
 
     def training_loss(self, *args: Any, **kwargs: Any) -> TrainingLoss:
         """See `LanguageModel.training_loss`; of this process's rows."""
-        return self._loss(*args, **kwargs)
+        # Asked anew each time: a profile may stand in for it meanwhile.
+        loss: Callable[..., TrainingLoss] = self._copies or self._model.training_loss
+        return loss(*args, **kwargs)
 
     @contextlib.contextmanager
     def part(self, *, last: bool) -> Iterator[None]:

@@ -130,7 +130,7 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
         if memory.limit is not None and least > memory.limit:
             raise TooMuchMemory
         with memory:
-            return _Trial(make_trial(config, corpus), memory, available).fit(seconds, begun)
+            return _Trial(make_trial(_standing(config), corpus), memory, available).fit(seconds, begun)
     except TooMuchMemory:
         # Not even one row of the batch.
         return Fit(
@@ -152,6 +152,12 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
         forget_buffers()
 
 
+def _standing(config: RunConfig) -> RunConfig:
+    """The same with steps that go nowhere: whether training diverges is not the question here."""
+    rates = dict.fromkeys(("learning_rate", "muon_learning_rate", "table_learning_rate"), 1e-12)
+    return config.model_copy(update={"training": config.training.model_copy(update=rates)})
+
+
 def _least_state_bytes(model: LanguageModel, *, low: bool) -> int:
     """Weights, and for those whose gradients are not of a few rows alone, a gradient and at least one moment."""
     sparse = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse}
@@ -159,14 +165,21 @@ def _least_state_bytes(model: LanguageModel, *, low: bool) -> int:
     return whole // 2 if low else whole
 
 
-def refuse_what_cannot_fit(config: RunConfig, corpus: PreparedCorpus) -> None:
+def refuse_what_cannot_fit(config: RunConfig, corpus: PreparedCorpus) -> int:
     """A quick look at one row and two, made before training; a closer one where that says no.
+
+    Returns:
+        Bytes of tensors that are expected to be needed at most.
 
     Raises:
         DeviceError: model and batch do not fit; the sentence says what to lower.
     """
-    if not estimate(config, corpus, seconds=0).fits and not (fit := estimate(config, corpus)).fits:
+    fit = estimate(config, corpus, seconds=0)
+    if not fit.fits:
+        fit = estimate(config, corpus)
+    if not fit.fits:
         raise DeviceError(fit.advice())
+    return fit.needed_bytes
 
 
 Peaks = dict[str, int]

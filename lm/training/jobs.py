@@ -190,6 +190,8 @@ class _Job:
     """Whether patience begins anew."""
     done: bool = False
     """Whether there is nothing left to train."""
+    memory: int | None = None
+    """Bytes of tensors that training is expected to take in each process."""
     reported: bool = True
     """False for one that was ended after the last step and before its report."""
 
@@ -274,15 +276,18 @@ def _begin(
         # Prepared in shards: with the tokenizer that made them.
         config = config.model_copy(update={"tokenizer": Section(**prepared.tokenizer.options.model_dump(mode="json"))})
     held.enter_context(folder.lock())
-    if not (counts_alone(config) or config.training.shard):
+    memory = None
+    # Of what counts as well, the counts would be made twice.
+    if MODELS.resolve(config.model.type).trained_by == "gradient" and not config.training.shard:
         with distributed.alone():
-            refuse_what_cannot_fit(distributed.own_part(config, world.size), prepared)
+            memory = refuse_what_cannot_fit(distributed.own_part(config, world.size), prepared)
     return _Job(
         folder.path,
         config,
         _Told.of(prepared),
         init=f"{init.folder.path}@{init.state}" if init else None,
         overwrite=overwrite,
+        memory=memory,
     )
 
 
@@ -319,6 +324,7 @@ def _start(
     make = _factory(folder, config, prepared, init)
     config, plan = _fix_plan(config, make)
     trainer = make()
+    plan = replace(plan, expected_bytes=job.memory)
     if init is None and world.first:
         plan = _with_expectation(plan, config, prepared, trainer)
     record = {**run_record(config, prepared, trainer.model, init), "plan": plan.to_json()}

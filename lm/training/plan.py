@@ -34,6 +34,8 @@ class Plan:
     expected_least: float | None = None
     """With the next: the validation loss that it is expected to end at, in nats per token; None: not known."""
     expected_most: float | None = None
+    expected_bytes: int | None = None
+    """Of tensors in each process, at most; None: not known."""
 
     @property
     def expected(self) -> tuple[float, float] | None:

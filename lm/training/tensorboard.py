@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class TensorBoard(Callback):
 
         with self._writing():
             self._writer = SummaryWriter(str(self._folder), purge_step=start.step + 1)
+        self._hook, threading.excepthook = threading.excepthook, self._unless_told
 
     def on_log(self, row: Row) -> None:
         """Write the line's values at its step."""
@@ -52,8 +54,16 @@ class TensorBoard(Callback):
     def close(self) -> None:
         """Close the event file."""
         if self._writer is not None:
-            with self._writing():
-                self._writer.close()
+            try:
+                with self._writing():
+                    self._writer.close()
+            finally:
+                threading.excepthook = self._hook
+
+    def _unless_told(self, failed: threading.ExceptHookArgs) -> None:
+        """A disk's error in TensorBoard's own thread is raised by the next call too: as a sentence, once, is enough."""
+        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+            self._hook(failed)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

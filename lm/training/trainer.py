@@ -244,8 +244,10 @@ class Trainer:
             with self._signals(), deterministic(self.device), kept_memory(), Writer() as self._writer:
                 return self._train(plan, stop_after)
         finally:
-            for callback in self.callbacks:
-                callback.close()
+            # Each of them, also where one fails: a terminal is to be given back whatever the disk says.
+            with contextlib.ExitStack() as closing:
+                for callback in reversed(self.callbacks):
+                    closing.callback(callback.close)
 
     def _train(self, plan: Plan, stop_after: int | None) -> End:
         self.plan = plan
@@ -264,6 +266,7 @@ class Trainer:
             precision=str(self.mixed.format),
             seconds=self.state.seconds,
             expected=plan.expected,
+            memory_bytes=plan.expected_bytes,
         )
         if self.state.step == 0:
             if self.world.tell(lambda: not (self.folder.path / MODEL).exists()):

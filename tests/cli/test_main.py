@@ -22,7 +22,10 @@ pytestmark = pytest.mark.slow
 
 Lm = Callable[..., Any]
 ROOT = str(Path(program.__file__).parents[1])
-COMMANDS = ["train", "sample", "chat", "eval", "page", "list", "serve", "show", "demo", "state"]
+COMMANDS = [
+    "train", "sample", "eval", "chat", "page", "serve", "list", "show", "state", "watch", "plot", "profile", "bench",
+    "devices", "prepare", "demo",
+]  # fmt: skip
 
 
 def test_help_names_every_command_in_order(lm: Lm) -> None:
@@ -31,7 +34,15 @@ def test_help_names_every_command_in_order(lm: Lm) -> None:
     assert re.findall(r"^  (\w+) ", done.out.partition("Commands:")[2], re.MULTILINE)[: len(COMMANDS)] == COMMANDS
 
 
-@pytest.mark.parametrize("command", [*COMMANDS[:-1], "state save", "state list", "state delete"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(name for name in COMMANDS if name not in ("state", "devices", "prepare")),
+        "state save",
+        "state list",
+        "state delete",
+    ],
+)
 def test_every_command_explains_itself(lm: Lm, command: str) -> None:
     for flag in ("--help", "-h"):
         done = lm(*command.split(), flag)

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from lm.corpora import load_prepared
+from lm.run import load
 from lm.training import benching
+from lm.training.benching import Setting
 
 SMALL = (
     "--set", "model.hidden_size=16", "--set", "model.embedding_size=8", "--set", "training.batch_size=4",
@@ -80,11 +83,23 @@ def test_options_are_those_of_lm_train(lm: Lm) -> None:
     def flags(command: str) -> set[str]:
         return set(re.findall(r"^ +(--[\w-]+)", lm(command, "--help").out, re.MULTILINE))
 
+    # What is measured is one process; of several, `lm bench` has rows of its own.
     not_options = {"--name", "--stop-after", "--resume", "--init", "--overwrite", "--dry-run", "--verify-resume"}
-    # What is measured runs in one process, but for bench's rows of several GPUs.
     not_options |= {"--devices", "--shard"}
     for command in ("profile", "bench"):
         assert flags("train") - not_options <= flags(command), command
+
+
+@pytest.mark.slow
+def test_a_row_of_two_processes_makes_the_same_steps_as_one(runs: Path) -> None:
+    run = load("a", runs_dir=runs)
+    corpus = load_prepared(run.record["corpus"]["key"])
+    assert corpus is not None
+    chosen = [Setting("cpu", count, 1, "fp32", "O0") for count in (1, 2)]
+    one, two = benching.run(run.config, corpus, chosen)
+    assert one.problem is two.problem is None
+    assert one.speed_up == 1 and two.speed_up is not None and two.speed_up > 0
+    assert one.steps == two.steps and two.loss == pytest.approx(one.loss, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -131,16 +146,3 @@ def test_what_does_not_fit_is_refused_dry_or_not(lm: Lm, text: Path, tmp_path: P
         assert done.code == 1
         assert "GB on cpu, where" in done.err and "Lower model.hidden_size" in done.err
     assert not list(tmp_path.glob("checkpoints/*/model.safetensors"))
-
-
-@pytest.mark.slow
-def test_a_row_of_two_processes_has_the_loss_of_one(lm: Lm, runs: Path) -> None:
-    from lm.run import load
-    from lm.training.jobs import same_corpus
-
-    run = load("a", runs_dir=runs)
-    corpus = same_corpus(run, None, None)
-    settings = [benching.Setting("cpu", count, 1, "fp32", "O0") for count in (1, 2)]
-    one, two = benching.run(run.config, corpus, settings)
-    assert (one.problem, two.problem) == (None, None)
-    assert two.loss == pytest.approx(one.loss, abs=1e-3)

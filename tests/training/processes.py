@@ -15,7 +15,7 @@ from typing import Any
 from lm.checkpoint import RunFolder
 from lm.config import CorpusConfig, compose
 from lm.corpora import open_corpus, prepare
-from lm.models.base import build_model
+from lm.models.base import build_model, whole
 from lm.training import distributed
 from lm.training.jobs import run_record
 from lm.training.plan import Plan
@@ -53,6 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
         "training.average_share": 0.5,
     },
     "hybrid": {"model.type": "hybrid", "model.order": 3},
+    "gru-masters": {"training.precision": "bf16", "training.amp": "O2", "training.gradient_accumulation": 3},
     "transformer": TRANSFORMER,
     "transformer-muon": {**TRANSFORMER, "training.optimizer": "muon", "training.gradient_accumulation": 2},
     "transformer-shard": {**TRANSFORMER, "training.shard": True, "training.gradient_accumulation": 2},
@@ -89,6 +90,8 @@ def train(text: Path, path: Path, case: str, *, stop_after: int | None = None, r
     """All of a case's steps, or those up to one, or those after it."""
     trainer = open_trainer(text, path, case, resumes=resumes)
     trainer.train(PLAN, stop_after=stop_after)
+    sums = [float(whole(weight.detach()).double().sum()) for weight in trainer.mixed.trained]
+    assert all(other == sums for other in trainer.world.gather(sums)), "processes ended with different weights"
 
 
 def main() -> None:

@@ -75,8 +75,8 @@ def assert_same_bytes(one: RunFolder, two: RunFolder) -> None:
             np.testing.assert_array_equal(array, second[file][name], err_msg=f"{file}: {name}")
 
 
-NOISY = {"transformer-muon": 2e-4}
-"""Muon orthogonalises in bf16, which makes more of the last bits."""
+NOISY = {"transformer-muon": 2e-4, "gru-masters": 5e-3}
+"""Muon orthogonalises in bf16, which makes more of the last bits; and at O2 all products are in bf16."""
 
 
 @pytest.mark.slow
@@ -163,6 +163,10 @@ def test_a_batch_that_does_not_split_is_refused_with_sizes_that_do() -> None:
 def test_what_cannot_be_sharded_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"context tables.*model.table_orders=\[\]"):
         distributed.check(config(training__shard=True, model__table_orders=[2]), 2)
+    with pytest.raises(ConfigError, match="--shard and training.amp=O2 do not meet.*--amp O1"):
+        distributed.check(
+            config(training__shard=True, model__table_orders=[], training__amp="O2", training__precision="bf16"), 2
+        )
     with pytest.raises(ConfigError, match="Muon needs whole matrices"):
         distributed.check(config(training__shard=True, model__table_orders=[], training__optimizer="muon"), 2)
     distributed.check(config(training__shard=True, model__table_orders=[]), 2)
@@ -231,9 +235,9 @@ def worker(launcher: int, rank: int) -> int:
     )
 
 
-def wait_for_step(folder: Path, step: int) -> None:
+def wait_for_step(started: subprocess.Popen[str], folder: Path, step: int) -> None:
     until = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < until:
+    while time.monotonic() < until and started.poll() is None:
         rows = RunFolder(folder).read_metrics()
         if rows and rows[-1]["step"] >= step:
             return
@@ -246,7 +250,7 @@ def test_a_killed_process_costs_what_was_not_saved_and_the_job_completes_under_t
     launcher = [*TORCHRUN, "--standalone", "--no-python", "--nproc-per-node", "2", "--max-restarts", "1"]
     with job(tmp_path, *launcher, *LM, *TRAIN, "--max-steps", "90") as started:
         run = tmp_path / "runs" / "words-gru-char"
-        wait_for_step(run, 30)
+        wait_for_step(started, run, 30)
         os.kill(worker(started.pid, 1), signal.SIGKILL)
         code = started.wait(TIMEOUT_SECONDS)
     log = (tmp_path / "log").read_text("utf-8")
@@ -264,7 +268,7 @@ def test_a_killed_process_ends_the_job_that_devices_started_and_another_number_g
 ) -> None:
     run = tmp_path / "runs" / "a"
     with job(tmp_path, *LM, *TRAIN, "--max-steps", "60", "--name", "a", "--devices", "2") as started:
-        wait_for_step(run, 30)
+        wait_for_step(started, run, 30)
         os.kill(worker(started.pid, 1), signal.SIGKILL)
         code = started.wait(TIMEOUT_SECONDS)
     log = (tmp_path / "log").read_text("utf-8")
@@ -291,7 +295,7 @@ def test_a_lost_machine_leaves_the_others_to_go_on(tmp_path: Path) -> None:
     with job(tmp_path, *command) as first:
         time.sleep(3)
         with job(tmp_path / "second", *command[:-1], "400", "--runs-dir", str(tmp_path / "runs")) as second:
-            wait_for_step(tmp_path / "runs" / "words-gru-char", 60)
+            wait_for_step(first, tmp_path / "runs" / "words-gru-char", 60)
             for process in (*children(second.pid), second.pid):
                 os.kill(process, signal.SIGKILL)
         code = first.wait(TIMEOUT_SECONDS)
@@ -310,9 +314,9 @@ def free_port() -> int:
 @pytest.mark.slow
 def test_a_process_that_hangs_ends_the_job_after_the_timeout(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "a"
-    short = "--set", "training.timeout_seconds=4"
+    short = "--set", "training.timeout_seconds=10"
     with job(tmp_path, *LM, *TRAIN, *short, "--max-steps", "100000", "--name", "a", "--devices", "2") as started:
-        wait_for_step(run, 5)
+        wait_for_step(started, run, 5)
         hung = worker(started.pid, 1)
         os.kill(hung, signal.SIGSTOP)
         while "did not answer in training.timeout_seconds" not in (tmp_path / "log").read_text("utf-8"):
@@ -329,7 +333,7 @@ def test_a_process_that_hangs_ends_the_job_after_the_timeout(tmp_path: Path) -> 
 def test_sigterm_to_the_launcher_saves_and_ends_all(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "a"
     with job(tmp_path, *LM, *TRAIN, "--max-steps", "100000", "--name", "a", "--devices", "2") as started:
-        wait_for_step(run, 30)
+        wait_for_step(started, run, 30)
         started.send_signal(signal.SIGTERM)
         assert started.wait(TIMEOUT_SECONDS) == 128 + signal.SIGTERM
     state, _ = RunFolder(run).read_last()
