@@ -130,7 +130,7 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
         if memory.limit is not None and least > memory.limit:
             raise TooMuchMemory
         with memory:
-            return _Trial(make_trial(_standing(config), corpus), memory, available).fit(seconds, begun)
+            return _Trial(make_trial(config, corpus), memory, available).fit(seconds, begun)
     except TooMuchMemory:
         # Not even one row of the batch.
         return Fit(
@@ -150,12 +150,6 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
         )
     finally:
         forget_buffers()
-
-
-def _standing(config: RunConfig) -> RunConfig:
-    """The same with steps that go nowhere: whether training diverges is not the question here."""
-    rates = dict.fromkeys(("learning_rate", "muon_learning_rate", "table_learning_rate"), 1e-12)
-    return config.model_copy(update={"training": config.training.model_copy(update=rates)})
 
 
 def _least_state_bytes(model: LanguageModel, *, low: bool) -> int:
