@@ -84,6 +84,7 @@ class Trainee(Callback):
         self._order, self._out = order, out
         self._told_at = 0.0
         self._sampled: int | None = None
+        self._due: tuple[int, float] | None = None
         self._folder: RunFolder | None = None
         self._end: End | None = None
 
@@ -153,10 +154,16 @@ class Trainee(Callback):
             self.tell("validating", done=done, total=total)
 
     def on_log(self, row: Row) -> None:
-        """Give the point of the curve, and a sample where it is the best so far."""
+        """Give the point of the curve; where it is the best so far, a sample is due."""
         self.tell("row", **{name: row.get(name) for name in ("step", "seconds", "train_loss", "valid_loss")})
         if row["valid_loss"] is not None and row["best_step"] == row["step"]:
-            self._sample(row["step"], row["valid_loss"])
+            self._due = row["step"], row["valid_loss"]
+
+    def on_save(self, step: int) -> None:
+        """Give the sample that is due: weights are written beside training, and now they are there."""
+        if self._due is not None and self._due[0] <= step:
+            self._sample(*self._due)
+            self._due = None
 
     def on_end(self, end: End) -> None:
         """Say why it ended."""

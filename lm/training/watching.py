@@ -89,7 +89,7 @@ class Follower:
     def _start(self, row: Row, since: Row | None) -> None:
         """Say what is trained, and from where; `row` is any line of it."""
         record, environment = self.folder.read_record(), self._state().get("environment", {})
-        level = environment.get("amp", "O0")
+        level, plan = environment.get("amp", "O0"), Plan.from_json(record["plan"])
         training, model = record["config"]["training"], record["config"]["model"]
         tokens = training["batch_size"] * (training["bptt"] or model.get("context_length") or DEFAULT_BPTT)
         self.callback.on_start(
@@ -101,14 +101,15 @@ class Follower:
                 corpus=record["corpus"]["name"],
                 step=since["step"] if since else 0,
                 seconds=since["seconds"] if since else 0.0,
-                plan_steps=record["plan"]["steps"],
+                plan_steps=plan.steps,
                 tokens_per_step=row["tokens"] // row["step"]
                 if "tokens" in row
                 else tokens * training["gradient_accumulation"],
                 steps_per_epoch=row["step"] / (row["epoch"] or 1),
                 device=environment.get("device", "cpu"),
                 precision=environment.get("precision", "fp32") + ("" if level == "O0" else f" {level}"),
-                expected=Plan.from_json(record["plan"]).expected,
+                expected=plan.expected,
+                memory_bytes=plan.expected_bytes,
             )
         )
 
