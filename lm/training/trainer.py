@@ -95,6 +95,8 @@ class Trainer:
         self.average = None if look_back is None else WeightAverage(self.model, look_back, self.mixed.trained)
         self.state = TrainState()
         self.hidden: State | None = None
+        # What this process was sent, at any moment, and what all processes have agreed on after a step.
+        self._sent: int | None = None
         self._signal: int | None = None
         self._accuracy: float | None = None
         self._given: State | None = None
@@ -308,7 +310,7 @@ class Trainer:
             self._step_seconds += time.perf_counter() - begun
             self._losses.append(loss)
             self._writer.poll()
-            state.seconds, self._signal = self.world.agree(time.perf_counter() - self._clock, self._signal)
+            state.seconds, self._signal = self.world.agree(time.perf_counter() - self._clock, self._sent)
             for callback in self.callbacks:
                 callback.on_step(Tick(state.step, loss, state.seconds))
             reason = self._why_stop(stop_after)
@@ -354,13 +356,13 @@ class Trainer:
         """Let Ctrl-C and SIGTERM finish the step; a second Ctrl-C stops at once."""
 
         def note(number: int, frame: FrameType | None) -> None:
-            self._signal = number
+            self._sent = number
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._signal = None
+        self._sent = self._signal = None
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

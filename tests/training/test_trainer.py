@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import signal
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -391,6 +392,30 @@ def slow(trainer: Trainer, clock: FakeClock) -> Trainer:
 
     trainer.run_step = run  # type: ignore[method-assign]
     return trainer
+
+
+# -- signals -------------------------------------------------------------------------------------------
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_forgotten(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(max_steps=8)
+
+    asked: list[int] = []
+
+    def agree(world: Any, seconds: float, sent: int | None) -> tuple[float, int | None]:
+        asked.append(trainer.state.step)
+        if asked[-1] == 3 and asked.count(3) == 1:
+            # Too late for this step: `sent` is read already.
+            signal.raise_signal(signal.SIGTERM)
+            for _ in range(100):
+                """Python calls its handlers between rounds of a loop."""
+        return seconds, sent
+
+    monkeypatch.setattr(type(trainer.world), "agree", agree)
+    end = trainer.train(Plan(8, 8))
+    assert (end.reason, end.step, end.signal) == ("interrupted", 4, signal.SIGTERM)
 
 
 # -- numbers that are not finite ------------------------------------------------------------------------
