@@ -5,6 +5,8 @@
     RMSNorm, normed_and_turned         nn.RMSNorm, the same with rotary positions
     swiglu, attend, Dropout            silu(gate) · up, causal scaled_dot_product_attention, nn.Dropout
     block                              all of these, as a whole block of a Transformer
+    product, entropies                 torch.mm, cross_entropy with its slopes, both without gradient
+    clipped                            clip_grad_norm_
 
 All are for fp32 on the CPU (`usable`) and leave everything else to torch. Outputs and gradients equal torch's within
 fp32 rounding. Sums have one order: the same bits for any number of threads.
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -38,7 +41,7 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-KINDS = "gru", "lstm", "linear", "dropout", "norm", "swiglu", "attention", "block"
+KINDS = "gru", "lstm", "linear", "dropout", "norm", "swiglu", "attention", "block", "entropy", "clip"
 
 FEWEST_STEPS, FEWEST_ROWS = 8, 64
 """Shorter texts and smaller matrices are torch's: the weights are arranged anew in each call."""
@@ -330,6 +333,35 @@ def product(a: Tensor, b: Tensor, *, bias: Tensor | None = None, into: Tensor | 
     return found
 
 
+def entropies(logits: Tensor, targets: Tensor, d_bias: Tensor) -> Tensor:
+    """Cross-entropies on the CPU, in one pass that turns the logits into their slopes.
+
+    Args:
+        logits: (N, V), contiguous, in fp32; becomes the distribution, less one at the target.
+        targets: (N,) int64.
+        d_bias: (V,), contiguous; the slopes of all rows are added to it.
+
+    Returns:
+        (N,) nats.
+    """
+    nats = logits.new_empty(len(logits))
+    at = logits.data_ptr(), targets.contiguous().data_ptr(), *logits.shape, nats.data_ptr(), d_bias.data_ptr()
+    compiled().entropies(*at, *_machine())
+    return nats
+
+
+def clipped(gradients: Sequence[Tensor], most: float) -> float:
+    """The norm of all gradients together, on the CPU in fp32 and contiguous; a longer one is brought to `most`.
+
+    One that is not finite leaves them as they are.
+    """
+    arrays = [(gradient.data_ptr(), gradient.numel()) for gradient in gradients]
+    norm: float = compiled().norm(arrays, *_machine())
+    if most < norm < math.inf:
+        compiled().scale(arrays, most / (norm + 1e-6), *_machine())
+    return norm
+
+
 def _in_memory(matrix: Tensor) -> tuple[Tensor, int, bool]:
     """A matrix with contiguous rows, their distance, and whether it is the transposed one."""
     step, next_one = matrix.stride()
@@ -356,7 +388,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, sums = ctx.saved_tensors
-        slopes = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+        slopes = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
         at = _at(queries, keys, values, None, sums, grads[0].contiguous(), *slopes)
         shape, *dropping = ctx.settings
         compiled().attention(shape, at, *dropping, *_machine())
@@ -406,9 +438,11 @@ class _Block(torch.autograd.Function):
         inputs, _, _, keys, values, *weights = ctx.saved_tensors
         run, memory, ctx.memory = ctx.run, ctx.memory, None
         dy = torch.zeros_like(inputs) if grads[0] is None else grads[0].contiguous()
-        # Those of keys and values as such, to which attention's are added.
+        # Those of keys and values as such, to which attention's are added; hardly ever any.
+        run.adds = grads[1] is not None or grads[2] is not None
+        empty = torch.zeros_like if run.adds else torch.empty_like
         d_keys, d_values = (
-            torch.zeros_like(part) if grad is None else grad.clone(memory_format=torch.contiguous_format)
+            empty(part) if grad is None else grad.clone(memory_format=torch.contiguous_format)
             for part, grad in zip((keys, values), grads[1:], strict=True)
         )
         d_inputs = torch.empty_like(inputs)

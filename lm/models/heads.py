@@ -27,7 +27,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from lm.config import listed
-from lm.kernels.training import in_its_format, linear, stays_in_fp32
+from lm.kernels.training import entropies, in_its_format, linear, product, stays_in_fp32, usable
 from lm.models.base import ModelOptions, cross_entropies
 from lm.models.parts import LOSS, OUTPUT_AND_LOSS, part
 
@@ -243,8 +243,15 @@ def _softmax(
     grad_weight, grad_bias = grad_layer
     nats = torch.zeros((), device=vectors.device)
     at_once = max(1, LOGITS_AT_ONCE // len(weight))
+    native = dtype == torch.float32 and usable("entropy", vectors) and usable("linear", weight)
     for begin in range(0, len(vectors), at_once):
         piece = slice(begin, begin + at_once)
+        if native:
+            logits = product(vectors[piece], weight.T, bias=bias)
+            nats += entropies(logits, targets[piece], grad_bias).sum()
+            product(logits.T, vectors[piece], into=grad_weight)
+            product(logits, weight, into=grad_vectors[piece])
+            continue
         logits = F.linear(vectors[piece], weight).to(dtype).add_(bias)
         logs = logits.log_softmax(dim=1)
         index = targets[piece, None]

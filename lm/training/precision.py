@@ -37,7 +37,7 @@ from torch.optim import Optimizer
 from lm.config import TrainingConfig
 from lm.device import DTYPES, Precision, computing
 from lm.errors import ConfigError, DeviceError
-from lm.kernels.training import cast_floats, keep_in_fp32
+from lm.kernels.training import cast_floats, clipped, keep_in_fp32, usable
 from lm.models.base import LanguageModel, whole
 from lm.models.tables import ContextTables
 from lm.registry import did_you_mean
@@ -281,14 +281,18 @@ class MixedPrecision:
             torch._foreach_mul_(values, 1 / self.scale.value)
         # Sparse gradients are those of context tables, whose steps are bounded by their own optimizer.
         dense = [tensor for tensor, gradient in zip(with_gradient, gradients, strict=True) if not gradient.is_sparse]
-        # The squares of a low gradient may not be numbers of its format.
-        total = torch.nn.utils.get_total_norm([tensor.grad.float() for tensor in dense if tensor.grad is not None])
-        norm = float(whole(total))
         sums = [values[at].sum(dtype=torch.float32) for at, each in enumerate(gradients) if each.is_sparse]
         if sums and not all(math.isfinite(float(each)) for each in sums):
-            norm = math.nan
+            return math.nan
+        most = math.inf if most is None else most
+        slopes = [tensor.grad for tensor in dense if tensor.grad is not None]
+        if all(type(slope) is Tensor and usable("clip", slope) and slope.is_contiguous() for slope in slopes):
+            return clipped(slopes, most)
+        # The squares of a low gradient may not be numbers of its format.
+        total = torch.nn.utils.get_total_norm([slope.float() for slope in slopes])
+        norm = float(whole(total))
         if math.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(dense, most or math.inf, total)
+            torch.nn.utils.clip_grads_with_norm_(dense, most, total)
         return norm
 
     def nonfinite_gradient(self) -> str:

@@ -10,7 +10,7 @@ namespace INKLING_ISA {
 
 using inkling::Attention;
 
-constexpr int kQueries = 64;  // rows of scores at a time
+constexpr int kQueries = 32;  // rows of scores at a time
 
 class AttentionRun {
 public:
@@ -47,6 +47,9 @@ private:
         auto multiply = [&](const Product& product) {
             product.run(0, product.rows, space_.packed(part), space_.turned(part));
         };
+        if (a_.d_outputs && !a_.adds)
+            for (float* slopes_of : {a_.d_keys, a_.d_values})
+                for (int row = 0; row < a_.time; ++row) std::memset(shared_rows(slopes_of)[row], 0, width * 4);
         for (int head = kv_head * shared; head < (kv_head + 1) * shared; ++head)
             for (int first = 0; first < a_.time; first += kQueries) {
                 const int count = std::min(kQueries, a_.time - first), seen = first + count;
@@ -57,10 +60,9 @@ private:
                 const ConstRows square{scores, wide};
                 multiply({queries, false, keys, true, {scores, wide}, count, width, seen});
                 if (!a_.d_outputs) {
-                    for (int row = 0; row < count; ++row) {
-                        softmax(scores + int64_t(row) * wide, first + row + 1, seen, scale, sums[row]);
+                    softmax(scores, first, count, seen, scale, sums);
+                    for (int row = 0; row < count; ++row)
                         drop(scores + int64_t(row) * wide, first + row + 1, place + row);
-                    }
                     multiply({square, false, values, false, own_rows(a_.outputs), count, seen, width});
                     continue;
                 }
@@ -68,10 +70,10 @@ private:
                 const ConstRows turned{slopes, wide};
                 multiply({slope, false, values, true, {slopes, wide}, count, width, seen});
                 for (int row = 0; row < count; ++row) {
-                    drop(slopes + int64_t(row) * wide, first + row + 1, place + row);
-                    back(scores + int64_t(row) * wide, slopes + int64_t(row) * wide, first + row + 1, seen, scale,
-                         sums[row]);
-                    drop(scores + int64_t(row) * wide, first + row + 1, place + row);
+                    const int64_t at = int64_t(row) * wide;
+                    drop(slopes + at, first + row + 1, place + row);
+                    back(scores + at, slopes + at, first + row + 1, seen, scale, sums[row]);
+                    drop(scores + at, first + row + 1, place + row);
                 }
                 multiply({turned, false, keys, false, own_rows(a_.d_queries), count, seen, width});
                 // Added to what later blocks of queries, and other heads that share these keys, bring.
@@ -86,48 +88,53 @@ private:
             for (int i = 0; i < known; i += LANES) store(of + i, dropping_(load(of + i), row * padded(a_.time) + i));
     }
 
-    static vec probability(const float* scores, int i, float scale, float log_sum) {
-        return exp(load(scores + i) * scale - log_sum);
-    }
-    // For what lies after a query: a value in the rest of the last vector, zero in the end.
-    static void fill(float* row, int known, float value) {
-        for (int i = known; i < padded(known); ++i) row[i] = value;
+    // A vector of the first `known` of a row, `other` in the lanes after them.
+    static vec known_of(const float* row, int i, int known, float other) {
+        return i + LANES <= known ? load(row + i) : kept(load(row + i), known - i, other);
     }
     static void hide(float* row, int known, int seen) {
         if (known < seen) std::memset(row + known, 0, (seen - known) * 4);
     }
 
-    // The first `known` of a row of `seen` scores become probabilities, the others zero.
-    static void softmax(float* scores, int known, int seen, float scale, float& log_sum) {
-        fill(scores, known, -1e30f);
-        vec tops = load(scores);
-        for (int i = LANES; i < known; i += LANES) {
-            const vec next = load(scores + i);
-            tops = next > tops ? next : tops;
+    // Scores of rows that know the first + 1, first + 2, ... first of `seen` become probabilities, the others zero. One
+    // thing for all rows after the other: within a row each waits for the one before.
+    void softmax(float* scores, int first, int count, int seen, float scale, float* log_sums) const {
+        const int wide = padded(a_.time);
+        float tops[kQueries], sums[kQueries];
+        for (int row = 0; row < count; ++row) {
+            const float* of = scores + int64_t(row) * wide;
+            vec most = spread(-1e30f);
+            for (int i = 0; i < first + row + 1; i += LANES) {
+                const vec next = known_of(of, i, first + row + 1, -1e30f);
+                most = next > most ? next : most;
+            }
+            tops[row] = most_of(most) * scale;
         }
-        float most = tops[0];
-        for (int lane = 1; lane < LANES; ++lane) most = std::max(most, tops[lane]);
-        const float sum = summed(known, [&](int i, int) {
-            const vec e = probability(scores, i, scale, most * scale);
-            store(scores + i, e);
-            return e;
-        });
-        for (int i = 0; i < known; i += LANES) store(scores + i, load(scores + i) * (1.0f / sum));
-        log_sum = most * scale + std::log(sum);
-        hide(scores, known, seen);
+        for (int row = 0; row < count; ++row) {
+            float* of = scores + int64_t(row) * wide;
+            sums[row] = summed(first + row + 1, [&](int i, int) {
+                const vec e = exp(known_of(of, i, first + row + 1, -1e30f) * scale - tops[row]);
+                store(of + i, e);
+                return e;
+            });
+        }
+        for (int row = 0; row < count; ++row) log_sums[row] = tops[row] + std::log(sums[row]);
+        for (int row = 0; row < count; ++row) {
+            float* of = scores + int64_t(row) * wide;
+            for (int i = 0; i < first + row + 1; i += LANES) store(of + i, load(of + i) * (1.0f / sums[row]));
+            hide(of, first + row + 1, seen);
+        }
     }
 
     // Scores become probabilities, and slopes of the probabilities become slopes of the scores.
     static void back(float* scores, float* slopes, int known, int seen, float scale, float log_sum) {
-        fill(scores, known, -1e30f);
-        fill(slopes, known, 0.0f);
         const float mean = summed(known, [&](int i, int) {
-            const vec e = probability(scores, i, scale, log_sum);
+            const vec e = exp(known_of(scores, i, known, -1e30f) * scale - log_sum);
             store(scores + i, e);
-            return e * load(slopes + i);
+            return e * known_of(slopes, i, known, 0.0f);
         });
         for (int i = 0; i < known; i += LANES)
-            store(slopes + i, load(scores + i) * (load(slopes + i) - mean) * scale);
+            store(slopes + i, load(scores + i) * (known_of(slopes, i, known, 0.0f) - mean) * scale);
         hide(scores, known, seen);
         hide(slopes, known, seen);
     }

@@ -72,6 +72,7 @@ public:
         back_inputs(slope, b_.size, b_.output, mixed_, attended);
         Attention of = attention();
         of.d_outputs = attended, of.d_queries = queries, of.d_keys = b_.d_keys, of.d_values = b_.d_values;
+        of.adds = b_.adds;
         AttentionRun(of, pool_, space_.products).run();
         // The slopes of the outputs are done with: their place takes those of the queries before the norm.
         float* raw_queries = attended;

@@ -5,6 +5,7 @@
 #include "attention.hpp"
 #include "block.hpp"
 #include "elementwise.hpp"
+#include "entropy.hpp"
 #include "recurrent.hpp"
 #include "training.hpp"
 #include "transformer.hpp"
@@ -29,6 +30,13 @@ void drop(const float* from, float* to, int64_t count, uint64_t seed, float rate
 void norms(const inkling::Norms& n, int threads) { norms_of(sequence_space().pool(threads), n); }
 void gated(const float* gate, const float* up, const float* dy, int64_t count, float* y, float* d_up, int threads) {
     gate_all(sequence_space().pool(threads), gate, up, dy, count, y, d_up);
+}
+void entropies(const inkling::Entropies& e, int threads) { entropies_of(sequence_space().pool(threads), e); }
+double squares(const float* of, int64_t count, int threads) {
+    return squares_of(sequence_space().pool(threads), of, count);
+}
+void scale(float* of, int64_t count, float factor, int threads) {
+    scale_all(sequence_space().pool(threads), of, count, factor);
 }
 void attention(const inkling::Attention& attention, int threads) {
     SequenceSpace& space = sequence_space();

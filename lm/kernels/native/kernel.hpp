@@ -121,6 +121,15 @@ struct Norms {
     float *dx = nullptr, *d_weight = nullptr;
 };
 
+// Rows of logits that become the slopes of their cross-entropies: the distribution, less one at the target.
+struct Entropies {
+    float* logits = nullptr;  // (rows, columns)
+    const int64_t* targets = nullptr;
+    int rows = 0, columns = 0;
+    float* nats = nullptr;    // (rows)
+    float* d_bias = nullptr;  // (columns), added to
+};
+
 // Causal attention over (batch, time, heads, width), forward or, where there are gradients, backward.
 struct Attention {
     int batch = 0, time = 0, heads = 0, kv_heads = 0, width = 0;
@@ -128,7 +137,8 @@ struct Attention {
     float* outputs = nullptr;
     float* log_sums = nullptr;  // (batch, heads, time), kept for the way back
     const float* d_outputs = nullptr;
-    float *d_queries = nullptr, *d_keys = nullptr, *d_values = nullptr;  // keys' and values' are added to
+    float *d_queries = nullptr, *d_keys = nullptr, *d_values = nullptr;
+    bool adds = false;  // to the slopes of keys and values
     uint64_t seed = 0;  // dropout of the probabilities
     float drop = 0;
 };
@@ -147,7 +157,8 @@ struct BlockPass {
     float* memory = nullptr;                                 // between forward and backward, which changes it
 
     const float* dy = nullptr;
-    float *d_keys = nullptr, *d_values = nullptr;  // of keys and values as such; changed
+    float *d_keys = nullptr, *d_values = nullptr;  // changed; of keys and values as such, where `adds`
+    bool adds = false;
     float *dx = nullptr, *d_input_norm = nullptr, *d_query = nullptr, *d_key = nullptr, *d_value = nullptr;
     float *d_query_norm = nullptr, *d_key_norm = nullptr;  // slopes of norms are added to
     float *d_output = nullptr, *d_mlp_norm = nullptr, *d_gate = nullptr, *d_up = nullptr, *d_down = nullptr;

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -26,6 +27,9 @@ using inkling::Kernel;
     void attention(const inkling::Attention&, int threads);                                       \
     void norms(const inkling::Norms&, int threads);                                               \
     void gated(const float* gate, const float* up, const float* dy, int64_t count, float* y, float* d_up, int threads); \
+    void entropies(const inkling::Entropies&, int threads);                                                             \
+    double squares(const float* of, int64_t count, int threads);                                                        \
+    void scale(float* of, int64_t count, float factor, int threads);                                                    \
     void forward(const inkling::Sequence&, int threads);                                          \
     void backward(const inkling::Sequence&, int threads);                                         \
     size_t block_memory(const inkling::BlockPass&);                                               \
@@ -313,6 +317,31 @@ void gated(uintptr_t gate, uintptr_t up, uintptr_t dy, int64_t count, uintptr_t 
          threads);
 }
 
+void entropies(uintptr_t logits, uintptr_t targets, int rows, int columns, uintptr_t nats, uintptr_t d_bias,
+               const std::string& isa, int threads) {
+    const auto write = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
+    const auto* wanted = reinterpret_cast<const int64_t*>(targets);
+    for (int row = 0; row < rows; ++row)
+        if (uint64_t(wanted[row]) >= uint64_t(columns)) throw std::out_of_range("a target lies outside the logits");
+    nb::gil_scoped_release release;
+    CALL(isa, entropies, {write(logits), wanted, rows, columns, write(nats), write(d_bias)}, threads);
+}
+
+// The norm of many arrays of floats, each an address and a length.
+double norm(const std::vector<std::pair<uintptr_t, int64_t>>& arrays, const std::string& isa, int threads) {
+    nb::gil_scoped_release release;
+    double total = 0;
+    for (const auto& [at, count] : arrays)
+        total += CALL(isa, squares, reinterpret_cast<const float*>(at), count, threads);
+    return std::sqrt(total);
+}
+
+void scale(const std::vector<std::pair<uintptr_t, int64_t>>& arrays, float factor, const std::string& isa,
+           int threads) {
+    nb::gil_scoped_release release;
+    for (const auto& [at, count] : arrays) CALL(isa, scale, reinterpret_cast<float*>(at), count, factor, threads);
+}
+
 using inkling::BlockPass;
 
 void run_block(const BlockPass& pass, const std::string& isa, int threads) {
@@ -329,7 +358,7 @@ void attention(std::tuple<int, int, int, int, int> shape, std::vector<uintptr_t>
     nb::gil_scoped_release release;
     CALL(isa, attention,
          {batch, time, heads, kv_heads, width, read(0), read(1), read(2), write(3), write(4), read(5), write(6),
-          write(7), write(8), seed, drop},
+          write(7), write(8), false, seed, drop},
          threads);
 }
 
@@ -385,7 +414,7 @@ NB_MODULE(_native, module) {
 #define NUMBER(name) block.def_rw(#name, &BlockPass::name)
 #define ADDRESS(name) address<&BlockPass::name>(block, #name)
     NUMBER(batch), NUMBER(time), NUMBER(size), NUMBER(heads), NUMBER(kv_heads), NUMBER(width), NUMBER(inner);
-    NUMBER(epsilon), NUMBER(drop), NUMBER(attention_seed), NUMBER(mixed_seed), NUMBER(mlp_seed);
+    NUMBER(epsilon), NUMBER(drop), NUMBER(attention_seed), NUMBER(mixed_seed), NUMBER(mlp_seed), NUMBER(adds);
     ADDRESS(x), ADDRESS(cosines), ADDRESS(sines), ADDRESS(input_norm), ADDRESS(query), ADDRESS(key), ADDRESS(value);
     ADDRESS(query_norm), ADDRESS(key_norm), ADDRESS(output), ADDRESS(mlp_norm), ADDRESS(gate), ADDRESS(up);
     ADDRESS(down), ADDRESS(y), ADDRESS(keys), ADDRESS(values), ADDRESS(memory), ADDRESS(dy), ADDRESS(d_keys);
@@ -401,5 +430,8 @@ NB_MODULE(_native, module) {
     module.def("norms", &norms);
     module.def("attention", &attention);
     module.def("gated", &gated);
+    module.def("entropies", &entropies);
+    module.def("norm", &norm);
+    module.def("scale", &scale);
     module.def("row_adagrad", &row_adagrad);
 }

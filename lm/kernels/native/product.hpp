@@ -21,6 +21,8 @@ struct RowsAt {
         return i < inner ? data + i * step : data + (i / inner) * outer + (i % inner) * step;
     }
     RowsAt shifted(int64_t columns) const { return {data + columns, step, inner, outer}; }
+    // The rows from `first` on; a multiple of `inner`, where that is not all.
+    RowsAt below(int64_t first) const { return {(*this)[first], step, inner, outer}; }
 };
 using ConstRows = RowsAt<const float>;
 using MutableRows = RowsAt<float>;
@@ -110,11 +112,21 @@ inline void pack_turned(const ConstRows& b, int64_t first, int depth, int begin,
     for (int column = begin; column < end; column += kAcross * kPanel) {
         const int wide = std::min(kAcross * kPanel, padded(end - column)), real = std::min(wide, end - column);
         if (real < wide) std::memset(to, 0, int64_t(depth) * wide * 4);
-        // A few k at a time, so that the lines written to stay in the first cache.
-        for (int first_k = 0; first_k < depth; first_k += kPanel)
-            for (int i = 0; i < real; ++i) {
-                const float* from = b[column + i] + first;
-                for (int k = first_k; k < std::min(depth, first_k + kPanel); ++k) to[int64_t(k) * wide + i] = from[k];
+        for (int i = 0; i < real; i += LANES)
+            for (int k = 0; k < depth; k += LANES) {
+                float* place = to + int64_t(k) * wide + i;
+                const int down = std::min(LANES, depth - k), across = std::min(LANES, real - i);
+                if (down == LANES && across == LANES) {
+                    vec square[LANES];
+#pragma GCC unroll 32
+                    for (int row = 0; row < LANES; ++row) square[row] = load(b[column + i + row] + first + k);
+                    transpose(square);
+#pragma GCC unroll 32
+                    for (int row = 0; row < LANES; ++row) store(place + int64_t(row) * wide, square[row]);
+                } else {
+                    for (int row = 0; row < across; ++row)
+                        for (int j = 0; j < down; ++j) place[int64_t(j) * wide + row] = b[column + i + row][first + k + j];
+                }
             }
         to += int64_t(depth) * wide;
     }
@@ -131,6 +143,16 @@ struct Product {
     int rows, depth, columns;
     bool add = false;             // C += A B
     const float* bias = nullptr;  // (columns), added to every row where C is not added to
+
+    // The same for columns [begin, end) alone.
+    Product between(int begin, int end) const {
+        Product part = *this;
+        part.b = b_turned ? b.below(begin) : b.shifted(begin);
+        part.c = c.shifted(begin);
+        part.columns = end - begin;
+        if (bias) part.bias = bias + begin;
+        return part;
+    }
 
     // Rows [begin, end) of C; `packed` holds kDeep * kBroad floats, `turned` kDeep * kDown.
     void run(int begin, int end, float* packed, float* turned) const {
@@ -200,16 +222,22 @@ private:
 };
 
 inline void multiply(Pool& pool, ProductSpace& space, const Product& product) {
+    // Each part packs all of B's rows for its columns: of a wide product every part takes columns, of another one rows.
+    const bool across = product.columns >= 2 * kBroad || product.rows < 4 * kDown * pool.threads();
+    const int unit = across ? kAcross * kPanel : kDown, size = across ? product.columns : product.rows;
     const double work = double(product.rows) * product.depth * product.columns;
     // Below some 4 million multiplications handing over costs more than it brings.
-    const int parts = std::max(1, std::min({pool.threads(), product.rows / (4 * kDown), int(work / 4e6)}));
+    const int parts = std::max(1, std::min({pool.threads(), size / ((across ? 1 : 4) * unit), int(work / 4e6)}));
     space.reserve(parts);
     if (parts > 1) pool.wake();
+    const int units = (size + unit - 1) / unit;
     pool.run(parts, [&](int part) {
-        const int tiles = (product.rows + kDown - 1) / kDown;
-        const int begin = int(int64_t(tiles) * part / parts) * kDown;
-        const int end = std::min(product.rows, int(int64_t(tiles) * (part + 1) / parts) * kDown);
-        product.run(begin, end, space.packed(part), space.turned(part));
+        const int begin = int(int64_t(units) * part / parts) * unit;
+        const int end = std::min(size, int(int64_t(units) * (part + 1) / parts) * unit);
+        if (across)
+            product.between(begin, end).run(0, product.rows, space.packed(part), space.turned(part));
+        else
+            product.run(begin, end, space.packed(part), space.turned(part));
     });
 }
 

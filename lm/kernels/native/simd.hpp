@@ -105,12 +105,64 @@ private:
     uvec lanes_ = {};
 };
 
+// Two vectors, interleaved: their first halves, or their second ones.
+#if LANES == 16
+#define INKLING_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define INKLING_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LANES == 8
+#define INKLING_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define INKLING_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define INKLING_LOW 0, 4, 1, 5
+#define INKLING_HIGH 2, 6, 3, 7
+#endif
+#if defined(__clang__)
+inline vec interleaved_low(vec a, vec b) { return __builtin_shufflevector(a, b, INKLING_LOW); }
+inline vec interleaved_high(vec a, vec b) { return __builtin_shufflevector(a, b, INKLING_HIGH); }
+#else
+inline vec interleaved_low(vec a, vec b) { return __builtin_shuffle(a, b, ivec{INKLING_LOW}); }
+inline vec interleaved_high(vec a, vec b) { return __builtin_shuffle(a, b, ivec{INKLING_HIGH}); }
+#endif
+#undef INKLING_LOW
+#undef INKLING_HIGH
+
+// A square of numbers becomes its transpose. Interleaving row i with row i + LANES / 2 turns the bits of a number's
+// place (row, lane) round by one; after log2(LANES) times rows and lanes have changed places.
+inline void transpose(vec (&square)[LANES]) {
+    for (int width = 1; width < LANES; width *= 2) {
+        vec next[LANES];
+#pragma GCC unroll 32
+        for (int i = 0; i < LANES / 2; ++i) {
+            next[2 * i] = interleaved_low(square[i], square[i + LANES / 2]);
+            next[2 * i + 1] = interleaved_high(square[i], square[i + LANES / 2]);
+        }
+#pragma GCC unroll 32
+        for (int i = 0; i < LANES; ++i) square[i] = next[i];
+    }
+}
+
 // The sum of 16 lanes, in one order.
 inline float add_lanes(const float* lanes) {
     float half[8], quarter[4];
     for (int i = 0; i < 8; ++i) half[i] = lanes[i] + lanes[i + 8];
     for (int i = 0; i < 4; ++i) quarter[i] = half[i] + half[i + 4];
     return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+
+// The first `count` lanes of a vector, and `other` in those after them.
+inline vec kept(vec value, int count, float other) {
+    ivec lanes;
+    for (int i = 0; i < LANES; ++i) lanes[i] = i;
+    return lanes < count ? value : spread(other);
+}
+
+// The largest of a vector's numbers.
+inline float most_of(vec values) {
+    float lanes[16], half[8], quarter[4];
+    for (int i = 0; i < 16; i += LANES) store(lanes + i, values);
+    for (int i = 0; i < 8; ++i) half[i] = lanes[i] > lanes[i + 8] ? lanes[i] : lanes[i + 8];
+    for (int i = 0; i < 4; ++i) quarter[i] = half[i] > half[i + 4] ? half[i] : half[i + 4];
+    return std::max(std::max(quarter[0], quarter[1]), std::max(quarter[2], quarter[3]));
 }
 
 // `count` of LANES numbers; the others are zero.
