@@ -6,7 +6,7 @@
     swiglu, attend, Dropout            silu(gate) · up, causal scaled_dot_product_attention, nn.Dropout
     block                              all of these, as a whole block of a Transformer
     product, entropies                 torch.mm, cross_entropy with its slopes, both without gradient
-    clipped                            clip_grad_norm_
+    clipped, adamw_step                clip_grad_norm_, torch.optim.AdamW
 
 All are for fp32 on the CPU (`usable`) and leave everything else to torch. Outputs and gradients equal torch's within
 fp32 rounding. Sums have one order: the same bits for any number of threads.
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-KINDS = "gru", "lstm", "linear", "dropout", "norm", "swiglu", "attention", "block", "entropy", "clip"
+KINDS = "gru", "lstm", "linear", "dropout", "norm", "swiglu", "attention", "block", "entropy", "clip", "adamw"
 
 FEWEST_STEPS, FEWEST_ROWS = 8, 64
 """Shorter texts and smaller matrices are torch's: the weights are arranged anew in each call."""
@@ -56,6 +56,22 @@ def usable(kind: str, inputs: Tensor) -> bool:
         return False
     if inputs.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
+    return _installed()
+
+
+def usable_for_all(kind: str, tensors: Sequence[Tensor]) -> bool:
+    """Whether work of this kind, over tensors that are changed where they lie, runs here."""
+    plain = all(
+        (type(each) is Tensor or type(each) is nn.Parameter)
+        and each.dtype is torch.float32
+        and each.is_cpu
+        and each.is_contiguous()
+        for each in tensors
+    )
+    return kind in KINDS and plain and _installed()
+
+
+def _installed() -> bool:
     if native() is None:
         _tell_what_is_missing()
         return False
@@ -360,6 +376,24 @@ def clipped(gradients: Sequence[Tensor], most: float) -> float:
     if most < norm < math.inf:
         compiled().scale(arrays, most / (norm + 1e-6), *_machine())
     return norm
+
+
+def adamw_step(weights: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], group: Mapping[str, Any]) -> None:
+    """AdamW's update of weights by their gradients.
+
+    Args:
+        weights: where "adamw" is usable for them, their gradients and moments.
+        states: of each weight, as torch.optim.AdamW keeps it: step, exp_avg and exp_avg_sq.
+        group: lr, betas, eps and weight_decay.
+    """
+    torch._foreach_add_([state["step"] for state in states], 1)
+    arrays = [
+        (*_at(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]), weight.numel(), float(state["step"]))
+        for weight, state in zip(weights, states, strict=True)
+    ]
+    compiled().adamw(arrays, group["lr"], *group["betas"], group["eps"], group["weight_decay"], *_machine())
+    # Torch has not seen the changes; a graph that still needs the old values must be refused, as always.
+    torch.autograd.graph.increment_version(weights)
 
 
 def _in_memory(matrix: Tensor) -> tuple[Tensor, int, bool]:

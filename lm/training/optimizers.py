@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from lm.config import TrainingConfig
 from lm.kernels.base import native
+from lm.kernels.training import adamw_step, usable_for_all
 from lm.models.base import LanguageModel, host_array, spread_like
 from lm.models.heads import Tails
 from lm.models.tables import ContextTables
@@ -30,9 +31,34 @@ FP16_EPSILON = 1e-3
 
 
 class AdamW(torch.optim.AdamW):
-    """Torch's, where nothing is compiled: its own step would import torch's compiler, for more than a second."""
+    """Torch's, natively where that is usable."""
 
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    # Its own step would import torch's compiler, for more than a second.
+    _step = inspect.unwrap(torch.optim.AdamW.step)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update of all weights that have a gradient."""
+        if closure is not None or not self.defaults["fused"] or not self._native():
+            return self._step(closure)
+        for group in self.param_groups:
+            updated = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in updated:
+                if not self.state[weight]:
+                    moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+                    self.state[weight] = {"step": torch.zeros(()), **moments}
+            adamw_step(updated, [self.state[weight] for weight in updated], group)
+        return None
+
+    def _native(self) -> bool:
+        tensors = [
+            tensor
+            for group in self.param_groups
+            for weight in group["params"]
+            if weight.grad is not None
+            for tensor in (weight, weight.grad, *self.state[weight].values())
+        ]
+        return usable_for_all("adamw", tensors)
 
 
 for _name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):

@@ -37,7 +37,7 @@ from torch.optim import Optimizer
 from lm.config import TrainingConfig
 from lm.device import DTYPES, Precision, computing
 from lm.errors import ConfigError, DeviceError
-from lm.kernels.training import cast_floats, clipped, keep_in_fp32, usable
+from lm.kernels.training import cast_floats, clipped, keep_in_fp32, usable_for_all
 from lm.models.base import LanguageModel, whole
 from lm.models.tables import ContextTables
 from lm.registry import did_you_mean
@@ -201,7 +201,7 @@ class MixedPrecision:
         if self.format.level != "O0":
             self._arrange(named)
 
-    @property
+    @functools.cached_property
     def trained(self) -> list[Tensor]:
         """What the optimizers update, in the order of the model's parameters."""
         return [self.masters.get(parameter, parameter) for parameter in self._model.parameters()]
@@ -286,7 +286,7 @@ class MixedPrecision:
             return math.nan
         most = math.inf if most is None else most
         slopes = [tensor.grad for tensor in dense if tensor.grad is not None]
-        if all(type(slope) is Tensor and usable("clip", slope) and slope.is_contiguous() for slope in slopes):
+        if usable_for_all("clip", slopes):
             return clipped(slopes, most)
         # The squares of a low gradient may not be numbers of its format.
         total = torch.nn.utils.get_total_norm([slope.float() for slope in slopes])

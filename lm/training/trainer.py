@@ -113,7 +113,8 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_learning_rate"] * share
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         total = 0.0
         for part in range(config.gradient_accumulation):
             index = state.step * config.gradient_accumulation + part

@@ -17,6 +17,7 @@ from lm.kernels import base, training
 from lm.kernels.base import native
 from lm.models.base import LanguageModel, build_model
 from lm.models.transformer import rotary_tables
+from lm.training.optimizers import AdamW
 
 V = 11
 CELLS: dict[str, type[nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -196,6 +197,91 @@ def test_a_linear_layer_equals_that_of_torch(rows: int, width: int, wide: int, i
         found.append([outputs.detach(), *torch.autograd.grad(outputs, leaves, slope)])
     for one, other in zip(found[1], found[0], strict=True):
         close(one, other)
+
+
+@pytest.mark.parametrize(("rows", "depth", "wide"), [(1, 40, 31), (9, 20, 1000), (40, 1100, 50), (60, 200, 2500)])
+def test_a_product_of_any_shape_equals_that_of_torch(rows: int, depth: int, wide: int, isa: str, threads: None) -> None:
+    torch.manual_seed(0)
+    a, b, bias = torch.randn(rows, depth), torch.randn(depth, wide), torch.randn(wide)
+    wanted = torch.addmm(bias, a, b)
+    for left in (a, a.T.contiguous().T):
+        for right in (b, b.T.contiguous().T):
+            results = []
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                found = training.product(left, right, bias=bias)
+                close(found, wanted)
+                results += [found, training.product(left, right, into=found.clone())]
+            close(results[1], wanted + a @ b)
+            assert all(torch.equal(*pair) for pair in zip(results[2:], results[:2] * 2, strict=True))
+
+
+@pytest.mark.parametrize(("rows", "wide"), [(1, 1), (7, 40), (90, 1003)])
+def test_cross_entropies_and_their_slopes_are_those_of_torch(rows: int, wide: int, isa: str, threads: None) -> None:
+    torch.manual_seed(0)
+    logits, targets = (10 * torch.randn(rows, wide)).requires_grad_(), torch.randint(wide, (rows,))
+    wanted = F.cross_entropy(logits, targets, reduction="none")
+    (slopes,) = torch.autograd.grad(wanted.sum(), logits)
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found, d_bias = logits.detach().clone(), torch.ones(wide)
+        close(training.entropies(found, targets, d_bias), wanted)
+        close(found, slopes)
+        close(d_bias, 1 + slopes.sum(0))
+    with pytest.raises(IndexError, match="outside the logits"):
+        training.entropies(found, targets + wide, d_bias)
+
+
+def test_a_logit_that_is_no_number_makes_a_loss_that_is_none(isa: str) -> None:
+    for odd in (torch.nan, torch.inf):
+        logits = torch.zeros(2, 40)
+        logits[1, 3] = odd
+        nats = training.entropies(logits, torch.zeros(2, dtype=torch.int64), torch.zeros(40))
+        assert nats.isfinite().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("most", [0.5, 1e6])
+def test_gradients_are_clipped_as_by_torch(most: float, isa: str, threads: None) -> None:
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.zeros(shape)) for shape in ((3,), (200, 300), (), (1, 17), (70_000,))]
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape)
+    copies = [weight.grad.clone() for weight in weights if weight.grad is not None]
+    wanted = float(nn.utils.clip_grad_norm_(weights, most))
+    norms = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        own = [each.clone() for each in copies]
+        norms.append(training.clipped(own, most))
+        for one, weight in zip(own, weights, strict=True):
+            assert weight.grad is not None
+            close(one, weight.grad)
+    assert norms[0] == norms[1] == pytest.approx(wanted, rel=1e-5)
+    copies[1][3, 4] = torch.nan
+    before = copies[0].clone()
+    assert training.clipped(copies, most) != training.clipped(copies, most)
+    assert torch.equal(copies[0], before)
+
+
+def test_adamw_goes_where_that_of_torch_goes(isa: str) -> None:
+    torch.manual_seed(0)
+    shapes = [(3,), (200, 300), (1, 17)]
+    begun = [torch.randn(shape) for shape in shapes]
+    ways: list[list[nn.Parameter]] = []
+    for make in (torch.optim.AdamW, AdamW):
+        weights = [nn.Parameter(each.clone()) for each in begun]
+        groups = [{"params": weights[:2], "weight_decay": 0.3}, {"params": weights[2:], "weight_decay": 0.0}]
+        optimizer = make(groups, lr=1e-2, betas=(0.8, 0.95), fused=True)
+        source = torch.Generator().manual_seed(3)
+        for step in range(5):
+            for weight in weights:
+                # One that has had fewer steps than the others.
+                weight.grad = None if step == 1 and weight.ndim == 1 else torch.randn(weight.shape, generator=source)
+            optimizer.step()
+        ways.append(weights)
+        assert [float(optimizer.state[weight]["step"]) for weight in weights] == [4, 5, 5]
+    for one, other in zip(*ways, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_keeps_its_share_and_drops_the_same_on_the_way_back() -> None:

@@ -38,29 +38,4 @@ inline void entropies_of(Pool& pool, const inkling::Entropies& e) {
     });
 }
 
-// The squares of `count` numbers, summed in blocks, so that the sum has one order.
-inline double squares_of(Pool& pool, const float* of, int64_t count) {
-    constexpr int64_t kBlock = 1 << 14;
-    const int64_t blocks = (count + kBlock - 1) / kBlock;
-    std::vector<float> sums(blocks);
-    share(pool, blocks, kBlock, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block) {
-            const float* from = of + block * kBlock;
-            sums[block] = summed(int(std::min(kBlock, count - block * kBlock)), [&](int i, int few) {
-                const vec v = load_few(from + i, few);
-                return v * v;
-            });
-        }
-    });
-    double total = 0;
-    for (float sum : sums) total += sum;
-    return total;
-}
-
-inline void scale_all(Pool& pool, float* of, int64_t count, float factor) {
-    share(pool, count, 1, kPanel, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) of[i] *= factor;
-    });
-}
-
 }  // namespace INKLING_ISA

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "arrays.hpp"
 #include "attention.hpp"
 #include "block.hpp"
 #include "elementwise.hpp"
@@ -32,11 +33,14 @@ void gated(const float* gate, const float* up, const float* dy, int64_t count, f
     gate_all(sequence_space().pool(threads), gate, up, dy, count, y, d_up);
 }
 void entropies(const inkling::Entropies& e, int threads) { entropies_of(sequence_space().pool(threads), e); }
-double squares(const float* of, int64_t count, int threads) {
-    return squares_of(sequence_space().pool(threads), of, count);
+double norm(const std::vector<inkling::Floats>& arrays, int threads) {
+    return norm_of(sequence_space().pool(threads), arrays);
 }
-void scale(float* of, int64_t count, float factor, int threads) {
-    scale_all(sequence_space().pool(threads), of, count, factor);
+void scale(const std::vector<inkling::Floats>& arrays, float factor, int threads) {
+    scale_all(sequence_space().pool(threads), arrays, factor);
+}
+void adamw(const std::vector<inkling::Adam>& arrays, float beta1, float beta2, float epsilon, int threads) {
+    adamw_all(sequence_space().pool(threads), arrays, beta1, beta2, epsilon);
 }
 void attention(const inkling::Attention& attention, int threads) {
     SequenceSpace& space = sequence_space();

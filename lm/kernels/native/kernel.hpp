@@ -121,6 +121,22 @@ struct Norms {
     float *dx = nullptr, *d_weight = nullptr;
 };
 
+struct Floats {
+    float* data = nullptr;
+    int64_t count = 0;
+};
+
+// Weights that AdamW updates.
+struct Adam {
+    float* weights = nullptr;
+    const float* slopes = nullptr;
+    float *means = nullptr, *squares = nullptr;  // of the slopes so far
+    int64_t count = 0;
+    float decay = 1;       // 1 - learning rate * weight decay
+    float rate = 0;        // learning rate / (1 - beta1^steps)
+    float root_scale = 1;  // 1 / sqrt(1 - beta2^steps)
+};
+
 // Rows of logits that become the slopes of their cross-entropies: the distribution, less one at the target.
 struct Entropies {
     float* logits = nullptr;  // (rows, columns)

@@ -28,8 +28,9 @@ using inkling::Kernel;
     void norms(const inkling::Norms&, int threads);                                               \
     void gated(const float* gate, const float* up, const float* dy, int64_t count, float* y, float* d_up, int threads); \
     void entropies(const inkling::Entropies&, int threads);                                                             \
-    double squares(const float* of, int64_t count, int threads);                                                        \
-    void scale(float* of, int64_t count, float factor, int threads);                                                    \
+    double norm(const std::vector<inkling::Floats>&, int threads);                                                      \
+    void scale(const std::vector<inkling::Floats>&, float factor, int threads);                                         \
+    void adamw(const std::vector<inkling::Adam>&, float beta1, float beta2, float epsilon, int threads);                \
     void forward(const inkling::Sequence&, int threads);                                          \
     void backward(const inkling::Sequence&, int threads);                                         \
     size_t block_memory(const inkling::BlockPass&);                                               \
@@ -327,19 +328,35 @@ void entropies(uintptr_t logits, uintptr_t targets, int rows, int columns, uintp
     CALL(isa, entropies, {write(logits), wanted, rows, columns, write(nats), write(d_bias)}, threads);
 }
 
-// The norm of many arrays of floats, each an address and a length.
-double norm(const std::vector<std::pair<uintptr_t, int64_t>>& arrays, const std::string& isa, int threads) {
-    nb::gil_scoped_release release;
-    double total = 0;
-    for (const auto& [at, count] : arrays)
-        total += CALL(isa, squares, reinterpret_cast<const float*>(at), count, threads);
-    return std::sqrt(total);
+// Arrays of floats, each an address and a length.
+using Arrays = std::vector<std::pair<uintptr_t, int64_t>>;
+
+std::vector<inkling::Floats> floats(const Arrays& arrays) {
+    std::vector<inkling::Floats> found;
+    for (const auto& [at, count] : arrays) found.push_back({reinterpret_cast<float*>(at), count});
+    return found;
 }
 
-void scale(const std::vector<std::pair<uintptr_t, int64_t>>& arrays, float factor, const std::string& isa,
-           int threads) {
+double norm(const Arrays& arrays, const std::string& isa, int threads) {
     nb::gil_scoped_release release;
-    for (const auto& [at, count] : arrays) CALL(isa, scale, reinterpret_cast<float*>(at), count, factor, threads);
+    return CALL(isa, norm, floats(arrays), threads);
+}
+
+void scale(const Arrays& arrays, float factor, const std::string& isa, int threads) {
+    nb::gil_scoped_release release;
+    CALL(isa, scale, floats(arrays), factor, threads);
+}
+
+// Each array: addresses of weights, slopes, means and squares, its length, and how many steps it has made with this one.
+void adamw(const std::vector<std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, double>>& arrays,
+           double rate, double beta1, double beta2, double epsilon, double decay, const std::string& isa, int threads) {
+    nb::gil_scoped_release release;
+    std::vector<inkling::Adam> found;
+    const auto write = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
+    for (const auto& [weights, slopes, means, squares, count, steps] : arrays)
+        found.push_back({write(weights), write(slopes), write(means), write(squares), count, float(1 - rate * decay),
+                         float(rate / (1 - std::pow(beta1, steps))), float(1 / std::sqrt(1 - std::pow(beta2, steps)))});
+    CALL(isa, adamw, found, float(beta1), float(beta2), float(epsilon), threads);
 }
 
 using inkling::BlockPass;
@@ -433,5 +450,6 @@ NB_MODULE(_native, module) {
     module.def("entropies", &entropies);
     module.def("norm", &norm);
     module.def("scale", &scale);
+    module.def("adamw", &adamw);
     module.def("row_adagrad", &row_adagrad);
 }
