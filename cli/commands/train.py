@@ -298,7 +298,7 @@ def _resume(
     from lm.checkpoint import find_run
     from lm.run import Run
     from lm.training import distributed
-    from lm.training.jobs import resume
+    from lm.training.jobs import counts_alone, resume
 
     before = Run(find_run(name, runs_dir)[0]).config
     if _run_in_processes(devices or before.training.devices, device or before.training.device, before):
@@ -315,8 +315,9 @@ def _resume(
     if went_on:
         _closing(run, runs_dir, as_json)
         return
+    longer = f" A longer plan: lm train --resume {run.name} --max-steps N{among(runs_dir)}"
     console(stderr=True).print(
-        f"{run.name} is finished already. A longer plan: lm train --resume {run.name} --max-steps N{among(runs_dir)}",
+        f"{run.name} is finished already.{'' if counts_alone(run.config) else longer}",
         markup=False,
         soft_wrap=True,
     )

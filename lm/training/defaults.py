@@ -31,7 +31,7 @@ def defaults() -> dict[str, Any]:
         "format": str(choose_format(TrainingConfig(), device)),
         "threads": torch.get_num_threads(),
         "training": "native kernels" if kernels and device.type == "cpu" else "torch",
-        "sampling": f"native step on the CPU, on {default_threads()} threads" if kernels else f"torch on {device}",
+        "sampling": f"native step on the CPU, threads: {default_threads()}" if kernels else f"torch on {device}",
     }
 
 
