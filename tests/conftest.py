@@ -17,6 +17,8 @@ import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ("shakespeare-gru", "wikitext-gru")
+"""The runs that come with Inkling."""
 STRICT_SKIPS = any(
     os.environ.get(name, "").lower() not in ("", "0", "false") for name in ("CI", "INKLING_STRICT_SKIPS")
 )

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 from serve.settings import ServeOptions
+from tests.conftest import SHIPPED
 
 ROOT = Path(__file__).parents[2]
 # Without comments, one instruction a line.
@@ -42,7 +43,7 @@ def test_what_is_copied_is_there_and_not_ignored():
 
 def test_what_the_wheel_is_made_of_is_copied():
     copied = sources()
-    packages = [*PROJECT["tool"]["scikit-build"]["wheel"]["packages"], "checkpoints/shakespeare-gru"]
+    packages = [*PROJECT["tool"]["scikit-build"]["wheel"]["packages"], *(f"checkpoints/{name}" for name in SHIPPED)]
     named = [PROJECT["project"]["readme"], *PROJECT["project"]["license-files"], "pyproject.toml", "CMakeLists.txt"]
     assert {*packages, *named} <= set(copied)
 

@@ -16,6 +16,7 @@ from lm.generation.options import SamplingOptions
 from serve.models import Models
 from serve.offers import find_offers
 from serve.settings import ServeOptions
+from tests.conftest import SHIPPED
 from tests.serve.conftest import MODELS, Serve, refusal, train
 
 pytestmark = pytest.mark.slow
@@ -28,7 +29,7 @@ def loaded(server) -> list[str]:
 def test_without_names_every_run_is_offered_and_loaded_when_first_asked_for(serve: Serve):
     with serve() as server:
         names = [card.id for card in server.openai.models.list()]
-        assert set(names) == {*MODELS, "shakespeare-gru"} and names[-1] == "shakespeare-gru"
+        assert set(names) == {*MODELS, *SHIPPED} and names[-len(SHIPPED) :] == list(SHIPPED)
         assert loaded(server) == []
         server.post("/v1/completions", model="words", prompt="the", max_tokens=1)
         assert loaded(server) == ["words"]
@@ -208,7 +209,7 @@ def test_a_run_made_since_is_offered_and_a_deleted_one_is_gone_while_the_others_
         shutil.copytree(runs / "pieces", tmp_path / "pieces")
         await models.include("pieces")
         (await models.lease("pieces")).close()
-        assert set(models.offers) - {"shakespeare-gru"} == {"gru", "words", "pieces"} == set(models.loaded)
+        assert set(models.offers) - set(SHIPPED) == {"gru", "words", "pieces"} == set(models.loaded)
         RunFolder(tmp_path / "words").delete()
         assert await models.reload() == {"gru": "unchanged", "words": "gone", "pieces": "unchanged"}
         with pytest.raises(RequestError, match="does not exist"):
@@ -217,7 +218,7 @@ def test_a_run_made_since_is_offered_and_a_deleted_one_is_gone_while_the_others_
         for name in ("gru", "pieces"):
             RunFolder(tmp_path / name).delete()
         assert await models.reload() == {"gru": "gone", "pieces": "gone"} and not models.loaded
-        assert set(models.offers) == (set() if named else {"shakespeare-gru"})
+        assert set(models.offers) == (set() if named else set(SHIPPED))
         if named:
             with pytest.raises(RequestError, match="no model yet"):
                 await models.lease(None)
