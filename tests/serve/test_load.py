@@ -1,6 +1,6 @@
 """64 clients at once, good and bad: no text is lost or mixed, slots are freed, memory stays flat, the queue is bounded.
 
-Half a minute in the suite; ten minutes in `make soak`.
+Twenty seconds in the suite; ten minutes in `make soak`, where memory is looked at.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import random
 import statistics
 import sys
@@ -212,7 +213,9 @@ class Clients:
             await asyncio.wait_for(reader.read(), 20)
 
 
-def load(serve: Serve, runs: Path, tell, *, warm_seconds: float, seconds: float, most_drift: float) -> None:
+def load(
+    serve: Serve, runs: Path, tell, *, seconds: float, warm_seconds: float = 0, most_drift: float = math.inf
+) -> None:
     expected = {
         (model, prompt, seed): lm.load(model, runs_dir=runs).sample(prompt, max_tokens=LONG, seed=seed)
         for model in MODELS for prompt in PROMPTS for seed in SEEDS
@@ -258,9 +261,9 @@ def load(serve: Serve, runs: Path, tell, *, warm_seconds: float, seconds: float,
 
 
 @pytest.mark.slow
-def test_half_a_minute_of_clients_of_every_kind(serve: Serve, runs: Path) -> None:
+def test_twenty_seconds_of_clients_of_every_kind(serve: Serve, runs: Path) -> None:
     # What stalled clients let pile up makes memory rise and fall: only a long look can say that it is flat.
-    load(serve, runs, lambda text: None, warm_seconds=20, seconds=20, most_drift=0.25)
+    load(serve, runs, lambda text: None, seconds=20)
 
 
 @pytest.mark.soak
@@ -269,4 +272,4 @@ def test_ten_minutes_of_clients_of_every_kind(serve: Serve, runs: Path, capsys) 
         with capsys.disabled():
             sys.stdout.write(text)
 
-    load(serve, runs, tell, warm_seconds=60, seconds=600, most_drift=0.05)
+    load(serve, runs, tell, seconds=600, warm_seconds=60, most_drift=0.05)
