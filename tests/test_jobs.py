@@ -182,6 +182,9 @@ def test_defaults_suit_the_text(text: Path, tmp_path: Path) -> None:
     wide = tmp_path / "wide.txt"
     wide.write_text("".join(chr(0x4E00 + number) for number in range(3000)), "utf-8")
     assert suited_presets(lm_corpus(wide)) == ("gru-subword",)
+    long = tmp_path / "long.txt"
+    long.write_text("ten words are one line of this very long text\n" * 100_000, "utf-8")
+    assert suited_presets(lm_corpus(long)) == ("gru-subword-small",)
 
 
 def lm_corpus(path: Path) -> Any:

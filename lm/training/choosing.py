@@ -1,7 +1,8 @@
 """The preset for a text that came without one.
 
-How many different characters the text has decides what it is cut into; how many tokens the plan comes to on this
-machine decides the size of the model. A larger model learns more from a token, and a smaller one sees more of them.
+How many different characters the text has, and how long it is, decide what it is cut into; how many tokens the plan
+comes to on this machine decides the size of the model. A larger model learns more from a token, and a smaller one sees
+more of them.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from lm.training.trainer import Trainer
 
 PRESETS: dict[str, dict[str, int]] = {
     "char": {"gru-char-small": 0, "gru-char": 8_000_000, "gru-char-large": 60_000_000},
+    "long": {"gru-subword-small": 0},
     "subword": {"gru-subword": 0},
 }
-"""By what a text is cut into: presets in rising size, and the trained tokens from which each is the best one.
+"""By the kind of text: presets in rising size, and the trained tokens from which each is the best one.
 
-Measured on tiny-shakespeare, see docs/recipes.md.
+Measured on tiny-shakespeare and WikiText-2, see docs/recipes.md.
 """
 MOST_CHARACTERS_FOR_CHAR = 1000
 """Texts with more different characters than this are better cut into subwords."""
+LONG_CHARACTERS = 4_000_000
+"""From so many characters of training text on, few different ones are better cut into subwords too."""
 MEASURE_SECONDS = 1.5
 """For the speed of a size; a plan of minutes gives at most a fiftieth of its time."""
 
@@ -45,7 +49,7 @@ class Choice:
 
 
 def suited_presets(corpus: Corpus) -> tuple[str, ...]:
-    """The presets that suit a text, in rising size: by how many different characters it has, never by its name."""
+    """The presets that suit a text, in rising size: by its characters and its length, never by its name."""
     if corpus.tokens is not None:
         return tuple(PRESETS["char" if shards_tokenizer(corpus.tokens).type in ("byte", "char") else "subword"])
     seen: set[str] = set()
@@ -53,9 +57,11 @@ def suited_presets(corpus: Corpus) -> tuple[str, ...]:
     for chunk in corpus.splits["train"].chunks():
         seen.update(chunk)
         read += len(chunk)
-        if read > 4_000_000:
+        if read >= LONG_CHARACTERS:
             break
-    return tuple(PRESETS["char" if len(seen) <= MOST_CHARACTERS_FOR_CHAR else "subword"])
+    if len(seen) > MOST_CHARACTERS_FOR_CHAR:
+        return tuple(PRESETS["subword"])
+    return tuple(PRESETS["long" if read >= LONG_CHARACTERS else "char"])
 
 
 def choose_config(corpus: Corpus, make: Callable[[str], RunConfig], *, progress: Progress | None = None) -> Choice:
