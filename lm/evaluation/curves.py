@@ -25,6 +25,8 @@ UNITS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "mem
 FORMATS = ("png", "svg", "pdf")
 MOST_NATS = 50.0
 MOST_SKETCHED = 8
+START = 0.03
+"""Share of the way in which a training curve may fall out of the picture."""
 BORDER = 14
 """Characters beside a plot in the terminal: the frame and the numbers."""
 
@@ -134,6 +136,7 @@ def draw(drawn: Sequence[Curve], path: Path, *, metric: str, by: str) -> None:
         axes.plot(curve.x, curve.y, **looks)
     x_title, y_title = _titles(metric, by)
     axes.set(xlabel=x_title, ylabel=y_title)
+    axes.set_ylim(*_span(drawn))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if by == "tokens":
@@ -143,6 +146,17 @@ def draw(drawn: Sequence[Curve], path: Path, *, metric: str, by: str) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format=ending, dpi=150)
     write_file(path, picture.getvalue())
+
+
+def _span(drawn: Sequence[Curve]) -> tuple[float, float]:
+    """What the vertical axis shows: all but the first falls of training, which would flatten everything after them."""
+    begun = START * max(curve.x[-1] for curve in drawn)
+    values = [
+        y for curve in drawn for x, y in zip(curve.x, curve.y, strict=True) if curve.split != "train" or x >= begun
+    ]
+    least, most = min(values), max(values)
+    margin = 0.05 * (most - least) or 0.05 * abs(most) or 1.0
+    return least - margin, most + margin
 
 
 def sketch(drawn: Sequence[Curve], *, metric: str, by: str, width: int, height: int, color: bool) -> list[str]:

@@ -358,6 +358,8 @@ class Trainer:
 
         def note(number: int, frame: FrameType | None) -> None:
             self._sent = number
+            if self.world.size == 1:
+                self._signal = number
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         if threading.current_thread() is not threading.main_thread():

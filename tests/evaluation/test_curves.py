@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def test_an_svg_holds_the_names_of_runs_and_axes(tmp_path: Path) -> None:
     text = (tmp_path / "x.svg").read_text()
     for words in ("a train", "a valid", "loss (nats per token)", "step"):
         assert f"<!-- {words} -->" in text
+
+
+def test_the_first_fall_of_training_does_not_set_the_scale(tmp_path: Path) -> None:
+    steps = range(1, 101)
+    falling = a_run(tmp_path, "a", [{"step": n, "train_loss": 1 + 9 / n**2, "valid_loss": 1.5} for n in steps])
+    draw(curves([falling]), tmp_path / "x.svg", metric="loss", by="step")
+    text = (tmp_path / "x.svg").read_text()
+    # Tick labels are drawn glyph by glyph, with the label as a comment.
+    shown = [float(label) for label in re.findall(r"<!-- ([0-9.]+) -->", text) if "." in label]
+    assert shown and max(shown) < 2.5
 
 
 def test_the_terminal_shows_every_curve_within_its_width(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gru": {"preset": "gru-char", "model.hidden_size": 32, "model.embedding_size": 16, "model.table_orders": []},
     "transformer": {
         "preset": "transformer-char", "model.hidden_size": 32, "model.num_heads": 2, "model.num_layers": 2,
-        "model.context_length": CONTEXT,
+        "model.context_length": CONTEXT, "model.table_orders": [], "training.optimizer": "adamw",
     },
     "words": {"preset": "gru-word", "model.hidden_size": 16, "model.embedding_size": 16},
     "pieces": {

@@ -27,7 +27,13 @@ def site(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         shutil.copytree(runs / name, folder / name)
     size = {"model.hidden_size": 512, "model.num_heads": 8, "model.num_layers": 8, "model.context_length": CONTEXT}
     text = str(runs / "text.txt")
-    overrides = {**size, "training.max_steps": 1, "training.batch_size": 1, "training.bptt": 8}
+    overrides = {
+        **size,
+        "model.table_orders": [],
+        "training.max_steps": 1,
+        "training.batch_size": 1,
+        "training.bptt": 8,
+    }
     lm.train(text, lm.compose(text, preset="transformer-char", overrides=overrides), name="slow", runs_dir=folder)
     with serve("gru", "transformer", "words", "pieces", "slow", runs_dir=folder, page=True) as server:
         yield server
