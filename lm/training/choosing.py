@@ -23,7 +23,7 @@ from lm.training.plan import DEFAULT_MINUTES, RESERVE
 from lm.training.trainer import Trainer
 
 PRESETS: dict[str, dict[str, int]] = {
-    "char": {"gru-char-small": 0, "gru-char": 8_000_000, "gru-char-large": 60_000_000},
+    "char": {"gru-char-small": 0, "gru-char": 8_000_000, "gru-char-large": 25_000_000},
     "long": {"gru-subword-small": 0},
     "subword": {"gru-subword": 0},
 }
