@@ -386,9 +386,8 @@ def adamw_step(weights: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]
         states: of each weight, as torch.optim.AdamW keeps it: step, exp_avg and exp_avg_sq.
         group: lr, betas, eps and weight_decay.
     """
-    torch._foreach_add_([state["step"] for state in states], 1)
     arrays = [
-        (*_at(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]), weight.numel(), float(state["step"]))
+        (*_at(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"], state["step"]), weight.numel())
         for weight, state in zip(weights, states, strict=True)
     ]
     compiled().adamw(arrays, group["lr"], *group["betas"], group["eps"], group["weight_decay"], *_machine())

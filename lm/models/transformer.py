@@ -140,6 +140,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = training.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
         self.mlp = SwiGLU(options)
         self.dropout = training.Dropout(options.dropout)
+        self._parts = [part for part in self.modules() if part is not self]
 
     def forward(
         self,
@@ -161,8 +162,7 @@ class Block(nn.Module):
         """Whether somebody wants to see what goes in and out of the parts."""
         return any(
             part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-            for part in self.modules()
-            if part is not self
+            for part in self._parts
         )
 
     def _natively(self, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,8 +245,10 @@ class Transformer(LanguageModel):
         """Vectors for the output layer (B, T, E), what context tables add to the logits, and the state."""
         batch, time = ids.shape
         before = torch.zeros(batch, dtype=torch.int64, device=ids.device) if state is None else state.tensors["lengths"]
-        positions = before[:, None] + torch.arange(time, device=ids.device)
-        rotation = rotary_tables(positions, self.options.hidden_size // self.options.num_heads, self.options.rope_theta)
+        # At their beginning all texts have the same positions.
+        positions = (before[:, None] if state is not None else before[:1, None]) + torch.arange(time, device=ids.device)
+        tables = rotary_tables(positions, self.options.hidden_size // self.options.num_heads, self.options.rope_theta)
+        rotation = tables[0].expand(batch, -1, -1, -1), tables[1].expand(batch, -1, -1, -1)
         mask = None if state is None else cache_mask(state, time)
         hidden = self.dropout(self.embed_tokens(ids))
         grown = {"lengths": before + time}

@@ -347,15 +347,17 @@ void scale(const Arrays& arrays, float factor, const std::string& isa, int threa
     CALL(isa, scale, floats(arrays), factor, threads);
 }
 
-// Each array: addresses of weights, slopes, means and squares, its length, and how many steps it has made with this one.
-void adamw(const std::vector<std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, double>>& arrays,
+// Each array: addresses of weights, slopes, means, squares and of the number of its steps, which is raised; its length.
+void adamw(const std::vector<std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t>>& arrays,
            double rate, double beta1, double beta2, double epsilon, double decay, const std::string& isa, int threads) {
     nb::gil_scoped_release release;
     std::vector<inkling::Adam> found;
     const auto write = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
-    for (const auto& [weights, slopes, means, squares, count, steps] : arrays)
+    for (const auto& [weights, slopes, means, squares, at_steps, count] : arrays) {
+        const double steps = *write(at_steps) += 1;
         found.push_back({write(weights), write(slopes), write(means), write(squares), count, float(1 - rate * decay),
                          float(rate / (1 - std::pow(beta1, steps))), float(1 / std::sqrt(1 - std::pow(beta2, steps)))});
+    }
     CALL(isa, adamw, found, float(beta1), float(beta2), float(epsilon), threads);
 }
 

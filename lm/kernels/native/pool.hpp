@@ -20,7 +20,9 @@ namespace inkling {
 
 class Pool {
 public:
-    explicit Pool(int threads) {
+    // `patience`: how often a helper without work lets others run before it sleeps; waking it takes longer than many a
+    // piece of work.
+    explicit Pool(int threads, int patience = 0) : patience_(patience) {
         for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
     }
     ~Pool() {
@@ -83,9 +85,12 @@ private:
         while (!stop_.load(std::memory_order_relaxed)) {
             const uint32_t epoch = epoch_.load();
             bool worked = false;
-            for (int spins = 0; spins < kSpins && !worked; ++spins) {
+            for (int spins = 0; spins < kSpins + patience_ && !worked; ++spins) {
                 worked = claim_and_do();
-                INKLING_PAUSE();
+                if (spins < kSpins)
+                    INKLING_PAUSE();
+                else
+                    std::this_thread::yield();
             }
             if (!worked) {
                 sleeping_.fetch_add(1);
@@ -97,6 +102,7 @@ private:
 
     static constexpr int kSpins = 4000;  // some tens of microseconds: about the time between two tokens
 
+    const int patience_;
     std::vector<std::thread> helpers_;
     void (*call_)(const void*, int) = nullptr;
     const void* context_ = nullptr;

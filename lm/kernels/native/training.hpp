@@ -20,10 +20,13 @@ constexpr int kGates = 4, kKeptLstm = 6;
 // Panels of hidden units that backward takes at a time: even shares for two threads at the usual sizes.
 constexpr int kBackAcross = LANES == 16 ? 2 : 1;
 
+// Of helpers between two calls: about the time that Python takes from one to the next.
+constexpr int kPatience = 4000;
+
 class SequenceSpace {
 public:
     Pool& pool(int threads) {
-        if (!pool_ || pool_->threads() != threads) pool_ = std::make_unique<Pool>(threads);
+        if (!pool_ || pool_->threads() != threads) pool_ = std::make_unique<Pool>(threads, kPatience);
         return *pool_;
     }
     float* weights(size_t count) { return grown(weights_, count); }
