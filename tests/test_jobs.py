@@ -43,6 +43,8 @@ from lm.training.choosing import suited_presets
 from lm.training.jobs import init_config
 from lm.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "model.embedding_size": 8,
     "model.hidden_size": 16,

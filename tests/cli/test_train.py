@@ -20,6 +20,8 @@ import pytest
 from cli import main as program
 from lm.checkpoint import RunFolder
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "--set", "model.hidden_size=16", "--set", "model.embedding_size=8", "--set", "training.batch_size=4",
     "--set", "training.bptt=16", "--set", "training.warmup_steps=0", "--set", "model.table_orders=[]",

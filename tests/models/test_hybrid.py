@@ -16,6 +16,8 @@ from lm.config import Section
 from lm.models.base import LanguageModel, build_model
 from lm.models.ngram import NGram
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "model.embedding_size": 8,
     "model.hidden_size": 16,
