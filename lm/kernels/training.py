@@ -340,7 +340,8 @@ def product(a: Tensor, b: Tensor, *, bias: Tensor | None = None, into: Tensor | 
     """
     found = a.new_empty(a.shape[0], b.shape[1]) if into is None else into
     (a, a_step, a_turned), (b, b_step, b_turned) = _in_memory(a), _in_memory(b)
-    offset = 0 if bias is None else bias.contiguous().data_ptr()
+    bias = None if bias is None else bias.contiguous()
+    offset = 0 if bias is None else bias.data_ptr()
     shape = len(found), a.shape[0 if a_turned else 1], found.shape[1]
     compiled().product(
         *(a.data_ptr(), a_step, a_turned, b.data_ptr(), b_step, b_turned),
@@ -360,8 +361,9 @@ def entropies(logits: Tensor, targets: Tensor, d_bias: Tensor) -> Tensor:
     Returns:
         (N,) nats.
     """
-    nats = logits.new_empty(len(logits))
-    at = logits.data_ptr(), targets.contiguous().data_ptr(), *logits.shape, nats.data_ptr(), d_bias.data_ptr()
+    # Held until the call is over: a copy that nobody holds is freed.
+    targets, nats = targets.contiguous(), logits.new_empty(len(logits))
+    at = logits.data_ptr(), targets.data_ptr(), *logits.shape, nats.data_ptr(), d_bias.data_ptr()
     compiled().entropies(*at, *_machine())
     return nats
 

@@ -243,7 +243,7 @@ def _softmax(
     grad_weight, grad_bias = grad_layer
     nats = torch.zeros((), device=vectors.device)
     at_once = max(1, LOGITS_AT_ONCE // len(weight))
-    native = dtype == torch.float32 and usable("entropy", vectors) and usable("linear", weight)
+    native = dtype == torch.float32 and usable("entropy", vectors)
     for begin in range(0, len(vectors), at_once):
         piece = slice(begin, begin + at_once)
         if native:

@@ -9,7 +9,7 @@ namespace INKLING_ISA {
 
 constexpr int64_t kBlockOf = 1 << 14;
 
-// work(array, begin, end, number of the block) for blocks of all arrays; returns how many blocks there are.
+// work(array, begin, end, number of the block) for the blocks of all arrays, in their order.
 template <class Array, class Work>
 inline void by_blocks(Pool& pool, const std::vector<Array>& arrays, const Work& work) {
     std::vector<std::pair<const Array*, int64_t>> blocks;
