@@ -1,11 +1,13 @@
 """Native layers for training on a CPU, each beside the one of torch that it equals.
 
     layer                              one layer of nn.GRU or nn.LSTM
+    Embedding                          nn.Embedding
     Linear, linear, linears            nn.Linear, F.linear, several of them over the same inputs
     RMSNorm, normed_and_turned         nn.RMSNorm, the same with rotary positions
     swiglu, attend, Dropout            silu(gate) · up, causal scaled_dot_product_attention, nn.Dropout
     block                              all of these, as a whole block of a Transformer
-    product, entropies                 torch.mm, cross_entropy with its slopes, both without gradient
+    cross_entropy                      F.cross_entropy
+    product, entropies                 torch.mm, cross-entropies with their slopes, both without gradient
     clipped, adamw_step                clip_grad_norm_, torch.optim.AdamW
 
 All are for fp32 on the CPU (`usable`) and leave everything else to torch. Outputs and gradients equal torch's within
@@ -41,7 +43,7 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-KINDS = "gru", "lstm", "linear", "dropout", "norm", "swiglu", "attention", "block", "entropy", "clip", "adamw"
+KINDS = "gru", "lstm", "linear", "dropout", "norm", "swiglu", "attention", "block", "entropy", "clip", "adamw", "embedding"
 
 FEWEST_STEPS, FEWEST_ROWS = 8, 64
 """Shorter texts and smaller matrices are torch's: the weights are arranged anew in each call."""
@@ -193,6 +195,18 @@ def block(
 def _seed(dropout: float) -> int:
     """One draw of torch's generator, where there is anything to drop."""
     return int(torch.randint(2**62, ())) if dropout else 0
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding`, natively where that is usable."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...) int64 → (..., E); IndexError for an id outside the vocabulary."""
+        if self.sparse or self.padding_idx is not None or not usable("embedding", self.weight):
+            return super().forward(ids)
+        apply: Any = _LookUp.apply
+        found: Tensor = apply(ids, self.weight)
+        return found
 
 
 class Linear(nn.Linear):
@@ -350,20 +364,36 @@ def product(a: Tensor, b: Tensor, *, bias: Tensor | None = None, into: Tensor | 
     return found
 
 
-def entropies(logits: Tensor, targets: Tensor, d_bias: Tensor) -> Tensor:
-    """Cross-entropies on the CPU, in one pass that turns the logits into their slopes.
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy of logits (N, V) at targets (N,) int64, natively where "entropy" is `usable`."""
+    if not usable("entropy", logits):
+        return F.cross_entropy(logits, targets)
+    apply: Any = _CrossEntropy.apply
+    found: Tensor = apply(logits, targets)
+    return found
+
+
+def entropies(
+    logits: Tensor, targets: Tensor, *, into: Tensor, weight: float = 1.0, d_bias: Tensor | None = None
+) -> Tensor:
+    """Cross-entropies on the CPU, with their slopes, in one pass.
 
     Args:
-        logits: (N, V), contiguous, in fp32; becomes the distribution, less one at the target.
+        logits: (N, V), contiguous, in fp32.
         targets: (N,) int64.
+        into: (N, V), contiguous, for the slopes: the distribution, less one at the target; may be the logits.
+        weight: that the slopes are multiplied by.
         d_bias: (V,), contiguous; the slopes of all rows are added to it.
 
     Returns:
         (N,) nats.
+
+    Raises:
+        IndexError: a target lies outside the logits.
     """
     # Held until the call is over: a copy that nobody holds is freed.
     targets, nats = targets.contiguous(), logits.new_empty(len(logits))
-    at = logits.data_ptr(), targets.data_ptr(), *logits.shape, nats.data_ptr(), d_bias.data_ptr()
+    at = *_at(logits, targets), *logits.shape, weight, *_at(into, nats, d_bias)
     compiled().entropies(*at, *_machine())
     return nats
 
@@ -430,6 +460,44 @@ class _Attention(torch.autograd.Function):
         return None, None, *slopes
 
 
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        slopes = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        nats = entropies(logits.contiguous(), targets, into=slopes, weight=1 / len(logits))
+        ctx.save_for_backward(slopes)
+        return nats.mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slopes,) = ctx.saved_tensors
+        factor = float(grads[0])
+        return slopes if factor == 1 else slopes * factor, None
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
+        ids, weight = ids.contiguous(), weight.contiguous()
+        found = weight.new_empty(*ids.shape, weight.shape[1])
+        ctx.save_for_backward(ids)
+        ctx.shape = weight.shape
+        _look_up(ids, weight.shape, weight, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        (ids,) = ctx.saved_tensors
+        d_weight = torch.zeros(ctx.shape)
+        _look_up(ids, ctx.shape, grads[0].contiguous(), d_weight, back=True)
+        return None, d_weight
+
+
+def _look_up(ids: Tensor, shape: torch.Size, from_: Tensor, to: Tensor, *, back: bool = False) -> None:
+    ids_at, from_at, to_at = _at(ids, from_, to)
+    compiled().look_up(ids_at, ids.numel(), *shape, from_at, to_at, back, *_machine())
+
+
 class _Block(torch.autograd.Function):
     NAMES = (
         "input_norm", "query", "key", "value", "query_norm", "key_norm", "output", "mlp_norm", "gate", "up", "down",
@@ -452,11 +520,12 @@ class _Block(torch.autograd.Function):
         assert gate is not None
         run.inner, run.epsilon, run.drop = len(gate), epsilon, dropout
         run.attention_seed, run.mixed_seed, run.mlp_seed = seeds
-        memory = _memory.take(compiled().block_memory(run))
         _place(run, {
             "x": inputs, "cosines": cosines, "sines": sines, "y": outputs, "keys": keys, "values": values,
-            "memory": memory, **dict(zip(_Block.NAMES, weights, strict=True)),
+            **dict(zip(_Block.NAMES, weights, strict=True)),
         })  # fmt: skip
+        memory = _memory.take(compiled().block_memory(run))
+        _place(run, {"memory": memory})
         compiled().block(run, *_machine())
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(inputs, cosines, sines, keys, values, *weights)

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lm.config import Options
+from lm.kernels.training import cross_entropy
 from lm.models.parts import LOSS, part
 
 
@@ -205,9 +206,10 @@ def cross_entropies(
     Both are in fp32; the nats are without smoothing or gradient.
     """
     flat, wanted = logits.to(dtype).flatten(0, 1), targets.flatten()
-    objective = F.cross_entropy(flat, wanted, label_smoothing=label_smoothing).float()
     if label_smoothing == 0 and dtype == torch.float32:
+        objective = cross_entropy(flat, wanted)
         return objective, objective.detach()
+    objective = F.cross_entropy(flat, wanted, label_smoothing=label_smoothing).float()
     return objective, F.cross_entropy(flat.detach().float(), wanted)
 
 

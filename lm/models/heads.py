@@ -248,7 +248,7 @@ def _softmax(
         piece = slice(begin, begin + at_once)
         if native:
             logits = product(vectors[piece], weight.T, bias=bias)
-            nats += entropies(logits, targets[piece], grad_bias).sum()
+            nats += entropies(logits, targets[piece], into=logits, d_bias=grad_bias).sum()
             product(logits.T, vectors[piece], into=grad_weight)
             product(logits, weight, into=grad_vectors[piece])
             continue

@@ -73,7 +73,7 @@ class Recurrent(LanguageModel):
         size, hidden = options.embedding_size, options.hidden_size
         # Tied weights get a dense gradient from the output layer; those of the rows looked up are added to it as rows.
         as_rows = options.tie_weights and len(options.adaptive_cutoffs) > 0
-        self.embedding = nn.Embedding(vocab_size, size, sparse=as_rows)
+        self.embedding = training.Embedding(vocab_size, size, sparse=as_rows)
         dropout = LockedDropout if options.locked_dropout else training.Dropout
         self.input_dropout = dropout(rate(options.input_dropout))
         between = rate(options.layer_dropout) if options.num_layers > 1 else 0.0

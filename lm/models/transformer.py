@@ -14,6 +14,7 @@ Sources: Vaswani et al. 2017; Touvron et al. 2023 (Llama); Su et al. 2021 (rotar
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, Self
 
 import torch
@@ -197,7 +198,7 @@ class Transformer(LanguageModel):
 
     def __init__(self, options: TransformerOptions, vocab_size: int) -> None:
         super().__init__(options, vocab_size)
-        self.embed_tokens = nn.Embedding(vocab_size, options.hidden_size)
+        self.embed_tokens = training.Embedding(vocab_size, options.hidden_size)
         self.dropout = training.Dropout(options.dropout)
         self.layers = nn.ModuleList(Block(options) for _ in range(options.num_layers))
         self.norm = training.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
@@ -244,12 +245,14 @@ class Transformer(LanguageModel):
     def _hidden(self, ids: Tensor, state: State | None) -> tuple[Tensor, Tensor | None, State]:
         """Vectors for the output layer (B, T, E), what context tables add to the logits, and the state."""
         batch, time = ids.shape
-        before = torch.zeros(batch, dtype=torch.int64, device=ids.device) if state is None else state.tensors["lengths"]
-        # At their beginning all texts have the same positions.
-        positions = (before[:, None] if state is not None else before[:1, None]) + torch.arange(time, device=ids.device)
-        tables = rotary_tables(positions, self.options.hidden_size // self.options.num_heads, self.options.rope_theta)
-        rotation = tables[0].expand(batch, -1, -1, -1), tables[1].expand(batch, -1, -1, -1)
-        mask = None if state is None else cache_mask(state, time)
+        turning = self.options.hidden_size // self.options.num_heads, self.options.rope_theta
+        if state is None:
+            before = torch.zeros(batch, dtype=torch.int64, device=ids.device)
+            rotation, mask = first_rotary_tables(batch, time, *turning, ids.device), None
+        else:
+            before = state.tensors["lengths"]
+            positions = before[:, None] + torch.arange(time, device=ids.device)
+            rotation, mask = rotary_tables(positions, *turning), cache_mask(state, time)
         hidden = self.dropout(self.embed_tokens(ids))
         grown = {"lengths": before + time}
         for index, layer in enumerate(self.layers):
@@ -262,6 +265,17 @@ class Transformer(LanguageModel):
         ragged = state is not None and state.ragged
         added, after = self.tables(ids, state, State(grown, growing=growing, ragged=ragged))
         return self.norm(hidden), added, after
+
+
+@functools.lru_cache(maxsize=8)
+def first_rotary_tables(
+    batch: int, time: int, head_size: int, theta: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`rotary_tables` of texts at their beginning; kept, since all steps of a training ask for the same."""
+    # What is made in inference mode could not be trained with later.
+    with torch.inference_mode(False), torch.no_grad():
+        cosines, sines = rotary_tables(torch.arange(time, device=device)[None], head_size, theta)
+        return cosines.expand(batch, -1, -1, -1).contiguous(), sines.expand(batch, -1, -1, -1).contiguous()
 
 
 def rotary_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -225,19 +225,49 @@ def test_cross_entropies_and_their_slopes_are_those_of_torch(rows: int, wide: in
     for count in (1, 2):
         torch.set_num_threads(count)
         found, d_bias = logits.detach().clone(), torch.ones(wide)
-        close(training.entropies(found, targets, d_bias), wanted)
+        close(training.entropies(found, targets, into=found, d_bias=d_bias), wanted)
         close(found, slopes)
         close(d_bias, 1 + slopes.sum(0))
     with pytest.raises(IndexError, match="outside the logits"):
-        training.entropies(found, targets + wide, d_bias)
+        training.entropies(found, targets + wide, into=found)
 
 
 def test_a_logit_that_is_no_number_makes_a_loss_that_is_none(isa: str) -> None:
     for odd in (torch.nan, torch.inf):
         logits = torch.zeros(2, 40)
         logits[1, 3] = odd
-        nats = training.entropies(logits, torch.zeros(2, dtype=torch.int64), torch.zeros(40))
+        nats = training.entropies(logits, torch.zeros(2, dtype=torch.int64), into=logits)
         assert nats.isfinite().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_a_mean_cross_entropy_and_its_gradient_are_those_of_torch(factor: float, isa: str, threads: None) -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(33, 70, requires_grad=True), torch.randint(65, (70,))
+    wanted = F.cross_entropy(logits.T[:, :33], targets % 33)
+    found = training.cross_entropy(logits.T[:, :33], targets % 33)
+    close(found, wanted)
+    for _ in range(2):
+        (slope,) = torch.autograd.grad(factor * found, logits, retain_graph=True)
+        close(slope, torch.autograd.grad(factor * wanted, logits, retain_graph=True)[0])
+
+
+def test_an_embedding_and_its_gradient_are_those_of_torch(isa: str, threads: None) -> None:
+    torch.manual_seed(0)
+    embedding, ids = training.Embedding(50, 37), torch.randint(50, (60, 40))
+    slope = torch.randn(60, 40, 37)
+    wanted = F.embedding(ids, embedding.weight)
+    (gradient,) = torch.autograd.grad(wanted, embedding.weight, slope)
+    found = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        assert torch.equal(embedding(ids), wanted)
+        found.append(torch.autograd.grad(embedding(ids), embedding.weight, slope)[0])
+    close(found[0], gradient)
+    assert torch.equal(*found)
+    for odd in (-1, 50):
+        with pytest.raises(IndexError, match="outside the embedding"):
+            embedding(torch.tensor([[3, odd]]))
 
 
 @pytest.mark.parametrize("most", [0.5, 1e6])

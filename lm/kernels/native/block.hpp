@@ -4,6 +4,8 @@
 //     between -> norm -> gate, up -> SwiGLU -> product -> + between = y
 #pragma once
 
+#include <utility>
+
 #include "attention.hpp"
 #include "elementwise.hpp"
 #include "training.hpp"
@@ -24,127 +26,271 @@ public:
         };
         place(input_scales_, 1), place(mlp_scales_, 1);
         place(query_scales_, b.heads), place(key_scales_, b.kv_heads), place(log_sums_, b.heads);
-        place(normed_, b.size), place(between_, b.size), place(normed_between_, b.size);
-        place(raw_queries_, mixed_), place(queries_, mixed_), place(attended_, mixed_), place(raw_keys_, shared_);
-        place(gates_, b.inner), place(ups_, b.inner), place(gated_, b.inner);
+        place(between_, b.size), place(raw_queries_, mixed_), place(raw_keys_, b.key_norm ? shared_ : 0);
+        place(attended_, mixed_), place(gates_, b.inner), place(ups_, b.inner);
     }
 
     // How many floats `memory` is to hold.
     size_t memory() const { return memory_; }
 
     void forward() {
-        norm(b_.x, b_.input_norm, input_scales_, normed_);
-        linear(normed_, b_.size, b_.query, mixed_, raw_queries_);
-        linear(normed_, b_.size, b_.key, shared_, raw_keys_);
-        linear(normed_, b_.size, b_.value, shared_, b_.values);
-        norms_of(pool_, turned(b_.heads, raw_queries_, b_.query_norm, queries_, query_scales_));
-        norms_of(pool_, turned(b_.kv_heads, raw_keys_, b_.key_norm, b_.keys, key_scales_));
-        AttentionRun(attention(), pool_, space_.products).run();
-        add_branch(attended_, mixed_, b_.output, b_.x, b_.mixed_seed, between_);
-        norm(between_, b_.mlp_norm, mlp_scales_, normed_between_);
-        linear(normed_between_, b_.size, b_.gate, b_.inner, gates_);
-        linear(normed_between_, b_.size, b_.up, b_.inner, ups_);
-        gate_all(pool_, gates_, ups_, nullptr, rows_ * b_.inner, gated_, nullptr);
-        add_branch(gated_, b_.inner, b_.down, between_, b_.mlp_seed, b_.y);
+        pack_weights(true);
+        float* queries = turned_queries();
+        float* raw_keys = b_.key_norm ? raw_keys_ : b_.keys;
+        in_chunks([&](const Chunk& c) {
+            float* normed = sequence_space().chunk(c.count * b_.size);
+            norm(c, b_.x, b_.input_norm, input_scales_, normed);
+            run(c.count, normed, query_, c.of(raw_queries_, mixed_));
+            run(c.count, normed, key_, c.of(raw_keys, shared_));
+            run(c.count, normed, value_, c.of(b_.values, shared_));
+            each_norm(c, turned(c, b_.heads, raw_queries_, b_.query_norm, queries, query_scales_));
+            each_norm(c, turned(c, b_.kv_heads, raw_keys, b_.key_norm, b_.keys, key_scales_));
+        });
+        AttentionRun(attention(queries), pool_, space_.products).run();
+        in_chunks([&](const Chunk& c) {
+            float* normed = sequence_space().chunk(c.count * (b_.size + b_.inner));
+            float *gated = normed + c.count * b_.size, *gates = c.of(gates_, b_.inner), *ups = c.of(ups_, b_.inner);
+            add_branch(c, c.of(attended_, mixed_), output_, b_.x, b_.mixed_seed, between_);
+            norm(c, between_, b_.mlp_norm, mlp_scales_, normed);
+            run(c.count, normed, gate_, gates);
+            run(c.count, normed, up_, ups);
+            swiglu(gates, ups, c.count * b_.inner, gated);
+            add_branch(c, gated, down_, between_, b_.mlp_seed, b_.y);
+        });
     }
 
     void backward() {
-        const int64_t size = rows_ * b_.size;
-        // Slopes: of a branch after its dropout, of what a norm gave, of the sum between the branches; and of what has
-        // the widths of the parts of a branch.
-        float* branch = space_.rows(3 * size + rows_ * (std::max(b_.inner, 2 * mixed_) + shared_));
-        float *normed = branch + size, *between = normed + size, *wide = between + size;
+        pack_weights(false);
+        const int64_t branches = b_.drop > 0 ? 2 * b_.size : 0, turned_once_more = b_.query_norm ? mixed_ : 0;
+        float* at = space_.rows(rows_ * (3 * b_.size + branches + 2 * mixed_ + turned_once_more + shared_ + b_.inner));
+        const auto room = [&](int64_t width) { return std::exchange(at, at + rows_ * width); };
+        float* queries = turned_queries(room(turned_once_more));
+        // Made again, since it takes less time to compute them than to keep them.
+        float *normed = room(b_.size), *normed_between = room(b_.size), *gated = room(b_.inner);
+        // Slopes: of the sum between the branches, of both branches after their dropout, of the attention's outputs and
+        // of the queries, of the keys before their norm.
+        float* between = room(b_.size);
+        float* mlp_branch = branches ? room(b_.size) : const_cast<float*>(b_.dy);
+        float* mixed_branch = branches ? room(b_.size) : between;
+        float *attended = room(mixed_), *d_queries = room(mixed_), *d_raw_keys = room(shared_);
+        std::vector<float> mlp_sums(sums(b_.size)), input_sums(sums(b_.size)), query_sums(sums(b_.width)),
+            key_sums(sums(b_.width));
 
-        const float* slope = dropped(b_.dy, b_.mlp_seed, branch);
-        back_weight(slope, b_.size, gated_, b_.inner, b_.d_down);
-        back_inputs(slope, b_.size, b_.down, b_.inner, wide);
-        gate_all(pool_, gates_, ups_, wide, rows_ * b_.inner, gates_, ups_);
-        back_weight(gates_, b_.inner, normed_between_, b_.size, b_.d_gate);
-        back_weight(ups_, b_.inner, normed_between_, b_.size, b_.d_up);
-        back_inputs(gates_, b_.inner, b_.gate, b_.size, normed);
-        back_inputs(ups_, b_.inner, b_.up, b_.size, normed, true);
-        norm_back(between_, b_.mlp_norm, mlp_scales_, normed, between, b_.d_mlp_norm);
-        add(b_.dy, between);
-
-        float *attended = wide, *queries = wide + rows_ * mixed_, *raw_keys = queries + rows_ * mixed_;
-        slope = dropped(between, b_.mixed_seed, branch);
-        back_weight(slope, b_.size, attended_, mixed_, b_.d_output);
-        back_inputs(slope, b_.size, b_.output, mixed_, attended);
-        Attention of = attention();
-        of.d_outputs = attended, of.d_queries = queries, of.d_keys = b_.d_keys, of.d_values = b_.d_values;
+        in_chunks([&](const Chunk& c) {
+            float* wide = sequence_space().chunk(c.count * (b_.inner + b_.size));
+            float *d_normed = wide + c.count * b_.inner, *gates = c.of(gates_, b_.inner), *ups = c.of(ups_, b_.inner);
+            drop(c, b_.dy, b_.mlp_seed, mlp_branch);
+            run(c.count, c.of(mlp_branch, b_.size), down_, wide);
+            swiglu_back(gates, ups, wide, c.count * b_.inner, gates, ups, c.of(gated, b_.inner));
+            run(c.count, gates, gate_, d_normed);
+            run(c.count, ups, up_, d_normed, true);
+            norm(c, between_, b_.mlp_norm, mlp_scales_, c.of(normed_between, b_.size));
+            norm_back(c, between_, b_.mlp_norm, mlp_scales_, d_normed, between, mlp_sums.data());
+            add(c, b_.dy, between);
+            drop(c, between, b_.mixed_seed, mixed_branch);
+            run(c.count, c.of(mixed_branch, b_.size), output_, c.of(attended, mixed_));
+            if (b_.query_norm)
+                each_norm(c, turned(c, b_.heads, raw_queries_, b_.query_norm, queries, query_scales_));
+        });
+        Attention of = attention(queries);
+        of.d_outputs = attended, of.d_queries = d_queries, of.d_keys = b_.d_keys, of.d_values = b_.d_values;
         of.adds = b_.adds;
         AttentionRun(of, pool_, space_.products).run();
         // The slopes of the outputs are done with: their place takes those of the queries before the norm.
-        float* raw_queries = attended;
-        turn_back(turned(b_.heads, raw_queries_, b_.query_norm, nullptr, query_scales_), queries, raw_queries,
-                  b_.d_query_norm);
-        turn_back(turned(b_.kv_heads, raw_keys_, b_.key_norm, nullptr, key_scales_), b_.d_keys, raw_keys,
-                  b_.d_key_norm);
-        back_weight(raw_queries, mixed_, normed_, b_.size, b_.d_query);
-        back_weight(raw_keys, shared_, normed_, b_.size, b_.d_key);
-        back_weight(b_.d_values, shared_, normed_, b_.size, b_.d_value);
-        back_inputs(raw_queries, mixed_, b_.query, b_.size, normed);
-        back_inputs(raw_keys, shared_, b_.key, b_.size, normed, true);
-        back_inputs(b_.d_values, shared_, b_.value, b_.size, normed, true);
-        norm_back(b_.x, b_.input_norm, input_scales_, normed, b_.dx, b_.d_input_norm);
-        add(between, b_.dx);
+        float* d_raw_queries = attended;
+        in_chunks([&](const Chunk& c) {
+            float* d_normed = sequence_space().chunk(c.count * b_.size);
+            turn_back(c, turned(c, b_.heads, raw_queries_, b_.query_norm, nullptr, query_scales_), d_queries,
+                      d_raw_queries, query_sums.data());
+            turn_back(c, turned(c, b_.kv_heads, raw_keys_, b_.key_norm, nullptr, key_scales_), b_.d_keys, d_raw_keys,
+                      key_sums.data());
+            run(c.count, c.of(d_raw_queries, mixed_), query_, d_normed);
+            run(c.count, c.of(d_raw_keys, shared_), key_, d_normed, true);
+            run(c.count, c.of(b_.d_values, shared_), value_, d_normed, true);
+            norm(c, b_.x, b_.input_norm, input_scales_, c.of(normed, b_.size));
+            norm_back(c, b_.x, b_.input_norm, input_scales_, d_normed, b_.dx, input_sums.data());
+            add(c, between, b_.dx);
+        });
+        add_up(mlp_sums, b_.size, b_.d_mlp_norm), add_up(input_sums, b_.size, b_.d_input_norm);
+        add_up(query_sums, b_.width, b_.d_query_norm), add_up(key_sums, b_.width, b_.d_key_norm);
+        weight_slopes({
+            {gated, b_.inner, {{mlp_branch, b_.size, b_.d_down}}},
+            {normed_between, b_.size, {{gates_, b_.inner, b_.d_gate}, {ups_, b_.inner, b_.d_up}}},
+            {attended_, mixed_, {{mixed_branch, b_.size, b_.d_output}}},
+            {normed, b_.size, {{d_raw_queries, mixed_, b_.d_query}, {d_raw_keys, shared_, b_.d_key},
+                               {b_.d_values, shared_, b_.d_value}}},
+        });
     }
 
 private:
+    // Rows that pass through all products and what lies between them while the caches hold them; one thread's work.
+    struct Chunk {
+        int number;
+        int64_t begin;
+        int count;
+        template <class T>
+        T* of(T* rows, int64_t width) const {
+            return rows + begin * width;
+        }
+    };
+    static constexpr int kChunk = 128;
+    int chunks() const { return int((rows_ + kChunk - 1) / kChunk); }
+
+    template <class Work>
+    void in_chunks(const Work& work) {
+        if (chunks() > 1) pool_.wake();
+        pool_.run(chunks(), [&](int number) {
+            const int64_t begin = int64_t(number) * kChunk;
+            work(Chunk{number, begin, int(std::min<int64_t>(kChunk, rows_ - begin))});
+        });
+    }
+
     // -- products ----------------------------------------------------------------------------------------------------
 
-    void linear(const float* x, int inputs, const float* weight, int outputs, float* y, bool adds = false) {
-        multiply(pool_, space_.products,
-                 {{x, inputs}, false, {weight, inputs}, true, {y, outputs}, int(rows_), inputs, outputs, adds});
-    }
-    void back_inputs(const float* dy, int outputs, const float* weight, int inputs, float* dx, bool adds = false) {
-        multiply(pool_, space_.products,
-                 {{dy, outputs}, false, {weight, inputs}, false, {dx, inputs}, int(rows_), outputs, inputs, adds});
-    }
-    void back_weight(const float* dy, int outputs, const float* x, int inputs, float* d_weight) {
-        multiply(pool_, space_.products,
-                 {{dy, outputs}, true, {x, inputs}, false, {d_weight, inputs}, outputs, int(rows_), inputs});
+    // A weight, packed for products of rows with its transpose (forward) or with itself (backward).
+    struct Weight {
+        int inputs, outputs;  // of the product
+        float* packed;
+    };
+
+    void pack_weights(bool forward) {
+        struct Plain {
+            const float* weight;
+            int outputs, inputs;
+            Weight* packed;
+        };
+        const Plain all[] = {
+            {b_.gate, b_.inner, b_.size, &gate_},     {b_.up, b_.inner, b_.size, &up_},
+            {b_.down, b_.size, b_.inner, &down_},     {b_.query, mixed_, b_.size, &query_},
+            {b_.output, b_.size, mixed_, &output_},   {b_.key, shared_, b_.size, &key_},
+            {b_.value, shared_, b_.size, &value_},
+        };
+        size_t count = 0;
+        for (const auto& each : all)
+            count += forward ? Product::packed_size(each.inputs, each.outputs)
+                             : Product::packed_size(each.outputs, each.inputs);
+        float* at = space_.weights(count);
+        for (const auto& each : all) {
+            *each.packed = forward ? Weight{each.inputs, each.outputs, at} : Weight{each.outputs, each.inputs, at};
+            at += Product::packed_size(each.packed->inputs, each.packed->outputs);
+        }
+        pool_.wake();
+        pool_.run(int(std::size(all)), [&](int i) {
+            const Weight& to = *all[i].packed;
+            Product{{}, false, {all[i].weight, all[i].inputs}, forward, {}, 0, to.inputs, to.outputs}.pack(to.packed);
+        });
     }
 
-    // to = stream + dropout(x weight^T), the end of a branch.
-    void add_branch(const float* x, int inputs, const float* weight, const float* stream, uint64_t seed, float* to) {
-        if (b_.drop > 0) {
-            linear(x, inputs, weight, b_.size, to);
-            drop_all(pool_, to, to, rows_ * b_.size, seed, b_.drop);
-            add(stream, to);
-        } else {
-            std::memcpy(to, stream, rows_ * b_.size * 4);
-            linear(x, inputs, weight, b_.size, to, true);
+    // y = x weight, or y += x weight, for so many rows.
+    static void run(int count, const float* x, const Weight& weight, float* y, bool adds = false) {
+        Product product{{x, weight.inputs}, false, {}, false, {y, weight.outputs}, count, weight.inputs, weight.outputs,
+                        adds};
+        product.whole = weight.packed;
+        product.run(0, count, nullptr, nullptr);
+    }
+
+    // The slopes of weights that share their inputs x: dy^T x over all rows.
+    struct Slopes {
+        const float* x;
+        int inputs;
+        struct Of {
+            const float* dy;
+            int outputs;
+            float* d_weight;
+        };
+        std::vector<Of> weights;
+    };
+    void weight_slopes(const std::vector<Slopes>& all) {
+        struct Piece {
+            Product product;
+            int begin, end;
+        };
+        for (int64_t first = 0; first < rows_; first += kDeep) {
+            const int depth = int(std::min<int64_t>(kDeep, rows_ - first));
+            size_t count = 0;
+            for (const auto& each : all) count += Product::packed_size(depth, each.inputs);
+            float* at = space_.weights(count);
+            std::vector<Product> inputs;
+            std::vector<Piece> pieces;
+            for (const auto& each : all) {
+                const ConstRows x{each.x + first * each.inputs, each.inputs};
+                inputs.push_back({{}, true, x, false, {}, 0, depth, each.inputs, first > 0});
+                inputs.back().whole = at;
+                for (const auto& [dy, outputs, d_weight] : each.weights) {
+                    Product product = inputs.back();
+                    product.a = {dy + first * outputs, outputs}, product.c = {d_weight, each.inputs};
+                    product.rows = outputs;
+                    for (int begin = 0; begin < outputs; begin += kChunk)
+                        pieces.push_back({product, begin, std::min(outputs, begin + kChunk)});
+                }
+                at += Product::packed_size(depth, each.inputs);
+            }
+            pool_.run(int(inputs.size()), [&](int i) { inputs[i].pack(const_cast<float*>(inputs[i].whole)); });
+            pool_.run(int(pieces.size()), [&](int i) {
+                float turned[kDeep * kDown];
+                pieces[i].product.run(pieces[i].begin, pieces[i].end, nullptr, turned);
+            });
         }
     }
-    const float* dropped(const float* slope, uint64_t seed, float* to) {
-        if (b_.drop == 0) return slope;
-        drop_all(pool_, slope, to, rows_ * b_.size, seed, b_.drop);
-        return to;
+
+    // to = stream + dropout(x weight), the end of a branch; `x` holds the chunk's rows alone.
+    void add_branch(const Chunk& c, const float* x, const Weight& weight, const float* stream, uint64_t seed, float* to) {
+        if (b_.drop > 0) {
+            run(c.count, x, weight, c.of(to, b_.size));
+            drop(c, to, seed, to);
+            add(c, stream, to);
+        } else {
+            std::memcpy(c.of(to, b_.size), c.of(stream, b_.size), size_t(c.count) * b_.size * 4);
+            run(c.count, x, weight, c.of(to, b_.size), true);
+        }
     }
-    void add(const float* from, float* to) {
-        share(pool_, rows_ * b_.size, 1, kPanel, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) to[i] += from[i];
-        });
+    void drop(const Chunk& c, const float* from, uint64_t seed, float* to) const {
+        if (b_.drop > 0) drop_some(from, to, c.begin * b_.size, (c.begin + c.count) * b_.size, seed, b_.drop);
+    }
+    void add(const Chunk& c, const float* from, float* to) const {
+        for (int64_t i = c.begin * b_.size; i < (c.begin + c.count) * b_.size; ++i) to[i] += from[i];
     }
 
     // -- norms and attention -----------------------------------------------------------------------------------------
 
-    void norm(const float* x, const float* weight, float* scales, float* y) {
-        norms_of(pool_, {rows_, 1, b_.size, b_.epsilon, x, weight, nullptr, nullptr, y, scales});
+    // Room for the slopes of a norm's weight, of each chunk by itself, and their sum in one order.
+    size_t sums(int width) const { return size_t(chunks()) * width; }
+    static void add_up(const std::vector<float>& sums, int width, float* to) {
+        if (to)
+            for (size_t i = 0; i < sums.size(); ++i) to[i % width] += sums[i];
     }
-    void norm_back(const float* x, const float* weight, float* scales, const float* dy, float* dx, float* d_weight) {
-        norms_of(pool_, {rows_, 1, b_.size, b_.epsilon, x, weight, nullptr, nullptr, nullptr, scales, dy, dx, d_weight});
+
+    // All rows of a chunk, whose places `n` holds; back, `sums` gains the slopes of its weight.
+    static void each_norm(const Chunk& c, const inkling::Norms& n, float* sums = nullptr) {
+        std::vector<float> between(n.width);
+        for (int64_t row = 0; row < int64_t(c.count) * n.heads; ++row)
+            norm_and_turn(n, row, between.data(), sums ? sums + int64_t(c.number) * n.width : nullptr);
     }
-    inkling::Norms turned(int heads, const float* raw, const float* weight, float* y, float* scales) const {
-        return {rows_, heads, b_.width, b_.epsilon, raw, weight, b_.cosines, b_.sines, y, scales};
+    // `y` and `dy` hold the chunk's rows alone.
+    void norm(const Chunk& c, const float* x, const float* weight, float* scales, float* y) const {
+        each_norm(c, {c.count, 1, b_.size, b_.epsilon, c.of(x, b_.size), weight, nullptr, nullptr, y, scales + c.begin});
     }
-    void turn_back(inkling::Norms of, const float* dy, float* dx, float* d_weight) {
-        of.dy = dy, of.dx = dx, of.d_weight = d_weight;
-        norms_of(pool_, of);
+    void norm_back(const Chunk& c, const float* x, const float* weight, float* scales, const float* dy, float* dx,
+                   float* sums) const {
+        each_norm(c, {c.count, 1, b_.size, b_.epsilon, c.of(x, b_.size), weight, nullptr, nullptr, nullptr,
+                      scales + c.begin, dy, c.of(dx, b_.size)}, sums);
     }
-    Attention attention() const {
-        Attention of{b_.batch, b_.time, b_.heads, b_.kv_heads, b_.width, queries_, b_.keys, b_.values, attended_,
+    inkling::Norms turned(const Chunk& c, int heads, const float* raw, const float* weight, float* y,
+                          float* scales) const {
+        const int64_t width = int64_t(heads) * b_.width;
+        return {c.count, heads, b_.width, b_.epsilon, c.of(raw, width), weight, c.of(b_.cosines, b_.width / 2),
+                c.of(b_.sines, b_.width / 2), y ? c.of(y, width) : nullptr, c.of(scales, heads)};
+    }
+    void turn_back(const Chunk& c, inkling::Norms of, const float* dy, float* dx, float* sums) const {
+        const int64_t width = int64_t(of.heads) * of.width;
+        of.dy = c.of(dy, width), of.dx = c.of(dx, width);
+        each_norm(c, of, sums);
+    }
+    // Where the queries are after their norm and turn: where they were without a norm, else somewhere that is not kept.
+    float* turned_queries() { return turned_queries(b_.query_norm ? space_.rows(rows_ * mixed_) : nullptr); }
+    float* turned_queries(float* room) const { return b_.query_norm ? room : raw_queries_; }
+    Attention attention(const float* queries) const {
+        Attention of{b_.batch, b_.time, b_.heads, b_.kv_heads, b_.width, queries, b_.keys, b_.values, attended_,
                      log_sums_};
         of.seed = b_.attention_seed, of.drop = b_.drop;
         return of;
@@ -157,8 +303,8 @@ private:
     const int mixed_, shared_;
     size_t memory_ = 0;
     float *input_scales_, *mlp_scales_, *query_scales_, *key_scales_, *log_sums_;
-    float *normed_, *between_, *normed_between_, *raw_queries_, *queries_, *attended_, *raw_keys_;
-    float *gates_, *ups_, *gated_;
+    float *between_, *raw_queries_, *raw_keys_, *attended_, *gates_, *ups_;
+    Weight query_, key_, value_, output_, gate_, up_, down_;
 };
 
 }  // namespace INKLING_ISA

@@ -1,4 +1,4 @@
-// What a Transformer does between its products, forward and backward: RMSNorm, rotary positions, SwiGLU.
+// What a Transformer does between its products, forward and backward: embedding, RMSNorm, rotary positions, SwiGLU.
 //
 // Each runs over rows once, where the same on torch is a chain of passes. Sums use 16 lanes, as everywhere.
 #pragma once
@@ -77,13 +77,15 @@ inline void swiglu(const float* gate, const float* up, int64_t count, float* y) 
     }
 }
 
-inline void swiglu_back(const float* gate, const float* up, const float* dy, int64_t count, float* d_gate,
-                        float* d_up) {
+// `y`, or none: what forward gave, made once more.
+inline void swiglu_back(const float* gate, const float* up, const float* dy, int64_t count, float* d_gate, float* d_up,
+                        float* y = nullptr) {
     for (int64_t i = 0; i < count; i += LANES) {
         const int few = int(std::min<int64_t>(LANES, count - i));
         const vec g = load_few(gate + i, few), open = sigmoid(g), slope = load_few(dy + i, few);
+        const vec other = load_few(up + i, few), by = slope * other;
+        if (y) store_few(y + i, g * open * other, few);
         // Read before written: the slopes may take the places of gate and up.
-        const vec by = slope * load_few(up + i, few);
         store_few(d_up + i, slope * g * open, few);
         store_few(d_gate + i, by * open * (1.0f + g * (1.0f - open)), few);
     }
@@ -114,6 +116,22 @@ void share(Pool& pool, int64_t count, int64_t width, int64_t unit, const Work& w
 
 inline void drop_all(Pool& pool, const float* from, float* to, int64_t count, uint64_t seed, float rate) {
     share(pool, count, 1, kPanel, [&](int64_t begin, int64_t end) { drop_some(from, to, begin, end, seed, rate); });
+}
+
+inline void look_up(Pool& pool, const inkling::LookUp& l) {
+    if (!l.back)
+        return share(pool, l.count, l.width, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i)
+                std::memcpy(l.to + i * l.width, l.from + l.ids[i] * l.width, size_t(l.width) * 4);
+        });
+    // By columns: a row's sum has one order, whoever adds it.
+    share(pool, l.width, l.count, kPanel, [&](int64_t begin, int64_t end) {
+        for (int64_t i = 0; i < l.count; ++i) {
+            const float* from = l.from + i * l.width;
+            float* to = l.to + l.ids[i] * l.width;
+            for (int64_t k = begin; k < end; ++k) to[k] += from[k];
+        }
+    });
 }
 
 inline void norms_of(Pool& pool, const inkling::Norms& n) {

@@ -32,6 +32,7 @@ void norms(const inkling::Norms& n, int threads) { norms_of(sequence_space().poo
 void gated(const float* gate, const float* up, const float* dy, int64_t count, float* y, float* d_up, int threads) {
     gate_all(sequence_space().pool(threads), gate, up, dy, count, y, d_up);
 }
+void look_up(const inkling::LookUp& l, int threads) { look_up(sequence_space().pool(threads), l); }
 void entropies(const inkling::Entropies& e, int threads) { entropies_of(sequence_space().pool(threads), e); }
 double norm(const std::vector<inkling::Floats>& arrays, int threads) {
     return norm_of(sequence_space().pool(threads), arrays);

@@ -137,13 +137,25 @@ struct Adam {
     float root_scale = 1;  // 1 / sqrt(1 - beta2^steps)
 };
 
-// Rows of logits that become the slopes of their cross-entropies: the distribution, less one at the target.
+// Rows of logits, and the slopes of their cross-entropies: the distribution, less one at the target.
 struct Entropies {
-    float* logits = nullptr;  // (rows, columns)
+    const float* logits = nullptr;  // (rows, columns)
     const int64_t* targets = nullptr;
     int rows = 0, columns = 0;
-    float* nats = nullptr;    // (rows)
-    float* d_bias = nullptr;  // (columns), added to
+    float weight = 1;          // that the slopes are multiplied by
+    float* slopes = nullptr;   // (rows, columns); may be the logits
+    float* nats = nullptr;     // (rows)
+    float* d_bias = nullptr;   // (columns), to which the slopes of all rows are added; or none
+};
+
+// Rows of a matrix (?, width), looked up; or, back, the slopes of what was found, added to the rows of `to`.
+struct LookUp {
+    const int64_t* ids = nullptr;
+    int64_t count = 0;
+    int width = 0;
+    const float* from = nullptr;
+    float* to = nullptr;
+    bool back = false;
 };
 
 // Causal attention over (batch, time, heads, width), forward or, where there are gradients, backward.

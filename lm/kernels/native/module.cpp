@@ -28,6 +28,7 @@ using inkling::Kernel;
     void norms(const inkling::Norms&, int threads);                                               \
     void gated(const float* gate, const float* up, const float* dy, int64_t count, float* y, float* d_up, int threads); \
     void entropies(const inkling::Entropies&, int threads);                                                             \
+    void look_up(const inkling::LookUp&, int threads);                                                                  \
     double norm(const std::vector<inkling::Floats>&, int threads);                                                      \
     void scale(const std::vector<inkling::Floats>&, float factor, int threads);                                         \
     void adamw(const std::vector<inkling::Adam>&, float beta1, float beta2, float epsilon, int threads);                \
@@ -318,14 +319,28 @@ void gated(uintptr_t gate, uintptr_t up, uintptr_t dy, int64_t count, uintptr_t 
          threads);
 }
 
-void entropies(uintptr_t logits, uintptr_t targets, int rows, int columns, uintptr_t nats, uintptr_t d_bias,
-               const std::string& isa, int threads) {
+const int64_t* numbers_below(uintptr_t at, int64_t count, int64_t bound, const char* complaint) {
+    const auto* numbers = reinterpret_cast<const int64_t*>(at);
+    for (int64_t i = 0; i < count; ++i)
+        if (uint64_t(numbers[i]) >= uint64_t(bound)) throw std::out_of_range(complaint);
+    return numbers;
+}
+
+void entropies(uintptr_t logits, uintptr_t targets, int rows, int columns, float weight, uintptr_t slopes,
+               uintptr_t nats, uintptr_t d_bias, const std::string& isa, int threads) {
     const auto write = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
-    const auto* wanted = reinterpret_cast<const int64_t*>(targets);
-    for (int row = 0; row < rows; ++row)
-        if (uint64_t(wanted[row]) >= uint64_t(columns)) throw std::out_of_range("a target lies outside the logits");
+    const auto* wanted = numbers_below(targets, rows, columns, "a target lies outside the logits");
     nb::gil_scoped_release release;
-    CALL(isa, entropies, {write(logits), wanted, rows, columns, write(nats), write(d_bias)}, threads);
+    CALL(isa, entropies, {write(logits), wanted, rows, columns, weight, write(slopes), write(nats), write(d_bias)},
+         threads);
+}
+
+void look_up(uintptr_t ids, int64_t count, int64_t rows, int width, uintptr_t from, uintptr_t to, bool back,
+             const std::string& isa, int threads) {
+    const auto* known = numbers_below(ids, count, rows, "an id lies outside the embedding");
+    nb::gil_scoped_release release;
+    CALL(isa, look_up, {known, count, width, reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to), back},
+         threads);
 }
 
 // Arrays of floats, each an address and a length.
@@ -450,6 +465,7 @@ NB_MODULE(_native, module) {
     module.def("attention", &attention);
     module.def("gated", &gated);
     module.def("entropies", &entropies);
+    module.def("look_up", &look_up);
     module.def("norm", &norm);
     module.def("scale", &scale);
     module.def("adamw", &adamw);

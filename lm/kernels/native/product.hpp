@@ -143,6 +143,15 @@ struct Product {
     int rows, depth, columns;
     bool add = false;             // C += A B
     const float* bias = nullptr;  // (columns), added to every row where C is not added to
+    const float* whole = nullptr;  // all of B from `pack`, or none: packed on the way
+
+    // How many floats all of B comes to.
+    static size_t packed_size(int depth, int columns) { return size_t(depth) * padded(columns); }
+    // All of B, for products with these operands; block after block, as `run` wants them.
+    void pack(float* to) const {
+        for (int left = 0; left < columns; left += kBroad)
+            for (int deep = 0; deep < depth; deep += kDeep) pack_block(left, deep, to + block_at(left, deep));
+    }
 
     // The same for columns [begin, end) alone.
     Product between(int begin, int end) const {
@@ -154,7 +163,8 @@ struct Product {
         return part;
     }
 
-    // Rows [begin, end) of C; `packed` holds kDeep * kBroad floats, `turned` kDeep * kDown.
+    // Rows [begin, end) of C; `packed` holds kDeep * kBroad floats where B is not packed already, `turned` kDeep * kDown
+    // where A is turned.
     void run(int begin, int end, float* packed, float* turned) const {
         float spare[kDown][kAcross * kPanel];
         const float* from[kDown];
@@ -164,10 +174,8 @@ struct Product {
             const int right = std::min(columns, left + kBroad);
             for (int deep = 0; deep < std::max(depth, 1); deep += kDeep) {
                 const int many = std::min(kDeep, depth - deep);
-                if (b_turned)
-                    pack_turned(b, deep, many, left, right, packed);
-                else
-                    pack_straight(b, deep, many, left, right, packed);
+                const float* block = whole ? whole + block_at(left, deep) : packed;
+                if (!whole) pack_block(left, deep, packed);
                 const bool adds = add || deep > 0;
                 if (a_turned)
                     for (int k = 0; k < many; ++k) deeper[k] = a[deep + k];
@@ -184,7 +192,7 @@ struct Product {
                         for (int r = 0; r < count; ++r) from[r] = a[row + r] + deep;
                     }
                     for (int r = 0; r < count; ++r) rows_of_c[r] = c[row + r];
-                    const float* weights = packed;
+                    const float* weights = block;
                     for (int column = left; column < right; column += kAcross * kPanel) {
                         const int wide = std::min(kAcross * kPanel, padded(right - column));
                         const int real = std::min(wide, right - column);
@@ -204,6 +212,19 @@ struct Product {
                 }
             }
         }
+    }
+
+private:
+    // Where the block of B from a column and a row on lies among all of them.
+    int64_t block_at(int left, int deep) const {
+        return int64_t(left) * depth + int64_t(deep) * padded(std::min(kBroad, columns - left));
+    }
+    void pack_block(int left, int deep, float* to) const {
+        const int right = std::min(columns, left + kBroad), many = std::min(kDeep, depth - deep);
+        if (b_turned)
+            pack_turned(b, deep, many, left, right, to);
+        else
+            pack_straight(b, deep, many, left, right, to);
     }
 };
 
@@ -226,8 +247,8 @@ inline void multiply(Pool& pool, ProductSpace& space, const Product& product) {
     const bool across = product.columns >= 2 * kBroad || product.rows < 4 * kDown * pool.threads();
     const int unit = across ? kAcross * kPanel : kDown, size = across ? product.columns : product.rows;
     const double work = double(product.rows) * product.depth * product.columns;
-    // Below some 4 million multiplications handing over costs more than it brings.
-    const int parts = std::max(1, std::min({pool.threads(), size / ((across ? 1 : 4) * unit), int(work / 4e6)}));
+    // Below some 2 million multiplications handing over costs more than it brings.
+    const int parts = std::max(1, std::min({pool.threads(), size / ((across ? 1 : 4) * unit), int(work / 2e6)}));
     space.reserve(parts);
     if (parts > 1) pool.wake();
     const int units = (size + unit - 1) / unit;

@@ -33,6 +33,8 @@ public:
     float* table(size_t count) { return grown(table_, count); }
     float* rows(size_t count) { return grown(rows_, count); }
     float* bias(size_t count) { return grown(bias_, count); }
+    // Of each thread for itself, a helper's too.
+    float* chunk(size_t count) { return grown(chunk_, count); }
     ProductSpace products;
 
 private:
@@ -48,7 +50,7 @@ private:
         return of.buffer.data();
     }
     std::unique_ptr<Pool> pool_;
-    Grown weights_, table_, rows_, bias_;
+    Grown weights_, table_, rows_, bias_, chunk_;
 };
 
 class SequenceRun {
