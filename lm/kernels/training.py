@@ -43,7 +43,9 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-KINDS = "gru", "lstm", "linear", "dropout", "norm", "swiglu", "attention", "block", "entropy", "clip", "adamw", "embedding"
+KINDS = (
+    "gru", "lstm", "embedding", "linear", "dropout", "norm", "swiglu", "attention", "block", "entropy", "clip", "adamw",
+)  # fmt: skip
 
 FEWEST_STEPS, FEWEST_ROWS = 8, 64
 """Shorter texts and smaller matrices are torch's: the weights are arranged anew in each call."""
