@@ -1,4 +1,4 @@
-"""The loss after equal time, on tiny-shakespeare by characters, and after equal epochs on WikiText-2 by words.
+"""The loss after equal time, on tiny-shakespeare by characters.
 
 Every contender gets the same seconds, and its learning rate falls over just those. nanoGPT gets as many iterations as
 fit, its own evaluations not counted; the loops one writes by hand get the seconds of training; ours gets them as
@@ -10,7 +10,6 @@ slide by half their length, the others with the state carried.
 from __future__ import annotations
 
 import importlib.util
-import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,9 +28,6 @@ from benchmarks.suite import (
     CORPUS,
     NANOGPT,
     TRANSFORMERS,
-    WLM,
-    WORD,
-    WORDS,
     Claim,
     Plot,
     Record,
@@ -39,7 +35,6 @@ from benchmarks.suite import (
     Table,
     say,
 )
-from benchmarks.wlm import WordLanguageModel, write_texts
 from lm.config import CorpusConfig, Section
 from lm.corpora import Corpus, PreparedCorpus, open_corpus, prepare
 from lm.evaluation.perplexity import score
@@ -53,10 +48,6 @@ POINTS = 5
 """Of each curve."""
 TEN_SECONDS = "--minutes 0.1666"
 EQUAL_TIME, TEN_MINUTES, HYBRID_LOSS, FLOOR_SECONDS = 1.53, 1.47, 1.55, 1.0
-TRAIN_WORDS, VALID_WORDS = 60_000, 20_000
-"""How much of WikiText-2 without --full."""
-FULL_EPOCHS = 6
-SAME_PERPLEXITY = 1.02
 
 
 @dataclass
@@ -74,10 +65,10 @@ Contender = Callable[[int], Found]
 
 
 def run(settings: Settings) -> Record:
-    """Characters at equal time, then words at equal epochs."""
+    """Every contender for as long, then what else is said of ours."""
     torch.set_num_threads(settings.threads)
     record = Record(
-        options={**settings.options(), "corpus": CORPUS, "words": WORDS, "seeds": SEEDS if settings.full else 1},
+        options={**settings.options(), "corpus": CORPUS, "seeds": SEEDS if settings.full else 1},
         versions=versions("numpy", "torch", "transformers"),
     )
     with tempfile.TemporaryDirectory(prefix="inkling-benchmark-") as name:
@@ -85,11 +76,7 @@ def run(settings: Settings) -> Record:
         corpus = open_corpus(CorpusConfig(source=CORPUS), data_dir=settings.data_dir)
         prepared = prepare(corpus, Section(type="char"), cache=folder / "cache")
         _characters(settings, folder, corpus, prepared, record)
-        _words(settings, folder, record)
     return record
-
-
-# -- characters at equal time ------------------------------------------------------------------------
 
 
 def _characters(settings: Settings, folder: Path, corpus: Corpus, prepared: PreparedCorpus, record: Record) -> None:
@@ -243,45 +230,3 @@ def _timed(step: loops.TrainStep, scored: Callable[[int], Any], seconds: float, 
         found = scored(1 if last else ours.CURVE_ROWS)
         curve.append((spent, found.loss))
     return Found(found.loss, spent, found.context, curve)
-
-
-# -- words at equal epochs ---------------------------------------------------------------------------
-
-
-def _words(settings: Settings, folder: Path, record: Record) -> None:
-    what = f"words of {WORDS}: perplexity at equal epochs, ours over the PyTorch example's"
-    if settings.wlm is None:
-        record.missing.append(WLM)
-        record.claims.append(Claim(what, None, SAME_PERPLEXITY, "at most", "×", "the example is not here"))
-        return
-    epochs = FULL_EPOCHS if settings.full else 1
-    cut = (None, None) if settings.full else (TRAIN_WORDS, VALID_WORDS)
-    corpus = open_corpus(CorpusConfig(source=WORDS), data_dir=settings.data_dir)
-    texts = write_texts(corpus, folder / "words", train_words=cut[0], valid_words=cut[1])
-    trained = ours.train(
-        f"{WORD} --epochs {epochs}", str(texts), "words", folder, settings,
-        extra=("--set", "training.evaluate_every=1000000") if epochs == 1 else (),
-    )  # fmt: skip
-    peer = WordLanguageModel(settings.wlm, folder, settings)
-    saved, peer_seconds = peer.train(texts, epochs)
-    theirs = score(peer.load(saved, texts, trained.run.tokenizer), trained.ids("valid"))
-    rows = [
-        {"contender": "ours", "perplexity": math.exp(trained.loss), "loss": trained.loss,
-         "whole process, s": trained.whole_seconds, "context": trained.context},
-        {"contender": "PyTorch example", "perplexity": math.exp(theirs.loss), "loss": theirs.loss,
-         "whole process, s": peer_seconds, "context": theirs.context},
-    ]  # fmt: skip
-    whole = (
-        "the whole text" if settings.full else f"the first {TRAIN_WORDS:,} words, and {VALID_WORDS:,} to validate on"
-    )
-    record.tables.append(
-        Table(
-            f"{WORDS}, words: validation perplexity after {epochs} epoch{'s' if epochs > 1 else ''} of {whole}",
-            rows,
-            f"`{WORD}`; for both one <eos> a line, <unk> for words that the training text lacks, every token scored",
-        )
-    )
-    why = "" if settings.full else f"one epoch of {whole}"
-    record.claims.append(
-        Claim(what, math.exp(trained.loss - theirs.loss), SAME_PERPLEXITY, "at most", "×", why)
-    )  # fmt: skip

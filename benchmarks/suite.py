@@ -21,6 +21,7 @@ SUITES = {
     "training": "tokens a second of training, at equal architecture and batch",
     "time-to-loss": "how long until the loss that nanoGPT's CPU recipe reaches",
     "quality": "the loss after equal time",
+    "words": "the perplexity by words after equal epochs",
     "decoding": "tokens a second of generating",
     "tokenizing": "megabytes a second of encoding",
     "startup": "from pressing Enter to the first text",
