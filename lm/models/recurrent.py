@@ -111,7 +111,7 @@ class Recurrent(LanguageModel):
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
         outputs, after = self._run_cell(ids, state)
-        added, after = self._added(ids, outputs, state, after)
+        added, after = self.tables(ids, state, after)
         return output_logits(self._project(self.output_dropout(outputs)), *self._output_layer(), added=added), after
 
     def training_loss(
@@ -119,7 +119,7 @@ class Recurrent(LanguageModel):
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`; adds the penalties, and saves work where the vocabulary is large."""
         outputs, after = self._run_cell(ids, state)
-        added, after = self._added(ids, outputs, state, after, targets)
+        added, after = self.tables(ids, state, after)
         dropped = self.output_dropout(outputs)
         objective, nats, logits = output_loss(
             self._project(dropped),
@@ -130,13 +130,6 @@ class Recurrent(LanguageModel):
             dtype=self.loss_dtype,
         )
         return TrainingLoss(objective + self._penalties(outputs, dropped), nats, after, logits)
-
-    def _added(
-        self, ids: Tensor, outputs: Tensor, before: State | None, after: State, targets: Tensor | None = None
-    ) -> tuple[Tensor | None, State]:
-        """What is added to the logits, and the state with what that remembers; in training the targets are known."""
-        found: tuple[Tensor | None, State] = self.tables(ids, before, after)
-        return found
 
     def _embed(self, ids: Tensor) -> Tensor:
         vectors = self.embedding(ids)

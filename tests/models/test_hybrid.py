@@ -1,4 +1,4 @@
-"""The hybrid: a network over counts, which in training are without what they are to predict."""
+"""The hybrid: a network beside counts, which in training are without what they are to predict."""
 
 from __future__ import annotations
 
@@ -59,26 +59,57 @@ def fitted(**options: Any) -> tuple[LanguageModel, NGram, np.ndarray]:
     return model, ngram, ids
 
 
-def silence(model: Any) -> None:
-    """Take the network out, so that the counts alone speak."""
+def trust(model: Any, bias: float) -> None:
+    """Have the gate say the same everywhere: how far the counts are trusted, in log-odds."""
     with torch.no_grad():
-        model.network.output.weight.zero_()
-        model.network.output.bias.zero_()
-    assert not model.network.gate.weight.any() and model.network.gate.bias == 1
+        model.network.gate.weight.zero_()
+        model.network.gate.bias.fill_(bias)
+
+
+def text_of(text: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(text[None, :-1]), torch.from_numpy(text[None, 1:])
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_training_begins_near_the_counts(cell: str) -> None:
+def test_the_mixture_lies_between_the_network_and_the_counts_as_the_gate_says(cell: str) -> None:
     model, ngram, _ = fitted(cell=cell)
     ids = torch.from_numpy(np.random.default_rng(2).integers(5, size=(2, 30)))
-    ours, theirs = (each.eval()(ids)[0].log_softmax(dim=-1) for each in (model, ngram))
-    assert (ours - theirs).abs().max() < 0.2
+    found = {}
+    for bias in (-40.0, 0.0, 40.0):
+        trust(model, bias)
+        found[bias] = model.eval()(ids)[0].exp()
+    torch.testing.assert_close(found[40.0], ngram(ids)[0].exp())
+    torch.testing.assert_close(found[0.0], (found[-40.0] + found[40.0]) / 2)
+    assert (found[-40.0] - found[40.0]).abs().max() > 0.1
+    torch.testing.assert_close(found[-40.0].sum(dim=-1), torch.ones(2, 30))
+
+
+def test_training_begins_with_most_trust_in_the_counts() -> None:
+    model, ngram, _ = fitted()
+    ids = torch.from_numpy(np.random.default_rng(2).integers(5, size=(2, 30)))
+    ours, theirs = (each.eval()(ids)[0].exp() for each in (model, ngram))
+    assert (ours - theirs).abs().max() < 0.12
+
+
+def test_the_gate_looks_at_how_sure_the_counts_are() -> None:
+    model: Any
+    model, ngram, _ = fitted()
+    ids = torch.from_numpy(np.random.default_rng(2).integers(5, size=(1, 30)))
+    logs = ngram(ids)[0]
+    with torch.no_grad():
+        model.network.gate.weight[0, -1] = -1
+        model.network.gate.bias.fill_(1)
+    entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)
+    share = torch.sigmoid(1 - entropy)
+    mixed = model.eval()(ids)[0].exp()
+    trust(model, -40)
+    torch.testing.assert_close(mixed, (1 - share) * model(ids)[0].exp() + share * logs.exp())
 
 
 def test_in_training_each_token_is_left_out_of_the_counts() -> None:
     model, ngram, text = fitted()
-    silence(model)
-    ids, targets = torch.from_numpy(text[None, :-1]), torch.from_numpy(text[None, 1:])
+    trust(model, 40)
+    ids, targets = text_of(text)
     loss = model.training_loss(ids, targets)
     logs, _ = ngram.look_up(ids, None, targets)
     assert float(loss.nats) == pytest.approx(-float(logs.gather(2, targets[..., None]).mean()), rel=1e-5)
@@ -87,9 +118,22 @@ def test_in_training_each_token_is_left_out_of_the_counts() -> None:
     assert float(seen) < 1.4 < np.log(5) < float(loss.nats)
 
 
+def test_the_network_learns_as_it_would_alone_and_the_gate_from_the_mixture() -> None:
+    model: Any
+    model, _, text = fitted()
+    alone: Any = build_model(Section(type="gru", hidden_size=16, embedding_size=8), 5, seed=1)
+    ids, targets = text_of(text)
+    model.training_loss(ids, targets).objective.backward()
+    alone.training_loss(ids, targets).objective.backward()
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(model.network.get_parameter(name).grad, parameter.grad, msg=name)
+    # Of this text the counts know less than nothing once a token is left out of them.
+    assert model.network.gate.bias.grad > 0
+
+
 def test_a_carried_state_gives_training_the_counts_of_one_pass() -> None:
     model, _, text = fitted()
-    ids, targets = torch.from_numpy(text[None, :-1]), torch.from_numpy(text[None, 1:])
+    ids, targets = text_of(text)
     whole = model.training_loss(ids[:, :80], targets[:, :80])
     first = model.training_loss(ids[:, :30], targets[:, :30])
     rest = model.training_loss(ids[:, 30:80], targets[:, 30:80], first.state.detach())
