@@ -1,8 +1,10 @@
 """What a plan is likely to end at, told before it begins.
 
-How far a network gets beyond counts of the same text (`lm.evaluation.floor`) depends little on the text and much on
-how many tokens it trains on. So the share of the floor's loss that recorded runs of a preset ended at, times the floor
-of the text at hand, says about where a run of that preset will end.
+How far a network gets beyond n-gram counts of the text that it reads (as `lm.evaluation.floor` counts) depends little
+on the text and much on how many tokens it trains on. So the share of those counts' loss that recorded runs of a preset
+ended at, times the counts' loss on the text at hand, says about where a run of that preset will end.
+
+Counted is what the run will read: of a text that is longer than the run, as much of each row of its batches.
 """
 
 from __future__ import annotations
@@ -10,9 +12,13 @@ from __future__ import annotations
 from itertools import pairwise
 from math import log
 
+import numpy as np
+
 from lm.config import RunConfig, compose
 from lm.corpora import PreparedCorpus
-from lm.evaluation.floor import find_floor
+from lm.evaluation.floor import floor_order
+from lm.models.counts import count_text
+from lm.tokenizers.base import Ids
 from lm.training.plan import Plan
 
 RECORDED: dict[str, tuple[tuple[int, float, float], ...]] = {
@@ -32,7 +38,7 @@ LENGTH = {
 }  # fmt: skip
 """Training options that do not change what a step learns."""
 MOST_COUNTED = 3_000_000
-"""Training tokens up to which the floor is counted before the run begins: two seconds."""
+"""Tokens that are counted, and at most scored, before the run begins: two or three seconds."""
 
 
 def expected_loss(config: RunConfig, corpus: PreparedCorpus, plan: Plan, tokens: int) -> tuple[float, float] | None:
@@ -45,10 +51,11 @@ def expected_loss(config: RunConfig, corpus: PreparedCorpus, plan: Plan, tokens:
         tokens: that the plan comes to.
 
     Returns:
-        None where no runs of such options and length were recorded, or the text is too long to be counted first.
+        None where no runs of such options and length were recorded.
     """
     share = expected_share(config.preset or "", tokens)
-    if share is None or len(corpus.splits["train"].ids) > MOST_COUNTED or plan.validation_tokens is not None:
+    valid = corpus.splits["valid"]
+    if share is None or valid.sha256 == corpus.splits["train"].sha256:
         return None
     usual = compose(config.corpus.source, preset=config.preset or "")
     changed = {
@@ -56,8 +63,19 @@ def expected_loss(config: RunConfig, corpus: PreparedCorpus, plan: Plan, tokens:
     } - LENGTH
     if changed or config.model != usual.model or config.tokenizer != usual.tokenizer:
         return None
-    floor = find_floor(corpus, corpus.splits["valid"])
-    return None if floor is None else (share[0] * floor.loss, share[1] * floor.loss)
+    scored = min(plan.validation_tokens or MOST_COUNTED, MOST_COUNTED)
+    size = corpus.tokenizer.vocab_size
+    read = read_first(corpus.splits["train"].ids, config.training.batch_size, min(tokens, MOST_COUNTED))
+    counts = count_text(read, order=floor_order(size), vocab_size=size)
+    loss = -float(np.mean(counts.log_probabilities_of(valid.ids[: scored + 1])))
+    return share[0] * loss, share[1] * loss
+
+
+def read_first(ids: Ids, rows: int, tokens: int) -> Ids:
+    """The start token, and the first tokens that training reads of a text in so many rows (`StreamBatches`)."""
+    length = (len(ids) - 1) // rows
+    columns = min(length, -(-tokens // rows))
+    return np.concatenate([ids[:1], *(ids[begin : begin + columns] for begin in range(1, 1 + rows * length, length))])
 
 
 def expected_share(preset: str, tokens: int) -> tuple[float, float] | None:
