@@ -66,7 +66,7 @@ class TrainingView(Callback):
         if start.expected is not None and start.step == 0:
             least, most = start.expected
             self._screen.print(
-                f"Expected at the end: a validation loss of {least:.2f} to {most:.2f} nats per token, as far below "
+                f"Expected at the end: a validation loss of {least:.2f} to {most:.2f} nats per token, as far from "
                 "n-gram counts of the text as recorded runs of this preset and length ended.",
                 soft_wrap=True,
             )

@@ -9,8 +9,9 @@ import pytest
 
 from lm.config import RunConfig, compose
 from lm.corpora import PreparedCorpus, open_corpus, prepare
-from lm.evaluation.floor import find_floor
+from lm.evaluation.floor import find_floor, floor_order
 from lm.models.counts import count_text
+from lm.training import expecting
 from lm.training.expecting import RECORDED, expected_loss, expected_share, read_first
 from lm.training.plan import Plan
 
@@ -52,19 +53,30 @@ def test_a_preset_as_it_is_expects_its_share_of_the_floor_and_a_changed_one_says
         assert expected_loss(other, corpus, plan, 1_500_000) is None
 
 
+@pytest.mark.parametrize("preset", RECORDED)
 def test_of_a_long_text_the_part_that_is_read_is_counted_and_the_part_that_is_validated_scored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(RECORDED, "gru-char-small", ((1000, 1.0, 1.1), (100_000, 0.9, 1.0)))
-    config, corpus = prepared(tmp_path, "gru-char-small")
-    read = read_first(corpus.splits["train"].ids, config.training.batch_size, 6400)
-    counts = count_text(read, order=7, vocab_size=corpus.tokenizer.vocab_size)
-    least, most = expected_share("gru-char-small", 6400) or (0, 0)
-    for part in (None, 500):
+    monkeypatch.setitem(RECORDED, preset, ((1000, 1.0, 1.1), (100_000, 0.9, 1.0)))
+    config, corpus = prepared(tmp_path, preset)
+    size = corpus.tokenizer.vocab_size
+    read = read_first(corpus.splits["train"].ids, config.training.batch_size, 2000)
+    counts = count_text(read, order=floor_order(size), vocab_size=size)
+    least, most = expected_share(preset, 2000) or (0, 0)
+    for part in (None, 50):
         valid = corpus.splits["valid"].ids[: None if part is None else part + 1]
         loss = -float(np.mean(counts.log_probabilities_of(valid)))
-        found = expected_loss(config, corpus, Plan(10, 1, part), 6400)
+        found = expected_loss(config, corpus, Plan(10, 1, part), 2000)
         assert found == pytest.approx((least * loss, most * loss))
+
+
+def test_a_text_that_is_cut_into_subwords_by_itself_is_told_nothing_by_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, corpus = prepared(tmp_path, "gru-char-small")
+    assert expected_loss(config, corpus, Plan(500, 50), 1_500_000) is not None
+    monkeypatch.setattr(expecting, "LONG_CHARACTERS", 1000)
+    assert expected_loss(config, corpus, Plan(500, 50), 1_500_000) is None
 
 
 def test_what_training_reads_first_is_the_beginning_of_each_row() -> None:
