@@ -1,7 +1,7 @@
 """What a plan is likely to end at, told before it begins.
 
-How far a network gets beyond n-gram counts of the text that it reads (as `lm.evaluation.floor` counts) depends little
-on the text and much on how many tokens it trains on. So the share of those counts' loss that recorded runs of a preset
+How far a network gets beyond n-gram counts of the text that it reads (`lm.models.counts`) depends less on the text than
+on how many tokens it trains on. So the share of those counts' loss that recorded runs of a preset
 ended at, times the counts' loss on the text at hand, says about where a run of that preset will end.
 
 Counted is what the run will read: of a text that is longer than the run, as much of each row of its batches.
@@ -16,7 +16,6 @@ import numpy as np
 
 from lm.config import RunConfig, compose
 from lm.corpora import PreparedCorpus
-from lm.evaluation.floor import floor_order
 from lm.models.counts import count_text
 from lm.tokenizers.base import Ids
 from lm.training.choosing import LONG_CHARACTERS
@@ -30,9 +29,9 @@ RECORDED: dict[str, tuple[tuple[int, float, float], ...]] = {
         (4_100_000, 0.93, 1.0), (11_000_000, 0.925, 0.965), (22_000_000, 0.92, 0.95), (39_000_000, 0.915, 0.945),
     ),
     "gru-subword-small": (
-        (400_000, 1.01, 1.105), (1_200_000, 0.94, 1.085), (2_700_000, 0.9, 1.07), (6_000_000, 0.87, 1.03),
+        (400_000, 0.965, 1.065), (1_200_000, 0.885, 1.02), (2_700_000, 0.83, 1.0), (6_000_000, 0.8, 0.955),
     ),
-    "gru-subword": ((300_000, 1.07, 1.165), (1_000_000, 0.915, 1.115), (3_000_000, 0.915, 1.085)),
+    "gru-subword": ((300_000, 1.05, 1.16), (1_000_000, 0.9, 1.105), (3_000_000, 0.9, 1.07)),
 }  # fmt: skip
 """By preset: trained tokens, and the least and the most share of the counts' loss that runs of that length ended at,
 with a margin of about 0.015 around the texts of docs/recipes.md; by subwords these are few and differ more."""
@@ -42,8 +41,11 @@ LENGTH = {
     "devices", "timeout_seconds",
 }  # fmt: skip
 """Training options that do not change what a step learns."""
+ORDERS = {"char": 7, "subword": 3}
+"""Of the n-grams that are counted: of subwords about as far back in characters, or text that repeats itself at length
+would be told what only counts know by heart."""
 MOST_COUNTED = 3_000_000
-"""Tokens that are counted, and at most scored, before the run begins: two or three seconds."""
+"""Tokens that are counted, and at most scored, before the run begins: a second or so."""
 
 
 def expected_loss(config: RunConfig, corpus: PreparedCorpus, plan: Plan, tokens: int) -> tuple[float, float] | None:
@@ -72,9 +74,8 @@ def expected_loss(config: RunConfig, corpus: PreparedCorpus, plan: Plan, tokens:
     if changed or config.model != usual.model or config.tokenizer != usual.tokenizer:
         return None
     scored = min(plan.validation_tokens or MOST_COUNTED, MOST_COUNTED)
-    size = corpus.tokenizer.vocab_size
     read = read_first(train.ids, config.training.batch_size, min(tokens, MOST_COUNTED))
-    counts = count_text(read, order=floor_order(size), vocab_size=size)
+    counts = count_text(read, order=ORDERS[config.tokenizer.type], vocab_size=corpus.tokenizer.vocab_size)
     loss = -float(np.mean(counts.log_probabilities_of(valid.ids[: scored + 1])))
     return share[0] * loss, share[1] * loss
 
@@ -87,7 +88,7 @@ def read_first(ids: Ids, rows: int, tokens: int) -> Ids:
 
 
 def expected_share(preset: str, tokens: int) -> tuple[float, float] | None:
-    """Of the floor's loss, between the recorded lengths and up to twice the longest; None elsewhere."""
+    """Of the counts' loss, between the recorded lengths and up to twice the longest; None elsewhere."""
     curve = RECORDED.get(preset, ())
     for (few, *before), (many, *after) in pairwise(curve):
         if few <= tokens <= many:
