@@ -125,7 +125,6 @@ public:
 private:
     // Rows that pass through all products and what lies between them while the caches hold them; one thread's work.
     struct Chunk {
-        int number;
         int64_t begin;
         int count;
         template <class T>
@@ -133,15 +132,19 @@ private:
             return rows + begin * width;
         }
     };
-    static constexpr int kChunk = 128;
-    int chunks() const { return int((rows_ + kChunk - 1) / kChunk); }
+    static constexpr int kChunk = 128;  // at most; fewer where there are more threads than that gives work
+    static constexpr int kSummed = 32;  // rows whose slopes of a norm's weight are added up by themselves
+    static constexpr int kPiece = 64;   // rows of a weight's slopes that are one thread's work
 
     template <class Work>
     void in_chunks(const Work& work) {
-        if (chunks() > 1) pool_.wake();
-        pool_.run(chunks(), [&](int number) {
-            const int64_t begin = int64_t(number) * kChunk;
-            work(Chunk{number, begin, int(std::min<int64_t>(kChunk, rows_ - begin))});
+        const int64_t each = (rows_ + pool_.threads() - 1) / pool_.threads();
+        const int64_t rows = std::min<int64_t>(kChunk, (each + kSummed - 1) / kSummed * kSummed);
+        const int chunks = int((rows_ + rows - 1) / rows);
+        if (chunks > 1) pool_.wake();
+        pool_.run(chunks, [&](int number) {
+            const int64_t begin = number * rows;
+            work(Chunk{begin, int(std::min(rows, rows_ - begin))});
         });
     }
 
@@ -220,8 +223,8 @@ private:
                     Product product = inputs.back();
                     product.a = {dy + first * outputs, outputs}, product.c = {d_weight, each.inputs};
                     product.rows = outputs;
-                    for (int begin = 0; begin < outputs; begin += kChunk)
-                        pieces.push_back({product, begin, std::min(outputs, begin + kChunk)});
+                    for (int begin = 0; begin < outputs; begin += kPiece)
+                        pieces.push_back({product, begin, std::min(outputs, begin + kPiece)});
                 }
                 at += Product::packed_size(depth, each.inputs);
             }
@@ -234,7 +237,8 @@ private:
     }
 
     // to = stream + dropout(x weight), the end of a branch; `x` holds the chunk's rows alone.
-    void add_branch(const Chunk& c, const float* x, const Weight& weight, const float* stream, uint64_t seed, float* to) {
+    void add_branch(const Chunk& c, const float* x, const Weight& weight, const float* stream, uint64_t seed,
+                    float* to) {
         if (b_.drop > 0) {
             run(c.count, x, weight, c.of(to, b_.size));
             drop(c, to, seed, to);
@@ -253,8 +257,8 @@ private:
 
     // -- norms and attention -----------------------------------------------------------------------------------------
 
-    // Room for the slopes of a norm's weight, of each chunk by itself, and their sum in one order.
-    size_t sums(int width) const { return size_t(chunks()) * width; }
+    // Room for the slopes of a norm's weight, of so many rows by themselves, and their sum: one order for any chunks.
+    size_t sums(int width) const { return size_t((rows_ + kSummed - 1) / kSummed) * width; }
     static void add_up(const std::vector<float>& sums, int width, float* to) {
         if (to)
             for (size_t i = 0; i < sums.size(); ++i) to[i % width] += sums[i];
@@ -264,11 +268,13 @@ private:
     static void each_norm(const Chunk& c, const inkling::Norms& n, float* sums = nullptr) {
         std::vector<float> between(n.width);
         for (int64_t row = 0; row < int64_t(c.count) * n.heads; ++row)
-            norm_and_turn(n, row, between.data(), sums ? sums + int64_t(c.number) * n.width : nullptr);
+            norm_and_turn(n, row, between.data(),
+                          sums ? sums + (c.begin + row / n.heads) / kSummed * n.width : nullptr);
     }
     // `y` and `dy` hold the chunk's rows alone.
     void norm(const Chunk& c, const float* x, const float* weight, float* scales, float* y) const {
-        each_norm(c, {c.count, 1, b_.size, b_.epsilon, c.of(x, b_.size), weight, nullptr, nullptr, y, scales + c.begin});
+        each_norm(c, {c.count, 1, b_.size, b_.epsilon, c.of(x, b_.size), weight, nullptr, nullptr, y,
+                      scales + c.begin});
     }
     void norm_back(const Chunk& c, const float* x, const float* weight, float* scales, const float* dy, float* dx,
                    float* sums) const {

@@ -19,7 +19,8 @@ inline float entropy_of(const float* row, int columns, int64_t target, float wei
         return e;
     });
     const float scale = weight / sum;
-    for (int i = 0; i < columns; i += LANES) store_few(slope + i, load_few(slope + i, columns - i) * scale, columns - i);
+    for (int i = 0; i < columns; i += LANES)
+        store_few(slope + i, load_few(slope + i, columns - i) * scale, columns - i);
     slope[target] -= weight;
     return std::log(sum) - wanted;
 }
