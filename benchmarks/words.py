@@ -51,14 +51,15 @@ def _compare(settings: Settings, folder: Path, record: Record) -> None:
         extra=("--set", "training.evaluate_every=1000000"),
     )  # fmt: skip
     peer = WordLanguageModel(settings.wlm, folder, settings)
-    saved, peer_seconds = peer.train(texts, EPOCHS)
+    saved, _ = peer.train(texts, EPOCHS)
     theirs = score(peer.load(saved, texts, trained.run.tokenizer), trained.ids("valid"))
     rows = [
-        {"contender": "ours", "perplexity": math.exp(trained.loss), "loss": trained.loss,
-         "whole process, s": trained.whole_seconds, "context": trained.context},
-        {"contender": "PyTorch example", "perplexity": math.exp(theirs.loss), "loss": theirs.loss,
-         "whole process, s": peer_seconds, "context": theirs.context},
-    ]  # fmt: skip
+        {"contender": name, "perplexity": math.exp(loss), "loss": loss, "context": context}
+        for name, loss, context in (
+            ("ours", trained.loss, trained.context),
+            ("PyTorch example", theirs.loss, theirs.context),
+        )
+    ]
     whole = (
         "the whole text" if settings.full else f"the first {TRAIN_WORDS:,} words, and {VALID_WORDS:,} to validate on"
     )
