@@ -143,7 +143,7 @@ def test_a_transformer_has_the_same_bits_on_any_number_of_threads(threads: None)
     model = build_model(Section(type="transformer", hidden_size=128, num_layers=1, num_heads=4, dropout=0.1), V, seed=1)
     ids = torch.randint(V, (16, 65))
     results = []
-    for count in (1, 2, 3, 20):
+    for count in (1, 2, 3, 12):
         torch.set_num_threads(count)
         torch.manual_seed(0)
         logits, _ = model(ids)
