@@ -51,7 +51,7 @@ def _compare(settings: Settings, folder: Path, record: Record) -> None:
         extra=("--set", "training.evaluate_every=1000000"),
     )  # fmt: skip
     peer = WordLanguageModel(settings.wlm, folder, settings)
-    saved, _ = peer.train(texts, EPOCHS)
+    saved = peer.train(texts, EPOCHS)
     theirs = score(peer.load(saved, texts, trained.run.tokenizer), trained.ids("valid"))
     rows = [
         {"contender": name, "perplexity": math.exp(loss), "loss": loss, "context": context}

@@ -105,8 +105,7 @@ class _BesideCounts(Recurrent):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`; the logits are log-probabilities."""
-        outputs, after = self._run_cell(ids, state)
-        added, after = self.tables(ids, state, after)
+        outputs, added, after = self._read(ids, state)
         logits = output_logits(self._project(self.output_dropout(outputs)), *self._output_layer(), added=added)
         logs, history = self.ngram.look_up(ids, state)
         return self._mixed(outputs, logits, logs), _remembering(after, history)
@@ -115,8 +114,7 @@ class _BesideCounts(Recurrent):
         self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`: the network's own objective, and for the gate the mixture's nats."""
-        outputs, after = self._run_cell(ids, state)
-        added, after = self.tables(ids, state, after)
+        outputs, added, after = self._read(ids, state)
         dropped = self.output_dropout(outputs)
         logits = part("output", output_logits, self._project(dropped), *self._output_layer(), added=added)
         own, _ = part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype)

@@ -110,16 +110,14 @@ class Recurrent(LanguageModel):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
-        outputs, after = self._run_cell(ids, state)
-        added, after = self.tables(ids, state, after)
+        outputs, added, after = self._read(ids, state)
         return output_logits(self._project(self.output_dropout(outputs)), *self._output_layer(), added=added), after
 
     def training_loss(
         self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`; adds the penalties, and saves work where the vocabulary is large."""
-        outputs, after = self._run_cell(ids, state)
-        added, after = self.tables(ids, state, after)
+        outputs, added, after = self._read(ids, state)
         dropped = self.output_dropout(outputs)
         objective, nats, logits = output_loss(
             self._project(dropped),
@@ -130,6 +128,11 @@ class Recurrent(LanguageModel):
             dtype=self.loss_dtype,
         )
         return TrainingLoss(objective + self._penalties(outputs, dropped), nats, after, logits)
+
+    def _read(self, ids: Tensor, state: State | None) -> tuple[Tensor, Tensor | None, State]:
+        """The last layer's outputs (B, T, H), what context tables add to the logits, and the state."""
+        outputs, after = self._run_cell(ids, state)
+        return outputs, *self.tables(ids, state, after)
 
     def _embed(self, ids: Tensor) -> Tensor:
         vectors = self.embedding(ids)

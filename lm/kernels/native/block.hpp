@@ -35,7 +35,7 @@ public:
 
     void forward() {
         pack_weights(true);
-        float* queries = turned_queries();
+        float* queries = b_.query_norm ? space_.rows(rows_ * mixed_) : raw_queries_;
         float* raw_keys = b_.key_norm ? raw_keys_ : b_.keys;
         in_chunks([&](const Chunk& c) {
             float* normed = sequence_space().chunk(c.count * b_.size);
@@ -61,10 +61,10 @@ public:
 
     void backward() {
         pack_weights(false);
-        const int64_t branches = b_.drop > 0 ? 2 * b_.size : 0, turned_once_more = b_.query_norm ? mixed_ : 0;
-        float* at = space_.rows(rows_ * (3 * b_.size + branches + 2 * mixed_ + turned_once_more + shared_ + b_.inner));
+        const int64_t branches = b_.drop > 0 ? 2 * b_.size : 0, mixed = (b_.query_norm ? 3 : 2) * mixed_;
+        float* at = space_.rows(rows_ * (3 * b_.size + branches + mixed + shared_ + b_.inner));
         const auto room = [&](int64_t width) { return std::exchange(at, at + rows_ * width); };
-        float* queries = turned_queries(room(turned_once_more));
+        float* queries = b_.query_norm ? room(mixed_) : raw_queries_;
         // Made again, since it takes less time to compute them than to keep them.
         float *normed = room(b_.size), *normed_between = room(b_.size), *gated = room(b_.inner);
         // Slopes: of the sum between the branches, of both branches after their dropout, of the attention's outputs and
@@ -292,9 +292,7 @@ private:
         of.dy = c.of(dy, width), of.dx = c.of(dx, width);
         each_norm(c, of, sums);
     }
-    // Where the queries are after their norm and turn: where they were without a norm, else somewhere that is not kept.
-    float* turned_queries() { return turned_queries(b_.query_norm ? space_.rows(rows_ * mixed_) : nullptr); }
-    float* turned_queries(float* room) const { return b_.query_norm ? room : raw_queries_; }
+    // `queries`: after their norm and turn; without a norm they are turned in their place.
     Attention attention(const float* queries) const {
         Attention of{b_.batch, b_.time, b_.heads, b_.kv_heads, b_.width, queries, b_.keys, b_.values, attended_,
                      log_sums_};

@@ -253,11 +253,17 @@ using inkling::Sequence;
 #define CALL(isa, function, ...) inkling_plain::function(__VA_ARGS__)
 #endif
 
+// Refuses numbers that are negative or not below `bound`.
+void all_below(const int64_t* numbers, int64_t count, int64_t bound, const char* complaint) {
+    for (int64_t i = 0; i < count; ++i)
+        if (uint64_t(numbers[i]) >= uint64_t(bound)) throw std::out_of_range(complaint);
+}
+constexpr const char* kNoSuchId = "an id lies outside the embedding";
+
 void run_forward(const Sequence& sequence, const std::string& isa, int threads) {
     nb::gil_scoped_release release;
-    for (int64_t i = 0; sequence.ids && i < int64_t(sequence.batch) * sequence.time; ++i)
-        if (uint64_t(sequence.ids[i]) >= uint64_t(sequence.vocab_size))
-            throw std::out_of_range("an id lies outside the embedding");
+    if (sequence.ids)
+        all_below(sequence.ids, int64_t(sequence.batch) * sequence.time, sequence.vocab_size, kNoSuchId);
     CALL(isa, forward, sequence, threads);
 }
 
@@ -293,8 +299,7 @@ void row_adagrad(const Array<float, 2>& weights, const Array<float, 2>& squares,
     if (slopes.shape(0) != count || slopes.shape(1) != width || squares.shape(0) != weights.shape(0) ||
         squares.shape(1) != 1)
         throw std::invalid_argument("slopes or squares do not fit the weights");
-    for (size_t i = 0; i < count; ++i)
-        if (rows(i) < 0 || size_t(rows(i)) >= weights.shape(0)) throw std::out_of_range("no such row");
+    all_below(rows.data(), int64_t(count), int64_t(weights.shape(0)), "no such row");
     nb::gil_scoped_release release;
     inkling::row_adagrad(weights.data(), squares.data(), rows.data(), slopes.data(), int(count), int(width), rate);
 }
@@ -319,17 +324,11 @@ void gated(uintptr_t gate, uintptr_t up, uintptr_t dy, int64_t count, uintptr_t 
          threads);
 }
 
-const int64_t* numbers_below(uintptr_t at, int64_t count, int64_t bound, const char* complaint) {
-    const auto* numbers = reinterpret_cast<const int64_t*>(at);
-    for (int64_t i = 0; i < count; ++i)
-        if (uint64_t(numbers[i]) >= uint64_t(bound)) throw std::out_of_range(complaint);
-    return numbers;
-}
-
 void entropies(uintptr_t logits, uintptr_t targets, int rows, int columns, float weight, uintptr_t slopes,
                uintptr_t nats, uintptr_t d_bias, const std::string& isa, int threads) {
     const auto write = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
-    const auto* wanted = numbers_below(targets, rows, columns, "a target lies outside the logits");
+    const auto* wanted = reinterpret_cast<const int64_t*>(targets);
+    all_below(wanted, rows, columns, "a target lies outside the logits");
     nb::gil_scoped_release release;
     CALL(isa, entropies, {write(logits), wanted, rows, columns, weight, write(slopes), write(nats), write(d_bias)},
          threads);
@@ -337,7 +336,8 @@ void entropies(uintptr_t logits, uintptr_t targets, int rows, int columns, float
 
 void look_up(uintptr_t ids, int64_t count, int64_t rows, int width, uintptr_t from, uintptr_t to, bool back,
              const std::string& isa, int threads) {
-    const auto* known = numbers_below(ids, count, rows, "an id lies outside the embedding");
+    const auto* known = reinterpret_cast<const int64_t*>(ids);
+    all_below(known, count, rows, kNoSuchId);
     nb::gil_scoped_release release;
     CALL(isa, look_up, {known, count, width, reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to), back},
          threads);
