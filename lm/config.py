@@ -429,5 +429,7 @@ def validate(cls: type[M], data: Any, *, where: str = "") -> M:
                 sentences.append(f"Unknown option {path}.{hint or ' Known: ' + ', '.join(owner.model_fields) + '.'}")
             else:
                 message = finding["msg"].removeprefix("Value error, ")
-                sentences.append(f"{path} = {finding['input']!r}: {message[0].lower()}{message[1:]}.")
+                # Of a whole section, what is said of it names the values that it is about.
+                value = "" if isinstance(finding["input"], dict) else f" = {finding['input']!r}"
+                sentences.append(f"{path}{value}: {message[0].lower()}{message[1:]}.")
         raise ConfigError(" ".join(sentences)) from None

@@ -166,6 +166,12 @@ def test_what_is_wrong_is_said_in_one_sentence_with_its_value(assignment: str, s
     assert "\n" not in str(caught.value) and "pydantic" not in str(caught.value)
 
 
+def test_options_that_do_not_fit_each_other_are_named_without_the_rest_of_their_section() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make("transformer-char", **{"model.num_heads": "3"})
+    assert str(caught.value) == "model: hidden_size 128 must be an even multiple of num_heads 3."
+
+
 def test_all_that_is_wrong_is_said_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         make(**{"training.batch_size": "0", "training.seed": "-1"})
