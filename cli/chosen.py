@@ -19,6 +19,7 @@ from lm.errors import ConfigError, RunNotFoundError
 if TYPE_CHECKING:
     from lm.corpora import Corpus, PreparedCorpus, Progress
     from lm.run import Run
+    from lm.training.choosing import Choice
 
 PROCESSES = "devices", "shard"
 """Flags of `lm train` that only training has: what is measured runs in one process."""
@@ -82,11 +83,11 @@ def chosen(
     base: Run | None,
     data_dir: Path | None,
     progress: Progress,
-) -> tuple[Corpus, RunConfig, int | None]:
-    """The text, the options for it, and where a preset was chosen, the tokens that the plan comes to."""
+) -> tuple[Corpus, Choice]:
+    """The text, and the options for it."""
     from lm.corpora import open_corpus
     from lm.device import pick_device
-    from lm.training.choosing import choose_config
+    from lm.training import choosing
     from lm.training.precision import choose_format
 
     # What can be wrong in the options is found before the text is read.
@@ -96,11 +97,10 @@ def chosen(
     if opened.tokens is not None and any(path.startswith("tokenizer.") for path in overrides):
         raise ConfigError(f"{where.source} was prepared with its tokenizer: leave tokenizer options out.")
     if base is not None or preset is not None:
-        return opened, options, None
-    choice = choose_config(
+        return opened, choosing.Choice(options)
+    return opened, choosing.choose_config(
         opened, lambda preset: compose(where.source, preset=preset, file=file, overrides=overrides), progress=progress
     )
-    return opened, choice.config, choice.tokens
 
 
 def first_options(
@@ -149,7 +149,8 @@ def prepared(
     run = None if source == "-" or Path(source).is_file() else _run(source, runs_dir)
     if run is None:
         where = corpus_config(source, asked.overrides)
-        opened, config, _ = chosen(where, asked.preset, asked.file, asked.overrides, None, data_dir, progress)
+        opened, choice = chosen(where, asked.preset, asked.file, asked.overrides, None, data_dir, progress)
+        config = choice.config
         return config, prepare(opened, config.tokenizer, progress=progress)
     for flag, value in (("--preset", asked.preset), ("--config", asked.file)):
         if value is not None:

@@ -152,7 +152,8 @@ def _verify(
 
     base = _base(init, preset, file, runs_dir)
     with reading() as progress:
-        corpus, options, _ = chosen(where, preset, file, overrides, base, data_dir, progress)
+        corpus, choice = chosen(where, preset, file, overrides, base, data_dir, progress)
+        options = choice.config
         if (options.training.devices or 1) > 1:
             raise ConfigError("--verify-resume trains in one process: leave --devices out.")
         console(stderr=True).print("Training a few steps twice, once with a kill in the middle: a minute at most.")
@@ -185,7 +186,8 @@ def _say_whether_it_fits(
 
     base = _base(init, preset, file, runs_dir)
     with reading() as progress:
-        corpus, options, _ = chosen(where, preset, file, overrides, base, data_dir, progress)
+        corpus, choice = chosen(where, preset, file, overrides, base, data_dir, progress)
+        options = choice.config
         prepared = prepare(corpus, base.tokenizer if base else options.tokenizer, progress=progress)
     # Each process has its own rows of the batch.
     show(estimate(own_part(options, options.training.devices or 1), prepared), as_json)
@@ -217,7 +219,7 @@ def _train(
     with distributed.joined(options.training) as world, reading() as progress:
         opened: str | Corpus = where.source
         if world.first:
-            opened, options = _choose(where, preset, file, overrides, base, data_dir)
+            opened, options = _choose(where, options.training, preset, file, overrides, base, data_dir)
         view = TrainingView(runs_dir, progress)
         run = train(
             opened, options, name=name, runs_dir=runs_dir, init=base, stop_after=stop_after, overwrite=overwrite,
@@ -230,6 +232,7 @@ def _train(
 
 def _choose(
     where: CorpusConfig,
+    length: TrainingConfig,
     preset: str | None,
     file: Path | None,
     overrides: dict[str, Any],
@@ -241,14 +244,18 @@ def _choose(
     from lm.training.jobs import counts_alone
 
     with reading() as progress:
-        opened, options, tokens_planned = chosen(where, preset, file, overrides, base, data_dir, progress)
-    told = console(stderr=True)
-    length = options.training
+        opened, choice = chosen(where, preset, file, overrides, base, data_dir, progress)
+    told, options = console(stderr=True), choice.config
     if length.max_steps is None and length.epochs is None and length.minutes is None and not counts_alone(options):
         told.print("No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it).")
     if base is None and preset is None:
-        tokens = "" if tokens_planned is None else f", which comes to about {tokens_planned:,} tokens on this machine"
+        tokens = "" if choice.tokens is None else f", which comes to about {choice.tokens:,} tokens on this machine"
         told.print(f"No preset was given: {options.preset} suits this text and length{tokens}.")
+    if options.training.epochs != length.epochs:
+        told.print(
+            f"So short a text is known by heart after {options.training.epochs:g} readings: "
+            "training ends there, if the time does not end before (--epochs changes it)."
+        )
     return opened, options
 
 

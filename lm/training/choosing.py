@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lm.checkpoint import RunFolder
 from lm.config import RunConfig
-from lm.corpora import Corpus, Progress, prepare
+from lm.corpora import Corpus, PreparedCorpus, Progress, prepare
 from lm.corpora.shards import shards_tokenizer
 from lm.device import enough_memory
 from lm.errors import CorpusError
@@ -29,8 +29,15 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 """By the kind of text: presets in rising size, and the trained tokens from which each is the best one.
 
-Measured on tiny-shakespeare and WikiText-2, see docs/recipes.md.
+Measured on a million characters of training text, see docs/recipes.md.
 """
+MEASURED_LENGTHS = (100_000, 1_000_000)
+"""Between these lengths of the training text, in tokens, those numbers shrink in proportion to it: a small model has
+learned a short text by heart sooner."""
+SHORT = 400_000
+"""A training text of fewer tokens than this is read at most `MOST_EPOCHS` times in a plan by time: runs that read it
+twice as often ended worse (docs/recipes.md)."""
+MOST_EPOCHS = 30.0
 MOST_CHARACTERS_FOR_CHAR = 1000
 """Texts with more different characters than this are better cut into subwords."""
 LONG_CHARACTERS = 4_000_000
@@ -75,26 +82,43 @@ def choose_config(corpus: Corpus, make: Callable[[str], RunConfig], *, progress:
     Raises:
         ConfigError: `make` refuses the options.
     """
-    least = {name: tokens for rungs in PRESETS.values() for name, tokens in rungs.items()}
     smallest, *larger = suited_presets(corpus)
+    if "valid" not in corpus.splits:
+        return Choice(make(smallest))
     tokens = None
     for name in reversed(larger):
         config = make(name)
         try:
-            tokens = _planned_tokens(config, corpus, progress)
+            prepared = prepare(corpus, config.tokenizer, progress=progress)
+            tokens = _planned_tokens(config, prepared)
         except CorpusError:
             # Too short for batches of this size; the smallest one has its own word to say about that.
             continue
-        if tokens >= least[name]:
-            return Choice(config, tokens)
+        length = len(prepared.splits["train"].ids)
+        if tokens >= worth_from(name, length):
+            return _bounded(Choice(config, tokens), length)
     return Choice(make(smallest), tokens)
 
 
-def _planned_tokens(config: RunConfig, corpus: Corpus, progress: Progress | None) -> int:
-    if "valid" not in corpus.splits:
-        return 0
+def _bounded(choice: Choice, length: int) -> Choice:
+    """Where nothing but time bounds the readings of a short text, `MOST_EPOCHS` does."""
+    training, most = choice.config.training, int(MOST_EPOCHS * length)
+    timed = training.max_steps is None and training.epochs is None
+    if not timed or length >= SHORT or choice.tokens is None or choice.tokens <= most:
+        return choice
+    bounds = {"minutes": training.minutes or DEFAULT_MINUTES, "epochs": MOST_EPOCHS}
+    return Choice(choice.config.model_copy(update={"training": training.model_copy(update=bounds)}), most)
+
+
+def worth_from(preset: str, length: int) -> float:
+    """The trained tokens from which a preset is the best of its kind, on a training text of so many tokens."""
+    of_the_longest = next(rungs[preset] for rungs in PRESETS.values() if preset in rungs)
+    shortest, longest = MEASURED_LENGTHS
+    return of_the_longest * min(max(shortest, length), longest) / longest
+
+
+def _planned_tokens(config: RunConfig, prepared: PreparedCorpus) -> int:
     training = config.training
-    prepared = prepare(corpus, config.tokenizer, progress=progress)
     processes = distributed.current().size
     with distributed.alone(), enough_memory():
         model = build_model(config.model, prepared.tokenizer.vocab_size, seed=training.seed)

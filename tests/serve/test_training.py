@@ -153,7 +153,7 @@ def test_a_killed_training_is_a_sentence_and_the_next_one_has_its_turn(tmp_path:
         assert await models.reload() == {}
 
     live(tmp_path, story)
-    assert RunFolder(tmp_path / "hens-gru-char-small").has_last() and os.listdir(tmp_path) == ["hens-gru-char-small"]
+    assert RunFolder(tmp_path / "hens-gru-char").has_last() and os.listdir(tmp_path) == ["hens-gru-char"]
 
 
 def test_closing_saves_what_was_learned_and_leaves_no_process(tmp_path: Path, text: Path):
