@@ -360,6 +360,11 @@ def _closing(run: Run, runs_dir: Path, as_json: bool) -> None:
         screen.print(" a sample ".center(50, "─"))
         screen.print(text, markup=False, emoji=False, soft_wrap=True)
         screen.print("─" * 50)
+    if report.misses_floor:
+        ways = ["train longer"] if report.step == run.record["plan"]["steps"] else []
+        if run.config.tokenizer.type == "char":
+            ways.append("take --preset hybrid-char, which begins with such counts")
+        screen.print(f"To beat the floor: {', or '.join(ways or ['train on more text'])}.", soft_wrap=True)
     there = among(runs_dir)
     test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
     screen.print(

@@ -7,6 +7,7 @@ more of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,10 @@ PRESETS: dict[str, dict[str, int]] = {
 
 Measured on a million characters of training text, see docs/recipes.md.
 """
-MEASURED_LENGTHS = (100_000, 1_000_000)
-"""Between these lengths of the training text, in tokens, those numbers shrink in proportion to it: a small model has
-learned a short text by heart sooner."""
+READINGS = {"gru-char": 8}
+"""By preset: of a short training text, so many readings are enough, since the smaller one knows it by heart by then."""
+LEAST_LENGTH = 50_000
+"""Of a shorter training text than this, in tokens, it takes as many tokens as of this."""
 SHORT = 400_000
 """A training text of fewer tokens than this is read at most `MOST_EPOCHS` times in a plan by time: runs that read it
 twice as often ended worse (docs/recipes.md)."""
@@ -52,7 +54,7 @@ class Choice:
 
     config: RunConfig
     tokens: int | None = None
-    """Tokens that the plan comes to here; None where the choice did not depend on them."""
+    """Tokens that the plan comes to here; None where they were not measured with this preset."""
 
 
 def suited_presets(corpus: Corpus) -> tuple[str, ...]:
@@ -85,36 +87,41 @@ def choose_config(corpus: Corpus, make: Callable[[str], RunConfig], *, progress:
     smallest, *larger = suited_presets(corpus)
     if "valid" not in corpus.splits:
         return Choice(make(smallest))
-    tokens = None
+    most = ends = math.inf
     for name in reversed(larger):
         config = make(name)
         try:
             prepared = prepare(corpus, config.tokenizer, progress=progress)
-            tokens = _planned_tokens(config, prepared)
+            length = len(prepared.splits["train"].ids)
+            most = _most_tokens(config, length)
+            ends = _planned_tokens(config, prepared)
         except CorpusError:
             # Too short for batches of this size; the smallest one has its own word to say about that.
             continue
-        length = len(prepared.splits["train"].ids)
+        tokens = min(ends, most)
         if tokens >= worth_from(name, length):
-            return _bounded(Choice(config, tokens), length)
-    return Choice(make(smallest), tokens)
+            return Choice(_ending(config) if ends > most else config, int(tokens))
+    config = make(smallest)
+    return Choice(_ending(config) if ends > most else config)
 
 
-def _bounded(choice: Choice, length: int) -> Choice:
-    """Where nothing but time bounds the readings of a short text, `MOST_EPOCHS` does."""
-    training, most = choice.config.training, int(MOST_EPOCHS * length)
-    timed = training.max_steps is None and training.epochs is None
-    if not timed or length >= SHORT or choice.tokens is None or choice.tokens <= most:
-        return choice
-    bounds = {"minutes": training.minutes or DEFAULT_MINUTES, "epochs": MOST_EPOCHS}
-    return Choice(choice.config.model_copy(update={"training": training.model_copy(update=bounds)}), most)
+def _most_tokens(config: RunConfig, length: int) -> float:
+    """What a plan reads at most of a training text of so many tokens, where nothing but time was given to bound it."""
+    training = config.training
+    bounded = training.max_steps is not None or training.epochs is not None
+    return math.inf if bounded or length >= SHORT else MOST_EPOCHS * length
+
+
+def _ending(config: RunConfig) -> RunConfig:
+    """The same, in a plan by time that ends after `MOST_EPOCHS`."""
+    ends = {"minutes": config.training.minutes or DEFAULT_MINUTES, "epochs": MOST_EPOCHS}
+    return config.model_copy(update={"training": config.training.model_copy(update=ends)})
 
 
 def worth_from(preset: str, length: int) -> float:
     """The trained tokens from which a preset is the best of its kind, on a training text of so many tokens."""
-    of_the_longest = next(rungs[preset] for rungs in PRESETS.values() if preset in rungs)
-    shortest, longest = MEASURED_LENGTHS
-    return of_the_longest * min(max(shortest, length), longest) / longest
+    tokens = next(rungs[preset] for rungs in PRESETS.values() if preset in rungs)
+    return min(tokens, READINGS.get(preset, math.inf) * max(length, LEAST_LENGTH))
 
 
 def _planned_tokens(config: RunConfig, prepared: PreparedCorpus) -> int:

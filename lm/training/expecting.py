@@ -23,20 +23,24 @@ from lm.training.plan import Plan
 
 RECORDED: dict[str, tuple[tuple[int, float, float], ...]] = {
     "gru-char-small": (
-        (370_000, 1.01, 1.095), (1_500_000, 0.965, 1.03), (4_900_000, 0.915, 1.03), (8_600_000, 0.91, 1.025),
+        (370_000, 1.01, 1.13), (800_000, 0.975, 1.075), (2_200_000, 0.945, 1.05), (4_900_000, 0.915, 1.05),
+        (8_600_000, 0.91, 1.05),
     ),
     "gru-char": (
-        (4_100_000, 0.93, 1.0), (11_000_000, 0.925, 0.965), (22_000_000, 0.92, 0.95), (39_000_000, 0.915, 0.945),
+        (1_200_000, 0.925, 1.17), (2_500_000, 0.925, 1.08), (4_500_000, 0.92, 1.05), (11_000_000, 0.91, 1.005),
+        (22_000_000, 0.91, 0.995), (39_000_000, 0.91, 0.96),
     ),
-    "gru-char-large": ((25_000_000, 0.88, 0.945), (28_000_000, 0.875, 0.94)),
+    "gru-char-large": (
+        (1_100_000, 0.95, 1.235), (2_300_000, 0.945, 1.14), (5_500_000, 0.91, 1.06), (11_000_000, 0.905, 1.01),
+        (28_000_000, 0.875, 0.98),
+    ),
     "gru-subword-small": (
         (400_000, 0.965, 1.065), (1_200_000, 0.885, 1.02), (2_700_000, 0.83, 1.0), (6_000_000, 0.8, 0.955),
     ),
     "gru-subword": ((300_000, 1.05, 1.16), (1_000_000, 0.9, 1.105), (3_000_000, 0.9, 1.07)),
 }  # fmt: skip
 """By preset: trained tokens, and the least and the most share of the counts' loss that runs of that length ended at,
-with a margin of about 0.015 around the texts of docs/recipes.md; by subwords these are few and differ more, and for
-`gru-char-large` it is one text, with the margin that other texts had under `gru-char`."""
+with a margin of about 0.015 around the texts of docs/recipes.md; by subwords these are few and differ more."""
 LENGTH = {
     "max_steps", "epochs", "minutes", "patience", "evaluate_every", "validation_tokens", "log_every", "seed", "device",
     "checkpoint_every", "checkpoint_epochs", "keep_checkpoints", "log_activations", "sample_tokens",

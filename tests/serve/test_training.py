@@ -146,6 +146,7 @@ def test_a_killed_training_is_a_sentence_and_the_next_one_has_its_turn(tmp_path:
         assert job.status == "failed" and job.report is None
         assert job.sentence is not None and "killed by SIGKILL" in job.sentence
         assert f"lm train --resume {job.run}" in job.sentence
+        assert RunFolder(tmp_path / str(job.run)).has_last()
         await until(lambda: other.ended)
         # The library's sentence, with the name that the visitor knows.
         assert other.status == "failed" and other.run is None
@@ -153,7 +154,7 @@ def test_a_killed_training_is_a_sentence_and_the_next_one_has_its_turn(tmp_path:
         assert await models.reload() == {}
 
     live(tmp_path, story)
-    assert RunFolder(tmp_path / "hens-gru-char").has_last() and os.listdir(tmp_path) == ["hens-gru-char"]
+    assert [name.startswith("hens-gru-char") for name in os.listdir(tmp_path)] == [True]
 
 
 def test_closing_saves_what_was_learned_and_leaves_no_process(tmp_path: Path, text: Path):

@@ -9,7 +9,7 @@ import pytest
 
 from lm.config import CorpusConfig, RunConfig, compose
 from lm.corpora import open_corpus
-from lm.training.choosing import MOST_EPOCHS, PRESETS, choose_config, worth_from
+from lm.training.choosing import LEAST_LENGTH, MOST_EPOCHS, PRESETS, choose_config
 from lm.training.plan import DEFAULT_MINUTES
 
 TOKENS_A_STEP = 64 * 64
@@ -27,17 +27,20 @@ def write(path: Path, characters: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("characters", "larger"), [(1_200_000, 1.0), (450_000, 0.405), (60_000, 0.1)], ids=["long", "short", "tiny"]
+    ("characters", "tokens"), [(1_200_000, 8_000_000), (450_000, 8 * 405_001), (30_000, 8 * LEAST_LENGTH)]
 )
-def test_of_a_shorter_text_larger_presets_are_worth_it_sooner(tmp_path: Path, characters: int, larger: float) -> None:
+def test_of_a_shorter_text_the_middle_size_is_worth_it_sooner(tmp_path: Path, characters: int, tokens: int) -> None:
     source = write(tmp_path / "text.txt", characters)
     corpus = open_corpus(CorpusConfig(source=source))
-    for smaller, preset in (("gru-char-small", "gru-char"), ("gru-char", "gru-char-large")):
-        steps = int(PRESETS["char"][preset] * larger / TOKENS_A_STEP)
-        for more, chosen in ((-1, smaller), (1, preset)):
-            choice = choose_config(corpus, over(source, max_steps=steps + more))
+    for smaller, preset, least in (
+        ("gru-char-small", "gru-char", tokens), ("gru-char", "gru-char-large", PRESETS["char"]["gru-char-large"])
+    ):  # fmt: skip
+        steps = -(-least // TOKENS_A_STEP)
+        for fewer, chosen in ((1, smaller), (0, preset)):
+            choice = choose_config(corpus, over(source, max_steps=steps - fewer))
             assert choice.config.preset == chosen
-            assert choice.tokens == (steps + more) * TOKENS_A_STEP
+            measured = None if chosen == "gru-char-small" else (steps - fewer) * TOKENS_A_STEP
+            assert choice.tokens == measured
 
 
 def test_the_shortest_of_the_given_lengths_decides(tmp_path: Path) -> None:
@@ -51,7 +54,7 @@ def test_the_shortest_of_the_given_lengths_decides(tmp_path: Path) -> None:
 
 
 def test_a_plan_by_time_reads_a_short_text_only_so_often(tmp_path: Path) -> None:
-    def chosen(characters: int, **training: object) -> tuple[float | None, float | None, bool]:
+    def chosen(characters: int, **training: object) -> tuple[str | None, float | None, float | None, int | None]:
         source = write(tmp_path / "text.txt", characters)
         small = {"model.table_orders": [], "model.hidden_size": 8}
         overrides = {f"training.{name}": value for name, value in training.items()} | small
@@ -59,25 +62,16 @@ def test_a_plan_by_time_reads_a_short_text_only_so_often(tmp_path: Path) -> None
             open_corpus(CorpusConfig(source=source)), lambda preset: compose(source, preset=preset, overrides=overrides)
         )
         length = choice.config.training
-        at_most = MOST_EPOCHS * (round(characters * 0.9) + 1)
-        return length.minutes, length.epochs, choice.tokens == at_most
+        return choice.config.preset, length.minutes, length.epochs, choice.tokens
 
-    assert chosen(20_000) == (DEFAULT_MINUTES, MOST_EPOCHS, True)
-    assert chosen(20_000, minutes=10) == (10, MOST_EPOCHS, True)
-    # What is asked for in readings or steps is given, and a longer text is not as easily known by heart.
-    assert chosen(20_000, minutes=10, epochs=500) == (10, 500, False)
-    assert chosen(20_000, max_steps=10**6) == (None, None, False)
-    assert chosen(700_000, minutes=100) == (100, None, False)
-
-
-def test_too_short_for_the_larger_presets_is_no_error(tmp_path: Path) -> None:
-    source = write(tmp_path / "text.txt", 4200)
-    choice = choose_config(open_corpus(CorpusConfig(source=source)), over(source, max_steps=10**6))
-    assert choice.config.preset == "gru-char-small" and choice.tokens is None
-
-
-def test_what_presets_are_worth_is_in_proportion_to_the_text_between_the_measured_lengths() -> None:
-    assert worth_from("gru-char", 10**7) == worth_from("gru-char", 10**6) == 8e6
-    assert worth_from("gru-char", 400_000) == 3.2e6
-    assert worth_from("gru-char", 1) == worth_from("gru-char", 10**5) == 8e5
-    assert worth_from("gru-char-small", 10**6) == 0
+    # The training split, nine tenths, is one token longer than its characters.
+    assert chosen(60_000) == ("gru-char", DEFAULT_MINUTES, MOST_EPOCHS, 30 * 54_001)
+    assert chosen(20_000, minutes=10) == ("gru-char", 10, MOST_EPOCHS, 30 * 18_001)
+    assert chosen(10_000, minutes=10) == ("gru-char-small", 10, MOST_EPOCHS, None)
+    # Too short for batches of the larger ones.
+    assert chosen(4200) == ("gru-char-small", DEFAULT_MINUTES, MOST_EPOCHS, None)
+    # Time ends it before; readings or steps are given; and a longer text is not as easily known by heart.
+    assert chosen(100_000, minutes=1e-4)[1:3] == (1e-4, None)
+    assert chosen(20_000, minutes=10, epochs=500)[1:3] == (10, 500)
+    assert chosen(20_000, max_steps=10**6)[1:3] == (None, None)
+    assert chosen(700_000, minutes=100)[1:3] == (100, None)
