@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lm.checkpoint import RunFolder
@@ -17,33 +17,34 @@ from lm.config import RunConfig
 from lm.corpora import Corpus, PreparedCorpus, Progress, prepare
 from lm.corpora.shards import shards_tokenizer
 from lm.device import enough_memory
-from lm.errors import CorpusError
+from lm.errors import ConfigError, CorpusError
 from lm.models.base import build_model
 from lm.training import distributed
 from lm.training.plan import DEFAULT_MINUTES, RESERVE
 from lm.training.trainer import Trainer
 
-PRESETS: dict[str, dict[str, int]] = {
-    "char": {"gru-char-small": 0, "gru-char": 8_000_000, "gru-char-large": 25_000_000},
-    "long": {"gru-subword-small": 0},
-    "subword": {"gru-subword": 0},
+PRESETS: dict[str, tuple[str, ...]] = {
+    "char": ("gru-char-small", "gru-char", "gru-char-large"),
+    "long": ("gru-subword-small", "gru-char", "gru-char-large"),
+    "longest": ("gru-subword-small",),
+    "subword": ("gru-subword",),
 }
-"""By the kind of text: presets in rising size, and the trained tokens from which each is the best one.
-
-Measured on a million characters of training text, see docs/recipes.md.
-"""
-READINGS = {"gru-char": 8}
-"""By preset: of a short training text, so many readings are enough, since the smaller one knows it by heart by then."""
-LEAST_LENGTH = 50_000
-"""Of a shorter training text than this, in tokens, it takes as many tokens as of this."""
+"""By the kind of text: presets in rising size."""
+LEAST_TOKENS = {"gru-char": 400_000, "gru-char-large": 25_000_000}
+"""A preset is worth its time from so many trained tokens on, and from `LEAST_READINGS` of the text."""
+LEAST_READINGS = 8
+"""When the smallest one of its kind knows a text by heart."""
 SHORT = 400_000
 """A training text of fewer tokens than this is read at most `MOST_EPOCHS` times in a plan by time: runs that read it
 twice as often ended worse (docs/recipes.md)."""
 MOST_EPOCHS = 30.0
 MOST_CHARACTERS_FOR_CHAR = 1000
 """Texts with more different characters than this are better cut into subwords."""
-LONG_CHARACTERS = 4_000_000
-"""From so many characters of training text on, few different ones are better cut into subwords too."""
+LONG_CHARACTERS = 1_500_000
+"""From so many characters of training text on, few different ones are better cut into subwords too, as long as they are
+read a few times only."""
+LONGEST_CHARACTERS = 12_000_000
+"""From so many on, it is not measured whether there is time for many readings."""
 MEASURE_SECONDS = 1.5
 """For the speed of a size; a plan of minutes gives at most a fiftieth of its time."""
 
@@ -60,17 +61,17 @@ class Choice:
 def suited_presets(corpus: Corpus) -> tuple[str, ...]:
     """The presets that suit a text, in rising size: by its characters and its length, never by its name."""
     if corpus.tokens is not None:
-        return tuple(PRESETS["char" if shards_tokenizer(corpus.tokens).type in ("byte", "char") else "subword"])
+        return PRESETS["char" if shards_tokenizer(corpus.tokens).type in ("byte", "char") else "subword"]
     seen: set[str] = set()
     read = 0
     for chunk in corpus.splits["train"].chunks():
         seen.update(chunk)
         read += len(chunk)
-        if read >= LONG_CHARACTERS:
+        if read >= LONGEST_CHARACTERS:
             break
     if len(seen) > MOST_CHARACTERS_FOR_CHAR:
-        return tuple(PRESETS["subword"])
-    return tuple(PRESETS["long" if read >= LONG_CHARACTERS else "char"])
+        return PRESETS["subword"]
+    return PRESETS["longest" if read >= LONGEST_CHARACTERS else "long" if read >= LONG_CHARACTERS else "char"]
 
 
 def choose_config(corpus: Corpus, make: Callable[[str], RunConfig], *, progress: Progress | None = None) -> Choice:
@@ -85,24 +86,24 @@ def choose_config(corpus: Corpus, make: Callable[[str], RunConfig], *, progress:
         ConfigError: `make` refuses the options.
     """
     smallest, *larger = suited_presets(corpus)
-    if "valid" not in corpus.splits:
-        return Choice(make(smallest))
-    most = ends = math.inf
-    for name in reversed(larger):
-        config = make(name)
+    choice = Choice(make(smallest))
+    for name in larger if "valid" in corpus.splits else ():
         try:
+            config = make(name)
             prepared = prepare(corpus, config.tokenizer, progress=progress)
-            length = len(prepared.splits["train"].ids)
-            most = _most_tokens(config, length)
-            ends = _planned_tokens(config, prepared)
-        except CorpusError:
-            # Too short for batches of this size; the smallest one has its own word to say about that.
-            continue
-        tokens = min(ends, most)
-        if tokens >= worth_from(name, length):
-            return Choice(_ending(config) if ends > most else config, int(tokens))
-    config = make(smallest)
-    return Choice(_ending(config) if ends > most else config)
+        except (ConfigError, CorpusError):
+            # Options or text do not suit it; about the smallest one, training has its own word to say.
+            break
+        length = len(prepared.splits["train"].ids)
+        tokens, most = _planned_tokens(config, prepared), _most_tokens(config, length)
+        worth = min(tokens or 0, most) >= worth_from(name, length)
+        if worth and tokens:
+            choice = Choice(config, int(min(tokens, most)))
+        if (tokens or math.inf) > most:
+            choice = replace(choice, config=_ending(choice.config))
+        if not worth:
+            break
+    return choice
 
 
 def _most_tokens(config: RunConfig, length: int) -> float:
@@ -118,19 +119,22 @@ def _ending(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"training": config.training.model_copy(update=ends)})
 
 
-def worth_from(preset: str, length: int) -> float:
+def worth_from(preset: str, length: int) -> int:
     """The trained tokens from which a preset is the best of its kind, on a training text of so many tokens."""
-    tokens = next(rungs[preset] for rungs in PRESETS.values() if preset in rungs)
-    return min(tokens, READINGS.get(preset, math.inf) * max(length, LEAST_LENGTH))
+    return max(LEAST_TOKENS[preset], LEAST_READINGS * length)
 
 
-def _planned_tokens(config: RunConfig, prepared: PreparedCorpus) -> int:
+def _planned_tokens(config: RunConfig, prepared: PreparedCorpus) -> int | None:
+    """None where the text is too short for batches of this size."""
     training = config.training
     processes = distributed.current().size
     with distributed.alone(), enough_memory():
         model = build_model(config.model, prepared.tokenizer.vocab_size, seed=training.seed)
         # Thrown away before anything is written: the folder is never made.
-        trainer = Trainer(RunFolder(Path("unused")), training, model, prepared)
+        try:
+            trainer = Trainer(RunFolder(Path("unused")), training, model, prepared)
+        except CorpusError:
+            return None
         lengths = []
         if training.max_steps is not None:
             lengths.append(training.max_steps * trainer.tokens_per_step)

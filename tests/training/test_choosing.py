@@ -9,7 +9,7 @@ import pytest
 
 from lm.config import CorpusConfig, RunConfig, compose
 from lm.corpora import open_corpus
-from lm.training.choosing import LEAST_LENGTH, MOST_EPOCHS, PRESETS, choose_config
+from lm.training.choosing import MOST_EPOCHS, choose_config
 from lm.training.plan import DEFAULT_MINUTES
 
 TOKENS_A_STEP = 64 * 64
@@ -27,20 +27,35 @@ def write(path: Path, characters: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("characters", "tokens"), [(1_200_000, 8_000_000), (450_000, 8 * 405_001), (30_000, 8 * LEAST_LENGTH)]
+    ("characters", "presets", "least"),
+    [
+        (1_200_000, ["gru-char-small", "gru-char", "gru-char-large"], [8 * 1_080_001, 25_000_000]),
+        (450_000, ["gru-char-small", "gru-char", "gru-char-large"], [8 * 405_001, 25_000_000]),
+        (30_000, ["gru-char-small", "gru-char"], [400_000]),
+        (4_000_000, ["gru-subword-small", "gru-char", "gru-char-large"], [8 * 3_600_001, 8 * 3_600_001]),
+    ],
 )
-def test_of_a_shorter_text_the_middle_size_is_worth_it_sooner(tmp_path: Path, characters: int, tokens: int) -> None:
+def test_a_larger_preset_is_worth_its_time_from_enough_tokens_and_eight_readings_on(
+    tmp_path: Path, characters: int, presets: list[str], least: list[int]
+) -> None:
     source = write(tmp_path / "text.txt", characters)
     corpus = open_corpus(CorpusConfig(source=source))
-    for smaller, preset, least in (
-        ("gru-char-small", "gru-char", tokens), ("gru-char", "gru-char-large", PRESETS["char"]["gru-char-large"])
-    ):  # fmt: skip
-        steps = -(-least // TOKENS_A_STEP)
-        for fewer, chosen in ((1, smaller), (0, preset)):
-            choice = choose_config(corpus, over(source, max_steps=steps - fewer))
-            assert choice.config.preset == chosen
-            measured = None if chosen == "gru-char-small" else (steps - fewer) * TOKENS_A_STEP
-            assert choice.tokens == measured
+    for smaller, preset, tokens in zip(presets, presets[1:], least, strict=False):
+        steps = -(-tokens // TOKENS_A_STEP)
+        before = choose_config(corpus, over(source, max_steps=steps - 1))
+        assert before.config.preset == (presets[0] if least.count(tokens) > 1 else smaller)
+        assert before.tokens == (None if before.config.preset == presets[0] else (steps - 1) * TOKENS_A_STEP)
+        at = choose_config(corpus, over(source, max_steps=steps))
+        assert at.config.preset == (presets[-1] if least.count(tokens) > 1 else preset)
+        assert at.tokens == steps * TOKENS_A_STEP
+
+
+def test_options_of_the_smallest_preset_alone_leave_it_chosen(tmp_path: Path) -> None:
+    source = write(tmp_path / "text.txt", 2_000_000)
+    corpus = open_corpus(CorpusConfig(source=source))
+    options = {"training.max_steps": 10**6, "tokenizer.size": 500}
+    choice = choose_config(corpus, lambda preset: compose(source, preset=preset, overrides=options))
+    assert choice.config.preset == "gru-subword-small"
 
 
 def test_the_shortest_of_the_given_lengths_decides(tmp_path: Path) -> None:
