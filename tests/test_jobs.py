@@ -187,9 +187,9 @@ def test_defaults_suit_the_text(text: Path, tmp_path: Path, monkeypatch: pytest.
     assert suited_presets(lm_corpus(wide)) == ("gru-subword",)
     long = tmp_path / "long.txt"
     long.write_text("ten words are one line of this very long text\n" * 100_000, "utf-8")
-    assert suited_presets(lm_corpus(long)) == ("gru-subword-small", "gru-char", "gru-char-large")
+    assert suited_presets(lm_corpus(long)) == ("gru-subword-small", "gru-subword-medium", "gru-char", "gru-char-large")
     monkeypatch.setattr(choosing, "LONGEST_CHARACTERS", 4_000_000)
-    assert suited_presets(lm_corpus(long)) == ("gru-subword-small",)
+    assert suited_presets(lm_corpus(long)) == ("gru-subword-small", "gru-subword-medium")
 
 
 def lm_corpus(path: Path) -> Any:

@@ -25,15 +25,15 @@ from lm.training.trainer import Trainer
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "char": ("gru-char-small", "gru-char", "gru-char-large"),
-    "long": ("gru-subword-small", "gru-char", "gru-char-large"),
-    "longest": ("gru-subword-small",),
+    "long": ("gru-subword-small", "gru-subword-medium", "gru-char", "gru-char-large"),
+    "longest": ("gru-subword-small", "gru-subword-medium"),
     "subword": ("gru-subword",),
 }
 """By the kind of text: presets in rising size."""
-LEAST_TOKENS = {"gru-char": 400_000, "gru-char-large": 25_000_000}
-"""A preset is worth its time from so many trained tokens on, and from `LEAST_READINGS` of the text."""
-LEAST_READINGS = 8
-"""When the smallest one of its kind knows a text by heart."""
+LEAST_TOKENS = {"gru-char": 400_000, "gru-char-large": 25_000_000, "gru-subword-medium": 5_000_000}
+"""A preset is worth its time from so many trained tokens on, and from so many readings of the text:"""
+LEAST_READINGS = {"gru-char": 8, "gru-char-large": 8}
+"""by characters, when smaller ones and those by subwords know the text by heart."""
 SHORT = 400_000
 """A training text of fewer tokens than this is read at most `MOST_EPOCHS` times in a plan by time: runs that read it
 twice as often ended worse (docs/recipes.md)."""
@@ -121,7 +121,7 @@ def _ending(config: RunConfig) -> RunConfig:
 
 def worth_from(preset: str, length: int) -> int:
     """The trained tokens from which a preset is the best of its kind, on a training text of so many tokens."""
-    return max(LEAST_TOKENS[preset], LEAST_READINGS * length)
+    return max(LEAST_TOKENS[preset], LEAST_READINGS.get(preset, 0) * length)
 
 
 def _planned_tokens(config: RunConfig, prepared: PreparedCorpus) -> int | None:

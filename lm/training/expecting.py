@@ -9,6 +9,7 @@ Counted is what the run will read: of a text that is longer than the run, as muc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from math import log
 
@@ -18,10 +19,12 @@ from lm.config import RunConfig, compose
 from lm.corpora import PreparedCorpus
 from lm.models.counts import count_text
 from lm.tokenizers.base import Ids
-from lm.training.choosing import LONG_CHARACTERS
+from lm.training.choosing import LONG_CHARACTERS, LONGEST_CHARACTERS
 from lm.training.plan import Plan
 
-RECORDED: dict[str, tuple[tuple[int, float, float], ...]] = {
+Curves = Mapping[str, tuple[tuple[int, float, float], ...]]
+
+RECORDED: Curves = {
     "gru-char-small": (
         (370_000, 1.01, 1.13), (800_000, 0.975, 1.075), (2_200_000, 0.945, 1.05), (4_900_000, 0.915, 1.05),
         (8_600_000, 0.91, 1.05),
@@ -35,12 +38,16 @@ RECORDED: dict[str, tuple[tuple[int, float, float], ...]] = {
         (28_000_000, 0.875, 0.98),
     ),
     "gru-subword-small": (
-        (400_000, 0.965, 1.065), (1_200_000, 0.885, 1.02), (2_700_000, 0.83, 1.0), (6_000_000, 0.8, 0.955),
+        (400_000, 0.965, 1.065), (1_200_000, 0.885, 1.02), (2_700_000, 0.83, 1.0), (6_000_000, 0.8, 0.965),
+        (30_000_000, 0.74, 0.915),
     ),
+    "gru-subword-medium": ((3_400_000, 0.8, 0.98), (19_000_000, 0.74, 0.9)),
     "gru-subword": ((300_000, 1.05, 1.16), (1_000_000, 0.9, 1.105), (3_000_000, 0.9, 1.07)),
 }  # fmt: skip
 """By preset: trained tokens, and the least and the most share of the counts' loss that runs of that length ended at,
 with a margin of about 0.015 around the texts of docs/recipes.md; by subwords these are few and differ more."""
+RECORDED_LONG: Curves = {"gru-char": ((11_000_000, 0.865, 1.03), (35_000_000, 0.85, 0.985))}
+"""The same, by characters of a training text from `LONG_CHARACTERS` to `LONGEST_CHARACTERS`."""
 LENGTH = {
     "max_steps", "epochs", "minutes", "patience", "evaluate_every", "validation_tokens", "log_every", "seed", "device",
     "checkpoint_every", "checkpoint_epochs", "keep_checkpoints", "log_activations", "sample_tokens",
@@ -66,12 +73,10 @@ def expected_loss(config: RunConfig, corpus: PreparedCorpus, plan: Plan, tokens:
     Returns:
         None where no runs of such options and length were recorded.
     """
-    share = expected_share(config.preset or "", tokens)
     train, valid = corpus.splits["train"], corpus.splits["valid"]
-    if share is None or train.sha256 == valid.sha256:
-        return None
-    if config.tokenizer.type == "char" and len(train.ids) > LONG_CHARACTERS:
-        # A part of one reading ends further above its counts than several readings, and longer texts get subwords.
+    long = config.tokenizer.type == "char" and len(train.ids) > LONG_CHARACTERS
+    share = expected_share(config.preset or "", tokens, RECORDED_LONG if long else RECORDED)
+    if share is None or train.sha256 == valid.sha256 or (long and len(train.ids) > LONGEST_CHARACTERS):
         return None
     usual = compose(config.corpus.source, preset=config.preset or "")
     changed = {
@@ -93,9 +98,9 @@ def read_first(ids: Ids, rows: int, tokens: int) -> Ids:
     return np.concatenate([ids[:1], *(ids[begin : begin + columns] for begin in range(1, 1 + rows * length, length))])
 
 
-def expected_share(preset: str, tokens: int) -> tuple[float, float] | None:
+def expected_share(preset: str, tokens: int, recorded: Curves = RECORDED) -> tuple[float, float] | None:
     """Of the counts' loss, between the recorded lengths and up to twice the longest; None elsewhere."""
-    curve = RECORDED.get(preset, ())
+    curve = recorded.get(preset, ())
     for (few, *before), (many, *after) in pairwise(curve):
         if few <= tokens <= many:
             way = log(tokens / few) / log(many / few)

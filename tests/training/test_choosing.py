@@ -12,8 +12,9 @@ from lm.corpora import open_corpus
 from lm.training.choosing import MOST_EPOCHS, choose_config
 from lm.training.plan import DEFAULT_MINUTES
 
-TOKENS_A_STEP = 64 * 64
-"""Of gru-char and gru-char-large."""
+STEP = 64 * 64
+"""Tokens of a step of gru-char and gru-char-large."""
+SUBWORD_STEP = 32 * 48
 
 
 def over(source: str, **training: object) -> Callable[[str], RunConfig]:
@@ -27,35 +28,34 @@ def write(path: Path, characters: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("characters", "presets", "least"),
+    ("characters", "tokens", "step", "smaller", "larger"),
     [
-        (1_200_000, ["gru-char-small", "gru-char", "gru-char-large"], [8 * 1_080_001, 25_000_000]),
-        (450_000, ["gru-char-small", "gru-char", "gru-char-large"], [8 * 405_001, 25_000_000]),
-        (30_000, ["gru-char-small", "gru-char"], [400_000]),
-        (4_000_000, ["gru-subword-small", "gru-char", "gru-char-large"], [8 * 3_600_001, 8 * 3_600_001]),
+        (30_000, 400_000, STEP, "gru-char-small", "gru-char"),
+        (450_000, 8 * 405_001, STEP, "gru-char-small", "gru-char"),
+        (1_200_000, 8 * 1_080_001, STEP, "gru-char-small", "gru-char"),
+        (450_000, 25_000_000, STEP, "gru-char", "gru-char-large"),
+        (2_000_000, 5_000_000, SUBWORD_STEP, "gru-subword-small", "gru-subword-medium"),
+        (2_000_000, 8 * 1_800_001, STEP, "gru-subword-medium", "gru-char"),
+        (2_000_000, 25_000_000, STEP, "gru-char", "gru-char-large"),
     ],
 )
-def test_a_larger_preset_is_worth_its_time_from_enough_tokens_and_eight_readings_on(
-    tmp_path: Path, characters: int, presets: list[str], least: list[int]
+def test_a_larger_preset_is_worth_its_time_from_enough_tokens_and_readings_on(
+    tmp_path: Path, characters: int, tokens: int, step: int, smaller: str, larger: str
 ) -> None:
     source = write(tmp_path / "text.txt", characters)
     corpus = open_corpus(CorpusConfig(source=source))
-    for smaller, preset, tokens in zip(presets, presets[1:], least, strict=False):
-        steps = -(-tokens // TOKENS_A_STEP)
-        before = choose_config(corpus, over(source, max_steps=steps - 1))
-        assert before.config.preset == (presets[0] if least.count(tokens) > 1 else smaller)
-        assert before.tokens == (None if before.config.preset == presets[0] else (steps - 1) * TOKENS_A_STEP)
-        at = choose_config(corpus, over(source, max_steps=steps))
-        assert at.config.preset == (presets[-1] if least.count(tokens) > 1 else preset)
-        assert at.tokens == steps * TOKENS_A_STEP
+    steps = -(-tokens // step)
+    assert choose_config(corpus, over(source, max_steps=steps - 1)).config.preset == smaller
+    choice = choose_config(corpus, over(source, max_steps=steps))
+    assert choice.config.preset == larger and choice.tokens == steps * step
 
 
-def test_options_of_the_smallest_preset_alone_leave_it_chosen(tmp_path: Path) -> None:
+def test_presets_that_do_not_take_the_options_are_passed_over(tmp_path: Path) -> None:
     source = write(tmp_path / "text.txt", 2_000_000)
     corpus = open_corpus(CorpusConfig(source=source))
     options = {"training.max_steps": 10**6, "tokenizer.size": 500}
     choice = choose_config(corpus, lambda preset: compose(source, preset=preset, overrides=options))
-    assert choice.config.preset == "gru-subword-small"
+    assert choice.config.preset == "gru-subword-medium"
 
 
 def test_the_shortest_of_the_given_lengths_decides(tmp_path: Path) -> None:
