@@ -38,7 +38,6 @@ from lm.errors import (
 from lm.files import digest
 from lm.models.base import LanguageModel, ModelOptions, State
 from lm.registry import MODELS
-from lm.training import choosing
 from lm.training.callbacks import Callback, End, Start
 from lm.training.choosing import suited_presets
 from lm.training.jobs import init_config
@@ -180,16 +179,17 @@ def test_runs_are_named_after_corpus_and_preset_and_never_twice(text: Path, tmp_
     assert names == ["words-gru-char", "words-gru-char-2", "words-gru-char-3"]
 
 
-def test_defaults_suit_the_text(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_suit_the_text(text: Path, tmp_path: Path) -> None:
     assert suited_presets(lm_corpus(text)) == ("gru-char-small", "gru-char", "gru-char-large")
     wide = tmp_path / "wide.txt"
     wide.write_text("".join(chr(0x4E00 + number) for number in range(3000)), "utf-8")
     assert suited_presets(lm_corpus(wide)) == ("gru-subword",)
     long = tmp_path / "long.txt"
     long.write_text("ten words are one line of this very long text\n" * 100_000, "utf-8")
-    assert suited_presets(lm_corpus(long)) == ("gru-subword-small", "gru-subword-medium", "gru-char", "gru-char-large")
-    monkeypatch.setattr(choosing, "LONGEST_CHARACTERS", 4_000_000)
     assert suited_presets(lm_corpus(long)) == ("gru-subword-small", "gru-subword-medium")
+    middle = tmp_path / "middle.txt"
+    middle.write_text("ten words are one line of this very long text\n" * 50_000, "utf-8")
+    assert suited_presets(lm_corpus(middle)) == ("gru-subword-small", "gru-char", "gru-char-large")
 
 
 def lm_corpus(path: Path) -> Any:

@@ -25,26 +25,26 @@ from lm.training.trainer import Trainer
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "char": ("gru-char-small", "gru-char", "gru-char-large"),
-    "long": ("gru-subword-small", "gru-subword-medium", "gru-char", "gru-char-large"),
-    "longest": ("gru-subword-small", "gru-subword-medium"),
+    "middle": ("gru-subword-small", "gru-char", "gru-char-large"),
+    "long": ("gru-subword-small", "gru-subword-medium"),
     "subword": ("gru-subword",),
 }
 """By the kind of text: presets in rising size."""
 LEAST_TOKENS = {"gru-char": 400_000, "gru-char-large": 25_000_000, "gru-subword-medium": 5_000_000}
 """A preset is worth its time from so many trained tokens on, and from so many readings of the text:"""
-LEAST_READINGS = {"gru-char": 8, "gru-char-large": 8}
-"""by characters, when smaller ones and those by subwords know the text by heart."""
+LEAST_READINGS = {"gru-char": 8}
+"""then a smaller one, or one by subwords, knows the text by heart."""
 SHORT = 400_000
 """A training text of fewer tokens than this is read at most `MOST_EPOCHS` times in a plan by time: runs that read it
 twice as often ended worse (docs/recipes.md)."""
 MOST_EPOCHS = 30.0
 MOST_CHARACTERS_FOR_CHAR = 1000
 """Texts with more different characters than this are better cut into subwords."""
-LONG_CHARACTERS = 1_500_000
+MIDDLE_CHARACTERS = 1_500_000
 """From so many characters of training text on, few different ones are better cut into subwords too, as long as they are
 read a few times only."""
-LONGEST_CHARACTERS = 12_000_000
-"""From so many on, it is not measured whether there is time for many readings."""
+LONG_CHARACTERS = 3_000_000
+"""From so many on, subwords are better for longer than was measured."""
 MEASURE_SECONDS = 1.5
 """For the speed of a size; a plan of minutes gives at most a fiftieth of its time."""
 
@@ -67,11 +67,11 @@ def suited_presets(corpus: Corpus) -> tuple[str, ...]:
     for chunk in corpus.splits["train"].chunks():
         seen.update(chunk)
         read += len(chunk)
-        if read >= LONGEST_CHARACTERS:
+        if read >= LONG_CHARACTERS:
             break
     if len(seen) > MOST_CHARACTERS_FOR_CHAR:
         return PRESETS["subword"]
-    return PRESETS["longest" if read >= LONGEST_CHARACTERS else "long" if read >= LONG_CHARACTERS else "char"]
+    return PRESETS["long" if read >= LONG_CHARACTERS else "middle" if read >= MIDDLE_CHARACTERS else "char"]
 
 
 def choose_config(corpus: Corpus, make: Callable[[str], RunConfig], *, progress: Progress | None = None) -> Choice:

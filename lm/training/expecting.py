@@ -19,7 +19,7 @@ from lm.config import RunConfig, compose
 from lm.corpora import PreparedCorpus
 from lm.models.counts import count_text
 from lm.tokenizers.base import Ids
-from lm.training.choosing import LONG_CHARACTERS, LONGEST_CHARACTERS
+from lm.training.choosing import LONG_CHARACTERS, MIDDLE_CHARACTERS
 from lm.training.plan import Plan
 
 Curves = Mapping[str, tuple[tuple[int, float, float], ...]]
@@ -46,8 +46,8 @@ RECORDED: Curves = {
 }  # fmt: skip
 """By preset: trained tokens, and the least and the most share of the counts' loss that runs of that length ended at,
 with a margin of about 0.015 around the texts of docs/recipes.md; by subwords these are few and differ more."""
-RECORDED_LONG: Curves = {"gru-char": ((11_000_000, 0.865, 1.03), (35_000_000, 0.85, 0.985))}
-"""The same, by characters of a training text from `LONG_CHARACTERS` to `LONGEST_CHARACTERS`."""
+RECORDED_MIDDLE: Curves = {"gru-char": ((11_000_000, 0.865, 1.03), (35_000_000, 0.85, 0.985))}
+"""The same, by characters of a training text from `MIDDLE_CHARACTERS` to `LONG_CHARACTERS`."""
 LENGTH = {
     "max_steps", "epochs", "minutes", "patience", "evaluate_every", "validation_tokens", "log_every", "seed", "device",
     "checkpoint_every", "checkpoint_epochs", "keep_checkpoints", "log_activations", "sample_tokens",
@@ -74,9 +74,10 @@ def expected_loss(config: RunConfig, corpus: PreparedCorpus, plan: Plan, tokens:
         None where no runs of such options and length were recorded.
     """
     train, valid = corpus.splits["train"], corpus.splits["valid"]
-    long = config.tokenizer.type == "char" and len(train.ids) > LONG_CHARACTERS
-    share = expected_share(config.preset or "", tokens, RECORDED_LONG if long else RECORDED)
-    if share is None or train.sha256 == valid.sha256 or (long and len(train.ids) > LONGEST_CHARACTERS):
+    characters = len(train.ids) if config.tokenizer.type == "char" else 0
+    curves = RECORDED_MIDDLE if characters > MIDDLE_CHARACTERS else RECORDED
+    share = expected_share(config.preset or "", tokens, curves)
+    if share is None or train.sha256 == valid.sha256 or characters > LONG_CHARACTERS:
         return None
     usual = compose(config.corpus.source, preset=config.preset or "")
     changed = {

@@ -34,8 +34,8 @@ def write(path: Path, characters: int) -> str:
         (450_000, 8 * 405_001, STEP, "gru-char-small", "gru-char"),
         (1_200_000, 8 * 1_080_001, STEP, "gru-char-small", "gru-char"),
         (450_000, 25_000_000, STEP, "gru-char", "gru-char-large"),
-        (2_000_000, 5_000_000, SUBWORD_STEP, "gru-subword-small", "gru-subword-medium"),
-        (2_000_000, 8 * 1_800_001, STEP, "gru-subword-medium", "gru-char"),
+        (2_000_000, 8 * 1_800_001, STEP, "gru-subword-small", "gru-char"),
+        (4_000_000, 5_000_000, SUBWORD_STEP, "gru-subword-small", "gru-subword-medium"),
         (2_000_000, 25_000_000, STEP, "gru-char", "gru-char-large"),
     ],
 )
@@ -55,7 +55,7 @@ def test_presets_that_do_not_take_the_options_are_passed_over(tmp_path: Path) ->
     corpus = open_corpus(CorpusConfig(source=source))
     options = {"training.max_steps": 10**6, "tokenizer.size": 500}
     choice = choose_config(corpus, lambda preset: compose(source, preset=preset, overrides=options))
-    assert choice.config.preset == "gru-subword-medium"
+    assert choice.config.preset == "gru-subword-small"
 
 
 def test_the_shortest_of_the_given_lengths_decides(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from lm.corpora import PreparedCorpus, open_corpus, prepare
 from lm.evaluation.floor import find_floor
 from lm.models.counts import count_text
 from lm.training import expecting
-from lm.training.expecting import RECORDED, RECORDED_LONG, expected_loss, expected_share, read_first
+from lm.training.expecting import RECORDED, RECORDED_MIDDLE, expected_loss, expected_share, read_first
 from lm.training.plan import Plan
 
 
@@ -25,7 +25,7 @@ def test_between_recorded_lengths_shares_go_with_the_logarithm_of_the_tokens(mon
 
 
 def test_recorded_curves_fall() -> None:
-    for curve in [*RECORDED.values(), *RECORDED_LONG.values()]:
+    for curve in [*RECORDED.values(), *RECORDED_MIDDLE.values()]:
         tokens, least, most = zip(*curve, strict=True)
         assert list(tokens) == sorted(tokens)
         assert list(least) == sorted(least, reverse=True) and list(most) == sorted(most, reverse=True)
@@ -69,17 +69,17 @@ def test_of_a_long_text_the_part_that_is_read_is_counted_and_the_part_that_is_va
         assert found == pytest.approx((least * loss, most * loss))
 
 
-def test_a_long_text_by_characters_has_its_own_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longer_texts_by_characters_have_curves_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, corpus = prepared(tmp_path, "gru-char")
     least, most = expected_loss(config, corpus, Plan(500, 50), 20_000_000) or (0, 0)
-    monkeypatch.setattr(expecting, "LONG_CHARACTERS", 1000)
-    monkeypatch.setitem(RECORDED_LONG, "gru-char", ((19_000_000, 0.5, 0.6),))  # type: ignore[index]
+    monkeypatch.setattr(expecting, "MIDDLE_CHARACTERS", 1000)
+    monkeypatch.setitem(RECORDED_MIDDLE, "gru-char", ((19_000_000, 0.5, 0.6),))  # type: ignore[index]
     share = expected_share("gru-char", 20_000_000) or (0, 0)
     long = expected_loss(config, corpus, Plan(500, 50), 20_000_000)
     assert long == pytest.approx((0.5 * least / share[0], 0.6 * most / share[1]))
     small, _ = prepared(tmp_path, "gru-char-small")
     assert expected_loss(small, corpus, Plan(500, 50), 1_500_000) is None
-    monkeypatch.setattr(expecting, "LONGEST_CHARACTERS", 1000)
+    monkeypatch.setattr(expecting, "LONG_CHARACTERS", 1000)
     assert expected_loss(config, corpus, Plan(500, 50), 20_000_000) is None
 
 
