@@ -1,8 +1,8 @@
 """The preset for a text that came without one.
 
-How many different characters the text has, and how long it is, decide what it is cut into; how many tokens the plan
-comes to on this machine decides the size of the model. A larger model learns more from a token, and a smaller one sees
-more of them.
+How many different characters the text has, and how long it is, decide what it is cut into; how many tokens and readings
+of the text the plan comes to on this machine decides the size of the model. A larger model learns more from a token and
+longer from a text, and a smaller one sees more of them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ PRESETS: dict[str, tuple[str, ...]] = {
 }
 """By the kind of text: presets in rising size."""
 LEAST_TOKENS = {"gru-char": 400_000, "gru-char-large": 25_000_000, "gru-subword-medium": 5_000_000}
-"""A preset is worth its time from so many trained tokens on, and from so many readings of the text:"""
+"""Trained tokens from which a preset is worth its time; the first ones of each kind always are."""
 LEAST_READINGS = {"gru-char": 8}
-"""then a smaller one, or one by subwords, knows the text by heart."""
+"""Readings of the text that it takes besides: by then a smaller one, or one by subwords, knows the text by heart."""
 SHORT = 400_000
 """A training text of fewer tokens than this is read at most `MOST_EPOCHS` times in a plan by time: runs that read it
 twice as often ended worse (docs/recipes.md)."""

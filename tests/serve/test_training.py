@@ -26,7 +26,8 @@ from tests.serve.conftest import ROOT, make_text
 
 pytestmark = pytest.mark.slow
 
-TEXT = make_text(300).encode()
+TEXT = make_text(11_000).encode()
+"""Too long to be known by heart in the time that is given here."""
 MOST_BYTES = 1 << 20
 LONG = 0.4
 """Minutes of a training that is not meant to come to its end."""

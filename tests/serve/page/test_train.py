@@ -16,7 +16,10 @@ from tests.serve.page.house import FOREIGN, foreign_page, refusal_of
 
 pytestmark = pytest.mark.slow
 
-TEXT = make_text(400).encode()
+TEXT = make_text(11_000).encode()
+"""Too long to be known by heart before somebody stops the training."""
+PASTED = make_text(1000)
+"""As well, and short enough to be filled in."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,7 @@ def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: Open
 def test_a_second_training_waits_in_line_and_can_leave_it(open_page: OpenPage, studio: Server):
     page = open_page("Train", url=studio.url)
     for turn in range(2):
-        page.locator("#train-paste textarea").fill(TEXT.decode())
+        page.locator("#train-paste textarea").fill(PASTED)
         press_train(page)
         expect(page.locator("#train-paste textarea")).to_have_value("")
         status(page).to_contain_text("pasted text · GRU · 1 minute")
@@ -116,6 +119,6 @@ def test_who_comes_from_elsewhere_is_told_how_it_is_switched_on_and_refused(brow
         page.get_by_role("tab", name="Train").click()
         expect(page.get_by_text("lm serve --allow-training")).to_be_visible()
         expect(page.locator("#train-go")).to_be_disabled()
-    for button, data in (("train-go", [None, TEXT.decode(), 1, "gru"]), ("train-stop", [None])):
+    for button, data in (("train-go", [None, PASTED, 1, "gru"]), ("train-stop", [None])):
         assert "switched off for visitors from other machines" in refusal_of(studio, button, data, host=FOREIGN)
         assert "--allow-training" in refusal_of(studio, button, data, host=FOREIGN)
