@@ -68,6 +68,7 @@ def test_the_shortest_of_the_given_lengths_decides(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_plan_by_time_reads_a_short_text_only_so_often(tmp_path: Path) -> None:
     def chosen(characters: int, **training: object) -> tuple[str | None, float | None, float | None, int | None]:
         source = write(tmp_path / "text.txt", characters)
