@@ -96,7 +96,7 @@ def choose_config(corpus: Corpus, make: Callable[[str], RunConfig], *, progress:
             break
         length = len(prepared.splits["train"].ids)
         tokens, most = _planned_tokens(config, prepared), _most_tokens(config, length)
-        worth = min(tokens or 0, most) >= worth_from(name, length)
+        worth = min(tokens or 0, most) >= _worth_from(name, length)
         if worth and tokens:
             choice = Choice(config, int(min(tokens, most)))
         if (tokens or math.inf) > most:
@@ -119,7 +119,7 @@ def _ending(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"training": config.training.model_copy(update=ends)})
 
 
-def worth_from(preset: str, length: int) -> int:
+def _worth_from(preset: str, length: int) -> int:
     """The trained tokens from which a preset is the best of its kind, on a training text of so many tokens."""
     return max(LEAST_TOKENS[preset], LEAST_READINGS.get(preset, 0) * length)
 

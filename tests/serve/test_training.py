@@ -138,6 +138,7 @@ def test_a_stopped_training_keeps_what_it_learned_with_its_report(tmp_path: Path
 
 def test_a_killed_training_is_a_sentence_and_the_next_one_has_its_turn(tmp_path: Path, text: Path):
     short = keep_text(io.BytesIO(b"ab"), "tiny.txt", MOST_BYTES)
+    runs = []
 
     async def story(queue: TrainingQueue, models: Models) -> None:
         job, other = queue.submit(text, "hens.txt", "gru", LONG), queue.submit(short, "tiny.txt", "gru", LONG)
@@ -147,7 +148,7 @@ def test_a_killed_training_is_a_sentence_and_the_next_one_has_its_turn(tmp_path:
         assert job.status == "failed" and job.report is None
         assert job.sentence is not None and "killed by SIGKILL" in job.sentence
         assert f"lm train --resume {job.run}" in job.sentence
-        assert RunFolder(tmp_path / str(job.run)).has_last()
+        runs.append(job.run)
         await until(lambda: other.ended)
         # The library's sentence, with the name that the visitor knows.
         assert other.status == "failed" and other.run is None
@@ -155,7 +156,9 @@ def test_a_killed_training_is_a_sentence_and_the_next_one_has_its_turn(tmp_path:
         assert await models.reload() == {}
 
     live(tmp_path, story)
-    assert [name.startswith("hens-gru-char") for name in os.listdir(tmp_path)] == [True]
+    # Which size it is depends on the machine's speed.
+    assert runs in (["hens-gru-char-small"], ["hens-gru-char"])
+    assert RunFolder(tmp_path / runs[0]).has_last() and os.listdir(tmp_path) == runs
 
 
 def test_closing_saves_what_was_learned_and_leaves_no_process(tmp_path: Path, text: Path):
