@@ -143,6 +143,7 @@ def prepared(
     from lm.corpora import prepare
     from lm.run import load
     from lm.training.jobs import same_corpus
+    from lm.training.plan import fit_to_text
 
     if source is None:
         raise ConfigError("Which text, or which run? Write: lm profile FILE (or a named corpus, or a run's name).")
@@ -150,8 +151,8 @@ def prepared(
     if run is None:
         where = corpus_config(source, asked.overrides)
         opened, choice = chosen(where, asked.preset, asked.file, asked.overrides, None, data_dir, progress)
-        config = choice.config
-        return config, prepare(opened, config.tokenizer, progress=progress)
+        tokens = prepare(opened, choice.config.tokenizer, progress=progress)
+        return fit_to_text(choice.config, tokens.splits["train"].counts.tokens), tokens
     for flag, value in (("--preset", asked.preset), ("--config", asked.file)):
         if value is not None:
             raise ConfigError(f"Run {source} has its options{among(runs_dir)}: leave {flag} out, change with --set.")

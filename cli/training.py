@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from cli.options import among
 from cli.output import Reading, console
 from lm.card import numbers
-from lm.training.callbacks import Callback, End, Row, Start, Tick
+from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
 
 PLAIN_SECONDS = 10.0
 """Between lines where there is no terminal."""
@@ -36,6 +36,7 @@ class TrainingView(Callback):
         self._among = among(runs_dir)
         self._screen = console(stderr=True)
         self._live: Live | None = None
+        self._measuring: Progress | None = None
         self._row: Row = {}
         self.end: End | None = None
         """How it ended, once it has."""
@@ -44,7 +45,7 @@ class TrainingView(Callback):
     def on_start(self, start: Start) -> None:
         """Say what is trained and how far; begin the bar."""
         self.close()
-        self._start = start
+        self._start, self._time_left = start, TimeLeft(start)
         sizes = numbers({"parameters": start.parameters, "counts": start.counts})
         if start.counts == start.parameters:
             self._screen.print(
@@ -63,6 +64,13 @@ class TrainingView(Callback):
             f"{start.precision}{memory}",
             soft_wrap=True,
         )
+        if start.validation_tokens is not None and start.step == 0:
+            self._screen.print(
+                f"Validation: {start.validations} times on the first {start.validation_tokens:,} of "
+                f"{start.valid_tokens:,} tokens, so that it takes a small part of the time. "
+                "The report at the end scores all of them.",
+                soft_wrap=True,
+            )
         if start.expected is not None and start.step == 0:
             least, most = start.expected
             self._screen.print(
@@ -94,6 +102,7 @@ class TrainingView(Callback):
     def on_log(self, row: Row) -> None:
         """Keep the numbers; print a line at each validation, and now and then without a terminal."""
         self._row = row
+        self._time_left.add(row)
         if row["valid_loss"] is not None:
             self._print_validation(row)
         elif self._live is None and time.monotonic() - self._printed > PLAIN_SECONDS:
@@ -120,9 +129,35 @@ class TrainingView(Callback):
             "no_progress": f"Stopped at step {end.step:,}: validation has not improved",
         }[end.reason]
         self._screen.print(f"{why} after {duration(end.seconds)}.")
-        if end.reason in ("interrupted", "stop_after"):
-            then = f"Go on with: lm train --resume {self._start.run}{self._among}"
+        if end.reason == "out_of_time":
+            rate = (
+                ""
+                if end.learning_rate_share is None
+                else (f"The learning rate was still {end.learning_rate_share:.0%} of its peak. ")
+            )
+            self._screen.print(
+                f"{rate}The last steps of a plan, with a low learning rate, often give the most.", soft_wrap=True
+            )
+        if end.reason in ("interrupted", "stop_after", "out_of_time"):
+            then = f"Finish the plan with: lm train --resume {self._start.run}{self._among}"
             self._screen.print(then, markup=False, soft_wrap=True)
+
+    def on_report(self, done: int, total: int) -> None:
+        """Show how far the closing report is; it scores the whole split."""
+        if not self._screen.is_terminal:
+            return
+        if self._measuring is None:
+            self._measuring = Progress(
+                TextColumn("measuring the validation split"), BarColumn(),
+                TextColumn("{task.completed:,}/{task.total:,} tokens"), TimeRemainingColumn(),
+                console=self._screen, transient=True,
+            )  # fmt: skip
+            self._measuring.start()
+            self._task = self._measuring.add_task("", total=total)
+        self._measuring.update(self._task, completed=done)
+        if done >= total:
+            self._measuring.stop()
+            self._measuring = None
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -131,10 +166,12 @@ class TrainingView(Callback):
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._measuring is not None:
+            self._measuring.stop()
+            self._measuring = None
 
     def _left(self, step: int, seconds: float) -> str:
-        start = self._start
-        return duration((seconds - start.seconds) / max(1, step - start.step) * (start.plan_steps - step))
+        return duration(self._time_left.seconds(step, seconds))
 
     def _numbers(self, loss: float) -> str:
         row = self._row

@@ -14,7 +14,8 @@
     │   ├── FormatVersionError the run was written by a newer Inkling
     │   └── VocabMismatchError tokenizer and weights do not belong together
     ├── TrainingError          training cannot start or go on
-    │   └── NonFiniteLossError the loss became NaN or infinite
+    │   ├── NonFiniteLossError the loss became NaN or infinite
+    │   └── DivergedError      the loss is far above that of an untrained model
     ├── DeviceError            a device or precision is not there
     ├── ServerError            a server cannot be reached, or refuses
     └── MissingExtraError      an optional part of Inkling is not installed
@@ -82,6 +83,10 @@ class TrainingError(LMError):
 
 class NonFiniteLossError(TrainingError):
     """The loss became NaN or infinite."""
+
+
+class DivergedError(TrainingError):
+    """The training loss is far above that of a model that has learned nothing."""
 
 
 class DeviceError(LMError):

@@ -228,7 +228,6 @@ def test_a_run_in_training_is_neither_overwritten_nor_resumed(runs: Path, text: 
 @pytest.mark.parametrize(
     ("overrides", "job", "error"),
     [
-        ({"training.batch_size": 5000}, {}, CorpusError),
         ({"training.device": "cuda:77"}, {}, DeviceError),
         ({}, {"stop_after": 0}, ConfigError),
         ({"corpus.split_fractions": (0.9, 0.1), "model.hidden_size": 10**9}, {}, DeviceError),
@@ -271,8 +270,24 @@ def test_minutes_are_planned_kept_and_spent(text: Path, tmp_path: Path) -> None:
     assert 0.3 < heard.end.seconds < 4
     assert plan["measured_step_seconds"] > 0
     assert time.monotonic() - begun < 20
-    again, went_on = lm.resume("a", runs_dir=tmp_path)
-    assert not went_on
+    _, went_on = lm.resume("a", runs_dir=tmp_path)
+    assert went_on == (heard.end.reason == "out_of_time")
+
+
+def test_a_run_that_its_minutes_cut_short_is_resumed_to_the_end_of_its_plan(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A machine that is far slower than it was measured.
+    monkeypatch.setattr(Trainer, "measure", lambda self, seconds: (1e-6, 1e-9))
+    heard = Heard()
+    timed = {"training.max_steps": 400, "training.minutes": 0.003}
+    run = train(text, tmp_path, overrides=timed, callbacks=[heard])
+    assert heard.end is not None and heard.end.reason == "out_of_time" and heard.end.step < 400
+    assert "valid" in run.reports()
+    again, went_on = lm.resume("a", runs_dir=tmp_path, callbacks=[heard])
+    assert went_on and (heard.end.reason, heard.end.step) == ("finished", 400)
+    assert heard.end.learning_rate_share == pytest.approx(again.config.training.learning_rate_floor)
+    assert lm.resume("a", runs_dir=tmp_path)[1] is False
 
 
 def test_no_length_at_all_is_five_minutes(text: Path) -> None:

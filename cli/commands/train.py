@@ -183,12 +183,14 @@ def _say_whether_it_fits(
     from lm.corpora import prepare
     from lm.training.distributed import own_part
     from lm.training.fitting import estimate
+    from lm.training.plan import fit_to_text
 
     base = _base(init, preset, file, runs_dir)
     with reading() as progress:
         corpus, choice = chosen(where, preset, file, overrides, base, data_dir, progress)
         options = choice.config
         prepared = prepare(corpus, base.tokenizer if base else options.tokenizer, progress=progress)
+    options = fit_to_text(options, prepared.splits["train"].counts.tokens)
     # Each process has its own rows of the batch.
     show(estimate(own_part(options, options.training.devices or 1), prepared), as_json)
 

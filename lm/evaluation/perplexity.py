@@ -3,7 +3,8 @@
 Two context rules, chosen by the model's `context_length` alone:
 
 - None: the state is carried from the first token to the last (`rows` = 1), or within `rows` equal parts of the split
-  that are read side by side, which is faster and is what validation during training does;
+  that are read together, which is faster. With `warm_up`, each part but the first begins with the state that the
+  tokens before it leave: this is what validation during training does;
 - C: a window of C tokens slides by `stride`; after the first window only its last `stride` tokens are scored, so that
   each is predicted from at least C - stride tokens. The last window ends with the text, and is as long as the others.
 
@@ -34,6 +35,8 @@ __all__ = ["Scores", "score"]
 LOGITS_AT_ONCE = 16_000_000
 """Logits held at a time, or those of one window where that is more: bounds the memory of an evaluation."""
 MOST_TOKENS_AT_ONCE = 8192
+SCORED_PER_WARM_UP = 4
+"""Tokens that a row scores, at least, for each one that it reads to warm up: bounds the work that is not scored."""
 
 Ids = npt.NDArray[Any]
 
@@ -53,6 +56,8 @@ class _Piece:
     keep_row: int | None = None
     """Go on from the state of this row alone."""
     fresh: bool = field(default=False)
+    scored_rows: int | None = None
+    """So many rows, from the first on, are scored; the others only move their state. None: all."""
     counts: bool = True
     """False where the tokens are another share's, and are run through the model only to keep step with it."""
 
@@ -63,6 +68,7 @@ def score(
     *,
     precision: Precision | None = "fp32",
     rows: int = 1,
+    warm_up: int = 0,
     stride: int | None = None,
     share: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
@@ -73,7 +79,9 @@ def score(
         model: left in the mode it was in; runs on the device it is on.
         ids: (N + 1,) the start token, then the N tokens.
         precision: of the matrix products; the loss is float32, its sum float64. None: as set by who calls.
-        rows: for a carried state, how many equal parts of the split are read side by side.
+        rows: for a carried state, how many equal parts of the split are read together, at most.
+        warm_up: tokens that each row but the first reads before those that it scores. A row scores at least
+            `SCORED_PER_WARM_UP` times as many, so a short split has fewer rows.
         stride: for a window, how far it slides; default: half the context length.
         share: which share of the rows or windows, from 0, and of how many; the sums of all shares add up to those of
             the split. All shares call the model equally often.
@@ -83,11 +91,14 @@ def score(
     at_once = tokens_at_once(model.vocab_size)
     context = model.context_length
     if context is None:
-        rows = max(1, min(rows, count))
-        pieces = _carried(ids, rows, max(1, at_once // rows), share)
+        rows = max(1, min(rows, count // (SCORED_PER_WARM_UP * warm_up) if warm_up else count))
+        warm_up = warm_up if rows > 1 else 0
+        pieces = _carried(ids, rows, max(1, at_once // rows), share, warm_up)
         rule = "state carried over the whole split"
         if rows > 1:
             rule = f"state carried within each of {rows} equal parts of the split"
+        if warm_up:
+            rule += f", each after the {warm_up} tokens before it"
     else:
         stride = min(stride or context // 2, context)
         pieces = _in_turn(_sliding(ids, context, stride, max(1, at_once // context)), share)
@@ -110,7 +121,7 @@ def score(
                 targets = torch.from_numpy(piece.targets.astype(np.int64)).to(device)
                 logits, state = model(inputs, state)
                 if piece.counts:
-                    _add(scores, logits[:, piece.skip :], targets[:, piece.skip :])
+                    _add(scores, logits[: piece.scored_rows, piece.skip :], targets[: piece.scored_rows, piece.skip :])
                 if progress is not None:
                     progress(min(scores.tokens * share[1], count), count)
     finally:
@@ -140,20 +151,29 @@ def _add(scores: Scores, logits: Tensor, targets: Tensor) -> None:
     scores.top5 += int(top5)
 
 
-def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int]) -> Iterator[_Piece]:
-    length = (len(ids) - 1) // rows
+def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int], warm_up: int = 0) -> Iterator[_Piece]:
+    # All rows are equally long: the first scores what the others read to warm up.
+    scored = (len(ids) - 1 - warm_up) // rows
+    length = warm_up + scored
     first, last = (rows * number // share[1] for number in (share[0], share[0] + 1))
     counts = first < last
-    own = slice(first, last) if counts else slice(0, 1)
-    inputs = ids[:-1][: rows * length].reshape(rows, length)[own]
-    targets = ids[1:][: rows * length].reshape(rows, length)[own]
+    starts = scored * np.arange(first, last if counts else first + 1)
     for begin in range(0, length, time):
-        columns = slice(begin, begin + time)
-        yield _Piece(inputs[:, columns], targets[:, columns], fresh=begin == 0, counts=counts)
-    if rest := len(ids) - 1 - rows * length:
+        columns = starts[:, None] + np.arange(begin, min(begin + time, length))
+        own = _Piece(ids[columns], ids[columns + 1], fresh=begin == 0, counts=counts)
+        # A piece may hold the end of warming up: it is cut there.
+        skipped = min(warm_up - begin, columns.shape[1])
+        if skipped <= 0:
+            yield own
+            continue
+        warming = replace(own, inputs=own.inputs[:, :skipped], targets=own.targets[:, :skipped])
+        yield replace(warming, scored_rows=1, counts=counts and first == 0)
+        if skipped < columns.shape[1]:
+            yield replace(own, inputs=own.inputs[:, skipped:], targets=own.targets[:, skipped:], fresh=False)
+    if rest := len(ids) - 1 - warm_up - rows * scored:
         # Fewer tokens than rows are left over: they go on from the last row, which the last share has.
         counts = share[0] == share[1] - 1
-        yield _Piece(ids[None, -1 - rest : -1], ids[None, -rest:], keep_row=len(inputs) - 1, counts=counts)
+        yield _Piece(ids[None, -1 - rest : -1], ids[None, -rest:], keep_row=len(starts) - 1, counts=counts)
 
 
 def _in_turn(pieces: Iterator[_Piece], share: tuple[int, int]) -> Iterator[_Piece]:

@@ -20,7 +20,7 @@ from lm.device import enough_memory
 from lm.errors import ConfigError, CorpusError
 from lm.models.base import build_model
 from lm.training import distributed
-from lm.training.plan import DEFAULT_MINUTES, RESERVE
+from lm.training.plan import DEFAULT_MINUTES, RESERVE, fit_to_text
 from lm.training.trainer import Trainer
 
 PRESETS: dict[str, tuple[str, ...]] = {
@@ -96,10 +96,10 @@ def choose_config(corpus: Corpus, make: Callable[[str], RunConfig], *, progress:
             break
         length = len(prepared.splits["train"].ids)
         tokens, most = _planned_tokens(config, prepared), _most_tokens(config, length)
-        worth = min(tokens or 0, most) >= _worth_from(name, length)
-        if worth and tokens:
+        worth = min(tokens, most) >= _worth_from(name, length)
+        if worth:
             choice = Choice(config, int(min(tokens, most)))
-        if (tokens or math.inf) > most:
+        if tokens > most:
             choice = replace(choice, config=_ending(choice.config))
         if not worth:
             break
@@ -124,17 +124,15 @@ def _worth_from(preset: str, length: int) -> int:
     return max(LEAST_TOKENS[preset], LEAST_READINGS.get(preset, 0) * length)
 
 
-def _planned_tokens(config: RunConfig, prepared: PreparedCorpus) -> int | None:
-    """None where the text is too short for batches of this size."""
+def _planned_tokens(config: RunConfig, prepared: PreparedCorpus) -> int:
+    """Tokens that the plan trains on here."""
+    config = fit_to_text(config, prepared.splits["train"].counts.tokens)
     training = config.training
     processes = distributed.current().size
     with distributed.alone(), enough_memory():
         model = build_model(config.model, prepared.tokenizer.vocab_size, seed=training.seed)
         # Thrown away before anything is written: the folder is never made.
-        try:
-            trainer = Trainer(RunFolder(Path("unused")), training, model, prepared)
-        except CorpusError:
-            return None
+        trainer = Trainer(RunFolder(Path("unused")), training, model, prepared)
         lengths = []
         if training.max_steps is not None:
             lengths.append(training.max_steps * trainer.tokens_per_step)

@@ -29,7 +29,8 @@ from lm.kernels.training import forget_buffers
 from lm.models.base import LanguageModel
 from lm.training.memory import TensorMemory, TooMuchMemory, state_tensors
 from lm.training.phases import Listener, Watch
-from lm.training.trainer import DEFAULT_BPTT, VALIDATION_ROWS, Trainer
+from lm.training.plan import bptt_of
+from lm.training.trainer import VALIDATION_ROWS, Trainer
 from lm.training.trials import make_trial, smaller_batches, weightless
 
 USABLE_SHARE = 0.9
@@ -136,7 +137,7 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
         return Fit(
             device=str(device),
             batch_size=config.training.batch_size,
-            bptt=config.training.bptt or model.context_length or DEFAULT_BPTT,
+            bptt=bptt_of(config),
             parameters=model.num_parameters(),
             state_bytes=least,
             row_bytes=None,

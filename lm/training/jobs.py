@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import platform
 import re
 import time
@@ -30,14 +31,16 @@ from lm.training.choosing import choose_config
 from lm.training.distributed import Reader, World
 from lm.training.expecting import expected_loss
 from lm.training.fitting import refuse_what_cannot_fit
-from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
+from lm.training.plan import DEFAULT_MINUTES, Plan, bptt_of, fit_to_text, fixed_plan, timed_plan
 from lm.training.precision import choose_format
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
 from lm.version import __version__
 
+log = logging.getLogger(__name__)
+
 ENDINGS = ("finished", "out_of_time", "no_progress")
-"""Ways to stop that end a plan; the others are gone on from."""
+"""Ways to stop that end a job. A run out of time can be resumed all the same: its plan has steps left."""
 CLOSING_SAMPLE = SamplingOptions(max_tokens=300)
 
 
@@ -275,6 +278,8 @@ def _begin(
     if corpus.tokens is not None:
         # Prepared in shards: with the tokenizer that made them.
         config = config.model_copy(update={"tokenizer": Section(**prepared.tokenizer.options.model_dump(mode="json"))})
+    if not counts_alone(config):
+        config = _fitted(config, prepared)
     held.enter_context(folder.lock())
     memory = None
     # Of what counts as well, the counts would be made twice.
@@ -289,6 +294,22 @@ def _begin(
         overwrite=overwrite,
         memory=memory,
     )
+
+
+def _fitted(config: RunConfig, corpus: PreparedCorpus) -> RunConfig:
+    """The options with batches that fit the text; a notice says what was changed."""
+    tokens = corpus.splits["train"].counts.tokens
+    fitted = fit_to_text(config, tokens)
+    if fitted is not config:
+        log.warning(
+            "The training text has %s tokens: a batch has %d rows of %d tokens instead of %d rows of %d.",
+            f"{tokens:,}",
+            fitted.training.batch_size,
+            bptt_of(fitted),
+            config.training.batch_size,
+            bptt_of(config),
+        )
+    return fitted
 
 
 def _of_this_job(name: str | None, source: str, runs_dir: Path) -> RunFolder | None:
@@ -374,6 +395,9 @@ def _reopen(
         if max_steps > done or stopped not in ENDINGS:
             plan = replace(plan, steps=max_steps, seconds=None, expected_least=None, expected_most=None)
             patient, stopped = stopped == "no_progress", None
+    if stopped == "out_of_time" and not again:
+        # The steps of the plan are there to be finished; its time is spent.
+        plan, stopped = replace(plan, seconds=None), None
     if done >= plan.steps or stopped in ENDINGS:
         return _Job(folder.path, config, done=True, reported="valid" in current.reports())
     if stop_after is not None and stop_after <= done:
@@ -402,7 +426,8 @@ def _go_on(
     run = Run(folder)
     if job.done:
         if not job.reported and world.first:
-            run = _close(folder, same_corpus(run, data_dir, None), str(world.place(job.config.training.device)))
+            same_corpus(run, data_dir, None)
+            run = _close(folder, str(world.place(job.config.training.device)), callbacks)
         world.wait()
         return run, not job.reported
     if isinstance(folder, Reader):
@@ -419,7 +444,7 @@ def _go_on(
         folder.write_record({**run.record, **changed})
     if job.patient:
         # Whoever asks for more steps wants as much patience again.
-        trainer.state.stalls = 0
+        trainer.state.stalls = trainer.state.harmful = 0
     return _run(trainer, plan, stop_after, callbacks), True
 
 
@@ -482,10 +507,10 @@ def _fix_plan(config: RunConfig, make: Any) -> tuple[RunConfig, Plan]:
         training = training.model_copy(update={"minutes": DEFAULT_MINUTES})
         config = config.model_copy(update={"training": training})
     trial: Trainer = make()
-    if training.minutes is None:
-        return config, fixed_plan(training, trial.steps_per_epoch)
-    step_seconds, token_seconds = trial.measure(min(4.0, training.minutes * 60 * 0.05))
     valid = len(trial.corpus.splits["valid"].ids) - 1
+    if training.minutes is None:
+        return config, fixed_plan(training, trial.steps_per_epoch, trial.tokens_per_step, valid)
+    step_seconds, token_seconds = trial.measure(min(4.0, training.minutes * 60 * 0.05))
     return config, timed_plan(training, trial.steps_per_epoch, step_seconds, token_seconds, valid)
 
 
@@ -525,15 +550,20 @@ def _run(trainer: Trainer, plan: Plan, stop_after: int | None, callbacks: Sequen
     run = Run(trainer.folder, device=device)
     # Whoever interrupts is in a hurry: all is saved, and `lm eval` can measure it.
     if world.first and end.reason != "interrupted":
-        run = _close(trainer.folder, trainer.corpus, device)
+        run = _close(trainer.folder, device, callbacks)
     world.wait()
     return run
 
 
-def _close(folder: RunFolder, corpus: PreparedCorpus, device: str) -> Run:
+def _close(folder: RunFolder, device: str, callbacks: Sequence[Callback]) -> Run:
     """Measure the best weights exactly, and leave report, card and a sample."""
+
+    def progress(done: int, total: int) -> None:
+        for callback in callbacks:
+            callback.on_report(done, total)
+
     run = Run(folder, device=device)
-    run.save_report(run.evaluate("valid"))
+    run.save_report(run.evaluate("valid", progress=progress))
     run.save_sample("", [run.sample(**CLOSING_SAMPLE.model_dump())], CLOSING_SAMPLE)
     return run
 
@@ -596,7 +626,7 @@ def _fit_by_counting(
         for callback in callbacks:
             callback.on_start(start)
         folder.write_best(model.arrays(), step=1, valid_loss=None)
-        run = _close(folder, corpus, "cpu")
+        run = _close(folder, "cpu", callbacks)
         loss = run.reports()["valid"]["loss"]
         row = {
             "step": 1,

@@ -1,7 +1,9 @@
-"""How long a run is: the plan in steps, fixed before the first one.
+"""How long a run is: the plan in steps, fixed before the first one; and batches that fit a short text.
 
 A plan given in minutes is measured: a few steps and a part of a validation run on a trainer that is thrown away,
 so that the planned run starts from step 0 exactly as one of the same number of steps would.
+
+A plan given in steps or epochs is the same on every machine. So its validations are bounded by counts of tokens.
 """
 
 from __future__ import annotations
@@ -9,15 +11,27 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lm.config import TrainingConfig
+from lm.config import RunConfig, TrainingConfig
 
+DEFAULT_BPTT = 64
+"""Tokens a row in one step, where neither options nor a context length say it."""
 DEFAULT_MINUTES = 5.0
 VALIDATIONS = 10
 """Validations over a plan, where they are cheap enough."""
 RESERVE = 0.95
 """Share of the minutes that is planned: machines slow down."""
 MOST_VALIDATION_SHARE = 0.15
-"""Share of the minutes that validation may take."""
+"""Share of the plan's time that validation may take."""
+VALIDATION_COST = 1 / 3
+"""Of a validation token, in training tokens: about that of a forward pass."""
+ALWAYS_VALIDATED = 1024
+"""Tokens that each of `VALIDATIONS` may score however short the plan is."""
+PATIENCE = 3
+"""A plan by time stops when so many validations in a row were worse than the best one by more than `HARM`."""
+HARM = 0.005
+"""Nats per token. More steps that make the loss worse by this much do harm."""
+FEW_BATCHES = 4
+"""Batches that an epoch of a text has, where batches had to be made smaller for it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,8 @@ class Plan:
     seconds: float | None = None
     """Stop when so much training time is spent; None: never."""
     measured_step_seconds: float | None = None
+    patience: int | None = None
+    """Stop after so many validations in a row that were worse than the best by more than `HARM`; None: never."""
     expected_least: float | None = None
     """With the next: the validation loss that it is expected to end at, in nats per token; None: not known."""
     expected_most: float | None = None
@@ -61,14 +77,42 @@ class Plan:
         return asdict(self)
 
 
-def fixed_plan(config: TrainingConfig, steps_per_epoch: float) -> Plan:
-    """The plan of a run given in steps or epochs; the shorter one where both are given."""
+def fixed_plan(config: TrainingConfig, steps_per_epoch: float, tokens_per_step: int, valid_tokens: int) -> Plan:
+    """The plan of a run given in steps or epochs; the shorter one where both are given.
+
+    Args:
+        config: with `max_steps` or `epochs`.
+        steps_per_epoch: of the training split.
+        tokens_per_step: that an optimizer step trains on.
+        valid_tokens: tokens of the validation split.
+    """
     lengths = [config.max_steps] if config.max_steps is not None else []
     if config.epochs is not None:
         lengths.append(max(1, round(config.epochs * steps_per_epoch)))
     steps = min(lengths)
-    every = config.evaluate_every or max(1, -(-steps // VALIDATIONS))
-    return Plan(steps, every, config.validation_tokens)
+    share = MOST_VALIDATION_SHARE / (1 - MOST_VALIDATION_SHARE) / VALIDATION_COST
+    affordable = max(int(steps * tokens_per_step * share), VALIDATIONS * ALWAYS_VALIDATED)
+    validations, scored = _validations(config, valid_tokens, affordable)
+    every = config.evaluate_every or max(1, -(-steps // validations))
+    return Plan(steps, every, scored if scored < valid_tokens else None)
+
+
+def _validations(config: TrainingConfig, valid_tokens: int, affordable: int) -> tuple[int, int]:
+    """How many validations a plan has, and on how many tokens each; the options go first.
+
+    Args:
+        config: with `evaluate_every` and `validation_tokens`.
+        valid_tokens: tokens of the validation split.
+        affordable: tokens that all validations may score together.
+    """
+    scored = min(config.validation_tokens or valid_tokens, valid_tokens)
+    if config.evaluate_every is not None:
+        return VALIDATIONS, scored
+    validations = max(1, min(VALIDATIONS, affordable // scored))
+    if validations < 3 and config.validation_tokens is None:
+        # Three of them, on the first part of the split.
+        validations, scored = 3, max(1, min(scored, affordable // 3))
+    return validations, scored
 
 
 def timed_plan(
@@ -86,13 +130,9 @@ def timed_plan(
     assert config.minutes is not None
     seconds = config.minutes * 60
     budget = seconds * RESERVE
-    scored = min(config.validation_tokens or valid_tokens, valid_tokens)
+    affordable = max(1, int(budget * MOST_VALIDATION_SHARE / token_seconds))
+    validations, scored = _validations(config, valid_tokens, affordable)
     if config.evaluate_every is None:
-        # At least the last validation runs; where it alone is too long, it runs on a fixed part of the split.
-        most = max(1, int(budget * MOST_VALIDATION_SHARE / token_seconds))
-        validations = max(1, min(VALIDATIONS, most // scored))
-        if validations < 3 and config.validation_tokens is None:
-            validations, scored = 3, max(1, min(scored, most // 3))
         steps = max(1, int((budget - validations * scored * token_seconds) / step_seconds))
         every = max(1, -(-steps // validations))
     else:
@@ -107,4 +147,29 @@ def timed_plan(
         steps = min(bounds)
         every = config.evaluate_every or max(1, -(-steps // VALIDATIONS))
     part = scored if scored < valid_tokens else None
-    return Plan(steps, every, part, seconds, step_seconds)
+    return Plan(steps, every, part, seconds, step_seconds, None if config.patience else PATIENCE)
+
+
+# -- batches that fit a short text -----------------------------------------------------------------------
+
+
+def bptt_of(config: RunConfig) -> int:
+    """Tokens a row in one step."""
+    context: int | None = config.model.model_dump().get("context_length")
+    return config.training.bptt or context or DEFAULT_BPTT
+
+
+def fit_to_text(config: RunConfig, train_tokens: int) -> RunConfig:
+    """The same options where the text has a batch of them; else with fewer and shorter rows.
+
+    Args:
+        config: of the run.
+        train_tokens: tokens of the training split.
+    """
+    training, bptt = config.training, bptt_of(config)
+    if training.batch_size * bptt <= train_tokens:
+        return config
+    shorter = max(1, min(bptt, max(8, train_tokens // 16), train_tokens))
+    rows = max(1, min(training.batch_size, train_tokens // (FEW_BATCHES * shorter)))
+    fitted = training.model_copy(update={"batch_size": rows, "bptt": shorter})
+    return config.model_copy(update={"training": fitted})

@@ -41,6 +41,10 @@ class TrainState:
     best_step: int | None = None
     stalls: int = 0
     """Validations since the best one."""
+    harmful: int = 0
+    """Validations in a row that were worse than the best one by more than `HARM`."""
+    learning_rate_share: float | None = None
+    """Of its peak, in the last step."""
     rate_scale: float = 1.0
     """What the plateau schedule has multiplied the learning rate by."""
     rate_stalls: int = 0

@@ -30,7 +30,7 @@ from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
 from lm.device import deterministic, kept_memory, memory_in_use
-from lm.errors import NonFiniteLossError
+from lm.errors import DivergedError, NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
 from lm.files import Arrays
 from lm.models.base import LanguageModel, State
@@ -40,7 +40,7 @@ from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
 from lm.training.looking import look
 from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import make_optimizers
-from lm.training.plan import Plan
+from lm.training.plan import DEFAULT_BPTT, HARM, Plan
 from lm.training.precision import MixedPrecision
 from lm.training.resuming import TrainState
 from lm.training.schedules import learning_rate_share
@@ -48,9 +48,12 @@ from lm.training.writing import Writer
 
 log = logging.getLogger(__name__)
 
-DEFAULT_BPTT = 64
 VALIDATION_ROWS = 64
-"""Parts of the split that validation reads side by side while training; reports read it as one."""
+"""Parts of the split that validation reads together while training; reports read it as one."""
+VALIDATION_WARM_UP = 256
+"""Tokens before its part that a row reads first: then the loss is within 0.005 nats of the report's."""
+UNTRAINED_MARGIN = 1.0
+"""Nats per token. A training loss this far above that of equal probabilities is worse than no training at all."""
 SAVE_SECONDS = 120.0
 """The most training that a kill can cost."""
 WARM_UP_STEPS = 2
@@ -110,6 +113,7 @@ class Trainer:
         config, state = self.config, self.state
         # A skipped step takes its batch from the data and nothing else.
         share = learning_rate_share(state.updates, self.plan.steps, config) * state.rate_scale
+        state.learning_rate_share = share
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_learning_rate"] * share
@@ -270,6 +274,10 @@ class Trainer:
             seconds=self.state.seconds,
             expected=plan.expected,
             memory_bytes=plan.expected_bytes,
+            plan_seconds=plan.seconds,
+            validations=-(-plan.steps // plan.evaluate_every),
+            validation_tokens=plan.validation_tokens,
+            valid_tokens=len(self.corpus.splits["valid"].ids) - 1,
         )
         if self.state.step == 0:
             if self.world.tell(lambda: not (self.folder.path / MODEL).exists()):
@@ -297,6 +305,7 @@ class Trainer:
             self.state.best_loss,
             self.state.best_step,
             signal=self._signal if reason == "interrupted" else None,
+            learning_rate_share=self.state.learning_rate_share,
         )
         for callback in self.callbacks:
             callback.on_end(end)
@@ -349,8 +358,11 @@ class Trainer:
         return None
 
     def _out_of_patience(self) -> StopReason | None:
-        patience = self.config.patience
-        return "no_progress" if patience is not None and self.state.stalls >= patience else None
+        state, patience = self.state, self.config.patience
+        if patience is not None:
+            return "no_progress" if state.stalls >= patience else None
+        patience = self.plan.patience
+        return "no_progress" if patience is not None and state.harmful >= patience else None
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -387,14 +399,14 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_validation(done, total)
 
-        # While training, windows do not overlap and a carried state is read in rows: quick, and the same every time.
+        # A carried state is read in rows, which is quick; the loss ranks weights as the report's does.
         with self._averaged(), self.mixed.computing():
             scores = score(
                 self.model,
                 ids,
                 precision=None,
                 rows=VALIDATION_ROWS,
-                stride=self.model.context_length,
+                warm_up=VALIDATION_WARM_UP,
                 share=self.world.share,
                 progress=progress if report else None,
             )
@@ -432,13 +444,29 @@ class Trainer:
             row["loss_scale"] = self.mixed.scale.value
         row |= self._seen
         if validates:
+            self._refuse_divergence(row["train_loss"])
+            begun = time.perf_counter()
             row |= self._validate()
+            row["validation_seconds"] = round(time.perf_counter() - begun, 3)
         state.seconds = self._since(self._clock)
         row["seconds"] = round(state.seconds, 3)
         self.folder.append_metrics(row)
         for callback in self.callbacks:
             callback.on_log(row)
         self._begin_interval()
+
+    def _refuse_divergence(self, loss: float | None) -> None:
+        """Raises DivergedError where the interval's training loss is worse than no training at all."""
+        untrained = math.log(self.model.vocab_size)
+        if loss is None or loss <= untrained + UNTRAINED_MARGIN:
+            return
+        best = self.state.best_step
+        kept = "" if best is None else f" The best weights, of step {best:,}, are kept."
+        raise DivergedError(
+            f"Step {self.state.step:,}: the training loss is {loss:,.4g} nats per token, far above the "
+            f"{untrained:.4g} of a model that has learned nothing. Training diverged: lower training.learning_rate "
+            f"(now {self.config.learning_rate:g}).{kept}"
+        )
 
     def _validate(self) -> Row:
         """Validate, keep the weights if they are the best so far, and count stalls."""
@@ -452,11 +480,14 @@ class Trainer:
             state.best_loss is None or loss < state.best_loss or state.step == state.best_step
         )
         if better:
-            state.best_loss, state.best_step, state.stalls, state.rate_stalls = loss, state.step, 0, 0
+            state.best_loss, state.best_step = loss, state.step
+            state.stalls = state.rate_stalls = state.harmful = 0
             self._write_best(self._weights(), loss)
         else:
             state.stalls += 1
             state.rate_stalls += 1
+            harms = state.best_loss is not None and not loss <= state.best_loss + HARM
+            state.harmful = state.harmful + 1 if harms else 0
             if self.config.schedule == "plateau" and state.rate_stalls >= self.config.decay_patience:
                 state.rate_scale *= self.config.decay_factor
                 state.rate_stalls = 0

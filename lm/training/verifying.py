@@ -32,6 +32,7 @@ from lm.models.base import build_model
 from lm.run import Run, load
 from lm.training.callbacks import Callback, Tick
 from lm.training.jobs import counts_alone, resume, train
+from lm.training.plan import fit_to_text
 from lm.training.trainer import Trainer
 
 SECONDS = 12.0
@@ -161,6 +162,7 @@ def _everything(run: RunFolder) -> dict[str, Arrays]:
 def _steps_that_fit(corpus: Corpus, config: RunConfig, init: Run | None, progress: Progress | None) -> int:
     """An even number of steps that take about `SECONDS`, measured on a trainer that is thrown away."""
     prepared = prepare(corpus, init.tokenizer if init else config.tokenizer, progress=progress)
+    config = fit_to_text(config, prepared.splits["train"].counts.tokens)
     with enough_memory():
         model = build_model(config.model, prepared.tokenizer.vocab_size, seed=config.training.seed)
         step_seconds, _ = Trainer(RunFolder(Path("unused")), config.training, model, prepared).measure(SECONDS / 8)

@@ -14,10 +14,9 @@ from typing import Any
 from lm.checkpoint import METRICS, RunFolder
 from lm.errors import LMError
 from lm.training.callbacks import Callback, End, Row, Start, Tick
-from lm.training.plan import Plan
+from lm.training.plan import DEFAULT_BPTT, Plan
 
 POLL_SECONDS = 0.5
-DEFAULT_BPTT = 64
 GRACE_SECONDS = 5.0
 """How long a run may be without a trainer, as between a kill and the resume of a job manager, before it is given up."""
 
@@ -108,6 +107,10 @@ class Follower:
                 steps_per_epoch=row["step"] / (row["epoch"] or 1),
                 device=environment.get("device", "cpu"),
                 precision=environment.get("precision", "fp32") + ("" if level == "O0" else f" {level}"),
+                plan_seconds=plan.seconds,
+                validations=-(-plan.steps // plan.evaluate_every),
+                validation_tokens=plan.validation_tokens,
+                valid_tokens=record["corpus"]["splits"].get("valid", {}).get("tokens", 0),
                 expected=plan.expected,
                 memory_bytes=plan.expected_bytes,
             )
@@ -130,7 +133,10 @@ class Follower:
         state = self._state().get("train_state", {})
         if state.get("stop_reason") is None:
             return None
-        return End(state["stop_reason"], state["step"], steps, state["seconds"], state["best_loss"], state["best_step"])
+        return End(
+            state["stop_reason"], state["step"], steps, state["seconds"], state["best_loss"], state["best_step"],
+            learning_rate_share=state.get("learning_rate_share"),
+        )  # fmt: skip
 
 
 def _common(one: list[Row], two: list[Row]) -> int:

@@ -95,6 +95,20 @@ def test_rows_read_side_by_side_score_each_token_once(count: int, rows: int) -> 
     assert scores.nats == pytest.approx(sum(brute_force(model, ids, reach)), rel=1e-6)
 
 
+def test_each_row_but_the_first_reads_the_tokens_before_it() -> None:
+    model = build_model(Section(type="lstm", hidden_size=16, embedding_size=8), 7, seed=3)
+    ids = tokens(2, 65)
+    # At least 4 tokens are scored for each of the 3 that warm up: 65 // 12 = 5 rows of (65 - 3) // 5 = 12 tokens. The
+    # first scores its 15, and the 2 that are left over follow the last.
+    reach = [0] * 15 + [12 * row for row in (1, 2, 3, 4) for _ in range(12)] + [12 * 4] * 2
+    scores = score(model, ids, rows=99, warm_up=3)
+    assert scores.tokens == 65
+    assert scores.nats == pytest.approx(sum(brute_force(model, ids, reach)), rel=1e-6)
+    assert (
+        scores.context == "state carried within each of 5 equal parts of the split, each after the 3 tokens before it"
+    )
+
+
 def test_accuracies_count_the_first_and_the_first_five_choices() -> None:
     model = build_model(Section(type="gru", hidden_size=4, embedding_size=4), 7)
     with torch.no_grad():
@@ -163,19 +177,20 @@ def test_the_model_stays_in_the_mode_it_was_in() -> None:
 
 @pytest.mark.parametrize("shares", [2, 3, 8])
 @pytest.mark.parametrize("count", [29, 301])
-@pytest.mark.parametrize("kind", ["carried", "window"])
+@pytest.mark.parametrize("kind", ["carried", "warmed", "window"])
 def test_the_shares_of_a_split_add_up_to_all_of_it(kind: str, count: int, shares: int) -> None:
     section = Section(type="lstm", hidden_size=16, embedding_size=8)
     if kind == "window":
         section = Section(type="transformer", context_length=8, hidden_size=16, num_heads=2, num_layers=1)
     model, ids = build_model(section, 7, seed=3), tokens(1, count)
-    whole = score(model, ids, rows=5, stride=4)
+    warm_up = 2 if kind == "warmed" else 0
+    whole = score(model, ids, rows=5, stride=4, warm_up=warm_up)
     calls: list[int] = []
     parts = []
     for number in range(shares):
         seen: list[object] = []
         hook = model.register_forward_hook(lambda *_, seen=seen: seen.append(None))
-        parts.append(score(model, ids, rows=5, stride=4, share=(number, shares)))
+        parts.append(score(model, ids, rows=5, stride=4, warm_up=warm_up, share=(number, shares)))
         hook.remove()
         calls.append(len(seen))
     assert sum(part.tokens for part in parts) == whole.tokens == count

@@ -58,7 +58,7 @@ def test_the_best_weights_are_the_average_that_was_validated(make_trainer: Make)
         assert not np.array_equal(array, trainer.model.arrays()[name])
     trainer.model.load_arrays(arrays)
     ids = trainer.corpus.splits["valid"].ids
-    assert facts["valid_loss"] == score(trainer.model, ids, rows=64).loss
+    assert facts["valid_loss"] == score(trainer.model, ids, rows=64, warm_up=256).loss
 
 
 def test_training_goes_the_same_way_with_and_without_an_average(make_trainer: Make) -> None:

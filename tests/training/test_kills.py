@@ -62,7 +62,11 @@ def assert_same(run: RunFolder, straight: RunFolder) -> None:
 
 
 def without_time(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("seconds", "tokens_per_second", "memory_bytes")}
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in ("seconds", "validation_seconds", "tokens_per_second", "memory_bytes")
+    }
 
 
 def survive(killer: Killer, straight: RunFolder, kills: Iterable[Callable[[str], bool]], prefix: str) -> int:

@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
-from lm.config import TrainingConfig
-from lm.training.plan import Plan, fixed_plan, timed_plan
+from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig
+from lm.training.plan import Plan, bptt_of, fit_to_text, fixed_plan, timed_plan
+
+
+def fixed(*, epoch: float = 10.0, tokens: int = 10_000, valid: int = 1000, **options: Any) -> Plan:
+    return fixed_plan(TrainingConfig(**options), epoch, tokens, valid)
 
 
 def timed(
@@ -17,28 +21,28 @@ def timed(
 
 
 def test_epochs_are_turned_into_steps() -> None:
-    assert fixed_plan(TrainingConfig(epochs=2.5), 10.0).steps == 25
+    assert fixed(epochs=2.5).steps == 25
 
 
 def test_of_steps_and_epochs_the_shorter_holds() -> None:
-    assert fixed_plan(TrainingConfig(epochs=2, max_steps=7), 10.0).steps == 7
-    assert fixed_plan(TrainingConfig(epochs=0.5, max_steps=7), 10.0).steps == 5
+    assert fixed(epochs=2, max_steps=7).steps == 7
+    assert fixed(epochs=0.5, max_steps=7).steps == 5
 
 
 def test_a_fraction_of_an_epoch_is_at_least_one_step() -> None:
-    assert fixed_plan(TrainingConfig(epochs=0.001), 10.0) == Plan(1, 1)
+    assert fixed(epochs=0.001) == Plan(1, 1)
 
 
 def test_ten_validations_fall_on_a_plan() -> None:
-    assert fixed_plan(TrainingConfig(max_steps=1000), 10.0).evaluate_every == 100
-    assert fixed_plan(TrainingConfig(max_steps=15), 10.0).evaluate_every == 2
-    assert fixed_plan(TrainingConfig(max_steps=1000, evaluate_every=7), 10.0).evaluate_every == 7
+    assert fixed(max_steps=1000).evaluate_every == 100
+    assert fixed(max_steps=15).evaluate_every == 2
+    assert fixed(max_steps=1000, evaluate_every=7).evaluate_every == 7
 
 
 def test_minutes_are_filled_to_95_percent_with_steps_and_ten_validations() -> None:
     plan = timed(minutes=1)
     # 57 s; ten validations of 0.01 s leave 56.9 s, 5,690 steps of 0.01 s.
-    assert plan == Plan(5690, 569, None, 60.0, 0.01)
+    assert plan == Plan(5690, 569, None, 60.0, 0.01, 3)
 
 
 def test_validation_that_is_too_dear_runs_three_times_on_a_part_of_the_split() -> None:
@@ -50,13 +54,13 @@ def test_validation_that_is_too_dear_runs_three_times_on_a_part_of_the_split() -
 
 
 def test_minutes_are_bounded_by_steps_and_epochs() -> None:
-    assert timed(minutes=1, max_steps=50) == Plan(50, 5, None, 60.0, 0.01)
+    assert timed(minutes=1, max_steps=50) == Plan(50, 5, None, 60.0, 0.01, 3)
     assert timed(minutes=1, epochs=0.1).steps == 100
 
 
 def test_a_given_interval_between_validations_is_paid_for() -> None:
     # Each step costs 0.01 s and a tenth of a validation of 1 s: 57 / 0.11 = 518 steps.
-    assert timed(minutes=1, evaluate_every=10, token=1e-4) == Plan(518, 10, None, 60.0, 0.01)
+    assert timed(minutes=1, evaluate_every=10, token=1e-4) == Plan(518, 10, None, 60.0, 0.01, 3)
 
 
 def test_less_time_than_a_step_takes_is_a_plan_of_one_step() -> None:
@@ -74,3 +78,37 @@ def test_a_plan_comes_back_from_json() -> None:
 def test_an_edited_plan_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)):
         Plan.from_json({**Plan(10, 2).to_json(), **bad})
+
+
+def test_validation_takes_at_most_a_small_share_of_a_plan_in_steps() -> None:
+    # 1,000 steps of 4,096 tokens. Validation may take 15 % of the time, at a third of a training token's cost:
+    # 4,096,000 × (0.15 / 0.85) × 3 = 2,168,470 tokens, which are 9 validations of 217,646.
+    assert fixed(max_steps=1000, tokens=4096, valid=217_646) == Plan(1000, 112, None)
+    # 100 steps: 216,847 tokens do not pay for three of the whole split, so three run on a third of them each.
+    assert fixed(max_steps=100, tokens=4096, valid=217_646) == Plan(100, 34, 72_282)
+    # Three steps: 1,024 tokens ten times are always free.
+    assert fixed(max_steps=3, tokens=700, valid=217_646) == Plan(3, 1, 3413)
+
+
+def test_what_was_said_about_validation_goes_before_its_bound() -> None:
+    assert fixed(max_steps=3, tokens=700, valid=217_646, validation_tokens=50_000) == Plan(3, 3, 50_000)
+    assert fixed(max_steps=3, tokens=700, valid=217_646, evaluate_every=1) == Plan(3, 1, None)
+
+
+def test_patience_of_the_options_goes_before_that_of_a_plan_by_time() -> None:
+    assert timed(minutes=1, patience=7).patience is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "bptt"),
+    [(4096, 64, 64), (4095, 15, 64), (2700, 10, 64), (180, 4, 11), (20, 1, 8), (5, 1, 5), (1, 1, 1)],
+)
+def test_batches_fit_a_short_text(tokens: int, rows: int, bptt: int) -> None:
+    config = RunConfig(
+        corpus=CorpusConfig(source="x"), tokenizer=Section(type="char"), model=Section(type="gru"),
+        training=TrainingConfig(batch_size=64),
+    )  # fmt: skip
+    fitted = fit_to_text(config, tokens)
+    assert (fitted.training.batch_size, bptt_of(fitted)) == (rows, bptt)
+    assert rows * bptt <= tokens
+    assert (fitted is config) == (tokens == 4096)

@@ -79,7 +79,9 @@ def assert_same(one: Trainer, two: Trainer) -> None:
 
 
 def without_time(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("seconds", "tokens_per_second")}
+    return {
+        name: value for name, value in row.items() if name not in ("seconds", "validation_seconds", "tokens_per_second")
+    }
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

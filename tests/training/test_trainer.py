@@ -17,9 +17,10 @@ import torch.nn.functional as F
 
 from lm.checkpoint import RunFolder
 from lm.corpora.batches import Batch
-from lm.errors import CorpusError, NonFiniteLossError
-from lm.training.callbacks import Callback, End, Row, Start, Tick
+from lm.errors import CorpusError, DivergedError, NonFiniteLossError
+from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
 from lm.training.plan import Plan
+from lm.training.schedules import learning_rate_share
 from lm.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
@@ -188,6 +189,7 @@ def test_a_line_of_metrics_holds_the_promised_fields(make_trainer: Make) -> None
         "clip_rate", "skipped_steps", "tokens_per_second", "seconds", "tokens", "memory_bytes", "train_bits_per_byte",
     }  # fmt: skip
     assert promised <= first.keys() and promised <= last.keys()
+    assert "validation_seconds" not in first and last["validation_seconds"] > 0
     assert (first["step"], first["valid_loss"]) == (3, None)
     assert last["step"] == 6 and 0 < last["valid_loss"] < 5 and 0 <= last["valid_accuracy"] <= 1
     assert (first["tokens"], last["tokens"]) == (3 * 64, 6 * 64)
@@ -289,6 +291,25 @@ def script_validation(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, values:
     )
 
 
+def test_a_plan_by_time_stops_where_more_steps_do_harm(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer("gru")
+    # 2.004 is no harm yet, and 2.1 after it is the first of three in a row.
+    script_validation(trainer, monkeypatch, [3.0, 2.0, 2.1, 2.004, 2.1, 2.2, 2.3, 1.0])
+    end = trainer.train(Plan(8, 1, patience=3))
+    assert (end.reason, end.step, end.best_step) == ("no_progress", 7, 2)
+
+
+def test_a_loss_far_above_that_of_no_training_is_an_error_and_keeps_what_was_there(make_trainer: Make) -> None:
+    trainer = make_trainer("gru", learning_rate=30.0)
+    before = weights(trainer)
+    with pytest.raises(DivergedError, match=r"Step 20: .* far above the 3\.0\d+ of a model .* \(now 30\)"):
+        trainer.train(Plan(40, 20))
+    best, facts = trainer.folder.read_weights("best")
+    assert facts["step"] == 0
+    for name, array in best.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
 def test_plateau_divides_when_validation_stalls(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(
         "gru", schedule="plateau", decay_factor=0.5, decay_patience=2, learning_rate=0.01, optimizer="sgd"
@@ -370,6 +391,19 @@ def test_a_timed_run_stops_at_its_time_and_a_resume_spends_what_is_left(
     assert end.reason == "out_of_time" and end.step in (10, 11)
     # What was learned to the last moment is validated.
     assert again.folder.read_metrics()[-1]["valid_loss"] is not None
+    assert end.learning_rate_share == pytest.approx(learning_rate_share(end.step - 1, 40, again.config))
+    assert end.learning_rate_share > 0.8
+
+
+def test_the_time_left_counts_steps_and_validations_and_ends_with_the_minutes() -> None:
+    start = Start("a", "gru", 1, "c", 0, 100, 64, 10.0, "cpu", "fp32", validations=4, valid_tokens=640)
+    left = TimeLeft(start)
+    # 10 steps of 2 s; a validation of 640 tokens is expected to take as long as 640 / 3 training tokens: 6.67 s.
+    assert left.seconds(10, 20.0) == pytest.approx(90 * 2 + 4 * 640 / 3 / 64 * 2)
+    left.add({"valid_loss": 3.0, "validation_seconds": 10.0})
+    # 25 steps took 50 s, the first validation 10 s; 75 steps and three validations are left.
+    assert left.seconds(25, 60.0) == pytest.approx(75 * 2 + 3 * 10)
+    assert TimeLeft(dataclasses.replace(start, plan_seconds=30.0)).seconds(10, 20.0) == pytest.approx(10.0)
 
 
 class FakeClock:
