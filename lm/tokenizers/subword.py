@@ -71,7 +71,7 @@ class SubwordOptions(TokenizerOptions):
         ge=260,
         le=1_000_000,
         description="Tokens in the vocabulary, 256 bytes, <unk> and <eos> included; lowered with a notice where the "
-        "text has fewer pieces.",
+        "text has fewer pieces, raised where it has more characters.",
     )
     character_coverage: float = Field(
         0.9995,
@@ -129,54 +129,32 @@ class SubwordTokenizer(Tokenizer):
     def train(cls, texts: Iterable[str], options: SubwordOptions) -> Self:
         """Learn the pieces from an even sample of the training split; the same text gives the same model.
 
-        Raises:
-            TokenizerError: there is no text, or `size` cannot hold the characters that `character_coverage` asks for.
-        """
-        from sentencepiece import SentencePieceTrainer
+        A `size` that cannot hold the characters that `character_coverage` asks for is raised, with a notice.
 
+        Raises:
+            TokenizerError: there is no text.
+        """
         sample = even_sample(texts, options.train_sample_characters)
         if not any(True for _ in _sentences(sample)):
             raise TokenizerError("The training text is empty or blank: there is nothing to learn from.")
-        model = io.BytesIO()
-        try:
-            SentencePieceTrainer.train(
-                sentence_iterator=_sentences(sample),
-                model_writer=model,
-                model_type=options.algorithm,
-                vocab_size=options.size,
-                hard_vocab_limit=False,  # a text with fewer pieces gets fewer
-                character_coverage=options.character_coverage,
-                normalization_rule_name="identity",
-                add_dummy_prefix=False,
-                remove_extra_whitespaces=False,
-                allow_whitespace_only_pieces=True,
-                byte_fallback=True,
-                # Without a token of its own a space would be spelled in bytes, which decode to U+2581.
-                required_chars=_SPACE,
-                unk_id=cls.unknown_id,
-                eos_id=cls.start_id,
-                bos_id=-1,
-                pad_id=-1,
-                eos_piece="<eos>",
-                max_sentence_length=4 * _LONGEST_SENTENCE,  # bytes
-                num_threads=8,  # whatever the machine: sums of floats depend on it
-                minloglevel=2,
+        size = options.size
+        model = _learn(sample, options, size)
+        if isinstance(model, int):
+            # The bytes and the characters alone need more: as many again of the asked size are left for pieces.
+            size = model + options.size // 4
+            _log.warning(
+                "A vocabulary of %d cannot hold the 256 bytes and the characters of this text: %d tokens are used.",
+                options.size,
+                size,
             )
-        except RuntimeError as error:
-            short = re.search(r"required_chars\. (\d+) vs (\d+)", str(error))
-            if short is None:
-                raise TokenizerError(f"sentencepiece could not learn from this text: {error}") from None
-            raise TokenizerError(
-                f"tokenizer.size = {short[1]} cannot hold the 256 bytes and the characters of this text. "
-                f"Set it to {short[2]} or more, or lower tokenizer.character_coverage from "
-                f"{options.character_coverage} (rare characters are then spelled in bytes)."
-            ) from None
-        tokenizer = cls(options, model.getvalue())
-        if tokenizer.vocab_size < options.size:
+            model = _learn(sample, options, size)
+            assert isinstance(model, bytes), "the characters fit now"
+        tokenizer = cls(options, model)
+        if tokenizer.vocab_size < size:
             _log.warning(
                 "The text has pieces for a vocabulary of %d, not %d: the smaller one is used.",
                 tokenizer.vocab_size,
-                options.size,
+                size,
             )
         return tokenizer
 
@@ -231,6 +209,50 @@ class SubwordTokenizer(Tokenizer):
 
     def _scores(self) -> dict[str, float]:
         return {piece: round(self._processor.get_score(token), 4) for token, piece in enumerate(self._spelled)}
+
+
+# -- learning ---------------------------------------------------------------------------------------
+
+
+def _learn(sample: list[str], options: SubwordOptions, size: int) -> bytes | int:
+    """A sentencepiece model of at most `size` pieces; or the size that the bytes and characters alone need.
+
+    Raises:
+        TokenizerError: sentencepiece refuses the text for another reason.
+    """
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=_sentences(sample),
+            model_writer=model,
+            model_type=options.algorithm,
+            vocab_size=size,
+            hard_vocab_limit=False,  # a text with fewer pieces gets fewer
+            character_coverage=options.character_coverage,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            byte_fallback=True,
+            # Without a token of its own a space would be spelled in bytes, which decode to U+2581.
+            required_chars=_SPACE,
+            unk_id=SubwordTokenizer.unknown_id,
+            eos_id=SubwordTokenizer.start_id,
+            bos_id=-1,
+            pad_id=-1,
+            eos_piece="<eos>",
+            max_sentence_length=4 * _LONGEST_SENTENCE,  # bytes
+            num_threads=8,  # whatever the machine: sums of floats depend on it
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        short = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
+        if short is None:
+            raise TokenizerError(f"sentencepiece could not learn from this text: {error}") from None
+        return int(short[1])
+    return model.getvalue()
 
 
 # -- the training sample ----------------------------------------------------------------------------
