@@ -126,7 +126,7 @@ class TrainingView(Callback):
             "stop_after": f"Stopped early at step {end.step:,} of {end.plan_steps:,}",
             "interrupted": f"Interrupted, saved at step {end.step:,} of {end.plan_steps:,}",
             "out_of_time": f"Time is up at step {end.step:,} of {end.plan_steps:,}",
-            "no_progress": f"Stopped at step {end.step:,}: validation has not improved since step {end.best_step or 0:,}",
+            "no_progress": f"Stopped at step {end.step:,}: no better validation since step {end.best_step or 0:,}",
         }[end.reason]
         self._screen.print(f"{why} after {duration(end.seconds)}.")
         if end.reason == "out_of_time":

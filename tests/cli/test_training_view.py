@@ -48,4 +48,4 @@ def test_a_run_that_ran_out_of_time_says_how_high_the_learning_rate_was_and_how_
 
 def test_a_run_that_stopped_improving_names_its_best_step(capsys: pytest.CaptureFixture[str]) -> None:
     err = said(capsys, START, End("no_progress", 60, 90, 57.0, 1.5, 30))
-    assert "Stopped at step 60: validation has not improved since step 30 after 0:57." in err
+    assert "Stopped at step 60: no better validation since step 30 after 0:57." in err
