@@ -383,8 +383,16 @@ def test_requests_that_come_and_go_get_the_text_they_get_alone(house: House, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("usual", [False, True], ids=["reference", "usual decoder"])
-@pytest.mark.parametrize("name", ["gru", "transformer"])
+@pytest.mark.parametrize(
+    ("name", "usual"),
+    [
+        pytest.param("gru", False, id="gru-reference"),
+        pytest.param("gru", True, id="gru-usual decoder"),
+        pytest.param("transformer", True, id="transformer-usual decoder"),
+        # The slowest of the four; the shorter test above has it too.
+        pytest.param("transformer", False, id="transformer-reference", marks=pytest.mark.soak),
+    ],
+)
 def test_thousands_of_requests_get_the_text_they_get_alone(
     name: str, usual: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,8 @@ def outcomes(tmp_path: Path, tests: str, **environment: str) -> str:
     (tmp_path / "tests" / "conftest.py").write_text(CONFTEST.read_text("utf-8"), "utf-8")
     (tmp_path / "tests" / "test_it.py").write_text(tests, "utf-8")
     inherited = {key: value for key, value in os.environ.items() if key not in ("CI", "INKLING_STRICT_SKIPS")}
+    # Plugins have no part in it, and take seconds to load.
+    inherited["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
         cwd=tmp_path, env={**inherited, **environment}, capture_output=True, text=True, timeout=120, check=False,
