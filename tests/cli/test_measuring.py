@@ -90,7 +90,7 @@ def test_options_are_those_of_lm_train(lm: Lm) -> None:
         assert flags("train") - not_options <= flags(command), command
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_row_of_two_processes_makes_the_same_steps_as_one(runs: Path) -> None:
     run = load("a", runs_dir=runs)
     corpus = load_prepared(run.record["corpus"]["key"])

@@ -262,7 +262,7 @@ def test_a_killed_process_costs_what_was_not_saved_and_the_job_completes_under_t
     assert (run / "report.json").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_process_ends_the_job_that_devices_started_and_another_number_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -311,7 +311,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_process_that_hangs_ends_the_job_after_the_timeout(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "a"
     short = "--set", "training.timeout_seconds=10"
