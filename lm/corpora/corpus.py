@@ -5,13 +5,15 @@ from __future__ import annotations
 import bisect
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
-from lm.corpora.text import FileText, Text
+from lm.corpora.text import Text
 from lm.errors import CorpusError
 
 logger = logging.getLogger("lm.corpora")
@@ -21,6 +23,10 @@ Progress = Callable[[str, int, int], None]
 
 SPLIT_NAMES = ("train", "valid", "test")
 DEFAULT_FRACTIONS = (0.9, 0.05, 0.05)
+SplitAt = Literal["word", "character"]
+WORD_REACH = 1000
+"""How many characters a cut by position looks forward for white space."""
+_LINE_END_OR_SPACE = re.compile(r"\r\n|\s")
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Split:
     name: str
     """train, valid or test."""
     chunks: Callable[[], Iterator[str]]
-    """Starts reading anew; at most half a million characters a chunk, cut after a newline wherever there is one."""
+    """Starts reading anew; gives chunks as `Text.chunks` does."""
     size_bytes: int = 0
     """About how long it is, for progress; 0 where that is not known before reading."""
     blocks: Callable[[], Iterator[bytes]] | None = None
@@ -59,7 +65,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 def whole(name: str, text: Text) -> Split:
     """A split that is all of `text`."""
-    return Split(name, text.chunks, text.size_bytes, text.blocks if isinstance(text, FileText) else None)
+    return Split(name, text.chunks, text.size_bytes, text.blocks)
 
 
 def boundaries(characters: int, fractions: Sequence[float]) -> list[int]:
@@ -71,8 +77,28 @@ def boundaries(characters: int, fractions: Sequence[float]) -> list[int]:
     return [*ends[:-1], characters]
 
 
-def by_position(text: Text, fractions: Sequence[float], *, progress: Progress = silent) -> dict[str, Split]:
-    """Cut a text into train, valid and test by position in characters; reads it once to count them.
+def positioned(
+    name: str,
+    source: str,
+    text: Text,
+    fractions: Sequence[float],
+    *,
+    at: SplitAt = "word",
+    files: int | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Corpus:
+    """A text as a corpus, cut into train, valid and test by position in characters; reads it once to count them.
+
+    Args:
+        name: of the corpus.
+        source: what opens it again.
+        text: all of it.
+        fractions: of each split.
+        at: whether a cut moves forward to the start of a word.
+        files: how many files the text is in, where it is in files.
+        notes: facts of the source, before those of the text.
+        progress: told of bytes.
 
     Raises:
         CorpusError: the text cannot be read, or is too short for every split to have a character.
@@ -83,22 +109,42 @@ def by_position(text: Text, fractions: Sequence[float], *, progress: Progress = 
         # Characters stand in for bytes where the size of what is read is not known.
         size = min(text.size_bytes, size + len(chunk)) if text.size_bytes else size + len(chunk)
         progress("reading", size, text.size_bytes)
-    total = starts[-1]
     splits, start = {}, 0
-    for name, end in zip(SPLIT_NAMES, boundaries(total, fractions), strict=False):
+    total = starts[-1]
+    ends = boundaries(total, fractions)
+    for number, (split, end) in enumerate(zip(SPLIT_NAMES, ends, strict=False)):
         if end <= start:
             raise CorpusError(
-                f"{text.where} is too short to split: of {total:,} characters none would be left for {name}. "
+                f"{text.where} is too short to split: of {total:,} characters none would be left for {split}. "
                 "Give a longer text, or a folder with train, valid and test files."
             )
-        splits[name] = Split(
-            name,
+        if at == "word" and end < total:
+            moved = _next_word(text, starts, end)
+            # In a text so short that the next split would be empty, the cut stays.
+            end = moved if moved < ends[number + 1] else end
+        splits[split] = Split(
+            split,
             functools.partial(_between, text, starts, start, end),
             text.size_bytes * (end - start) // total,
-            functools.partial(_bytes_between, text, starts, start, end) if isinstance(text, FileText) else None,
+            functools.partial(_bytes_between, text, starts, start, end),
         )
         start = end
-    return splits
+    return Corpus(name, source, splits, (*notes, size_note(files, total), fraction_note(fractions)))
+
+
+def _next_word(text: Text, starts: list[int], place: int) -> int:
+    """`place` moved forward to the start of a word; as it is where no white space is near."""
+    # Beginning with the character before: behind white space the place is good already.
+    begin, stop = place - 1, place + WORD_REACH
+    first = bisect.bisect_right(starts, begin) - 1
+    position, window = starts[first], ""
+    for chunk in text.chunks(first):
+        window += chunk[max(0, begin - position) : max(0, stop - position)]
+        position += len(chunk)
+        if position >= stop:
+            break
+    found = _LINE_END_OR_SPACE.search(window)
+    return begin + found.end() if found else place
 
 
 def _between(text: Text, starts: list[int], start: int, end: int) -> Iterator[str]:
@@ -112,7 +158,7 @@ def _between(text: Text, starts: list[int], start: int, end: int) -> Iterator[st
         position += len(chunk)
 
 
-def _bytes_between(text: FileText, starts: list[int], start: int, end: int) -> Iterator[bytes]:
+def _bytes_between(text: Text, starts: list[int], start: int, end: int) -> Iterator[bytes]:
     """The same as UTF-8; only blocks that hold a boundary are decoded."""
     first = bisect.bisect_right(starts, start) - 1
     for number, block in enumerate(text.blocks(first), first):
@@ -123,6 +169,12 @@ def _bytes_between(text: FileText, starts: list[int], start: int, end: int) -> I
         else:
             inside = block.decode("utf-8")[max(0, start - starts[number]) : end - starts[number]]
             yield inside.encode("utf-8")
+
+
+def size_note(files: int | None, characters: int | None = None) -> str:
+    """The fact to record about the size of a text: "3 files, 1,200 characters"."""
+    parts = [] if files is None else [f"{files:,} file{'' if files == 1 else 's'}"]
+    return ", ".join([*parts, *([] if characters is None else [f"{characters:,} characters"])])
 
 
 def fraction_note(fractions: Sequence[float]) -> str:
