@@ -313,18 +313,20 @@ def prepare(
             raise CorpusError(f"{folder / key} changed while it was written: another program is at work in the cache.")
     prepared, met = found
     _notice(corpus.name, prepared.tokenizer, met["total"], met["common"])
-    notes = (*corpus.notes, *_equal_splits({name: measure.sha256 for name, measure in measures.items()}))
-    return replace(prepared, name=corpus.name, source=corpus.source, notes=notes)
+    same = _equal_splits(corpus.name, {name: measure.sha256 for name, measure in measures.items()})
+    return replace(prepared, name=corpus.name, source=corpus.source, notes=(*corpus.notes, *same))
 
 
-def _equal_splits(hashes: Mapping[str, str]) -> list[str]:
+def _equal_splits(corpus: str, hashes: Mapping[str, str]) -> list[str]:
     """A note for each split that is the same text as one before it; gives a notice too."""
     notes = []
     for number, (name, digest) in enumerate(hashes.items()):
         equal = next((other for other in list(hashes)[:number] if hashes[other] == digest), None)
         if equal is not None:
             notes.append(f"{name} is the same text as {equal}")
-            logger.warning("The %s split is the same text as %s: its loss says nothing about other text.", name, equal)
+            logger.warning(
+                "%s: %s is the same text as %s, so its loss says nothing about other text.", corpus, name, equal
+            )
     return notes
 
 

@@ -227,7 +227,7 @@ def test_a_start_from_a_run_refuses_what_does_not_fit_it(
 ) -> None:
     (tmp_path / "run.toml").write_text("[training]\nseed = 3\n")
     done = lm("train", str(text), "--init", "a", "--max-steps", "2", *flags)
-    assert done.code == 1 and done.err.startswith("error: --init a") and sentence in done.err
+    assert done.code == 1 and "error: --init a" in done.err and sentence in done.err
     assert [path.name for path in runs.iterdir()] == ["a"]
 
 
@@ -334,6 +334,11 @@ def refused(done: Any, sentence: str) -> None:
         ),
         (["words.txt", "--device", "tpu"], "Device 'tpu' is not here: use "),
         (["words.txt", "--seed", "-1"], "training.seed = -1"),
+        (
+            ["words.txt", "--set", "corpus.source=x.txt"],
+            "corpus.source is not an option to set: give the text as CORPUS",
+        ),
+        (["words.txt", "--encoding", "klingon"], "corpus.encoding = 'klingon'"),
         (["words.txt", "--split-fractions", "0.5"], "give two or three positive numbers that add up to 1"),
         (["words.txt", "--config", "none.toml"], "--config none.toml: No such file"),
         (["words.txt", "--name", "a/b"], "a run's name is a folder's name"),
@@ -350,8 +355,8 @@ def test_bad_input_is_one_sentence(lm: Lm, tmp_path: Path, text: Path, arguments
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
     (tmp_path / "short.txt").write_text("to be or not to be\n")
     if arguments == ["."]:
-        for path in tmp_path.glob("*.txt"):
-            path.rename(path.with_suffix(".bin"))
+        (tmp_path / "words.txt").unlink()
+        (tmp_path / "short.txt").unlink()
     refused(lm("train", *arguments), sentence)
     assert not list(tmp_path.glob("checkpoints/*"))
 
@@ -453,7 +458,7 @@ def test_commands_to_type_next_name_the_folder_of_the_runs(lm: Lm, text: Path) -
 def test_counts_are_trained_without_steps_and_need_no_length(lm: Lm, text: Path) -> None:
     done = lm("train", str(text), "--preset", "ngram-char", "--name", "counts")
     assert done.code == 0
-    assert "counts of words, made in one pass over 4,500 tokens" in done.err
+    assert "counts of words, made in one pass over 4,501 tokens" in done.err
     assert "steps" not in done.err and "No length" not in done.err
     assert done.out.startswith("counts (best, step 1) on words, split valid \N{EN DASH} n-gram counts, no network\n")
     again = lm("train", "--resume", "counts")
