@@ -103,11 +103,11 @@ def _lines() -> Any:
             except EOFError:
                 return
     from cli.output import say
-    from lm.corpora.text import STDIN, decode_text
+    from lm.corpora.text import decode_text
 
-    for number, line in enumerate(sys.stdin.buffer, 1):
+    for line in sys.stdin.buffer:
         try:
-            yield decode_text(line, f"{STDIN}, line {number:,},").removesuffix("\n").removesuffix("\r")
+            yield decode_text(line, "What was typed").removesuffix("\n").removesuffix("\r")
         except LMError as error:
             say(f"error: {error}")
 

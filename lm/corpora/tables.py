@@ -327,7 +327,8 @@ class TableText(Text):
         number, shares = self._share
         columns: dict[str, None] = {}
         found = missing = strange = count = 0
-        places, kind = [], ""
+        places: list[str] = []
+        kind = ""
         for table in self._tables:
             for line, cell in table.cells(self._column, columns):
                 count += 1

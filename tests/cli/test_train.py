@@ -19,6 +19,7 @@ import pytest
 
 from cli import main as program
 from lm.checkpoint import RunFolder
+from lm.files import digest
 
 pytestmark = pytest.mark.slow
 
@@ -437,6 +438,34 @@ def test_how_the_text_is_split_may_stand_in_a_file_of_options(lm: Lm, runs: Path
     assert record["config"]["corpus"]["split_fractions"] == [0.8, 0.2]
     shutil.rmtree(Path(os.environ["INKLING_CACHE"]) / "tokens")
     assert lm("eval", "f").code == 0
+
+
+def test_the_text_is_said_and_recorded_with_its_encoding_and_line_ends(lm: Lm, runs: Path, text: Path) -> None:
+    content = text.read_text().replace("\n", "\r\n").replace("a", "é")
+    Path("latin.txt").write_bytes(content.encode("cp1252"))
+    done = lm("train", "latin.txt", "--encoding", "latin-1", "--name", "e", "--max-steps", "2", *SMALL)
+    assert f"Text: 1 file, {len(content):,} characters; split by position 0.9,0.05,0.05.\n" in done.err
+    record = json.loads((runs / "e" / "config.json").read_text())
+    assert record["corpus"]["newline"] == "\r\n"
+    assert record["corpus"]["notes"][0] == f"1 file, {len(content):,} characters"
+    assert (record["config"]["corpus"]["encoding"], record["config"]["corpus"]["split_at"]) == ("iso8859-1", "word")
+    # Another text is read as the run's own is, unless something else is said.
+    report = json.loads(lm("eval", "e", "--text", "latin.txt", "--json").out)
+    assert report["characters"] == len(content) and report["unknown_tokens"] == 0
+    assert "latin.txt is not UTF-8: byte" in lm("eval", "e", "--text", "latin.txt", "--encoding", "utf-8").err
+
+
+def test_a_run_recorded_before_texts_were_cut_at_words_has_its_own_text_still(lm: Lm, runs: Path) -> None:
+    path = runs / "a" / "config.json"
+    record = json.loads(path.read_text())
+    for field in ("split_at", "encoding"):
+        del record["config"]["corpus"][field]
+    record.pop("sha256")
+    path.write_text(json.dumps({**record, "sha256": digest(record)}))
+    shutil.rmtree(Path(os.environ["INKLING_CACHE"]) / "tokens")
+    assert lm("eval", "a").code == 0
+    assert lm("train", "--resume", "a", "--max-steps", "13").code == 0
+    assert json.loads(path.read_text())["config"]["corpus"]["split_at"] == "character"
 
 
 def test_tokenizer_options_of_the_preset_that_suits_the_text_are_taken(lm: Lm, runs: Path) -> None:

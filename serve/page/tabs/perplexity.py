@@ -77,7 +77,7 @@ def build(page: Page) -> None:
             second = model_picker(page, label="Second model", visible=False)
             # Another than the first, where there is one.
             second.value = next((name for name in page.models.offers if name != first.value), first.value)
-            dropped = gr.File(label="Or drop a text file (UTF-8)", height=150, elem_id="measure-file")
+            dropped = gr.File(label="Or drop a text file", height=150, elem_id="measure-file")
             go = gr.Button("Measure", variant="primary", elem_id="measure")
     note = gr.HTML(_NOTHING, elem_id="measure-note", css_template=_REPORT_CSS, apply_default_css=False)
     with gr.Column(visible=False) as results:
