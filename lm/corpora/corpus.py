@@ -109,66 +109,86 @@ def positioned(
         # Characters stand in for bytes where the size of what is read is not known.
         size = min(text.size_bytes, size + len(chunk)) if text.size_bytes else size + len(chunk)
         progress("reading", size, text.size_bytes)
-    splits, start = {}, 0
-    total = starts[-1]
+    total, splits, start = starts[-1], {}, _Cut(0)
     ends = boundaries(total, fractions)
-    for number, (split, end) in enumerate(zip(SPLIT_NAMES, ends, strict=False)):
-        if end <= start:
+    for split, end, limit in zip(SPLIT_NAMES, ends, [*ends[1:], None], strict=False):
+        if end <= start.place:
             raise CorpusError(
                 f"{text.where} is too short to split: of {total:,} characters none would be left for {split}. "
                 "Give a longer text, or a folder with train, valid and test files."
             )
-        if at == "word" and end < total:
-            moved = _next_word(text, starts, end)
-            # In a text so short that the next split would be empty, the cut stays.
-            end = moved if moved < ends[number + 1] else end
+        stop = _Cut(end, limit if at == "word" else None)
         splits[split] = Split(
             split,
-            functools.partial(_between, text, starts, start, end),
-            text.size_bytes * (end - start) // total,
-            functools.partial(_bytes_between, text, starts, start, end),
+            functools.partial(_between, text, starts, start, stop),
+            text.size_bytes * (end - start.place) // total,
+            functools.partial(_bytes_between, text, starts, start, stop),
         )
-        start = end
+        start = stop
     return Corpus(name, source, splits, (*notes, size_note(files, total), fraction_note(fractions)))
 
 
-def _next_word(text: Text, starts: list[int], place: int) -> int:
-    """`place` moved forward to the start of a word; as it is where no white space is near."""
-    # Beginning with the character before: behind white space the place is good already.
-    begin, stop = place - 1, place + WORD_REACH
-    first = bisect.bisect_right(starts, begin) - 1
-    position, window = starts[first], ""
-    for chunk in text.chunks(first):
-        window += chunk[max(0, begin - position) : max(0, stop - position)]
-        position += len(chunk)
-        if position >= stop:
-            break
-    found = _LINE_END_OR_SPACE.search(window)
-    return begin + found.end() if found else place
+@dataclass(frozen=True)
+class _Cut:
+    """Where one split ends and the next one starts."""
+
+    place: int
+    """In characters."""
+    limit: int | None = None
+    """The end of the next split, before which it moves forward to the start of a word; None: it stays."""
+
+    def lies_in(self, start: int, end: int) -> bool:
+        """Whether the character before the cut is one of start..end; then the cut is found in that chunk alone."""
+        return start < self.place <= end
+
+    def within(self, chunk: str, start: int) -> int:
+        """The place of the cut, found in the chunk that begins at `start`.
+
+        Chunks end behind white space: where none follows in the chunk, none is near, or the text ends.
+        """
+        if self.limit is None:
+            return self.place
+        # Beginning with the character before: behind white space the place is good already.
+        begin = self.place - 1 - start
+        found = _LINE_END_OR_SPACE.search(chunk, begin)
+        moved = start + found.end() if found and found.start() <= begin + WORD_REACH else self.place
+        # In a text so short that the next split would be empty, the cut stays.
+        return moved if moved < self.limit else self.place
 
 
-def _between(text: Text, starts: list[int], start: int, end: int) -> Iterator[str]:
-    """Characters start..end of the text whose chunks begin at `starts`."""
-    first = bisect.bisect_right(starts, start) - 1
-    position = starts[first]
-    for chunk in text.chunks(first):
-        if position >= end:
+def _between(text: Text, starts: list[int], start: _Cut, stop: _Cut) -> Iterator[str]:
+    """The characters between two cuts of the text whose chunks begin at `starts`."""
+    first = _chunk_of(start, starts)
+    for chunk, position in zip(text.chunks(first), starts[first:-1], strict=False):
+        if position >= stop.place:
             return
-        yield chunk[max(0, start - position) : end - position]
-        position += len(chunk)
+        if part := _part(chunk, position, start, stop):
+            yield part
 
 
-def _bytes_between(text: Text, starts: list[int], start: int, end: int) -> Iterator[bytes]:
-    """The same as UTF-8; only blocks that hold a boundary are decoded."""
-    first = bisect.bisect_right(starts, start) - 1
-    for number, block in enumerate(text.blocks(first), first):
-        if number + 1 >= len(starts) or starts[number] >= end:
+def _bytes_between(text: Text, starts: list[int], start: _Cut, stop: _Cut) -> Iterator[bytes]:
+    """The same as UTF-8; only blocks that hold a cut are decoded."""
+    first = _chunk_of(start, starts)
+    for block, position, end in zip(text.blocks(first), starts[first:-1], starts[first + 1 :], strict=False):
+        if position >= stop.place:
             return
-        if start <= starts[number] and starts[number + 1] <= end:
+        if not (start.lies_in(position, end) or stop.lies_in(position, end)):
             yield block
-        else:
-            inside = block.decode("utf-8")[max(0, start - starts[number]) : end - starts[number]]
-            yield inside.encode("utf-8")
+        elif part := _part(block.decode("utf-8"), position, start, stop):
+            yield part.encode("utf-8")
+
+
+def _chunk_of(cut: _Cut, starts: list[int]) -> int:
+    """The number of the chunk that a cut is found in."""
+    return bisect.bisect_right(starts, max(0, cut.place - 1)) - 1
+
+
+def _part(chunk: str, position: int, start: _Cut, stop: _Cut) -> str:
+    """What lies between two cuts of the chunk that begins at `position`."""
+    end = position + len(chunk)
+    begin = start.within(chunk, position) if start.lies_in(position, end) else start.place
+    until = stop.within(chunk, position) if stop.lies_in(position, end) else stop.place
+    return chunk[max(0, begin - position) : max(0, until - position)]
 
 
 def size_note(files: int | None, characters: int | None = None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import json
 import logging
 import re
@@ -16,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, repeat, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lm.corpora.corpus import logger
 from lm.corpora.text import COMPRESSED, EMPTY, FileText, Text, open_binary, regroup
@@ -199,7 +200,7 @@ class CsvRows(Rows):
         """Rows that are not blank, and the line where each begins."""
         # Its default is 128 KB, and a document may be longer.
         csv.field_size_limit(_LONGEST_CELL)
-        reader = csv.reader(chain(_csv_lines(self._text.chunks()), [_END]), delimiter=separator)
+        reader = csv.reader(chain(_lines(self._text.chunks(), ""), [_END]), delimiter=separator)
         begin = 1
         try:
             for row in reader:
@@ -276,28 +277,18 @@ def file_rows(path: Path, suffix: str, encoding: str | None, *, member: str | No
     return CsvRows(text) if suffix == ".csv" else JsonRows(text, may_be_whole=suffix == ".json")
 
 
-def _lines(chunks: Iterable[str]) -> Iterator[str]:
-    """The lines of a text, each with its newline."""
+def _lines(chunks: Iterable[str], newline: Literal["", "\n"] = "\n") -> Iterator[str]:
+    """The lines of a text, each with its end; "" takes carriage returns for ends of lines too, as `open` does."""
     held: list[str] = []
     for chunk in chunks:
-        *whole, rest = chunk.split("\n")
-        for line in whole:
-            held.append(line)
-            yield "".join(held) + "\n"
-            held.clear()
-        if rest:
-            held.append(rest)
-    if held:
-        yield "".join(held)
-
-
-def _csv_lines(chunks: Iterable[str]) -> Iterator[str]:
-    """The same, also cut after a carriage return without a newline, which ends a row too."""
-    for line in _lines(chunks):
-        if "\r" in line[:-2]:
-            yield from re.findall(r"[^\r]*\r\n?|[^\r]+", line)
-        else:
-            yield line
+        held.append(chunk)
+        if "\n" not in chunk:
+            continue
+        lines = list(io.StringIO("".join(held), newline=newline))
+        # What ends with a carriage return may be half of a line end.
+        held = [lines.pop()] if not lines[-1].endswith("\n") else []
+        yield from lines
+    yield from io.StringIO("".join(held), newline=newline)
 
 
 # -- their text -----------------------------------------------------------------------------------------
