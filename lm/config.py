@@ -94,7 +94,7 @@ class CorpusConfig(Options):
             "".encode(value)  # codecs that make no text of bytes, such as base64, are refused here too
             return codecs.lookup(value).name
         except (LookupError, ValueError):
-            raise ValueError("Python knows no text encoding of that name; cp1252 and utf-16 are such names") from None
+            raise ValueError("no text encoding of that name is known; use one such as cp1252 or utf-16") from None
 
     @field_validator("split_fractions", mode="before")
     @classmethod

@@ -98,7 +98,7 @@ def positioned(
         at: whether a cut moves forward to the start of a word.
         files: how many files the text is in, where it is in files.
         notes: facts of the source, before those of the text.
-        progress: told of bytes.
+        progress: called with the bytes read.
 
     Raises:
         CorpusError: the text cannot be read, or is too short for every split to have a character.

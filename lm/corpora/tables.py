@@ -108,11 +108,14 @@ class JsonRows(Rows):
         """Whether the file is one value, and not one a line."""
         if not begin:
             return False
+        may_be_whole = self._may_be_whole or begin[0][1].lstrip().startswith("[")
+        if len(begin) == 1:
+            return may_be_whole
         try:
-            first = json.loads(begin[0][1])
+            json.loads(begin[0][1])
         except (ValueError, RecursionError):
-            return self._may_be_whole or begin[0][1].lstrip().startswith("[")
-        return len(begin) == 1 and (self._may_be_whole or isinstance(first, list))
+            return may_be_whole
+        return False
 
     def _value(self, numbered: tuple[int, str]) -> tuple[int, Any]:
         number, line = numbered

@@ -181,7 +181,7 @@ def test_tables_are_read_in_an_encoding_too(tmp_path):
 
 @pytest.mark.parametrize("name", ["nonsense", "base64", "undefined"])
 def test_an_encoding_that_python_does_not_know_is_one_sentence(name):
-    with pytest.raises(ConfigError, match=rf"^corpus\.encoding = '{name}': python knows no text encoding"):
+    with pytest.raises(ConfigError, match=rf"^corpus\.encoding = '{name}': no text encoding of that name is known"):
         validate(CorpusConfig, {"source": "a.txt", "encoding": name}, where="corpus")
 
 
@@ -425,6 +425,7 @@ def test_empty_stdin_is_refused(monkeypatch):
         opened("-")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 @pytest.mark.parametrize("content", [b"0123456789" * 2, b""])
 def test_a_named_pipe_is_read_like_stdin_and_waited_for_with_a_notice(tmp_path, cache, monkeypatch, caplog, content):
     monkeypatch.setattr(sources_module, "WAIT_SECONDS", 0.01)
