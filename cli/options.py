@@ -64,6 +64,18 @@ Unknown = Annotated[
 StateName = Annotated[
     str | None, typer.Option("--state", help="Go on from a named state: lm state list RUN.", show_default=False)
 ]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(help="The column of --text that holds the text, in a table; default: the run's.", show_default=False),
+]
+TextEncoding = Annotated[
+    str | None,
+    typer.Option(
+        "--encoding",
+        help="Encoding of --text, where it has no byte-order mark; default: the run's.",
+        show_default=False,
+    ),
+]
 DEFAULT_RUNS = DEFAULT_RUNS_DIR
 
 

@@ -35,7 +35,8 @@ What the options do to training: [training.md](training.md); to a text: [corpora
 """
 SECTIONS = {
     "training": "The same for every model.",
-    "corpus": "`lm train SOURCE` is `corpus.source`; the other two are `--text-column` and `--split-fractions`.",
+    "corpus": "`lm train SOURCE` is `corpus.source`, which `--set` does not take; `--text-column`, `--encoding` and "
+    "`--split-fractions` are flags too.",
     "sampling": "Flags of `lm sample`: `top_k` is `--top-k`, `n` is `-n`, `banned_tokens` is `--banned-token` and may "
     "be given several times, `logit_bias` is JSON. Left out, `--seed` is a new one each time.",
     "serve": "Flags of `lm serve`, which takes `runs` as arguments: `max_batch` is `--max-batch`. Sizes are written "

@@ -9,6 +9,7 @@ Precedence: defaults < preset < file (`--config`) < overrides (`--set section.fi
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import re
@@ -69,11 +70,31 @@ class CorpusConfig(Options):
     text_column: str = Field(
         "text", description="The column that holds the text, in .jsonl, .csv, .parquet and hub data sets."
     )
+    encoding: str | None = Field(
+        None,
+        description="Encoding of the text, such as cp1252, for files without a byte-order mark; none: UTF-8.",
+    )
     split_fractions: tuple[float, ...] | None = Field(
         None,
         description="How text without splits of its own is cut by position: train,valid or train,valid,test. "
         "Default: 0.9,0.05,0.05, or the customary split of a named corpus.",
     )
+    split_at: Literal["word", "character"] = Field(
+        "word",
+        description="Where a cut by position may fall. word: it moves forward to the start of the next word, where "
+        "white space follows within 1,000 characters; character: exactly at its fraction.",
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            "".encode(value)  # codecs that make no text of bytes, such as base64, are refused here too
+            return codecs.lookup(value).name
+        except (LookupError, ValueError):
+            raise ValueError("no text encoding of that name is known; use one such as cp1252 or utf-16") from None
 
     @field_validator("split_fractions", mode="before")
     @classmethod
@@ -390,6 +411,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, str]:
 
 
 def _nested(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    if "corpus.source" in overrides:
+        raise ConfigError("corpus.source is not an option to set: give the text as CORPUS, as in lm train CORPUS.")
     nested: dict[str, dict[str, Any]] = {}
     for path, value in overrides.items():
         section, _, field = path.partition(".")

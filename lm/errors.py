@@ -36,6 +36,11 @@ class ConfigError(LMError):
 class CorpusError(LMError):
     """Text is missing, empty, too short, badly encoded, or lacks a split or column."""
 
+    def __init__(self, sentence: str = "", *, kind: str = "unreadable") -> None:
+        """`kind` is the same in a word or two, for a list of files that are left out."""
+        super().__init__(sentence)
+        self.kind = kind
+
 
 class DownloadError(CorpusError):
     """A named corpus could not be fetched whole, or is not the file it should be."""

@@ -134,7 +134,11 @@ class Run:
     @functools.cached_property
     def config(self) -> RunConfig:
         """Every option the run was made with."""
-        return validate(RunConfig, self.record["config"], where="config.json: config")
+        config = self.record["config"]
+        if isinstance(config.get("corpus"), dict):
+            # A run recorded before there was a choice cut its text at characters.
+            config = {**config, "corpus": {"split_at": "character", **config["corpus"]}}
+        return validate(RunConfig, config, where="config.json: config")
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

@@ -26,8 +26,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
 from lm.config import preset_names, read_preset
+from lm.corpora import open_text
 from lm.corpora.cache import cache_folder, put_in_place, unwritable, workplace
-from lm.corpora.text import FileText
 from lm.errors import ConfigError, CorpusError, LMError, TrainingError
 from serve.models import Models
 from serve.settings import ServeOptions
@@ -72,6 +72,15 @@ def safe_name(shown: str) -> str:
     return kept.encode()[:SHORT_NAME_BYTES].decode(errors="ignore").strip("-.") or "text"
 
 
+def text_suffix(shown: str) -> str:
+    """How the name of an uploaded file has to end for its text to be read: a table's suffix, else ".txt".
+
+    What unpacks to more than was sent, as parquet and packed files do, is taken for text, and refused as it is read.
+    """
+    suffix = PurePosixPath(shown.replace("\\", "/")).suffix.lower()
+    return suffix if suffix in (".jsonl", ".json", ".csv") else ".txt"
+
+
 def keep_text(stream: BinaryIO, shown: str, most_bytes: int) -> Path:
     """A copy of a text in the cache, where a run finds it again when it is measured or trained on.
 
@@ -81,12 +90,12 @@ def keep_text(stream: BinaryIO, shown: str, most_bytes: int) -> Path:
         most_bytes: longer texts are refused.
 
     Raises:
-        CorpusError: it is too long, empty, or not UTF-8.
+        CorpusError: it is too long, empty, or no text.
     """
     folder = cache_folder() / "texts"
     digest, size = hashlib.sha256(), 0
     with workplace(folder) as place:
-        copy = place / "text.txt"
+        copy = place / f"text{text_suffix(shown)}"
         try:
             with copy.open("wb") as file:
                 while block := stream.read(1 << 20):
@@ -98,13 +107,11 @@ def keep_text(stream: BinaryIO, shown: str, most_bytes: int) -> Path:
                         )
                     digest.update(block)
                     file.write(block)
-            for _ in FileText(copy).chunks():
+            for _ in open_text(str(copy), where=shown).chunks():
                 pass
-            target = folder / digest.hexdigest()[:12] / f"{safe_name(shown)}.txt"
+            target = folder / digest.hexdigest()[:12] / f"{safe_name(shown)}{copy.suffix}"
             target.parent.mkdir(exist_ok=True)
             put_in_place(copy, target)
-        except CorpusError as error:
-            raise CorpusError(str(error).replace(str(copy), shown)) from None
         except OSError as error:
             raise unwritable(folder, error) from None
     return target

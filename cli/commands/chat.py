@@ -102,9 +102,14 @@ def _lines() -> Any:
                 yield input("> ")
             except EOFError:
                 return
-    # As bytes: what is no UTF-8 is read as far as it can be.
+    from cli.output import say
+    from lm.corpora.text import decode_text
+
     for line in sys.stdin.buffer:
-        yield line.decode("utf-8", errors="replace").removesuffix("\n").removesuffix("\r")
+        try:
+            yield decode_text(line, "What was typed").removesuffix("\n").removesuffix("\r")
+        except LMError as error:
+            say(f"error: {error}")
 
 
 def _reply(talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | None) -> None:

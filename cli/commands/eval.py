@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir
-from lm.errors import ConfigError, CorpusError, RunError
+from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir, TextColumn, TextEncoding
+from lm.errors import ConfigError, RunError
 
 POSITION = 3
 
@@ -23,6 +21,8 @@ def command(
     text: Annotated[
         str | None, typer.Option(metavar="FILE", help="Score this text instead; - for stdin.", show_default=False)
     ] = None,
+    text_column: TextColumn = None,
+    encoding: TextEncoding = None,
     stride: Annotated[
         int | None,
         typer.Option(
@@ -47,15 +47,20 @@ def command(
         raise ConfigError(f"--precision {precision!r}: use fp32, bf16, fp16 or int8.")
     if split is not None and text is not None:
         raise ConfigError("--split and --text are two different texts: give one of them.")
+    for flag, value in (("--text-column", text_column), ("--encoding", encoding)):
+        if value is not None and text is None:
+            raise ConfigError(f"{flag} is for the text of --text: leave it out for the run's own text.")
     from cli.output import console, print_json, reading, scoring
     from cli.report import print_report
-    from lm.corpora.text import FileText
+    from lm.corpora import open_text
     from lm.run import load
 
     loaded = load(run, runs_dir=runs_dir, device=device)
     content = None
     if text is not None:
-        content = _stdin() if text == "-" else "".join(FileText(Path(text)).chunks())
+        own = loaded.config.corpus
+        opened = open_text(text, text_column=text_column or own.text_column, encoding=encoding or own.encoding)
+        content = "".join(opened.chunks())
     with reading() as watch, scoring(f"scoring {loaded.name}") as progress:
         report = loaded.evaluate(
             split, text=content, name="stdin" if text == "-" else str(text), stride=stride,
@@ -72,10 +77,3 @@ def command(
         except RunError as error:
             # Someone else's run, or one on a full disk: the figures stand all the same.
             typer.echo(f"note: The report is not kept with the run. {error}", err=True)
-
-
-def _stdin() -> str:
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"Standard input is not UTF-8 at byte {error.start:,}: convert it first.") from None

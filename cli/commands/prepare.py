@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.options import DEFAULT_RUNS, Json, RunsDir, field
-from lm.config import CorpusConfig, Section, parse_assignments, parse_value
+from lm.config import CorpusConfig, Section, parse_assignments, parse_value, validate
 from lm.errors import ConfigError
 
 POSITION = 15
@@ -42,6 +42,7 @@ def command(
         typer.Option("--set", metavar="tokenizer.FIELD=VALUE", help="An option of the tokenizer; repeatable."),
     ] = None,
     text_column: Annotated[str | None, field(CorpusConfig, "text_column")] = None,
+    encoding: Annotated[str | None, field(CorpusConfig, "encoding")] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
@@ -56,8 +57,8 @@ def command(
     from lm.corpora.shards import TOKENIZER, adopt_tokenizer, learn_tokenizer, prepare_shard
     from lm.run import load
 
-    options = {"source": source, **({} if text_column is None else {"text_column": text_column})}
-    config = CorpusConfig.model_validate(options)
+    given = {"source": source, "text_column": text_column, "encoding": encoding}
+    config = validate(CorpusConfig, {name: value for name, value in given.items() if value is not None}, where="corpus")
     chosen = {path: parse_value(value) for path, value in parse_assignments(set_ or []).items()}
     if strange := [path for path in chosen if not path.startswith("tokenizer.")]:
         raise ConfigError(f"--set {strange[0]}: preparing knows the options of the tokenizer alone.")

@@ -85,8 +85,11 @@ def command(
             raise ConfigError(
                 f"{source!r} is one argument too many: give a prompt with --prompt, or - to read it from stdin."
             )
+        from lm.corpora.text import STDIN, decode_text
+
+        piped = decode_text(sys.stdin.buffer.read(), STDIN)
         # A shell's closing newline is not part of what was typed.
-        prompt += sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
+        prompt += piped.removesuffix("\r\n" if piped.endswith("\r\n") else "\n")
 
     loaded: Any
     if server is not None:

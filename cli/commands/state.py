@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.options import DEFAULT_RUNS, Device, Json, RunsDir, Unknown, unknown_policy
-from lm.errors import ConfigError
+from cli.options import DEFAULT_RUNS, Device, Json, RunsDir, TextColumn, TextEncoding, Unknown, unknown_policy
+from lm.errors import CorpusError
 
 POSITION = 9
 
@@ -28,6 +27,8 @@ def save(
     run: Run,
     name: Name,
     text: Annotated[Path, typer.Option(metavar="FILE", help="The text to read; - is stdin.", show_default=False)],
+    text_column: TextColumn = None,
+    encoding: TextEncoding = None,
     unknown: Unknown = None,
     device: Device = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
@@ -38,19 +39,22 @@ def save(
     lm state save RUN --text chapter.txt NAME
     """
     from cli.output import say
+    from lm.corpora import open_text
+    from lm.corpora.text import EMPTY
     from lm.run import load
 
     policy = unknown_policy(unknown)
-    try:
-        content = sys.stdin.buffer.read() if str(text) == "-" else text.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--text {text}: {error.strerror}.") from None
-    try:
-        decoded = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--text {text} is not UTF-8 (byte {error.start + 1:,}): convert it first.") from None
     loaded = load(run, runs_dir=runs_dir, device=device)
-    state = loaded.read_text(decoded, unknown=policy)
+    own = loaded.config.corpus
+    try:
+        opened = open_text(str(text), text_column=text_column or own.text_column, encoding=encoding or own.encoding)
+        content = "".join(opened.chunks())
+    except CorpusError as error:
+        # A state after nothing is one too.
+        if error.kind != EMPTY:
+            raise
+        content = ""
+    state = loaded.read_text(content, unknown=policy)
     path = loaded.states.save(name, state, text=text.name)
     say(f"{path}: the state after {state.tokens:,} tokens, {path.stat().st_size:,} bytes.")
     say(f"Next: lm sample {run} --state {name}")

@@ -57,6 +57,7 @@ def command(
     loss_scale: Annotated[str | None, field(TrainingConfig, "loss_scale")] = None,
     split_fractions: Annotated[str | None, field(CorpusConfig, "split_fractions")] = None,
     text_column: Annotated[str | None, field(CorpusConfig, "text_column")] = None,
+    encoding: Annotated[str | None, field(CorpusConfig, "encoding")] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with a run to the end of its plan.", show_default=False)
     ] = None,
@@ -100,9 +101,9 @@ def command(
     if resume is not None:
         unwanted = {
             "CORPUS": corpus, "--preset": preset, "--name": name, "--config": config, "--init": init,
-            "--split-fractions": split_fractions, "--text-column": text_column, "--overwrite": overwrite, "--set": set_,
-            "--minutes": minutes, "--epochs": epochs, "--seed": seed, "--precision": precision,
-            "--amp": amp, "--loss-scale": loss_scale, "--verify-resume": verify_resume,
+            "--split-fractions": split_fractions, "--text-column": text_column, "--encoding": encoding,
+            "--overwrite": overwrite, "--set": set_, "--minutes": minutes, "--epochs": epochs, "--seed": seed,
+            "--precision": precision, "--amp": amp, "--loss-scale": loss_scale, "--verify-resume": verify_resume,
             "--dry-run": dry_run, "--shard": shard,
         }  # fmt: skip
         given = [flag for flag, value in unwanted.items() if value is not None and value is not False]
@@ -118,11 +119,13 @@ def command(
         raise ConfigError(
             "Which text? Write: lm train FILE (or a folder, a named corpus, - for stdin; see lm train --help)."
         )
-    where = {"source": corpus, "split_fractions": split_fractions, "text_column": text_column}
+    where = {
+        "source": corpus, "split_fractions": split_fractions, "text_column": text_column, "encoding": encoding
+    }  # fmt: skip
     corpus_config = validate(
         CorpusConfig, {key: value for key, value in where.items() if value is not None}, where="corpus"
     )
-    for key in ("split_fractions", "text_column"):
+    for key in ("split_fractions", "text_column", "encoding"):
         if where[key] is not None:
             overrides[f"corpus.{key}"] = getattr(corpus_config, key)
     if dry_run:
@@ -248,6 +251,8 @@ def _choose(
     with reading() as progress:
         opened, choice = chosen(where, preset, file, overrides, base, data_dir, progress)
     told, options = console(stderr=True), choice.config
+    if opened.notes:
+        told.print(f"Text: {'; '.join(opened.notes)}.", markup=False, soft_wrap=True)
     if length.max_steps is None and length.epochs is None and length.minutes is None and not counts_alone(options):
         told.print("No length was given: training for 5 minutes (--minutes, --epochs or --max-steps change it).")
     if base is None and preset is None:

@@ -1,7 +1,8 @@
 """Text from anywhere → splits → memory-mapped tokens → batches.
 
-In reading order: `corpus` (what a corpus is), `text` (text in chunks), `tables`, `named` and `hub` (where text comes
-from), `sources` (which of them a name means), `tokens` (text → token files), `batches` (token files → training steps).
+In reading order: `corpus` (what a corpus is), `text` (text in chunks), `tables`, `reading` (files as one text), `named`
+and `hub` (where text comes from), `sources` (which of them a name means), `tokens` (text → token files), `batches`
+(token files → training steps).
 
     corpus = open_corpus(CorpusConfig(source="input.txt"))
     prepared = prepare(corpus, Section(type="char"))
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm.corpora.corpus import Corpus, Progress, Split
-    from lm.corpora.sources import open_corpus
+    from lm.corpora.sources import open_corpus, open_text
     from lm.corpora.tokens import Counts, PreparedCorpus, TokenSplit, encode_text, load_prepared, prepare
 
 __all__ = [
@@ -30,10 +31,11 @@ __all__ = [
     "encode_text",
     "load_prepared",
     "open_corpus",
+    "open_text",
     "prepare",
 ]
 
-_HOME = {"Corpus": "corpus", "Progress": "corpus", "Split": "corpus", "open_corpus": "sources"}
+_HOME = {"Corpus": "corpus", "Progress": "corpus", "Split": "corpus", "open_corpus": "sources", "open_text": "sources"}
 
 
 def __getattr__(name: str) -> Any:

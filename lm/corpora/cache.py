@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import filelock
+
 from lm.errors import CorpusError
 
 STALE_SECONDS = 24 * 3600
+_LOCK = ".lock"
 
 
 def cache_folder() -> Path:
@@ -33,7 +36,7 @@ def cache_folder() -> Path:
 def workplace(folder: Path) -> Iterator[Path]:
     """A new folder inside `folder` to build something in before it is renamed into place; gone afterwards.
 
-    What a killed process left here is swept away a day later.
+    What a killed process left here is swept away a day later; a process that lives holds a lock on its folder.
 
     Raises:
         CorpusError: writing failed (full disk, no permission).
@@ -42,15 +45,31 @@ def workplace(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".building-*"):
             with suppress(OSError):
-                if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                if time.time() - left.stat().st_mtime > STALE_SECONDS and not _in_use(left):
                     shutil.rmtree(left, ignore_errors=True)
         place = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
     except OSError as error:
         raise unwritable(folder, error) from None
+    lock = filelock.FileLock(place / _LOCK)
     try:
+        # A disk that knows no locks does without.
+        with suppress(OSError, NotImplementedError):
+            lock.acquire()
         yield place
     finally:
+        lock.release()
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _in_use(place: Path) -> bool:
+    """Whether a living process builds in the folder; the clock, which may jump, does not say that."""
+    if not (place / _LOCK).exists():
+        return False
+    try:
+        with filelock.FileLock(place / _LOCK, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
 
 
 def unwritable(folder: Path, error: OSError) -> CorpusError:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import bisect
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
-from lm.corpora.text import FileText, Text
+from lm.corpora.text import Text
 from lm.errors import CorpusError
 
 logger = logging.getLogger("lm.corpora")
@@ -21,6 +23,10 @@ Progress = Callable[[str, int, int], None]
 
 SPLIT_NAMES = ("train", "valid", "test")
 DEFAULT_FRACTIONS = (0.9, 0.05, 0.05)
+SplitAt = Literal["word", "character"]
+WORD_REACH = 1000
+"""How many characters a cut by position looks forward for white space."""
+_LINE_END_OR_SPACE = re.compile(r"\r\n|\s")
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Split:
     name: str
     """train, valid or test."""
     chunks: Callable[[], Iterator[str]]
-    """Starts reading anew; at most half a million characters a chunk, cut after a newline wherever there is one."""
+    """Starts reading anew; gives chunks as `Text.chunks` does."""
     size_bytes: int = 0
     """About how long it is, for progress; 0 where that is not known before reading."""
     blocks: Callable[[], Iterator[bytes]] | None = None
@@ -59,7 +65,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 def whole(name: str, text: Text) -> Split:
     """A split that is all of `text`."""
-    return Split(name, text.chunks, text.size_bytes, text.blocks if isinstance(text, FileText) else None)
+    return Split(name, text.chunks, text.size_bytes, text.blocks)
 
 
 def boundaries(characters: int, fractions: Sequence[float]) -> list[int]:
@@ -71,8 +77,28 @@ def boundaries(characters: int, fractions: Sequence[float]) -> list[int]:
     return [*ends[:-1], characters]
 
 
-def by_position(text: Text, fractions: Sequence[float], *, progress: Progress = silent) -> dict[str, Split]:
-    """Cut a text into train, valid and test by position in characters; reads it once to count them.
+def positioned(
+    name: str,
+    source: str,
+    text: Text,
+    fractions: Sequence[float],
+    *,
+    at: SplitAt = "word",
+    files: int | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Corpus:
+    """A text as a corpus, cut into train, valid and test by position in characters; reads it once to count them.
+
+    Args:
+        name: of the corpus.
+        source: what opens it again.
+        text: all of it.
+        fractions: of each split.
+        at: whether a cut moves forward to the start of a word.
+        files: how many files the text is in, where it is in files.
+        notes: facts of the source, before those of the text.
+        progress: called with the bytes read.
 
     Raises:
         CorpusError: the text cannot be read, or is too short for every split to have a character.
@@ -83,46 +109,92 @@ def by_position(text: Text, fractions: Sequence[float], *, progress: Progress = 
         # Characters stand in for bytes where the size of what is read is not known.
         size = min(text.size_bytes, size + len(chunk)) if text.size_bytes else size + len(chunk)
         progress("reading", size, text.size_bytes)
-    total = starts[-1]
-    splits, start = {}, 0
-    for name, end in zip(SPLIT_NAMES, boundaries(total, fractions), strict=False):
-        if end <= start:
+    total, splits, start = starts[-1], {}, _Cut(0)
+    ends = boundaries(total, fractions)
+    for split, end, limit in zip(SPLIT_NAMES, ends, [*ends[1:], None], strict=False):
+        if end <= start.place:
             raise CorpusError(
-                f"{text.where} is too short to split: of {total:,} characters none would be left for {name}. "
+                f"{text.where} is too short to split: of {total:,} characters none would be left for {split}. "
                 "Give a longer text, or a folder with train, valid and test files."
             )
-        splits[name] = Split(
-            name,
-            functools.partial(_between, text, starts, start, end),
-            text.size_bytes * (end - start) // total,
-            functools.partial(_bytes_between, text, starts, start, end) if isinstance(text, FileText) else None,
+        stop = _Cut(end, limit if at == "word" else None)
+        splits[split] = Split(
+            split,
+            functools.partial(_between, text, starts, start, stop),
+            text.size_bytes * (end - start.place) // total,
+            functools.partial(_bytes_between, text, starts, start, stop),
         )
-        start = end
-    return splits
+        start = stop
+    return Corpus(name, source, splits, (*notes, size_note(files, total), fraction_note(fractions)))
 
 
-def _between(text: Text, starts: list[int], start: int, end: int) -> Iterator[str]:
-    """Characters start..end of the text whose chunks begin at `starts`."""
-    first = bisect.bisect_right(starts, start) - 1
-    position = starts[first]
-    for chunk in text.chunks(first):
-        if position >= end:
+@dataclass(frozen=True)
+class _Cut:
+    """Where one split ends and the next one starts."""
+
+    place: int
+    """In characters."""
+    limit: int | None = None
+    """The end of the next split, before which it moves forward to the start of a word; None: it stays."""
+
+    def lies_in(self, start: int, end: int) -> bool:
+        """Whether the character before the cut is one of start..end; then the cut is found in that chunk alone."""
+        return start < self.place <= end
+
+    def within(self, chunk: str, start: int) -> int:
+        """The place of the cut, found in the chunk that begins at `start`.
+
+        Chunks end behind white space: where none follows in the chunk, none is near, or the text ends.
+        """
+        if self.limit is None:
+            return self.place
+        # Beginning with the character before: behind white space the place is good already.
+        begin = self.place - 1 - start
+        found = _LINE_END_OR_SPACE.search(chunk, begin)
+        moved = start + found.end() if found and found.start() <= begin + WORD_REACH else self.place
+        # In a text so short that the next split would be empty, the cut stays.
+        return moved if moved < self.limit else self.place
+
+
+def _between(text: Text, starts: list[int], start: _Cut, stop: _Cut) -> Iterator[str]:
+    """The characters between two cuts of the text whose chunks begin at `starts`."""
+    first = _chunk_of(start, starts)
+    for chunk, position in zip(text.chunks(first), starts[first:-1], strict=False):
+        if position >= stop.place:
             return
-        yield chunk[max(0, start - position) : end - position]
-        position += len(chunk)
+        if part := _part(chunk, position, start, stop):
+            yield part
 
 
-def _bytes_between(text: FileText, starts: list[int], start: int, end: int) -> Iterator[bytes]:
-    """The same as UTF-8; only blocks that hold a boundary are decoded."""
-    first = bisect.bisect_right(starts, start) - 1
-    for number, block in enumerate(text.blocks(first), first):
-        if number + 1 >= len(starts) or starts[number] >= end:
+def _bytes_between(text: Text, starts: list[int], start: _Cut, stop: _Cut) -> Iterator[bytes]:
+    """The same as UTF-8; only blocks that hold a cut are decoded."""
+    first = _chunk_of(start, starts)
+    for block, position, end in zip(text.blocks(first), starts[first:-1], starts[first + 1 :], strict=False):
+        if position >= stop.place:
             return
-        if start <= starts[number] and starts[number + 1] <= end:
+        if not (start.lies_in(position, end) or stop.lies_in(position, end)):
             yield block
-        else:
-            inside = block.decode("utf-8")[max(0, start - starts[number]) : end - starts[number]]
-            yield inside.encode("utf-8")
+        elif part := _part(block.decode("utf-8"), position, start, stop):
+            yield part.encode("utf-8")
+
+
+def _chunk_of(cut: _Cut, starts: list[int]) -> int:
+    """The number of the chunk that a cut is found in."""
+    return bisect.bisect_right(starts, max(0, cut.place - 1)) - 1
+
+
+def _part(chunk: str, position: int, start: _Cut, stop: _Cut) -> str:
+    """What lies between two cuts of the chunk that begins at `position`."""
+    end = position + len(chunk)
+    begin = start.within(chunk, position) if start.lies_in(position, end) else start.place
+    until = stop.within(chunk, position) if stop.lies_in(position, end) else stop.place
+    return chunk[max(0, begin - position) : max(0, until - position)]
+
+
+def size_note(files: int | None, characters: int | None = None) -> str:
+    """The fact to record about the size of a text: "3 files, 1,200 characters"."""
+    parts = [] if files is None else [f"{files:,} file{'' if files == 1 else 's'}"]
+    return ", ".join([*parts, *([] if characters is None else [f"{characters:,} characters"])])
 
 
 def fraction_note(fractions: Sequence[float]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lm.corpora.corpus import SPLIT_NAMES, Corpus, Progress, by_position, fraction_note, whole
-from lm.corpora.tables import TableText, datasets_library
+from lm.corpora.corpus import SPLIT_NAMES, Corpus, Progress, SplitAt, positioned, whole
+from lm.corpora.tables import ArrowRows, TableText, datasets_library
 from lm.errors import CorpusError
 
 PREFIX = "hf:"
@@ -37,7 +37,9 @@ def readings(source: str) -> list[tuple[str, str | None]]:
     raise CorpusError(f"{source!r} is not a hub data set: write hf:NAME, hf:OWNER/NAME or hf:OWNER/NAME/CONFIG.")
 
 
-def open_hub(source: str, *, column: str, fractions: Sequence[float], progress: Progress) -> Corpus:
+def open_hub(
+    source: str, *, column: str, fractions: Sequence[float], at: SplitAt = "word", progress: Progress
+) -> Corpus:
     """Open a hub data set; one with a training split only is split by position.
 
     Raises:
@@ -48,13 +50,12 @@ def open_hub(source: str, *, column: str, fractions: Sequence[float], progress: 
     if not hasattr(data, "items"):
         data = {"train": data}
     found = {_SPLITS[key]: rows for key, rows in data.items() if key in _SPLITS}
-    texts = {key: TableText(f"{source} ({key})", _constant(found[key]), column) for key in SPLIT_NAMES if key in found}
+    texts = {key: _text(f"{source} ({key})", found[key], column) for key in SPLIT_NAMES if key in found}
     if "train" not in texts or ("valid" not in texts and "test" in texts):
         missing = "training" if "train" not in texts else "validation"
         raise CorpusError(f"{source} has no {missing} split; its splits are {', '.join(map(str, data))}.")
     if len(texts) == 1:
-        splits = by_position(texts["train"], fractions, progress=progress)
-        return Corpus(name, source, splits, (fraction_note(fractions),))
+        return positioned(name, source, texts["train"], fractions, at=at, progress=progress)
     return Corpus(name, source, {key: whole(key, text) for key, text in texts.items()})
 
 
@@ -67,8 +68,8 @@ def stream_hub(source: str) -> Any:
     return _load(source, split="train", streaming=True)
 
 
-def _constant(rows: Any) -> Any:
-    return lambda: rows
+def _text(where: str, rows: Any, column: str) -> TableText:
+    return TableText(where, [ArrowRows(where, lambda: rows)], column)
 
 
 def _load(source: str, **options: Any) -> Any:

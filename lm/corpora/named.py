@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm.corpora.cache import cache_folder
-from lm.corpora.corpus import DEFAULT_FRACTIONS, Corpus, Progress, by_position, fraction_note, logger, whole
+from lm.corpora.corpus import DEFAULT_FRACTIONS, Corpus, Progress, SplitAt, logger, positioned, whole
 from lm.corpora.download import download
 from lm.corpora.text import FileText, MemoryText
 from lm.errors import CorpusError
@@ -121,18 +121,19 @@ def open_named(
     name: str,
     *,
     fractions: Sequence[float] | None,
+    at: SplitAt = "word",
     data_dir: Path | None,
     progress: Progress,
     cache: Path | None = None,
 ) -> Corpus:
-    """Open a corpus by its name; `fractions` of None takes its customary split.
+    """Open a corpus by its name; `fractions` of None takes its customary split, which is exact to the character.
 
     Raises:
         CorpusError: a file found is not the one that the name stands for.
         DownloadError: nothing was found, and it could not be fetched whole.
     """
     if name == BUILTIN:
-        return _builtin(fractions or DEFAULT_FRACTIONS, progress)
+        return _builtin(fractions or DEFAULT_FRACTIONS, at, progress)
     corpus = NAMED[name]
     root = cache or cache_folder()
     paths = _find(name, corpus, data_dir, root)
@@ -152,13 +153,13 @@ def open_named(
     notes = tuple(note for file, path in found if (note := _check(file, path, progress)))
     if corpus.files[0].split is None:
         shares = fractions or corpus.fractions
-        splits = by_position(FileText(paths[0]), shares, progress=progress)
-        return Corpus(name, name, splits, (*notes, fraction_note(shares)))
+        at = "character" if tuple(shares) == corpus.fractions else at
+        return positioned(name, name, FileText(paths[0]), shares, at=at, files=1, notes=notes, progress=progress)
     splits = {file.split: whole(file.split, FileText(path)) for file, path in found if file.split}
     return Corpus(name, name, splits, notes)
 
 
-def _builtin(fractions: Sequence[float], progress: Progress) -> Corpus:
+def _builtin(fractions: Sequence[float], at: SplitAt, progress: Progress) -> Corpus:
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -166,8 +167,8 @@ def _builtin(fractions: Sequence[float], progress: Progress) -> Corpus:
             f"This Python was built without pydoc_data, which {BUILTIN} is read from: give a text file instead."
         ) from None
     text = MemoryText(BUILTIN, "\n".join(topics[name] for name in sorted(topics)))
-    notes = (f"from Python {platform.python_version()}", fraction_note(fractions))
-    return Corpus(BUILTIN, BUILTIN, by_position(text, fractions, progress=progress), notes)
+    notes = (f"from Python {platform.python_version()}",)
+    return positioned(BUILTIN, BUILTIN, text, fractions, at=at, notes=notes, progress=progress)
 
 
 def _find(name: str, corpus: NamedCorpus, data_dir: Path | None, root: Path) -> list[Path] | None:

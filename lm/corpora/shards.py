@@ -27,9 +27,10 @@ from lm.config import CorpusConfig, Section
 from lm.corpora.cache import put_in_place, sync, unwritable, workplace
 from lm.corpora.corpus import Corpus, Progress, Split, silent
 from lm.corpora.hub import PREFIX, stream_hub
-from lm.corpora.tables import TableText, table_files, table_suffix
-from lm.corpora.text import FileText, JoinedText, Text
-from lm.corpora.tokens import Counts, Encoder, Measure, Met, PreparedCorpus, TokenSplit, read_folder, utf8, write_meta
+from lm.corpora.reading import expand, join, list_files, usable
+from lm.corpora.tables import ArrowRows, TableText
+from lm.corpora.text import Text, regroup, utf8
+from lm.corpora.tokens import Counts, Encoder, Measure, Met, PreparedCorpus, TokenSplit, read_folder, write_meta
 from lm.errors import CorpusError
 from lm.registry import TOKENIZERS
 from lm.tokenizers.base import Ids, Tokenizer, load_tokenizer
@@ -191,27 +192,26 @@ def _write_shard(
 
 
 def _share(config: CorpusConfig, number: int, shards: int) -> Text:
-    """The text of one shard: its share of the files, or of the rows of a table."""
+    """The text of one shard: its share of the files, or of the rows of tables."""
     source = config.source
     if source.startswith(PREFIX):
-        return TableText(source, partial(_split, partial(stream_hub, source), number, shards), config.text_column)
+        rows = ArrowRows(source, partial(_split, partial(stream_hub, source), number, shards))
+        return TableText(source, [rows], config.text_column)
     path = Path(source).expanduser()
-    files = sorted(path.rglob("*") if path.is_dir() else path.parent.glob(path.name))
-    files = [file for file in files if file.is_file() and not file.name.startswith(".")]
+    files = expand(list_files(path))
     if not files:
         raise CorpusError(f"{source} names no file: give a folder, a glob or a hub data set (hf:NAME).")
-    own = files[len(files) * number // shards : len(files) * (number + 1) // shards]
-    if all(table_suffix(file) for file in files):
-        if len(files) >= shards:
-            return table_files(f"{source} (shard {number})", own, config.text_column)
-        table = table_files(source, files, config.text_column)
-        return TableText(source, partial(_split, table.rows, number, shards), config.text_column)
-    if not own:
-        raise CorpusError(
-            f"{source} has {len(files)} files, fewer than {shards} shards: split the text into more files, or take "
-            "fewer shards."
-        )
-    return FileText(own[0]) if len(own) == 1 else JoinedText(source, [FileText(file) for file in own])
+    if len(files) > 1:
+        files = usable(source, path, files, config)
+    if len(files) >= shards:
+        own = files[len(files) * number // shards : len(files) * (number + 1) // shards]
+        return join(str(own[0].path) if len(own) == 1 else f"{source} (shard {number})", own, config)
+    if all(file.table for file in files):
+        return join(source, files, config, share=(number, shards))
+    raise CorpusError(
+        f"{source} has {len(files)} files, fewer than {shards} shards: split the text into more files, or take "
+        "fewer shards."
+    )
 
 
 def _split(rows: Any, number: int, shards: int) -> Any:
@@ -298,5 +298,12 @@ def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
 
 
 def _spelled(split: TokenSplit, tokenizer: Tokenizer) -> Iterator[str]:
+    return regroup(_decoded(split, tokenizer))
+
+
+def _decoded(split: TokenSplit, tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of the tokens in pieces that cut no character and no space between words."""
+    decoder = tokenizer.stream()
     for begin in range(1, len(split.ids), DECODED):
-        yield tokenizer.decode(split.ids[begin : begin + DECODED])
+        yield "".join(map(decoder.feed, np.asarray(split.ids[begin : begin + DECODED]).tolist()))
+    yield decoder.end()

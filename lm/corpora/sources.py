@@ -10,11 +10,14 @@ import glob
 import hashlib
 import os
 import re
+import stat
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from lm.config import CorpusConfig
+from lm.config import CorpusConfig, validate
 from lm.corpora import named
 from lm.corpora.cache import cache_folder, put_in_place, sync, unwritable, workplace
 from lm.corpora.corpus import (
@@ -23,20 +26,24 @@ from lm.corpora.corpus import (
     Corpus,
     Progress,
     Split,
-    by_position,
-    fraction_note,
+    logger,
+    positioned,
     silent,
+    size_note,
     whole,
 )
 from lm.corpora.hub import PREFIX, open_hub
+from lm.corpora.reading import expand, file_text, join, list_files, say_left_out, usable
 from lm.corpora.shards import is_sharded, open_shards
-from lm.corpora.tables import FORMATS, table_files, table_suffix
-from lm.corpora.text import COMPRESSED, FileText, JoinedText, Text
+from lm.corpora.tables import table_suffix
+from lm.corpora.text import COMPRESSED, EMPTY, STDIN, MemoryText, Text, decode_file
 from lm.errors import CorpusError
 from lm.registry import did_you_mean
 
-__all__ = ["Corpus", "Progress", "Split", "open_corpus"]
+__all__ = ["Corpus", "Progress", "Split", "open_corpus", "open_text"]
 
+WAIT_SECONDS = 2.0
+"""How long standard input or a pipe may give nothing before a notice says that it is waited for."""
 TEXT_SUFFIXES = (".txt", ".tokens", ".raw", ".text")
 _ROLES = {
     "train": "train",
@@ -63,18 +70,17 @@ def open_corpus(config: CorpusConfig, *, data_dir: Path | None = None, progress:
         DownloadError: a named corpus is not here and could not be fetched.
         MissingExtraError: a codec is not installed.
     """
-    source, watch = config.source, progress or silent
-    if source == "-":
-        path = _keep_stdin()
-        return _one_file(path, config, watch, name="stdin")
+    source, watch, at = config.source, progress or silent, config.split_at
     if source.startswith(PREFIX):
         fractions = config.split_fractions or DEFAULT_FRACTIONS
-        return open_hub(source, column=config.text_column, fractions=fractions, progress=watch)
+        return open_hub(source, column=config.text_column, fractions=fractions, at=at, progress=watch)
     if source in named.names():
-        return named.open_named(source, fractions=config.split_fractions, data_dir=data_dir, progress=watch)
+        return named.open_named(source, fractions=config.split_fractions, at=at, data_dir=data_dir, progress=watch)
     path = Path(source).expanduser()
     if is_sharded(path):
         return open_shards(path.resolve())
+    if _is_stream(source):
+        return _one_file(_keep(source), config, watch, name="stdin" if source == "-" else "pipe", where=_named(source))
     if path.is_dir():
         return _folder(path.resolve(), config, watch)
     if path.exists():
@@ -84,30 +90,94 @@ def open_corpus(config: CorpusConfig, *, data_dir: Path | None = None, progress:
     raise _not_found(source, path)
 
 
-def _not_found(source: str, path: Path) -> CorpusError:
+def open_text(source: str, *, text_column: str = "text", encoding: str | None = None, where: str | None = None) -> Text:
+    """The whole text of a file, a table, standard input or a pipe, as `open_corpus` reads it.
+
+    Args:
+        source: a path, or "-" for standard input.
+        text_column: the column of a table that holds the text.
+        encoding: of a file without a byte-order mark; None is UTF-8.
+        where: what errors call the text; None is the source.
+
+    Raises:
+        ConfigError: no such encoding.
+        CorpusError: there is no such file, or it cannot be read; some are raised when it is read.
+    """
+    given = {"source": source, "text_column": text_column, "encoding": encoding}
+    config = validate(CorpusConfig, given, where="corpus")
+    if _is_stream(source):
+        shown = where or _named(source)
+        return MemoryText(shown, decode_file(b"".join(_stream(source)), shown, config.encoding))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise CorpusError(f"{where or source} is a folder: give a file.")
+    if not path.exists():
+        raise _not_found(source, path, [])
+    return file_text(path, config, where or str(path))[0]
+
+
+def _not_found(source: str, path: Path, names: Sequence[str] = named.names()) -> CorpusError:
+    if path.is_symlink():
+        return CorpusError(f"{source} is a link to {os.readlink(path)}, which does not exist.")
     try:
         neighbours = [str(Path(source).parent / entry.name) for entry in path.parent.iterdir()]
     except OSError:
         neighbours = []
-    hint = did_you_mean(source, [*named.names(), *(entry.removeprefix("./") for entry in neighbours)])
+    hint = did_you_mean(source, [*names, *(entry.removeprefix("./") for entry in neighbours)])
+    if not names:
+        return CorpusError(f"There is no file {source!r}.{hint}")
     return CorpusError(
-        f"There is no file or folder {source!r}, and no corpus of that name.{hint} Named corpora: "
-        f"{', '.join(named.names())}."
+        f"There is no file or folder {source!r}, and no corpus of that name.{hint} Named corpora: {', '.join(names)}."
     )
 
 
-def _keep_stdin() -> Path:
-    """Copy stdin into the cache under its hash, so that it can be read again; the path of the copy."""
+# -- standard input and pipes, which can be read once -----------------------------------------------------
+
+
+def _named(source: str) -> str:
+    return STDIN if source == "-" else source
+
+
+def _is_stream(source: str) -> bool:
+    """Whether a source can be read only once: standard input, a named pipe, or what a shell's <(…) gives."""
+    if source == "-":
+        return True
+    try:
+        mode = os.stat(Path(source).expanduser()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
+
+
+def _stream(source: str) -> Iterator[bytes]:
+    """The bytes of a stream in blocks; a notice says so where nothing comes for a while."""
+    how = " (Ctrl-D ends it)" if source == "-" and sys.stdin.isatty() else ""
+    notice = threading.Timer(WAIT_SECONDS, logger.warning, ("%s: waiting for text%s.", _named(source), how))
+    notice.daemon = True
+    notice.start()
+    try:
+        with nullcontext(sys.stdin.buffer) if source == "-" else Path(source).expanduser().open("rb") as file:
+            while block := file.read1(1 << 20):  # type: ignore[union-attr]
+                notice.cancel()
+                yield block
+    except OSError as error:
+        raise CorpusError(f"{_named(source)} cannot be read: {error.strerror or error}.") from None
+    finally:
+        notice.cancel()
+
+
+def _keep(source: str) -> Path:
+    """Copy a stream into the cache under its hash, so that it can be read again; the path of the copy."""
     folder = cache_folder() / "stdin"
     digest = hashlib.sha256()
     with workplace(folder) as place:
         try:
             with (place / "stdin").open("wb") as copy:
-                while block := sys.stdin.buffer.read(1 << 20):
+                for block in _stream(source):
                     copy.write(block)
                     digest.update(block)
             if not (place / "stdin").stat().st_size:
-                raise CorpusError("Standard input is empty: there is no text to read.")
+                raise CorpusError(f"{_named(source)} is empty: there is no text to read.", kind=EMPTY)
             sync(place / "stdin")
             target = folder / f"{digest.hexdigest()}.txt"
             put_in_place(place / "stdin", target)
@@ -116,67 +186,66 @@ def _keep_stdin() -> Path:
     return target.resolve()
 
 
-def _one_file(path: Path, config: CorpusConfig, progress: Progress, *, name: str) -> Corpus:
-    text = _text(str(path), [path], config)
-    return _positioned(name, str(path), text, config, progress)
+# -- files ------------------------------------------------------------------------------------------------
 
 
-def _positioned(name: str, source: str, text: Text, config: CorpusConfig, progress: Progress) -> Corpus:
+def _one_file(path: Path, config: CorpusConfig, progress: Progress, *, name: str, where: str | None = None) -> Corpus:
+    text, files = file_text(path, config, where)
+    return _positioned(name, str(path), text, files, config, progress)
+
+
+def _positioned(name: str, source: str, text: Text, files: int, config: CorpusConfig, progress: Progress) -> Corpus:
     fractions = config.split_fractions or DEFAULT_FRACTIONS
-    splits = by_position(text, fractions, progress=progress)
-    return Corpus(name, source, splits, (fraction_note(fractions),))
+    return positioned(name, source, text, fractions, at=config.split_at, files=files, progress=progress)
 
 
 def _folder(folder: Path, config: CorpusConfig, progress: Progress) -> Corpus:
-    here = [path for path in _listing(folder, "*") if _is_text(path) or table_suffix(path)]
+    found = list_files(folder)
+    here = [path for path in found if path.parent == folder and (_is_text(path) or table_suffix(path))]
     if splits := _split_files(folder, here):
-        texts = {name: _text(f"{folder} ({name})", files, config) for name, files in splits.items()}
-        return Corpus(_folder_name(folder), str(folder), {name: whole(name, text) for name, text in texts.items()})
-    files = [path for path in _listing(folder, "**/*") if _is_text(path)]
-    tables = [path for path in _listing(folder, "**/*") if table_suffix(path)]
-    if files and tables:
-        raise CorpusError(
-            f"{folder} holds both text files ({files[0].name}) and tables ({tables[0].name}): "
-            f"choose with a glob, such as '{folder.name}/*{files[0].suffix}'."
-        )
-    if not files and not tables:
-        raise CorpusError(
-            f"{folder} holds no text: none of its files ends in {', '.join((*TEXT_SUFFIXES, *FORMATS))} "
-            "(packed or not). Other files can be named by a glob, such as 'folder/*.md'."
-        )
-    text = _text(str(folder), files or tables, config)
-    return _positioned(_folder_name(folder), str(folder), text, config, progress)
+        return _split_folder(folder, splits, found, config)
+    return _several(_folder_name(folder), str(folder), folder, found, config, progress)
+
+
+def _split_folder(
+    folder: Path, splits: dict[str, list[Path]], found: Sequence[Path], config: CorpusConfig
+) -> Corpus:  # fmt: skip
+    """A folder whose files are the splits; the others are left out."""
+    used = {path for files in splits.values() for path in files}
+    others = [str(path.relative_to(folder)) for path in found if path not in used]
+    say_left_out(str(folder), {"of no split": others})
+    parts = {}
+    for name, files in splits.items():
+        where = f"{folder} ({name})"
+        # Shards may be empty; of one file the text itself says what is wrong with it.
+        shards = expand(files) if len(files) == 1 else usable(where, folder, expand(files), config)
+        parts[name] = whole(name, join(str(files[0]) if len(files) == 1 else where, shards, config))
+    return Corpus(_folder_name(folder), str(folder), parts, (size_note(len(used)),))
+
+
+def _several(
+    name: str, source: str, folder: Path, files: Sequence[Path], config: CorpusConfig, progress: Progress
+) -> Corpus:
+    """Files as one text; those without text are left out."""
+    parts = expand(files)
+    if len(parts) != 1 or not parts[0].path.exists():
+        parts = usable(source, folder, parts, config)
+    where = source if len(parts) > 1 else str(parts[0].path)
+    return _positioned(name, source, join(where, parts, config), len(parts), config, progress)
 
 
 def _glob(pattern: Path, config: CorpusConfig, progress: Progress) -> Corpus:
-    found = sorted(Path(match) for match in glob.glob(str(pattern), recursive=True))
-    files = [path.resolve() for path in found if path.is_file()]
+    files = [path.resolve() for path in list_files(pattern)]
     if not files:
         raise CorpusError(f"No file matches {str(pattern)!r}.")
     # The part of the pattern without wildcards names the corpus.
     fixed = Path(*_until_magic(pattern)).resolve()
-    text = _text(str(pattern), files, config)
-    return _positioned(_folder_name(fixed), os.path.abspath(pattern), text, config, progress)
+    return _several(_folder_name(fixed), os.path.abspath(pattern), fixed, files, config, progress)
 
 
 def _until_magic(pattern: Path) -> Sequence[str]:
     parts = pattern.parts
     return parts[: next(number for number, part in enumerate(parts) if glob.has_magic(part))]
-
-
-def _listing(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder in the order of their names; hidden ones are left out."""
-    try:
-        # iterdir first: glob takes a folder that may not be read for an empty one.
-        next(folder.iterdir(), None)
-        found = sorted(folder.glob(pattern))
-    except OSError as error:
-        raise CorpusError(f"{folder} cannot be read: {error.strerror}.") from None
-    return [
-        path
-        for path in found
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
 
 
 def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -214,21 +283,6 @@ def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
             "(or val, validation, dev), or give the one file to have it split by position."
         )
     return {role: claims[role] for role in SPLIT_NAMES if role in claims}
-
-
-def _text(where: str, files: Sequence[Path], config: CorpusConfig) -> Text:
-    """Some files as one text, in the order given."""
-    kinds = {table_suffix(path) for path in files}
-    if kinds != {None}:
-        if len(kinds) > 1:
-            raise CorpusError(f"{where} mixes kinds of files: give files of one kind, by a glob such as '*.txt'.")
-        return table_files(where, files, config.text_column)
-    if len(files) == 1:
-        return FileText(files[0])
-    filled = [path for path in files if path.stat().st_size]
-    if not filled:
-        raise CorpusError(f"{where} is empty: its {len(files)} files hold no text.")
-    return JoinedText(where, [FileText(path) for path in filled])
 
 
 def _is_text(path: Path) -> bool:

@@ -1,28 +1,38 @@
-"""Text in a column of .jsonl, .json, .csv, .parquet or hub data sets, through the `datasets` library.
+"""Text in a column of .jsonl, .json, .csv, .parquet or hub data sets.
 
-Documents are joined by one newline; missing ones are left out with a notice. Local files are streamed, hub data sets
-memory-mapped, so memory stays flat (a .json file that is one list is the exception: it is read whole).
+Documents are joined by one newline; rows without text are left out with a notice. JSON and CSV are read here, line by
+line, through `lm.corpora.text`; parquet and hub data sets through the `datasets` library. Memory stays flat (a .json
+file that is one list is the exception: it is read whole).
 """
 
 from __future__ import annotations
 
+import csv
 import importlib
+import io
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice, repeat, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lm.corpora.corpus import logger
-from lm.corpora.text import COMPRESSED, FileText, Text, open_binary, regroup
+from lm.corpora.text import COMPRESSED, EMPTY, FileText, Text, open_binary, regroup
 from lm.errors import CorpusError
 from lm.registry import did_you_mean
 
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-# Cells stay as they are written: "NA" and "12" are text. datasets builds tables of this many rows at a time.
-_CSV = {"na_filter": False}
+FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 _ROWS = 1000
+"""Rows that `datasets` gives at a time."""
+_SEPARATORS = (",", ";", "\t")
+_LONGEST_CELL = (1 << 31) - 1
+_LINES_NAMED = 4
+"""Rows that a notice names."""
+# In no text: zero characters are refused.
+_END = "\0end"
 
 
 def table_suffix(path: Path) -> str | None:
@@ -44,126 +54,342 @@ def datasets_library() -> Any:
     return datasets
 
 
-class TableText(Text):
-    """The text column of a data set, its documents joined by a newline."""
+# -- the rows of one table ------------------------------------------------------------------------------
 
-    def __init__(self, where: str, rows: Callable[[], Any], column: str, *, size_bytes: int = 0) -> None:
-        """`rows` opens the data set (a `datasets` Dataset or IterableDataset); it is called for each reading."""
+
+class Rows(ABC):
+    """The rows of one table, read as often as they are asked for."""
+
+    unit = "line"
+    """What the number of a row counts."""
+    separator: str | None = None
+    """What separates the columns, where that had to be found out."""
+
+    def __init__(self, where: str, size_bytes: int = 0) -> None:
+        """`where` is what errors call the table."""
         self.where = where
         self.size_bytes = size_bytes
-        self.rows = rows
-        self._column = column
-        self._noticed = False
 
-    def chunks(self, skip: int = 0) -> Iterator[str]:
-        """See `Text.chunks`."""
-        return islice(regroup(self._documents()), skip, None)
+    @abstractmethod
+    def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
+        """The number of each row, from 1, and its cell; None where it has none. Names of columns go to `columns`.
 
-    def _documents(self) -> Iterator[str]:
-        missing, found, columns = 0, False, list[str]()
-        for table in self.rows().with_format("arrow").iter(batch_size=_ROWS):
-            columns += [name for name in table.column_names if name not in columns]
-            # A .jsonl line may lack what others have: only a column that no line has is a mistake.
-            if self._column not in table.column_names:
-                missing += table.num_rows
-                continue
-            column = table.column(self._column)
-            values = column.to_pylist()
-            documents = [value for value in values if isinstance(value, str) and value]
-            if not documents and any(value is not None and not isinstance(value, str) for value in values):
+        Raises:
+            CorpusError: the table cannot be read; names the line.
+        """
+
+
+class JsonRows(Rows):
+    """A file of one JSON object a line, of one list of objects, or of one object of lists."""
+
+    def __init__(self, text: FileText, *, may_be_whole: bool) -> None:
+        """`may_be_whole` says that an object may take several lines, as in a .json file."""
+        super().__init__(text.where, text.size_bytes)
+        self._text = text
+        self._may_be_whole = may_be_whole
+
+    def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
+        """See `Rows.cells`."""
+        lines = ((number, line) for number, line in enumerate(_lines(self._text.chunks()), 1) if not line.isspace())
+        begin = list(islice(lines, 2))
+        rows = self._values() if self._is_whole(begin) else map(self._value, chain(begin, lines))
+        for number, row in rows:
+            if isinstance(row, dict):
+                columns.update(dict.fromkeys(row))
+                yield number, row.get(column)
+            elif isinstance(row, str):
+                # A list of texts has one column, as `datasets` names it.
+                columns["text"] = None
+                yield number, row if column == "text" else None
+            else:
+                yield number, row
+
+    def _is_whole(self, begin: Sequence[tuple[int, str]]) -> bool:
+        """Whether the file is one value, and not one a line."""
+        if not begin:
+            return False
+        may_be_whole = self._may_be_whole or begin[0][1].lstrip().startswith("[")
+        if len(begin) == 1:
+            return may_be_whole
+        try:
+            json.loads(begin[0][1])
+        except (ValueError, RecursionError):
+            return may_be_whole
+        return False
+
+    def _value(self, numbered: tuple[int, str]) -> tuple[int, Any]:
+        number, line = numbered
+        try:
+            return number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise self._refusal(number, error) from None
+        # A number of thousands of digits, or brackets by the thousand.
+        except (ValueError, RecursionError) as error:
+            raise CorpusError(f"{self.where}, line {number:,}, cannot be read as JSON: {error}.") from None
+
+    def _refusal(self, number: int, error: json.JSONDecodeError) -> CorpusError:
+        return CorpusError(f"{self.where}, line {number:,}, is not JSON: {error.msg} at column {error.colno:,}.")
+
+    def _values(self) -> Iterator[tuple[int, Any]]:
+        """The rows of a file that is read whole, and the line where each begins."""
+        text = "".join(self._text.chunks())
+        decoder, blank = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
+        line, counted = 1, 0
+
+        def skip(place: int) -> int:
+            return blank.match(text, place).end()  # type: ignore[union-attr]
+
+        try:
+            at = skip(0)
+            listed = text.startswith("[", at)
+            at = skip(at + 1) if listed else at
+            while at < len(text) and not (listed and text[at] == "]"):
+                line, counted = line + text.count("\n", counted, at), at
+                row, end = decoder.raw_decode(text, at)
+                for each in [row] if listed else _from_columns(row):
+                    yield line, each
+                at = skip(end)
+                if listed and text[at : at + 1] == ",":
+                    at = skip(at + 1)
+                elif listed and text[at : at + 1] != "]":
+                    raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+            if listed and (at >= len(text) or skip(at + 1) < len(text)):
+                raise json.JSONDecodeError("Extra data" if at < len(text) else "Expecting value", text, at)
+        except json.JSONDecodeError as error:
+            raise self._refusal(error.lineno, error) from None
+        except (ValueError, RecursionError) as error:
+            raise CorpusError(f"{self.where}, line {line:,}, cannot be read as JSON: {error}.") from None
+
+
+def _from_columns(value: Any) -> Iterable[Any]:
+    """The rows of an object of lists, which are columns; any other value is one row."""
+    if not isinstance(value, dict) or not value or not all(isinstance(cells, list) for cells in value.values()):
+        return [value]
+    return (dict(zip(value, cells, strict=True)) for cells in zip_longest(*value.values()))
+
+
+class CsvRows(Rows):
+    """A file of comma-separated values with a header; cells stay as they are written: "NA" and "12" are text."""
+
+    def __init__(self, text: FileText) -> None:
+        super().__init__(text.where, text.size_bytes)
+        self._text = text
+
+    def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
+        """See `Rows.cells`."""
+        separator = self._find_separator(column)
+        rows = self._rows(separator)
+        _, header = next(rows, (1, []))
+        columns.update(dict.fromkeys(header))
+        place = header.index(column) if column in header else None
+        for number, row in rows:
+            if any(row[len(header) :]):
                 raise CorpusError(
-                    f"{self.where}: column {self._column!r} holds {column.type}, not text. "
-                    f"Columns: {', '.join(columns)}."
+                    f"{self.where}, line {number:,}, has {len(row)} cells, and the header {len(header)}: put text with "
+                    f"{separator!r} in it between quotation marks."
                 )
-            missing += len(values) - len(documents)
-            if documents:
-                yield ("\n" if found else "") + "\n".join(documents)
-                found = True
-        if not columns or (not found and not missing):
-            raise CorpusError(f"{self.where} is empty: there is no text to read.")
-        if self._column not in columns:
-            raise CorpusError(
-                f"{self.where} has no column {self._column!r}.{did_you_mean(self._column, columns)} "
-                f"Columns: {', '.join(columns)}; choose one with --text-column."
-            )
-        if not found:
-            raise CorpusError(f"{self.where}: column {self._column!r} holds no text.")
-        if missing and not self._noticed:
-            self._noticed = True
-            logger.warning("%s: %d rows without text were left out.", self.where, missing)
+            yield number, row[place] if place is not None and place < len(row) else None
+
+    def _find_separator(self, column: str) -> str:
+        """A comma, or the separator under which the header has the column, else under which it has the most."""
+        headers = {separator: next(self._rows(separator), (1, []))[1] for separator in _SEPARATORS[:1]}
+        if column not in headers[","]:
+            headers |= {separator: next(self._rows(separator), (1, []))[1] for separator in _SEPARATORS[1:]}
+        best = max(headers, key=lambda separator: (column in headers[separator], len(headers[separator])))
+        self.separator = best if best != "," else None
+        return best
+
+    def _rows(self, separator: str) -> Iterator[tuple[int, list[str]]]:
+        """Rows that are not blank, and the line where each begins."""
+        # Its default is 128 KB, and a document may be longer.
+        csv.field_size_limit(_LONGEST_CELL)
+        reader = csv.reader(chain(_lines(self._text.chunks(), ""), [_END]), delimiter=separator)
+        begin = 1
+        try:
+            for row in reader:
+                if row and row[-1].endswith(_END):
+                    if row == [_END]:
+                        return
+                    raise CorpusError(
+                        f"{self.where}: the row that begins in line {begin:,} opens a quotation mark that nothing "
+                        "closes: close it, or double it."
+                    )
+                if row:
+                    yield begin, row
+                begin = reader.line_num + 1
+        except csv.Error as error:
+            raise CorpusError(f"{self.where}, line {begin:,}, cannot be read as a table: {error}.") from None
 
 
-def table_files(where: str, files: Sequence[Path], column: str) -> TableText:
-    """The text of files of one table format, in the order given."""
-    suffix = table_suffix(files[0])
-    assert suffix is not None
-    options = {**_CSV, "converters": {column: str}} if suffix == ".csv" else {}
+class ArrowRows(Rows):
+    """A `datasets` Dataset or IterableDataset."""
 
-    def rows() -> Any:
-        return datasets_library().load_dataset(
-            FORMATS[suffix], data_files=[str(file) for file in files], split="train", streaming=True, **options
+    unit = "row"
+
+    def __init__(self, where: str, open_: Callable[[], Any], size_bytes: int = 0) -> None:
+        """`open_` opens the data set; it is called for each reading."""
+        super().__init__(where, size_bytes)
+        self._open = open_
+
+    def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
+        """See `Rows.cells`."""
+        number = 0
+        for table in self._open().with_format("arrow").iter(batch_size=_ROWS):
+            columns.update(dict.fromkeys(table.column_names))
+            has = column in table.column_names
+            for cell in table.column(column).to_pylist() if has else repeat(None, table.num_rows):
+                number += 1
+                yield number, cell
+
+
+class ParquetRows(ArrowRows):
+    """A local .parquet file."""
+
+    def __init__(self, path: Path, *, member: str | None, where: str) -> None:
+        self._file, self._member = path, member
+        size = 0 if path.suffix.lower() in COMPRESSED else path.stat().st_size
+        address = str(path) if member is None else f"zip://{member}::{path}"
+        super().__init__(
+            where,
+            lambda: datasets_library().load_dataset("parquet", data_files=[address], split="train", streaming=True),
+            size,
         )
 
-    packed = any(file.suffix.lower() in COMPRESSED for file in files)
-    size = 0 if packed else sum(file.stat().st_size for file in files)
-    return _Guarded(where, rows, column, files=files, size_bytes=size)
-
-
-class _Guarded(TableText):
-    """A table in local files, whose errors name the file and the line or byte."""
-
-    def __init__(
-        self, where: str, rows: Callable[[], Any], column: str, *, files: Sequence[Path], size_bytes: int
-    ) -> None:
-        super().__init__(where, rows, column, size_bytes=size_bytes)
-        self._files = files
-
-    def _documents(self) -> Iterator[str]:
-        for file in self._files:
-            # Fails here, in one sentence, where the file is missing, locked or its codec is not installed.
-            try:
-                open_binary(file).close()
-            except OSError as error:
-                raise CorpusError(f"{file} cannot be read: {error.strerror or error}.") from None
-        if self.size_bytes == 0 and all(file.stat().st_size == 0 for file in self._files):
-            raise CorpusError(f"{self.where} is empty: there is no text to read.")
+    def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
+        """See `Rows.cells`."""
+        # Fails here, in one sentence, where the file is missing, locked or its codec is not installed.
         try:
-            yield from super()._documents()
-        except CorpusError:
-            raise
-        # The readers beneath (pyarrow, pandas, ujson, the codecs) share no error class of their own.
+            open_binary(self._file, self._member).close()
+        except OSError as error:
+            raise CorpusError(f"{self.where} cannot be read: {error.strerror or error}.") from None
+        if self._file.stat().st_size == 0:
+            raise CorpusError(f"{self.where} is empty: there is no text to read.", kind=EMPTY)
+        try:
+            yield from super().cells(column, columns)
+        # The readers beneath (pyarrow, the codecs) share no error class.
         except Exception as error:
-            self._explain()
             reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
             raise CorpusError(f"{self.where} cannot be read as a table: {reason}.") from None
 
-    def _explain(self) -> None:
-        """Raise an error that names the place, where it can be found by reading the files as text."""
-        for file in self._files:
-            suffix = table_suffix(file)
-            if suffix == ".parquet":
-                continue
-            for _ in FileText(file).chunks():
-                pass
-            if suffix == ".jsonl":
-                _check_lines(file)
+
+def file_rows(path: Path, suffix: str, encoding: str | None, *, member: str | None, where: str) -> Rows:
+    """The rows of a local file of a format in `FORMATS`; errors call it `where`."""
+    if suffix == ".parquet":
+        return ParquetRows(path, member=member, where=where)
+    text = FileText(path, encoding, member=member, where=where)
+    return CsvRows(text) if suffix == ".csv" else JsonRows(text, may_be_whole=suffix == ".json")
 
 
-def _check_lines(file: Path) -> None:
-    with open_binary(file) as binary:
-        rest = b""
-        number = 0
-        while block := binary.read(1 << 20):
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                number += 1
-                _check_line(file, number, line)
-        _check_line(file, number + 1, rest)
+def _lines(chunks: Iterable[str], newline: Literal["", "\n"] = "\n") -> Iterator[str]:
+    """The lines of a text, each with its end; "" takes carriage returns for ends of lines too, as `open` does."""
+    held: list[str] = []
+    for chunk in chunks:
+        held.append(chunk)
+        if "\n" not in chunk:
+            continue
+        lines = list(io.StringIO("".join(held), newline=newline))
+        # What ends with a carriage return may be half of a line end.
+        held = [lines.pop()] if not lines[-1].endswith("\n") else []
+        yield from lines
+    yield from io.StringIO("".join(held), newline=newline)
 
 
-def _check_line(file: Path, number: int, line: bytes) -> None:
-    try:
-        if line.strip():
-            json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
-        raise CorpusError(f"{file}, line {number:,}, is not JSON: {error}.") from None
+# -- their text -----------------------------------------------------------------------------------------
+
+
+class TableText(Text):
+    """The text column of one or more tables, its documents joined by a newline."""
+
+    def __init__(self, where: str, tables: Sequence[Rows], column: str, *, share: tuple[int, int] = (0, 1)) -> None:
+        """`share` (NUMBER, SHARES) takes each SHARES-th row, from row NUMBER on."""
+        self.where = where
+        self.size_bytes = sum(table.size_bytes for table in tables) if all(t.size_bytes for t in tables) else 0
+        self._tables = tables
+        self._column = column
+        self._share = share
+        self.noticed = False
+        """Whether the notice of rows that are left out was given."""
+
+    def chunks(self, skip: int = 0) -> Iterator[str]:
+        """See `Text.chunks`."""
+        documents = regroup(self._documents())
+        for _ in zip(range(skip), documents, strict=False):
+            pass
+        return documents
+
+    def _documents(self) -> Iterator[str]:
+        number, shares = self._share
+        columns: dict[str, None] = {}
+        found = missing = strange = count = 0
+        places: list[str] = []
+        kind = ""
+        for table in self._tables:
+            for line, cell in table.cells(self._column, columns):
+                count += 1
+                if (count - 1) % shares != number:
+                    continue
+                if isinstance(cell, str) and cell:
+                    self._check(cell, table, line)
+                    yield "\n" + cell if found else cell
+                    found += 1
+                elif cell is None or cell == "":
+                    missing += 1
+                else:
+                    strange += 1
+                    kind = kind or type(cell).__name__
+                    if len(places) < _LINES_NAMED:
+                        places.append(self._place(table, line))
+        if not (found or missing or strange):
+            raise CorpusError(f"{self.where} is empty: there is no text to read.", kind=EMPTY)
+        if self._column not in columns:
+            raise self._no_column(columns)
+        if strange > found:
+            raise CorpusError(
+                f"{self.where}: column {self._column!r} holds {kind} values, not text, in {strange:,} of "
+                f"{found + missing + strange:,} rows ({', '.join(places)}). Columns: {', '.join(columns)}.",
+                kind=f"no text in column {self._column!r}",
+            )
+        if not found:
+            raise CorpusError(f"{self.where}: column {self._column!r} holds no text.", kind=EMPTY)
+        if (missing or strange) and not self.noticed:
+            self.noticed = True
+            self._notice(missing, strange, places)
+
+    def _notice(self, missing: int, strange: int, places: Sequence[str]) -> None:
+        if missing:
+            logger.warning("%s: %d rows without text were left out.", self.where, missing)
+        if strange:
+            more = ", …" if strange > len(places) else ""
+            logger.warning(
+                "%s: %d %s whose %r is no text %s left out (%s%s).",
+                self.where, strange, "row" if strange == 1 else "rows", self._column,
+                "was" if strange == 1 else "were", ", ".join(places), more,
+            )  # fmt: skip
+
+    def _place(self, table: Rows, line: int) -> str:
+        file = "" if len(self._tables) == 1 else f"{Path(table.where).name}, "
+        return f"{file}{table.unit} {line:,}"
+
+    def _check(self, document: str, table: Rows, line: int) -> None:
+        """Refuse what no text file could hold either."""
+        if "\0" in document:
+            where = f"{table.where}, {table.unit} {line:,}"
+            raise CorpusError(f"{where}: the text holds a zero character, as binary files do: remove it.")
+        if not document.isascii():
+            try:
+                document.encode("utf-8")
+            except UnicodeEncodeError as error:
+                where = f"{table.where}, {table.unit} {line:,}"
+                raise CorpusError(
+                    f"{where}: the text holds U+{ord(document[error.start]):04X}, half of a surrogate pair, which is "
+                    "no character: remove it."
+                ) from None
+
+    def _no_column(self, columns: dict[str, None]) -> CorpusError:
+        separator = next((table.separator for table in self._tables if table.separator), None)
+        how = "" if separator is None else f", separated by {separator!r}"
+        return CorpusError(
+            f"{self.where} has no column {self._column!r}.{did_you_mean(self._column, columns)} "
+            f"Columns{how}: {', '.join(columns)}; choose one with --text-column.",
+            kind=f"without column {self._column!r}",
+        )

@@ -1,19 +1,25 @@
 """Text read in chunks, so that memory stays flat as the text grows.
 
 Every `Text` gives the same chunks each time it is read: at most half a MB, cut after a newline wherever a chunk holds
-one, else after a space, else between two characters. Text is kept as it is (line ends too); only a leading UTF-8
-byte-order mark is dropped.
+one, else after a space, else after other white space. Where there is no white space, a chunk grows, up to 4 MB; only
+then it is cut between two characters. Text is kept as it is (line ends too); only a leading byte-order mark is dropped.
+
+All text comes through here: files, packed files, standard input, tables, prompts. So encodings, byte-order marks and
+zero bytes are treated alike.
 """
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import io
 import lzma
+import re
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -22,10 +28,23 @@ from lm.errors import CorpusError, MissingExtraError
 
 # Half a MB: measured 1.2 times as fast as 2 MB, since a chunk and what is made of it stay in the processor's caches.
 CHUNK = 1 << 19
-BOM = b"\xef\xbb\xbf"
+LONGEST_CHUNK = 1 << 22
+"""How far a chunk without white space grows before it is cut inside a word."""
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".lzma": "lzma", ".zip": "zip", ".zst": "zstd"}
+STDIN = "Standard input"
+"""What errors call it."""
 _NEEDS = {"zstd": "zstandard"}
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+_UTF8 = "utf-8"
+# Of two marks that begin alike, the longer one first.
+_MARKS = (
+    (codecs.BOM_UTF8, _UTF8),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_MARK_BYTES = 4
 
 
 class Text(ABC):
@@ -41,8 +60,12 @@ class Text(ABC):
         """The text from its `skip`-th chunk on; the cuts are the same each time.
 
         Raises:
-            CorpusError: the text cannot be read, is empty or is not UTF-8; names the byte and the line.
+            CorpusError: the text cannot be read, is empty or is badly encoded; names the byte and the line.
         """
+
+    def blocks(self, skip: int = 0) -> Iterator[bytes]:
+        """The same chunks as UTF-8 bytes; from a file of UTF-8 as they lie there, not yet known to be UTF-8."""
+        return map(utf8, self.chunks(skip))
 
 
 class MemoryText(Text):
@@ -58,65 +81,189 @@ class MemoryText(Text):
         return islice(regroup([self._text]), skip, None)
 
 
-class FileText(Text):
-    """One file of UTF-8 text, compressed or not."""
+class BinaryText(Text):
+    """Text in bytes that can be opened again and again."""
 
-    def __init__(self, path: Path) -> None:
-        self.where = str(path)
-        self._path = path
-        self._compressed = path.suffix.lower() in COMPRESSED
+    def __init__(
+        self, where: str, open_: Callable[[], BinaryIO], encoding: str | None, *, size_bytes: int, seekable: bool
+    ) -> None:
+        """`encoding` holds where there is no byte-order mark; None is UTF-8."""
+        self.where = where
+        self.size_bytes = size_bytes
+        self._open = open_
+        self._encoding = encoding
+        self._seekable = seekable
         # Where each chunk starts, learned while reading, so that later reads can seek.
         self._starts: list[int] = []
-        try:
-            self.size_bytes = 0 if self._compressed else path.stat().st_size
-        except OSError as error:
-            raise _unreadable(path, error) from None
+        self._known: tuple[str, int] | None = None
 
     def chunks(self, skip: int = 0) -> Iterator[str]:
         """See `Text.chunks`."""
-        for block, at in self._read(skip):
+        codec, mark = self._coding()
+        if codec != _UTF8:
+            yield from islice(regroup(self._converted(codec, mark)), skip, None)
+            return
+        for block, at in self._read(skip, mark):
             yield self._decode(block, at)
 
     def blocks(self, skip: int = 0) -> Iterator[bytes]:
-        """The bytes of each chunk, not yet known to be UTF-8."""
-        return (block for block, _ in self._read(skip))
+        """See `Text.blocks`."""
+        codec, mark = self._coding()
+        return super().blocks(skip) if codec != _UTF8 else (block for block, _ in self._read(skip, mark))
 
-    def _read(self, skip: int) -> Iterator[tuple[bytes, int]]:
-        """Blocks, and where in the file each starts."""
-        seek = not self._compressed and skip < len(self._starts)
-        at = self._starts[skip] if seek else 0
-        number = skip if seek else 0
+    def _coding(self) -> tuple[str, int]:
+        """The name of the codec, and how many bytes the byte-order mark takes."""
+        if self._known is None:
+            with self._opened() as file:
+                start = file.read(_MARK_BYTES)
+            given = codecs.lookup(self._encoding or _UTF8).name.removesuffix("-sig")
+            marks = ((codec, len(mark)) for mark, codec in _MARKS if start.startswith(mark))
+            self._known = next(marks, (given, 0))
+        return self._known
+
+    @contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        """The bytes; what goes wrong with them becomes a sentence."""
         try:
-            with open_binary(self._path) as file:
-                if seek:
-                    file.seek(at)
-                elif (start := file.read(3)) == BOM:
-                    start, at = b"", 3
-                for block in _blocks(file, b"" if seek else start):
-                    if number == len(self._starts):
-                        self._starts.append(at)
-                    if number >= skip:
-                        yield block, at
-                    at += len(block)
-                    number += 1
+            with self._open() as file:
+                yield file
         except _DAMAGE as error:
-            raise CorpusError(f"{self.where} is damaged and cannot be unpacked: {error}.") from None
+            raise CorpusError(f"{self.where} is damaged and cannot be unpacked: {error}.", kind="damaged") from None
         except OSError as error:
-            raise _unreadable(self._path, error) from None
+            raise _unreadable(self.where, error) from None
+
+    def _read(self, skip: int, mark: int) -> Iterator[tuple[bytes, int]]:
+        """Blocks of UTF-8, and where in the file each starts."""
+        seek = self._seekable and skip < len(self._starts)
+        at = self._starts[skip] if seek else mark
+        number = skip if seek else 0
+        with self._opened() as file:
+            if seek:
+                file.seek(at)
+            else:
+                file.read(mark)
+            for block in _blocks(file):
+                if number == len(self._starts):
+                    self._starts.append(at)
+                if number >= skip:
+                    yield block, at
+                at += len(block)
+                number += 1
         if not number:
-            raise CorpusError(f"{self.where} is empty: there is no text to read.")
+            raise _empty(self.where)
 
     def _decode(self, block: bytes, at: int) -> str:
-        return decoded(block, self.where, at=at, line=self._line)
+        try:
+            text = block.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._refusal("UTF-8", at + error.start, block[error.start]) from None
+        if "\0" in text:
+            raise self._binary(at + block.index(0))
+        return text
+
+    def _converted(self, codec: str, mark: int) -> Iterator[str]:
+        """Pieces of text in another encoding than UTF-8."""
+        decoder = codecs.getincrementaldecoder(codec)()
+        at, begun = mark, False
+        with self._opened() as file:
+            file.read(mark)
+            while True:
+                block = file.read(CHUNK)
+                try:
+                    text = decoder.decode(block, final=not block)
+                except UnicodeDecodeError as error:
+                    # What the decoder held back of the block before comes first.
+                    place = at + len(block) - len(error.object) + error.start
+                    raise self._refusal(codec, place, error.object[error.start]) from None
+                except UnicodeError as error:
+                    raise CorpusError(f"{self.where} is not {codec}: {error}.", kind=f"not {codec}") from None
+                if not begun:
+                    text = text.removeprefix("\ufeff")
+                if "\0" in text:
+                    raise self._binary(at + len(text[: text.index("\0")].encode(codec, "replace")))
+                begun = begun or bool(text)
+                yield text
+                at += len(block)
+                if not block:
+                    break
+        if not begun:
+            raise _empty(self.where)
+
+    def _refusal(self, codec: str, place: int, value: int) -> CorpusError:
+        said = f"{self.where} is not {codec}: byte {place:,} (line {self._line(place):,}) is 0x{value:02x}."
+        if (fits := self._fitting()) is None:
+            return CorpusError(f"{said} It looks like a binary file: give text.", kind="binary")
+        return CorpusError(
+            f"{said} Name its encoding, such as --encoding {fits}, convert it to UTF-8, or remove these bytes.",
+            kind=f"not {codec}; --encoding {fits} can read it",
+        )
+
+    def _binary(self, place: int) -> CorpusError:
+        fits = self._fitting()
+        hint = "Give UTF-8 text." if fits is None else f"If it is text, name its encoding, such as --encoding {fits}."
+        return CorpusError(
+            f"{self.where} looks like a binary file: byte {place:,} (line {self._line(place):,}) is zero. {hint}",
+            kind="binary",
+        )
+
+    def _fitting(self) -> str | None:
+        """An encoding that all of the bytes can be text in; None where none is likely."""
+        with self._opened() as file:
+            start = file.read(CHUNK)
+        if 0 not in start:
+            candidates = ["cp1252", "latin-1"]
+        else:
+            # Every second byte of Latin text in UTF-16 is zero.
+            many = len(start) // 8
+            zeros = {"utf-16-le": start[1::2].count(0), "utf-16-be": start[::2].count(0)}
+            candidates = [name for name, count in zeros.items() if count > many]
+        return next((name for name in candidates if self._is_text_in(name)), None)
+
+    def _is_text_in(self, encoding: str) -> bool:
+        decoder = codecs.getincrementaldecoder(encoding)()
+        with self._opened() as file:
+            try:
+                while block := file.read(CHUNK):
+                    if "\0" in decoder.decode(block):
+                        return False
+                decoder.decode(b"", final=True)
+            except UnicodeDecodeError:
+                return False
+        return True
 
     def _line(self, place: int) -> int:
         """The line, from 1, that holds the byte at `place`."""
         lines, left = 1, place
-        with open_binary(self._path) as file:
+        with self._opened() as file:
             while left and (block := file.read(min(left, CHUNK))):
                 lines += block.count(b"\n")
                 left -= len(block)
         return lines
+
+
+class FileText(BinaryText):
+    """One file of text, compressed or not."""
+
+    def __init__(
+        self, path: Path, encoding: str | None = None, *, member: str | None = None, where: str | None = None
+    ) -> None:
+        """The text of a file.
+
+        Args:
+            path: the file.
+            encoding: where it has no byte-order mark; None is UTF-8.
+            member: which file, of a .zip that holds several.
+            where: what errors call it; None is the path.
+        """
+        where = where or (str(path) if member is None else f"{path}: {member}")
+        compressed = path.suffix.lower() in COMPRESSED
+        try:
+            size = 0 if compressed else path.stat().st_size
+        except OSError as error:
+            raise _unreadable(where, error) from None
+        super().__init__(
+            where, lambda: open_binary(path, member), encoding, size_bytes=size, seekable=not compressed
+        )  # fmt: skip
 
 
 class JoinedText(Text):
@@ -141,77 +288,133 @@ class JoinedText(Text):
                 ended = chunk.endswith("\n")
 
 
+def decode_text(data: bytes, where: str, encoding: str | None = None) -> str:
+    """The text of bytes that are all here, as `FileText` would read them; "" where there are none.
+
+    Args:
+        data: what was given.
+        where: what errors call it.
+        encoding: where there is no byte-order mark; None is UTF-8.
+
+    Raises:
+        CorpusError: it is badly encoded, or no text.
+    """
+    try:
+        return decode_file(data, where, encoding)
+    except CorpusError as error:
+        if error.kind != EMPTY:
+            raise
+        return ""
+
+
+def decode_file(data: bytes, where: str, encoding: str | None = None) -> str:
+    """The same, but an empty text is refused."""
+    text = BinaryText(where, lambda: io.BytesIO(data), encoding, size_bytes=len(data), seekable=True)
+    return "".join(text.chunks())
+
+
+def utf8(text: str) -> bytes:
+    """Raises CorpusError where the text holds half of a surrogate pair, which UTF-8 cannot express."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CorpusError(
+            f"The text holds U+{ord(text[error.start]):04X}, half of a surrogate pair, which is no character: "
+            f"remove it (near {text[max(0, error.start - 20) : error.start]!r})."
+        ) from None
+
+
+# -- where chunks are cut -------------------------------------------------------------------------------
+
+_SPACE = re.compile(r"\s")
+# The same in UTF-8, ASCII first.
+_SPACES = [chr(code) for code in range(0x3001) if chr(code).isspace()]
+_SPACE_BYTES = re.compile(b"|".join(re.escape(space.encode("utf-8")) for space in _SPACES))
+
+
 def regroup(pieces: Iterable[str]) -> Iterator[str]:
     """The same text in chunks as `Text.chunks` promises them, from pieces of any size."""
     held: list[str] = []
-    size = 0
+    size, wanted = 0, CHUNK
     for piece in pieces:
         held.append(piece)
         size += len(piece)
-        if size < CHUNK:
+        if size < wanted:
             continue
         text = "".join(held)
         start = 0
-        while len(text) - start >= CHUNK:
-            stop = start + CHUNK
-            end = (text.rfind("\n", start, stop) + 1) or (text.rfind(" ", start, stop) + 1) or stop
+        while len(text) - start >= wanted:
+            stop = start + wanted
+            end = (text.rfind("\n", start, stop) + 1) or (text.rfind(" ", start, stop) + 1)
+            end = end or start + _after_space(text[start:stop])
+            if end == start:
+                if wanted < LONGEST_CHUNK:
+                    wanted = min(2 * wanted, LONGEST_CHUNK)
+                    continue
+                end = stop
             yield text[start:end]
-            start = end
+            start, wanted = end, CHUNK
         held, size = [text[start:]], len(text) - start
     if size:
         yield "".join(held)
 
 
-def decoded(block: bytes, where: str, *, at: int, line: Callable[[int], int]) -> str:
-    """The text of some bytes.
+def _after_space(text: str) -> int:
+    """The place after the last white space, never between the two characters of a line end; 0 where there is none."""
+    reverse = text[::-1]
+    found = _SPACE.search(reverse, 1 if text.endswith("\r") else 0)
+    return len(text) - found.start() if found else 0
+
+
+def _after_space_bytes(data: bytes) -> int:
+    """The same in UTF-8."""
+    end = 0
+    for found in _SPACE_BYTES.finditer(data):
+        if found.end() < len(data) or found[0] != b"\r":
+            end = found.end()
+    return end
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    """Cut what is left of a file of UTF-8 into blocks: the chunks of `Text.chunks`.
+
+    Where a block ends depends only on where it starts, so that reading can begin at any block.
+    """
+    rest, wanted = b"", CHUNK
+    while True:
+        parts, size = [rest], len(rest)
+        while size < wanted and (more := file.read(wanted - size)):
+            parts.append(more)
+            size += len(more)
+        data = b"".join(parts)
+        if size < wanted:
+            break
+        end = (data.rfind(b"\n") + 1) or (data.rfind(b" ") + 1) or _after_space_bytes(data)
+        if not end:
+            if wanted < LONGEST_CHUNK:
+                rest, wanted = data, min(2 * wanted, LONGEST_CHUNK)
+                continue
+            end = _between_characters(data)
+        yield data[:end]
+        rest, wanted = data[end:], CHUNK
+    # The file has ended: one cut at its last newline would only leave a crumb, so the rest goes out whole.
+    if data:
+        yield data
+
+
+# -- bytes of files -------------------------------------------------------------------------------------
+
+
+def open_binary(path: Path, member: str | None = None) -> BinaryIO:
+    """The bytes of a file, unpacked as its suffix says.
 
     Args:
-        block: UTF-8, cut between characters.
-        where: what errors call it.
-        at: how many bytes stand before the block.
-        line: the line, from 1, of a byte; asked for errors.
-
-    Raises:
-        CorpusError: they are not UTF-8, or no text; names the byte and the line.
-    """
-    try:
-        text = block.decode("utf-8")
-    except UnicodeDecodeError as error:
-        place = at + error.start
-        hint = (
-            "It looks like UTF-16: convert it to UTF-8."
-            if place <= 1 and block[:2] in (b"\xff\xfe", b"\xfe\xff")
-            else "Convert it to UTF-8, or remove these bytes."
-        )
-        raise CorpusError(
-            f"{where} is not UTF-8: byte {place:,} (line {line(place):,}) is 0x{block[error.start]:02x}. {hint}"
-        ) from None
-    if "\0" in text:
-        place = at + block.index(0)
-        raise CorpusError(
-            f"{where} looks like a binary file: byte {place:,} (line {line(place):,}) is zero. Give UTF-8 text."
-        )
-    return text
-
-
-def decode_file(data: bytes, where: str) -> str:
-    """The text of a whole file's bytes, as `FileText` would read it; `where` is what errors call it.
-
-    Raises:
-        CorpusError: it is empty, not UTF-8, or no text.
-    """
-    if not data.removeprefix(BOM):
-        raise CorpusError(f"{where} is empty: there is no text to read.")
-    text = decoded(data, where, at=0, line=lambda place: data.count(b"\n", 0, place) + 1)
-    return text.removeprefix(BOM.decode("utf-8"))
-
-
-def open_binary(path: Path) -> BinaryIO:
-    """The bytes of a file, unpacked as its suffix says.
+        path: the file.
+        member: which file of a .zip; None where it holds only one.
 
     Raises:
         MissingExtraError: the codec is not installed.
-        CorpusError: a .zip holds more than one file.
+        CorpusError: a .zip holds more than one file, or cannot be unpacked here.
         OSError: as `open`.
     """
     codec = COMPRESSED.get(path.suffix.lower())
@@ -226,34 +429,40 @@ def open_binary(path: Path) -> BinaryIO:
                 f"pip install {_NEEDS[codec]}"
             ) from None
     if codec == "zip":
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if not name.endswith("/")]
-        if len(names) != 1:
-            raise CorpusError(f"{path} must hold exactly one file, and has {len(names)}: unpack it, give the folder.")
+        return _open_member(path, member)
     fsspec = importlib.import_module("fsspec")
     return cast(BinaryIO, fsspec.open(str(path), "rb", compression="infer").open())
 
 
-def _blocks(file: BinaryIO, first: bytes) -> Iterator[bytes]:
-    """Cut what is left of a file, behind the bytes `first`, into blocks of at most CHUNK bytes.
+def zip_members(path: Path) -> list[str]:
+    """The files in a .zip, in the order of their names; hidden ones and what macOS adds are left out.
 
-    Where a block ends depends only on where it starts, so that reading can begin at any block.
+    Raises:
+        CorpusError: it cannot be read.
     """
-    rest = first
-    while True:
-        parts, size = [rest], len(rest)
-        while size < CHUNK and (more := file.read(CHUNK - size)):
-            parts.append(more)
-            size += len(more)
-        data = b"".join(parts)
-        if size < CHUNK:
-            break
-        end = (data.rfind(b"\n") + 1) or (data.rfind(b" ") + 1) or _between_characters(data)
-        yield data[:end]
-        rest = data[end:]
-    # The file has ended: one cut at its last newline would only leave a crumb, so the rest goes out whole.
-    if data:
-        yield data
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if not name.endswith("/"))
+    except zipfile.BadZipFile as error:
+        raise CorpusError(f"{path} is damaged and cannot be unpacked: {error}.", kind="damaged") from None
+    except OSError as error:
+        raise _unreadable(str(path), error) from None
+    return [
+        name for name in names if not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    ]  # fmt: skip
+
+
+def _open_member(path: Path, member: str | None) -> BinaryIO:
+    if member is None:
+        names = zip_members(path)
+        if len(names) != 1:
+            raise CorpusError(f"{path} must hold exactly one file, and has {len(names)}: unpack it, give the folder.")
+        member = names[0]
+    try:
+        return cast(BinaryIO, zipfile.ZipFile(path).open(member))
+    # A password, or a method that Python does not know.
+    except (RuntimeError, NotImplementedError) as error:
+        raise CorpusError(f"{path} cannot be unpacked: {error}.") from None
 
 
 def _between_characters(data: bytes) -> int:
@@ -266,7 +475,14 @@ def _between_characters(data: bytes) -> int:
     return len(data)
 
 
-def _unreadable(path: Path, error: OSError) -> CorpusError:
+EMPTY = "empty"
+
+
+def _empty(where: str) -> CorpusError:
+    return CorpusError(f"{where} is empty: there is no text to read.", kind=EMPTY)
+
+
+def _unreadable(where: str, error: OSError) -> CorpusError:
     if isinstance(error, io.UnsupportedOperation) or error.errno is None:
-        return CorpusError(f"{path} is damaged and cannot be unpacked: {error}.")
-    return CorpusError(f"{path} cannot be read: {error.strerror}.")
+        return CorpusError(f"{where} is damaged and cannot be unpacked: {error}.", kind="damaged")
+    return CorpusError(f"{where} cannot be read: {error.strerror}.")

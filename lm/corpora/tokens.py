@@ -25,7 +25,7 @@ import numpy.typing as npt
 from lm.config import Section
 from lm.corpora.cache import cache_folder, put_in_place, sync, unwritable, workplace
 from lm.corpora.corpus import SPLIT_NAMES, Corpus, Progress, Split, logger, silent
-from lm.corpora.text import regroup
+from lm.corpora.text import regroup, utf8
 from lm.errors import CorpusError, LMError
 from lm.registry import TOKENIZERS
 from lm.tokenizers.base import TOKENIZER_FORMAT_VERSION, Ids, Tokenizer, load_tokenizer
@@ -54,6 +54,8 @@ class Counts:
     """N: without the start token."""
     unknown_tokens: int
     """How many of the N are the tokenizer's unknown token."""
+    crlf_lines: int = 0
+    """Newlines behind a carriage return; 0 also where they were not counted yet."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ class PreparedCorpus:
         """Hash of all splits: of their names and their hashes."""
         return _corpus_sha256({name: split.sha256 for name, split in self.splits.items()})
 
+    @property
+    def newline(self) -> str:
+        """What most lines of the training split end with: "\\n" or "\\r\\n"."""
+        counts = self.splits["train"].counts
+        return "\r\n" if 2 * counts.crlf_lines > counts.lines else "\n"
+
 
 # -- counting ---------------------------------------------------------------------------------------
 
@@ -97,8 +105,8 @@ class Measure:
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
-        self._characters = self._bytes = self._words = self._lines = 0
-        self._starts_with_space = False
+        self._characters = self._bytes = self._words = self._lines = self._crlf_lines = 0
+        self._starts_with_space = self._after_return = False
         self._after_space = True
 
     def update(self, data: bytes) -> None:
@@ -116,6 +124,10 @@ class Measure:
         self._characters += int(np.count_nonzero(codes.view(np.int8) > -65))
         self._bytes += len(data)
         self._lines += int(np.count_nonzero(codes == ord("\n")))
+        self._crlf_lines += self._after_return and data[0] == ord("\n")
+        # Looking for one byte is far faster than for two, and most texts have none.
+        self._crlf_lines += data.count(b"\r\n") if b"\r" in data else 0
+        self._after_return = data[-1] == ord("\r")
 
     @property
     def sha256(self) -> str:
@@ -134,6 +146,7 @@ class Measure:
             lm_eval_words=self._words + ends,
             tokens=tokens,
             unknown_tokens=unknown_tokens,
+            crlf_lines=self._crlf_lines,
         )
 
 
@@ -155,17 +168,6 @@ def _spaces(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
             for offset in range(size):
                 result[starts + offset] = True
     return result
-
-
-def utf8(text: str) -> bytes:
-    """Raises CorpusError where the text holds half of a surrogate pair, which UTF-8 cannot express."""
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise CorpusError(
-            f"The text holds U+{ord(text[error.start]):04X}, half of a surrogate pair, which is no character: "
-            f"remove it (near {text[max(0, error.start - 20) : error.start]!r})."
-        ) from None
 
 
 # -- encoding ---------------------------------------------------------------------------------------
@@ -311,7 +313,21 @@ def prepare(
             raise CorpusError(f"{folder / key} changed while it was written: another program is at work in the cache.")
     prepared, met = found
     _notice(corpus.name, prepared.tokenizer, met["total"], met["common"])
-    return replace(prepared, name=corpus.name, source=corpus.source, notes=corpus.notes)
+    same = _equal_splits(corpus.name, {name: measure.sha256 for name, measure in measures.items()})
+    return replace(prepared, name=corpus.name, source=corpus.source, notes=(*corpus.notes, *same))
+
+
+def _equal_splits(corpus: str, hashes: Mapping[str, str]) -> list[str]:
+    """A note for each split that is the same text as one before it; gives a notice too."""
+    notes = []
+    for number, (name, digest) in enumerate(hashes.items()):
+        equal = next((other for other in list(hashes)[:number] if hashes[other] == digest), None)
+        if equal is not None:
+            notes.append(f"{name} is the same text as {equal}")
+            logger.warning(
+                "%s: %s is the same text as %s, so its loss says nothing about other text.", corpus, name, equal
+            )
+    return notes
 
 
 def load_prepared(key: str, *, cache: Path | None = None) -> PreparedCorpus | None:

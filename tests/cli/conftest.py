@@ -89,7 +89,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A folder with checkpoints/a, and what `lm train` said when it made it."""
     folder = tmp_path_factory.mktemp("first")
-    kept = ("--set", "training.checkpoint_every=4")
+    kept = ("--set", "training.checkpoint_every=4", "--set", "corpus.split_at=character")
     done = spawn("train", str(text), "--name", "a", "--max-steps", "12", *kept, *SMALL, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done

@@ -43,6 +43,14 @@ def test_the_state_is_kept_between_lines(lm: Lm) -> None:
     assert alone.out == f"{second}\n"
 
 
+def test_a_line_that_is_no_text_is_refused_and_the_next_one_is_read(lm: Lm) -> None:
+    (reply,) = replies(lm, "the cat sat")
+    done = lm("chat", "a", *FLAGS, text=b"\xef\xbb\xbfthe\xff\nthe\0\nthe cat sat\r\n")
+    assert (done.code, done.out) == (0, f"{reply}\n\n")
+    assert "error: What was typed is not UTF-8: byte 6 (line 1) is 0xff." in done.err
+    assert "error: What was typed looks like a binary file: byte 3 (line 1) is zero." in done.err
+
+
 def test_the_same_seed_gives_the_same_replies_and_each_its_own(lm: Lm) -> None:
     lines = ("the", "the", "the")
     assert replies(lm, *lines) == replies(lm, *lines)

@@ -95,11 +95,18 @@ def test_a_run_that_cannot_be_written_is_scored_all_the_same(
 
 def test_any_text_can_be_scored_and_is_not_kept(lm: Lm, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("the cat sat.\n" * 10)
+    (tmp_path / "rows.csv").write_text("n;body\n" + '1;"the cat sat."\n' * 10)
+    (tmp_path / "wide.txt").write_bytes(("the cat sat.\n" * 10).encode("utf-16-be"))
     before = (runs / "a" / "report.json").read_bytes()
     report = json.loads(lm("eval", "a", "--text", "mine.txt", "--json").out)
     assert (report["corpus"], report["tokens"], report["words"]) == ("mine.txt", 130, 30)
     piped = json.loads(lm("eval", "a", "--text", "-", "--json", text="the cat sat.\n" * 10).out)
     assert (piped["corpus"], piped["loss"]) == ("stdin", report["loss"])
+    wide = json.loads(lm("eval", "a", "--text", "wide.txt", "--encoding", "utf-16-be", "--json").out)
+    assert (wide["text_sha256"], wide["loss"]) == (report["text_sha256"], report["loss"])
+    # Documents of a table are joined by a newline: the last one has none.
+    table = json.loads(lm("eval", "a", "--text", "rows.csv", "--text-column", "body", "--json").out)
+    assert table["characters"] == 129
     assert (runs / "a" / "report.json").read_bytes() == before
     assert lm("eval", "a", "--text", "mine.txt").out.startswith("a (best, step 12) on mine.txt\n")
 
@@ -135,6 +142,9 @@ def test_figures_in_another_precision_do_not_replace_the_reference(lm: Lm, runs:
         (["a", "--text", "empty.txt"], "empty"),
         (["a", "--text", "binary.txt"], "binary.txt"),
         (["a", "--text", "."], "error: "),
+        (["a", "--text", "rows.jsonl", "--text-column", "body"], "rows.jsonl has no column 'body'. Columns: text"),
+        (["a", "--text-column", "body"], "--text-column is for the text of --text"),
+        (["a", "--text", "empty.txt", "--encoding", "klingon"], "corpus.encoding = 'klingon'"),
         (["a", "--precision", "fp64"], "--precision 'fp64': use fp32, bf16, fp16 or int8"),
         (["a", "--device", "tpu"], "Device 'tpu' is not here"),
     ],
@@ -142,12 +152,20 @@ def test_figures_in_another_precision_do_not_replace_the_reference(lm: Lm, runs:
 def test_bad_input_is_one_sentence(lm: Lm, tmp_path: Path, arguments: list[str], sentence: str) -> None:
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    (tmp_path / "rows.jsonl").write_text('{"text": "the cat"}\n')
     done = lm("eval", *arguments)
     assert (done.code, done.out) == (1, ""), done
     assert len(done.err.splitlines()) == 1 and done.err.startswith("error: ") and sentence in done.err, done.err
 
 
-@pytest.mark.parametrize(("data", "sentence"), [(b"", "stdin is empty"), (b"ab\xff", "not UTF-8 at byte 2")])
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "Standard input is empty"),
+        (b"ab\xff", "Standard input is not UTF-8: byte 2 (line 1)"),
+        (b"ab\n\0", "Standard input looks like a binary file: byte 3 (line 2)"),
+    ],
+)
 def test_bad_text_on_stdin_is_one_sentence(lm: Lm, data: bytes, sentence: str) -> None:
     done = lm("eval", "a", "--text", "-", text=data)
     assert (done.code, done.out) == (1, "") and sentence in done.err

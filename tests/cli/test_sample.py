@@ -62,6 +62,21 @@ def test_a_prompt_from_stdin_loses_its_last_newline_alone(lm: Lm) -> None:
     piped = lm("sample", "a", "-", "--seed", "1", "--max-tokens", "9", text="the\n\n")
     newest = lm("sample", "-", "--seed", "1", "--max-tokens", "9", text="the\n\n")
     assert typed.out == piped.out == newest.out
+    marked = lm("sample", "a", "-", "--seed", "1", "--max-tokens", "9", text="\ufeffthe\n\r\n".encode())
+    wide = lm("sample", "a", "-", "--seed", "1", "--max-tokens", "9", text="the\n\n".encode("utf-16"))
+    assert typed.out == marked.out == wide.out
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"the\n\0", "error: Standard input looks like a binary file: byte 4 (line 2) is zero."),
+        (b"the\xff", "error: Standard input is not UTF-8: byte 3 (line 1) is 0xff."),
+    ],
+)
+def test_a_prompt_that_is_no_text_is_refused_with_its_place(lm: Lm, data: bytes, sentence: str) -> None:
+    done = lm("sample", "a", "-", text=data)
+    assert (done.code, done.out) == (1, "") and done.err.startswith(sentence)
 
 
 def test_a_stop_text_ends_the_sample_and_is_not_printed(lm: Lm) -> None:

@@ -90,9 +90,9 @@ def test_states_of_a_shipped_run_leave_it_as_it_is(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["save", "a", "--text", "missing.txt", "one"], "--text missing.txt: No such file"),
-        (["save", "a", "--text", ".", "one"], "--text .: Is a directory"),
-        (["save", "a", "--text", "latin.txt", "one"], "--text latin.txt is not UTF-8 (byte 2)"),
+        (["save", "a", "--text", "missing.txt", "one"], "There is no file 'missing.txt'"),
+        (["save", "a", "--text", ".", "one"], ". is a folder: give a file"),
+        (["save", "a", "--text", "latin.txt", "one"], "latin.txt is not UTF-8: byte 1 (line 1)"),
         (["save", "a", "--text", "chapter.txt", "../one"], "State '../one': use letters"),
         (["save", "b", "--text", "chapter.txt", "one"], "No run 'b'"),
         (["delete", "a", "one"], "Run 'a' has no state 'one'"),

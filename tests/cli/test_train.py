@@ -19,6 +19,7 @@ import pytest
 
 from cli import main as program
 from lm.checkpoint import RunFolder
+from lm.files import digest
 
 pytestmark = pytest.mark.slow
 
@@ -227,7 +228,7 @@ def test_a_start_from_a_run_refuses_what_does_not_fit_it(
 ) -> None:
     (tmp_path / "run.toml").write_text("[training]\nseed = 3\n")
     done = lm("train", str(text), "--init", "a", "--max-steps", "2", *flags)
-    assert done.code == 1 and done.err.startswith("error: --init a") and sentence in done.err
+    assert done.code == 1 and "error: --init a" in done.err and sentence in done.err
     assert [path.name for path in runs.iterdir()] == ["a"]
 
 
@@ -332,6 +333,11 @@ def refused(done: Any, sentence: str) -> None:
         ),
         (["words.txt", "--device", "tpu"], "Device 'tpu' is not here: use "),
         (["words.txt", "--seed", "-1"], "training.seed = -1"),
+        (
+            ["words.txt", "--set", "corpus.source=x.txt"],
+            "corpus.source is not an option to set: give the text as CORPUS",
+        ),
+        (["words.txt", "--encoding", "klingon"], "corpus.encoding = 'klingon'"),
         (["words.txt", "--split-fractions", "0.5"], "give two or three positive numbers that add up to 1"),
         (["words.txt", "--config", "none.toml"], "--config none.toml: No such file"),
         (["words.txt", "--name", "a/b"], "a run's name is a folder's name"),
@@ -348,8 +354,8 @@ def test_bad_input_is_one_sentence(lm: Lm, tmp_path: Path, text: Path, arguments
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
     (tmp_path / "short.txt").write_text("to be or not to be\n")
     if arguments == ["."]:
-        for path in tmp_path.glob("*.txt"):
-            path.rename(path.with_suffix(".bin"))
+        (tmp_path / "words.txt").unlink()
+        (tmp_path / "short.txt").unlink()
     refused(lm("train", *arguments), sentence)
     assert not list(tmp_path.glob("checkpoints/*"))
 
@@ -432,6 +438,34 @@ def test_how_the_text_is_split_may_stand_in_a_file_of_options(lm: Lm, runs: Path
     assert lm("eval", "f").code == 0
 
 
+def test_the_text_is_said_and_recorded_with_its_encoding_and_line_ends(lm: Lm, runs: Path, text: Path) -> None:
+    content = text.read_text().replace("\n", "\r\n").replace("a", "é")
+    Path("latin.txt").write_bytes(content.encode("cp1252"))
+    done = lm("train", "latin.txt", "--encoding", "latin-1", "--name", "e", "--max-steps", "2", *SMALL)
+    assert f"Text: 1 file, {len(content):,} characters; split by position 0.9,0.05,0.05.\n" in done.err
+    record = json.loads((runs / "e" / "config.json").read_text())
+    assert record["corpus"]["newline"] == "\r\n"
+    assert record["corpus"]["notes"][0] == f"1 file, {len(content):,} characters"
+    assert (record["config"]["corpus"]["encoding"], record["config"]["corpus"]["split_at"]) == ("iso8859-1", "word")
+    # Another text is read as the run's own is, unless something else is said.
+    report = json.loads(lm("eval", "e", "--text", "latin.txt", "--json").out)
+    assert report["characters"] == len(content) and report["unknown_tokens"] == 0
+    assert "latin.txt is not UTF-8: byte" in lm("eval", "e", "--text", "latin.txt", "--encoding", "utf-8").err
+
+
+def test_a_run_recorded_before_texts_were_cut_at_words_has_its_own_text_still(lm: Lm, runs: Path) -> None:
+    path = runs / "a" / "config.json"
+    record = json.loads(path.read_text())
+    for field in ("split_at", "encoding"):
+        del record["config"]["corpus"][field]
+    record.pop("sha256")
+    path.write_text(json.dumps({**record, "sha256": digest(record)}))
+    shutil.rmtree(Path(os.environ["INKLING_CACHE"]) / "tokens")
+    assert lm("eval", "a").code == 0
+    assert lm("train", "--resume", "a", "--max-steps", "13").code == 0
+    assert json.loads(path.read_text())["config"]["corpus"]["split_at"] == "character"
+
+
 def test_tokenizer_options_of_the_preset_that_suits_the_text_are_taken(lm: Lm, runs: Path) -> None:
     letters = "".join(chr(0x4E00 + number) for number in range(1500))
     Path("zh.txt").write_text("".join(f"{letters[n * 7 % 1400 : n * 7 % 1400 + 30]}\n" for n in range(400)), "utf-8")
@@ -451,7 +485,7 @@ def test_commands_to_type_next_name_the_folder_of_the_runs(lm: Lm, text: Path) -
 def test_counts_are_trained_without_steps_and_need_no_length(lm: Lm, text: Path) -> None:
     done = lm("train", str(text), "--preset", "ngram-char", "--name", "counts")
     assert done.code == 0
-    assert "counts of words, made in one pass over 4,500 tokens" in done.err
+    assert "counts of words, made in one pass over 4,501 tokens" in done.err
     assert "steps" not in done.err and "No length" not in done.err
     assert done.out.startswith("counts (best, step 1) on words, split valid \N{EN DASH} n-gram counts, no network\n")
     again = lm("train", "--resume", "counts")

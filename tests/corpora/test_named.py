@@ -165,7 +165,11 @@ def test_the_form_in_which_a_file_is_known_is_noted(tmp_path, monkeypatch):
     know(monkeypatch, known=sha1)
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "input.txt").write_bytes(TEXT)
-    assert opened("one", data_dir=tmp_path).notes == ("published order", "split by position 0.9,0.1")
+    assert opened("one", data_dir=tmp_path).notes == (
+        "published order",
+        "1 file, 100 characters",
+        "split by position 0.9,0.1",
+    )
 
 
 # -- downloading ----------------------------------------------------------------------------------------

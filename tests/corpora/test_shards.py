@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lm.config import CorpusConfig, Section
-from lm.corpora import Corpus, open_corpus, prepare
+from lm.corpora import Corpus, open_corpus, prepare, shards
 from lm.corpora.batches import make_batches
 from lm.corpora.shards import JoinedIds, adopt_tokenizer, learn_tokenizer, prepare_shard
 from lm.corpora.tokens import TokenSplit
@@ -59,6 +59,31 @@ def test_rows_of_one_table_are_dealt_out(tmp_path: Path) -> None:
     corpus = shards_of(table, tmp_path / "out", 3, valid_every=2)
     found = "".join("".join(split.chunks()) for split in corpus.splits.values())
     assert sorted(filter(None, found.splitlines())) == sorted(lines(16_000).splitlines())
+
+
+@pytest.mark.parametrize(("kind", "text"), [("word", "one\ntwo three 日本 é\n" * 40), ("byte", "日本é\n" * 40)])
+def test_the_text_of_shards_is_whole_wherever_its_tokens_are_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, text: str
+) -> None:
+    monkeypatch.setattr(shards, "PIECE", 100)
+    (tmp_path / "a.txt").write_text(text, "utf-8")
+    config, out = CorpusConfig(source=str(tmp_path / "a.txt")), tmp_path / "out"
+    learn_tokenizer(config, out, Section(type=kind), characters=10_000)
+    prepare_shard(config, out, 0, 1, valid_every=2)
+    for size in (1, 7):
+        monkeypatch.setattr(shards, "DECODED", size)
+        assert "".join(
+            "".join(split.chunks()) for split in open_corpus(CorpusConfig(source=str(out))).splits.values()
+        ) == (text)
+
+
+def test_what_a_shard_cannot_read_is_left_out_as_in_training(texts: Path, tmp_path: Path) -> None:
+    before = "".join("".join(split.chunks()) for split in shards_of(texts, tmp_path / "one", 2).splits.values())
+    (texts / "picture.png").write_bytes(b"\x89PNG\0")
+    (texts / ".hidden").mkdir()
+    (texts / ".hidden" / "a.txt").write_text("hidden")
+    after = "".join("".join(split.chunks()) for split in shards_of(texts, tmp_path / "two", 2).splits.values())
+    assert before == after
 
 
 @pytest.mark.parametrize("kind", ["streams", "random", "shuffled"])

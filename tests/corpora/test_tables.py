@@ -77,14 +77,65 @@ def test_a_missing_column_is_answered_with_those_there_are(tmp_path, name):
 
 
 def test_a_column_of_numbers_is_no_text(tmp_path):
-    with pytest.raises(CorpusError, match="column 'number' holds int64, not text"):
+    sentence = "column 'number' holds int values, not text, in 4 of 4 rows (line 1, line 2, line 3, line 4)"
+    with pytest.raises(CorpusError, match=re.escape(sentence)):
         opened(write(tmp_path / "a.jsonl", DOCUMENTS), text_column="number")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_row_that_is_no_text_is_left_out_by_its_line_and_all_others_stay_as_they_are(tmp_path, name, caplog):
+    documents = [f'He said "hi" {number}\nand left' for number in range(3000)]
+    rows: list[Any] = [{"text": document} for document in documents]
+    rows[1233] = {"text": 5}
+    between = "\n" if name == "a.jsonl" else ",\n"
+    content = between.join(map(json.dumps, rows))
+    (tmp_path / name).write_text(content if name == "a.jsonl" else f"[{content}]")
+    assert joined(opened(tmp_path / name)) == "\n".join([*documents[:1233], *documents[1234:]])
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / name}: 1 row whose 'text' is no text was left out (line 1,234)."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '{"text": "one"}\n{"text": "two"}\n'),  # one object a line
+        ("a.json", '{\n "text": "one"\n}\n{\n "text": "two"\n}'),
+        ("a.json", '{"text": ["one", "two"], "n": [1]}'),  # columns
+        ("a.json", '["one", "two"]'),
+        ("a.jsonl", '[{"text": "one"},\n {"text": "two"}]\n'),
+        ("a.csv", 'n,text\n1,"one"\n\n2,two\n'),
+        ("a.csv", "n;text\n1;one\n2;two\n"),
+        ("a.csv", "n\ttext\n1\tone\n2\ttwo\n"),
+        ("a.csv", "text,n\rone,1\rtwo,2\r"),
+    ],
+)
+def test_tables_in_other_shapes_are_read_too(tmp_path, name, content):
+    (tmp_path / name).write_text(content, newline="")
+    assert joined(opened(tmp_path / name)) == "one\ntwo"
+
+
+def test_cells_of_csv_are_kept_as_they_are_written_however_long(tmp_path):
+    long = "x" * 200_000
+    (tmp_path / "a.csv").write_text(f'text\n"a ""quoted"", \r\n text\r and more"\n" b "\n{long}\n', newline="")
+    assert joined(opened(tmp_path / "a.csv")) == f'a "quoted", \r\n text\r and more\n b \n{long}'
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.jsonl", b'{"text": "a"}\n{"text": b}\n', "a.jsonl, line 2, is not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": b}\n', "a.jsonl, line 2, is not JSON: Expecting value at column 10."),
+        ("a.jsonl", b'{"text": "a"}\n\n\n{"text": }\n', "a.jsonl, line 4, is not JSON"),
+        ("a.json", b'[{"text": "a"},\n{"text": b}]\n', "a.json, line 2, is not JSON: Expecting value at column 10."),
+        ("a.json", b'[{"text": "a"}\n{"text": "b"}]\n', "a.json, line 2, is not JSON: Expecting ',' delimiter"),
+        ("a.json", b'[{"text": "a"},\n{"text": "b"}\n', "a.json, line 3, is not JSON"),
+        ("a.json", b'[{"text": "aaa"},\n{"text": "\\ud800"}]', "a.json, line 2: the text holds U+D800, half of a"),
+        ("a.jsonl", b'{"text": "aaa"}\n{"text": "\\udc00"}', "a.jsonl, line 2: the text holds U+DC00, half of a"),
+        ("a.jsonl", b'{"text": "aaa"}\n{"text": "\\u0000"}', "a.jsonl, line 2: the text holds a zero character"),
+        ("a.jsonl", b'{"text": "aaa"}\n{"text": "\0"}', "a.jsonl looks like a binary file: byte 26 (line 2) is zero"),
+        ("a.csv", b'text,n\na,1\n"b\nc,3\n', "a.csv: the row that begins in line 3 opens a quotation mark"),
+        ("a.csv", b"text,n\na,1\nb, c,2\n", "a.csv, line 3, has 3 cells, and the header 2"),
+        ("a.csv", b"id;body\n1;a\n", "has no column 'text'. Columns, separated by ';': id, body; choose one with"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "a.jsonl is not UTF-8: byte 24 (line 2) is 0xff"),
         ("a.csv", b"text\na\n\xff\n", "a.csv is not UTF-8: byte 7 (line 3) is 0xff"),
         ("a.parquet", b"not parquet at all", "a.parquet cannot be read as a table"),
@@ -152,7 +203,7 @@ def test_a_hub_data_set_with_one_split_is_cut_by_position(monkeypatch):
     hub(monkeypatch, {("stories",): datasets.DatasetDict({"train": rows("ab", "cd")})})
     corpus = opened("hf:stories", split_fractions=(0.6, 0.4))
     assert {name: "".join(split.chunks()) for name, split in corpus.splits.items()} == {"train": "ab\n", "valid": "cd"}
-    assert corpus.notes == ("split by position 0.6,0.4",)
+    assert corpus.notes == ("5 characters", "split by position 0.6,0.4")
 
 
 def test_two_parts_are_owner_and_name_or_else_name_and_configuration(monkeypatch):

@@ -18,6 +18,7 @@ from lm.config import CorpusConfig, Section
 from lm.corpora import Corpus, Split, encode_text, load_prepared, open_corpus, prepare
 from lm.corpora import text as text_module
 from lm.corpora import tokens as tokens_module
+from lm.corpora.cache import workplace
 from lm.errors import CorpusError, UnknownSymbolError
 from lm.registry import TOKENIZERS
 from lm.tokenizers.base import Tokenizer
@@ -47,7 +48,8 @@ def counted(text: str, pieces: int) -> dict[str, int]:
         measure.update(text[start:end].encode())
     counts = measure.counts()
     assert measure.sha256 == hashlib.sha256(text.encode()).hexdigest()
-    return {name: getattr(counts, name) for name in ("characters", "bytes", "words", "lines", "lm_eval_words")}
+    names = ("characters", "bytes", "words", "lines", "lm_eval_words", "crlf_lines")
+    return {name: getattr(counts, name) for name in names}
 
 
 # -- counting -----------------------------------------------------------------------------------------
@@ -64,6 +66,7 @@ def counted(text: str, pieces: int) -> dict[str, int]:
         "a ",
         " a b ",
         "a b\nc\r\nd\n",
+        "\r\n\r\r\n\n\r",
         "naïve “quotes”\u3000日本語\u00a0x\u2003\u2028y\u0085",
         WIDE_SPACES,
         "x".join(WIDE_SPACES),
@@ -77,6 +80,7 @@ def test_counts_are_those_of_python_itself_wherever_the_pieces_are_cut(text):
         "words": len(text.split()),
         "lines": text.count("\n"),
         "lm_eval_words": len(re.split(r"\s+", text)),
+        "crlf_lines": text.count("\r\n"),
     }
     for pieces in range(6):
         assert counted(text, pieces) == expected
@@ -110,6 +114,43 @@ def test_ids_are_the_start_token_and_then_every_token_in_the_smallest_type():
     hashes = "".join(f"{name} {hashlib.sha256(text).hexdigest()}\n" for name, text in
                      (("train", b"abba\n"), ("valid", b"ab"), ("test", b"b")))  # fmt: skip
     assert prepared.sha256 == hashlib.sha256(hashes.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("train", "newline"), [("a\r\nb\r\nc\n", "\r\n"), ("a\r\nb\n", "\n"), ("a\rb\n", "\n"), ("ab", "\n")]
+)
+def test_a_prepared_corpus_knows_what_most_of_its_lines_end_with(train, newline):
+    assert prepare(corpus_of(train=train, valid="a\r\n"), CHAR).newline == newline
+
+
+def test_tokens_that_an_older_version_kept_are_read_without_the_count_of_line_ends(cache):
+    key = prepare(corpus_of(train="abba\r\n", valid="ab"), CHAR).key
+    path = cache / "tokens" / key / "meta.json"
+    meta = json.loads(path.read_text())
+    for split in meta["splits"].values():
+        assert split["counts"].pop("crlf_lines") in (0, 1)
+    path.write_text(json.dumps(meta))
+    prepared = load_prepared(key)
+    assert prepared is not None and prepared.newline == "\n"
+
+
+def test_splits_of_equal_text_are_noted_and_said(caplog):
+    prepared = prepare(corpus_of(train="abba\n", valid="abba\n", test="ab"), CHAR)
+    assert prepared.notes == ("a fact", "valid is the same text as train")
+    assert [record.message for record in caplog.records] == [
+        "small: valid is the same text as train, so its loss says nothing about other text."
+    ]
+
+
+def test_words_between_wide_spaces_are_whole_in_a_text_of_several_chunks(tmp_path):
+    words = [f"word{number % 500:03}" for number in range(180_000)]
+    (tmp_path / "a.txt").write_text("\u3000".join(words), "utf-8")
+    corpus = open_corpus(CorpusConfig(source=str(tmp_path / "a.txt")))
+    assert sum(1 for _ in corpus.splits["train"].chunks()) > 2
+    prepared = prepare(corpus, Section(type="word"))
+    assert prepared.tokenizer.vocab_size == 502
+    assert [split.counts.tokens for split in prepared.splits.values()] == [162_000, 9_000, 9_000]
+    assert sum(split.counts.unknown_tokens for split in prepared.splits.values()) == 0
 
 
 def test_wider_vocabularies_take_two_bytes_a_token():
@@ -316,6 +357,14 @@ def test_a_kill_leaves_nothing_that_is_taken_for_whole_and_is_swept_up_later(cac
     os.utime(left, (0, 0))
     prepare(corpus, Section(type="byte"))
     assert not left.exists()
+
+
+def test_a_process_at_work_keeps_its_folder_whatever_the_clock_says(cache):
+    with workplace(cache / "tokens") as place:
+        os.utime(place, (0, 0))
+        with workplace(cache / "tokens"):
+            assert place.exists()
+    assert list((cache / "tokens").iterdir()) == []
 
 
 def test_an_interruption_while_encoding_leaves_the_cache_empty(cache, monkeypatch):

@@ -75,7 +75,8 @@ def test_a_plan_by_time_reads_a_short_text_only_so_often(tmp_path: Path) -> None
         small = {"model.table_orders": [], "model.hidden_size": 8}
         overrides = {f"training.{name}": value for name, value in training.items()} | small
         choice = choose_config(
-            open_corpus(CorpusConfig(source=source)), lambda preset: compose(source, preset=preset, overrides=overrides)
+            open_corpus(CorpusConfig(source=source, split_at="character")),
+            lambda preset: compose(source, preset=preset, overrides=overrides),
         )
         length = choice.config.training
         return choice.config.preset, length.minutes, length.epochs, choice.tokens

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from lm.card import FIGURES, figure
+from lm.corpora import open_text
 from lm.corpora.text import decode_file
 from lm.evaluation.report import Report
 from lm.run import Run
@@ -30,6 +31,7 @@ from serve.page.marks import (
 )
 from serve.page.site import QUIET, Page, refusal, safe, told
 from serve.page.surprise import TOP, Difference, Study, compare, smoothed, study, surprising_words
+from serve.training import text_suffix
 
 MOST_WORDS = 10
 MOST_NAMED = 8
@@ -75,7 +77,7 @@ def build(page: Page) -> None:
             second = model_picker(page, label="Second model", visible=False)
             # Another than the first, where there is one.
             second.value = next((name for name in page.models.offers if name != first.value), first.value)
-            dropped = gr.File(label="Or drop a text file (UTF-8)", height=150, elem_id="measure-file")
+            dropped = gr.File(label="Or drop a text file", height=150, elem_id="measure-file")
             go = gr.Button("Measure", variant="primary", elem_id="measure")
     note = gr.HTML(_NOTHING, elem_id="measure-note", css_template=_REPORT_CSS, apply_default_css=False)
     with gr.Column(visible=False) as results:
@@ -182,7 +184,9 @@ def _text_of(path: str, most_bytes: int) -> str:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise refusal(f"{shown} is longer than the {most_bytes:,} bytes that this server takes.")
-    return decode_file(data, shown)
+    if text_suffix(shown) == ".txt":
+        return decode_file(data, shown)
+    return "".join(open_text(path, where=shown).chunks())
 
 
 def _too_long(what: str, name: str) -> str:

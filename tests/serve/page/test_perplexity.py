@@ -19,6 +19,7 @@ from lm.tokenizers.byte import ByteOptions, ByteTokenizer
 from lm.tokenizers.char import CharOptions, CharTokenizer
 from lm.tokenizers.word import WordOptions, WordTokenizer
 from serve.page.surprise import MOST_POINTS, Difference, smoothed, token_ends, word_bounds
+from serve.page.tabs.perplexity import _text_of
 from tests.serve.conftest import CONTEXT, make_text
 from tests.serve.page.conftest import OpenPage
 
@@ -276,8 +277,11 @@ def test_a_files_bytes_are_read_as_the_library_reads_files(tmp_path: Path) -> No
     for data in (b"", b"\xef\xbb\xbf"):
         with pytest.raises(CorpusError, match="f is empty"):
             decode_file(data, "f")
-    with pytest.raises(CorpusError, match="UTF-16"):
-        decode_file("ab".encode("utf-16"), "f")
+    assert decode_file("ab\r\n".encode("utf-16"), "f") == "ab\r\n"
+    with pytest.raises(CorpusError, match=r"f looks like a binary file: byte 2 \(line 1\) is zero"):
+        decode_file(b"ab\0", "f")
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert _text_of(str(tmp_path / "rows.jsonl"), 100) == "one\ntwo"
 
 
 def test_a_curve_has_few_points_however_long_the_text_is_and_ends_with_it() -> None:
