@@ -11,11 +11,17 @@ import sys
 from typing import Annotated, Any, ClassVar
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from cli import commands
+from cli.options import ANY_OPTION, set_instead
+from lm.config import wanted
 from lm.errors import LMError
 from lm.version import __version__
+
+USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What typer raises for a flag that does not exist, and the like; it has no public name of its own."""
 
 
 class _Commands(TyperGroup):
@@ -29,6 +35,13 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except USAGE_ERROR as error:
+            flag, command = getattr(error, "option_name", None), getattr(error.ctx, "command", None)
+            if flag and any(each.metavar == ANY_OPTION for each in getattr(command, "params", ())):
+                error.message += set_instead(flag, sys.argv)
+            if isinstance(error.__cause__, ValidationError):
+                error.message = "; ".join(f"{each['input']!r}: {wanted(each)}" for each in error.__cause__.errors())
+            raise
         except BrokenPipeError:
             # The reader went away, as `head` does. What Python still holds back has nowhere to go.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
