@@ -27,6 +27,7 @@ from typing import Any
 
 import filelock
 
+from lm.config import DEFAULT_RUNS_DIR
 from lm.errors import (
     CorruptRunError,
     RunError,
@@ -39,6 +40,7 @@ from lm.errors import (
 from lm.files import (
     FORMAT_VERSION,
     Arrays,
+    check_place,
     check_version,
     digest,
     pack_arrays,
@@ -100,6 +102,20 @@ class RunFolder:
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         write_file(self.path / TOKENIZER, tokenizer.to_json())
         self.write_record({"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, **record})
+
+    def check_new(self, *, overwrite: bool = False) -> None:
+        """See that a new run can be made here, before the work whose result it is to hold.
+
+        Raises:
+            RunExistsError: the name is taken.
+            RunError: the folder cannot be made.
+        """
+        if self.taken and not overwrite:
+            raise RunExistsError(
+                f"{self.path} exists already: choose another --name, say --overwrite to replace that run, or go "
+                f"on with it: lm train --resume {self.name}"
+            )
+        check_place(self.path / CONFIG)
 
     @property
     def taken(self) -> bool:
@@ -446,6 +462,19 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
     return own + [shipped[name] for name in sorted(shipped) if name not in names]
 
 
+def check_runs_dir(runs_dir: Path) -> None:
+    """Refuse a folder of runs that was named and is not there: what is in it would be the shipped runs alone.
+
+    Raises:
+        RunNotFoundError: there is no such folder.
+    """
+    if runs_dir != DEFAULT_RUNS_DIR and not runs_dir.is_dir():
+        raise RunNotFoundError(
+            f"There is no folder {runs_dir} with runs: check --runs-dir and INKLING_RUNS, or train one with: lm train "
+            "FILE"
+        )
+
+
 def _mtime(path: Path) -> float:
     return path.stat().st_mtime if path.exists() else 0.0
 
@@ -458,6 +487,7 @@ def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
     """
     runs = list_runs(runs_dir)
     if name is None:
+        check_runs_dir(runs_dir)
         if not runs:
             raise RunNotFoundError(f"There is no run in {runs_dir}: train one with: lm train FILE")
         return runs[0], "best"

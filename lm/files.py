@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,22 @@ def write_file(path: Path, content: bytes | str) -> None:
         raise RunError(
             f"Cannot write {path}: {error.strerror or error}. What was there before is untouched."
         ) from error
+
+
+def check_place(path: Path) -> None:
+    """See that a file could be written at `path`, before the work whose result it is to hold; nothing is left there.
+
+    Raises:
+        RunError: something else is there, or its folder cannot be written to or made.
+    """
+    if path.exists() and not path.is_file():
+        raise RunError(f"Cannot write {path}: it is no file, and would be lost.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"Cannot write {path}: {folder}: {error.strerror or error}.") from None
 
 
 def digest(value: Any) -> str:

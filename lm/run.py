@@ -366,6 +366,8 @@ class Run:
         Raises:
             CorpusError: the split does not exist, or the corpus is not the text that the run was trained on.
         """
+        if text is None:
+            split = self._known_split(split)
         from lm.device import enough_memory
         from lm.evaluation.perplexity import score
         from lm.evaluation.report import make_report
@@ -374,6 +376,7 @@ class Run:
             part = replace(encode_text(name, text, self.tokenizer), name="text")
             corpus = name
         else:
+            assert split is not None
             part = self._split(split, data_dir, reading)
             corpus = str(self.record["corpus"]["name"])
         floor = self.floor(part)
@@ -418,11 +421,16 @@ class Run:
             return None
         return find_floor(prepared, part)
 
-    def _split(self, split: str | None, data_dir: Path | None, reading: Progress | None) -> TokenSplit:
+    def _known_split(self, split: str | None) -> str:
+        """The name of a split that this run's corpus has; None takes test where there is one, else valid."""
         known = self.record["corpus"]["splits"]
         split = split or ("test" if "test" in known else "valid")
         if split not in known:
             raise CorpusError(f"Run {self.name!r} has no {split!r} split: its corpus has {', '.join(known)}.")
+        return split
+
+    def _split(self, split: str, data_dir: Path | None, reading: Progress | None) -> TokenSplit:
+        known = self.record["corpus"]["splits"]
         prepared = load_prepared(self.record["corpus"]["key"])
         if prepared is None or prepared.tokenizer.sha256 != self.tokenizer.sha256:
             corpus = open_corpus(self.config.corpus, data_dir=data_dir, progress=reading)

@@ -53,6 +53,11 @@ def command(
     from lm.run import load
 
     loaded = load(run, runs_dir=runs_dir, device=device)
+    if stride is not None and loaded.model.context_length is None:
+        raise ConfigError(
+            f"--stride {stride}: {loaded.config.model.type} models carry their state over the whole text and have no "
+            "window that slides: leave --stride out."
+        )
     content = None
     if text is not None:
         content = _stdin() if text == "-" else "".join(FileText(Path(text)).chunks())

@@ -41,12 +41,15 @@ def command(
     from cli.output import console, no_color, print_json, say
     from lm.checkpoint import find_run
     from lm.evaluation.curves import curves, draw, sketch
+    from lm.files import check_place
 
     names: list[str | None] = [*dict.fromkeys(runs or [])] or [None]
     folders = [find_run(name, runs_dir)[0] for name in names]
-    drawn = curves(folders, metric, by)
     if output is None and not (terminal or as_json):
         output = DEFAULT_PICTURE
+    if output is not None:
+        check_place(output)
+    drawn = curves(folders, metric, by)
     if output is not None:
         draw(drawn, output, metric=metric, by=by)
         say(f"Wrote {output}.")

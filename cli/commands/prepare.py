@@ -54,6 +54,7 @@ def command(
     """
     from cli.output import print_json, reading, say
     from lm.corpora.shards import TOKENIZER, adopt_tokenizer, learn_tokenizer, prepare_shard
+    from lm.files import check_place
     from lm.run import load
 
     options = {"source": source, **({} if text_column is None else {"text_column": text_column})}
@@ -65,6 +66,7 @@ def command(
         raise ConfigError(f"--tokenizer {tokenizer} is learned already: leave --set out.")
     section = Section(**{"type": "subword", **{path.partition(".")[2]: value for path, value in chosen.items()}})
     section.resolve("tokenizer")
+    check_place(out / TOKENIZER)
     with reading() as progress:
         if tokenizer is not None:
             path = Path(tokenizer)

@@ -11,7 +11,7 @@ import typer
 
 from cli.chosen import Asked, with_options
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir
-from lm.errors import ConfigError
+from lm.files import check_place, write_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,8 +48,8 @@ def command(
     lm profile input.txt --preset gru-char --set model.hidden_size=768
     lm profile RUN --html profile.html
     """
-    if html is not None and not html.absolute().parent.is_dir():
-        raise ConfigError(f"--html {html}: there is no folder {html.absolute().parent}.")
+    if html is not None:
+        check_place(html)
     from cli.chosen import prepared
     from cli.output import console, print_json, reading, say
     from lm.training.profiling import profile_training
@@ -60,7 +60,7 @@ def command(
     if html is not None:
         from lm.training.profile_page import page
 
-        html.write_text(page(found), encoding="utf-8")
+        write_file(html, page(found))
         say(f"The page is {html}")
     if as_json:
         print_json(found.to_json())

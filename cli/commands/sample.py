@@ -26,6 +26,7 @@ from cli.options import (
 )
 from lm.config import validate
 from lm.errors import ConfigError
+from lm.files import check_place
 from lm.generation.options import SamplingOptions
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def command(
         # A shell's closing newline is not part of what was typed.
         prompt += sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
 
+    if out is not None:
+        check_place(out)
     loaded: Any
     if server is not None:
         from cli.remote import Remote

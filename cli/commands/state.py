@@ -41,6 +41,8 @@ def save(
     from lm.run import load
 
     policy = unknown_policy(unknown)
+    loaded = load(run, runs_dir=runs_dir, device=device)
+    loaded.states.check(name)
     try:
         content = sys.stdin.buffer.read() if str(text) == "-" else text.read_bytes()
     except OSError as error:
@@ -49,7 +51,6 @@ def save(
         decoded = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"--text {text} is not UTF-8 (byte {error.start + 1:,}): convert it first.") from None
-    loaded = load(run, runs_dir=runs_dir, device=device)
     state = loaded.read_text(decoded, unknown=policy)
     path = loaded.states.save(name, state, text=text.name)
     say(f"{path}: the state after {state.tokens:,} tokens, {path.stat().st_size:,} bytes.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.chosen import chosen, first_options
-from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, among, field
+from cli.options import ANY_OPTION, DEFAULT_RUNS, DataDir, Json, RunsDir, among, field
 from lm.config import CorpusConfig, RunConfig, TrainingConfig, parse_assignments, preset_names, validate
 from lm.errors import ConfigError
 
@@ -41,9 +41,7 @@ def command(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="SECTION.FIELD=VALUE", help="Any option, e.g. model.hidden_size=768; repeatable."
-        ),
+        typer.Option("--set", metavar=ANY_OPTION, help="Any option, e.g. model.hidden_size=768; repeatable."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file of options, over the preset.", show_default=False)
@@ -95,6 +93,8 @@ def command(
         "training.seed": seed, "training.device": device, "training.precision": precision, "training.amp": amp,
         "training.loss_scale": loss_scale, "training.devices": devices, "training.shard": shard or None,
     }  # fmt: skip
+    if dry_run and verify_resume:
+        raise ConfigError("--dry-run and --verify-resume are two different checks: give one of them.")
     overrides: dict[str, Any] = parse_assignments(set_ or [])
     overrides |= {path: value for path, value in flags.items() if value is not None}
     if resume is not None:
@@ -209,8 +209,10 @@ def _train(
     from cli.output import reading
     from cli.training import TrainingView
     from lm.training import distributed
-    from lm.training.jobs import train
+    from lm.training.jobs import check_new_run, train
 
+    if not distributed.started():
+        check_new_run(name, runs_dir, overwrite=overwrite)
     base = _base(init, preset, file, runs_dir)
     options = first_options(where, preset, file, overrides, base)
     known = options if preset is not None or base is not None else None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lm.errors import ConfigError, CorruptRunError, RunError, RunNotFoundError
-from lm.files import pack_arrays, read_arrays, read_facts, write_file
+from lm.files import check_place, pack_arrays, read_arrays, read_facts, write_file
 from lm.generation.decoder import Snapshot
 from lm.registry import did_you_mean
 
@@ -53,6 +53,14 @@ class States:
     def names(self) -> list[str]:
         """All there are, sorted."""
         return sorted(path.stem for path in self._folder.glob("*.safetensors") if _NAME.fullmatch(path.stem))
+
+    def check(self, name: str) -> None:
+        """See that a state could be saved under a name.
+
+        Raises:
+            ConfigError, RunError: as `save`.
+        """
+        check_place(self._path(name))
 
     def facts(self, name: str) -> dict[str, Any]:
         """What a state's file tells of it, with "bytes" and "usable"; empty facts where it is damaged."""

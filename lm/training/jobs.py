@@ -18,7 +18,8 @@ from lm.checkpoint import CONFIG, EVENTS, MODEL, RunFolder, find_run, list_runs
 from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, Section, TrainingConfig, compose, merge
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
 from lm.device import enough_memory
-from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunExistsError
+from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError
+from lm.files import check_place
 from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
@@ -245,6 +246,9 @@ def _begin(
     """Everything up to the first step that is for one process alone; the run's lock stays in `held`."""
     if config is not None:
         distributed.check(config, world.size)
+    if distributed.job_name() is None:
+        # A job that is started again finds its own run in that place.
+        check_new_run(name, runs_dir, overwrite=overwrite)
     if not isinstance(corpus, Corpus):
         where = (
             CorpusConfig(source=str(corpus))
@@ -426,18 +430,27 @@ def _go_on(
 # -- the parts ------------------------------------------------------------------------------------------
 
 
+def check_new_run(name: str | None, runs_dir: Path, *, overwrite: bool = False) -> None:
+    """See that a run of this name can be made, before its text is read; None: one that is named after its text.
+
+    Raises:
+        ConfigError: it is no name for a run.
+        RunError: it is taken, or the folder cannot be written to.
+    """
+    if name is None:
+        check_place(runs_dir / "name")
+        return
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ConfigError(
+            f"--name {name!r}: a run's name is a folder's name of letters, digits and . _ + -, and begins with a "
+            "letter or digit."
+        )
+    RunFolder(runs_dir / name).check_new(overwrite=overwrite)
+
+
 def _new_folder(name: str | None, corpus: Corpus, config: RunConfig, runs_dir: Path, overwrite: bool) -> RunFolder:
     if name is not None:
-        if not re.fullmatch(r"\w[\w.+-]*", name):
-            raise ConfigError(
-                f"--name {name!r}: a run's name is a folder's name of letters, digits and . _ + -, and begins with a "
-                "letter or digit."
-            )
-        if RunFolder(runs_dir / name).taken and not overwrite:
-            raise RunExistsError(
-                f"{runs_dir / name} exists already: choose another --name, say --overwrite to replace that run, or go "
-                f"on with it: lm train --resume {name}"
-            )
+        check_new_run(name, runs_dir, overwrite=overwrite)
         return RunFolder(runs_dir / name)
     base = re.sub(r"[^\w.+]+", "-", f"{corpus.name}-{config.preset or config.model.type}").lstrip("-.+")
     taken = {run.name for run in list_runs(runs_dir)}
