@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo
 
-from lm.config import DEFAULT_RUNS_DIR, TrainingConfig
+from lm.config import DEFAULT_RUNS_DIR, TrainingConfig, expanded
 from lm.errors import ConfigError
 from lm.generation.options import SamplingOptions
 from lm.registry import ALL
@@ -33,10 +33,17 @@ def field(owner: type[BaseModel], name: str, *flags: str) -> Any:
     return option
 
 
-RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="INKLING_RUNS", help="Where the runs lie.")]
+def path_option(*flags: str, **declared: Any) -> Any:
+    """A typer option for a path, in which ~ is the user's folder."""
+    return typer.Option(*flags, **{"parser": expanded, "metavar": "PATH", "show_default": False, **declared})
+
+
+RunsDir = Annotated[
+    Path, path_option("--runs-dir", envvar="INKLING_RUNS", help="Where the runs lie.", show_default=True)
+]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", help="Where named corpora lie; default: INKLING_DATA, else they are downloaded."),
+    path_option("--data-dir", help="Where named corpora lie; default: INKLING_DATA, else they are downloaded."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")]
 RunName = Annotated[
@@ -67,6 +74,11 @@ StateName = Annotated[
     str | None, typer.Option("--state", help="Go on from a named state: lm state list RUN.", show_default=False)
 ]
 DEFAULT_RUNS = DEFAULT_RUNS_DIR
+
+
+def named(run: str, runs_dir: Path) -> str:
+    """How a printed command names a run in `runs_dir`, quoted for a shell."""
+    return shlex.quote(run) + among(runs_dir)
 
 
 def among(runs_dir: Path) -> str:
@@ -185,6 +197,8 @@ def _sampling_flag(name: str, declared: FieldInfo) -> inspect.Parameter:
 def parameter(name: str, declared: FieldInfo, option: Any) -> inspect.Parameter:
     """A command's parameter for a field: None, or what was given, in a type that typer knows and the field reads."""
     plain, several = _plain(declared.annotation)
+    if plain is Path:
+        option.parser = expanded
     kind: Any = list[plain] if several else plain  # type: ignore[valid-type]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from cli.options import among
+from cli.options import named
 from cli.output import Reading, console
 from lm.card import numbers
 from lm.training.callbacks import Callback, End, Row, Start, Tick
@@ -33,7 +33,7 @@ class TrainingView(Callback):
 
     def __init__(self, runs_dir: Path, reading: Reading | None = None) -> None:
         self._reading = reading
-        self._among = among(runs_dir)
+        self._runs_dir = runs_dir
         self._screen = console(stderr=True)
         self._live: Live | None = None
         self._row: Row = {}
@@ -121,7 +121,7 @@ class TrainingView(Callback):
         }[end.reason]
         self._screen.print(f"{why} after {duration(end.seconds)}.")
         if end.reason in ("interrupted", "stop_after"):
-            then = f"Go on with: lm train --resume {self._start.run}{self._among}"
+            then = f"Go on with: lm train --resume {named(self._start.run, self._runs_dir)}"
             self._screen.print(then, markup=False, soft_wrap=True)
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from typing import Any
 
 import filelock
 
-from lm.config import DEFAULT_RUNS_DIR
+from lm.config import DEFAULT_RUNS_DIR, expanded
 from lm.errors import (
     CorruptRunError,
     RunError,
@@ -82,6 +83,11 @@ class RunFolder:
         """The name of the folder."""
         return self.path.name
 
+    @property
+    def argument(self) -> str:
+        """How a printed command names the run, quoted for a shell: its name where that is enough, else its path."""
+        return shlex.quote(self.name if self.path.parent == DEFAULT_RUNS_DIR or self.shipped else str(self.path))
+
     # -- making ---------------------------------------------------------------------------------
 
     def create(self, record: dict[str, Any], tokenizer: Tokenizer, *, overwrite: bool = False) -> None:
@@ -113,7 +119,7 @@ class RunFolder:
         if self.taken and not overwrite:
             raise RunExistsError(
                 f"{self.path} exists already: choose another --name, say --overwrite to replace that run, or go "
-                f"on with it: lm train --resume {self.name}"
+                f"on with it: lm train --resume {self.argument}"
             )
         check_place(self.path / CONFIG)
 
@@ -236,7 +242,7 @@ class RunFolder:
         if record.pop("sha256", None) != digest(record):
             raise CorruptRunError(
                 f"{self.path / CONFIG} fails its hash, so it was edited or damaged: restore it. To train with other "
-                f"options, start from this run with --init {self.name}."
+                f"options, start from this run with --init {self.argument}."
             )
         return record
 
@@ -494,14 +500,14 @@ def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
     # The whole name first: a path may hold an @ of its own.
     before, _, after = name.rpartition("@")
     for base, state in ((name, "best"), (before, after or "best")):
-        for candidate in (runs_dir / base, Path(base)) if base else ():
+        for candidate in (runs_dir / base, expanded(base)) if base else ():
             if (candidate / CONFIG).is_file():
                 return RunFolder(candidate.resolve() if candidate.name in ("", "..") else candidate), state
         for run in runs:
             if run.name == base:
                 return run, state
     base = before or name
-    if Path(base).is_dir():
+    if expanded(base).is_dir():
         raise RunNotFoundError(f"{base} is a folder without {CONFIG}, so it is not a run. See them with: lm list")
     names = [run.name for run in runs]
     known = f" Runs: {', '.join(names[:8])}." if names else " There are none yet: train one with: lm train FILE"

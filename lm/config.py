@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -27,6 +28,20 @@ M = TypeVar("M", bound=BaseModel)
 
 DEFAULT_RUNS_DIR = Path("checkpoints")
 """Where runs are made and looked for."""
+
+
+def expanded(path: Path | str) -> Path:
+    """A path with ~ as the user's folder: a shell replaces it only at the beginning of a word, not in --flag=~/x."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        # There is no such user: then it is the folder's name.
+        return Path(path)
+
+
+def runs_folder(given: Path | str | None = None) -> Path:
+    """Where the runs lie: what was given, else INKLING_RUNS where it is set, else `DEFAULT_RUNS_DIR`."""
+    return expanded(given if given is not None else os.environ.get("INKLING_RUNS") or DEFAULT_RUNS_DIR)
 
 
 class Options(BaseModel):
@@ -74,6 +89,15 @@ class CorpusConfig(Options):
         description="How text without splits of its own is cut by position: train,valid or train,valid,test. "
         "Default: 0.9,0.05,0.05, or the customary split of a named corpus.",
     )
+
+    @field_validator("source")
+    @classmethod
+    def _can_be_written_down(cls, value: str) -> str:
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("this name is not UTF-8, so no run can record it: rename the file") from None
+        return value
 
     @field_validator("split_fractions", mode="before")
     @classmethod

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run
-from lm.config import DEFAULT_RUNS_DIR, RunConfig, validate
+from lm.config import RunConfig, runs_folder, validate
 from lm.corpora import Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
 from lm.corpora.cache import cache_folder
 from lm.errors import CorpusError, CorruptRunError, RunNotFoundError
@@ -84,7 +84,7 @@ def _watched(events: Callable[[], Iterator[Event]]) -> Iterator[Event]:
 def load(
     run: str | None = None,
     *,
-    runs_dir: Path | str = DEFAULT_RUNS_DIR,
+    runs_dir: Path | str | None = None,
     device: str | None = None,
     precision: DecodePrecision = "fp32",
 ) -> Run:
@@ -92,7 +92,7 @@ def load(
 
     Args:
         run: a name under `runs_dir`, a path, or NAME@last, NAME@step-500 for a kept state; None is the newest.
-        runs_dir: where the runs lie; the shipped ones are searched last.
+        runs_dir: where the runs lie, default: INKLING_RUNS, else checkpoints; the shipped ones are searched last.
         device: where the model computes; None picks a GPU when there is one, but decodes natively on the CPU where the
             model has a kernel.
         precision: of the weights in decoding; int8 is faster and a little less exact.
@@ -100,7 +100,7 @@ def load(
     Raises:
         RunNotFoundError: no such run. What is wrong inside it is raised when it is first used.
     """
-    folder, state = find_run(run, Path(runs_dir))
+    folder, state = find_run(run, runs_folder(runs_dir))
     folder.weights_path(state)
     return Run(folder, state, device=device, precision=precision)
 
@@ -275,7 +275,9 @@ class Run:
 
         weights = str(read_facts(self.folder.weights_path(self.state)).get("sha256"))
         place = cache_folder() / STATES / self.name if self.folder.shipped else self.folder.path / STATES
-        return States(place, self.name, weights_sha256=weights, tokenizer_sha256=self.tokenizer.sha256)
+        return States(
+            place, self.name, self.folder.argument, weights_sha256=weights, tokenizer_sha256=self.tokenizer.sha256
+        )
 
     def read_text(self, text: str, *, unknown: UnknownPolicy | None = None) -> NamedState:
         """The state after a text, to be saved or gone on from."""
@@ -457,7 +459,9 @@ class Run:
         except RunNotFoundError:
             return {}
         if not isinstance(saved, dict) or not all(_is_report(report) for report in saved.values()):
-            raise CorruptRunError(f"{path} holds no reports: delete it, lm eval {self.name} writes it again.")
+            raise CorruptRunError(
+                f"{path} holds no reports: delete it, lm eval {self.folder.argument} writes it again."
+            )
         return {key: report for key, report in saved.items() if self._measured(report)}
 
     def _measured(self, report: dict[str, Any]) -> bool:

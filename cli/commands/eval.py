@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir
+from lm.config import expanded
 from lm.errors import ConfigError, CorpusError, RunError
 
 POSITION = 3
@@ -60,7 +60,7 @@ def command(
         )
     content = None
     if text is not None:
-        content = _stdin() if text == "-" else "".join(FileText(Path(text)).chunks())
+        content = _stdin() if text == "-" else "".join(FileText(expanded(text)).chunks())
     with reading() as watch, scoring(f"scoring {loaded.name}") as progress:
         report = loaded.evaluate(
             split, text=content, name="stdin" if text == "-" else str(text), stride=stride,

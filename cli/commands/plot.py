@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.options import DEFAULT_RUNS, Json, RunsDir
+from cli.options import DEFAULT_RUNS, Json, RunsDir, path_option
 
 POSITION = 11
 DEFAULT_PICTURE = Path("curves.png")
@@ -23,7 +23,7 @@ def command(
     by: Annotated[str, typer.Option(help="What runs to the right: step, tokens or time.")] = "step",
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The picture: a .png, .svg or .pdf.  [default: curves.png]"),
+        path_option("-o", "--output", help="The picture: a .png, .svg or .pdf.  [default: curves.png]"),
     ] = None,
     terminal: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal.")] = False,
     runs_dir: RunsDir = DEFAULT_RUNS,

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.chosen import Asked, with_options
-from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir
-from lm.files import check_place, write_file
+from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, path_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,9 +31,7 @@ def command(
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Also write a page with memory over time and all layers.", show_default=False
-        ),
+        path_option(metavar="FILE", help="Also write a page with memory over time and all layers."),
     ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
@@ -48,6 +45,8 @@ def command(
     lm profile input.txt --preset gru-char --set model.hidden_size=768
     lm profile RUN --html profile.html
     """
+    from lm.files import check_place, write_file
+
     if html is not None:
         check_place(html)
     from cli.chosen import prepared

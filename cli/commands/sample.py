@@ -21,12 +21,12 @@ from cli.options import (
     StateName,
     Unknown,
     decode_precision,
+    path_option,
     unknown_policy,
     with_sampling,
 )
 from lm.config import validate
 from lm.errors import ConfigError
-from lm.files import check_place
 from lm.generation.options import SamplingOptions
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def command(
     echo: Annotated[bool, typer.Option(help="Print the prompt before its continuation.")] = True,
     out: Annotated[
         Path | None,
-        typer.Option(help="Also write the samples, with options and seed, to this file.", show_default=False),
+        path_option(help="Also write the samples, with options and seed, to this file."),
     ] = None,
     server: Annotated[
         str | None,
@@ -90,6 +90,8 @@ def command(
         prompt += sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
 
     if out is not None:
+        from lm.files import check_place
+
         check_place(out)
     loaded: Any
     if server is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.chosen import chosen, first_options
-from cli.options import ANY_OPTION, DEFAULT_RUNS, DataDir, Json, RunsDir, among, field
+from cli.options import ANY_OPTION, DEFAULT_RUNS, DataDir, Json, RunsDir, field, named, path_option
 from lm.config import CorpusConfig, RunConfig, TrainingConfig, parse_assignments, preset_names, validate
 from lm.errors import ConfigError
 
@@ -43,9 +43,7 @@ def command(
         list[str] | None,
         typer.Option("--set", metavar=ANY_OPTION, help="Any option, e.g. model.hidden_size=768; repeatable."),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A TOML file of options, over the preset.", show_default=False)
-    ] = None,
+    config: Annotated[Path | None, path_option(help="A TOML file of options, over the preset.")] = None,
     seed: Annotated[int | None, field(TrainingConfig, "seed")] = None,
     device: Annotated[str | None, field(TrainingConfig, "device")] = None,
     precision: Annotated[str | None, field(TrainingConfig, "precision")] = None,
@@ -324,7 +322,7 @@ def _resume(
     if went_on:
         _closing(run, runs_dir, as_json)
         return
-    longer = f" A longer plan: lm train --resume {run.name} --max-steps N{among(runs_dir)}"
+    longer = f" A longer plan: lm train --resume {named(run.name, runs_dir)} --max-steps N"
     console(stderr=True).print(
         f"{run.name} is finished already.{'' if counts_alone(run.config) else longer}",
         markup=False,
@@ -367,10 +365,10 @@ def _closing(run: Run, runs_dir: Path, as_json: bool) -> None:
         if run.config.tokenizer.type == "char":
             ways.append("take --preset hybrid-char, which begins with such counts")
         screen.print(f"To beat the floor: {', or '.join(ways or ['train on more text'])}.", soft_wrap=True)
-    there = among(runs_dir)
+    there = named(run.name, runs_dir)
     test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
     screen.print(
-        f'Next: lm sample {run.name}{there} --prompt "…"    or: lm eval {run.name}{there}{test}',
+        f'Next: lm sample {there} --prompt "…"    or: lm eval {there}{test}',
         markup=False,
         soft_wrap=True,
     )

@@ -38,16 +38,18 @@ class NamedState:
 class States:
     """The named states of one run."""
 
-    def __init__(self, folder: Path, run: str, **belongs: str) -> None:
+    def __init__(self, folder: Path, run: str, argument: str | None = None, **belongs: str) -> None:
         """See the states in a folder.
 
         Args:
             folder: where the files lie, or will.
             run: the run's name.
+            argument: how a command names the run; None: by its name.
             **belongs: hashes of what a state must have been made with, by name; kept in its file.
         """
         self._folder = folder
         self._run = run
+        self._argument = run if argument is None else argument
         self._belongs = belongs
 
     def names(self) -> list[str]:
@@ -95,7 +97,7 @@ class States:
         if not self._fits(facts):
             raise RunError(
                 f"State {name!r} was made with other weights than those of run {self._run!r}, which were probably "
-                f"trained on since. Make it again with: lm state save {self._run} --text FILE {name}"
+                f"trained on since. Make it again with: lm state save {self._argument} --text FILE {name}"
             )
         try:
             window = tuple(arrays.pop(_WINDOW).tolist())

@@ -163,6 +163,8 @@ class SubwordTokenizer(Tokenizer):
                 minloglevel=2,
             )
         except RuntimeError as error:
+            if "KeyboardInterrupt" in str(error):
+                raise KeyboardInterrupt from None
             short = re.search(r"required_chars\. (\d+) vs (\d+)", str(error))
             if short is None:
                 raise TokenizerError(f"sentencepiece could not learn from this text: {error}") from None

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lm.checkpoint import CONFIG, EVENTS, MODEL, RunFolder, find_run, list_runs
-from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, Section, TrainingConfig, compose, merge
+from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, compose, merge, runs_folder
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
 from lm.device import enough_memory
 from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError
@@ -47,7 +47,7 @@ def train(
     config: RunConfig | None = None,
     *,
     name: str | None = None,
-    runs_dir: Path | str = DEFAULT_RUNS_DIR,
+    runs_dir: Path | str | None = None,
     init: Run | None = None,
     stop_after: int | None = None,
     overwrite: bool = False,
@@ -61,7 +61,7 @@ def train(
         corpus: what `CorpusConfig.source` may be, or an opened corpus.
         config: all options, from `lm.config.compose`; None takes the preset that suits the text.
         name: of the run; None names it after corpus and model.
-        runs_dir: where the run folder is made.
+        runs_dir: where the run folder is made; default: INKLING_RUNS, else checkpoints.
         init: a run whose weights and tokenizer to start from; `config` then has its model options.
         stop_after: stop at this step of the plan; `resume` goes on.
         overwrite: replace a run of that name.
@@ -91,9 +91,8 @@ def train(
             )
 
         def begin() -> _Job:
-            return _begin(
-                held, corpus, config, name, Path(runs_dir), init, stop_after, overwrite, data_dir, progress, world
-            )
+            place = runs_folder(runs_dir)
+            return _begin(held, corpus, config, name, place, init, stop_after, overwrite, data_dir, progress, world)
 
         job = world.tell(begin)
         if job.plan is not None or job.done:
@@ -104,7 +103,7 @@ def train(
 def resume(
     run: str | None,
     *,
-    runs_dir: Path | str = DEFAULT_RUNS_DIR,
+    runs_dir: Path | str | None = None,
     max_steps: int | None = None,
     stop_after: int | None = None,
     device: str | None = None,
@@ -117,7 +116,7 @@ def resume(
 
     Args:
         run: as in `lm.load`.
-        runs_dir: where the runs lie.
+        runs_dir: where the runs lie; default: INKLING_RUNS, else checkpoints.
         max_steps: a new length of the plan, longer than what is done.
         stop_after: stop at this step of the plan.
         device: another device than before.
@@ -139,7 +138,7 @@ def resume(
     ):
 
         def begin() -> _Job:
-            folder, state_name = find_run(run, Path(runs_dir))
+            folder, state_name = find_run(run, runs_folder(runs_dir))
             if state_name not in ("best", "last"):
                 raise ConfigError(
                     f"--resume {run}: a run goes on from its last step; start from {state_name} with --init {run}."
@@ -560,7 +559,7 @@ def same_corpus(run: Run, data_dir: Path | None, progress: Progress | None) -> P
     if prepared.sha256 != run.record["corpus"]["sha256"]:
         raise CorpusError(
             f"{run.config.corpus.source} is not the text that run {run.name!r} was trained on: give that text back, or "
-            f"train on the new one with --init {run.name}."
+            f"train on the new one with --init {run.folder.argument}."
         )
     return prepared
 
