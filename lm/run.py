@@ -2,6 +2,8 @@
 
 run = lm.load("tiny-shakespeare-gru-char")
 print(run.sample("ROMEO:", temperature=0.8, seed=7))
+for text in run.samples("ROMEO:", n=3): print(text)
+for token in run.score("To be, or not to be"): print(token.text, token.nats)
 print(run.evaluate(text="To be, or not to be").bits_per_byte)
 """
 
@@ -14,13 +16,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run
 from lm.config import RunConfig, runs_folder, validate
 from lm.corpora import Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
 from lm.corpora.cache import cache_folder
-from lm.errors import CorpusError, CorruptRunError, RunNotFoundError
+from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunNotFoundError
 from lm.files import read_facts, read_json, write_file
 from lm.generation.decoders import STATE_BYTES, open_decoder
 from lm.generation.options import SamplingOptions
@@ -105,6 +110,24 @@ def load(
     return Run(folder, state, device=device, precision=precision)
 
 
+class TokenScore(NamedTuple):
+    """A token of a text under a model."""
+
+    text: str
+    """What it stands for; "" where a later token ends the character. All of a text's, joined, are the text."""
+    id: int
+    nats: float
+    """Minus the natural logarithm of its probability."""
+
+
+def _refuse_logprobs(method: str, options: SamplingOptions) -> None:
+    if options.logprobs is not None:
+        raise ConfigError(
+            f"{method} gives texts without logprobs: run.events(run.request(prompt, options)) gives the scores of "
+            "drawn tokens, and run.score(text) those of a text."
+        )
+
+
 class Run:
     """One run on disk; tokenizer and weights are read, and checked, when first needed."""
 
@@ -120,6 +143,18 @@ class Run:
         self.state = state
         self._device = device
         self._precision = precision
+
+    def __repr__(self) -> str:
+        try:
+            made = self.record
+            score = self.reports().get("valid" if self.state == "best" else f"valid@{self.state}")
+        except RunError as error:
+            return f"<Run {self.name!r}: {error}>"
+        bits = f", {score['bits_per_byte']:.4f} bits per byte on valid" if score else ""
+        return (
+            f"<Run {self.name!r}, state {self.state!r}: {made['config'].get('preset') or self.config.model.type}, "
+            f"{made['parameters']:,} parameters, trained on {made['corpus']['name']}{bits}>"
+        )
 
     @property
     def name(self) -> str:
@@ -251,9 +286,33 @@ class Run:
             **options: the fields of `SamplingOptions`: temperature, top_k, top_p, max_tokens, stop, seed, …
 
         Raises:
-            ConfigError: an option is unknown or out of bounds.
+            ConfigError: an option is unknown or out of bounds, or asks for what is no text.
         """
-        return "".join(self.stream(prompt, validate(SamplingOptions, options, where="sampling")))
+        checked = validate(SamplingOptions, options, where="sampling")
+        if checked.n > 1:
+            raise ConfigError(
+                f"sample gives one text, and n is {checked.n}: run.samples(prompt, n={checked.n}) gives all."
+            )
+        _refuse_logprobs("sample", checked)
+        return "".join(self.stream(prompt, checked))
+
+    def samples(self, prompt: str = "", n: int = 1, **options: Any) -> list[str]:
+        """The texts of `n` samples that follow `prompt`, drawn together; the first is the one that `sample` gives.
+
+        Args:
+            prompt: any text; empty starts from the start token.
+            n: how many.
+            **options: as for `sample`.
+
+        Raises:
+            ConfigError: as `sample`.
+        """
+        checked = validate(SamplingOptions, {"n": n, **options}, where="sampling")
+        _refuse_logprobs("samples", checked)
+        texts = [""] * checked.n
+        for event in self.events(self.request(prompt, checked)):
+            texts[event.index] += event.text
+        return texts
 
     def stream(self, prompt: str, options: SamplingOptions, *, unknown: UnknownPolicy | None = None) -> Iterator[str]:
         """The pieces of `sample`, as they are made."""
@@ -337,6 +396,54 @@ class Run:
         # A prompt may hold halves of surrogate pairs, which UTF-8 cannot express.
         write_file(path, "".join(parts).encode("utf-8", "replace"))
         return path
+
+    # -- looking at tokens --------------------------------------------------------------------------
+
+    def score(self, text: str) -> list[TokenScore]:
+        """How many nats each token of a text costs the model: the fewer, the better it is predicted.
+
+        The first token is predicted from the start token, each other one from all before it (by a Transformer, from
+        its window). The mean of the nats is the loss of `evaluate(text=text)`.
+
+        Raises:
+            CorpusError: the text has no token.
+        """
+        from lm.device import enough_memory
+        from lm.evaluation.perplexity import score
+
+        ids = encode_text("text", text, self.tokenizer).ids
+        parts: list[npt.NDArray[np.float64]] = []
+        with enough_memory():
+            score(self.model, ids, each=parts.append)
+        stream, tokens = self.tokenizer.stream(), ids[1:].tolist()
+        texts = [stream.feed(token) for token in tokens]
+        texts[-1] += stream.end()
+        return [TokenScore(*found) for found in zip(texts, tokens, np.concatenate(parts).tolist(), strict=True)]
+
+    def logits(self, text: str, *, unknown: UnknownPolicy | None = None) -> npt.NDArray[np.float32]:
+        """The logits (N + 1, V) of what follows the start token, and then each of the N tokens of a text.
+
+        Args:
+            text: any text that fits into the model's context; empty: what begins a text.
+            unknown: what symbols that the model never saw become.
+
+        Raises:
+            ConfigError: the text is longer than the model's context.
+        """
+        import torch
+
+        from lm.device import enough_memory
+
+        ids = [self.tokenizer.start_id, *self.encode_prompt(text, unknown).tolist()]
+        most = self.model.context_length
+        if most is not None and len(ids) > most:
+            raise ConfigError(
+                f"The text and the start token are {len(ids):,} tokens, the model reads {most:,} at most."
+            )
+        with torch.inference_mode(), enough_memory():
+            logits, _ = self.model(torch.tensor([ids], device=self._place(self.model)))
+        found: npt.NDArray[np.float32] = logits[0].float().cpu().numpy()
+        return found
 
     # -- evaluation ---------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import datetime
 import platform
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from lm.run import Run, load
 from lm.tokenizers.base import Tokenizer
 from lm.training import distributed
 from lm.training.callbacks import Callback, End, Start
-from lm.training.choosing import choose_config
+from lm.training.choosing import EVERY, choose_config, first_that_fits
 from lm.training.distributed import Reader, World
 from lm.training.expecting import expected_loss
 from lm.training.fitting import refuse_what_cannot_fit
@@ -46,6 +46,11 @@ def train(
     corpus: str | Path | Corpus,
     config: RunConfig | None = None,
     *,
+    minutes: float | None = None,
+    epochs: float | None = None,
+    max_steps: int | None = None,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
     runs_dir: Path | str | None = None,
     init: Run | None = None,
@@ -59,7 +64,11 @@ def train(
 
     Args:
         corpus: what `CorpusConfig.source` may be, or an opened corpus.
-        config: all options, from `lm.config.compose`; None takes the preset that suits the text.
+        config: all options, from `lm.config.compose`; None takes the preset that suits the text and the length.
+        minutes, epochs, max_steps: length of the plan; default: the config's, else 5 minutes. Of several, the one that
+            ends first.
+        preset: this one, instead of a config.
+        overrides: other options over config or preset, "section.field" → value, as in `lm.config.compose`.
         name: of the run; None names it after corpus and model.
         runs_dir: where the run folder is made; default: INKLING_RUNS, else checkpoints.
         init: a run whose weights and tokenizer to start from; `config` then has its model options.
@@ -79,12 +88,27 @@ def train(
     Raises:
         LMError: anything the caller can mend; nothing was overwritten.
     """
-    if init is not None and config is None:
-        source = corpus.source if isinstance(corpus, Corpus) else str(corpus)
-        config = init_config(init, CorpusConfig(source=source), {})
-    training = None if config is None else config.training
+    length = {"minutes": minutes, "epochs": epochs, "max_steps": max_steps}
+    changes = {f"training.{field}": value for field, value in length.items() if value is not None}
+    changes |= overrides or {}
+    source = corpus.source if isinstance(corpus, Corpus) else str(corpus)
+
+    def make(preset: str) -> RunConfig:
+        return compose(source, preset=preset, overrides=changes)
+
+    if preset is not None and (config is not None or init is not None):
+        raise ConfigError(f"preset={preset!r}: config or init has its preset already: leave preset out.")
+    if config is not None:
+        config = merge(config, changes) if changes else config
+    elif init is not None:
+        config = init_config(init, CorpusConfig(source=source), changes)
+    elif preset is not None:
+        config = make(preset)
+    # What is wrong in the options is found before the text is read.
+    known = config or first_that_fits(EVERY, make)
+    training = known.training
     with distributed.joined(training) as world, contextlib.ExitStack() as held, enough_memory():
-        if training is not None and (training.devices or 1) > 1 and not distributed.started():
+        if (training.devices or 1) > 1 and not distributed.started():
             raise ConfigError(
                 f"training.devices={training.devices}: torchrun starts a script in several processes (torchrun "
                 "--nproc-per-node N script.py), and lm train --devices N does on the command line."
@@ -92,7 +116,10 @@ def train(
 
         def begin() -> _Job:
             place = runs_folder(runs_dir)
-            return _begin(held, corpus, config, name, place, init, stop_after, overwrite, data_dir, progress, world)
+            return _begin(
+                held, corpus, known.corpus, config or make, name, place, init, stop_after, overwrite, data_dir,
+                progress, world,
+            )  # fmt: skip
 
         job = world.tell(begin)
         if job.plan is not None or job.done:
@@ -232,7 +259,8 @@ class _Told:
 def _begin(
     held: contextlib.ExitStack,
     corpus: str | Path | Corpus,
-    config: RunConfig | None,
+    where: CorpusConfig,
+    config: RunConfig | Callable[[str], RunConfig],
     name: str | None,
     runs_dir: Path,
     init: Run | None,
@@ -242,26 +270,26 @@ def _begin(
     progress: Progress | None,
     world: World,
 ) -> _Job:
-    """Everything up to the first step that is for one process alone; the run's lock stays in `held`."""
-    if config is not None:
+    """Everything up to the first step that is for one process alone; the run's lock stays in `held`.
+
+    Args:
+        where: how the text is read, where `corpus` is not opened yet.
+        config: all options, or what makes them over the preset that is to be chosen.
+    """
+    if isinstance(config, RunConfig):
         distributed.check(config, world.size)
     if distributed.job_name() is None:
         # A job that is started again finds its own run in that place.
         check_new_run(name, runs_dir, overwrite=overwrite)
     if not isinstance(corpus, Corpus):
-        where = (
-            CorpusConfig(source=str(corpus))
-            if config is None
-            else config.corpus.model_copy(update={"source": str(corpus)})
-        )
+        where = where.model_copy(update={"source": str(corpus)})
         corpus = open_corpus(where, data_dir=data_dir, progress=progress)
     own = _of_this_job(name, corpus.source, runs_dir)
     if own is not None:
         return _reopen(held, own, None, stop_after, {}, data_dir, progress, world, again=True)
-    if config is None:
-        source = corpus.source
+    if not isinstance(config, RunConfig):
         with distributed.alone():
-            config = choose_config(corpus, lambda preset: compose(source, preset=preset), progress=progress).config
+            config = choose_config(corpus, config, progress=progress).config
         distributed.check(config, world.size)
     config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": corpus.source})})
     choose_format(config.training, world.place(config.training.device))
