@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from cli import commands
 from cli.options import ANY_OPTION, set_instead
+from cli.terminal import shown
 from lm.config import wanted
 from lm.errors import LMError
 from lm.version import __version__
@@ -139,4 +140,5 @@ def _fail(sentence: str) -> NoReturn:
 
 
 def _say(sentence: str, color: str) -> None:
+    sentence = shown(sentence, sys.stderr)
     typer.echo(sentence if os.environ.get("NO_COLOR") else typer.style(sentence, fg=color), err=True)

@@ -177,6 +177,15 @@ class Run:
         return self.folder.read_tokenizer()
 
     @functools.cached_property
+    def newline(self) -> str:
+        r"""What ends the lines of its text: "\n" or "\r\n"."""
+        recorded = self.record["corpus"].get("newline")
+        if recorded is None and self.tokenizer.type == "char":
+            # A run from before this was recorded: its characters are those of its text.
+            return "\r\n" if len(self.tokenizer.encode("\r", unknown="skip")) else "\n"
+        return "\r\n" if recorded == "\r\n" else "\n"
+
+    @functools.cached_property
     def _weights(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return self.folder.read_weights(self.state)
 

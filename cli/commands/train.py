@@ -10,6 +10,7 @@ import typer
 
 from cli.chosen import chosen, first_options
 from cli.options import ANY_OPTION, DEFAULT_RUNS, DataDir, Json, RunsDir, field, named, path_option
+from cli.terminal import shown
 from lm.config import CorpusConfig, RunConfig, TrainingConfig, parse_assignments, preset_names, validate
 from lm.errors import ConfigError
 
@@ -358,7 +359,8 @@ def _closing(run: Run, runs_dir: Path, as_json: bool) -> None:
     if samples:
         text = samples[-1].read_text("utf-8").partition("# sample 1 of 1\n")[2].strip("\n")
         screen.print(" a sample ".center(50, "─"))
-        screen.print(text, markup=False, emoji=False, soft_wrap=True)
+        # Not by rich, which leaves some control characters out.
+        typer.echo(shown(text, sys.stdout), color=True)
         screen.print("─" * 50)
     if report.misses_floor:
         ways = ["train longer"] if report.step == run.record["plan"]["steps"] else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from cli import main as program
+from cli.terminal import Shown
 from lm.corpora.text import FileText
 from lm.version import __version__
 
@@ -137,6 +139,37 @@ def test_no_color_means_none(runs: Path, arguments: list[str]) -> None:
     _, plain = on_a_terminal(*arguments, cwd=runs.parent, NO_COLOR="1")
     assert COLOURS.search(coloured)
     assert "\x1b" not in plain
+
+
+def test_control_characters_of_a_model_are_shown_on_a_terminal_and_raw_in_a_pipe(lm: Lm, tmp_path: Path) -> None:
+    line = "\x1b[31mred\x07 bell\b\x9b end\r\n"
+    (tmp_path / "text.txt").write_bytes(200 * line.encode())
+    done = lm("train", "text.txt", "--preset", "ngram-char", "--name", "a")
+    assert line.replace("\r\n", "\n") in done.out
+    flags = ("a", "--prompt", "\x1b[31m", "--temperature", "0", "--max-tokens", "30")
+    raw = lm("sample", *flags).out
+    assert raw.startswith(line)
+    code, shown = on_a_terminal("sample", *flags, cwd=tmp_path, NO_COLOR="1")
+    # The terminal itself writes a newline as \r\n.
+    assert code == 0 and shown.startswith("\\x1b[31mred\\x07 bell\\x08\\x9b end\r\r\n")
+    assert not re.search(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f]", shown)
+    code, shown = on_a_terminal(
+        "train", "text.txt", "--preset", "ngram-char", "--name", "a", "--overwrite", cwd=tmp_path, NO_COLOR="1"
+    )
+    assert code == 0 and "\\x1b[31mred\\x07 bell" in shown
+    assert "\x07" not in shown and "\x9b" not in shown and "\x1b[31m" not in shown
+
+
+def test_a_carriage_return_is_kept_before_a_newline_alone_wherever_the_pieces_are_cut() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    text = "a\r\nb\rc\t\x85\r"
+    for cut in range(len(text) + 1):
+        shown = Shown(Terminal())
+        assert shown.feed(text[:cut]) + shown.feed(text[cut:]) + shown.end() == "a\r\nb\\x0dc\t\\x85\\x0d"
+    assert Shown(io.StringIO()).feed(text) == text
 
 
 def test_a_terminal_that_knows_ascii_alone_is_no_trouble(runs: Path) -> None:

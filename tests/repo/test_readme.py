@@ -7,8 +7,8 @@ A fenced `sh` or `console` block of README.md says in its info string who runs i
     ```sh ci          .ci/run, which holds each of its lines: make demo, make test
     ```sh norun       nobody: only for lines that begin with git clone, cd or pip install, which need a network
 
-A ```python run block of docs/ is given to Python in the same way. In a `console` block the lines after "$ " are commands and the others their output, which is not compared. Blocks of
-docs/ may bear the same words; those that bear none are not run.
+In a `console` block the lines after "$ " are commands and the others their output, which is not compared. Blocks of
+docs/ may bear the same words; those that bear none are not run. A ```python run block is a program for Python.
 """
 
 import os
