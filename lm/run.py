@@ -80,9 +80,9 @@ def _watched(events: Callable[[], Iterator[Event]]) -> Iterator[Event]:
         yield from events()
     except (MemoryError, RuntimeError):
         # Not before: it loads torch, which a native decoder does without.
-        from lm.device import enough_memory
+        from lm.device import TO_USE, enough_memory
 
-        with enough_memory():
+        with enough_memory(TO_USE):
             raise
 
 
@@ -417,12 +417,12 @@ class Run:
         Raises:
             CorpusError: the text has no token.
         """
-        from lm.device import enough_memory
+        from lm.device import TO_USE, enough_memory
         from lm.evaluation.perplexity import score
 
         ids = encode_text("text", text, self.tokenizer).ids
         parts: list[npt.NDArray[np.float64]] = []
-        with enough_memory():
+        with enough_memory(TO_USE):
             score(self.model, ids, each=parts.append)
         stream, tokens = self.tokenizer.stream(), ids[1:].tolist()
         texts = [stream.feed(token) for token in tokens]
@@ -441,7 +441,7 @@ class Run:
         """
         import torch
 
-        from lm.device import enough_memory
+        from lm.device import TO_USE, enough_memory
 
         ids = [self.tokenizer.start_id, *self.encode_prompt(text, unknown).tolist()]
         most = self.model.context_length
@@ -449,7 +449,7 @@ class Run:
             raise ConfigError(
                 f"The text and the start token are {len(ids):,} tokens, the model reads {most:,} at most."
             )
-        with torch.inference_mode(), enough_memory():
+        with torch.inference_mode(), enough_memory(TO_USE):
             logits, _ = self.model(torch.tensor([ids], device=self._place(self.model)))
         found: npt.NDArray[np.float32] = logits[0].float().cpu().numpy()
         return found
@@ -486,7 +486,7 @@ class Run:
         """
         if text is None:
             split = self._known_split(split)
-        from lm.device import enough_memory
+        from lm.device import TO_USE, enough_memory
         from lm.evaluation.perplexity import score
         from lm.evaluation.report import make_report
 
@@ -498,7 +498,7 @@ class Run:
             part = self._split(split, data_dir, reading)
             corpus = str(self.record["corpus"]["name"])
         floor = self.floor(part)
-        with enough_memory():
+        with enough_memory(TO_USE):
             if precision == "int8":
                 from lm.generation.decoded import Decoded
 

@@ -101,6 +101,10 @@ class LanguageModel(nn.Module, ABC):
     batching: ClassVar[Literal["streams", "random"]] = "streams"
     """How it is trained unless `training.batching` says otherwise."""
 
+    notes: tuple[str, ...] = ()
+    """What to know of what `fit` made of a text."""
+    counted_tokens: int = 0
+    """Tokens of the text that `fit` used."""
     loss_dtype: torch.dtype = torch.float32
     """That training computes softmax and loss in."""
 

@@ -411,7 +411,9 @@ def _reopen(
         if again:
             return _Job(folder.path, config, done=True)
         raise ConfigError(f"--stop-after {stop_after}: run {folder.name!r} is at step {done} already.")
-    config = merge(config, changes) if changes else config
+    if changes:
+        # The other sections as they were recorded: the weights carry the hash of the model's.
+        config = config.model_copy(update={"training": merge(config, changes).training})
     distributed.check(config, world.size)
     init = load(record["init"], runs_dir=folder.path.parent) if record.get("init") and not begun else None
     return _Job(
@@ -495,10 +497,14 @@ def _factory(
     """
     fitted: dict[str, Any] = {}
 
+    notes: tuple[str, ...] = ()
+
     def make() -> Trainer:
+        nonlocal notes
         model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
         if fitted:
             model.load_arrays(fitted)
+            model.notes = notes
             return Trainer(folder, config.training, model, corpus)
         if init is not None:
             arrays, _ = init.folder.read_weights(init.state)
@@ -511,6 +517,7 @@ def _factory(
         if model.trained_by == "both" and not resumes:
             model.fit(np.asarray(corpus.splits["train"].ids))
             fitted.update(model.arrays())
+            notes = model.notes
         return Trainer(folder, config.training, model, corpus)
 
     return make
@@ -551,7 +558,7 @@ def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, 
             "name": corpus.name,
             "sha256": corpus.sha256,
             "key": corpus.key,
-            "notes": list(corpus.notes),
+            "notes": [*corpus.notes, *model.notes],
             "splits": splits,
         },
         "config": config.model_dump(mode="json"),
@@ -618,7 +625,7 @@ def _fit_by_counting(
         corpus.tokenizer,
         overwrite=overwrite,
     )
-    tokens = corpus.splits["train"].counts.tokens
+    tokens = model.counted_tokens
     start = Start(
         run=folder.name,
         model=config.model.type,
