@@ -133,7 +133,6 @@ def prepared(
     """
     from lm.corpora import prepare
     from lm.run import load
-    from lm.training.jobs import same_corpus
 
     if source is None:
         raise ConfigError("Which text, or which run? Write: lm profile FILE (or a named corpus, or a run's name).")
@@ -150,7 +149,7 @@ def prepared(
     config = merge(loaded.config, asked.overrides)
     if config.tokenizer != loaded.config.tokenizer or config.corpus != loaded.config.corpus:
         raise ConfigError(f"Run {source} has its text and its tokenizer: give another text in the run's place.")
-    return config, same_corpus(loaded, data_dir, progress)
+    return config, loaded.own_text(data_dir=data_dir, progress=progress)
 
 
 def _run(source: str, runs_dir: Path) -> str | None:

@@ -241,8 +241,8 @@ class RunFolder:
                 )
         if record.pop("sha256", None) != digest(record):
             raise CorruptRunError(
-                f"{self.path / CONFIG} fails its hash, so it was edited or damaged: restore it. To train with other "
-                f"options, start from this run with --init {self.argument}."
+                f"{self.path / CONFIG} fails its hash, so it was edited or damaged: restore it from a copy. To train "
+                f"with other options, give them to a new run that starts from this one: --init {self.argument}."
             )
         return record
 
@@ -476,9 +476,14 @@ def check_runs_dir(runs_dir: Path) -> None:
     """
     if runs_dir != DEFAULT_RUNS_DIR and not runs_dir.is_dir():
         raise RunNotFoundError(
-            f"There is no folder {runs_dir} with runs: check --runs-dir and INKLING_RUNS, or train one with: lm train "
-            "FILE"
+            f"There is no folder {runs_dir} with runs: check --runs-dir and INKLING_RUNS, or train one with: "
+            f"{_train_one(runs_dir)}"
         )
+
+
+def _train_one(runs_dir: Path) -> str:
+    """The command that makes a run in a folder."""
+    return "lm train FILE" + ("" if runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {shlex.quote(str(runs_dir))}")
 
 
 def _mtime(path: Path) -> float:
@@ -495,7 +500,7 @@ def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
     if name is None:
         check_runs_dir(runs_dir)
         if not runs:
-            raise RunNotFoundError(f"There is no run in {runs_dir}: train one with: lm train FILE")
+            raise RunNotFoundError(f"There is no run in {runs_dir}: train one with: {_train_one(runs_dir)}")
         return runs[0], "best"
     # The whole name first: a path may hold an @ of its own.
     before, _, after = name.rpartition("@")
@@ -510,5 +515,7 @@ def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
     if expanded(base).is_dir():
         raise RunNotFoundError(f"{base} is a folder without {CONFIG}, so it is not a run. See them with: lm list")
     names = [run.name for run in runs]
-    known = f" Runs: {', '.join(names[:8])}." if names else " There are none yet: train one with: lm train FILE"
+    known = (
+        f" Runs: {', '.join(names[:8])}." if names else f" There are none yet: train one with: {_train_one(runs_dir)}"
+    )
     raise RunNotFoundError(f"No run {base!r} in {runs_dir}.{did_you_mean(base, names)}{known}")

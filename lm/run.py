@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run
 from lm.config import RunConfig, runs_folder, validate
-from lm.corpora import Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
+from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
 from lm.corpora.cache import cache_folder
+from lm.corpora.tokens import prepared_key
 from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunNotFoundError
 from lm.files import read_facts, read_json, write_file
 from lm.generation.decoders import STATE_BYTES, open_decoder
@@ -467,6 +468,7 @@ class Run:
         progress: Callable[[int, int], None] | None = None,
         reading: Progress | None = None,
         data_dir: Path | None = None,
+        corpus: Path | str | None = None,
     ) -> Report:
         """The perplexity report of a split of the run's own corpus, or of any text.
 
@@ -480,6 +482,7 @@ class Run:
             progress: called with tokens done and tokens in all.
             reading: called while the corpus is read.
             data_dir: where named corpora lie.
+            corpus: where the run's text lies now, if it has moved; it must be the same text.
 
         Raises:
             CorpusError: the split does not exist, or the corpus is not the text that the run was trained on.
@@ -492,11 +495,11 @@ class Run:
 
         if text is not None:
             part = replace(encode_text(name, text, self.tokenizer), name="text")
-            corpus = name
+            source = name
         else:
             assert split is not None
-            part = self._split(split, data_dir, reading)
-            corpus = str(self.record["corpus"]["name"])
+            part = self.own_text(corpus, split=split, data_dir=data_dir, progress=reading).splits[split]
+            source = str(self.record["corpus"]["name"])
         floor = self.floor(part)
         with enough_memory(TO_USE):
             if precision == "int8":
@@ -515,7 +518,7 @@ class Run:
             kind=self.record.get("kind"),
             state=self.state,
             step=self.step,
-            corpus=corpus,
+            corpus=source,
             split=part.name,
             text_sha256=part.sha256,
             device=device,
@@ -532,8 +535,8 @@ class Run:
         """
         from lm.evaluation.floor import find_floor
 
-        prepared = load_prepared(self.record["corpus"]["key"])
-        if prepared is None or prepared.tokenizer.sha256 != self.tokenizer.sha256:
+        prepared = self._cached_text()
+        if prepared is None:
             return None
         if most_tokens is not None and prepared.splits["train"].counts.tokens > most_tokens:
             return None
@@ -547,19 +550,62 @@ class Run:
             raise CorpusError(f"Run {self.name!r} has no {split!r} split: its corpus has {', '.join(known)}.")
         return split
 
-    def _split(self, split: str, data_dir: Path | None, reading: Progress | None) -> TokenSplit:
-        known = self.record["corpus"]["splits"]
-        prepared = load_prepared(self.record["corpus"]["key"])
-        if prepared is None or prepared.tokenizer.sha256 != self.tokenizer.sha256:
-            corpus = open_corpus(self.config.corpus, data_dir=data_dir, progress=reading)
-            prepared = prepare(corpus, self.tokenizer, progress=reading)
-        part = prepared.splits.get(split)
-        if part is None or part.sha256 != known[split]["sha256"]:
-            raise CorpusError(
-                f"{self.config.corpus.source} is not the text that run {self.name!r} was trained on (its {split} split "
-                "has another hash): give the text back, or evaluate the new one with --text."
+    def _cached_text(self) -> PreparedCorpus | None:
+        """The text that the run was trained on, where the cache has its tokens."""
+        known = self.record["corpus"]
+        hashes = {name: part["sha256"] for name, part in known["splits"].items()}
+        # As training left it, or as it was encoded again from a text that was read later.
+        for key in (known["key"], prepared_key(hashes, self.tokenizer)):
+            found = load_prepared(key)
+            if found is not None and found.tokenizer.sha256 == self.tokenizer.sha256:
+                return found
+        return None
+
+    def own_text(
+        self,
+        source: Path | str | None = None,
+        *,
+        split: str | None = None,
+        data_dir: Path | None = None,
+        progress: Progress | None = None,
+    ) -> PreparedCorpus:
+        """The text that the run was trained on, as tokens: from the cache, or read again.
+
+        Args:
+            source: where the text lies now; None: in the cache, or where it was.
+            split: the one that has to be the same; None: all.
+            data_dir: where named corpora lie.
+            progress: called while the text is read.
+
+        Raises:
+            CorpusError: there is no text, or another one.
+        """
+        known = self.record["corpus"]
+        if source is None and (cached := self._cached_text()) is not None:
+            return cached
+        where, elsewhere = self.config.corpus, ""
+        if source is not None:
+            where = where.model_copy(update={"source": str(source)})
+        else:
+            elsewhere = f" If the text lies elsewhere now: lm eval {self.folder.argument} --corpus PATH"
+        try:
+            prepared = prepare(
+                open_corpus(where, data_dir=data_dir, progress=progress), self.tokenizer, progress=progress
             )
-        return part
+        except CorpusError as error:
+            raise type(error)(f"{error}{elsewhere}") from None
+        hashes = {name: part.sha256 for name, part in prepared.splits.items()}
+        if split is None and prepared.sha256 != known["sha256"]:
+            raise CorpusError(
+                f"{where.source} is not the text that run {self.name!r} was trained on: give that text back, or "
+                f"train on the new one with --init {self.folder.argument}.{elsewhere}"
+            )
+        if split is not None and hashes.get(split) != known["splits"][split]["sha256"]:
+            raise CorpusError(
+                f"{where.source} is not the text that run {self.name!r} was trained on (its {split} split has another "
+                f"hash): give the text back, or evaluate the new one with --text.{elsewhere}"
+            )
+        return prepared
 
     def reports(self) -> dict[str, dict[str, Any]]:
         """The reports saved with the run, by split; another state than the best is SPLIT@STATE.

@@ -366,6 +366,29 @@ def test_whoever_extends_a_run_out_of_patience_gets_as_much_patience_again(text:
     assert (heard.end.reason, heard.end.step) == ("no_progress", 5)
 
 
+def test_a_run_whose_text_has_moved_is_resumed_from_the_new_place_which_is_recorded(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old.txt", tmp_path / "new.txt"
+    old.write_bytes(text.read_bytes())
+    train(old, tmp_path / "runs", stop_after=2)
+    train(text, tmp_path / "runs", name="whole")
+    old.rename(new)
+    monkeypatch.setenv("INKLING_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CorpusError, match=r"There is no file .*lies elsewhere now: lm eval .*/runs/a --corpus PATH$"):
+        lm.resume("a", runs_dir=tmp_path / "runs")
+    other = tmp_path / "other.txt"
+    other.write_text(make_text(5000, seed=6), "utf-8")
+    before = content(tmp_path / "runs")
+    with pytest.raises(CorpusError, match=r"other.txt is not the text that run 'a' was trained on"):
+        lm.resume("a", runs_dir=tmp_path / "runs", corpus=other)
+    assert content(tmp_path / "runs") == before
+    run, went_on = lm.resume("a", runs_dir=tmp_path / "runs", corpus=new)
+    assert went_on and run.config.corpus.source == str(new)
+    assert_same_weights(run.folder, RunFolder(tmp_path / "runs" / "whole"), "best", "last")
+    assert lm.resume("a", runs_dir=tmp_path / "runs", max_steps=7)[1]
+
+
 def test_a_run_whose_text_has_changed_is_not_resumed(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,10 @@ def command(
     text: Annotated[
         str | None, typer.Option(metavar="FILE", help="Score this text instead; - for stdin.", show_default=False)
     ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Where the run's own text lies now, if it has moved.", show_default=False),
+    ] = None,
     stride: Annotated[
         int | None,
         typer.Option(
@@ -47,6 +51,8 @@ def command(
         raise ConfigError(f"--precision {precision!r}: use fp32, bf16, fp16 or int8.")
     if split is not None and text is not None:
         raise ConfigError("--split and --text are two different texts: give one of them.")
+    if corpus is not None and text is not None:
+        raise ConfigError("--corpus says where the run's own text lies, --text gives another one: give one of them.")
     from cli.output import console, print_json, reading, scoring
     from cli.report import print_report
     from lm.corpora.text import FileText
@@ -64,7 +70,7 @@ def command(
     with reading() as watch, scoring(f"scoring {loaded.name}") as progress:
         report = loaded.evaluate(
             split, text=content, name="stdin" if text == "-" else str(text), stride=stride,
-            precision=precision, progress=progress, reading=watch, data_dir=data_dir,  # type: ignore[arg-type]
+            precision=precision, progress=progress, reading=watch, data_dir=data_dir, corpus=corpus,  # type: ignore[arg-type]
         )  # fmt: skip
     if as_json:
         print_json(report.model_dump(mode="json"))

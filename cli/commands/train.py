@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,6 +58,15 @@ def command(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with a run to the end of its plan.", show_default=False)
     ] = None,
+    moved_to: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus",
+            metavar="PATH",
+            help="Where the text of the run of --resume lies now, if it has moved.",
+            show_default=False,
+        ),
+    ] = None,
     init: Annotated[
         str | None,
         typer.Option(
@@ -108,11 +118,16 @@ def command(
         if given:
             raise ConfigError(
                 f"--resume {resume} goes on as the run was planned, so {', '.join(given)} cannot change it; "
-                "--max-steps, --stop-after, --device and --devices can. To train it differently, start from it with "
-                "--init."
+                "--max-steps, --stop-after, --device, --devices and --corpus can. To train it differently, start from "
+                "it with --init."
             )
-        _resume(resume, runs_dir, max_steps, stop_after, device, devices, data_dir, as_json)
+        _resume(resume, runs_dir, max_steps, stop_after, device, devices, moved_to, data_dir, as_json)
         return
+    if moved_to is not None:
+        raise ConfigError(
+            "--corpus says where the text of a run of --resume lies now. For a new run: lm train "
+            + shlex.quote(moved_to)
+        )
     if corpus is None:
         raise ConfigError(
             "Which text? Write: lm train FILE (or a folder, a named corpus, - for stdin; see lm train --help)."
@@ -298,6 +313,7 @@ def _resume(
     stop_after: int | None,
     device: str | None,
     devices: int | None,
+    moved_to: str | None,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -315,7 +331,7 @@ def _resume(
         view = TrainingView(runs_dir, progress)
         run, went_on = resume(
             name, runs_dir=runs_dir, max_steps=max_steps, stop_after=stop_after, device=device, devices=devices,
-            callbacks=[view], data_dir=data_dir, progress=progress,
+            corpus=moved_to, callbacks=[view], data_dir=data_dir, progress=progress,
         )  # fmt: skip
     if distributed.rank() > 0:
         return

@@ -135,6 +135,7 @@ def resume(
     stop_after: int | None = None,
     device: str | None = None,
     devices: int | None = None,
+    corpus: Path | str | None = None,
     callbacks: Sequence[Callback] = (),
     data_dir: Path | None = None,
     progress: Progress | None = None,
@@ -148,6 +149,7 @@ def resume(
         stop_after: stop at this step of the plan.
         device: another device than before.
         devices: another number of processes than before, as they were started.
+        corpus: where the run's text lies now, if it has moved; it must be the same text.
         callbacks: what watches.
         data_dir: where named corpora lie.
         progress: called if the corpus has to be read again.
@@ -176,7 +178,10 @@ def resume(
                 )
             changes = {"training.device": device, "training.devices": devices}
             changes = {path: value for path, value in changes.items() if value is not None}
-            return _reopen(held, folder, max_steps, stop_after, changes, data_dir, progress, world)
+            return _reopen(
+                held, folder, max_steps, stop_after, changes, data_dir, progress, world,
+                corpus=corpus,
+            )  # fmt: skip
 
         return _go_on(world, world.tell(begin), stop_after, callbacks, data_dir)
 
@@ -375,16 +380,25 @@ def _reopen(
     progress: Progress | None,
     world: World,
     *,
+    corpus: Path | str | None = None,
     again: bool = False,
 ) -> _Job:
     """What is left of a run, found and checked by one process alone; the run's lock stays in `held`.
 
     Args:
+        corpus: where its text lies now, if not where it did; recorded once it is known to be the same text.
         again: the launcher started the job again, as it stood: what it asked for may be reached already.
     """
     held.enter_context(folder.lock())
     current = Run(folder)
     record, config = current.record, current.config
+    prepared = None
+    if corpus is not None:
+        prepared = current.own_text(corpus, data_dir=data_dir, progress=progress)
+        config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": prepared.source})})
+        record = {**record, "config": config.model_dump(mode="json")}
+        folder.write_record(record)
+        current = Run(folder)
     if counts_alone(config):
         if not (folder.path / MODEL).exists():
             raise CorruptRunError(f"Run {folder.name!r} was killed while it counted: train it again (--overwrite).")
@@ -419,7 +433,7 @@ def _reopen(
     return _Job(
         folder.path,
         config,
-        _Told.of(same_corpus(current, data_dir, progress)),
+        _Told.of(current.own_text(data_dir=data_dir, progress=progress) if prepared is None else prepared),
         init=f"{init.folder.path}@{init.state}" if init else None,
         plan=plan,
         begun=begun,
@@ -435,7 +449,7 @@ def _go_on(
     run = Run(folder)
     if job.done:
         if not job.reported and world.first:
-            run = _close(folder, same_corpus(run, data_dir, None), str(world.place(job.config.training.device)))
+            run = _close(folder, run.own_text(data_dir=data_dir), str(world.place(job.config.training.device)))
         world.wait()
         return run, not job.reported
     if isinstance(folder, Reader):
@@ -583,20 +597,6 @@ def _close(folder: RunFolder, corpus: PreparedCorpus, device: str) -> Run:
     run.save_report(run.evaluate("valid"))
     run.save_sample("", [run.sample(**CLOSING_SAMPLE.model_dump())], CLOSING_SAMPLE)
     return run
-
-
-def same_corpus(run: Run, data_dir: Path | None, progress: Progress | None) -> PreparedCorpus:
-    """The run's own text, from the cache or read again, checked by its hash."""
-    prepared = load_prepared(run.record["corpus"]["key"])
-    if prepared is None or prepared.tokenizer.sha256 != run.tokenizer.sha256:
-        corpus = open_corpus(run.config.corpus, data_dir=data_dir, progress=progress)
-        prepared = prepare(corpus, run.tokenizer, progress=progress)
-    if prepared.sha256 != run.record["corpus"]["sha256"]:
-        raise CorpusError(
-            f"{run.config.corpus.source} is not the text that run {run.name!r} was trained on: give that text back, or "
-            f"train on the new one with --init {run.folder.argument}."
-        )
-    return prepared
 
 
 def counts_alone(config: RunConfig) -> bool:
