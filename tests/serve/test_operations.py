@@ -89,7 +89,10 @@ def test_without_the_extra_the_sentence_says_what_to_install(runs):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr == "error: lm serve needs fastapi, which is not installed: pip install 'inkling-lm[serve]'\n"
+    assert (
+        done.stderr
+        == "error: lm serve needs fastapi, which is not installed: pip install '.[serve]' in a checkout of Inkling\n"
+    )
 
 
 def test_every_option_is_a_flag(server):
