@@ -78,12 +78,22 @@ def check_place(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise RunError(f"Cannot write {path}: it is no file, and would be lost.")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    check_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """See that files could be written into a folder, which need not be there yet; nothing is left there.
+
+    Raises:
+        RunError: it cannot be written to or made.
+    """
+    folder = folder.absolute()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise RunError(f"Cannot write {path}: {folder}: {error.strerror or error}.") from None
+        raise RunError(f"Cannot write to {folder}: {there}: {error.strerror or error}.") from None
 
 
 def digest(value: Any) -> str:

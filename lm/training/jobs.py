@@ -19,7 +19,7 @@ from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, compose,
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
 from lm.device import enough_memory
 from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError
-from lm.files import check_place
+from lm.files import check_folder
 from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
@@ -481,7 +481,7 @@ def check_new_run(name: str | None, runs_dir: Path, *, overwrite: bool = False) 
         RunError: it is taken, or the folder cannot be written to.
     """
     if name is None:
-        check_place(runs_dir / "name")
+        check_folder(runs_dir)
         return
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise ConfigError(
