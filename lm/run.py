@@ -580,20 +580,18 @@ class Run:
         Raises:
             CorpusError: there is no text, or another one.
         """
-        known = self.record["corpus"]
-        if source is None and (cached := self._cached_text()) is not None:
-            return cached
-        where, elsewhere = self.config.corpus, ""
+        known, where, elsewhere = self.record["corpus"], self.config.corpus, ""
         if source is not None:
             where = where.model_copy(update={"source": str(source)})
         else:
             elsewhere = f" If the text lies elsewhere now: lm eval {self.folder.argument} --corpus PATH"
-        try:
-            prepared = prepare(
-                open_corpus(where, data_dir=data_dir, progress=progress), self.tokenizer, progress=progress
-            )
-        except CorpusError as error:
-            raise type(error)(f"{error}{elsewhere}") from None
+        prepared = self._cached_text() if source is None else None
+        if prepared is None:
+            try:
+                opened = open_corpus(where, data_dir=data_dir, progress=progress)
+                prepared = prepare(opened, self.tokenizer, progress=progress)
+            except CorpusError as error:
+                raise type(error)(f"{error}{elsewhere}") from None
         hashes = {name: part.sha256 for name, part in prepared.splits.items()}
         if split is None and prepared.sha256 != known["sha256"]:
             raise CorpusError(
