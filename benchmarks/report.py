@@ -3,7 +3,7 @@
     python -m benchmarks.report
 
 A record knows its own tables, plots and claims (`benchmarks.suite`); here they are only set. Plots need matplotlib
-(pip install 'inkling-lm[bench]'); without it the report names those that it could not draw.
+(pip install '.[bench]'); without it the report names those that it could not draw.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def plot(drawn: Json, results: Path, beside: Path) -> str:
         return ""
     path = results / f"{drawn['name']}.svg"
     if importlib.util.find_spec("matplotlib") is None:
-        return f"\n(No plot: pip install 'inkling-lm[bench]', then python -m benchmarks.report draws {path.name}.)\n"
+        return f"\n(No plot: pip install '.[bench]', then python -m benchmarks.report draws {path.name}.)\n"
     draw(drawn, path)
     return f"\n![{drawn['title']}]({path.relative_to(beside).as_posix()})\n"
 

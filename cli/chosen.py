@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -107,23 +106,15 @@ def first_options(
     where: CorpusConfig, preset: str | None, file: Path | None, overrides: dict[str, Any], base: Run | None
 ) -> RunConfig:
     """The options as far as they are known without the text: over the preset, or the first one that takes them."""
-    from lm.training.choosing import PRESETS
+    from lm.training.choosing import EVERY, first_that_fits
     from lm.training.jobs import init_config
 
     if base is not None:
         return init_config(base, where, overrides)
-    return _first_that_fits(where.source, [preset] if preset else [*chain(*PRESETS.values())], file, overrides)
-
-
-def _first_that_fits(source: str, presets: Sequence[str], file: Path | None, overrides: dict[str, Any]) -> RunConfig:
-    """The options over the first preset that takes them; the first one's refusal where none does."""
-    refusals = []
-    for preset in presets:
-        try:
-            return compose(source, preset=preset, file=file, overrides=overrides)
-        except ConfigError as error:
-            refusals.append(error)
-    raise refusals[0]
+    return first_that_fits(
+        [preset] if preset else EVERY,
+        lambda preset: compose(where.source, preset=preset, file=file, overrides=overrides),
+    )
 
 
 def corpus_config(source: str, overrides: dict[str, Any]) -> CorpusConfig:
@@ -142,7 +133,6 @@ def prepared(
     """
     from lm.corpora import prepare
     from lm.run import load
-    from lm.training.jobs import same_corpus
     from lm.training.plan import fit_to_text
 
     if source is None:
@@ -160,7 +150,7 @@ def prepared(
     config = merge(loaded.config, asked.overrides)
     if config.tokenizer != loaded.config.tokenizer or config.corpus != loaded.config.corpus:
         raise ConfigError(f"Run {source} has its text and its tokenizer: give another text in the run's place.")
-    return config, same_corpus(loaded, data_dir, progress)
+    return config, loaded.own_text(data_dir=data_dir, progress=progress)
 
 
 def _run(source: str, runs_dir: Path) -> str | None:

@@ -1,120 +1,44 @@
-"""The `lm` program: finds the commands, and turns errors into one sentence and an exit code."""
+"""The entry point of `lm`: what Ctrl-C does is settled here, before anything that takes long is imported."""
 
 from __future__ import annotations
 
-import importlib
-import io
-import logging
 import os
-import pkgutil
+import signal
 import sys
-from typing import Annotated, Any, ClassVar
 
-import typer
-from typer.core import TyperGroup
-
-from cli import commands
-from lm.errors import LMError
-from lm.version import __version__
-
-
-class _Commands(TyperGroup):
-    """In the order that the commands themselves say; and a broken pipe, which click takes for a failure, is none."""
-
-    order: ClassVar[list[str]] = []
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=self.order.index)
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            # The reader went away, as `head` does. What Python still holds back has nowhere to go.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit from None
-
-
-app = typer.Typer(
-    name="lm",
-    cls=_Commands,
-    help="Train a small language model on your own text, know how good it is, and sample from it.",
-    no_args_is_help=True,
-    # Plain help: half the time of the boxed one, and brackets in a description stay brackets.
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: lm demo   or: lm train FILE",
-)
-
-
-def _show_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"inkling {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _program(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
-    ] = False,
-) -> None:
-    pass
-
-
-def _add_commands() -> None:
-    modules = [
-        importlib.import_module(f"{commands.__name__}.{found.name}")
-        for found in pkgutil.iter_modules(commands.__path__)
-    ]
-    for module in sorted(modules, key=lambda module: module.POSITION):
-        name = module.__name__.rpartition(".")[2]
-        _Commands.order.append(name)
-        if isinstance(module.command, typer.Typer):
-            app.add_typer(module.command, name=name)
-        else:
-            app.command(name=name)(module.command)
-
-
-class _Notices(logging.Handler):
-    """What the library has to say, on stderr, one line each and not twice."""
-
-    _said = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message != self._said:
-            _say(f"note: {message}", "yellow")
-        self._said = message
+INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended."""
 
 
 def main() -> None:
-    """Run the program; the entry point of `lm`."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character shows "?" and goes on.
-            stream.reconfigure(errors="replace")
-    logging.getLogger("lm").addHandler(_Notices(logging.WARNING))
-    logging.getLogger("lm").propagate = False
-    _add_commands()
+    """Run the program; Ctrl-C ends it without a traceback, whatever is being imported or computed."""
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if interruptible:
+        # Not an exception yet: libraries catch those of their imports, and go on.
+        signal.signal(signal.SIGINT, _leave)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _leave_if_interrupted
+    from cli import program
+
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        app()
-    except LMError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename or 'The system'}: {error.strerror or error}.")
+        program.run()
     except KeyboardInterrupt:
-        sys.exit(130)
+        # Another one must not show how Python ends.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.exit(INTERRUPTED)
 
 
-def _fail(sentence: str) -> None:
-    _say(f"error: {sentence}", "red")
-    sys.exit(1)
+def _leave(number: int, frame: object) -> None:
+    os._exit(INTERRUPTED)
 
 
-def _say(sentence: str, color: str) -> None:
-    typer.echo(sentence if os.environ.get("NO_COLOR") else typer.style(sentence, fg=color), err=True)
+def _leave_if_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
+    """Where an exception cannot be raised, as in a finalizer, Python would show it and go on."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        os._exit(INTERRUPTED)
+    sys.__unraisablehook__(unraisable)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import shlex
@@ -15,9 +16,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo
 
-from lm.config import DEFAULT_RUNS_DIR
+from lm.config import DEFAULT_RUNS_DIR, TrainingConfig, expanded
 from lm.errors import ConfigError
 from lm.generation.options import SamplingOptions
+from lm.registry import ALL
 
 if TYPE_CHECKING:
     from lm.kernels.base import DecodePrecision
@@ -31,10 +33,17 @@ def field(owner: type[BaseModel], name: str, *flags: str) -> Any:
     return option
 
 
-RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="INKLING_RUNS", help="Where the runs lie.")]
+def path_option(*flags: str, **declared: Any) -> Any:
+    """A typer option for a path, in which ~ is the user's folder."""
+    return typer.Option(*flags, **{"parser": expanded, "metavar": "PATH", "show_default": False, **declared})
+
+
+RunsDir = Annotated[
+    Path, path_option("--runs-dir", envvar="INKLING_RUNS", help="Where the runs lie.", show_default=True)
+]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", help="Where named corpora lie; default: INKLING_DATA, else they are downloaded."),
+    path_option("--data-dir", help="Where named corpora lie; default: INKLING_DATA, else they are downloaded."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")]
 RunName = Annotated[
@@ -79,6 +88,11 @@ TextEncoding = Annotated[
 DEFAULT_RUNS = DEFAULT_RUNS_DIR
 
 
+def named(run: str, runs_dir: Path) -> str:
+    """How a printed command names a run in `runs_dir`, quoted for a shell."""
+    return shlex.quote(run) + among(runs_dir)
+
+
 def among(runs_dir: Path) -> str:
     """What a printed command needs to find a run in `runs_dir`."""
     return "" if runs_dir == DEFAULT_RUNS else f" --runs-dir {shlex.quote(str(runs_dir))}"
@@ -104,6 +118,50 @@ def decode_precision(name: str) -> DecodePrecision:
     if name not in ("fp32", "int8"):
         raise ConfigError(f"--precision {name!r}: use fp32 or int8.")
     return cast("DecodePrecision", name)
+
+
+# -- options that have no flag ---------------------------------------------------------------------------
+
+ANY_OPTION = "SECTION.FIELD=VALUE"
+"""What --set takes in the commands that take every option."""
+ALIASES = {
+    "batch": "batch_size", "block_size": "context_length", "bsz": "batch_size", "clip": "grad_clip",
+    "d_model": "hidden_size", "emsize": "embedding_size", "heads": "num_heads", "hidden": "hidden_size",
+    "layers": "num_layers", "lr": "learning_rate", "n_embd": "hidden_size", "n_head": "num_heads",
+    "n_layer": "num_layers", "n_layers": "num_layers", "nhid": "hidden_size", "seq_len": "bptt", "vocab_size": "size",
+    "warmup": "warmup_steps", "wd": "weight_decay",
+}  # fmt: skip
+"""What other programs call some options."""
+
+
+def set_instead(flag: str, arguments: list[str]) -> str:
+    """A sentence that names --set training.learning_rate=0.1 for --lr 0.1; "" where no option is like it.
+
+    Args:
+        flag: what was typed, with its dashes.
+        arguments: all that was typed.
+    """
+    name = flag.lstrip("-").replace("-", "_").lower()
+    name = ALIASES.get(name, name)
+    owners: dict[str, list[Any]] = {"training": [TrainingConfig]}
+    if name not in TrainingConfig.model_fields:
+        # These take longer to find: models load torch.
+        owners |= {kind: [known.resolve(each).Options for each in known.names()] for kind, known in ALL.items()}
+    places = {name: section for section, classes in owners.items() for each in classes for name in each.model_fields}
+    near = difflib.get_close_matches(name, places, n=1, cutoff=0.8)
+    if not near:
+        return ""
+    return f". An option without a flag is given so: --set {places[near[0]]}.{near[0]}={_value_of(flag, arguments)}"
+
+
+def _value_of(flag: str, arguments: list[str]) -> str:
+    """What was typed after a flag; VALUE where nothing was."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            after = value if equals else "".join(arguments[place + 1 : place + 2])
+            return "VALUE" if not after or after.startswith("--") else shlex.quote(after)
+    return "VALUE"
 
 
 # -- sampling: one flag for each field of SamplingOptions ----------------------------------------------
@@ -151,6 +209,8 @@ def _sampling_flag(name: str, declared: FieldInfo) -> inspect.Parameter:
 def parameter(name: str, declared: FieldInfo, option: Any) -> inspect.Parameter:
     """A command's parameter for a field: None, or what was given, in a type that typer knows and the field reads."""
     plain, several = _plain(declared.annotation)
+    if plain is Path:
+        option.parser = expanded
     kind: Any = list[plain] if several else plain  # type: ignore[valid-type]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
+from cli.terminal import shown, visible
+
 if TYPE_CHECKING:
     from lm.generation.request import Score
     from lm.tokenizers.base import Tokenizer
@@ -22,9 +25,16 @@ if TYPE_CHECKING:
 WIDE = 200
 
 
+class _Console(Console):
+    """One whose terminal gets no control character of a name or a text."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text) if self.is_terminal else text, **options)
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console for results, or (stderr) for everything that is not the result."""
-    made = Console(stderr=stderr, highlight=False, emoji=False, color_system=None if no_color() else "auto")
+    made = _Console(stderr=stderr, highlight=False, emoji=False, color_system=None if no_color() else "auto")
     if not made.is_terminal:
         # A pipe has no width: do not fold what a script reads.
         made.width = WIDE
@@ -44,12 +54,13 @@ def facts_table(rows: list[tuple[str, str, str]]) -> Table:
     table.add_column(style="dim", overflow="fold")
     for row in rows:
         # What stands in brackets, in an option or a file's name, is no markup.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(shown(cell, sys.stdout)) for cell in row))
     return table
 
 
 def say(sentence: str) -> None:
     """A remark on stderr, dimmed where there is colour."""
+    sentence = shown(sentence, sys.stderr)
     typer.echo(sentence if no_color() else typer.style(sentence, dim=True), err=True)
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cli.options import among
+from cli.options import named
 from cli.output import Reading, console
 from lm.card import numbers
 from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
@@ -33,7 +33,7 @@ class TrainingView(Callback):
 
     def __init__(self, runs_dir: Path, reading: Reading | None = None) -> None:
         self._reading = reading
-        self._among = among(runs_dir)
+        self._runs_dir = runs_dir
         self._screen = console(stderr=True)
         self._live: Live | None = None
         self._measuring: Progress | None = None
@@ -133,13 +133,13 @@ class TrainingView(Callback):
             rate = (
                 ""
                 if end.learning_rate_share is None
-                else (f"The learning rate was still {end.learning_rate_share:.0%} of its peak. ")
+                else f"The learning rate was still {end.learning_rate_share:.0%} of its peak. "
             )
             self._screen.print(
                 f"{rate}The last steps of a plan, with a low learning rate, often give the most.", soft_wrap=True
             )
         if end.reason in ("interrupted", "stop_after", "out_of_time"):
-            then = f"Finish the plan with: lm train --resume {self._start.run}{self._among}"
+            then = f"Finish the plan with: lm train --resume {named(self._start.run, self._runs_dir)}"
             self._screen.print(then, markup=False, soft_wrap=True)
 
     def on_report(self, done: int, total: int) -> None:

@@ -2,11 +2,12 @@
 
     import lm
 
-    config = lm.compose("input.txt", preset="gru-char", overrides={"training.minutes": 5})
-    run = lm.train("input.txt", config)                # → checkpoints/input-gru-char/
+    run = lm.train("input.txt", minutes=10)            # the preset that suits the text, in checkpoints/
     run = lm.load("input-gru-char")                    # or lm.load() for the newest
     print(run.sample("ROMEO:", temperature=0.8, seed=7))
+    print(run.samples("ROMEO:", n=3))
     print(run.evaluate("valid").bits_per_byte)
+    print(run.score("To be, or not to be"))            # each token's nats
 
 Everything is imported when first used, so that `import lm` is quick and loads no torch.
 """

@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from typing import Any
 
 import filelock
 
+from lm.config import DEFAULT_RUNS_DIR, expanded
 from lm.errors import (
     CorruptRunError,
     RunError,
@@ -39,6 +41,7 @@ from lm.errors import (
 from lm.files import (
     FORMAT_VERSION,
     Arrays,
+    check_place,
     check_version,
     digest,
     pack_arrays,
@@ -80,6 +83,11 @@ class RunFolder:
         """The name of the folder."""
         return self.path.name
 
+    @property
+    def argument(self) -> str:
+        """How a printed command names the run, quoted for a shell: its name where that is enough, else its path."""
+        return shlex.quote(self.name if self.path.parent == DEFAULT_RUNS_DIR or self.shipped else str(self.path))
+
     # -- making ---------------------------------------------------------------------------------
 
     def create(self, record: dict[str, Any], tokenizer: Tokenizer, *, overwrite: bool = False) -> None:
@@ -100,6 +108,20 @@ class RunFolder:
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         write_file(self.path / TOKENIZER, tokenizer.to_json())
         self.write_record({"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, **record})
+
+    def check_new(self, *, overwrite: bool = False) -> None:
+        """See that a new run can be made here, before the work whose result it is to hold.
+
+        Raises:
+            RunExistsError: the name is taken.
+            RunError: the folder cannot be made.
+        """
+        if self.taken and not overwrite:
+            raise RunExistsError(
+                f"{self.path} exists already: choose another --name, say --overwrite to replace that run, or go "
+                f"on with it: lm train --resume {self.argument}"
+            )
+        check_place(self.path / CONFIG)
 
     @property
     def taken(self) -> bool:
@@ -219,8 +241,8 @@ class RunFolder:
                 )
         if record.pop("sha256", None) != digest(record):
             raise CorruptRunError(
-                f"{self.path / CONFIG} fails its hash, so it was edited or damaged: restore it. To train with other "
-                f"options, start from this run with --init {self.name}."
+                f"{self.path / CONFIG} fails its hash, so it was edited or damaged: restore it from a copy. To train "
+                f"with other options, give them to a new run that starts from this one: --init {self.argument}."
             )
         return record
 
@@ -446,6 +468,24 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
     return own + [shipped[name] for name in sorted(shipped) if name not in names]
 
 
+def check_runs_dir(runs_dir: Path) -> None:
+    """Refuse a folder of runs that was named and is not there: what is in it would be the shipped runs alone.
+
+    Raises:
+        RunNotFoundError: there is no such folder.
+    """
+    if runs_dir != DEFAULT_RUNS_DIR and not runs_dir.is_dir():
+        raise RunNotFoundError(
+            f"There is no folder {runs_dir} with runs: check --runs-dir and INKLING_RUNS, or train one with: "
+            f"{_train_one(runs_dir)}"
+        )
+
+
+def _train_one(runs_dir: Path) -> str:
+    """The command that makes a run in a folder."""
+    return "lm train FILE" + ("" if runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {shlex.quote(str(runs_dir))}")
+
+
 def _mtime(path: Path) -> float:
     return path.stat().st_mtime if path.exists() else 0.0
 
@@ -458,21 +498,24 @@ def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
     """
     runs = list_runs(runs_dir)
     if name is None:
+        check_runs_dir(runs_dir)
         if not runs:
-            raise RunNotFoundError(f"There is no run in {runs_dir}: train one with: lm train FILE")
+            raise RunNotFoundError(f"There is no run in {runs_dir}: train one with: {_train_one(runs_dir)}")
         return runs[0], "best"
     # The whole name first: a path may hold an @ of its own.
     before, _, after = name.rpartition("@")
     for base, state in ((name, "best"), (before, after or "best")):
-        for candidate in (runs_dir / base, Path(base)) if base else ():
+        for candidate in (runs_dir / base, expanded(base)) if base else ():
             if (candidate / CONFIG).is_file():
                 return RunFolder(candidate.resolve() if candidate.name in ("", "..") else candidate), state
         for run in runs:
             if run.name == base:
                 return run, state
     base = before or name
-    if Path(base).is_dir():
+    if expanded(base).is_dir():
         raise RunNotFoundError(f"{base} is a folder without {CONFIG}, so it is not a run. See them with: lm list")
     names = [run.name for run in runs]
-    known = f" Runs: {', '.join(names[:8])}." if names else " There are none yet: train one with: lm train FILE"
+    known = (
+        f" Runs: {', '.join(names[:8])}." if names else f" There are none yet: train one with: {_train_one(runs_dir)}"
+    )
     raise RunNotFoundError(f"No run {base!r} in {runs_dir}.{did_you_mean(base, names)}{known}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -28,6 +29,20 @@ M = TypeVar("M", bound=BaseModel)
 
 DEFAULT_RUNS_DIR = Path("checkpoints")
 """Where runs are made and looked for."""
+
+
+def expanded(path: Path | str) -> Path:
+    """A path with ~ as the user's folder: a shell replaces it only at the beginning of a word, not in --flag=~/x."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        # There is no such user: then it is the folder's name.
+        return Path(path)
+
+
+def runs_folder(given: Path | str | None = None) -> Path:
+    """Where the runs lie: what was given, else INKLING_RUNS where it is set, else `DEFAULT_RUNS_DIR`."""
+    return expanded(given if given is not None else os.environ.get("INKLING_RUNS") or DEFAULT_RUNS_DIR)
 
 
 class Options(BaseModel):
@@ -95,6 +110,15 @@ class CorpusConfig(Options):
             return codecs.lookup(value).name
         except (LookupError, ValueError):
             raise ValueError("no text encoding of that name is known; use one such as cp1252 or utf-16") from None
+
+    @field_validator("source")
+    @classmethod
+    def _can_be_written_down(cls, value: str) -> str:
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("this name is not UTF-8, so no run can record it: rename the file") from None
+        return value
 
     @field_validator("split_fractions", mode="before")
     @classmethod
@@ -431,7 +455,7 @@ def parse_value(text: str) -> Any:
 
 
 def validate(cls: type[M], data: Any, *, where: str = "") -> M:
-    """`cls.model_validate`, with pydantic's findings as one plain sentence each.
+    """`cls.model_validate`, with each finding as one plain sentence.
 
     Raises:
         ConfigError: with every finding.
@@ -441,18 +465,92 @@ def validate(cls: type[M], data: Any, *, where: str = "") -> M:
     except ValidationError as error:
         sentences = []
         for finding in error.errors(include_url=False):
-            path = ".".join([*([where] if where else []), *(str(part) for part in finding["loc"])])
+            place, value = finding["loc"], finding["input"]
+            if finding["type"] == "missing" and isinstance(value, list | tuple):
+                # A list that is too short: of it, not of the number that is missing in it.
+                place = place[:-1]
+            path = ".".join([*([where] if where else []), *(str(part) for part in place)])
             if finding["type"] == "extra_forbidden":
-                owner: type[BaseModel] = cls
-                for part in finding["loc"][:-1]:
-                    annotation = owner.model_fields[str(part)].annotation
-                    assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-                    owner = annotation
-                hint = did_you_mean(str(finding["loc"][-1]), owner.model_fields)
-                sentences.append(f"Unknown option {path}.{hint or ' Known: ' + ', '.join(owner.model_fields) + '.'}")
+                known = _owner(cls, place).model_fields
+                hint = did_you_mean(str(place[-1]), known)
+                sentences.append(f"Unknown option {path}.{hint or ' Known: ' + ', '.join(known) + '.'}")
             else:
-                message = finding["msg"].removeprefix("Value error, ")
                 # Of a whole section, what is said of it names the values that it is about.
-                value = "" if isinstance(finding["input"], dict) else f" = {finding['input']!r}"
-                sentences.append(f"{path}{value}: {message[0].lower()}{message[1:]}.")
+                shown = "" if isinstance(value, dict) else f" = {_as_typed(value)}"
+                sentences.append(f"{path}{shown}: {wanted(finding, _example(cls, place))}.")
         raise ConfigError(" ".join(sentences)) from None
+
+
+_WANTED = {
+    "bool": "use true or false",
+    "byte_size": "give a size such as 64MB or 2GB",
+    "dict": 'give names with their values, such as {{"13": -100}}',
+    "finite_number": "give a finite number",
+    "float": "give a number",
+    "greater_than": "give a number above {gt}",
+    "greater_than_equal": "give a number of at least {ge}",
+    "int": "give a whole number",
+    "less_than": "give a number below {lt}",
+    "less_than_equal": "give a number of at most {le}",
+    "list": "give a list such as {example}",
+    "literal_error": "use {expected}",
+    "missing": "give a value such as {example}",
+    "model": "give a section of options",
+    "none_required": "use none",
+    "path": "give a path",
+    "string": "give a text",
+    "too_long": "give {max_length} values at most, such as {example}",
+    "too_short": "give {min_length} values at least, such as {example}",
+    "tuple": "give a list such as {example}",
+}
+"""What a value has to be, by the kind of finding; of int_parsing, int_type and their like the first word is enough."""
+
+
+def wanted(finding: Any, example: str = "") -> str:
+    """What to give instead of a value that pydantic refused, or what our own check says of it.
+
+    Args:
+        finding: one of `ValidationError.errors()`.
+        example: a value of the right kind, for lists.
+    """
+    kind = finding["type"]
+    if kind == "value_error":
+        message = str(finding["msg"]).removeprefix("Value error, ")
+        return f"{message[0].lower()}{message[1:]}"
+    sentence = _WANTED.get(kind) or _WANTED.get(kind.partition("_")[0], "this value cannot be used")
+    limits = {
+        name: f"{value:.15g}" if isinstance(value, float) else value for name, value in finding.get("ctx", {}).items()
+    }
+    return sentence.format(example=example, **limits)
+
+
+def _as_typed(value: Any) -> str:
+    """A value as it is written after --set."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return repr([*value] if isinstance(value, tuple) else value)
+
+
+def _owner(cls: type[BaseModel], place: tuple[Any, ...]) -> type[BaseModel]:
+    """The class of the section that an option stands in."""
+    for part in place[:-1]:
+        annotation = cls.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        cls = annotation
+    return cls
+
+
+def _example(cls: type[BaseModel], place: tuple[Any, ...]) -> str:
+    """A value of a list's field as it is typed: its default, or one of the right kind."""
+    for part in place:
+        field = cls.model_fields.get(str(part))
+        if field is None:
+            break
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            cls = annotation
+        elif isinstance(field.default, tuple) and field.default:
+            return json.dumps(field.default, separators=(",", ":"))
+        elif "tuple[" in str(annotation):
+            return '["a","b"], or [] for none' if "str" in str(annotation) else "[2,3], or [] for none"
+    return "one of those in docs/options.md"

@@ -45,9 +45,17 @@ def pick_device(name: str | None = None) -> torch.device:
     return torch.device(name)
 
 
+TO_TRAIN = "for this model and batch: lower training.batch_size, training.bptt or model.hidden_size"
+TO_USE = "for this model and text: end other programs, give a shorter text, or take another --device"
+"""What is not enough, and what to do, in training and in the use of a model."""
+
+
 @contextlib.contextmanager
-def enough_memory() -> Iterator[None]:
+def enough_memory(remedy: str = TO_TRAIN) -> Iterator[None]:
     """Say in a sentence that memory ran out.
+
+    Args:
+        remedy: what helps, after a colon.
 
     Raises:
         DeviceError: in place of what torch and Python raise for it.
@@ -59,8 +67,7 @@ def enough_memory() -> Iterator[None]:
         if not (cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)):
             raise
         raise DeviceError(
-            "The memory is not enough for this model and batch: lower training.batch_size, training.bptt or "
-            f"model.hidden_size ({str(error).splitlines()[0][:200]})."
+            f"The memory is not enough {remedy} ({(str(error).splitlines() or [type(error).__name__])[0][:200]})."
         ) from None
 
 

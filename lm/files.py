@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,32 @@ def write_file(path: Path, content: bytes | str) -> None:
         raise RunError(
             f"Cannot write {path}: {error.strerror or error}. What was there before is untouched."
         ) from error
+
+
+def check_place(path: Path) -> None:
+    """See that a file could be written at `path`, before the work whose result it is to hold; nothing is left there.
+
+    Raises:
+        RunError: something else is there, or its folder cannot be written to or made.
+    """
+    if path.exists() and not path.is_file():
+        raise RunError(f"Cannot write {path}: it is no file, and would be lost.")
+    check_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """See that files could be written into a folder, which need not be there yet; nothing is left there.
+
+    Raises:
+        RunError: it cannot be written to or made.
+    """
+    folder = folder.absolute()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise RunError(f"Cannot write to {folder}: {there}: {error.strerror or error}.") from None
 
 
 def digest(value: Any) -> str:

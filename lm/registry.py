@@ -27,11 +27,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LEAST_BEGINNING = 2
+"""Letters that are taken for the beginning of a name."""
+MOST_NAMED = 8
+"""Names that one question holds."""
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'gru'?" for the nearest known name, or "" when none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    """ " Did you mean 'gru'?" for the names that begin so, else for the nearest one; "" when none is near."""
+    names = list(known)
+    near = [each for each in names if each.startswith(name)] if len(name) >= LEAST_BEGINNING else []
+    near = [repr(each) for each in near or difflib.get_close_matches(name, names, n=1, cutoff=0.5)]
+    if not near:
+        return ""
+    *others, last = near[:MOST_NAMED]
+    return f" Did you mean {', '.join(others)} or {last}?" if others else f" Did you mean {last}?"
 
 
 class Registry(Generic[T]):

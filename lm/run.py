@@ -2,6 +2,8 @@
 
 run = lm.load("tiny-shakespeare-gru-char")
 print(run.sample("ROMEO:", temperature=0.8, seed=7))
+for text in run.samples("ROMEO:", n=3): print(text)
+for token in run.score("To be, or not to be"): print(token.text, token.nats)
 print(run.evaluate(text="To be, or not to be").bits_per_byte)
 """
 
@@ -14,13 +16,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run
-from lm.config import DEFAULT_RUNS_DIR, RunConfig, validate
-from lm.corpora import Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
+from lm.config import RunConfig, runs_folder, validate
+from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
 from lm.corpora.cache import cache_folder
-from lm.errors import CorpusError, CorruptRunError, RunNotFoundError
+from lm.corpora.tokens import prepared_key
+from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunNotFoundError
 from lm.files import read_facts, read_json, write_file
 from lm.generation.decoders import STATE_BYTES, open_decoder
 from lm.generation.options import SamplingOptions
@@ -75,16 +81,16 @@ def _watched(events: Callable[[], Iterator[Event]]) -> Iterator[Event]:
         yield from events()
     except (MemoryError, RuntimeError):
         # Not before: it loads torch, which a native decoder does without.
-        from lm.device import enough_memory
+        from lm.device import TO_USE, enough_memory
 
-        with enough_memory():
+        with enough_memory(TO_USE):
             raise
 
 
 def load(
     run: str | None = None,
     *,
-    runs_dir: Path | str = DEFAULT_RUNS_DIR,
+    runs_dir: Path | str | None = None,
     device: str | None = None,
     precision: DecodePrecision = "fp32",
 ) -> Run:
@@ -92,7 +98,7 @@ def load(
 
     Args:
         run: a name under `runs_dir`, a path, or NAME@last, NAME@step-500 for a kept state; None is the newest.
-        runs_dir: where the runs lie; the shipped ones are searched last.
+        runs_dir: where the runs lie, default: INKLING_RUNS, else checkpoints; the shipped ones are searched last.
         device: where the model computes; None picks a GPU when there is one, but decodes natively on the CPU where the
             model has a kernel.
         precision: of the weights in decoding; int8 is faster and a little less exact.
@@ -100,9 +106,27 @@ def load(
     Raises:
         RunNotFoundError: no such run. What is wrong inside it is raised when it is first used.
     """
-    folder, state = find_run(run, Path(runs_dir))
+    folder, state = find_run(run, runs_folder(runs_dir))
     folder.weights_path(state)
     return Run(folder, state, device=device, precision=precision)
+
+
+class TokenScore(NamedTuple):
+    """A token of a text under a model."""
+
+    text: str
+    """What it stands for; "" where a later token ends the character. All of a text's, joined, are the text."""
+    id: int
+    nats: float
+    """Minus the natural logarithm of its probability."""
+
+
+def _refuse_logprobs(method: str, options: SamplingOptions) -> None:
+    if options.logprobs is not None:
+        raise ConfigError(
+            f"{method} gives texts without logprobs: run.events(run.request(prompt, options)) gives the scores of "
+            "drawn tokens, and run.score(text) those of a text."
+        )
 
 
 class Run:
@@ -120,6 +144,18 @@ class Run:
         self.state = state
         self._device = device
         self._precision = precision
+
+    def __repr__(self) -> str:
+        try:
+            made = self.record
+            score = self.reports().get("valid" if self.state == "best" else f"valid@{self.state}")
+        except RunError as error:
+            return f"<Run {self.name!r}: {error}>"
+        bits = f", {score['bits_per_byte']:.4f} bits per byte on valid" if score else ""
+        return (
+            f"<Run {self.name!r}, state {self.state!r}: {made['config'].get('preset') or self.config.model.type}, "
+            f"{made['parameters']:,} parameters, trained on {made['corpus']['name']}{bits}>"
+        )
 
     @property
     def name(self) -> str:
@@ -144,6 +180,15 @@ class Run:
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer."""
         return self.folder.read_tokenizer()
+
+    @functools.cached_property
+    def newline(self) -> str:
+        r"""What ends the lines of its text: "\n" or "\r\n"."""
+        recorded = self.record["corpus"].get("newline")
+        if recorded is None and self.tokenizer.type == "char":
+            # A run from before this was recorded: its characters are those of its text.
+            return "\r\n" if len(self.tokenizer.encode("\r", unknown="skip")) else "\n"
+        return "\r\n" if recorded == "\r\n" else "\n"
 
     @functools.cached_property
     def _weights(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -255,9 +300,33 @@ class Run:
             **options: the fields of `SamplingOptions`: temperature, top_k, top_p, max_tokens, stop, seed, …
 
         Raises:
-            ConfigError: an option is unknown or out of bounds.
+            ConfigError: an option is unknown or out of bounds, or asks for what is no text.
         """
-        return "".join(self.stream(prompt, validate(SamplingOptions, options, where="sampling")))
+        checked = validate(SamplingOptions, options, where="sampling")
+        if checked.n > 1:
+            raise ConfigError(
+                f"sample gives one text, and n is {checked.n}: run.samples(prompt, n={checked.n}) gives all."
+            )
+        _refuse_logprobs("sample", checked)
+        return "".join(self.stream(prompt, checked))
+
+    def samples(self, prompt: str = "", n: int = 1, **options: Any) -> list[str]:
+        """The texts of `n` samples that follow `prompt`, drawn together; the first is the one that `sample` gives.
+
+        Args:
+            prompt: any text; empty starts from the start token.
+            n: how many.
+            **options: as for `sample`.
+
+        Raises:
+            ConfigError: as `sample`.
+        """
+        checked = validate(SamplingOptions, {"n": n, **options}, where="sampling")
+        _refuse_logprobs("samples", checked)
+        texts = [""] * checked.n
+        for event in self.events(self.request(prompt, checked)):
+            texts[event.index] += event.text
+        return texts
 
     def stream(self, prompt: str, options: SamplingOptions, *, unknown: UnknownPolicy | None = None) -> Iterator[str]:
         """The pieces of `sample`, as they are made."""
@@ -279,7 +348,9 @@ class Run:
 
         weights = str(read_facts(self.folder.weights_path(self.state)).get("sha256"))
         place = cache_folder() / STATES / self.name if self.folder.shipped else self.folder.path / STATES
-        return States(place, self.name, weights_sha256=weights, tokenizer_sha256=self.tokenizer.sha256)
+        return States(
+            place, self.name, self.folder.argument, weights_sha256=weights, tokenizer_sha256=self.tokenizer.sha256
+        )
 
     def read_text(self, text: str, *, unknown: UnknownPolicy | None = None) -> NamedState:
         """The state after a text, to be saved or gone on from."""
@@ -340,6 +411,54 @@ class Run:
         write_file(path, "".join(parts).encode("utf-8", "replace"))
         return path
 
+    # -- looking at tokens --------------------------------------------------------------------------
+
+    def score(self, text: str) -> list[TokenScore]:
+        """How many nats each token of a text costs the model: the fewer, the better it is predicted.
+
+        The first token is predicted from the start token, each other one from all before it (by a Transformer, from
+        its window). The mean of the nats is the loss of `evaluate(text=text)`.
+
+        Raises:
+            CorpusError: the text has no token.
+        """
+        from lm.device import TO_USE, enough_memory
+        from lm.evaluation.perplexity import score
+
+        ids = encode_text("text", text, self.tokenizer).ids
+        parts: list[npt.NDArray[np.float64]] = []
+        with enough_memory(TO_USE):
+            score(self.model, ids, each=parts.append)
+        stream, tokens = self.tokenizer.stream(), ids[1:].tolist()
+        texts = [stream.feed(token) for token in tokens]
+        texts[-1] += stream.end()
+        return [TokenScore(*found) for found in zip(texts, tokens, np.concatenate(parts).tolist(), strict=True)]
+
+    def logits(self, text: str, *, unknown: UnknownPolicy | None = None) -> npt.NDArray[np.float32]:
+        """The logits (N + 1, V) of what follows the start token, and then each of the N tokens of a text.
+
+        Args:
+            text: any text that fits into the model's context; empty: what begins a text.
+            unknown: what symbols that the model never saw become.
+
+        Raises:
+            ConfigError: the text is longer than the model's context.
+        """
+        import torch
+
+        from lm.device import TO_USE, enough_memory
+
+        ids = [self.tokenizer.start_id, *self.encode_prompt(text, unknown).tolist()]
+        most = self.model.context_length
+        if most is not None and len(ids) > most:
+            raise ConfigError(
+                f"The text and the start token are {len(ids):,} tokens, the model reads {most:,} at most."
+            )
+        with torch.inference_mode(), enough_memory(TO_USE):
+            logits, _ = self.model(torch.tensor([ids], device=self._place(self.model)))
+        found: npt.NDArray[np.float32] = logits[0].float().cpu().numpy()
+        return found
+
     # -- evaluation ---------------------------------------------------------------------------------
 
     def evaluate(
@@ -353,6 +472,7 @@ class Run:
         progress: Callable[[int, int], None] | None = None,
         reading: Progress | None = None,
         data_dir: Path | None = None,
+        corpus: Path | str | None = None,
     ) -> Report:
         """The perplexity report of a split of the run's own corpus, or of any text.
 
@@ -366,22 +486,26 @@ class Run:
             progress: called with tokens done and tokens in all.
             reading: called while the corpus is read.
             data_dir: where named corpora lie.
+            corpus: where the run's text lies now, if it has moved; it must be the same text.
 
         Raises:
             CorpusError: the split does not exist, or the corpus is not the text that the run was trained on.
         """
-        from lm.device import enough_memory
+        if text is None:
+            split = self._known_split(split)
+        from lm.device import TO_USE, enough_memory
         from lm.evaluation.perplexity import score
         from lm.evaluation.report import make_report
 
         if text is not None:
             part = replace(encode_text(name, text, self.tokenizer), name="text")
-            corpus = name
+            source = name
         else:
-            part = self._split(split, data_dir, reading)
-            corpus = str(self.record["corpus"]["name"])
+            assert split is not None
+            part = self.own_text(corpus, split=split, data_dir=data_dir, progress=reading).splits[split]
+            source = str(self.record["corpus"]["name"])
         floor = self.floor(part)
-        with enough_memory():
+        with enough_memory(TO_USE):
             if precision == "int8":
                 from lm.generation.decoded import Decoded
 
@@ -398,7 +522,7 @@ class Run:
             kind=self.record.get("kind"),
             state=self.state,
             step=self.step,
-            corpus=corpus,
+            corpus=source,
             split=part.name,
             text_sha256=part.sha256,
             device=device,
@@ -415,29 +539,75 @@ class Run:
         """
         from lm.evaluation.floor import find_floor
 
-        prepared = load_prepared(self.record["corpus"]["key"])
-        if prepared is None or prepared.tokenizer.sha256 != self.tokenizer.sha256:
+        prepared = self._cached_text()
+        if prepared is None:
             return None
         if most_tokens is not None and prepared.splits["train"].counts.tokens > most_tokens:
             return None
         return find_floor(prepared, part)
 
-    def _split(self, split: str | None, data_dir: Path | None, reading: Progress | None) -> TokenSplit:
+    def _known_split(self, split: str | None) -> str:
+        """The name of a split that this run's corpus has; None takes test where there is one, else valid."""
         known = self.record["corpus"]["splits"]
         split = split or ("test" if "test" in known else "valid")
         if split not in known:
             raise CorpusError(f"Run {self.name!r} has no {split!r} split: its corpus has {', '.join(known)}.")
-        prepared = load_prepared(self.record["corpus"]["key"])
-        if prepared is None or prepared.tokenizer.sha256 != self.tokenizer.sha256:
-            corpus = open_corpus(self.config.corpus, data_dir=data_dir, progress=reading)
-            prepared = prepare(corpus, self.tokenizer, progress=reading)
-        part = prepared.splits.get(split)
-        if part is None or part.sha256 != known[split]["sha256"]:
+        return split
+
+    def _cached_text(self) -> PreparedCorpus | None:
+        """The text that the run was trained on, where the cache has its tokens."""
+        known = self.record["corpus"]
+        hashes = {name: part["sha256"] for name, part in known["splits"].items()}
+        # As training left it, or as it was encoded again from a text that was read later.
+        for key in (known["key"], prepared_key(hashes, self.tokenizer)):
+            found = load_prepared(key)
+            if found is not None and found.tokenizer.sha256 == self.tokenizer.sha256:
+                return found
+        return None
+
+    def own_text(
+        self,
+        source: Path | str | None = None,
+        *,
+        split: str | None = None,
+        data_dir: Path | None = None,
+        progress: Progress | None = None,
+    ) -> PreparedCorpus:
+        """The text that the run was trained on, as tokens: from the cache, or read again.
+
+        Args:
+            source: where the text lies now; None: in the cache, or where it was.
+            split: the one that has to be the same; None: all.
+            data_dir: where named corpora lie.
+            progress: called while the text is read.
+
+        Raises:
+            CorpusError: there is no text, or another one.
+        """
+        known, where, elsewhere = self.record["corpus"], self.config.corpus, ""
+        if source is not None:
+            where = where.model_copy(update={"source": str(source)})
+        else:
+            elsewhere = f" If the text lies elsewhere now: lm eval {self.folder.argument} --corpus PATH"
+        prepared = self._cached_text() if source is None else None
+        if prepared is None:
+            try:
+                opened = open_corpus(where, data_dir=data_dir, progress=progress)
+                prepared = prepare(opened, self.tokenizer, progress=progress)
+            except CorpusError as error:
+                raise type(error)(f"{error}{elsewhere}") from None
+        hashes = {name: part.sha256 for name, part in prepared.splits.items()}
+        if split is None and prepared.sha256 != known["sha256"]:
             raise CorpusError(
-                f"{self.config.corpus.source} is not the text that run {self.name!r} was trained on (its {split} split "
-                "has another hash): give the text back, or evaluate the new one with --text."
+                f"{where.source} is not the text that run {self.name!r} was trained on: give that text back, or "
+                f"train on the new one with --init {self.folder.argument}.{elsewhere}"
             )
-        return part
+        if split is not None and hashes.get(split) != known["splits"][split]["sha256"]:
+            raise CorpusError(
+                f"{where.source} is not the text that run {self.name!r} was trained on (its {split} split has another "
+                f"hash): give the text back, or evaluate the new one with --text.{elsewhere}"
+            )
+        return prepared
 
     def reports(self) -> dict[str, dict[str, Any]]:
         """The reports saved with the run, by split; another state than the best is SPLIT@STATE.
@@ -453,7 +623,9 @@ class Run:
         except RunNotFoundError:
             return {}
         if not isinstance(saved, dict) or not all(_is_report(report) for report in saved.values()):
-            raise CorruptRunError(f"{path} holds no reports: delete it, lm eval {self.name} writes it again.")
+            raise CorruptRunError(
+                f"{path} holds no reports: delete it, lm eval {self.folder.argument} writes it again."
+            )
         return {key: report for key, report in saved.items() if self._measured(report)}
 
     def _measured(self, report: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,9 @@ from lm.config import (
     validate,
 )
 from lm.errors import ConfigError
+from lm.generation.options import SamplingOptions
+from lm.registry import ALL
+from serve.settings import ServeOptions
 
 ISSUE_PRESETS = {
     "gru-char", "lstm-char", "transformer-char", "gru-word", "lstm-word", "transformer-word", "transformer-subword",
@@ -140,21 +144,26 @@ def test_every_option_is_spelled_out_in_the_saved_configuration() -> None:
         ("trainning.seed=3", "Unknown section 'trainning'. Did you mean 'training'?"),
         ("model.type=gruu", "Unknown model 'gruu'. Did you mean 'gru'?"),
         ("tokenizer.type=words", "Unknown tokenizer 'words'. Did you mean 'word'?"),
-        ("training.batch_size=0", "training.batch_size = 0: input should be greater than or equal to 1."),
-        ("training.batch_size=2.5", "training.batch_size = 2.5: input should be a valid integer"),
-        ("training.learning_rate=-1", "training.learning_rate = -1: input should be greater than 0."),
-        ("training.learning_rate=nan", "training.learning_rate = 'nan': input should be a finite number."),
-        ("training.minutes=inf", "training.minutes = 'inf': input should be a finite number."),
-        ("training.optimizer=adam", "training.optimizer = 'adam': input should be 'adamw', 'sgd' or 'muon'."),
+        ("training.batch_size=0", "training.batch_size = 0: give a number of at least 1."),
+        ("training.batch_size=2.5", "training.batch_size = 2.5: give a whole number."),
+        ("training.learning_rate=-1", "training.learning_rate = -1: give a number above 0."),
+        ("training.learning_rate=nan", "training.learning_rate = 'nan': give a finite number."),
+        ("training.minutes=inf", "training.minutes = 'inf': give a finite number."),
+        ("training.optimizer=adam", "training.optimizer = 'adam': use 'adamw', 'sgd' or 'muon'."),
         ("training.betas=[0.9,1]", "training.betas = [0.9, 1]: both must lie between 0 and 1."),
         (
             "training.checkpoint_epochs=[0]",
-            "training.checkpoint_epochs.0 = 0: input should be greater than or equal to 1.",
+            "training.checkpoint_epochs.0 = 0: give a number of at least 1.",
         ),
-        ("training.seed=-1", "training.seed = -1: input should be greater than or equal to 0."),
-        ("model.dropout=1", "model.dropout = 1: input should be less than 1."),
-        ("model.hidden_size=many", "model.hidden_size = 'many': input should be a valid integer"),
-        ("model.tie_weights=perhaps", "model.tie_weights = 'perhaps': input should be a valid boolean"),
+        ("training.seed=-1", "training.seed = -1: give a number of at least 0."),
+        ("model.dropout=1", "model.dropout = 1: give a number below 1."),
+        ("model.hidden_size=many", "model.hidden_size = 'many': give a whole number."),
+        ("model.tie_weights=perhaps", "model.tie_weights = 'perhaps': use true or false."),
+        ("model.table_orders=none", "model.table_orders = none: give a list such as [2,3], or [] for none."),
+        ("training.betas=0.9", "training.betas = 0.9: give a list such as [0.9,0.99]."),
+        ("training.betas=[0.9]", "training.betas = [0.9]: give a value such as [0.9,0.99]."),
+        ("training.betas=[0.9,0.9,0.9]", "give 2 values at most, such as [0.9,0.99]."),
+        ("training.fp32_modules={}", 'training.fp32_modules: give a list such as ["a","b"], or [] for none.'),
         ("corpus.split_fractions=0.5,0.6", "corpus.split_fractions = '0.5,0.6': give two or three positive numbers"),
         ("corpus.split_fractions=1.1,-0.1", "corpus.split_fractions = '1.1,-0.1': give two or three positive numbers"),
     ],
@@ -164,6 +173,23 @@ def test_what_is_wrong_is_said_in_one_sentence_with_its_value(assignment: str, s
         make(**parse_assignments([assignment]))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value) and "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, "x", "nan", -1, 1.5, 10**30, True, [], [[1]], ["x"], [1, 2, 3], {"x": 1}])
+def test_no_option_is_refused_in_the_words_of_python(value: Any) -> None:
+    owners = [CorpusConfig, TrainingConfig, SamplingOptions, ServeOptions]
+    owners += [kind.resolve(name).Options for kind in ALL.values() for name in kind.names()]
+    said = []
+    for owner in owners:
+        needed = {name: "x" for name, field in owner.model_fields.items() if field.is_required()}
+        for name in owner.model_fields:
+            try:
+                validate(owner, {**needed, name: value})
+            except ConfigError as error:
+                said.append(str(error))
+    assert said
+    words = re.compile(r"(?i:tuple|input should|integer|boolean|\bdict|\bstring|pydantic|cannot be used)|\bNone\b")
+    assert [sentence for sentence in said if words.search(sentence)] == []
 
 
 def test_options_that_do_not_fit_each_other_are_named_without_the_rest_of_their_section() -> None:
@@ -204,6 +230,8 @@ def test_of_two_assignments_to_one_field_the_later_holds() -> None:
 def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"Unknown preset 'gru-chr'\. Did you mean 'gru-char'\?"):
         make("gru-chr")
+    with pytest.raises(ConfigError, match=r"Unknown preset 'lstm'\. Did you mean 'lstm-char' or 'lstm-word'\?"):
+        make("lstm")
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_a_name_that_is_no_folders_name_is_refused(text: Path, tmp_path: Path, n
 
 def test_a_taken_name_is_refused_before_anything_else(runs: Path, text: Path) -> None:
     before = content(runs)
-    with pytest.raises(RunExistsError, match=r"--overwrite.*lm train --resume a"):
+    with pytest.raises(RunExistsError, match=r"--overwrite.*lm train --resume .*/a"):
         train(text, runs)
     assert content(runs) == before
     run = train(text, runs, overwrite=True, overrides={"training.max_steps": 2})
@@ -379,6 +379,29 @@ def test_whoever_extends_a_run_out_of_patience_gets_as_much_patience_again(text:
     assert lm.resume("a", runs_dir=tmp_path)[1] is False
     lm.resume("a", runs_dir=tmp_path, max_steps=30, callbacks=[heard])
     assert (heard.end.reason, heard.end.step) == ("no_progress", 5)
+
+
+def test_a_run_whose_text_has_moved_is_resumed_from_the_new_place_which_is_recorded(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old.txt", tmp_path / "new.txt"
+    old.write_bytes(text.read_bytes())
+    train(old, tmp_path / "runs", stop_after=2)
+    train(text, tmp_path / "runs", name="whole")
+    old.rename(new)
+    monkeypatch.setenv("INKLING_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CorpusError, match=r"There is no file .*lies elsewhere now: lm eval .*/runs/a --corpus PATH$"):
+        lm.resume("a", runs_dir=tmp_path / "runs")
+    other = tmp_path / "other.txt"
+    other.write_text(make_text(5000, seed=6), "utf-8")
+    before = content(tmp_path / "runs")
+    with pytest.raises(CorpusError, match=r"other.txt is not the text that run 'a' was trained on"):
+        lm.resume("a", runs_dir=tmp_path / "runs", corpus=other)
+    assert content(tmp_path / "runs") == before
+    run, went_on = lm.resume("a", runs_dir=tmp_path / "runs", corpus=new)
+    assert went_on and run.config.corpus.source == str(new)
+    assert_same_weights(run.folder, RunFolder(tmp_path / "runs" / "whole"), "best", "last")
+    assert lm.resume("a", runs_dir=tmp_path / "runs", max_steps=7)[1]
 
 
 def test_a_run_whose_text_has_changed_is_not_resumed(
@@ -612,6 +635,102 @@ def test_unknown_characters_in_a_prompt_are_told_and_read(trained: Path, caplog:
     with caplog.at_level(logging.WARNING, logger="lm"):
         lm.load("a", runs_dir=trained).sample("Привет \udcff ☃", max_tokens=3)
     assert "'П'" in caplog.text and "read as unknown" in caplog.text
+
+
+def test_the_score_of_a_text_is_its_tokens_nats_and_their_mean_the_loss(trained: Path) -> None:
+    run, text = lm.load("a", runs_dir=trained), "the cat sat on\none hen é"
+    scores = run.score(text)
+    assert "".join(score.text for score in scores[:-1]) == text[:-1]
+    assert [score.id for score in scores] == run.tokenizer.encode(text).tolist()
+    assert np.mean([score.nats for score in scores]) == pytest.approx(run.evaluate(text=text).loss, rel=1e-12)
+    # The first token is predicted from the start token, the second from that and the first.
+    logits = torch.from_numpy(run.logits("th"))
+    assert logits.shape == (3, run.tokenizer.vocab_size)
+    for place in (0, 1):
+        assert scores[place].nats == pytest.approx(-float(logits[place].log_softmax(0)[scores[place].id]), abs=1e-5)
+
+
+def test_scores_of_a_window_that_slides_are_in_the_order_of_the_text(text: Path, tmp_path: Path) -> None:
+    small = {"model.hidden_size": 32, "model.num_layers": 1, "model.num_heads": 2, "model.context_length": 16}
+    run = lm.train(text, preset="transformer-char", max_steps=1, overrides=small, runs_dir=tmp_path)
+    content = text.read_text()[:203]
+    scores, alone = run.score(content), run.score(content[:16])
+    assert [score.text for score in scores] == list(content)
+    assert [score.nats for score in scores[:16]] == pytest.approx([score.nats for score in alone], abs=1e-5)
+    assert np.mean([score.nats for score in scores]) == pytest.approx(run.evaluate(text=content).loss, rel=1e-12)
+    with pytest.raises(ConfigError, match="text and the start token are 17 tokens, the model reads 16 at most"):
+        run.logits(content[:16])
+
+
+def test_several_samples_are_a_list_and_what_is_no_text_is_refused_with_the_right_method(trained: Path) -> None:
+    run = lm.load("a", runs_dir=trained)
+    texts = run.samples("the ", n=3, seed=4, max_tokens=9)
+    assert len({*texts}) == 3 and all(len(text) == 9 for text in texts)
+    assert texts[0] == run.sample("the ", seed=4, max_tokens=9)
+    with pytest.raises(ConfigError, match=r"gives one text, and n is 3: run\.samples\(prompt, n=3\) gives all"):
+        run.sample("the ", n=3)
+    for draw in (run.sample, run.samples):
+        with pytest.raises(ConfigError, match=r"run\.events\(run\.request\(prompt, options\)\).*run\.score\(text\)"):
+            draw("the ", logprobs=3)
+
+
+def test_a_model_that_is_given_other_ids_says_which_it_reads(trained: Path) -> None:
+    run = lm.load("a", runs_dir=trained)
+    with pytest.raises(TypeError, match=r"int64 tensor \(B, T\).* ndarray of shape \(3,\).*run\.score\(text\)"):
+        run.model(run.tokenizer.encode("the"))
+
+
+def test_runs_and_reports_show_what_they_are(runs: Path) -> None:
+    run = lm.load("a", runs_dir=runs)
+    report = lm.Report.model_validate(run.reports()["valid"])
+    assert repr(run) == (
+        f"<Run 'a', state 'best': gru-char, {run.record['parameters']:,} parameters, trained on words, "
+        f"{report.bits_per_byte:.4f} bits per byte on valid>"
+    )
+    assert repr(report).startswith("Report(run='a', state='best', corpus='words', split='valid', loss=")
+    assert len(repr(report)) < 250
+    (runs / "a" / "config.json").write_bytes(b"{}")
+    assert repr(lm.load(str(runs / "a"))).startswith("<Run 'a': ")
+
+
+def test_the_environment_names_the_runs_folder(
+    runs: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INKLING_RUNS", str(runs))
+    assert lm.load().folder.path == runs / "a"
+    assert lm.resume("a")[1] is False
+    assert lm.train(text, preset="ngram-char", name="b").folder.path == runs / "b"
+    with pytest.raises(RunNotFoundError, match="train one"):
+        lm.load(runs_dir=tmp_path / "none")
+
+
+def test_a_length_and_options_alone_choose_the_preset_that_suits_the_text(text: Path, tmp_path: Path) -> None:
+    small = {"training.batch_size": 4, "training.bptt": 16, "model.hidden_size": 16}
+    run = lm.train(text, max_steps=2, overrides=small, runs_dir=tmp_path)
+    assert (run.name, run.config.preset, run.config.training.max_steps) == ("words-gru-char-small", "gru-char-small", 2)
+    assert run.config.model.model_dump()["hidden_size"] == 16
+    # Over a whole configuration too.
+    config = lm.compose(str(text), preset="gru-char", overrides=SMALL)
+    assert lm.train(text, config, max_steps=1, runs_dir=tmp_path).record["plan"]["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"minutes": -1}, "training.minutes = -1: give a number above 0."),
+        ({"overrides": {"training.batchsize": 1}}, "Unknown option training.batchsize. Did you mean 'batch_size'?"),
+        ({"preset": "gru"}, "Unknown preset 'gru'. Did you mean 'gru-char'"),
+        ({"preset": "gru-char", "config": lm.compose("x", preset="gru-char")}, "leave preset out"),
+        ({"name": "a/b"}, "--name 'a/b'"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_text_is_read(
+    tmp_path: Path, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        lm.train(tmp_path / "missing.txt", runs_dir=tmp_path, **options)
+    assert sentence in str(caught.value)
 
 
 def test_a_corrupt_run_is_refused_when_it_is_used(runs: Path) -> None:

@@ -20,6 +20,7 @@ from cli.options import (
     unknown_policy,
     with_sampling,
 )
+from cli.terminal import Shown
 from lm.config import validate
 from lm.errors import LMError
 from lm.generation.options import SamplingOptions
@@ -64,7 +65,7 @@ def command(
     lm chat RUN --max-tokens 200
     printf 'ROMEO:\\n/probs\\n' | lm chat RUN --seed 7
     """
-    given = {"logprobs": 4, "stop": (BLANK_LINE,), **(sampling or {})}
+    given = {"logprobs": 4, "stop": (BLANK_LINE, "\r\n\r\n"), **(sampling or {})}
     given["seed"] = secrets.randbelow(2**31) if seed is None else seed
     options = validate(SamplingOptions, given, where="sampling")
     policy = unknown_policy(unknown)
@@ -75,7 +76,7 @@ def command(
 
     loaded = load(run, runs_dir=runs_dir, device=device, precision=decode_precision(precision))
     begin = loaded.states.read(state) if state is not None else loaded.read_text("")
-    after_reply = loaded.tokenizer.encode(BLANK_LINE).tolist()
+    after_reply = loaded.tokenizer.encode(2 * loaded.newline).tolist()
     talk = Conversation(loaded.engine(), options, begin, after_reply=after_reply)
     say(f"{loaded.name}@{loaded.state} · seed {options.seed} · /help tells what can be typed")
     for line in _lines():
@@ -113,15 +114,15 @@ def _lines() -> Any:
 
 
 def _reply(talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | None) -> None:
-    ids = run.encode_prompt(line + "\n", unknown).tolist()
+    ids, text = run.encode_prompt(line + run.newline, unknown).tolist(), Shown(sys.stdout)
     try:
         for event in talk.say(ids):
-            typer.echo(event.text, nl=False)
+            typer.echo(text.feed(event.text), nl=False, color=True)
             sys.stdout.flush()
     except KeyboardInterrupt:
         # Ends the reply, not the conversation.
         pass
-    typer.echo(BLANK_LINE, nl=False)
+    typer.echo(text.end() + BLANK_LINE, nl=False)
 
 
 def _do(name: str, argument: str, talk: Conversation, run: Run) -> None:

@@ -23,6 +23,10 @@ def command(
     ] = None,
     text_column: TextColumn = None,
     encoding: TextEncoding = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Where the run's own text lies now, if it has moved.", show_default=False),
+    ] = None,
     stride: Annotated[
         int | None,
         typer.Option(
@@ -50,12 +54,19 @@ def command(
     for flag, value in (("--text-column", text_column), ("--encoding", encoding)):
         if value is not None and text is None:
             raise ConfigError(f"{flag} is for the text of --text: leave it out for the run's own text.")
+    if corpus is not None and text is not None:
+        raise ConfigError("--corpus says where the run's own text lies, --text gives another one: give one of them.")
     from cli.output import console, print_json, reading, scoring
     from cli.report import print_report
     from lm.corpora import open_text
     from lm.run import load
 
     loaded = load(run, runs_dir=runs_dir, device=device)
+    if stride is not None and loaded.model.context_length is None:
+        raise ConfigError(
+            f"--stride {stride}: {loaded.config.model.type} models carry their state over the whole text and have no "
+            "window that slides: leave --stride out."
+        )
     content = None
     if text is not None:
         own = loaded.config.corpus
@@ -64,7 +75,7 @@ def command(
     with reading() as watch, scoring(f"scoring {loaded.name}") as progress:
         report = loaded.evaluate(
             split, text=content, name="stdin" if text == "-" else str(text), stride=stride,
-            precision=precision, progress=progress, reading=watch, data_dir=data_dir,  # type: ignore[arg-type]
+            precision=precision, progress=progress, reading=watch, data_dir=data_dir, corpus=corpus,  # type: ignore[arg-type]
         )  # fmt: skip
     if as_json:
         print_json(report.model_dump(mode="json"))

@@ -17,9 +17,10 @@ def command(runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
 
     from cli.output import console, print_json
     from lm.card import figure, summary
-    from lm.checkpoint import list_runs
+    from lm.checkpoint import check_runs_dir, list_runs
     from lm.run import Run
 
+    check_runs_dir(runs_dir)
     rows: list[dict[str, Any]] = [summary(Run(folder)) for folder in list_runs(runs_dir)]
     if as_json:
         print_json(rows)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.options import DEFAULT_RUNS, Json, RunsDir
+from cli.options import DEFAULT_RUNS, Json, RunsDir, path_option
 
 POSITION = 11
 DEFAULT_PICTURE = Path("curves.png")
@@ -23,7 +23,7 @@ def command(
     by: Annotated[str, typer.Option(help="What runs to the right: step, tokens or time.")] = "step",
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The picture: a .png, .svg or .pdf.  [default: curves.png]"),
+        path_option("-o", "--output", help="The picture: a .png, .svg or .pdf.  [default: curves.png]"),
     ] = None,
     terminal: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal.")] = False,
     runs_dir: RunsDir = DEFAULT_RUNS,
@@ -41,12 +41,15 @@ def command(
     from cli.output import console, no_color, print_json, say
     from lm.checkpoint import find_run
     from lm.evaluation.curves import curves, draw, sketch
+    from lm.files import check_place
 
     names: list[str | None] = [*dict.fromkeys(runs or [])] or [None]
     folders = [find_run(name, runs_dir)[0] for name in names]
-    drawn = curves(folders, metric, by)
     if output is None and not (terminal or as_json):
         output = DEFAULT_PICTURE
+    if output is not None:
+        check_place(output)
+    drawn = curves(folders, metric, by)
     if output is not None:
         draw(drawn, output, metric=metric, by=by)
         say(f"Wrote {output}.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.options import DEFAULT_RUNS, Json, RunsDir, field
-from lm.config import CorpusConfig, Section, parse_assignments, parse_value, validate
+from lm.config import CorpusConfig, Section, expanded, parse_assignments, parse_value, validate
 from lm.errors import ConfigError
 
 POSITION = 15
@@ -18,7 +19,9 @@ def command(
     source: Annotated[
         str, typer.Argument(help="A folder, a glob, or hf:NAME[/CONFIG], which is streamed.", show_default=False)
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the shards go: what lm train reads then.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", parser=expanded, help="Where the shards go: what lm train reads then.")
+    ],
     shards: Annotated[int, typer.Option(min=1, help="How many shards the text is cut into.")] = 1,
     shard: Annotated[
         int | None,
@@ -55,6 +58,7 @@ def command(
     """
     from cli.output import print_json, reading, say
     from lm.corpora.shards import TOKENIZER, adopt_tokenizer, learn_tokenizer, prepare_shard
+    from lm.files import check_place
     from lm.run import load
 
     given = {"source": source, "text_column": text_column, "encoding": encoding}
@@ -66,14 +70,16 @@ def command(
         raise ConfigError(f"--tokenizer {tokenizer} is learned already: leave --set out.")
     section = Section(**{"type": "subword", **{path.partition(".")[2]: value for path, value in chosen.items()}})
     section.resolve("tokenizer")
+    check_place(out / TOKENIZER)
     with reading() as progress:
         if tokenizer is not None:
-            path = Path(tokenizer)
+            path = expanded(tokenizer)
             adopt_tokenizer(out, path if path.is_file() else load(tokenizer, runs_dir=runs_dir).tokenizer)
         elif tokenizer_only or (shard is None and not (out / TOKENIZER).is_file()):
             learn_tokenizer(config, out, section, characters=int(tokenizer_mb * 1e6))
         if tokenizer_only:
-            say(f"{out / TOKENIZER}: the tokenizer of all shards. Next: lm prepare {source} {out} --shards N --shard 0")
+            where = f"{shlex.quote(source)} {shlex.quote(str(out))}"
+            say(f"{out / TOKENIZER}: the tokenizer of all shards. Next: lm prepare {where} --shards N --shard 0")
             return
         numbers = range(shards) if shard is None else [shard]
         made = [
@@ -87,4 +93,4 @@ def command(
         return
     for each in found:
         typer.echo(f"{out / str(each['shard'])}: {each['train']:,} tokens to train on, {each['valid']:,} held out")
-    say(f"When all {shards} are there: lm train {out}")
+    say(f"When all {shards} are there: lm train {shlex.quote(str(out))}")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.chosen import Asked, with_options
-from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir
-from lm.errors import ConfigError
+from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, path_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,9 +31,7 @@ def command(
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Also write a page with memory over time and all layers.", show_default=False
-        ),
+        path_option(metavar="FILE", help="Also write a page with memory over time and all layers."),
     ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
@@ -48,8 +45,10 @@ def command(
     lm profile input.txt --preset gru-char --set model.hidden_size=768
     lm profile RUN --html profile.html
     """
-    if html is not None and not html.absolute().parent.is_dir():
-        raise ConfigError(f"--html {html}: there is no folder {html.absolute().parent}.")
+    from lm.files import check_place, write_file
+
+    if html is not None:
+        check_place(html)
     from cli.chosen import prepared
     from cli.output import console, print_json, reading, say
     from lm.training.profiling import profile_training
@@ -60,7 +59,7 @@ def command(
     if html is not None:
         from lm.training.profile_page import page
 
-        html.write_text(page(found), encoding="utf-8")
+        write_file(html, page(found))
         say(f"The page is {html}")
     if as_json:
         print_json(found.to_json())

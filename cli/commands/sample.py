@@ -21,9 +21,11 @@ from cli.options import (
     StateName,
     Unknown,
     decode_precision,
+    path_option,
     unknown_policy,
     with_sampling,
 )
+from cli.terminal import Shown, shown
 from lm.config import validate
 from lm.errors import ConfigError
 from lm.generation.options import SamplingOptions
@@ -54,7 +56,7 @@ def command(
     echo: Annotated[bool, typer.Option(help="Print the prompt before its continuation.")] = True,
     out: Annotated[
         Path | None,
-        typer.Option(help="Also write the samples, with options and seed, to this file.", show_default=False),
+        path_option(help="Also write the samples, with options and seed, to this file."),
     ] = None,
     server: Annotated[
         str | None,
@@ -91,6 +93,10 @@ def command(
         # A shell's closing newline is not part of what was typed.
         prompt += piped.removesuffix("\r\n" if piped.endswith("\r\n") else "\n")
 
+    if out is not None:
+        from lm.files import check_place
+
+        check_place(out)
     loaded: Any
     if server is not None:
         from cli.remote import Remote
@@ -171,13 +177,14 @@ class _Screen:
         self._echoed = echoed
         self._options = options
         self._unshown = ""
+        self._text = Shown(sys.stdout)
         self._shown_at = 0.0
 
     def begin(self, sample: _Sample) -> None:
         """A sample's turn to be shown as it is drawn."""
         if sample.index:
             typer.echo("")
-        typer.echo(self._echoed, nl=False)
+        typer.echo(self._text.feed(self._echoed), nl=False, color=True)
         self.show(sample.text)
 
     def show(self, text: str) -> None:
@@ -187,19 +194,19 @@ class _Screen:
             self._flush()
 
     def _flush(self) -> None:
-        typer.echo(self._unshown, nl=False)
+        typer.echo(self._text.feed(self._unshown), nl=False, color=True)
         sys.stdout.flush()
         self._unshown, self._shown_at = "", time.perf_counter()
 
     def end(self, sample: _Sample) -> None:
         """The sample is whole."""
         self._flush()
-        typer.echo("")
+        typer.echo(self._text.end())
         self._tell(sample)
 
     def tell_detokenized(self, sample: _Sample) -> None:
         """A whole sample as a reader expects it."""
-        typer.echo(self._run.tokenizer.detokenize(self._echoed + sample.text))
+        typer.echo(shown(self._run.tokenizer.detokenize(self._echoed + sample.text), sys.stdout), color=True)
         self._tell(sample)
 
     def tell_json(self, sample: _Sample, prompt: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 POSITION = 6
-INSTALL = "pip install 'inkling-lm[serve]'"
+INSTALL = "pip install '.[serve]' in a checkout of Inkling"
 
 
 def command(**given: Any) -> None:

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from cli.options import DEFAULT_RUNS, Device, Json, RunsDir, TextColumn, TextEncoding, Unknown, unknown_policy
+from cli.options import (
+    DEFAULT_RUNS,
+    Device,
+    Json,
+    RunsDir,
+    TextColumn,
+    TextEncoding,
+    Unknown,
+    named,
+    path_option,
+    unknown_policy,
+)
 from lm.errors import CorpusError
 
 POSITION = 9
@@ -26,7 +37,7 @@ command = typer.Typer(
 def save(
     run: Run,
     name: Name,
-    text: Annotated[Path, typer.Option(metavar="FILE", help="The text to read; - is stdin.", show_default=False)],
+    text: Annotated[Path, path_option(metavar="FILE", help="The text to read; - is stdin.")],
     text_column: TextColumn = None,
     encoding: TextEncoding = None,
     unknown: Unknown = None,
@@ -45,6 +56,7 @@ def save(
 
     policy = unknown_policy(unknown)
     loaded = load(run, runs_dir=runs_dir, device=device)
+    loaded.states.check(name)
     own = loaded.config.corpus
     try:
         opened = open_text(str(text), text_column=text_column or own.text_column, encoding=encoding or own.encoding)
@@ -57,7 +69,7 @@ def save(
     state = loaded.read_text(content, unknown=policy)
     path = loaded.states.save(name, state, text=text.name)
     say(f"{path}: the state after {state.tokens:,} tokens, {path.stat().st_size:,} bytes.")
-    say(f"Next: lm sample {run} --state {name}")
+    say(f"Next: lm sample {named(run, runs_dir)} --state {name}")
 
 
 @command.command("list")
@@ -77,7 +89,9 @@ def list_(run: Run, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> 
         print_json([{key: row.get(key) for key in shown} for row in rows])
         return
     if not rows:
-        console(stderr=True).print(f"Run {run} has no states yet: lm state save {run} --text FILE NAME")
+        console(stderr=True).print(
+            f"Run {run} has no states yet: lm state save {named(run, runs_dir)} --text FILE NAME"
+        )
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("state", overflow="fold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.chosen import chosen, first_options
-from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, among, field
+from cli.options import ANY_OPTION, DEFAULT_RUNS, DataDir, Json, RunsDir, field, named, path_option
+from cli.terminal import shown
 from lm.config import CorpusConfig, RunConfig, TrainingConfig, parse_assignments, preset_names, validate
 from lm.errors import ConfigError
 
@@ -41,13 +43,9 @@ def command(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="SECTION.FIELD=VALUE", help="Any option, e.g. model.hidden_size=768; repeatable."
-        ),
+        typer.Option("--set", metavar=ANY_OPTION, help="Any option, e.g. model.hidden_size=768; repeatable."),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A TOML file of options, over the preset.", show_default=False)
-    ] = None,
+    config: Annotated[Path | None, path_option(help="A TOML file of options, over the preset.")] = None,
     seed: Annotated[int | None, field(TrainingConfig, "seed")] = None,
     device: Annotated[str | None, field(TrainingConfig, "device")] = None,
     precision: Annotated[str | None, field(TrainingConfig, "precision")] = None,
@@ -60,6 +58,15 @@ def command(
     encoding: Annotated[str | None, field(CorpusConfig, "encoding")] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with a run to the end of its plan.", show_default=False)
+    ] = None,
+    moved_to: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus",
+            metavar="PATH",
+            help="Where the text of the run of --resume lies now, if it has moved.",
+            show_default=False,
+        ),
     ] = None,
     init: Annotated[
         str | None,
@@ -96,6 +103,8 @@ def command(
         "training.seed": seed, "training.device": device, "training.precision": precision, "training.amp": amp,
         "training.loss_scale": loss_scale, "training.devices": devices, "training.shard": shard or None,
     }  # fmt: skip
+    if dry_run and verify_resume:
+        raise ConfigError("--dry-run and --verify-resume are two different checks: give one of them.")
     overrides: dict[str, Any] = parse_assignments(set_ or [])
     overrides |= {path: value for path, value in flags.items() if value is not None}
     if resume is not None:
@@ -110,11 +119,16 @@ def command(
         if given:
             raise ConfigError(
                 f"--resume {resume} goes on as the run was planned, so {', '.join(given)} cannot change it; "
-                "--max-steps, --stop-after, --device and --devices can. To train it differently, start from it with "
-                "--init."
+                "--max-steps, --stop-after, --device, --devices and --corpus can. To train it differently, start from "
+                "it with --init."
             )
-        _resume(resume, runs_dir, max_steps, stop_after, device, devices, data_dir, as_json)
+        _resume(resume, runs_dir, max_steps, stop_after, device, devices, moved_to, data_dir, as_json)
         return
+    if moved_to is not None:
+        raise ConfigError(
+            "--corpus says where the text of a run of --resume lies now. For a new run: lm train "
+            + shlex.quote(moved_to)
+        )
     if corpus is None:
         raise ConfigError(
             "Which text? Write: lm train FILE (or a folder, a named corpus, - for stdin; see lm train --help)."
@@ -214,8 +228,10 @@ def _train(
     from cli.output import reading
     from cli.training import TrainingView
     from lm.training import distributed
-    from lm.training.jobs import train
+    from lm.training.jobs import check_new_run, train
 
+    if not distributed.started():
+        check_new_run(name, runs_dir, overwrite=overwrite)
     base = _base(init, preset, file, runs_dir)
     options = first_options(where, preset, file, overrides, base)
     known = options if preset is not None or base is not None else None
@@ -304,6 +320,7 @@ def _resume(
     stop_after: int | None,
     device: str | None,
     devices: int | None,
+    moved_to: str | None,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -321,7 +338,7 @@ def _resume(
         view = TrainingView(runs_dir, progress)
         run, went_on = resume(
             name, runs_dir=runs_dir, max_steps=max_steps, stop_after=stop_after, device=device, devices=devices,
-            callbacks=[view], data_dir=data_dir, progress=progress,
+            corpus=moved_to, callbacks=[view], data_dir=data_dir, progress=progress,
         )  # fmt: skip
     if distributed.rank() > 0:
         return
@@ -329,7 +346,7 @@ def _resume(
     if went_on:
         _closing(run, runs_dir, as_json)
         return
-    longer = f" A longer plan: lm train --resume {run.name} --max-steps N{among(runs_dir)}"
+    longer = f" A longer plan: lm train --resume {named(run.name, runs_dir)} --max-steps N"
     console(stderr=True).print(
         f"{run.name} is finished already.{'' if counts_alone(run.config) else longer}",
         markup=False,
@@ -365,17 +382,18 @@ def _closing(run: Run, runs_dir: Path, as_json: bool) -> None:
     if samples:
         text = samples[-1].read_text("utf-8").partition("# sample 1 of 1\n")[2].strip("\n")
         screen.print(" a sample ".center(50, "─"))
-        screen.print(text, markup=False, emoji=False, soft_wrap=True)
+        # Not by rich, which leaves some control characters out.
+        typer.echo(shown(text, sys.stdout), color=True)
         screen.print("─" * 50)
     if report.misses_floor:
         ways = ["train longer"] if report.step == run.record["plan"]["steps"] else []
         if run.config.tokenizer.type == "char":
             ways.append("take --preset hybrid-char, which begins with such counts")
         screen.print(f"To beat the floor: {', or '.join(ways or ['train on more text'])}.", soft_wrap=True)
-    there = among(runs_dir)
+    there = named(run.name, runs_dir)
     test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
     screen.print(
-        f'Next: lm sample {run.name}{there} --prompt "…"    or: lm eval {run.name}{there}{test}',
+        f'Next: lm sample {there} --prompt "…"    or: lm eval {there}{test}',
         markup=False,
         soft_wrap=True,
     )

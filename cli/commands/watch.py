@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cli.options import DEFAULT_RUNS, Json, RunName, RunsDir, among
+from cli.options import DEFAULT_RUNS, Json, RunName, RunsDir, named
 
 if TYPE_CHECKING:
     from lm.training.callbacks import Callback
@@ -26,7 +26,7 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
     if Follower(folder, _json_lines() if as_json else TrainingView(runs_dir)).follow() is None:
         told.print(
             f"Nobody trains {folder.name}, and it is not at its end. "
-            f"Go on with: lm train --resume {folder.name}{among(runs_dir)}",
+            f"Go on with: lm train --resume {named(folder.name, runs_dir)}",
             markup=False,
             soft_wrap=True,
         )

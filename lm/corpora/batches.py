@@ -59,10 +59,13 @@ class Batches(ABC):
         self._batch_size, self._bptt = batch_size, bptt
         self.tokens_per_batch = batch_size * bptt
         if self._targets < self.tokens_per_batch:
+            rows, length = min(batch_size, 8), min(bptt, 16)
+            if rows * length > self._targets:
+                rows, length = 1, min(length, self._targets)
             raise CorpusError(
                 f"The {split.name} split has {self._targets:,} tokens, fewer than one batch of {batch_size} rows of "
                 f"{bptt} tokens needs ({self.tokens_per_batch:,}). Give a longer text, or lower the batch: "
-                "--set training.batch_size=8 --set training.bptt=16"
+                f"--set training.batch_size={rows} --set training.bptt={length}"
             )
 
     @abstractmethod

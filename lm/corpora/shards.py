@@ -278,7 +278,7 @@ def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
     if missing:
         raise CorpusError(
             f"{folder} lacks {len(missing)} of {total} shards, or they are not whole: {', '.join(missing[:4])}. Make "
-            "them with lm prepare SOURCE OUT --shard N."
+            f"them with lm prepare SOURCE OUT --shards {total} --shard N."
         )
     found = [each[0] for each in read.values() if each is not None]
     if any(each.tokenizer.sha256 != own.sha256 for each in found):

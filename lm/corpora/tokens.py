@@ -336,6 +336,16 @@ def load_prepared(key: str, *, cache: Path | None = None) -> PreparedCorpus | No
     return found[0] if found else None
 
 
+def prepared_key(hashes: Mapping[str, str], tokenizer: Tokenizer) -> str:
+    """The key of a text in the cache where it was encoded with a tokenizer that was there already.
+
+    Args:
+        hashes: of the splits' texts, in the order train, valid, test.
+        tokenizer: the one that encoded it.
+    """
+    return _key(hashes, tokenizer)
+
+
 def _measure(corpus: Corpus, progress: Progress) -> dict[str, Measure]:
     measures, done = {}, 0
     total = _total(corpus)

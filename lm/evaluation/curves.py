@@ -120,7 +120,8 @@ def draw(drawn: Sequence[Curve], path: Path, *, metric: str, by: str) -> None:
         from matplotlib.ticker import EngFormatter
     except ImportError:
         raise MissingExtraError(
-            "Pictures need matplotlib: pip install 'inkling-lm[plot]', or look in the terminal with --terminal."
+            "Pictures need matplotlib: pip install '.[plot]' in a checkout of Inkling, or look in the terminal with "
+            "--terminal."
         ) from None
     # A figure of its own: no window, and no state of pyplot.
     figure = Figure(figsize=(9, 5.5), layout="constrained")
@@ -175,7 +176,8 @@ def sketch(drawn: Sequence[Curve], *, metric: str, by: str, width: int, height: 
     try:
         from uniplot import plot_to_string
     except ImportError:
-        raise MissingExtraError("Plots in the terminal need uniplot: pip install 'inkling-lm[plot]'.") from None
+        needed = "Plots in the terminal need uniplot: pip install '.[plot]' in a checkout of Inkling."
+        raise MissingExtraError(needed) from None
     if len(drawn) > MOST_SKETCHED:
         drawn = [curve for curve in drawn if curve.split != "train"]
     x_title, y_title = _titles(metric, by)

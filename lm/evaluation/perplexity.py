@@ -72,6 +72,7 @@ def score(
     stride: int | None = None,
     share: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
+    each: Callable[[npt.NDArray[np.float64]], None] | None = None,
 ) -> Scores:
     """Score every token of a split, or one share of them.
 
@@ -86,6 +87,7 @@ def score(
         share: which share of the rows or windows, from 0, and of how many; the sums of all shares add up to those of
             the split. All shares call the model equally often.
         progress: called with tokens done and tokens in all.
+        each: called with the nats of the tokens that were just scored, in the order of the text where `rows` is 1.
     """
     count = len(ids) - 1
     at_once = tokens_at_once(model.vocab_size)
@@ -121,7 +123,10 @@ def score(
                 targets = torch.from_numpy(piece.targets.astype(np.int64)).to(device)
                 logits, state = model(inputs, state)
                 if piece.counts:
-                    _add(scores, logits[: piece.scored_rows, piece.skip :], targets[: piece.scored_rows, piece.skip :])
+                    scored = slice(piece.scored_rows), slice(piece.skip, None)
+                    nats = _add(scores, logits[scored], targets[scored])
+                    if each is not None:
+                        each(nats.cpu().numpy())
                 if progress is not None:
                     progress(min(scores.tokens * share[1], count), count)
     finally:
@@ -130,7 +135,8 @@ def score(
     return scores
 
 
-def _add(scores: Scores, logits: Tensor, targets: Tensor) -> None:
+def _add(scores: Scores, logits: Tensor, targets: Tensor) -> Tensor:
+    """Add tokens to the sums; their nats, float64."""
     logits = logits.float().reshape(-1, logits.shape[-1])
     targets = targets.reshape(-1)
     nats = F.cross_entropy(logits, targets, reduction="none").double()
@@ -149,6 +155,7 @@ def _add(scores: Scores, logits: Tensor, targets: Tensor) -> None:
     scores.squared_nats += squared
     scores.top1 += int(top1)
     scores.top5 += int(top5)
+    return nats
 
 
 def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int], warm_up: int = 0) -> Iterator[_Piece]:

@@ -6,6 +6,7 @@ All figures come from one sum of log-likelihoods (`lm.evaluation.scores`), divid
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -23,6 +24,9 @@ EOS_CONVENTION = (
     "words are len(text.split()); word_perplexity divides by them alone, word_eos_perplexity by words plus one "
     "end-of-line mark a line, as published WikiText and Penn Treebank figures do"
 )
+
+_SHORTLY = "run", "state", "corpus", "split", "loss", "perplexity", "bits_per_byte", "tokens"
+"""What a report shows itself as in an interpreter; all fields are in `model_dump()`."""
 
 
 class Report(Options):
@@ -72,6 +76,9 @@ class Report(Options):
     device: str = Field(description="Where it ran.")
     precision: str = Field(description="Number format of the matrix products.")
     version: str = Field(description="Version of Inkling.")
+
+    def __repr_args__(self) -> Iterable[tuple[str, object]]:
+        return ((name, getattr(self, name)) for name in _SHORTLY)
 
     @property
     def misses_floor(self) -> bool:

@@ -68,7 +68,7 @@ def open_decoder(
     if slots < 1:
         raise DeviceError(
             f"The state of one text takes {one / 2**20:,.0f} MB, more than the {state_bytes / 2**20:,.0f} MB set aside "
-            "for states: set more aside."
+            "for states: set more aside with --state-memory of lm serve, or state_bytes in Python."
         )
     return KernelDecoder(cls(options, arrays(), slots=slots, precision=precision, threads=threads), slots, precision)
 

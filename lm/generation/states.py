@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lm.errors import ConfigError, CorruptRunError, RunError, RunNotFoundError
-from lm.files import pack_arrays, read_arrays, read_facts, write_file
+from lm.files import check_place, pack_arrays, read_arrays, read_facts, write_file
 from lm.generation.decoder import Snapshot
 from lm.registry import did_you_mean
 
@@ -38,21 +38,31 @@ class NamedState:
 class States:
     """The named states of one run."""
 
-    def __init__(self, folder: Path, run: str, **belongs: str) -> None:
+    def __init__(self, folder: Path, run: str, argument: str | None = None, **belongs: str) -> None:
         """See the states in a folder.
 
         Args:
             folder: where the files lie, or will.
             run: the run's name.
+            argument: how a command names the run; None: by its name.
             **belongs: hashes of what a state must have been made with, by name; kept in its file.
         """
         self._folder = folder
         self._run = run
+        self._argument = run if argument is None else argument
         self._belongs = belongs
 
     def names(self) -> list[str]:
         """All there are, sorted."""
         return sorted(path.stem for path in self._folder.glob("*.safetensors") if _NAME.fullmatch(path.stem))
+
+    def check(self, name: str) -> None:
+        """See that a state could be saved under a name.
+
+        Raises:
+            ConfigError, RunError: as `save`.
+        """
+        check_place(self._path(name))
 
     def facts(self, name: str) -> dict[str, Any]:
         """What a state's file tells of it, with "bytes" and "usable"; empty facts where it is damaged."""
@@ -87,7 +97,7 @@ class States:
         if not self._fits(facts):
             raise RunError(
                 f"State {name!r} was made with other weights than those of run {self._run!r}, which were probably "
-                f"trained on since. Make it again with: lm state save {self._run} --text FILE {name}"
+                f"trained on since. Make it again with: lm state save {self._argument} --text FILE {name}"
             )
         try:
             window = tuple(arrays.pop(_WINDOW).tolist())

@@ -101,6 +101,10 @@ class LanguageModel(nn.Module, ABC):
     batching: ClassVar[Literal["streams", "random"]] = "streams"
     """How it is trained unless `training.batching` says otherwise."""
 
+    notes: tuple[str, ...] = ()
+    """What to know of what `fit` made of a text."""
+    counted_tokens: int = 0
+    """Tokens of the text that `fit` used."""
     loss_dtype: torch.dtype = torch.float32
     """That training computes softmax and loss in."""
 
@@ -108,6 +112,21 @@ class LanguageModel(nn.Module, ABC):
         super().__init__()
         self.options = options
         self.vocab_size = vocab_size
+
+    def __call__(self, ids: Any, *args: Any, **options: Any) -> Any:
+        """See `forward`.
+
+        Raises:
+            TypeError: `ids` are no tensor of rows.
+        """
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            kind = f"{type(ids).__name__} of shape {tuple(getattr(ids, 'shape', [len(ids)]))}"
+            raise TypeError(
+                f"A model reads ids as an int64 tensor (B, T), one row a text; this is a {kind}. Of a text, "
+                "run.score(text) and run.logits(text) give its tokens' nats and logits; of ids (N,), pass "
+                "torch.tensor(ids, dtype=torch.int64)[None]."
+            )
+        return super().__call__(ids, *args, **options)
 
     @property
     def context_length(self) -> int | None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lm.models.base import LanguageModel, State, TrainingLoss, cross_entropies
 from lm.models.heads import output_logits
-from lm.models.ngram import HISTORY, NGram, NGramOptions
+from lm.models.ngram import HISTORY, CountingOptions, NGram, NGramOptions
 from lm.models.parts import LOSS, part
 from lm.models.recurrent import Recurrent, RecurrentOptions
 
@@ -37,8 +37,8 @@ FIRST_TRUST = 2.0
 """The gate's bias at first: the network knows nothing yet, so the counts have 0.88 of the mixture."""
 
 
-class HybridOptions(RecurrentOptions):
-    """Options of the hybrid: those of its network, and the order of its counts."""
+class HybridOptions(RecurrentOptions, CountingOptions):
+    """Options of the hybrid: those of its network, and those of its counts."""
 
     type: Literal["hybrid"] = Field("hybrid", description="N-gram counts and a network.")  # type: ignore[assignment]
     cell: Literal["rnn", "gru", "lstm"] = Field("gru", description="The network's cell: rnn, gru or lstm.")
@@ -61,7 +61,8 @@ class Hybrid(LanguageModel):
         super().__init__(options, vocab_size)
         shared = {name: getattr(options, name) for name in RecurrentOptions.model_fields if name != "type"}
         network = RecurrentOptions(type=options.cell, **shared)
-        self.network = _BesideCounts(network, vocab_size, NGram(NGramOptions(order=options.order), vocab_size))
+        counted = NGramOptions(order=options.order, max_tokens=options.max_tokens)
+        self.network = _BesideCounts(network, vocab_size, NGram(counted, vocab_size))
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
@@ -76,6 +77,7 @@ class Hybrid(LanguageModel):
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """See `LanguageModel.fit`: makes the counts; the network is untouched."""
         self.network.ngram.fit(ids)
+        self.notes = self.network.ngram.notes
 
     def num_counts(self) -> int:
         """See `LanguageModel.num_counts`."""

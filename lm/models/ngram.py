@@ -7,6 +7,7 @@ The state is those last tokens. The counting and smoothing are in `lm.models.cou
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lm.errors import DeviceError
 from lm.models.base import LanguageModel, ModelOptions, State
 from lm.models.counts import NGramCounts, count_text, histories_of
 
@@ -24,7 +26,24 @@ HISTORY = "history"
 """The state's tensor: the last order - 1 tokens (B, K) int64, the newest last; -1 where the text has not begun."""
 
 
-class NGramOptions(ModelOptions):
+log = logging.getLogger(__name__)
+
+MOST_COUNTED = 20_000_000
+"""Tokens that are counted unless an option says otherwise. A token takes at most 85 bytes for 7-grams of characters and
+170 for 5-grams of words while it is counted: 4 GB at most together."""
+
+
+class CountingOptions(ModelOptions):
+    """Options of models that count a text."""
+
+    max_tokens: int | None = Field(
+        MOST_COUNTED,
+        ge=1,
+        description="Count the first so many tokens of the training split, which bounds the memory; none: all.",
+    )
+
+
+class NGramOptions(CountingOptions):
     """Options of the n-gram model."""
 
     type: Literal["ngram"] = Field("ngram", description="The n-gram model.")
@@ -71,8 +90,24 @@ class NGram(LanguageModel):
         return logs.to(ids.device), torch.from_numpy(histories[:, -1].copy()).to(ids.device)
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
-        """See `LanguageModel.fit`."""
-        self.counts = count_text(ids, order=self.options.order, vocab_size=self.vocab_size)
+        """See `LanguageModel.fit`.
+
+        Raises:
+            DeviceError: there is not enough memory for the counts.
+        """
+        order, limit, total = self.options.order, self.options.max_tokens, len(ids) - 1
+        if limit is not None and total > limit:
+            self.notes = (f"the counts are of the first {limit:,} of its {total:,} tokens (model.max_tokens)",)
+            log.warning("The model counts the first %s of %s tokens (model.max_tokens).", f"{limit:,}", f"{total:,}")
+            ids = ids[: limit + 1]
+        self.counted_tokens = len(ids) - 1
+        try:
+            self.counts = count_text(ids, order=order, vocab_size=self.vocab_size)
+        except MemoryError:
+            raise DeviceError(
+                f"The memory is not enough to count {self.counted_tokens:,} tokens at order {order}: lower "
+                "model.max_tokens or model.order."
+            ) from None
 
     def num_parameters(self) -> int:
         """Counts that are stored."""

@@ -248,6 +248,8 @@ def _learn(sample: list[str], options: SubwordOptions, size: int) -> bytes | int
             minloglevel=2,
         )
     except RuntimeError as error:
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from None
         short = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
         if short is None:
             raise TokenizerError(f"sentencepiece could not learn from this text: {error}") from None

@@ -8,8 +8,9 @@ longer from a text, and a smaller one sees more of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from lm.checkpoint import RunFolder
@@ -30,6 +31,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "subword": ("gru-subword",),
 }
 """By the kind of text: presets in rising size."""
+EVERY = tuple(chain(*PRESETS.values()))
+"""All that may be chosen."""
 LEAST_TOKENS = {"gru-char": 400_000, "gru-char-large": 25_000_000, "gru-subword-medium": 5_000_000}
 """Trained tokens from which a preset is worth its time; the first ones of each kind always are."""
 LEAST_READINGS = {"gru-char": 8}
@@ -56,6 +59,21 @@ class Choice:
     config: RunConfig
     tokens: int | None = None
     """Tokens that the plan comes to here; None where they were not measured with this preset."""
+
+
+def first_that_fits(presets: Sequence[str], make: Callable[[str], RunConfig]) -> RunConfig:
+    """The options over the first preset that takes them, before the text is known.
+
+    Raises:
+        ConfigError: none does; with what the first one refuses.
+    """
+    refusals = []
+    for preset in presets:
+        try:
+            return make(preset)
+        except ConfigError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def suited_presets(corpus: Corpus) -> tuple[str, ...]:

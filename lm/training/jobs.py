@@ -8,7 +8,7 @@ import logging
 import platform
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from lm.checkpoint import CONFIG, EVENTS, MODEL, RunFolder, find_run, list_runs
-from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, Section, TrainingConfig, compose, merge
+from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, compose, merge, runs_folder
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
 from lm.device import enough_memory
-from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunExistsError
+from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError
+from lm.files import check_folder
 from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
@@ -27,7 +28,7 @@ from lm.run import Run, load
 from lm.tokenizers.base import Tokenizer
 from lm.training import distributed
 from lm.training.callbacks import Callback, End, Start
-from lm.training.choosing import choose_config
+from lm.training.choosing import EVERY, choose_config, first_that_fits
 from lm.training.distributed import Reader, World
 from lm.training.expecting import expected_loss
 from lm.training.fitting import refuse_what_cannot_fit
@@ -48,8 +49,13 @@ def train(
     corpus: str | Path | Corpus,
     config: RunConfig | None = None,
     *,
+    minutes: float | None = None,
+    epochs: float | None = None,
+    max_steps: int | None = None,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
-    runs_dir: Path | str = DEFAULT_RUNS_DIR,
+    runs_dir: Path | str | None = None,
     init: Run | None = None,
     stop_after: int | None = None,
     overwrite: bool = False,
@@ -61,9 +67,13 @@ def train(
 
     Args:
         corpus: what `CorpusConfig.source` may be, or an opened corpus.
-        config: all options, from `lm.config.compose`; None takes the preset that suits the text.
+        config: all options, from `lm.config.compose`; None takes the preset that suits the text and the length.
+        minutes, epochs, max_steps: length of the plan; default: the config's, else 5 minutes. Of several, the one that
+            ends first.
+        preset: this one, instead of a config.
+        overrides: other options over config or preset, "section.field" → value, as in `lm.config.compose`.
         name: of the run; None names it after corpus and model.
-        runs_dir: where the run folder is made.
+        runs_dir: where the run folder is made; default: INKLING_RUNS, else checkpoints.
         init: a run whose weights and tokenizer to start from; `config` then has its model options.
         stop_after: stop at this step of the plan; `resume` goes on.
         overwrite: replace a run of that name.
@@ -81,21 +91,38 @@ def train(
     Raises:
         LMError: anything the caller can mend; nothing was overwritten.
     """
-    if init is not None and config is None:
-        source = corpus.source if isinstance(corpus, Corpus) else str(corpus)
-        config = init_config(init, CorpusConfig(source=source), {})
-    training = None if config is None else config.training
+    length = {"minutes": minutes, "epochs": epochs, "max_steps": max_steps}
+    changes = {f"training.{field}": value for field, value in length.items() if value is not None}
+    changes |= overrides or {}
+    source = corpus.source if isinstance(corpus, Corpus) else str(corpus)
+
+    def make(preset: str) -> RunConfig:
+        return compose(source, preset=preset, overrides=changes)
+
+    if preset is not None and (config is not None or init is not None):
+        raise ConfigError(f"preset={preset!r}: config or init has its preset already: leave preset out.")
+    if config is not None:
+        config = merge(config, changes) if changes else config
+    elif init is not None:
+        config = init_config(init, CorpusConfig(source=source), changes)
+    elif preset is not None:
+        config = make(preset)
+    # What is wrong in the options is found before the text is read.
+    known = config or first_that_fits(EVERY, make)
+    training = known.training
     with distributed.joined(training) as world, contextlib.ExitStack() as held, enough_memory():
-        if training is not None and (training.devices or 1) > 1 and not distributed.started():
+        if (training.devices or 1) > 1 and not distributed.started():
             raise ConfigError(
                 f"training.devices={training.devices}: torchrun starts a script in several processes (torchrun "
                 "--nproc-per-node N script.py), and lm train --devices N does on the command line."
             )
 
         def begin() -> _Job:
+            place = runs_folder(runs_dir)
             return _begin(
-                held, corpus, config, name, Path(runs_dir), init, stop_after, overwrite, data_dir, progress, world
-            )
+                held, corpus, known.corpus, config or make, name, place, init, stop_after, overwrite, data_dir,
+                progress, world,
+            )  # fmt: skip
 
         job = world.tell(begin)
         if job.plan is not None or job.done:
@@ -106,11 +133,12 @@ def train(
 def resume(
     run: str | None,
     *,
-    runs_dir: Path | str = DEFAULT_RUNS_DIR,
+    runs_dir: Path | str | None = None,
     max_steps: int | None = None,
     stop_after: int | None = None,
     device: str | None = None,
     devices: int | None = None,
+    corpus: Path | str | None = None,
     callbacks: Sequence[Callback] = (),
     data_dir: Path | None = None,
     progress: Progress | None = None,
@@ -119,11 +147,12 @@ def resume(
 
     Args:
         run: as in `lm.load`.
-        runs_dir: where the runs lie.
+        runs_dir: where the runs lie; default: INKLING_RUNS, else checkpoints.
         max_steps: a new length of the plan, longer than what is done.
         stop_after: stop at this step of the plan.
         device: another device than before.
         devices: another number of processes than before, as they were started.
+        corpus: where the run's text lies now, if it has moved; it must be the same text.
         callbacks: what watches.
         data_dir: where named corpora lie.
         progress: called if the corpus has to be read again.
@@ -141,7 +170,7 @@ def resume(
     ):
 
         def begin() -> _Job:
-            folder, state_name = find_run(run, Path(runs_dir))
+            folder, state_name = find_run(run, runs_folder(runs_dir))
             if state_name not in ("best", "last"):
                 raise ConfigError(
                     f"--resume {run}: a run goes on from its last step; start from {state_name} with --init {run}."
@@ -152,7 +181,10 @@ def resume(
                 )
             changes = {"training.device": device, "training.devices": devices}
             changes = {path: value for path, value in changes.items() if value is not None}
-            return _reopen(held, folder, max_steps, stop_after, changes, data_dir, progress, world)
+            return _reopen(
+                held, folder, max_steps, stop_after, changes, data_dir, progress, world,
+                corpus=corpus,
+            )  # fmt: skip
 
         return _go_on(world, world.tell(begin), stop_after, callbacks, data_dir)
 
@@ -235,7 +267,8 @@ class _Told:
 def _begin(
     held: contextlib.ExitStack,
     corpus: str | Path | Corpus,
-    config: RunConfig | None,
+    where: CorpusConfig,
+    config: RunConfig | Callable[[str], RunConfig],
     name: str | None,
     runs_dir: Path,
     init: Run | None,
@@ -245,23 +278,26 @@ def _begin(
     progress: Progress | None,
     world: World,
 ) -> _Job:
-    """Everything up to the first step that is for one process alone; the run's lock stays in `held`."""
-    if config is not None:
+    """Everything up to the first step that is for one process alone; the run's lock stays in `held`.
+
+    Args:
+        where: how the text is read, where `corpus` is not opened yet.
+        config: all options, or what makes them over the preset that is to be chosen.
+    """
+    if isinstance(config, RunConfig):
         distributed.check(config, world.size)
+    if distributed.job_name() is None:
+        # A job that is started again finds its own run in that place.
+        check_new_run(name, runs_dir, overwrite=overwrite)
     if not isinstance(corpus, Corpus):
-        where = (
-            CorpusConfig(source=str(corpus))
-            if config is None
-            else config.corpus.model_copy(update={"source": str(corpus)})
-        )
+        where = where.model_copy(update={"source": str(corpus)})
         corpus = open_corpus(where, data_dir=data_dir, progress=progress)
     own = _of_this_job(name, corpus.source, runs_dir)
     if own is not None:
         return _reopen(held, own, None, stop_after, {}, data_dir, progress, world, again=True)
-    if config is None:
-        source = corpus.source
+    if not isinstance(config, RunConfig):
         with distributed.alone():
-            config = choose_config(corpus, lambda preset: compose(source, preset=preset), progress=progress).config
+            config = choose_config(corpus, config, progress=progress).config
         distributed.check(config, world.size)
     config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": corpus.source})})
     choose_format(config.training, world.place(config.training.device))
@@ -365,16 +401,25 @@ def _reopen(
     progress: Progress | None,
     world: World,
     *,
+    corpus: Path | str | None = None,
     again: bool = False,
 ) -> _Job:
     """What is left of a run, found and checked by one process alone; the run's lock stays in `held`.
 
     Args:
+        corpus: where its text lies now, if not where it did; recorded once it is known to be the same text.
         again: the launcher started the job again, as it stood: what it asked for may be reached already.
     """
     held.enter_context(folder.lock())
     current = Run(folder)
     record, config = current.record, current.config
+    prepared = None
+    if corpus is not None:
+        prepared = current.own_text(corpus, data_dir=data_dir, progress=progress)
+        config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": prepared.source})})
+        record = {**record, "config": config.model_dump(mode="json")}
+        folder.write_record(record)
+        current = Run(folder)
     if counts_alone(config):
         if not (folder.path / MODEL).exists():
             raise CorruptRunError(f"Run {folder.name!r} was killed while it counted: train it again (--overwrite).")
@@ -404,13 +449,15 @@ def _reopen(
         if again:
             return _Job(folder.path, config, done=True)
         raise ConfigError(f"--stop-after {stop_after}: run {folder.name!r} is at step {done} already.")
-    config = merge(config, changes) if changes else config
+    if changes:
+        # The other sections as they were recorded: the weights carry the hash of the model's.
+        config = config.model_copy(update={"training": merge(config, changes).training})
     distributed.check(config, world.size)
     init = load(record["init"], runs_dir=folder.path.parent) if record.get("init") and not begun else None
     return _Job(
         folder.path,
         config,
-        _Told.of(same_corpus(current, data_dir, progress)),
+        _Told.of(current.own_text(data_dir=data_dir, progress=progress) if prepared is None else prepared),
         init=f"{init.folder.path}@{init.state}" if init else None,
         plan=plan,
         begun=begun,
@@ -426,7 +473,7 @@ def _go_on(
     run = Run(folder)
     if job.done:
         if not job.reported and world.first:
-            same_corpus(run, data_dir, None)
+            run.own_text(data_dir=data_dir)
             run = _close(folder, str(world.place(job.config.training.device)), callbacks)
         world.wait()
         return run, not job.reported
@@ -451,18 +498,27 @@ def _go_on(
 # -- the parts ------------------------------------------------------------------------------------------
 
 
+def check_new_run(name: str | None, runs_dir: Path, *, overwrite: bool = False) -> None:
+    """See that a run of this name can be made, before its text is read; None: one that is named after its text.
+
+    Raises:
+        ConfigError: it is no name for a run.
+        RunError: it is taken, or the folder cannot be written to.
+    """
+    if name is None:
+        check_folder(runs_dir)
+        return
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ConfigError(
+            f"--name {name!r}: a run's name is a folder's name of letters, digits and . _ + -, and begins with a "
+            "letter or digit."
+        )
+    RunFolder(runs_dir / name).check_new(overwrite=overwrite)
+
+
 def _new_folder(name: str | None, corpus: Corpus, config: RunConfig, runs_dir: Path, overwrite: bool) -> RunFolder:
     if name is not None:
-        if not re.fullmatch(r"\w[\w.+-]*", name):
-            raise ConfigError(
-                f"--name {name!r}: a run's name is a folder's name of letters, digits and . _ + -, and begins with a "
-                "letter or digit."
-            )
-        if RunFolder(runs_dir / name).taken and not overwrite:
-            raise RunExistsError(
-                f"{runs_dir / name} exists already: choose another --name, say --overwrite to replace that run, or go "
-                f"on with it: lm train --resume {name}"
-            )
+        check_new_run(name, runs_dir, overwrite=overwrite)
         return RunFolder(runs_dir / name)
     base = re.sub(r"[^\w.+]+", "-", f"{corpus.name}-{config.preset or config.model.type}").lstrip("-.+")
     taken = {run.name for run in list_runs(runs_dir)}
@@ -480,10 +536,14 @@ def _factory(
     """
     fitted: dict[str, Any] = {}
 
+    notes: tuple[str, ...] = ()
+
     def make() -> Trainer:
+        nonlocal notes
         model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
         if fitted:
             model.load_arrays(fitted)
+            model.notes = notes
             return Trainer(folder, config.training, model, corpus)
         if init is not None:
             arrays, _ = init.folder.read_weights(init.state)
@@ -496,6 +556,7 @@ def _factory(
         if model.trained_by == "both" and not resumes:
             model.fit(np.asarray(corpus.splits["train"].ids))
             fitted.update(model.arrays())
+            notes = model.notes
         return Trainer(folder, config.training, model, corpus)
 
     return make
@@ -536,7 +597,7 @@ def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, 
             "name": corpus.name,
             "sha256": corpus.sha256,
             "key": corpus.key,
-            "notes": list(corpus.notes),
+            "notes": [*corpus.notes, *model.notes],
             "newline": corpus.newline,
             "splits": splits,
         },
@@ -569,20 +630,6 @@ def _close(folder: RunFolder, device: str, callbacks: Sequence[Callback]) -> Run
     return run
 
 
-def same_corpus(run: Run, data_dir: Path | None, progress: Progress | None) -> PreparedCorpus:
-    """The run's own text, from the cache or read again, checked by its hash."""
-    prepared = load_prepared(run.record["corpus"]["key"])
-    if prepared is None or prepared.tokenizer.sha256 != run.tokenizer.sha256:
-        corpus = open_corpus(run.config.corpus, data_dir=data_dir, progress=progress)
-        prepared = prepare(corpus, run.tokenizer, progress=progress)
-    if prepared.sha256 != run.record["corpus"]["sha256"]:
-        raise CorpusError(
-            f"{run.config.corpus.source} is not the text that run {run.name!r} was trained on: give that text back, or "
-            f"train on the new one with --init {run.name}."
-        )
-    return prepared
-
-
 def counts_alone(config: RunConfig) -> bool:
     """Whether the model is trained by counting alone: in one go, without steps."""
     return MODELS.resolve(config.model.type).trained_by == "counting"
@@ -609,7 +656,7 @@ def _fit_by_counting(
         corpus.tokenizer,
         overwrite=overwrite,
     )
-    tokens = corpus.splits["train"].counts.tokens
+    tokens = model.counted_tokens
     start = Start(
         run=folder.name,
         model=config.model.type,

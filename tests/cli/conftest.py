@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import main as program
+from cli import main as entry
+from cli import program
 from lm import checkpoint
 
 SMALL = (
@@ -68,7 +69,7 @@ def lm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
             patch.setattr(sys, "argv", ["lm", *arguments])
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
             capsys.readouterr()
-            program.main()
+            entry.main()
         code = ended.value.code
         assert code is None or isinstance(code, int)
         out, err = capsys.readouterr()

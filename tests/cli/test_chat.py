@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cli import main as program
+from lm.run import load
 
 Lm = Callable[..., Any]
 
@@ -57,6 +58,17 @@ def test_the_same_seed_gives_the_same_replies_and_each_its_own(lm: Lm) -> None:
     assert len(set(replies(lm, *lines))) == 3
     done = lm("chat", "a", text="/quit\n")
     assert re.fullmatch(r"a@best · seed \d+ · /help tells what can be typed\n", done.err)
+
+
+def test_a_model_of_lines_that_end_with_crlf_reads_such_lines_and_stops_at_a_blank_one(lm: Lm, tmp_path: Path) -> None:
+    lines = "".join(f"{number % 5}\r\n{number % 5}.\r\n\r\n" for number in range(400))
+    (tmp_path / "crlf.txt").write_bytes(lines.encode())
+    assert lm("train", "crlf.txt", "--preset", "ngram-char", "--name", "crlf").code == 0
+    done = lm("chat", "crlf", "--temperature", "0", "--max-tokens", "100", text="3\n1\n")
+    # Stop texts are not part of a reply; a blank line of the terminal's kind follows each.
+    assert done.out == "3.\n\n1.\n\n"
+    assert load("crlf", runs_dir=tmp_path / "checkpoints").newline == "\r\n"
+    assert load("a", runs_dir=tmp_path / "checkpoints").newline == "\n"
 
 
 def test_undo_takes_the_last_exchange_back(lm: Lm) -> None:

@@ -115,13 +115,16 @@ def test_without_gradio_there_is_no_page_and_a_sentence(runs: Path, tmp_path: Pa
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: lm page needs gradio, which is not installed: pip install 'inkling-lm[serve]'\n"
+    assert (
+        done.stderr
+        == "error: lm page needs gradio, which is not installed: pip install '.[serve]' in a checkout of Inkling\n"
+    )
 
 
 def test_without_gradio_the_api_is_served_all_the_same(runs: Path, tmp_path: Path) -> None:
     with running(WITHOUT_GRADIO, "serve", "a", "--port", "0", cwd=tmp_path) as (_, said):
         lines = [line for line in said.splitlines() if line.lstrip().startswith("page ")]
-        assert len(lines) == 1 and "missing" in lines[0] and "pip install 'inkling-lm[serve]'" in lines[0]
+        assert len(lines) == 1 and "missing" in lines[0] and "pip install '.[serve]'" in lines[0]
         assert "gradio" in lines[0]
         url = re.findall(r"http://127.0.0.1:\d+", said)[0]
         assert ask(f"{url}/v1/completions", prompt="the", max_tokens=1)[0] == 200

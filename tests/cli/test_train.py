@@ -314,14 +314,14 @@ def refused(done: Any, sentence: str) -> None:
         (["words.txt", "--set", "model.hidden=3"], "Unknown option model.hidden. Did you mean 'hidden_size'?"),
         (["words.txt", "--set", "hidden_size=3"], "write SECTION.FIELD=VALUE"),
         (["words.txt", "--set", "training.batch_size=0"], "training.batch_size = 0"),
-        (["words.txt", "--max-steps", "0"], "training.max_steps = 0: input should be greater than or equal to 1"),
+        (["words.txt", "--max-steps", "0"], "training.max_steps = 0: give a number of at least 1"),
         (["words.txt", "--minutes", "-1"], "training.minutes = -1.0"),
-        (["words.txt", "--minutes", "inf"], "training.minutes = inf: input should be a finite number"),
+        (["words.txt", "--minutes", "inf"], "training.minutes = inf: give a finite number"),
         (
             ["words.txt", "--precision", "fp64"],
-            "training.precision = 'fp64': input should be 'fp32', 'tf32', 'bf16'",
+            "training.precision = 'fp64': use 'fp32', 'tf32', 'bf16'",
         ),
-        (["words.txt", "--amp", "O4"], "training.amp = 'O4': input should be 'O0', 'O1', 'O2' or 'O3'"),
+        (["words.txt", "--amp", "O4"], "training.amp = 'O4': use 'O0', 'O1', 'O2' or 'O3'"),
         (["words.txt", "--amp", "O1", "--precision", "fp32"], "use amp=O1 with precision=bf16 or fp16, or amp=O0 with"),
         # Before the text is read: there is none.
         (["-", "--precision", "tf32", "--device", "cpu"], "this is the device cpu; use fp32, bf16 or fp16"),

@@ -12,8 +12,10 @@ import torch
 import lm
 from lm import card, checkpoint
 from lm.config import Section
+from lm.errors import DeviceError
 from lm.models.base import LanguageModel, build_model
 from lm.models.counts import count_text
+from lm.models.ngram import NGram, NGramOptions
 from lm.training.callbacks import Callback, End, Row, Start
 
 
@@ -102,6 +104,37 @@ def test_a_run_is_counted_measured_sampled_and_shown(text: Path, tmp_path: Path)
     assert f"with {start.counts:,} counts over" in card.card(loaded)
     assert card.summary(loaded)["model"] == "ngram-char"
     assert not lm.resume("counts", runs_dir=tmp_path)[1]
+
+
+def test_a_text_of_more_tokens_than_are_counted_is_counted_from_its_beginning_and_that_is_recorded(
+    text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = np.array([0, 1, 2, 1, 2, 3, 3, 3])
+    bounded = NGram(NGramOptions(order=2, max_tokens=4), 4)
+    bounded.fit(ids)
+    whole = NGram(NGramOptions(order=2), 4)
+    whole.fit(ids[:5])
+    for name, array in whole.arrays().items():
+        np.testing.assert_array_equal(array, bounded.arrays()[name])
+    caplog.clear()
+    for preset, small in (("ngram-char", {}), ("hybrid-char", {"model.hidden_size": 8, "training.max_steps": 1})):
+        overrides = {"model.max_tokens": 1000, "training.batch_size": 4, "training.bptt": 16, **small}
+        heard = Heard()
+        run = lm.train(text, preset=preset, overrides=overrides, runs_dir=tmp_path, name=preset, callbacks=[heard])
+        total = run.record["corpus"]["splits"]["train"]["tokens"]
+        noted = f"the counts are of the first 1,000 of its {total:,} tokens (model.max_tokens)"
+        assert noted in run.record["corpus"]["notes"] and noted in card.card(run)
+        assert f"The model counts the first 1,000 of {total:,} tokens" in caplog.text
+        start = heard.events[0]
+        assert isinstance(start, Start) and start.tokens_per_step == {"ngram-char": 1000, "hybrid-char": 64}[preset]
+
+
+def test_counts_that_the_memory_cannot_hold_are_one_sentence_with_what_helps() -> None:
+    # Of a text of ten trillion tokens that takes no memory itself.
+    endless = np.broadcast_to(np.int64(0), (10**13,))
+    with pytest.raises(DeviceError, match=r"at order 6: lower model\.max_tokens or model\.order\.$"):
+        NGram(NGramOptions(max_tokens=None), 4).fit(endless)
+    NGram(NGramOptions(max_tokens=100), 4).fit(endless)
 
 
 def test_a_run_of_counts_starts_without_its_preset(text: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ A fenced `sh` or `console` block of README.md says in its info string who runs i
     ```sh norun       nobody: only for lines that begin with git clone, cd or pip install, which need a network
 
 In a `console` block the lines after "$ " are commands and the others their output, which is not compared. Blocks of
-docs/ may bear the same words; those that bear none are not run.
+docs/ may bear the same words; those that bear none are not run. A ```python run block is a program for Python.
 """
 
 import os
@@ -42,9 +42,11 @@ def blocks(path: Path) -> list[Block]:
     found = []
     for fence in FENCE.finditer(text):
         language, *marks = fence["info"].split() or [""]
-        if language not in ("sh", "console"):
+        if language not in ("sh", "console") and (language, *marks) != ("python", "run"):
             continue
         body = fence["body"]
+        if language == "python":
+            body = f"python - <<'PYTHON'\n{body}PYTHON\n"
         if language == "console":
             body = "".join(f"{line[2:]}\n" for line in body.splitlines() if line.startswith("$ "))
         found.append(Block(text.count("\n", 0, fence.start()) + 1, " ".join(marks), body))
@@ -123,8 +125,9 @@ def test_long_commands_work_as_they_stand(path, tmp_path):
 def test_blocks_are_found_with_their_marks_and_commands(tmp_path):
     (tmp_path / "a.md").write_text(
         "```sh run\nlm list\n```\n\n```console soak\n$ lm train a\nstep 1\n$ lm list\n```\n"
-        "```python\nx\n```\n```sh\ny\n```\n"
+        "```python\nx\n```\n```sh\ny\n```\n```python run\nz\n```\n"
     )
     assert blocks(tmp_path / "a.md") == [
         Block(1, "run", "lm list\n"), Block(5, "soak", "lm train a\nlm list\n"), Block(13, "", "y\n"),
+        Block(16, "run", "python - <<'PYTHON'\nz\nPYTHON\n"),
     ]  # fmt: skip

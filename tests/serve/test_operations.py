@@ -58,7 +58,7 @@ def test_a_port_in_use_is_one_sentence(server, runs):
     [
         (["grue"], "No run 'grue'"),
         (["gru@step-3"], "keeps no state 'step-3'"),
-        (["gru", "--port", "70000"], "serve.port = 70000: input should be less than or equal to 65535."),
+        (["gru", "--port", "70000"], "serve.port = 70000: give a number of at most 65535."),
         (["gru", "--max-memory", "2 apples"], "serve.max_memory = '2 apples'"),
         (["gru", "--max-memory", "1kB"], "more than --max-memory 1,000"),
         (["gru", "--api-key-file", "nowhere"], "--api-key-file nowhere: No such file"),
@@ -89,7 +89,10 @@ def test_without_the_extra_the_sentence_says_what_to_install(runs):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr == "error: lm serve needs fastapi, which is not installed: pip install 'inkling-lm[serve]'\n"
+    assert (
+        done.stderr
+        == "error: lm serve needs fastapi, which is not installed: pip install '.[serve]' in a checkout of Inkling\n"
+    )
 
 
 def test_every_option_is_a_flag(server):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.errors import TokenizerError
-from lm.tokenizers import load_tokenizer
+from lm.tokenizers import load_tokenizer, subword
 from lm.tokenizers.subword import SubwordOptions, SubwordTokenizer, even_sample
 
 TEXT = (
@@ -131,6 +131,16 @@ def test_tiny_and_unbroken_texts_can_be_learned(algorithm, text):
 def test_text_without_anything_to_learn_is_refused(text):
     with pytest.raises(TokenizerError, match="nothing to learn from"):
         SubwordTokenizer.train([text], SubwordOptions())
+
+
+def test_an_interrupt_while_pieces_are_learned_stays_an_interrupt(monkeypatch):
+    def interrupted(sample):
+        yield "some words"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subword, "_sentences", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        SubwordTokenizer.train(["some words"], SubwordOptions(size=260))
 
 
 @both

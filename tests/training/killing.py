@@ -36,7 +36,7 @@ AIMED = PHASES[2:]
 """Where it can be made to die."""
 TIMEOUT_SECONDS = 120
 PRELOADED = [
-    "cli.main", "cli.training", "lm.training.jobs", "lm.generation.engine", "lm.generation.sampler",
+    "cli.program", "cli.training", "lm.training.jobs", "lm.generation.engine", "lm.generation.sampler",
     "torch.utils.tensorboard.writer",
 ]  # fmt: skip
 TRAINER, WRITER = 0, 1
