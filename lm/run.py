@@ -7,6 +7,7 @@ print(run.evaluate(text="To be, or not to be").bits_per_byte)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -18,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run
 from lm.config import DEFAULT_RUNS_DIR, RunConfig, validate
-from lm.corpora import Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
+from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
 from lm.corpora.cache import cache_folder
-from lm.errors import CorpusError, CorruptRunError, RunNotFoundError
+from lm.errors import CorpusError, CorruptRunError, LMError, RunNotFoundError
 from lm.files import read_facts, read_json, write_file
 from lm.generation.decoders import STATE_BYTES, open_decoder
 from lm.generation.options import SamplingOptions
+from lm.registry import TOKENIZERS
 from lm.tokenizers.base import Ids, Tokenizer, UnknownPolicy
 from lm.version import __version__
 
@@ -58,15 +60,16 @@ def _is_report(value: Any) -> bool:
     """Whether a part of report.json holds what is shown of it; needs no torch."""
     return (
         isinstance(value, dict)
-        and all(isinstance(value.get(name), int | float) or _beyond_floats(name, value) for name in _NUMBERS)
+        and all(isinstance(value.get(name), int | float) or _may_be_null(name, value) for name in _NUMBERS)
         and all(isinstance(value.get(name), str) for name in _TEXTS)
         and isinstance(value.get("step"), int | None)
         and isinstance(value.get("notes"), list)
     )
 
 
-def _beyond_floats(name: str, report: dict[str, Any]) -> bool:
-    return name.endswith("perplexity") and report.get(name, 0) is None
+def _may_be_null(name: str, report: dict[str, Any]) -> bool:
+    """Where a figure is beyond the range of floats, or not known."""
+    return name.endswith(("perplexity", "_per_char", "_per_byte")) and report.get(name, 0) is None
 
 
 def _watched(events: Callable[[], Iterator[Event]]) -> Iterator[Event]:
@@ -369,6 +372,7 @@ class Run:
         from lm.device import enough_memory
         from lm.evaluation.perplexity import score
         from lm.evaluation.report import make_report
+        from lm.spelling import spelling_rule
 
         if text is not None:
             part = replace(encode_text(name, text, self.tokenizer), name="text")
@@ -376,20 +380,23 @@ class Run:
         else:
             part = self._split(split, data_dir, reading)
             corpus = str(self.record["corpus"]["name"])
-        floor = self.floor(part)
+        floor, unknown = self.floor(part), self.tokenizer.unknown_id
         with enough_memory():
             if precision == "int8":
                 from lm.generation.decoded import Decoded
 
                 decoded = Decoded(self.decoder(precision="int8"))
-                scores, device = score(decoded, part.ids, stride=stride, progress=progress), "cpu"
+                scores, device = score(decoded, part.ids, stride=stride, unknown_id=unknown, progress=progress), "cpu"
             else:
                 device = str(self._place(self.model))
-                scores = score(self.model, part.ids, precision=precision, stride=stride, progress=progress)
+                scores = score(
+                    self.model, part.ids, precision=precision, stride=stride, unknown_id=unknown, progress=progress
+                )
         return make_report(
             scores,
             part.counts,
             floor,
+            spelling=spelling_rule(self.tokenizer),
             run=self.name,
             kind=self.record.get("kind"),
             state=self.state,
@@ -407,27 +414,34 @@ class Run:
 
         Args:
             part: a text in tokens of this run's tokenizer.
-            most_tokens: do without where more than these would have to be counted.
+            most_tokens: do without a loss where more than these would have to be counted.
         """
         from lm.evaluation.floor import find_floor
 
         prepared = load_prepared(self.record["corpus"]["key"])
         if prepared is None or prepared.tokenizer.sha256 != self.tokenizer.sha256:
             return None
-        if most_tokens is not None and prepared.splits["train"].counts.tokens > most_tokens:
-            return None
-        return find_floor(prepared, part)
+        return find_floor(prepared, part, most_tokens=most_tokens)
 
     def _split(self, split: str | None, data_dir: Path | None, reading: Progress | None) -> TokenSplit:
         known = self.record["corpus"]["splits"]
         split = split or ("test" if "test" in known else "valid")
         if split not in known:
             raise CorpusError(f"Run {self.name!r} has no {split!r} split: its corpus has {', '.join(known)}.")
+
+        def read_again() -> PreparedCorpus:
+            corpus = open_corpus(self.config.corpus, data_dir=data_dir, progress=reading)
+            return prepare(corpus, self.tokenizer, progress=reading)
+
         prepared = load_prepared(self.record["corpus"]["key"])
         if prepared is None or prepared.tokenizer.sha256 != self.tokenizer.sha256:
-            corpus = open_corpus(self.config.corpus, data_dir=data_dir, progress=reading)
-            prepared = prepare(corpus, self.tokenizer, progress=reading)
+            prepared = read_again()
         part = prepared.splits.get(split)
+        if part is not None and part.counts.spelling_nats is None and self.config.corpus.source != "-":
+            # An older Inkling prepared the tokens. Where the text is still there, it says what these leave out.
+            with contextlib.suppress(LMError):
+                again = read_again().splits.get(split)
+                part = again if again is not None and again.sha256 == part.sha256 else part
         if part is None or part.sha256 != known[split]["sha256"]:
             raise CorpusError(
                 f"{self.config.corpus.source} is not the text that run {self.name!r} was trained on (its {split} split "
@@ -450,7 +464,14 @@ class Run:
             return {}
         if not isinstance(saved, dict) or not all(_is_report(report) for report in saved.values()):
             raise CorruptRunError(f"{path} holds no reports: delete it, lm eval {self.name} writes it again.")
-        return {key: report for key, report in saved.items() if self._measured(report)}
+        from lm.evaluation.report import as_measured_now
+
+        # By the options in the record: the tokenizer itself need not be read for it.
+        options = self.config.tokenizer.resolve("tokenizer")
+        lossless = TOKENIZERS.resolve(options.type).lossless and options.unknown != "skip"
+        return {
+            key: as_measured_now(report, lossless=lossless) for key, report in saved.items() if self._measured(report)
+        }
 
     def _measured(self, report: dict[str, Any]) -> bool:
         try:

@@ -184,8 +184,7 @@ def _write_shard(
     splits = {}
     for name, (measure, encoder) in parts.items():
         sync(built / f"{name}.bin")
-        counts = measure.counts(tokens=encoder.tokens, unknown_tokens=encoder.unknown_tokens)
-        splits[name] = {"sha256": measure.sha256, "counts": asdict(counts)}
+        splits[name] = {"sha256": measure.sha256, "counts": asdict(encoder.counts(measure))}
     note = f"one piece in {valid_every} held out for validation"
     write_meta(built, tokenizer, met, splits, name=built.name, source=source, notes=[note])
 
@@ -287,7 +286,7 @@ def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
     for name in ("train", "valid"):
         parts = [each.splits[name] for each in found]
         ids: Any = JoinedIds([part.ids for part in parts])
-        joined = Counts(*(sum(getattr(part.counts, each.name) for part in parts) for each in fields(Counts)))
+        joined = Counts(*(_sum([getattr(part.counts, each.name) for part in parts]) for each in fields(Counts)))
         digest = hashlib.sha256("".join(f"{part.sha256}\n" for part in parts).encode()).hexdigest()
         if joined.tokens < 2:
             raise CorpusError(f"{folder} has no text for {name}: prepare it anew with another --valid-every.")
@@ -295,6 +294,11 @@ def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
     key = f"shards-{splits['train'].sha256[:24]}"
     notes = (f"prepared in {total} shards", *found[0].notes)
     return PreparedCorpus(folder.name, str(folder), key, splits, own, notes)
+
+
+def _sum(values: list[Any]) -> Any:
+    """None where one is not known."""
+    return None if None in values else sum(values)
 
 
 def _spelled(split: TokenSplit, tokenizer: Tokenizer) -> Iterator[str]:

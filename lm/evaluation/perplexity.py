@@ -65,6 +65,7 @@ def score(
     rows: int = 1,
     stride: int | None = None,
     share: tuple[int, int] = (0, 1),
+    unknown_id: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Score every token of a split, or one share of them.
@@ -77,6 +78,7 @@ def score(
         stride: for a window, how far it slides; default: half the context length.
         share: which share of the rows or windows, from 0, and of how many; the sums of all shares add up to those of
             the split. All shares call the model equally often.
+        unknown_id: the token whose nats are summed apart as well.
         progress: called with tokens done and tokens in all.
     """
     count = len(ids) - 1
@@ -110,7 +112,7 @@ def score(
                 targets = torch.from_numpy(piece.targets.astype(np.int64)).to(device)
                 logits, state = model(inputs, state)
                 if piece.counts:
-                    _add(scores, logits[:, piece.skip :], targets[:, piece.skip :])
+                    _add(scores, logits[:, piece.skip :], targets[:, piece.skip :], unknown_id)
                 if progress is not None:
                     progress(min(scores.tokens * share[1], count), count)
     finally:
@@ -119,7 +121,7 @@ def score(
     return scores
 
 
-def _add(scores: Scores, logits: Tensor, targets: Tensor) -> None:
+def _add(scores: Scores, logits: Tensor, targets: Tensor, unknown_id: int | None) -> None:
     logits = logits.float().reshape(-1, logits.shape[-1])
     targets = targets.reshape(-1)
     nats = F.cross_entropy(logits, targets, reduction="none").double()
@@ -131,13 +133,15 @@ def _add(scores: Scores, logits: Tensor, targets: Tensor) -> None:
     if len(tied):
         lower = torch.arange(logits.shape[1], device=logits.device) < targets[tied, None]
         rank[tied] += ((logits[tied] == own[tied]) & lower).sum(dim=1)
-    sums = torch.stack([nats.sum(), nats.square().sum(), (rank < 1).sum().double(), (rank < 5).sum().double()])
-    total, squared, top1, top5 = sums.tolist()
+    unknown = nats.new_zeros(()) if unknown_id is None else nats[targets == unknown_id].sum()
+    sums = torch.stack([nats.sum(), nats.square().sum(), (rank < 1).sum().double(), (rank < 5).sum().double(), unknown])
+    total, squared, top1, top5, unknown_total = sums.tolist()
     scores.tokens += targets.numel()
     scores.nats += total
     scores.squared_nats += squared
     scores.top1 += int(top1)
     scores.top5 += int(top5)
+    scores.unknown_nats += unknown_total
 
 
 def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int]) -> Iterator[_Piece]:
