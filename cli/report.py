@@ -105,13 +105,8 @@ def print_report(screen: Console, report: Report) -> None:
         screen.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
 
 
-def ways_to_beat_floor(run: Run, report: Report) -> str:
-    """What would help a run that counting beats, by what its training did.
-
-    Args:
-        run: with its metrics.
-        report: of its validation split; it misses the floor.
-    """
+def ways_to_beat_floor(run: Run) -> str:
+    """What would help a run that counting beats, by what its metrics say of its training."""
     from lm.evaluation.floor import floor_order
     from lm.registry import MODELS
 
@@ -120,12 +115,14 @@ def ways_to_beat_floor(run: Run, report: Report) -> str:
         return f"count {order}-grams, as it does: --set model.order={order}"
     rows = [row for row in run.folder.read_metrics() if row.get("valid_loss") is not None]
     epochs = rows[-1]["epoch"] if rows else 0.0
-    read = f"the text was read {epochs:.1f} times"
+    read = f"the text was read {epochs:.1f} times" if epochs >= 1 else f"{epochs:.1%} of the text was read"
     best = min(rows, key=lambda row: row["valid_loss"]) if rows else None
-    hybrid = run.config.model.type != "hybrid" and run.config.tokenizer.type == "char"
-    ways = ["take --preset hybrid-char, which begins with such counts"] if hybrid else []
+    ways = []
+    if run.config.model.type != "hybrid" and run.config.tokenizer.type == "char":
+        ways = ["take --preset hybrid-char, which begins with such counts"]
     if best is None or best["step"] == rows[-1]["step"]:
-        ways.insert(0, f"train longer ({read}, and the validation loss was still falling)" if best else "train longer")
+        falling = ", and the validation loss was still falling" if len(rows) > 1 else ""
+        ways.insert(0, f"train longer ({read}{falling})")
     elif epochs < FEW_EPOCHS and rows[-1]["valid_loss"] > RISEN * best["valid_loss"]:
         ways.insert(0, f"set a lower training.learning_rate ({read}, and the validation loss rose)")
     elif epochs < FEW_EPOCHS:

@@ -361,7 +361,7 @@ def _closing(run: Run, runs_dir: Path, as_json: bool) -> None:
         screen.print(text, markup=False, emoji=False, soft_wrap=True)
         screen.print("─" * 50)
     if report.misses_floor:
-        screen.print(f"To beat the floor: {ways_to_beat_floor(run, report)}.", markup=False, soft_wrap=True)
+        screen.print(f"To beat the floor: {ways_to_beat_floor(run)}.", markup=False, soft_wrap=True)
     there = among(runs_dir)
     test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
     screen.print(

@@ -40,8 +40,8 @@ WINDOWS = 64
 WINDOW_CHARACTERS = 100
 FEWEST_TOKENS = 8
 """Of a window."""
-MOST_UNKNOWN = 0.1
-"""Share of unknown tokens in a window: a row of them stands in many places and says nothing."""
+FEWEST_KINDS, MOST_UNKNOWN = 4, 0.1
+"""Different tokens, and share of unknown ones, of a window: others stand in many places by chance."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def overlap(corpus: PreparedCorpus, part: TokenSplit) -> float:
     looked = found = 0
     for start in np.unique(np.linspace(0, len(ids) - window, WINDOWS).astype(np.int64)).tolist():
         piece = ids[start : start + window]
-        if np.count_nonzero(piece == corpus.tokenizer.unknown_id) > MOST_UNKNOWN * window:
+        unknown = np.count_nonzero(piece == corpus.tokenizer.unknown_id)
+        if unknown > MOST_UNKNOWN * window or len(np.unique(piece)) < FEWEST_KINDS:
             continue
         looked += 1
         wanted = piece.tobytes()

@@ -188,7 +188,7 @@ def _notes(report: Report, counts: Counts) -> Iterator[str]:
             f"{report.unknown_tokens:,} of the tokens are the unknown token, scored as such: loss, perplexities and "
             "accuracies leave out what they stand for. Bits per byte and per character include it."
         )
-    if report.spelling_nats and report.token_bits_per_byte is not None and report.bits_per_byte is not None:
+    if report.spelling and report.token_bits_per_byte is not None and report.bits_per_byte is not None:
         share = report.bits_per_byte - report.token_bits_per_byte
         if share >= NOTED_BITS:
             yield (

@@ -53,8 +53,17 @@ def test_what_counting_reaches_stands_beside_the_score(lm: Lm) -> None:
     done = lm("eval", "a")
     assert re.search(rf"floor +{bits:.4f} +7-gram counts of the training text", done.out)
     assert "note: This does not beat the floor" in done.out
-    # Counting knows the text that it counted by heart.
-    assert json.loads(lm("eval", "a", "--split", "train", "--json").out)["floor"] is None
+
+
+@pytest.mark.parametrize("arguments", [("--split", "train"), ("--text", "all.txt")])
+def test_a_text_that_was_trained_on_is_not_compared_with_counts_that_have_read_it(
+    lm: Lm, text: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "all.txt").write_bytes(text.read_bytes())
+    done = lm("eval", "a", *arguments)
+    (note,) = re.findall("note: (.*)", done.out)
+    assert re.match(r"About (8\d|9\d|100) % of this text stands in the training text: the figures show how well", note)
+    assert json.loads(lm("eval", "a", *arguments, "--json").out)["floor"] is None
 
 
 def test_what_int8_costs_can_be_read_off(lm: Lm) -> None:
@@ -116,6 +125,10 @@ def test_unknown_characters_are_counted_and_noted(lm: Lm, tmp_path: Path) -> Non
     report = json.loads(done.out)
     assert (report["unknown_tokens"], report["tokens"], report["bytes"]) == (2, 11, 15)
     assert "'☃' (2×)" in done.err and report["notes"]
+    # Three bytes each, at 8 bits.
+    nats = report["loss"] * 11
+    assert report["bits_per_byte"] == pytest.approx((nats / math.log(2) + 48) / 15)
+    assert report["token_bits_per_byte"] == pytest.approx(nats / math.log(2) / 15)
 
 
 def test_figures_in_another_precision_do_not_replace_the_reference(lm: Lm, runs: Path) -> None:

@@ -336,6 +336,8 @@ def figures_html(reports: Sequence[Report], names: Sequence[str]) -> str:
         cells = ""
         for report in reports:
             count = getattr(report, plural)
+            if field == "perplexity_without_unknown":
+                count -= report.unknown_tokens
             over = f"of {count:,} {single if count == 1 else plural}"
             if field == "loss":
                 over = f"± {report.standard_error:.4f}, {over}"
