@@ -177,7 +177,7 @@ def summary(run: Run) -> dict[str, Any]:
         return {
             "name": run.name,
             "path": known["path"],
-            "called": model_name(run.config),
+            "model_name": model_name(run.config),
             "model": known["model"],
             "tokenizer": known["tokenizer"],
             "preset": known["preset"],

@@ -55,7 +55,7 @@ def command(
         if both:
             scores.append(figure(row["token_bits_per_byte"], ".4f"))
         table.add_row(
-            escape(row["name"]), escape(row["called"]), escape(row["corpus"]), step, *scores,
+            escape(row["name"]), escape(row["model_name"]), escape(row["corpus"]), step, *scores,
             decimal(row["size_bytes"]), row["created"][:10] + (" shipped" if row["shipped"] else ""),
         )  # fmt: skip
     screen = console()

@@ -45,7 +45,7 @@ def test_training_ends_with_the_score_a_sample_and_the_next_command(first: tuple
     assert text.strip() in done.stdout
     *_, advice, last = done.stdout.strip().splitlines()
     # Twelve steps know less than counts do.
-    assert advice.startswith("To beat the floor: train longer (17.1% of the text was read")
+    assert re.match(r"To beat the floor: train longer \(1\d\.\d% of the text was read, and the validation", advice)
     assert advice.endswith(", or take --preset hybrid-char, which begins with such counts.")
     assert last == 'Next: lm sample a --prompt "…"    or: lm eval a --split test'
 

@@ -212,7 +212,7 @@ def _row(row: dict[str, Any], chosen: bool) -> str:
         return f"<tr>{box}<th scope='row'>{name}</th><td colspan='6' class='problem'>{problem}</td></tr>"
     bits, alone = figure(row["bits_per_byte"], ".3f"), figure(row["token_bits_per_byte"], ".3f")
     cells = (
-        row["called"], row["corpus"],
+        row["model_name"], row["corpus"],
         f"{row['step']:,}" if row["step"] is not None else "–",
         bits,
         _size(row["size_bytes"]),
