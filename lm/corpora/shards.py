@@ -29,7 +29,18 @@ from lm.corpora.corpus import Corpus, Progress, Split, silent
 from lm.corpora.hub import PREFIX, stream_hub
 from lm.corpora.tables import TableText, table_files, table_suffix
 from lm.corpora.text import FileText, JoinedText, Text
-from lm.corpora.tokens import Counts, Encoder, Measure, Met, PreparedCorpus, TokenSplit, read_folder, utf8, write_meta
+from lm.corpora.tokens import (
+    Counts,
+    Encoder,
+    Measure,
+    Met,
+    PreparedCorpus,
+    TokenSplit,
+    is_measured,
+    read_folder,
+    utf8,
+    write_meta,
+)
 from lm.errors import CorpusError
 from lm.registry import TOKENIZERS
 from lm.tokenizers.base import Ids, Tokenizer, load_tokenizer
@@ -142,7 +153,7 @@ def prepare_shard(
     tokenizer = load_tokenizer(folder / TOKENIZER)
     target = folder / f"shard-{number:05}-of-{shards:05}"
     found = read_folder(target)
-    if found is None or found[0].tokenizer.sha256 != tokenizer.sha256:
+    if found is None or found[0].tokenizer.sha256 != tokenizer.sha256 or not is_measured(found[0]):
         watch = progress or silent
         text = _share(config, number, shards)
         with workplace(folder) as place:

@@ -298,7 +298,7 @@ def prepare(
     measures = _measure(corpus, watch)
     key = _key({name: measure.sha256 for name, measure in measures.items()}, tokenizer)
     found = read_folder(folder / key)
-    if found is None or not _is_measured(found[0]):
+    if found is None or not is_measured(found[0]):
         trained = found[0].tokenizer if found else tokenizer
         try:
             found = _prepare_anew(folder, key, corpus, trained, measures, watch)
@@ -334,14 +334,14 @@ def _prepare_anew(
     return found
 
 
-def _is_measured(prepared: PreparedCorpus) -> bool:
+def is_measured(prepared: PreparedCorpus) -> bool:
     """Whether all is known about its splits; not so where an older Inkling prepared words."""
     return all(split.counts.spelling_nats is not None for split in prepared.splits.values())
 
 
 def _is_good(folder: Path) -> bool:
     found = read_folder(folder)
-    return found is not None and _is_measured(found[0])
+    return found is not None and is_measured(found[0])
 
 
 def load_prepared(key: str, *, cache: Path | None = None) -> PreparedCorpus | None:

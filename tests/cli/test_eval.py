@@ -177,3 +177,24 @@ def test_a_corpus_that_has_changed_is_not_scored_as_the_old_one(
     monkeypatch.setenv("INKLING_CACHE", str(tmp_path / "cache"))
     done = lm("eval", "own")
     assert done.code == 1 and "is not the text that run 'own' was trained on" in done.err
+
+
+def test_tokens_that_an_older_inkling_prepared_are_measured_again_where_the_text_is_there(
+    lm: Lm, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INKLING_CACHE", str(tmp_path / "cache"))
+    own = tmp_path / "own.txt"
+    own.write_bytes(text.read_bytes())
+    assert lm("train", "own.txt", "--preset", "ngram-word", "--name", "own").code == 0
+    first = json.loads(lm("eval", "own", "--json").out)
+    (path,) = (tmp_path / "cache" / "tokens").glob("*/meta.json")
+    meta = json.loads(path.read_text())
+    for split in meta["splits"].values():
+        del split["counts"]["spelling_nats"]
+    path.write_text(json.dumps(meta))
+    own.rename(tmp_path / "away.txt")
+    done = lm("eval", "own")
+    assert re.search(r"^bits per byte +– ", done.out, re.MULTILINE) and "Measure again" in done.out
+    assert re.search(rf"tokens alone +{first['token_bits_per_byte']:.4f} ", done.out)
+    (tmp_path / "away.txt").rename(own)
+    assert json.loads(lm("eval", "own", "--json").out)["bits_per_byte"] == first["bits_per_byte"]
