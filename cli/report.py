@@ -11,11 +11,17 @@ from cli.output import facts_table
 
 if TYPE_CHECKING:
     from lm.evaluation.report import Report
+    from lm.run import Run
+
+FEW_EPOCHS = 2.0
+"""Readings of a text that are too few to have learned all that it has to teach."""
+RISEN = 1.02
+"""A last validation loss that is so many times the lowest one is no chance."""
 
 
 def print_report(screen: Console, report: Report) -> None:
     """The figures, each with its denominator, and what they were measured under."""
-    from lm.card import figure
+    from lm.card import figure, figures_of
 
     step = f", step {report.step:,}" if report.step is not None else ""
     where = f"({report.state}{step}) on {report.corpus}"
@@ -24,7 +30,24 @@ def print_report(screen: Console, report: Report) -> None:
     if report.kind is not None:
         where += f" – {report.kind}"
     screen.print(f"[bold]{escape(report.run)}[/bold] {escape(where)}", soft_wrap=True)
-    floor = []
+    known, without, alone, floor = figures_of([report.model_dump()]), [], [], []
+    if "perplexity_without_unknown" in known:
+        without = [
+            (
+                "  without unknown",
+                figure(report.perplexity_without_unknown, ",.3f"),
+                f"over {report.tokens - report.unknown_tokens:,} tokens that are in the vocabulary (KenLM's excluding "
+                "OOVs; above: including)",
+            )
+        ]
+    if "token_bits_per_byte" in known:
+        alone = [
+            (
+                "  tokens alone",
+                figure(report.token_bits_per_byte, ".4f"),
+                "customary: what the tokens do not say (unknown words, white space) costs nothing",
+            )
+        ]
     if report.floor_loss is not None:
         floor = [
             (
@@ -42,6 +65,7 @@ def print_report(screen: Console, report: Report) -> None:
                     f"nats per token, over {report.tokens:,} tokens",
                 ),
                 ("perplexity", figure(report.perplexity, ",.3f"), "of a token: compare only with the same tokenizer"),
+                *without,
                 (
                     "word perplexity",
                     figure(report.word_perplexity, ",.2f"),
@@ -57,12 +81,13 @@ def print_report(screen: Console, report: Report) -> None:
                     figure(report.lm_eval_word_perplexity, ",.2f"),
                     f"over {report.lm_eval_words:,} parts of re.split(r'\\s+')",
                 ),
-                ("bits per character", f"{report.bits_per_char:.4f}", f"over {report.characters:,} characters"),
+                ("bits per character", figure(report.bits_per_char, ".4f"), f"over {report.characters:,} characters"),
                 (
                     "bits per byte",
-                    f"{report.bits_per_byte:.4f}",
+                    figure(report.bits_per_byte, ".4f"),
                     f"over {report.bytes:,} UTF-8 bytes: compare across tokenizers",
                 ),
+                *alone,
                 *floor,
                 (
                     "accuracy",
@@ -78,3 +103,30 @@ def print_report(screen: Console, report: Report) -> None:
     )
     for note in report.notes:
         screen.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+
+
+def ways_to_beat_floor(run: Run) -> str:
+    """What would help a run that counting beats, by what its metrics say of its training."""
+    from lm.evaluation.floor import floor_order
+    from lm.registry import MODELS
+
+    if MODELS.resolve(run.config.model.type).trained_by == "counting":
+        order = floor_order(run.record["vocab_size"])
+        return f"count {order}-grams, as it does: --set model.order={order}"
+    rows = [row for row in run.folder.read_metrics() if row.get("valid_loss") is not None]
+    epochs = rows[-1]["epoch"] if rows else 0.0
+    read = f"the text was read {epochs:.1f} times" if epochs >= 1 else f"{epochs:.1%} of the text was read"
+    best = min(rows, key=lambda row: row["valid_loss"]) if rows else None
+    ways = []
+    if run.config.model.type != "hybrid" and run.config.tokenizer.type == "char":
+        ways = ["take --preset hybrid-char, which begins with such counts"]
+    if best is None or best["step"] == rows[-1]["step"]:
+        falling = ", and the validation loss was still falling" if len(rows) > 1 else ""
+        ways.insert(0, f"train longer ({read}{falling})")
+    elif epochs < FEW_EPOCHS and rows[-1]["valid_loss"] > RISEN * best["valid_loss"]:
+        ways.insert(0, f"set a lower training.learning_rate ({read}, and the validation loss rose)")
+    elif epochs < FEW_EPOCHS:
+        ways.insert(0, f"train longer ({read})")
+    else:
+        ways.insert(0, f"train on more text ({read}, and the validation loss was lowest after {best['epoch']:.1f})")
+    return ", or ".join(ways)

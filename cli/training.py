@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cli.options import named
 from cli.output import Reading, console
-from lm.card import numbers
+from lm.card import numbers, perplexity
 from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
 
 PLAIN_SECONDS = 10.0
@@ -175,7 +175,7 @@ class TrainingView(Callback):
 
     def _numbers(self, loss: float) -> str:
         row = self._row
-        parts = [f"loss {loss:.4f}", f"perplexity {math.exp(min(loss, 50)):.2f}"]
+        parts = [f"loss {loss:.4f}", f"perplexity {perplexity(loss)}"]
         if row:
             parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
             parts.append(f"lr {row['learning_rate']:.2e}")
@@ -197,7 +197,7 @@ class TrainingView(Callback):
         self._screen.print(
             f"step {row['step']:>7,}  epoch {row['epoch']:6.2f}  train {train}  "
             f"valid [bold]{row['valid_loss']:.4f}[/bold]"
-            f"  perplexity {math.exp(min(row['valid_loss'], 50)):9.2f}  {row['tokens_per_second']:>9,.0f} tokens/s"
+            f"  perplexity {perplexity(row['valid_loss']):>9}  {row['tokens_per_second']:>9,.0f} tokens/s"
             f"  {duration(row['seconds'])}{'  best' if row['best_step'] == row['step'] else ''}",
             soft_wrap=True,
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +13,23 @@ from lm.errors import LMError
 from lm.files import read_facts
 
 if TYPE_CHECKING:
+    from lm.config import RunConfig
     from lm.run import Run
 
 FIGURES = {
     "loss": ("loss", "nats per token", ".4f"),
     "perplexity": ("perplexity", "of a token", ".3f"),
+    "perplexity_without_unknown": ("perplexity without unknown tokens", "of a token", ".3f"),
     "word_perplexity": ("word perplexity", "of a word", ".2f"),
     "bits_per_char": ("bits per character", "", ".4f"),
     "bits_per_byte": ("bits per byte", "comparable across tokenizers", ".4f"),
+    "token_bits_per_byte": ("bits per byte of the tokens alone", "unknown words and white space cost nothing", ".4f"),
     "accuracy": ("accuracy", "first choice right", ".2%"),
     "top5_accuracy": ("top-5 accuracy", "", ".2%"),
 }
 """Figures of a report: field → name, what it is, format."""
+_SAME = {"perplexity_without_unknown": "perplexity", "token_bits_per_byte": "bits_per_byte"}
+"""Figures that are equal where the tokens determine the text."""
 
 
 def files(run: Run) -> list[tuple[Path, int]]:
@@ -40,6 +47,33 @@ def figure(value: float | None, form: str) -> str:
     if value is None:
         return "–"
     return f"{value:.3e}" if abs(value) >= 1e9 else f"{value:{form}}"
+
+
+def figures_of(reports: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str, str]]:
+    """FIGURES without those that repeat another one in all these reports."""
+    known = list(reports)
+    return {
+        field: shown
+        for field, shown in FIGURES.items()
+        if any(report.get(field) not in (None, report.get(_SAME.get(field, ""))) for report in known)
+        or field not in _SAME
+    }
+
+
+def perplexity(loss: float) -> str:
+    """exp(loss), in powers of ten where it is long: also beyond the range of a float."""
+    if not math.isfinite(loss):
+        return "–"
+    if loss < 14:
+        return f"{math.exp(loss):,.2f}"
+    power, rest = divmod(loss / math.log(10), 1)
+    digits = f"{10**rest:.1f}"
+    return f"{digits}e{power:.0f}" if digits != "10.0" else f"1.0e{power + 1:.0f}"
+
+
+def model_name(config: RunConfig) -> str:
+    """What a run's model is: its type and its tokens', such as gru-char."""
+    return f"{config.model.type}-{config.tokenizer.type}"
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -106,7 +140,7 @@ def card(run: Run) -> str:
                 "| figure | value |",
                 "|---|---|",
             ]
-            for field, (name, unit, form) in FIGURES.items():
+            for field, (name, unit, form) in figures_of([report]).items():
                 lines.append(f"| {name}{f' ({unit})' if unit else ''} | {figure(report[field], form)} |")
             if report.get("floor_loss") is not None:
                 lines.append(
@@ -135,12 +169,6 @@ def card(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _called(known: dict[str, Any]) -> str:
-    """The preset, or the type of the model; a model that is no network alone is always named."""
-    name = str(known["preset"] or known["model"])
-    return f"{name} ({known['model']})" if known["kind"] and known["model"] not in name else name
-
-
 def summary(run: Run) -> dict[str, Any]:
     """A line of `lm list`; a run that cannot be read says why in "problem"."""
     try:
@@ -149,12 +177,17 @@ def summary(run: Run) -> dict[str, Any]:
         return {
             "name": run.name,
             "path": known["path"],
-            "model": _called(known),
+            "model_name": model_name(run.config),
+            "model": known["model"],
+            "tokenizer": known["tokenizer"],
+            "preset": known["preset"],
             "parameters": known["parameters"],
             "corpus": known["corpus"],
             "step": read_facts(run.folder.weights_path(run.state)).get("step"),
             "loss": best.get("loss"),
             "bits_per_byte": best.get("bits_per_byte"),
+            "token_bits_per_byte": best.get("token_bits_per_byte"),
+            "unknown_rate": best.get("unknown_rate"),
             "size_bytes": known["size_bytes"],
             "created": known["created"],
             "shipped": known["shipped"],

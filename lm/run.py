@@ -9,6 +9,7 @@ print(run.evaluate(text="To be, or not to be").bits_per_byte)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -25,11 +26,12 @@ from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run
 from lm.config import RunConfig, runs_folder, validate
 from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
 from lm.corpora.cache import cache_folder
-from lm.corpora.tokens import prepared_key
-from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError, RunNotFoundError
+from lm.corpora.tokens import is_measured, prepared_key
+from lm.errors import ConfigError, CorpusError, CorruptRunError, LMError, RunError, RunNotFoundError
 from lm.files import read_facts, read_json, write_file
 from lm.generation.decoders import STATE_BYTES, open_decoder
 from lm.generation.options import SamplingOptions
+from lm.registry import TOKENIZERS
 from lm.tokenizers.base import Ids, Tokenizer, UnknownPolicy
 from lm.version import __version__
 
@@ -64,15 +66,16 @@ def _is_report(value: Any) -> bool:
     """Whether a part of report.json holds what is shown of it; needs no torch."""
     return (
         isinstance(value, dict)
-        and all(isinstance(value.get(name), int | float) or _beyond_floats(name, value) for name in _NUMBERS)
+        and all(isinstance(value.get(name), int | float) or _may_be_null(name, value) for name in _NUMBERS)
         and all(isinstance(value.get(name), str) for name in _TEXTS)
         and isinstance(value.get("step"), int | None)
         and isinstance(value.get("notes"), list)
     )
 
 
-def _beyond_floats(name: str, report: dict[str, Any]) -> bool:
-    return name.endswith("perplexity") and report.get(name, 0) is None
+def _may_be_null(name: str, report: dict[str, Any]) -> bool:
+    """Where a figure is beyond the range of floats, or not known."""
+    return name.endswith(("perplexity", "_per_char", "_per_byte")) and report.get(name, 0) is None
 
 
 def _watched(events: Callable[[], Iterator[Event]]) -> Iterator[Event]:
@@ -496,6 +499,7 @@ class Run:
         from lm.device import TO_USE, enough_memory
         from lm.evaluation.perplexity import score
         from lm.evaluation.report import make_report
+        from lm.spelling import spelling_rule
 
         if text is not None:
             part = replace(encode_text(name, text, self.tokenizer), name="text")
@@ -504,20 +508,23 @@ class Run:
             assert split is not None
             part = self.own_text(corpus, split=split, data_dir=data_dir, progress=reading).splits[split]
             source = str(self.record["corpus"]["name"])
-        floor = self.floor(part)
+        floor, unknown = self.floor(part), self.tokenizer.unknown_id
         with enough_memory(TO_USE):
             if precision == "int8":
                 from lm.generation.decoded import Decoded
 
                 decoded = Decoded(self.decoder(precision="int8"))
-                scores, device = score(decoded, part.ids, stride=stride, progress=progress), "cpu"
+                scores, device = score(decoded, part.ids, stride=stride, unknown_id=unknown, progress=progress), "cpu"
             else:
                 device = str(self._place(self.model))
-                scores = score(self.model, part.ids, precision=precision, stride=stride, progress=progress)
+                scores = score(
+                    self.model, part.ids, precision=precision, stride=stride, unknown_id=unknown, progress=progress
+                )
         return make_report(
             scores,
             part.counts,
             floor,
+            spelling=spelling_rule(self.tokenizer),
             run=self.name,
             kind=self.record.get("kind"),
             state=self.state,
@@ -535,16 +542,14 @@ class Run:
 
         Args:
             part: a text in tokens of this run's tokenizer.
-            most_tokens: do without where more than these would have to be counted.
+            most_tokens: do without a loss where more than these would have to be counted.
         """
         from lm.evaluation.floor import find_floor
 
         prepared = self._cached_text()
         if prepared is None:
             return None
-        if most_tokens is not None and prepared.splits["train"].counts.tokens > most_tokens:
-            return None
-        return find_floor(prepared, part)
+        return find_floor(prepared, part, most_tokens=most_tokens)
 
     def _known_split(self, split: str | None) -> str:
         """The name of a split that this run's corpus has; None takes test where there is one, else valid."""
@@ -589,13 +594,21 @@ class Run:
             where = where.model_copy(update={"source": str(source)})
         else:
             elsewhere = f" If the text lies elsewhere now: lm eval {self.folder.argument} --corpus PATH"
+
+        def read_again() -> PreparedCorpus:
+            return prepare(open_corpus(where, data_dir=data_dir, progress=progress), self.tokenizer, progress=progress)
+
         prepared = self._cached_text() if source is None else None
         if prepared is None:
             try:
-                opened = open_corpus(where, data_dir=data_dir, progress=progress)
-                prepared = prepare(opened, self.tokenizer, progress=progress)
+                prepared = read_again()
             except CorpusError as error:
                 raise type(error)(f"{error}{elsewhere}") from None
+        elif not is_measured(prepared) and where.source != "-":
+            # An older Inkling prepared the tokens. Where the text is still there, it says what these leave out.
+            with contextlib.suppress(LMError):
+                again = read_again()
+                prepared = again if again.sha256 == prepared.sha256 else prepared
         hashes = {name: part.sha256 for name, part in prepared.splits.items()}
         if split is None and prepared.sha256 != known["sha256"]:
             raise CorpusError(
@@ -626,7 +639,14 @@ class Run:
             raise CorruptRunError(
                 f"{path} holds no reports: delete it, lm eval {self.folder.argument} writes it again."
             )
-        return {key: report for key, report in saved.items() if self._measured(report)}
+        from lm.evaluation.report import as_measured_now
+
+        # By the options in the record: the tokenizer itself need not be read for it.
+        options = self.config.tokenizer.resolve("tokenizer")
+        lossless = TOKENIZERS.resolve(options.type).lossless and options.unknown != "skip"
+        return {
+            key: as_measured_now(report, lossless=lossless) for key, report in saved.items() if self._measured(report)
+        }
 
     def _measured(self, report: dict[str, Any]) -> bool:
         try:

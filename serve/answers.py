@@ -170,8 +170,10 @@ class Scored(BaseModel):
     model: str
     loss: float = Field(description="Nats per token.")
     perplexity: float | None = Field(description="exp(loss); null beyond the range of a float.")
-    bits_per_char: float
-    bits_per_byte: float
+    bits_per_char: float | None = Field(description="Spelling included; null where symbols were left out.")
+    bits_per_byte: float | None = Field(description="The same per UTF-8 byte: comparable across tokenizers.")
+    token_bits_per_byte: float = Field(description="Of the tokens alone, as is customary: spelling costs nothing.")
+    spelling_nats: float | None = Field(description="Nats of what the tokens do not say: unknown words, white space.")
     characters: int
     bytes: int
     context: str = Field(description="What a prediction could look back on.")

@@ -369,7 +369,7 @@ def _result(run: Run) -> dict[str, Any]:
 def _closing(run: Run, runs_dir: Path, as_json: bool) -> None:
     """The best score, a sample, and what to type next."""
     from cli.output import console, print_json
-    from cli.report import print_report
+    from cli.report import print_report, ways_to_beat_floor
     from lm.evaluation.report import Report
 
     if as_json:
@@ -386,10 +386,7 @@ def _closing(run: Run, runs_dir: Path, as_json: bool) -> None:
         typer.echo(shown(text, sys.stdout), color=True)
         screen.print("─" * 50)
     if report.misses_floor:
-        ways = ["train longer"] if report.step == run.record["plan"]["steps"] else []
-        if run.config.tokenizer.type == "char":
-            ways.append("take --preset hybrid-char, which begins with such counts")
-        screen.print(f"To beat the floor: {', or '.join(ways or ['train on more text'])}.", soft_wrap=True)
+        screen.print(f"To beat the floor: {ways_to_beat_floor(run)}.", markup=False, soft_wrap=True)
     there = named(run.name, runs_dir)
     test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
     screen.print(

@@ -30,7 +30,17 @@ from lm.corpora.hub import PREFIX, stream_hub
 from lm.corpora.reading import expand, join, list_files, usable
 from lm.corpora.tables import ArrowRows, TableText
 from lm.corpora.text import Text, regroup, utf8
-from lm.corpora.tokens import Counts, Encoder, Measure, Met, PreparedCorpus, TokenSplit, read_folder, write_meta
+from lm.corpora.tokens import (
+    Counts,
+    Encoder,
+    Measure,
+    Met,
+    PreparedCorpus,
+    TokenSplit,
+    is_measured,
+    read_folder,
+    write_meta,
+)
 from lm.errors import CorpusError
 from lm.registry import TOKENIZERS
 from lm.tokenizers.base import Ids, Tokenizer, load_tokenizer
@@ -143,7 +153,7 @@ def prepare_shard(
     tokenizer = load_tokenizer(folder / TOKENIZER)
     target = folder / f"shard-{number:05}-of-{shards:05}"
     found = read_folder(target)
-    if found is None or found[0].tokenizer.sha256 != tokenizer.sha256:
+    if found is None or found[0].tokenizer.sha256 != tokenizer.sha256 or not is_measured(found[0]):
         watch = progress or silent
         text = _share(config, number, shards)
         with workplace(folder) as place:
@@ -185,8 +195,7 @@ def _write_shard(
     splits = {}
     for name, (measure, encoder) in parts.items():
         sync(built / f"{name}.bin")
-        counts = measure.counts(tokens=encoder.tokens, unknown_tokens=encoder.unknown_tokens)
-        splits[name] = {"sha256": measure.sha256, "counts": asdict(counts)}
+        splits[name] = {"sha256": measure.sha256, "counts": asdict(encoder.counts(measure))}
     note = f"one piece in {valid_every} held out for validation"
     write_meta(built, tokenizer, met, splits, name=built.name, source=source, notes=[note])
 
@@ -287,7 +296,7 @@ def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
     for name in ("train", "valid"):
         parts = [each.splits[name] for each in found]
         ids: Any = JoinedIds([part.ids for part in parts])
-        joined = Counts(*(sum(getattr(part.counts, each.name) for part in parts) for each in fields(Counts)))
+        joined = Counts(*(_sum([getattr(part.counts, each.name) for part in parts]) for each in fields(Counts)))
         digest = hashlib.sha256("".join(f"{part.sha256}\n" for part in parts).encode()).hexdigest()
         if joined.tokens < 2:
             raise CorpusError(f"{folder} has no text for {name}: prepare it anew with another --valid-every.")
@@ -295,6 +304,11 @@ def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
     key = f"shards-{splits['train'].sha256[:24]}"
     notes = (f"prepared in {total} shards", *found[0].notes)
     return PreparedCorpus(folder.name, str(folder), key, splits, own, notes)
+
+
+def _sum(values: list[Any]) -> Any:
+    """None where one is not known."""
+    return None if None in values else sum(values)
 
 
 def _spelled(split: TokenSplit, tokenizer: Tokenizer) -> Iterator[str]:

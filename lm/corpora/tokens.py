@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lm.config import Section
 from lm.corpora.cache import cache_folder, put_in_place, sync, unwritable, workplace
@@ -28,6 +28,7 @@ from lm.corpora.corpus import SPLIT_NAMES, Corpus, Progress, Split, logger, sile
 from lm.corpora.text import regroup, utf8
 from lm.errors import CorpusError, LMError
 from lm.registry import TOKENIZERS
+from lm.spelling import Spelling, spelling_nats, white_space
 from lm.tokenizers.base import TOKENIZER_FORMAT_VERSION, Ids, Tokenizer, load_tokenizer
 
 TOKENS_FORMAT_VERSION = 1
@@ -56,6 +57,14 @@ class Counts:
     """How many of the N are the tokenizer's unknown token."""
     crlf_lines: int = 0
     """Newlines behind a carriage return; 0 also where they were not counted yet."""
+    spelling_nats: float | None = None
+    """Nats of what the tokens do not say about the text (`lm.spelling`): infinite where symbols were left out, None
+    where an older Inkling did not measure it."""
+
+    def whole_nats(self, token_nats: float) -> float | None:
+        """Nats of the text, from those of its tokens; None where what the tokens do not say is not known."""
+        spelled = self.spelling_nats
+        return None if spelled is None or math.isinf(spelled) else token_nats + spelled
 
 
 @dataclass(frozen=True)
@@ -96,9 +105,6 @@ class PreparedCorpus:
 
 # -- counting ---------------------------------------------------------------------------------------
 
-_WIDE = [chr(code).encode("utf-8") for code in range(0x80, 0x3001) if chr(code).isspace()]
-_WIDE_SPACES = {size: np.array([int.from_bytes(each, "big") for each in _WIDE if len(each) == size]) for size in (2, 3)}
-
 
 class Measure:
     """Hash and counts of a UTF-8 text that comes in pieces, cut anywhere between two characters."""
@@ -114,7 +120,7 @@ class Measure:
         if not data:
             return
         codes = np.frombuffer(data, np.uint8)
-        space = _spaces(codes)
+        space = white_space(codes)
         if not self._bytes:
             self._starts_with_space = bool(space[0])
         self._words += int(np.count_nonzero(space[:-1] > space[1:])) + (self._after_space and not space[0])
@@ -134,7 +140,7 @@ class Measure:
         """Of all that came."""
         return self._hash.hexdigest()
 
-    def counts(self, *, tokens: int = 0, unknown_tokens: int = 0) -> Counts:
+    def counts(self, *, tokens: int = 0, unknown_tokens: int = 0, spelling_nats: float | None = None) -> Counts:
         """The counts of all that came."""
         # Splitting at runs of white space gives one more part than there are runs, and a run at an end an empty part.
         ends = (self._starts_with_space + self._after_space) if self._bytes else 1
@@ -147,27 +153,8 @@ class Measure:
             tokens=tokens,
             unknown_tokens=unknown_tokens,
             crlf_lines=self._crlf_lines,
+            spelling_nats=spelling_nats,
         )
-
-
-def _spaces(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Which bytes of UTF-8 text belong to white space, as `str.split` sees it."""
-    # ASCII: 9 to 13 and 28 to 32. uint8 wraps around, so that one comparison bounds both sides.
-    result: npt.NDArray[np.bool_] = (codes - np.uint8(9)) < 5
-    result |= (codes - np.uint8(28)) < 5
-    # All wider white space begins with the byte C2, or E1 to E3.
-    led = (codes - np.uint8(0xE1)) < 3
-    led |= codes == 0xC2
-    places = np.flatnonzero(led)
-    if len(places):
-        padded = np.append(codes, np.zeros(2, np.uint8))
-        two = padded[places].astype(np.int64) << 8 | padded[places + 1]
-        three = two << 8 | padded[places + 2]
-        for value, size in ((two, 2), (three, 3)):
-            starts = places[np.isin(value, _WIDE_SPACES[size])]
-            for offset in range(size):
-                result[starts + offset] = True
-    return result
 
 
 # -- encoding ---------------------------------------------------------------------------------------
@@ -212,6 +199,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, met: Met) -> None:
         self._tokenizer = tokenizer
         self._met = met
+        self._spelling = Spelling(tokenizer)
         self.tokens = 0
         self.unknown_tokens = 0
         self.characters = 0
@@ -226,11 +214,18 @@ class Encoder:
         ids = self._tokenizer.encode(chunk, met=met)
         if met:
             self._met.add(met)
+        self._spelling.add(chunk, ids, met)
         self.tokens += len(ids)
         self.characters += len(chunk)
         if self._tokenizer.unknown_id is not None:
             self.unknown_tokens += int(np.count_nonzero(ids == self._tokenizer.unknown_id))
         return ids
+
+    def counts(self, measure: Measure) -> Counts:
+        """The counts of all that was encoded, which `measure` read too."""
+        return measure.counts(
+            tokens=self.tokens, unknown_tokens=self.unknown_tokens, spelling_nats=self._spelling.nats()
+        )
 
 
 def encode_text(name: str, text: str | Iterable[str], tokenizer: Tokenizer) -> TokenSplit:
@@ -253,19 +248,26 @@ def encode_text(name: str, text: str | Iterable[str], tokenizer: Tokenizer) -> T
     if not encoder.tokens:
         raise CorpusError(f"{name} is empty: there is no token to score.")
     _notice(name, tokenizer, met.total, met.most_common())
-    counts = measure.counts(tokens=encoder.tokens, unknown_tokens=encoder.unknown_tokens)
-    return TokenSplit(name, np.concatenate(parts), counts, measure.sha256)
+    return TokenSplit(name, np.concatenate(parts), encoder.counts(measure), measure.sha256)
 
 
-def measure_text(text: str, *, tokens: int, unknown_tokens: int) -> tuple[Counts, str]:
-    """Counts of a text whose tokens are counted already, and its hash: what `encode_text` tells of it, in silence.
+def measure_text(text: str, tokenizer: Tokenizer, ids: Ids, met: Mapping[str, int]) -> tuple[Counts, str]:
+    """Counts of a text that is encoded already, and its hash: what `encode_text` says of it, without its notice.
+
+    Args:
+        text: the text.
+        tokenizer: its tokenizer.
+        ids: (N,) its tokens.
+        met: the symbols outside the vocabulary that `encode` met.
 
     Raises:
         CorpusError: the text holds half of a surrogate pair.
     """
     measure = Measure()
     measure.update(utf8(text))
-    return measure.counts(tokens=tokens, unknown_tokens=unknown_tokens), measure.sha256
+    unknown = 0 if tokenizer.unknown_id is None else int(np.count_nonzero(ids == tokenizer.unknown_id))
+    nats = spelling_nats(tokenizer, text, ids, met)
+    return measure.counts(tokens=len(ids), unknown_tokens=unknown, spelling_nats=nats), measure.sha256
 
 
 def prepare(
@@ -298,19 +300,14 @@ def prepare(
     measures = _measure(corpus, watch)
     key = _key({name: measure.sha256 for name, measure in measures.items()}, tokenizer)
     found = read_folder(folder / key)
-    if found is None:
-        trained = tokenizer if isinstance(tokenizer, Tokenizer) else _train(corpus, tokenizer, measures, watch)
-        with workplace(folder) as place:
-            built = place / key
-            try:
-                built.mkdir()
-                _write(built, corpus, trained, measures, watch)
-                put_in_place(built, folder / key, good=lambda path: read_folder(path) is not None)
-            except OSError as error:
-                raise unwritable(folder, error) from None
-        found = read_folder(folder / key)
-        if found is None:
-            raise CorpusError(f"{folder / key} changed while it was written: another program is at work in the cache.")
+    if found is None or not is_measured(found[0]):
+        trained = found[0].tokenizer if found else tokenizer
+        try:
+            found = _prepare_anew(folder, key, corpus, trained, measures, watch)
+        except CorpusError:
+            # What an older Inkling prepared still does, where the cache cannot be written.
+            if found is None:
+                raise
     prepared, met = found
     _notice(corpus.name, prepared.tokenizer, met["total"], met["common"])
     same = _equal_splits(corpus.name, {name: measure.sha256 for name, measure in measures.items()})
@@ -328,6 +325,39 @@ def _equal_splits(corpus: str, hashes: Mapping[str, str]) -> list[str]:
                 "%s: %s is the same text as %s, so its loss says nothing about other text.", corpus, name, equal
             )
     return notes
+
+
+def _prepare_anew(
+    folder: Path,
+    key: str,
+    corpus: Corpus,
+    tokenizer: Tokenizer | Section,
+    measures: Mapping[str, Measure],
+    progress: Progress,
+) -> tuple[PreparedCorpus, dict[str, Any]]:
+    trained = tokenizer if isinstance(tokenizer, Tokenizer) else _train(corpus, tokenizer, measures, progress)
+    with workplace(folder) as place:
+        built = place / key
+        try:
+            built.mkdir()
+            _write(built, corpus, trained, measures, progress)
+            put_in_place(built, folder / key, good=_is_good)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+    found = read_folder(folder / key)
+    if found is None:
+        raise CorpusError(f"{folder / key} changed while it was written: another program is at work in the cache.")
+    return found
+
+
+def is_measured(prepared: PreparedCorpus) -> bool:
+    """Whether all is known about its splits; not so where an older Inkling prepared words."""
+    return all(split.counts.spelling_nats is not None for split in prepared.splits.values())
+
+
+def _is_good(folder: Path) -> bool:
+    found = read_folder(folder)
+    return found is not None and is_measured(found[0])
 
 
 def load_prepared(key: str, *, cache: Path | None = None) -> PreparedCorpus | None:
@@ -421,8 +451,7 @@ def _write(
                 "too few to learn from or to score. Give a longer text."
             )
         done += plain.bytes
-        counts = measure.counts(tokens=encoder.tokens, unknown_tokens=encoder.unknown_tokens)
-        splits[name] = {"sha256": measure.sha256, "counts": asdict(counts)}
+        splits[name] = {"sha256": measure.sha256, "counts": asdict(encoder.counts(measure))}
         sync(folder / f"{name}.bin")
     write_meta(folder, tokenizer, met, splits, name=corpus.name, source=corpus.source, notes=corpus.notes)
 
@@ -453,6 +482,10 @@ def read_folder(folder: Path) -> tuple[PreparedCorpus, dict[str, Any]] | None:
         splits = {}
         for name, entry in meta["splits"].items():
             counts = Counts(**entry["counts"])
+            if counts.spelling_nats is None and tokenizer.lossless and not counts.unknown_tokens:
+                # An older Inkling left the cost out; here there is none, unless symbols were left out.
+                left_out = tokenizer.options.unknown == "skip" and meta["met"]["total"]
+                counts = counts if left_out else replace(counts, spelling_nats=0.0)
             path = folder / f"{name}.bin"
             if path.stat().st_size != (counts.tokens + 1) * dtype.itemsize:
                 return None

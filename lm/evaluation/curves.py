@@ -23,7 +23,8 @@ AXES: dict[Axis, tuple[str, str]] = {
 """Axis → field of a line of metrics.jsonl, and what is written below it."""
 UNITS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "memory_bytes": "memory (bytes)"}
 FORMATS = ("png", "svg", "pdf")
-MOST_NATS = 50.0
+MOST_NATS = 700.0
+"""Beyond it a perplexity is no float: it has no point in the picture."""
 MOST_SKETCHED = 8
 START = 0.03
 """Share of the way in which a training curve may fall out of the picture."""
@@ -84,7 +85,9 @@ def curves(runs: Sequence[RunFolder], metric: str = "loss", by: str = "step") ->
 
 def _with_perplexity(row: dict[str, Any]) -> dict[str, Any]:
     losses = {name: row[name] for name in ("train_loss", "valid_loss") if _is_number(row.get(name))}
-    return row | {name.replace("loss", "perplexity"): math.exp(min(loss, MOST_NATS)) for name, loss in losses.items()}
+    return row | {
+        name.replace("loss", "perplexity"): math.exp(loss) for name, loss in losses.items() if loss < MOST_NATS
+    }
 
 
 def _curve(run: str, split: str, rows: list[dict[str, Any]], metric: str, axis: str) -> Curve:

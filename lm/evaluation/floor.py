@@ -5,6 +5,8 @@ Counting takes a second or so and no network. A model that predicts no better ha
 The rule is the same for every run: interpolated modified Kneser-Ney counts (`lm.models.counts`) over the run's own
 tokens, 7-grams for vocabularies of up to 1,000 tokens (bytes, characters), 4-grams for larger ones (words, subwords).
 What was found is kept beside the prepared tokens, so that nothing is counted twice.
+
+A text that stands in the training text has no floor: counting has read it, and so has the model.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 from lm.corpora import PreparedCorpus, TokenSplit
 from lm.corpora.cache import cache_folder
 from lm.errors import RunError
+from lm.evaluation.report import MOST_OVERLAP
 from lm.files import write_file
 from lm.models.counts import count_text
 
@@ -32,16 +35,25 @@ MOST_COUNTED = 8_000_000
 """Training tokens that are counted: bounds time and memory."""
 MOST_KEPT = 200
 """Texts whose floor is remembered with a corpus."""
+WINDOWS = 64
+"""Parts of a text that are looked for in the training text."""
+WINDOW_CHARACTERS = 100
+FEWEST_TOKENS = 8
+"""Of a window."""
+FEWEST_KINDS, MOST_UNKNOWN = 4, 0.1
+"""Different tokens, and share of unknown ones, of a window: others stand in many places by chance."""
 
 
 @dataclass(frozen=True)
 class Floor:
-    """What counting reaches."""
+    """What counting reaches; `loss` and `sentence` are None where that says nothing about the text."""
 
-    loss: float
+    loss: float | None
     """Nats per token."""
-    sentence: str
+    sentence: str | None
     """What was counted."""
+    overlap: float = 0.0
+    """About the share of the text that stands in the training text."""
 
 
 def floor_order(vocab_size: int) -> int:
@@ -49,17 +61,19 @@ def floor_order(vocab_size: int) -> int:
     return ORDERS[0] if vocab_size <= FEW_TOKENS else ORDERS[1]
 
 
-def find_floor(corpus: PreparedCorpus, part: TokenSplit) -> Floor | None:
-    """The floor of a text, from the training split of a corpus; None where it is that split itself.
+def find_floor(corpus: PreparedCorpus, part: TokenSplit, *, most_tokens: int | None = None) -> Floor:
+    """The floor of a text, from the training split of a corpus.
 
     Args:
         corpus: what the run was trained on.
         part: the text, in tokens of the same tokenizer.
+        most_tokens: do without a loss where more than these would have to be counted.
     """
     train = corpus.splits["train"]
-    if part.sha256 == train.sha256:
-        return None
+    share = 1.0 if part.sha256 == train.sha256 else overlap(corpus, part)
     order, total = floor_order(corpus.tokenizer.vocab_size), len(train.ids) - 1
+    if share > MOST_OVERLAP or (most_tokens is not None and total > most_tokens):
+        return Floor(None, None, share)
     counted = (
         "the training text" if total <= MOST_COUNTED else f"the first {MOST_COUNTED:,} tokens of the training text"
     )
@@ -70,7 +84,37 @@ def find_floor(corpus: PreparedCorpus, part: TokenSplit) -> Floor | None:
         counts = count_text(train.ids[: MOST_COUNTED + 1], order=order, vocab_size=corpus.tokenizer.vocab_size)
         known[key] = -float(np.mean(counts.log_probabilities_of(part.ids)))
         _keep(path, known)
-    return Floor(known[key], f"{order}-gram counts of {counted}, without a network")
+    return Floor(known[key], f"{order}-gram counts of {counted}, without a network", share)
+
+
+def overlap(corpus: PreparedCorpus, part: TokenSplit) -> float:
+    """About the share of a text that stands in the training split (its first MOST_COUNTED tokens).
+
+    WINDOWS windows of about 100 characters, spread evenly over the text, are looked for. A text of less than half a
+    window is too short to say; 0 then.
+    """
+    train = np.asarray(corpus.splits["train"].ids[: MOST_COUNTED + 1])
+    ids = np.asarray(part.ids[1:]).astype(train.dtype)
+    window = round(WINDOW_CHARACTERS * len(ids) / max(part.counts.characters, 1))
+    window = max(window, FEWEST_TOKENS)
+    if len(ids) < window / 2:
+        return 0.0
+    window = min(window, len(ids))
+    text, size = train.tobytes(), train.itemsize
+    looked = found = 0
+    for start in np.unique(np.linspace(0, len(ids) - window, WINDOWS).astype(np.int64)).tolist():
+        piece = ids[start : start + window]
+        unknown = np.count_nonzero(piece == corpus.tokenizer.unknown_id)
+        if unknown > MOST_UNKNOWN * window or len(np.unique(piece)) < FEWEST_KINDS:
+            continue
+        looked += 1
+        wanted = piece.tobytes()
+        place = text.find(wanted)
+        # Bytes of two neighbouring tokens can look like a token.
+        while place % size and place >= 0:
+            place = text.find(wanted, place + 1)
+        found += place >= 0
+    return found / looked if looked else 0.0
 
 
 def _read(path: Path) -> dict[str, float]:

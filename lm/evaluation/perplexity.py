@@ -71,6 +71,7 @@ def score(
     warm_up: int = 0,
     stride: int | None = None,
     share: tuple[int, int] = (0, 1),
+    unknown_id: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     each: Callable[[npt.NDArray[np.float64]], None] | None = None,
 ) -> Scores:
@@ -86,6 +87,7 @@ def score(
         stride: for a window, how far it slides; default: half the context length.
         share: which share of the rows or windows, from 0, and of how many; the sums of all shares add up to those of
             the split. All shares call the model equally often.
+        unknown_id: the token whose nats are summed apart as well.
         progress: called with tokens done and tokens in all.
         each: called with the nats of the tokens that were just scored, in the order of the text where `rows` is 1.
     """
@@ -124,7 +126,7 @@ def score(
                 logits, state = model(inputs, state)
                 if piece.counts:
                     scored = slice(piece.scored_rows), slice(piece.skip, None)
-                    nats = _add(scores, logits[scored], targets[scored])
+                    nats = _add(scores, logits[scored], targets[scored], unknown_id)
                     if each is not None:
                         each(nats.cpu().numpy())
                 if progress is not None:
@@ -135,7 +137,7 @@ def score(
     return scores
 
 
-def _add(scores: Scores, logits: Tensor, targets: Tensor) -> Tensor:
+def _add(scores: Scores, logits: Tensor, targets: Tensor, unknown_id: int | None) -> Tensor:
     """Add tokens to the sums; their nats, float64."""
     logits = logits.float().reshape(-1, logits.shape[-1])
     targets = targets.reshape(-1)
@@ -148,13 +150,15 @@ def _add(scores: Scores, logits: Tensor, targets: Tensor) -> Tensor:
     if len(tied):
         lower = torch.arange(logits.shape[1], device=logits.device) < targets[tied, None]
         rank[tied] += ((logits[tied] == own[tied]) & lower).sum(dim=1)
-    sums = torch.stack([nats.sum(), nats.square().sum(), (rank < 1).sum().double(), (rank < 5).sum().double()])
-    total, squared, top1, top5 = sums.tolist()
+    unknown = nats.new_zeros(()) if unknown_id is None else nats[targets == unknown_id].sum()
+    sums = torch.stack([nats.sum(), nats.square().sum(), (rank < 1).sum().double(), (rank < 5).sum().double(), unknown])
+    total, squared, top1, top5, unknown_total = sums.tolist()
     scores.tokens += targets.numel()
     scores.nats += total
     scores.squared_nats += squared
     scores.top1 += int(top1)
     scores.top5 += int(top5)
+    scores.unknown_nats += unknown_total
     return nats
 
 

@@ -1,13 +1,14 @@
 """The perplexity report: every figure with its denominator, context rule and data hash.
 
-All figures come from one sum of log-likelihoods (`lm.evaluation.scores`), divided by different counts.
+All figures come from one sum of log-likelihoods (`lm.evaluation.scores`), divided by different counts. Bits per byte
+and per character include what the tokens do not say about the text (`lm.spelling`): only so are they comparable.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 FLOOR_MARGIN = 1e-4
 """Nats per token by which a model may miss the floor before it is said: rounding, and counts that are the floor."""
+MOST_OVERLAP = 0.1
+"""Share of a text that may stand in the training text, as a common phrase does."""
+NOTED_BITS = 0.001
+"""Bits per byte of spelling from which on a note says so."""
+REMEMBERED = (
+    "stands in the training text: the figures show how well it is remembered, not how well new text is predicted."
+)
+NOT_MEASURED = "An older Inkling did not measure what the tokens do not say (unknown words, white space)."
 EOS_CONVENTION = (
     "words are len(text.split()); word_perplexity divides by them alone, word_eos_perplexity by words plus one "
     "end-of-line mark a line, as published WikiText and Penn Treebank figures do"
@@ -43,6 +52,11 @@ class Report(Options):
     loss: float = Field(description="Nats per token: the sum of log-likelihoods over the number of tokens.")
     standard_error: float = Field(description="Of the loss, taking tokens as independent.")
     perplexity: float | None = Field(description="exp(loss): of a token; compare only between equal tokenizers.")
+    perplexity_without_unknown: float | None = Field(
+        None,
+        description="exp(nats / tokens) of the tokens that are not the unknown token: KenLM's excluding OOVs, where "
+        "perplexity is its including OOVs.",
+    )
     word_perplexity: float | None = Field(
         description="exp(nats / words); null without words or beyond the range of a float."
     )
@@ -50,13 +64,30 @@ class Report(Options):
     lm_eval_word_perplexity: float | None = Field(
         description="exp(nats / lm_eval_words), as lm-evaluation-harness counts."
     )
-    bits_per_char: float = Field(description="Bits per character of the original text.")
-    bits_per_byte: float = Field(description="Bits per UTF-8 byte: comparable across all tokenizers.")
+    bits_per_char: float | None = Field(
+        description="Bits per character of the original text, spelling included; null where that is not known."
+    )
+    bits_per_byte: float | None = Field(
+        description="Bits per UTF-8 byte, spelling included: comparable across all tokenizers; null where the spelling "
+        "is not known."
+    )
+    token_bits_per_byte: float | None = Field(
+        None, description="Bits of the tokens alone per UTF-8 byte, as is customary: spelling costs nothing."
+    )
+    spelling_nats: float | None = Field(
+        None, description="Nats of what the tokens do not say: unknown words and white space; null where not known."
+    )
+    spelling: str | None = Field(None, description="How these nats were counted; null where the tokens say all.")
     floor_loss: float | None = Field(
         None, description="Nats per token of n-gram counts on the same tokens: what a model must beat."
     )
     floor_bits_per_byte: float | None = Field(None, description="The same in bits per UTF-8 byte.")
-    floor: str | None = Field(None, description="What was counted; null where the training text is not at hand.")
+    floor: str | None = Field(
+        None, description="What was counted; null where the training text is not at hand or holds this text."
+    )
+    training_overlap: float | None = Field(
+        None, description="About the share of this text that stands in the training text; null where that is not known."
+    )
     accuracy: float = Field(description="Share of tokens that were the model's first choice.")
     top5_accuracy: float = Field(description="Share of tokens among its first five choices.")
 
@@ -67,6 +98,7 @@ class Report(Options):
     characters: int = Field(description="Unicode characters of the original text.")
     bytes: int = Field(description="UTF-8 bytes of the original text.")
     unknown_tokens: int = Field(description="Tokens that are the unknown token.")
+    unknown_nats: float | None = Field(None, description="Nats of the unknown tokens, part of the loss.")
     unknown_rate: float = Field(description="unknown_tokens / tokens.")
 
     context: str = Field(description="What a prediction could look back on.")
@@ -81,42 +113,54 @@ class Report(Options):
         return ((name, getattr(self, name)) for name in _SHORTLY)
 
     @property
+    def remembered(self) -> bool:
+        """Whether so much of the text stands in the training text that its figures say how well it is remembered."""
+        return (self.training_overlap or 0.0) > MOST_OVERLAP
+
+    @property
     def misses_floor(self) -> bool:
         """Whether counting predicts the same tokens better."""
         return self.floor_loss is not None and self.loss > self.floor_loss + FLOOR_MARGIN
 
 
-def make_report(scores: Scores, counts: Counts, floor: Floor | None = None, **facts: object) -> Report:
+def make_report(
+    scores: Scores, counts: Counts, floor: Floor | None = None, *, spelling: str | None = None, **facts: object
+) -> Report:
     """All figures from the sums.
 
     Args:
         scores: sums over the whole text; `scores.tokens` must be `counts.tokens`.
         counts: how long the text is in every unit.
         floor: what counting reaches on the same tokens; None where that is not known.
+        spelling: how `counts.spelling_nats` were counted.
         facts: the fields that say what was measured and where.
     """
     assert scores.tokens == counts.tokens, "every token is scored once"
     words_and_lines = counts.words + counts.lines
-    bits = scores.nats / math.log(2)
-    notes = []
-    if counts.unknown_tokens:
-        notes.append(
-            f"{counts.unknown_tokens:,} of the tokens are the unknown token, scored as such and not as the text they "
-            "stand for: figures per character, byte and word are kinder than the truth."
-        )
+    known_tokens = scores.tokens - counts.unknown_tokens
+    whole = counts.whole_nats(scores.nats)
+    floor_loss = floor.loss if floor else None
+    whole_floor = None if floor_loss is None else counts.whole_nats(floor_loss * counts.tokens)
     report = Report.model_validate(
         {
             "loss": scores.loss,
             "standard_error": scores.standard_error,
             "perplexity": _exp(scores.loss),
+            "perplexity_without_unknown": _exp((scores.nats - scores.unknown_nats) / known_tokens)
+            if known_tokens
+            else None,
             "word_perplexity": _exp(scores.nats / counts.words) if counts.words else None,
             "word_eos_perplexity": _exp(scores.nats / words_and_lines) if words_and_lines else None,
             "lm_eval_word_perplexity": _exp(scores.nats / counts.lm_eval_words),
-            "bits_per_char": bits / max(counts.characters, 1),
-            "bits_per_byte": bits / max(counts.bytes, 1),
-            "floor_loss": floor.loss if floor else None,
-            "floor_bits_per_byte": floor.loss * counts.tokens / math.log(2) / max(counts.bytes, 1) if floor else None,
+            "bits_per_char": _bits(whole, counts.characters),
+            "bits_per_byte": _bits(whole, counts.bytes),
+            "token_bits_per_byte": _bits(scores.nats, counts.bytes),
+            "spelling_nats": None if whole is None else counts.spelling_nats,
+            "spelling": spelling if whole is not None and counts.spelling_nats else None,
+            "floor_loss": floor_loss,
+            "floor_bits_per_byte": _bits(whole_floor, counts.bytes),
             "floor": floor.sentence if floor else None,
+            "training_overlap": floor.overlap if floor else None,
             "accuracy": scores.top1 / scores.tokens,
             "top5_accuracy": scores.top5 / scores.tokens,
             "tokens": counts.tokens,
@@ -126,20 +170,73 @@ def make_report(scores: Scores, counts: Counts, floor: Floor | None = None, **fa
             "characters": counts.characters,
             "bytes": counts.bytes,
             "unknown_tokens": counts.unknown_tokens,
+            "unknown_nats": scores.unknown_nats,
             "unknown_rate": counts.unknown_tokens / counts.tokens,
             "context": scores.context,
-            "notes": tuple(notes),
             "tokens_per_second": scores.tokens / max(scores.seconds, 1e-9),
             **facts,
         }
     )
-    if not report.misses_floor:
+    return report.model_copy(update={"notes": tuple(_notes(report, counts))})
+
+
+def _notes(report: Report, counts: Counts) -> Iterator[str]:
+    """What to know before comparing the figures."""
+    if counts.spelling_nats is None:
+        yield f"{NOT_MEASURED} Measure again where the text is at hand: lm eval {report.run}."
+    elif report.spelling_nats is None:
+        yield (
+            "Symbols outside the vocabulary were left out, so that the tokens do not determine the text: there are no "
+            "bits per byte and per character."
+        )
+    if report.unknown_tokens:
+        yield (
+            f"{report.unknown_tokens:,} of the tokens are the unknown token, scored as such: loss, perplexities and "
+            "accuracies leave out what they stand for. Bits per byte and per character include it."
+        )
+    if report.spelling and report.token_bits_per_byte is not None and report.bits_per_byte is not None:
+        share = report.bits_per_byte - report.token_bits_per_byte
+        if share >= NOTED_BITS:
+            yield (
+                f"Bits per byte and per character include {share:.4f} bits per byte for what the tokens do not say: "
+                f"{report.spelling}."
+            )
+    if report.remembered:
+        yield f"About {100 * (report.training_overlap or 0):.0f} % of this text {REMEMBERED}"
+    if report.misses_floor:
+        figures = report.floor_bits_per_byte, report.bits_per_byte, "bits per byte"
+        if report.bits_per_byte is None:
+            figures = report.floor_loss, report.loss, "nats per token"
+        yield (
+            f"This does not beat the floor: {report.floor}, predict these tokens better, at "
+            f"{figures[0]:.4f} {figures[2]} against {figures[1]:.4f}."
+        )
+
+
+def as_measured_now(report: dict[str, Any], *, lossless: bool) -> dict[str, Any]:
+    """A saved report with today's fields.
+
+    An older Inkling gave the bits of the tokens alone. Where the tokens determine the text, that is the same; elsewhere
+    it is not comparable across tokenizers, and the figures that are have to be measured again.
+
+    Args:
+        report: as it was saved.
+        lossless: whether the run's tokens determine the text, unknown symbols apart.
+    """
+    if "spelling_nats" in report:
         return report
-    missed = (
-        f"This does not beat the floor: {report.floor}, predict these tokens better, at "
-        f"{report.floor_bits_per_byte:.4f} bits per byte against {report.bits_per_byte:.4f}."
-    )
-    return report.model_copy(update={"notes": (*report.notes, missed)})
+    now = {"token_bits_per_byte": report["bits_per_byte"], "spelling_nats": 0.0, "spelling": None}
+    if not lossless or report["unknown_tokens"]:
+        again = f"{NOT_MEASURED} Measure again: lm eval {report.get('run')} --split {report.get('split')}."
+        now |= {
+            "spelling_nats": None, "bits_per_byte": None, "bits_per_char": None, "floor_bits_per_byte": None,
+            "notes": [*report["notes"], again],
+        }  # fmt: skip
+    return report | now
+
+
+def _bits(nats: float | None, count: int) -> float | None:
+    return None if nats is None else nats / math.log(2) / max(count, 1)
 
 
 def _exp(nats: float) -> float | None:

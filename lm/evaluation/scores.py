@@ -18,6 +18,8 @@ class Scores:
     squared_nats: float = 0.0
     top1: int = 0
     top5: int = 0
+    unknown_nats: float = 0.0
+    """Of the unknown tokens alone."""
     seconds: float = 0.0
 
     def add(self, nats: Iterable[float], ranks: Iterable[int | None]) -> None:

@@ -72,6 +72,8 @@ class Tokenizer(ABC):
     type: ClassVar[str]
     lossless: ClassVar[bool]
     """Whether `decode(encode(s)) == s` for every `s` that the vocabulary covers."""
+    words: Sequence[str] | None = None
+    """The tokens in order of id, where they are words that white space parts and each newline is the start token."""
 
     options: TokenizerOptions
     vocab_size: int

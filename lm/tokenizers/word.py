@@ -63,7 +63,7 @@ class WordTokenizer(Tokenizer):
     def __init__(self, options: WordOptions, vocabulary: list[str]) -> None:
         """Build from the words in order of id, `<eos>` and `<unk>` first."""
         self.options = options
-        self.vocabulary = vocabulary
+        self.vocabulary = self.words = vocabulary
         self.vocab_size = len(vocabulary)
         self._ids = {word: index for index, word in enumerate(vocabulary)}
 

@@ -15,8 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from lm.card import model_name
 from lm.checkpoint import CONFIG, EVENTS, MODEL, RunFolder, find_run, list_runs
-from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, compose, merge, runs_folder
+from lm.config import (
+    CorpusConfig,
+    RunConfig,
+    Section,
+    TrainingConfig,
+    compose,
+    merge,
+    preset_names,
+    read_preset,
+    runs_folder,
+)
 from lm.corpora import Corpus, PreparedCorpus, Progress, load_prepared, open_corpus, prepare
 from lm.device import enough_memory
 from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError
@@ -520,10 +531,19 @@ def _new_folder(name: str | None, corpus: Corpus, config: RunConfig, runs_dir: P
     if name is not None:
         check_new_run(name, runs_dir, overwrite=overwrite)
         return RunFolder(runs_dir / name)
-    base = re.sub(r"[^\w.+]+", "-", f"{corpus.name}-{config.preset or config.model.type}").lstrip("-.+")
+    base = re.sub(r"[^\w.+]+", "-", f"{corpus.name}-{_called(config)}").lstrip("-.+")
     taken = {run.name for run in list_runs(runs_dir)}
     candidates = (base if number == 1 else f"{base}-{number}" for number in range(1, 1_000_000))
     return RunFolder(runs_dir / next(c for c in candidates if c not in taken and not (runs_dir / c).exists()))
+
+
+def _called(config: RunConfig) -> str:
+    """The preset, or what the model is where options made something else of it."""
+    if config.preset not in preset_names():
+        return config.model.type
+    sections = read_preset(str(config.preset))
+    kept = all(sections[part]["type"] == getattr(config, part).type for part in ("model", "tokenizer"))
+    return str(config.preset) if kept else model_name(config)
 
 
 def _factory(

@@ -13,8 +13,8 @@ from typing import Any
 from lm.errors import RunError
 from lm.training.callbacks import Callback, Row, Start
 
-MOST_NATS = 50
-"""Beyond it a perplexity is drawn as exp(50): float32 and eyes end there."""
+MOST_NATS = 88
+"""Beyond it a perplexity is no float32, which TensorBoard keeps: it has no point there."""
 
 
 class TensorBoard(Callback):
@@ -35,9 +35,9 @@ class TensorBoard(Callback):
     def on_log(self, row: Row) -> None:
         """Write the line's values at its step."""
         perplexities = {
-            f"{split}_perplexity": math.exp(min(row[f"{split}_loss"], MOST_NATS))
+            f"{split}_perplexity": math.exp(row[f"{split}_loss"])
             for split in ("train", "valid")
-            if row.get(f"{split}_loss") is not None
+            if row.get(f"{split}_loss") is not None and row[f"{split}_loss"] < MOST_NATS
         }
         for name, value in (row | perplexities).items():
             group = name.split("_")[0] if name.startswith(("train_", "valid_")) else "training"

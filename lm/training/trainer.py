@@ -504,9 +504,12 @@ class Trainer:
         }
 
     def _bits_per_byte(self, split: str, loss: float | None) -> float | None:
-        """Of nats per token, with the bytes that a token of the split has in the mean."""
+        """Of nats per token, over the whole split; with what its tokens do not say, None where that is not known."""
         counts = self.corpus.splits[split].counts
-        return None if loss is None else loss / math.log(2) * counts.tokens / counts.bytes
+        spelled = counts.whole_nats(0.0)
+        if loss is None or spelled is None:
+            return None
+        return loss / math.log(2) * counts.tokens / counts.bytes + spelled / math.log(2) / counts.bytes
 
     def _sample(self) -> str | None:
         """A short text of the weights that were validated; of a model that is spread over processes, none."""

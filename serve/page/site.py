@@ -62,7 +62,7 @@ class Page:
         for offer in self.models.offers.values():
             known = summary(Run(offer.folder, offer.state))
             score = known.get("bits_per_byte")
-            facts = [part for part in (known.get("model"), f"{score:.2f} bits/byte" if score else None) if part]
+            facts = [part for part in (known.get("model_name"), f"{score:.2f} bits/byte" if score else None) if part]
             choices.append((f"{offer.name} ({', '.join(facts)})" if facts else offer.name, offer.name))
         return choices
 

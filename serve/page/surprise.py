@@ -26,6 +26,7 @@ from lm.corpora.tokens import TokenSplit, measure_text
 from lm.evaluation.report import Report, make_report
 from lm.evaluation.scores import Scores
 from lm.run import Run
+from lm.spelling import spelling_rule
 from lm.tokenizers.base import Tokenizer
 from lm.version import __version__
 from serve.models import Model
@@ -89,13 +90,15 @@ def study(reading: Reading, *, run: Run | None, state: str, precision: str, seco
         CorpusError: the text holds half of a surrogate pair.
     """
     tokenizer, ids = reading.model.tokenizer, reading.tokens
-    unknown = 0 if tokenizer.unknown_id is None else ids.count(tokenizer.unknown_id)
-    counts, sha256 = measure_text(reading.text, tokens=len(ids), unknown_tokens=unknown)
+    strange: Counter[str] = Counter()
+    array = tokenizer.encode(reading.text, met=strange)
+    counts, sha256 = measure_text(reading.text, tokenizer, array, strange)
     nats = np.array([-score.logprob for score in reading.scores], dtype=np.float64)
     scores = Scores(context_rule(reading.model, len(ids)), seconds=seconds)
     ranks = ([token for token, _ in score.top].index(score.token) if any(
         token == score.token for token, _ in score.top) else None for score in reading.scores)  # fmt: skip
     scores.add(nats.tolist(), ranks)
+    scores.unknown_nats = float(nats[array == tokenizer.unknown_id].sum()) if counts.unknown_tokens else 0.0
     floor, kind = None, None
     if run is not None:
         start = [tokenizer.start_id, *ids]
@@ -104,12 +107,11 @@ def study(reading: Reading, *, run: Run | None, state: str, precision: str, seco
         )
         kind = run.record.get("kind")
     report = make_report(
-        scores, counts, floor, run=reading.model.name, kind=kind, state=state, step=None, corpus="text", split="text",
+        scores, counts, floor, spelling=spelling_rule(tokenizer), run=reading.model.name,
+        kind=kind, state=state, step=None, corpus="text", split="text",
         text_sha256=sha256, device=reading.model.decoder.name, precision=precision, version=__version__,
     )  # fmt: skip
     ends = np.array(token_ends(reading.text, tokenizer, ids), dtype=np.int64)
-    strange: Counter[str] = Counter()
-    tokenizer.encode(reading.text, met=strange)
     return Study(reading, report, ends, nats, _running(nats, ends, len(reading.text)), strange)
 
 

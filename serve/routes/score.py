@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from fastapi import APIRouter, Request
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Generation
 from lm.generation.request import Request as EngineRequest
+from lm.spelling import spelling_nats
+from lm.tokenizers.base import Tokenizer
 from serve.answers import Scored
 from serve.errors import RequestError
 from serve.formats import Piece, finite
@@ -28,7 +31,9 @@ async def score(body: ScoreRequest, request: Request, models: TheModels, options
     lease = await models.lease(body.model)
     try:
         model = lease.model
-        read = await beside(len(body.text), lambda: model.tokens.read_from(body.text))
+        # Of a word that it does not know, the words of the vocabulary are counted once.
+        size = max(len(body.text), len(model.tokenizer.words or ()))
+        read, spelled = await beside(size, lambda: _read(model.tokenizer, body.text))
         check_length(len(read) - 1, options)
         if len(read) == 1:
             raise RequestError(400, "The text has no tokens that the model knows.", param="text")
@@ -40,22 +45,31 @@ async def score(body: ScoreRequest, request: Request, models: TheModels, options
     facts["model"] = model.name
     if options.log_prompts:
         facts["prompt"] = body.text
-    form = _Scoring(model, job.generations[0], body.text)
+    form = _Scoring(model, job.generations[0], body.text, spelled)
     return await Writing(lease, job, [Prompt(read[1:])], form, options, facts).whole(request)
+
+
+def _read(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, ...], float | None]:
+    """The start token and those of a text, and the nats of what they do not say; None where symbols were left out."""
+    met: Counter[str] = Counter()
+    ids = tokenizer.encode(text, met=met)
+    nats = spelling_nats(tokenizer, text, ids, met)
+    return (tokenizer.start_id, *ids.tolist()), nats if math.isfinite(nats) else None
 
 
 class _Scoring:
     """The answer."""
 
-    def __init__(self, model: Model, generation: Generation, text: str) -> None:
-        self._model, self._generation, self._text = model, generation, text
+    def __init__(self, model: Model, generation: Generation, text: str, spelled: float | None) -> None:
+        self._model, self._generation, self._text, self._spelled = model, generation, text, spelled
 
     def whole(self, pieces: Sequence[Piece], usage: dict[str, Any]) -> dict[str, Any]:
         """See `Scored`."""
         scores = [score for score in self._generation.prompt_scores if score is not None]
         _, offsets = self._model.tokens.offsets([score.token for score in scores])
         nats = -math.fsum(score.logprob for score in scores)
-        loss, bits = nats / len(scores), nats / math.log(2)
+        loss = nats / len(scores)
+        bits = None if self._spelled is None else (nats + self._spelled) / math.log(2)
         size = len(self._text.encode("utf-8", "replace"))
         context = self._model.decoder.context_length
         return {
@@ -63,8 +77,10 @@ class _Scoring:
             "model": self._model.name,
             "loss": loss,
             "perplexity": math.exp(loss) if loss < 709 else None,
-            "bits_per_char": bits / len(self._text),
-            "bits_per_byte": bits / size,
+            "bits_per_char": None if bits is None else bits / len(self._text),
+            "bits_per_byte": None if bits is None else bits / size,
+            "token_bits_per_byte": nats / math.log(2) / size,
+            "spelling_nats": self._spelled,
             "characters": len(self._text),
             "bytes": size,
             "context": "state carried over the whole text" if context is None else

@@ -53,8 +53,17 @@ def test_what_counting_reaches_stands_beside_the_score(lm: Lm) -> None:
     done = lm("eval", "a")
     assert re.search(rf"floor +{bits:.4f} +7-gram counts of the training text", done.out)
     assert "note: This does not beat the floor" in done.out
-    # Counting knows the text that it counted by heart.
-    assert json.loads(lm("eval", "a", "--split", "train", "--json").out)["floor"] is None
+
+
+@pytest.mark.parametrize("arguments", [("--split", "train"), ("--text", "all.txt")])
+def test_a_text_that_was_trained_on_is_not_compared_with_counts_that_have_read_it(
+    lm: Lm, text: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "all.txt").write_bytes(text.read_bytes())
+    done = lm("eval", "a", *arguments)
+    (note,) = re.findall("note: (.*)", done.out)
+    assert re.match(r"About (8\d|9\d|100) % of this text stands in the training text: the figures show how well", note)
+    assert json.loads(lm("eval", "a", *arguments, "--json").out)["floor"] is None
 
 
 def test_what_int8_costs_can_be_read_off(lm: Lm) -> None:
@@ -123,6 +132,10 @@ def test_unknown_characters_are_counted_and_noted(lm: Lm, tmp_path: Path) -> Non
     report = json.loads(done.out)
     assert (report["unknown_tokens"], report["tokens"], report["bytes"]) == (2, 11, 15)
     assert "'☃' (2×)" in done.err and report["notes"]
+    # Three bytes each, at 8 bits.
+    nats = report["loss"] * 11
+    assert report["bits_per_byte"] == pytest.approx((nats / math.log(2) + 48) / 15)
+    assert report["token_bits_per_byte"] == pytest.approx(nats / math.log(2) / 15)
 
 
 def test_figures_in_another_precision_do_not_replace_the_reference(lm: Lm, runs: Path) -> None:
@@ -182,3 +195,24 @@ def test_a_corpus_that_has_changed_is_not_scored_as_the_old_one(
     monkeypatch.setenv("INKLING_CACHE", str(tmp_path / "cache"))
     done = lm("eval", "own")
     assert done.code == 1 and "is not the text that run 'own' was trained on" in done.err
+
+
+def test_tokens_that_an_older_inkling_prepared_are_measured_again_where_the_text_is_there(
+    lm: Lm, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INKLING_CACHE", str(tmp_path / "cache"))
+    own = tmp_path / "own.txt"
+    own.write_bytes(text.read_bytes())
+    assert lm("train", "own.txt", "--preset", "ngram-word", "--name", "own").code == 0
+    first = json.loads(lm("eval", "own", "--json").out)
+    (path,) = (tmp_path / "cache" / "tokens").glob("*/meta.json")
+    meta = json.loads(path.read_text())
+    for split in meta["splits"].values():
+        del split["counts"]["spelling_nats"]
+    path.write_text(json.dumps(meta))
+    own.rename(tmp_path / "away.txt")
+    done = lm("eval", "own")
+    assert re.search(r"^bits per byte +– ", done.out, re.MULTILINE) and "Measure again" in done.out
+    assert re.search(rf"tokens alone +{first['token_bits_per_byte']:.4f} ", done.out)
+    (tmp_path / "away.txt").rename(own)
+    assert json.loads(lm("eval", "own", "--json").out)["bits_per_byte"] == first["bits_per_byte"]

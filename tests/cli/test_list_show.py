@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lm.checkpoint import RunFolder
+from tests.cli.conftest import SMALL
 
 Lm = Callable[..., Any]
 
@@ -21,7 +22,7 @@ def test_a_line_a_run_with_model_corpus_step_bits_size_and_date(lm: Lm, runs: Pa
     heading, line = done.out.splitlines()
     assert heading.split() == ["run", "model", "corpus", "step", "bits/byte", "size", "date"]
     bits = json.loads((runs / "a" / "report.json").read_text())["valid"]["bits_per_byte"]
-    assert line.split()[:5] == ["a", "gru-char-small", "words", "12", f"{bits:.4f}"]
+    assert line.split()[:5] == ["a", "gru-char", "words", "12", f"{bits:.4f}"]
     assert line.split()[6] == "kB"
 
 
@@ -40,6 +41,46 @@ def test_json_rows_hold_the_named_fields(lm: Lm, runs: Path) -> None:
     } <= row.keys()
     size = sum(path.stat().st_size for path in (runs / "a").rglob("*") if path.is_file())
     assert (row["name"], row["step"], row["size_bytes"], row["problem"]) == ("a", 12, size, None)
+    assert (row["model"], row["tokenizer"], row["preset"]) == ("gru", "char", "gru-char-small")
+
+
+def test_a_run_is_named_and_listed_as_what_it_is_whatever_its_preset_was_called(lm: Lm, text: Path) -> None:
+    assert (
+        lm("train", str(text), "--preset", "gru-char", "--set", "model.type=rnn", "--max-steps", "1", *SMALL).code == 0
+    )
+    (row,) = json.loads(lm("list", "--json").out)
+    assert row["name"] == "words-rnn-char"
+    assert (row["model"], row["tokenizer"], row["preset"]) == ("rnn", "char", "gru-char")
+    assert lm("list").out.splitlines()[1].split()[1] == "rnn-char"
+
+
+def test_runs_are_ranked_with_what_unknown_words_and_white_space_cost(lm: Lm, runs: Path, text: Path) -> None:
+    for name, size in (("few", 3), ("many", 1000)):
+        done = lm("train", str(text), "--preset", "ngram-word", "--name", name, "--set", f"tokenizer.max_size={size}")
+        assert done.code == 0, done.err
+    rows = {row["name"]: row for row in json.loads(lm("list", "--json").out)}
+    # As is customary, the model that knows one word seems to be the better one.
+    assert rows["few"]["token_bits_per_byte"] < rows["many"]["token_bits_per_byte"]
+    assert rows["few"]["bits_per_byte"] > 4 > rows["many"]["bits_per_byte"] > rows["many"]["token_bits_per_byte"]
+    done = lm("list", "--sort", "bits")
+    heading, *lines = done.out.splitlines()
+    assert heading.split()[4:7] == ["bits/byte", "tokens", "alone"]
+    assert [line.split()[0] for line in lines] == sorted(rows, key=lambda name: rows[name]["bits_per_byte"])
+    assert lines[-1].split()[4:6] == [
+        f"{rows['few']['bits_per_byte']:.4f}", f"{rows['few']['token_bits_per_byte']:.4f}"
+    ] and lines[-1].startswith("few")  # fmt: skip
+    # An older Inkling's report of words is not ranked, and says how to be.
+    path = runs / "few" / "report.json"
+    reports = json.loads(path.read_text())
+    del reports["valid"]["spelling_nats"]
+    path.write_text(json.dumps(reports))
+    done = lm("list")
+    line = next(line for line in done.out.splitlines() if line.startswith("few"))
+    assert line.split()[4] == "–" and "lm eval few --split valid" in done.err
+    assert lm("eval", "few", "--split", "valid").code == 0
+    assert rows == {row["name"]: row | {"size_bytes": rows[row["name"]]["size_bytes"]}
+                    for row in json.loads(lm("list", "--json").out)}  # fmt: skip
+    assert "--sort 'size': use date or bits" in lm("list", "--sort", "size").err
 
 
 def test_the_newest_is_first_and_a_broken_one_says_what_is_wrong(lm: Lm, runs: Path) -> None:

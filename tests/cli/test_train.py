@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 
 from cli import main as program
+from cli.report import ways_to_beat_floor
 from lm.checkpoint import RunFolder
 from lm.files import digest
+from lm.run import load
 
 pytestmark = pytest.mark.slow
 
@@ -44,8 +46,34 @@ def test_training_ends_with_the_score_a_sample_and_the_next_command(first: tuple
     assert text.strip() in done.stdout
     *_, advice, last = done.stdout.strip().splitlines()
     # Twelve steps know less than counts do.
-    assert advice.startswith("To beat the floor: train longer, or take --preset hybrid-char, which")
+    assert re.match(r"To beat the floor: train longer \(1\d\.\d% of the text was read, and the validation", advice)
+    assert advice.endswith(", or take --preset hybrid-char, which begins with such counts.")
     assert last == 'Next: lm sample a --prompt "…"    or: lm eval a --split test'
+
+
+@pytest.mark.parametrize(
+    ("losses", "epochs", "advice"),
+    [
+        ([2.0, 1.9], 0.1, "train longer (10.0% of the text was read, and the validation loss was still falling)"),
+        ([2.0, 1.9], 40.0, "train longer (the text was read 40.0 times, and the validation loss was still falling)"),
+        ([1.9, 1.91], 1.2, "train longer (the text was read 1.2 times)"),
+        ([1.9, 2.5], 1.2, "set a lower training.learning_rate (the text was read 1.2 times, and the validation loss"),
+        (
+            [1.8, 1.9],
+            20.0,
+            "train on more text (the text was read 20.0 times, and the validation loss was lowest after 10",
+        ),
+    ],
+)
+def test_what_would_beat_the_floor_follows_from_how_the_training_went(
+    runs: Path, losses: list[float], epochs: float, advice: str
+) -> None:
+    rows = [
+        {"step": 1, "epoch": epochs / 2, "valid_loss": losses[0]},
+        {"step": 2, "epoch": epochs, "valid_loss": losses[1]},
+    ]
+    (runs / "a" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ways_to_beat_floor(load("a", runs_dir=runs)).startswith(advice)
 
 
 def test_progress_goes_to_stderr_in_plain_lines_where_there_is_no_terminal(first: tuple[Path, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -403,13 +404,30 @@ def test_a_text_is_encoded_in_memory_with_its_counts(caplog):
     with caplog.at_level(logging.WARNING, "lm.corpora"):
         split = encode_text("new.txt", "a bé\n", tokenizer)
     assert split.ids.tolist() == [0, 2, 1, 3, 4, 0] and split.name == "new.txt"
-    assert split.counts == tokens_module.Counts(5, 6, 2, 1, 3, 5, 1)
+    # The tokens do not say the two bytes of the é.
+    assert split.counts == tokens_module.Counts(5, 6, 2, 1, 3, 5, 1, spelling_nats=pytest.approx(2 * math.log(256)))
     assert split.sha256 == hashlib.sha256("a bé\n".encode()).hexdigest()
     assert ["new.txt: symbols outside the vocabulary were met once" in record.message for record in caplog.records] == [
         True
     ]
     in_pieces = encode_text("new.txt", iter(["a ", "b", "é\n"]), tokenizer)
     assert in_pieces.ids.tolist() == split.ids.tolist() and in_pieces.counts == split.counts
+
+
+@pytest.mark.parametrize(("kind", "valid", "known"), [("char", "ab", 0.0), ("char", "a?", None), ("word", "ab", None)])
+def test_what_an_older_inkling_prepared_is_measured_where_the_text_is_at_hand(kind, valid, known):
+    corpus = corpus_of(train="a b a b\n", valid=valid)
+    now = prepare(corpus, Section(type=kind))
+    path = tokens_module.cache_folder() / "tokens" / now.key / "meta.json"
+    meta = json.loads(path.read_text())
+    for split in meta["splits"].values():
+        del split["counts"]["spelling_nats"]
+    path.write_text(json.dumps(meta))
+    old = load_prepared(now.key)
+    assert old is not None and old.splits["valid"].counts.spelling_nats == known
+    again = prepare(corpus, Section(type=kind))
+    assert again.splits["valid"].counts == now.splits["valid"].counts
+    assert load_prepared(now.key).splits["valid"].counts.spelling_nats is not None
 
 
 def test_an_empty_text_has_nothing_to_score():

@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import lm.evaluation.floor as floor_module
 from lm.config import CorpusConfig, Section
-from lm.corpora import PreparedCorpus, encode_text, open_corpus, prepare
+from lm.corpora import Counts, PreparedCorpus, TokenSplit, encode_text, open_corpus, prepare
 from lm.corpora.cache import cache_folder
-from lm.evaluation.floor import Floor, find_floor, floor_order
+from lm.evaluation.floor import Floor, find_floor, floor_order, overlap
 from lm.evaluation.report import make_report
 from lm.evaluation.scores import Scores
 from lm.models.counts import count_text
@@ -70,8 +72,53 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(corpus: PreparedC
     assert tokens["train"].size > 0 and not (cache_folder() / "tokens" / corpus.key).exists()
 
 
-def test_the_training_split_has_no_floor_for_counting_knows_it_by_heart(corpus: PreparedCorpus) -> None:
-    assert find_floor(corpus, corpus.splits["train"]) is None
+def mixed(corpus: PreparedCorpus, parts: int, read: int) -> TokenSplit:
+    """A text of so many parts of 500 characters, of which some stand in the training text."""
+    known = text_of(corpus)
+    source = random.Random(3)
+    new = ["".join(source.choices(sorted(set(known)), k=500)) for _ in range(parts - read)]
+    return encode_text("mine", "".join([known[700 * n : 700 * n + 500] for n in range(read)] + new), corpus.tokenizer)
+
+
+def test_a_text_that_the_counts_have_read_has_no_floor(corpus: PreparedCorpus) -> None:
+    assert find_floor(corpus, corpus.splits["train"]) == Floor(None, None, 1.0)
+    for own in (corpus, words_of(corpus)):
+        found = find_floor(own, encode_text("mine", text_of(corpus)[300:5000], own.tokenizer))
+        # A word may be cut at an end.
+        assert (found.loss, found.sentence) == (None, None) and found.overlap > 0.9
+        assert find_floor(own, own.splits["valid"]).overlap == 0
+
+
+@pytest.mark.parametrize(("read", "share"), [(0, 0.0), (5, 0.5), (10, 1.0)])
+def test_the_share_that_stands_in_the_training_text_is_found(corpus: PreparedCorpus, read: int, share: float) -> None:
+    # A window on the border of two parts stands nowhere: 10 parts have 9 borders, each on a fifth of a part.
+    assert overlap(corpus, mixed(corpus, 10, read)) == pytest.approx(share * 0.8, abs=0.1)
+
+
+def test_tokens_of_two_bytes_are_found_where_they_begin(tmp_path: Path) -> None:
+    def of(ids: list[int]) -> TokenSplit:
+        return TokenSplit("t", np.array([0, *ids], np.uint16), Counts(100, 0, 0, 0, 0, len(ids), 0), "")
+
+    tokenizer = SimpleNamespace(unknown_id=None)
+    # Shifted by a byte, the second text stands in the first: as other tokens.
+    known = [number << 8 for number in range(1, 40)]
+    corpus: Any = SimpleNamespace(splits={"train": of(known)}, tokenizer=tokenizer)
+    assert overlap(corpus, of(known[5:20])) == 1
+    assert overlap(corpus, of([*range(5, 20)])) == 0
+
+
+def test_unknown_words_say_nothing_about_where_a_text_stands(corpus: PreparedCorpus) -> None:
+    few = words_of(corpus, max_size=3)
+    assert few.splits["valid"].counts.unknown_tokens > 0.5 * few.splits["valid"].counts.tokens
+    assert find_floor(few, few.splits["valid"]).overlap == 0
+
+
+def text_of(corpus: PreparedCorpus) -> str:
+    return corpus.tokenizer.decode(corpus.splits["train"].ids[1:])
+
+
+def words_of(corpus: PreparedCorpus, **options: object) -> PreparedCorpus:
+    return prepare(open_corpus(CorpusConfig(source=corpus.source)), Section(type="word", **options))
 
 
 def test_a_text_of_ones_own_has_a_floor_too(corpus: PreparedCorpus) -> None:
@@ -101,4 +148,11 @@ def test_a_report_says_when_counting_is_better(corpus: PreparedCorpus) -> None:
         f"better, at {bits}.",
     )
     assert below.notes == alone.notes == ()  # type: ignore[attr-defined]
+    # Where the text was read before, that is all there is to say.
+    seen = report(corpus, 1.3, Floor(None, None, 0.93))
+    assert seen.notes == (  # type: ignore[attr-defined]
+        "About 93 % of this text stands in the training text: the figures show how well it is remembered, not how well "
+        "new text is predicted.",
+    )
+    assert report(corpus, 1.3, Floor(None, None, 0.03)).notes == ()  # type: ignore[attr-defined]
     assert alone.floor_loss is alone.floor_bits_per_byte is alone.floor is None  # type: ignore[attr-defined]

@@ -138,7 +138,8 @@ def test_a_uniform_model_has_the_figures_worked_out_by_hand() -> None:
         model.output.bias.zero_()
     text = "the mat.\nä dog"  # 14 characters, 15 bytes, 4 words, 1 line end; ä is unknown
     part = encode_text("t", text, tokenizer)
-    report = make_report(score(model, part.ids), part.counts, **FACTS)
+    scores = score(model, part.ids, unknown_id=tokenizer.unknown_id)
+    report = make_report(scores, part.counts, spelling="8 bits per byte", **FACTS)
     nats = math.log(tokenizer.vocab_size)
     assert report.loss == pytest.approx(nats, rel=1e-6)
     assert report.perplexity == pytest.approx(tokenizer.vocab_size, rel=1e-5)
@@ -146,8 +147,14 @@ def test_a_uniform_model_has_the_figures_worked_out_by_hand() -> None:
     assert (report.words, report.lines, report.lm_eval_words) == (4, 1, 4)
     assert report.word_perplexity == pytest.approx(math.exp(14 * nats / 4), rel=1e-5)
     assert report.word_eos_perplexity == pytest.approx(math.exp(14 * nats / 5), rel=1e-5)
-    assert report.bits_per_char == pytest.approx(nats / math.log(2), rel=1e-6)
-    assert report.bits_per_byte == pytest.approx(14 * nats / math.log(2) / 15, rel=1e-6)
+    # The token that stands for ä does not say its two bytes.
+    bits = 14 * nats / math.log(2)
+    assert report.bits_per_char == pytest.approx((bits + 16) / 14, rel=1e-6)
+    assert report.bits_per_byte == pytest.approx((bits + 16) / 15, rel=1e-6)
+    assert report.token_bits_per_byte == pytest.approx(bits / 15, rel=1e-6)
+    assert report.spelling_nats == pytest.approx(16 * math.log(2)) and report.spelling == "8 bits per byte"
+    assert report.unknown_nats == pytest.approx(nats, rel=1e-5)
+    assert report.perplexity_without_unknown == pytest.approx(tokenizer.vocab_size, rel=1e-5)
     assert report.standard_error == pytest.approx(0, abs=1e-6)
     # All tokens tie: the lowest ids come first, which here are newline and space (ids 0 and 1), then , - . a
     order = [tokenizer.decode([token]) for token in range(5)]

@@ -10,10 +10,10 @@ from typing import Any
 
 import gradio as gr
 
-from lm.card import FIGURES, figure
+from lm.card import figure, figures_of
 from lm.corpora import open_text
 from lm.corpora.text import decode_file
-from lm.evaluation.report import Report
+from lm.evaluation.report import REMEMBERED, Report
 from lm.run import Run
 from serve.errors import RequestError
 from serve.page.controls import model_picker
@@ -45,17 +45,20 @@ _CUT = "(text, ...others) => [text.slice(0, MOST), ...others]"
 
 MEANINGS = {
     "loss": "How surprised the model was by a token, on average. Less is better.",
+    "perplexity_without_unknown": "The same without the tokens that stand for unknown symbols.",
     "perplexity": "It wavered as if between so many tokens. Compare only models that cut text into the same tokens.",
     "word_perplexity": "The same for a whole word, whatever the tokens.",
     "bits_per_char": "Bits it would need to write down a character.",
     "bits_per_byte": "Bits it would need for a byte of the file: fair between all models.",
+    "token_bits_per_byte": "The same where unknown words and the white space between words cost nothing.",
     "accuracy": "How often the next token was its first choice.",
     "top5_accuracy": "How often it was among its first five.",
 }
 _OVER = {
     "loss": ("tokens", "token"), "perplexity": ("tokens", "token"), "word_perplexity": ("words", "word"),
-    "bits_per_char": ("characters", "character"), "bits_per_byte": ("bytes", "byte"), "accuracy": ("tokens", "token"),
-    "top5_accuracy": ("tokens", "token"),
+    "bits_per_char": ("characters", "character"), "bits_per_byte": ("bytes", "byte"),
+    "token_bits_per_byte": ("bytes", "byte"), "perplexity_without_unknown": ("tokens", "token"),
+    "accuracy": ("tokens", "token"), "top5_accuracy": ("tokens", "token"),
 }  # fmt: skip
 _NOTHING = (
     "<p class='hint'>Paste a text or drop a file, and press Measure: a page of a book that the model learned from, a "
@@ -208,16 +211,23 @@ def _verdict(known: Study, name: str) -> str:
     report = known.report
     kind = f" ({safe(report.kind)})" if report.kind else ""
     wavered = f", as if it wavered between {report.perplexity:,.1f} equally likely ones" if report.perplexity else ""
+    at = "" if report.bits_per_byte is None else f" at <b>{report.bits_per_byte:.3f} bits per byte</b>"
     return (
-        f"<p class='verdict'><b>{safe(name)}</b>{kind} reads this text at <b>{report.bits_per_byte:.3f} bits per "
-        f"byte</b>. Of {report.tokens:,} tokens it had {report.accuracy:.0%} as its first choice; on average it "
+        f"<p class='verdict'><b>{safe(name)}</b>{kind} reads this text{at}. "
+        f"Of {report.tokens:,} tokens it had {report.accuracy:.0%} as its first choice; on average it "
         f"gave the next one {report.loss:.2f} nats of surprise{wavered}.</p>"
     )
 
 
 def _comparison(difference: Difference, reports: Sequence[Report], names: Sequence[str]) -> str:
-    better, worse = sorted((0, 1), key=lambda number: reports[number].bits_per_byte)
-    least, most = reports[better].bits_per_byte, reports[worse].bits_per_byte
+    bits = [report.bits_per_byte for report in reports]
+    if None in bits:
+        left_out = safe(names[bits.index(None)])
+        return (
+            f"<p class='verdict'>These two cannot be compared: <b>{left_out}</b> leaves symbols out that it does not "
+            "know, so that its tokens do not determine the text.</p>"
+        )
+    (least, better), (most, worse) = sorted((each, number) for number, each in enumerate(bits) if each is not None)
     if most - least < 5e-5:
         return f"<p class='verdict'>Both read this text equally well, at <b>{least:.3f} bits per byte</b>.</p>"
     chance = (
@@ -242,12 +252,17 @@ def _cautions(studies: Sequence[Study], names: Sequence[str]) -> str:
             done = {"skip": "left out", "byte": "read as bytes"}.get(
                 known.reading.model.tokenizer.options.unknown, "read as the unknown token, underlined in the map"
             )
-            told_so = (
-                f"never saw {listed}: {done}. Figures per character, byte and word are then kinder than the truth."
-            )
+            told_so = f"never saw {listed}: {done}."
+            if known.report.bits_per_byte is not None:
+                told_so += " Bits per byte and per character include what their spelling costs; other figures do not."
             lines.setdefault(told_so, []).append(name)
         if known.report.precision != "fp32":
             told_so = f"computes with {known.report.precision} weights, as this server was told to."
+            lines.setdefault(told_so, []).append(name)
+        if known.report.remembered:
+            told_so = (
+                f"learned from about {100 * (known.report.training_overlap or 0):.0f} % of this text: it {REMEMBERED}"
+            )
             lines.setdefault(told_so, []).append(name)
         if known.report.misses_floor:
             reached = figure(known.report.floor_bits_per_byte, ".3f")
@@ -320,11 +335,13 @@ def figures_html(reports: Sequence[Report], names: Sequence[str]) -> str:
     """The figures of `lm eval`, each with its denominator and what it means."""
     head = "".join(f"<th scope='col'>{safe(name)}</th>" for name in names)
     rows = []
-    for field, (name, unit, form) in FIGURES.items():
+    for field, (name, unit, form) in figures_of([report.model_dump() for report in reports]).items():
         plural, single = _OVER[field]
         cells = ""
         for report in reports:
             count = getattr(report, plural)
+            if field == "perplexity_without_unknown":
+                count -= report.unknown_tokens
             over = f"of {count:,} {single if count == 1 else plural}"
             if field == "loss":
                 over = f"± {report.standard_error:.4f}, {over}"

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from lm.card import FIGURES, card, figure, summary
+from lm.card import card, figure, figures_of, summary
 from lm.checkpoint import RunFolder, list_runs
 from lm.errors import LMError, RunError
 from lm.evaluation.report import Report
@@ -195,7 +195,7 @@ def _table(runs_dir: Path, chosen: list[str]) -> str:
     body = "".join(_row(row, row["name"] in chosen) for row in rows)
     return (
         "<p class='hint'>Tick one run for its report and card, several to compare them. Bits per byte are of text that "
-        "the model never saw: lower is better.</p>"
+        "the model never saw, spelling of unknown words included: lower is better.</p>"
         f"<div class='scroll'><table class='runs'><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -210,14 +210,19 @@ def _row(row: dict[str, Any], chosen: bool) -> str:
         # A visitor has no need to know where on this machine it lies.
         problem = safe(row["problem"].replace(row["path"], row["name"]))
         return f"<tr>{box}<th scope='row'>{name}</th><td colspan='6' class='problem'>{problem}</td></tr>"
+    bits, alone = figure(row["bits_per_byte"], ".3f"), figure(row["token_bits_per_byte"], ".3f")
     cells = (
-        row["model"], row["corpus"],
+        row["model_name"], row["corpus"],
         f"{row['step']:,}" if row["step"] is not None else "–",
-        figure(row["bits_per_byte"], ".3f"),
+        bits,
         _size(row["size_bytes"]),
         row["created"][:10],
     )  # fmt: skip
-    shown = "".join(f"<td class='c{number}'>{safe(str(cell))}</td>" for number, cell in enumerate(cells, 2))
+    # Unknown words and white space are charged for; where that counts, the customary figure stands below.
+    below = {5: f"<small>tokens alone {alone}</small>"} if alone != bits else {}
+    shown = "".join(
+        f"<td class='c{number}'>{safe(str(cell))}{below.get(number, '')}</td>" for number, cell in enumerate(cells, 2)
+    )
     shipped = "<small>shipped with Inkling</small>" if row["shipped"] else ""
     return f"<tr>{box}<th scope='row'>{name}{shipped}</th>{shown}</tr>"
 
@@ -234,7 +239,8 @@ def _report(columns: list[tuple[str, str, dict[str, Any]]], remarks: list[str], 
     if not columns:
         return said
     heads = "".join(f"<th scope='col'>{safe(name)}<small>{safe(key)}</small></th>" for name, key, _ in columns)
-    fields = [(field, name, form) for field, (name, _, form) in FIGURES.items()]
+    shown = figures_of([report for _, _, report in columns])
+    fields = [(field, name, form) for field, (name, _, form) in shown.items()]
     fields.append(("floor_bits_per_byte", "floor", ".4f"))
     fields += [(field, field.replace("_", " "), ",") for field in COUNTS]
     body = ""

@@ -228,10 +228,10 @@ def _kept(run: str) -> str:
 def score_in_words(report: dict[str, Any]) -> str:
     """What a report says, for who has never seen one."""
     piece = "character" if report["tokens"] == report["characters"] else "piece of text"
-    return (
-        f"On text that it never saw, it guesses the next {piece} right {report['accuracy']:.0%} of the time, and needs "
-        f"{report['bits_per_byte']:.2f} bits per byte (8 is to know nothing; less is better)."
-    )
+    guesses = f"On text that it never saw, it guesses the next {piece} right {report['accuracy']:.0%} of the time"
+    if report["bits_per_byte"] is None:
+        return f"{guesses}."
+    return f"{guesses}, and needs {report['bits_per_byte']:.2f} bits per byte (8 is to know nothing; less is better)."
 
 
 def duration(seconds: float) -> str:
