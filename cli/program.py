@@ -22,7 +22,7 @@ from lm.errors import LMError
 from lm.version import __version__
 
 USAGE_ERROR: Any = typer.BadParameter.__base__
-"""What typer raises for a flag that does not exist, and the like; it has no public name of its own."""
+"""What typer raises for a flag that does not exist, and the like; it has no public name."""
 
 
 class _Commands(TyperGroup):
