@@ -11,6 +11,7 @@ token of a text and an empty prompt are conditioned, so that all N tokens of a t
 from __future__ import annotations
 
 import codecs
+import copy
 import functools
 import hashlib
 import json
@@ -226,6 +227,10 @@ class StreamDecoder:
         """What is still held back."""
         return ""
 
+    def copy(self) -> Self:
+        """A decoder of the same ids so far; what either is fed next does not change the other."""
+        return copy.copy(self)
+
 
 class Utf8StreamDecoder(StreamDecoder):
     """For tokens that are bytes: holds back the bytes of a character until it is whole or known to be broken."""
@@ -245,6 +250,13 @@ class Utf8StreamDecoder(StreamDecoder):
     def end(self) -> str:
         """U+FFFD where the last bytes began a character that never came, else ""."""
         return self._decoder.decode(b"", final=True)
+
+    def copy(self) -> Self:
+        """See `StreamDecoder.copy`."""
+        twin = super().copy()
+        twin._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        twin._decoder.setstate(self._decoder.getstate())
+        return twin
 
 
 # -- what the tokenizers share ----------------------------------------------------------------------
