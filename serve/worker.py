@@ -118,8 +118,8 @@ class Worker:
         return self.error is None and not stuck and (self._thread.is_alive() or self._stopping)
 
     def check(self) -> None:
-        """Raise EngineDeadError if the engine has died."""
-        if self.error is not None or not (self._thread.is_alive() or self._stopping):
+        """Raise EngineDeadError if the engine has died or was stopped: it would never answer."""
+        if self.error is not None or self._stopping or not self._thread.is_alive():
             raise EngineDeadError
 
     def start(self, requests: Sequence[Request], *, live: bool) -> Job:
@@ -204,7 +204,8 @@ class Worker:
         except BaseException as error:
             self.error = error
             log.critical("The engine died.", exc_info=error)
-            self._tell(set(self._jobs))
+        # Nothing more comes: whoever still waits finds that out now.
+        self._tell(set(self._jobs))
 
     @staticmethod
     def _tell(jobs: set[Job]) -> None:
