@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ from prometheus_client.registry import Collector
 
 from serve.models import Models
 
+LAG_SAMPLE_SECONDS = 0.02
+"""Time between two samples of the event loop's lag."""
+LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 GAUGES = {
     "running": "Texts that are being written.",
@@ -43,7 +47,19 @@ class Metrics:
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.open = Gauge("inkling_open_requests", "Requests in work.", registry=self.registry)
+        self.lag = Histogram(
+            "inkling_event_loop_lag_seconds", "How late the event loop does what is due: each request waits for that.",
+            buckets=LAG_SECONDS, registry=self.registry,
+        )  # fmt: skip
         self.registry.register(_Engines(models))
+
+    async def sample_lag(self) -> None:
+        """Observe the lag of the running event loop, until cancelled."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            due = clock() + LAG_SAMPLE_SECONDS
+            await asyncio.sleep(LAG_SAMPLE_SECONDS)
+            self.lag.observe(max(0.0, clock() - due))
 
     def answered(self, route: str, method: str, status: int, seconds: float, facts: dict[str, Any]) -> None:
         """Count a request."""

@@ -73,6 +73,8 @@ class Tokenizer(ABC):
     type: ClassVar[str]
     lossless: ClassVar[bool]
     """Whether `decode(encode(s)) == s` for every `s` that the vocabulary covers."""
+    whole_lines: ClassVar[bool] = False
+    """Whether `encode` takes a line in one call, in which no other thread runs: then a long line takes long."""
 
     options: TokenizerOptions
     vocab_size: int

@@ -53,6 +53,8 @@ Facts = Annotated[dict[str, Any], Depends(_facts)]
 """What the log says of this request."""
 
 
+MOST_STOPS, MOST_STOP_CHARACTERS = 1000, 10_000
+"""Stop texts of a request, and what they have together: the engine makes ready for them while others wait."""
 MOST_TOLD = 5_000_000
 """Log-probabilities that one answer, held whole, may come to have."""
 
@@ -68,6 +70,13 @@ def check_sampling(sampling: SamplingOptions, options: ServeOptions, prompts: in
         value = getattr(sampling, name)
         if value is not None and value > limit:
             raise RequestError(400, f"{name} = {value}: this server allows at most {limit:,}.", param=name)
+    characters = sum(map(len, sampling.stop))
+    if len(sampling.stop) > MOST_STOPS or characters > MOST_STOP_CHARACTERS:
+        raise RequestError(
+            400, f"The request has {len(sampling.stop):,} stop texts with {characters:,} characters: at most "
+            f"{MOST_STOPS:,} with {MOST_STOP_CHARACTERS:,} together are taken. Give fewer or shorter ones.",
+            param="stop",
+        )  # fmt: skip
     texts = prompts * max(sampling.n, sampling.best_of or 1, sampling.num_beams or 1)
     if texts > options.max_sequences:
         raise RequestError(

@@ -12,6 +12,7 @@ from lm.generation.options import SamplingOptions
 from lm.generation.request import Generation
 from lm.generation.request import Request as EngineRequest
 from serve.answers import Scored
+from serve.bodies import BodyRoute
 from serve.errors import RequestError
 from serve.formats import Piece, finite
 from serve.models import Model
@@ -19,7 +20,7 @@ from serve.openai import ScoreRequest
 from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, start
 from serve.writing import Prompt, Writing, beside
 
-router = APIRouter(tags=["scoring"])
+router = APIRouter(route_class=BodyRoute, tags=["scoring"])
 
 
 @router.post("/v1/score", response_model=Scored, responses=ERRORS)
@@ -69,11 +70,11 @@ class _Scoring:
             "bytes": size,
             "context": "state carried over the whole text" if context is None else
             f"at most {context} tokens; when they are full the older half is forgotten",
-            "tokens": [
+            "tokens": (
                 {**self._entry(score.token, score.logprob), "offset": offset, "surprise": -score.logprob / math.log(2),
                  "top": [self._entry(*alternative) for alternative in score.top]}
                 for score, offset in zip(scores, offsets, strict=True)
-            ],
+            ),
             "usage": usage,
         }  # fmt: skip
 
