@@ -73,6 +73,8 @@ class Writing:
         self._began = time.monotonic()
         self._gone = False
         self._opened: set[int] = set()
+        self._pieces: dict[int, Piece] = {}
+        """What a whole answer is made of."""
         self._reasons: set[str] = set()
 
     # -- both ways --------------------------------------------------------------------------------
@@ -103,6 +105,7 @@ class Writing:
             if self._gone:
                 self._facts["code"] = "client_gone"
             self.close()
+            await beside(self._size(), self._forget)
 
     async def _news(self, use: Callable[[dict[int, Piece]], T]) -> tuple[bool, T | None]:
         """Whether this was the last, and what `use` makes of what is new, by choice.
@@ -118,10 +121,27 @@ class Writing:
             return True, None
         # Before anything is taken: what comes after that is told again.
         done = self._job.done
-        size = sum(generation.behind for generation in self._job.generations)
-        if not self._opened:
-            size += self._numbers_a_token * sum(len(prompt.offsets) for prompt in self._prompts)
-        return done, await beside(size, lambda: use(self._take()))
+        return done, await beside(self._size(), lambda: use(self._take()))
+
+    def _size(self) -> int:
+        """Tokens and alternatives that there are to tell."""
+        told = sum(len(piece.tokens) for piece in self._pieces.values())
+        if not self._opened or not self._job.live:
+            told += sum(len(generation.prompt_scores) for generation in self._job.generations)
+        return self._numbers_a_token * told + sum(generation.behind for generation in self._job.generations)
+
+    def _forget(self) -> None:
+        """Let the scores go one by one: as one list they would take as long as they are many, and hold up the loop."""
+        for generation in self._job.generations:
+            scores = list(generation.prompt_scores)
+            generation.prompt_scores = ()
+            while scores:
+                scores.pop()
+            while generation.records:
+                generation.records.popleft()
+        for piece in self._pieces.values():
+            while piece.scores:
+                piece.scores.pop()
 
     def _take(self) -> dict[int, Piece]:
         """What is new, by choice."""
@@ -175,22 +195,19 @@ class Writing:
 
     async def whole(self, request: HTTPRequest) -> Response:
         """The answer once it is complete."""
-        pieces: dict[int, Piece] = {}
         async with self._watched(request.receive):
             try:
                 async with asyncio.timeout(self._options.timeout_seconds):
                     done = False
                     while not done:
-                        done, _ = await self._news(pieces.update)
+                        done, _ = await self._news(self._pieces.update)
             except TimeoutError:
                 raise self._too_long() from None
             if self._gone:
                 return Response(status_code=GONE)
             usage = self._usage()
-            told = [pieces[index] for index in sorted(pieces)]
-            size = self._numbers_a_token * sum(len(piece.tokens) for piece in told)
-            size += self._numbers_a_token * sum(len(each.prompt_scores) for each in self._job.generations)
-            return await beside(size, lambda: Body(self._form.whole(told, usage)))
+            told = [self._pieces[index] for index in sorted(self._pieces)]
+            return await beside(self._size(), lambda: Body(self._form.whole(told, usage)))
 
     # -- a stream -----------------------------------------------------------------------------------
 

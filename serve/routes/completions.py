@@ -14,7 +14,7 @@ from serve.errors import RequestError
 from serve.formats import CompletionFormat
 from serve.models import Lease, Model
 from serve.openai import CompletionRequest, Sampled
-from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_sampling, start
+from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_sampling, check_told, start
 from serve.settings import ServeOptions
 from serve.writing import EventStream, Prompt, Writing, beside
 
@@ -39,6 +39,9 @@ async def complete(
         read = await beside(
             size, lambda: [_read(lease.model, prompt, body, sampling, scored, options) for prompt in prompts]
         )
+        if scored:
+            told = sampling.n * sum(len(prompt.ids) for _, prompt in read)
+            check_told(told * (1 + (sampling.logprobs or 0)))
         job = start(lease, [request for request, _ in read], live=body.stream)
     except BaseException:
         lease.close()
