@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,15 +52,21 @@ class Metrics:
             "inkling_event_loop_lag_seconds", "How late the event loop does what is due: each request waits for that.",
             buckets=LAG_SECONDS, registry=self.registry,
         )  # fmt: skip
+        self.blocked = Histogram(
+            "inkling_event_loop_blocked_seconds",
+            "The part of the lag that the server's own work makes, and not other programs of the machine.",
+            buckets=LAG_SECONDS, registry=self.registry,
+        )  # fmt: skip
         self.registry.register(_Engines(models))
 
     async def sample_lag(self) -> None:
         """Observe the lag of the running event loop, until cancelled."""
-        clock = asyncio.get_running_loop().time
         while True:
-            due = clock() + LAG_SAMPLE_SECONDS
+            begun, worked = time.monotonic(), time.process_time()
             await asyncio.sleep(LAG_SAMPLE_SECONDS)
-            self.lag.observe(max(0.0, clock() - due))
+            lag = max(0.0, time.monotonic() - begun - LAG_SAMPLE_SECONDS)
+            self.lag.observe(lag)
+            self.blocked.observe(min(lag, time.process_time() - worked))
 
     def answered(self, route: str, method: str, status: int, seconds: float, facts: dict[str, Any]) -> None:
         """Count a request."""
