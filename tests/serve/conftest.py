@@ -124,9 +124,7 @@ class Server:
         """How often the server's own work kept the event loop for more than 50 ms."""
         text = self.request("GET", "/metrics")[2]
         name = "inkling_event_loop_blocked_seconds"
-        count, less = (
-            re.search(rf"^{name}_{end} (\S+)$", text, re.MULTILINE) for end in ("count", 'bucket{le="0.05"}')
-        )
+        count, less = (re.search(rf"^{name}_{end} (\S+)$", text, re.M) for end in ("count", 'bucket{le="0.05"}'))
         assert count and less
         return float(count[1]) - float(less[1])
 
