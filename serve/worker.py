@@ -56,7 +56,7 @@ class Job:
         self.began = False
         """Whether its first news has been told; belongs to the engine's thread."""
         self.paused: set[Generation] = set()
-        """Those that go on once their news are taken."""
+        """Those that continue once their news are taken."""
         self.loop = loop
         self.count = count
         """Generations it will have."""
@@ -171,7 +171,7 @@ class Worker:
         self._wake.set()
 
     def resume(self, job: Job) -> None:
-        """Go on with what was paused."""
+        """Continue what was paused."""
         while job.paused:
             self.engine.resume(job.paused.pop())
         self._wake.set()
@@ -220,7 +220,7 @@ class Worker:
         except BaseException as error:
             self.error = error
             log.critical("The engine died.", exc_info=error)
-        # Nothing more comes: whoever still waits finds that out now.
+        # Nothing more comes: whoever still waits is woken now.
         self._tell(set(self._jobs))
 
     @staticmethod

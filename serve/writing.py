@@ -124,11 +124,11 @@ class Writing:
         return done, await beside(self._size(), lambda: use(self._take()))
 
     def _size(self) -> int:
-        """Tokens and alternatives that there are to tell."""
-        told = sum(len(piece.tokens) for piece in self._pieces.values())
+        """Tokens and alternatives that are not sent yet."""
+        tokens = sum(len(piece.tokens) for piece in self._pieces.values())
         if not self._opened or not self._job.live:
-            told += sum(len(generation.prompt_scores) for generation in self._job.generations)
-        return self._numbers_a_token * told + sum(generation.behind for generation in self._job.generations)
+            tokens += sum(len(generation.prompt_scores) for generation in self._job.generations)
+        return self._numbers_a_token * tokens + sum(generation.behind for generation in self._job.generations)
 
     def _forget(self) -> None:
         """Let the scores go one by one: as one list they would take as long as they are many, and hold up the loop."""
@@ -239,12 +239,12 @@ class Writing:
     async def _write_all(self, write: Callable[..., Awaitable[None]]) -> None:
         form, done = self._form, False
         assert isinstance(form, Format), "only texts are streamed"
-        told: set[int] = set()
+        opened: set[int] = set()
 
         def events(found: dict[int, Piece]) -> Iterator[str]:
             for index, piece in found.items():
-                if index not in told:
-                    told.add(index)
+                if index not in opened:
+                    opened.add(index)
                     yield form.opening(index)
                 yield from form.event(index, piece)
 

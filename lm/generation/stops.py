@@ -20,7 +20,7 @@ class StopTexts:
     def __init__(self, stops: tuple[str, ...]) -> None:
         """Time and memory are linear in the characters of `stops`."""
         self.next: list[dict[str, int]] = [{}]
-        """By state: the state after a character that goes on with a stop text."""
+        """By state: the state after a character that continues a stop text."""
         self.shorter = [0]
         """By state: the state of the longest shorter end that begins a stop text."""
         self.depth = [0]

@@ -230,7 +230,7 @@ class StreamDecoder:
         return ""
 
     def copy(self) -> Self:
-        """A decoder of the same ids so far; what either is fed next does not change the other."""
+        """A decoder of the same ids so far; what one of the two is fed next does not change the other."""
         return copy.copy(self)
 
 

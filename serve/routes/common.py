@@ -84,10 +84,10 @@ def check_sampling(sampling: SamplingOptions, options: ServeOptions, prompts: in
             param="prompt" if prompts > 1 else "n",
         )  # fmt: skip
     if sampling.logprobs is not None and not stream:
-        check_told(texts * sampling.max_tokens * (1 + sampling.logprobs))
+        check_logprobs(texts * sampling.max_tokens * (1 + sampling.logprobs))
 
 
-def check_told(logprobs: int) -> None:
+def check_logprobs(logprobs: int) -> None:
     """Hold the log-probabilities of an answer against what is made at once.
 
     Raises:

@@ -14,7 +14,16 @@ from serve.errors import RequestError
 from serve.formats import CompletionFormat
 from serve.models import Lease, Model
 from serve.openai import CompletionRequest, Sampled
-from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_sampling, check_told, start
+from serve.routes.common import (
+    ERRORS,
+    Facts,
+    TheModels,
+    TheOptions,
+    check_length,
+    check_logprobs,
+    check_sampling,
+    start,
+)
 from serve.settings import ServeOptions
 from serve.writing import EventStream, Prompt, Writing, beside
 
@@ -40,8 +49,8 @@ async def complete(
             size, lambda: [_read(lease.model, prompt, body, sampling, scored, options) for prompt in prompts]
         )
         if scored:
-            told = sampling.n * sum(len(prompt.ids) for _, prompt in read)
-            check_told(told * (1 + (sampling.logprobs or 0)))
+            scores = sampling.n * sum(len(prompt.ids) for _, prompt in read)
+            check_logprobs(scores * (1 + (sampling.logprobs or 0)))
         job = start(lease, [request for request, _ in read], live=body.stream)
     except BaseException:
         lease.close()
@@ -96,7 +105,7 @@ def _read(
     if ids is read:
         model.tokenizer.checked(ids)
     request = EngineRequest(read, sampling, score_prompt=scored)
-    # Looked for here, and not on the event loop, that waits for no long prompt.
+    # The engine needs them on the event loop: here they take no time of others.
     _ = request.bounds
     if not body.echo:
         return request, Prompt(ids)

@@ -17,7 +17,7 @@ from serve.errors import RequestError
 from serve.formats import Piece, finite
 from serve.models import Model
 from serve.openai import ScoreRequest
-from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_told, start
+from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_logprobs, start
 from serve.writing import Prompt, Writing, beside
 
 router = APIRouter(route_class=BodyRoute, tags=["scoring"])
@@ -33,7 +33,7 @@ async def score(body: ScoreRequest, request: Request, models: TheModels, options
         check_length(len(read) - 1, options)
         if len(read) == 1:
             raise RequestError(400, "The text has no tokens that the model knows.", param="text")
-        check_told(len(read) * (1 + body.top))
+        check_logprobs(len(read) * (1 + body.top))
         sampling = SamplingOptions(max_tokens=0, logprobs=body.top)
         job = start(lease, [EngineRequest(read, sampling, score_prompt=True)], live=False)
     except BaseException:

@@ -111,7 +111,7 @@ def test_a_stream_joined_equals_decode(name, data):
     pieces.append(stream.end())
     assert "".join(pieces) == tokenizer.decode(ids)
     for place, twin in enumerate(twins):
-        # A copy goes on as the stream did, whatever the stream was fed since.
+        # A copy continues as the stream did, whatever the stream was fed since.
         assert [twin.feed(token) for token in ids[place:]] + [twin.end()] == pieces[place:]
     if tokenizer.decode(ids[:cut]) + tokenizer.decode(ids[cut:]) == tokenizer.decode(ids) or name == "word":
         stream = tokenizer.stream(after=ids[:cut])

@@ -474,7 +474,7 @@ def test_a_long_text_makes_room_for_others_and_comes_back_exactly(
         assert gather(short.take())[0].text == house.text(max_tokens=5, seed=seed)
 
 
-def test_a_paused_request_holds_no_slot_and_goes_on_exactly(house: House) -> None:
+def test_a_paused_request_holds_no_slot_and_continues_exactly(house: House) -> None:
     expected = [sample.facts for sample in house.ask(n=3, max_tokens=30, seed=1, logprobs=2)]
     engine = house.engine(max_batch=2)
     # Two of its three samples have slots, the third waits.
