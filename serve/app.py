@@ -51,7 +51,9 @@ def make_app(options: ServeOptions, *, may_be_empty: bool = False) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         sys.setswitchinterval(SWITCH_SECONDS)
+        sampling = asyncio.create_task(metrics.sample_lag())
         yield
+        sampling.cancel()
         models.close()
 
     app = FastAPI(

@@ -64,6 +64,11 @@ def too_busy(retry: int, message: str) -> RequestError:
     return RequestError(429, message, code="rate_limit_exceeded", retry=retry)
 
 
+def shutting_down() -> RequestError:
+    """503: the server ends before the request does."""
+    return RequestError(503, "The server shuts down, and the request was given up. Ask again.", code="shutting_down")
+
+
 def model_not_found(name: str, known: Mapping[str, object]) -> RequestError:
     """404: no such model among those that are offered."""
     name = name[:MOST_SHOWN]

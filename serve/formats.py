@@ -1,15 +1,17 @@
 """How texts look on the wire: OpenAI's two forms, whole and as the events of a stream.
 
-Events are built from strings: a stream makes hundreds of them a second.
+Events are built from strings: a stream makes hundreds of them a second. What may be long is encoded in parts, since
+the encoder holds up all other threads until it returns.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,6 +22,53 @@ LEAST_LOGPROB = -9999.0
 """What stands for minus infinity, which JSON has not."""
 
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+MOST_NUMBERS, MOST_ENTRIES = 8192, 32
+"""Numbers or texts of a list, and larger entries of an iterator, that are encoded at a time: about a millisecond."""
+BLOCK_BYTES = 1 << 16
+"""About what is sent at a time."""
+
+
+def encode_in_parts(value: Any) -> Iterator[str]:
+    """The JSON of a value, each part short work.
+
+    An iterator becomes a list of its entries, each of them small, which need not be in memory together.
+    """
+    if isinstance(value, dict):
+        yield "{"
+        for place, (name, each) in enumerate(value.items()):
+            yield f"{',' if place else ''}{encode(name)}:"
+            yield from encode_in_parts(each)
+        yield "}"
+    elif isinstance(value, Iterator) or (isinstance(value, list) and len(value) > MOST_NUMBERS):
+        most = MOST_NUMBERS if isinstance(value, list) else MOST_ENTRIES
+        entries = iter(value)
+        before = "["
+        while some := list(itertools.islice(entries, most)):
+            yield before + encode(some)[1:-1]
+            before = ","
+        yield "[]" if before == "[" else "]"
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        before = "["
+        for each in value:
+            yield before
+            yield from encode_in_parts(each)
+            before = ","
+        yield "]"
+    else:
+        yield encode(value)
+
+
+def blocks(parts: Iterable[str]) -> Iterator[bytes]:
+    """UTF-8 of some parts, joined to blocks of about BLOCK_BYTES; half a surrogate pair of a prompt becomes "?"."""
+    some, size = [], 0
+    for part in parts:
+        some.append(part)
+        size += len(part)
+        if size >= BLOCK_BYTES:
+            yield "".join(some).encode("utf-8", "replace")
+            some, size = [], 0
+    if some:
+        yield "".join(some).encode("utf-8", "replace")
 
 
 @dataclass
@@ -62,9 +111,11 @@ class Format(ABC):
         choices = [self._choice(index, piece) for index, piece in enumerate(pieces)]
         return {"id": self.id, "object": self.whole_object, **self._head, "choices": choices, "usage": usage}
 
-    def event(self, index: int, piece: Piece) -> str:
-        """One event of a stream."""
-        return f"{self._before}{self._chunk(index, piece)}{self._after}"
+    def event(self, index: int, piece: Piece) -> Iterator[str]:
+        """One event of a stream, in parts."""
+        yield self._before
+        yield from self._chunk(index, piece)
+        yield self._after
 
     def opening(self, index: int) -> str:
         """The event before a choice's first, or ""."""
@@ -88,7 +139,7 @@ class Format(ABC):
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]: ...
 
     @abstractmethod
-    def _chunk(self, index: int, piece: Piece) -> str: ...
+    def _chunk(self, index: int, piece: Piece) -> Iterator[str]: ...
 
     @abstractmethod
     def _logprobs(self, piece: Piece) -> dict[str, Any]: ...
@@ -103,17 +154,18 @@ class CompletionFormat(Format):
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
         return {"text": piece.text, **self._told(index, piece)}
 
-    def _chunk(self, index: int, piece: Piece) -> str:
+    def _chunk(self, index: int, piece: Piece) -> Iterator[str]:
         if self._scored or self._ids:
-            return encode(self._choice(index, piece))
+            yield from encode_in_parts(self._choice(index, piece))
+            return
         reason = f'"{piece.finish_reason}"' if piece.finish_reason else "null"
-        return f'{{"text":{encode(piece.text)},"index":{index},"logprobs":null,"finish_reason":{reason}}}'
+        yield f'{{"text":{encode(piece.text)},"index":{index},"logprobs":null,"finish_reason":{reason}}}'
 
     def _logprobs(self, piece: Piece) -> dict[str, Any]:
         return {
             "tokens": [self._tokens.text(token) for token in piece.tokens],
             "token_logprobs": [None if score is None else finite(score.logprob) for score in piece.scores],
-            "top_logprobs": [None if score is None else self._top(score) for score in piece.scores],
+            "top_logprobs": (None if score is None else self._top(score) for score in piece.scores),
             "text_offset": piece.offsets,
         }
 
@@ -139,8 +191,9 @@ class ChatFormat(Format):
         message = {"role": "assistant", "content": piece.text, "refusal": None}
         return {"message": message, **self._told(index, piece)}
 
-    def _chunk(self, index: int, piece: Piece) -> str:
-        return encode({"delta": {"content": piece.text} if piece.text else {}, **self._told(index, piece)})
+    def _chunk(self, index: int, piece: Piece) -> Iterator[str]:
+        delta = {"content": piece.text} if piece.text else {}
+        return encode_in_parts({"delta": delta, **self._told(index, piece)})
 
     def opening(self, index: int) -> str:
         """Who speaks."""
@@ -148,7 +201,7 @@ class ChatFormat(Format):
         return f'{self._before}{{"index":{index},"delta":{delta},"logprobs":null,"finish_reason":null}}{self._after}'
 
     def _logprobs(self, piece: Piece) -> dict[str, Any]:
-        return {"content": [self._scored_token(score) for score in piece.scores if score], "refusal": None}
+        return {"content": (self._scored_token(score) for score in piece.scores if score), "refusal": None}
 
     def _scored_token(self, score: Score) -> dict[str, Any]:
         return {

@@ -18,7 +18,7 @@ from starlette.datastructures import State
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import RequestError, of_exception, too_busy
+from serve.errors import RequestError, of_exception, shutting_down, too_busy
 from serve.hosts import from_same_site
 from serve.login import DOORS, LOGIN, PAGE, Keys, is_page
 from serve.metrics import Metrics
@@ -84,6 +84,8 @@ class Gate:
                 await self._serve(scope, headers, body, visit)
         except asyncio.CancelledError:
             visit.facts.setdefault("code", "cut_off")
+            if not visit.status:
+                await visit.refuse(shutting_down())
             raise
         except Exception as error:
             if not isinstance(error, RequestError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,9 @@ from prometheus_client.registry import Collector
 
 from serve.models import Models
 
+LAG_SAMPLE_SECONDS = 0.02
+"""Time between two samples of the event loop's lag."""
+LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 GAUGES = {
     "running": "Texts that are being written.",
@@ -43,7 +48,25 @@ class Metrics:
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.open = Gauge("inkling_open_requests", "Requests in work.", registry=self.registry)
+        self.lag = Histogram(
+            "inkling_event_loop_lag_seconds", "How late the event loop does what is due: each request waits for that.",
+            buckets=LAG_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.blocked = Histogram(
+            "inkling_event_loop_blocked_seconds",
+            "The part of the lag that the server's own work makes, and not other programs of the machine.",
+            buckets=LAG_SECONDS, registry=self.registry,
+        )  # fmt: skip
         self.registry.register(_Engines(models))
+
+    async def sample_lag(self) -> None:
+        """Observe the lag of the running event loop, until cancelled."""
+        while True:
+            begun, worked = time.monotonic(), time.process_time()
+            await asyncio.sleep(LAG_SAMPLE_SECONDS)
+            lag = max(0.0, time.monotonic() - begun - LAG_SAMPLE_SECONDS)
+            self.lag.observe(lag)
+            self.blocked.observe(min(lag, time.process_time() - worked))
 
     def answered(self, route: str, method: str, status: int, seconds: float, facts: dict[str, Any]) -> None:
         """Count a request."""

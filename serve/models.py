@@ -16,6 +16,7 @@ import gc
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -79,7 +80,9 @@ class Models:
         self._offers = find_offers(options, may_be_empty=may_be_empty)
         self._loaded: dict[str, Model] = {}
         self._retired: set[Model] = set()
-        self._loading: dict[str, asyncio.Task[Model]] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._claims: Counter[str] = Counter()
+        """Requests by the model that they are about to lease."""
         self._reloading = asyncio.Lock()
         self._clock = itertools.count(1)
         self._reserved = 0
@@ -135,26 +138,36 @@ class Models:
             RequestError: 404 no such model, 503 no room for it, 500 its files are damaged or its engine died.
         """
         name = self.resolve(name)
-        model = self._loaded.get(name)
-        if model is None:
-            if name not in self._loading:
-                self._loading[name] = asyncio.create_task(self._load(name))
-                self._loading[name].add_done_callback(lambda task: self._loading_done(name, task))
-            # A request that gives up must not take the load from the others.
-            model = await asyncio.shield(self._loading[name])
+        self._claims[name] += 1
+        try:
+            while (model := self._loaded.get(name)) is None:
+                await self._loading_of(self.resolve(name))
+        finally:
+            self._claims[name] -= 1
+        # Nothing is awaited between the look into `_loaded` and the lease: nobody can take the model away there.
         model.used = next(self._clock)
         if not model.worker.healthy:
             raise dead_engine(name)
         return Lease(self, model)
 
-    def _loading_done(self, name: str, task: asyncio.Task[Model]) -> None:
-        del self._loading[name]
+    def _loading_of(self, name: str) -> asyncio.Future[None]:
+        """The load of a model, begun where it is not under way."""
+        task = self._loading.get(name)
+        if task is None or task.done():
+            task = self._loading[name] = asyncio.create_task(self._load(self._offers[name]))
+            task.add_done_callback(lambda task: self._loading_done(name, task))
+        # A request that gives up must not take the load from the others.
+        return asyncio.shield(task)
+
+    def _loading_done(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._loading.get(name) is task:
+            del self._loading[name]
         if not task.cancelled():
             # Looked at, so that an error for which nobody waits any more is no news of its own.
             task.exception()
 
-    async def _load(self, name: str) -> Model:
-        offer, reserved = self._offers[name], 0
+    async def _load(self, offer: Offer) -> None:
+        name, reserved = offer.name, 0
         try:
             needed = await asyncio.to_thread(offer.memory_bytes, self._options)
             self._make_room(name, needed)
@@ -167,7 +180,6 @@ class Models:
         finally:
             self._reserved -= reserved
         self._loaded[name] = model
-        return model
 
     def preload(self) -> None:
         """Load the named runs while there is room, before the server takes requests; needs no event loop.
@@ -232,7 +244,8 @@ class Models:
             return
         if needed > limit:
             raise RequestError(503, f"The model {name!r} needs more memory than this server gives to models.")
-        idle = sorted((model for model in self._loaded.values() if not model.leases), key=lambda model: model.used)
+        idle = [model for model in self._loaded.values() if not model.leases and not self._claims[model.name]]
+        idle.sort(key=lambda model: model.used)
         while self._used + needed > limit:
             if not idle:
                 raise too_busy(

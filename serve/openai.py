@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from lm.config import Options, validate
 from lm.generation.options import MOST_ALTERNATIVES, SamplingOptions
@@ -36,10 +36,23 @@ UNSUPPORTED = {
 }
 """Fields of OpenAI's API, and of servers like it, that mean something which this server does not do."""
 
+MOST_AT_ONCE = 16_384
+"""Entries of a list that pydantic checks in one call, in which no other thread runs."""
+
+
+def _in_parts(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    if not isinstance(value, list) or len(value) <= MOST_AT_ONCE:
+        return check(value)
+    checked: list[Any] = []
+    for begin in range(0, len(value), MOST_AT_ONCE):
+        checked += check(value[begin : begin + MOST_AT_ONCE])
+    return tuple(checked)
+
+
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 # The first fault of a long list is told, and not each.
-Ids = Annotated[tuple[Token, ...], Field(min_length=1, fail_fast=True)]
-Texts = Annotated[tuple[str, ...], Field(min_length=1, fail_fast=True)]
+Ids = Annotated[tuple[Token, ...], Field(min_length=1, fail_fast=True), WrapValidator(_in_parts)]
+Texts = Annotated[tuple[str, ...], Field(min_length=1, fail_fast=True), WrapValidator(_in_parts)]
 Prompt = str | Ids | Texts | Annotated[tuple[Ids, ...], Field(min_length=1, fail_fast=True)]
 MOST_ITEMS = 10_000
 """Entries of a list or map that is no prompt."""
@@ -192,7 +205,9 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """POST /detokenize."""
 
-    tokens: tuple[Token, ...] = Field(fail_fast=True, description="Ids of tokens.")
+    tokens: Annotated[tuple[Token, ...], Field(fail_fast=True), WrapValidator(_in_parts)] = Field(
+        description="Ids of tokens."
+    )
 
 
 class ScoreRequest(Body):

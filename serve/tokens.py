@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lm.errors import TokenizerError
 from lm.tokenizers.base import REPLACEMENT, Tokenizer, UnknownPolicy
 
 CHAT_TEMPLATE = (
@@ -15,11 +16,27 @@ CHAT_TEMPLATE = (
 """How a chat becomes a text, as Jinja for clients that do it themselves; `chat_text` does the same."""
 TURN_ENDS = ("\nUser:", "\nSystem:", "\nDeveloper:", "\nAssistant:")
 """A reply ends where another turn would begin."""
+MOST_AT_ONCE = 16_384
+"""Tokens that are worked on in one call of C, in which no other thread runs."""
+LONGEST_LINE = 1_000_000
+"""Characters of a line, for tokenizers that cut each line into tokens in one call: about 30 milliseconds."""
 
 
 def chat_text(turns: Sequence[tuple[str, str]]) -> str:
     """The text that a model goes on from: a line "Role: content" a turn, then "Assistant:"."""
     return "".join(f"{role.capitalize()}: {content}\n" for role, content in turns) + "Assistant:"
+
+
+def _check_lines(text: str) -> None:
+    begin = 0
+    while len(text) - begin > LONGEST_LINE:
+        end = text.rfind("\n", begin, begin + LONGEST_LINE + 1)
+        if end < 0:
+            raise TokenizerError(
+                f"The text has a line of more than {LONGEST_LINE:,} characters, which this server does not cut into "
+                "tokens: break it into lines."
+            )
+        begin = end + 1
 
 
 class Tokens:
@@ -42,9 +59,27 @@ class Tokens:
 
         Raises:
             UnknownSymbolError, ConfigError: as the policy says.
+            TokenizerError: a line is too long to be cut into tokens while others wait.
         """
-        ids: list[int] = self._tokenizer.encode(text, unknown=unknown).tolist()
-        return ids
+        if self._tokenizer.whole_lines:
+            _check_lines(text)
+        ids = self._tokenizer.encode(text, unknown=unknown)
+        found: list[int] = []
+        for begin in range(0, len(ids), MOST_AT_ONCE):
+            found += ids[begin : begin + MOST_AT_ONCE].tolist()
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids.
+
+        Raises:
+            TokenizerError: an id is outside the vocabulary.
+        """
+        if len(ids) <= MOST_AT_ONCE:
+            return self._tokenizer.decode(ids)
+        for begin in range(0, len(ids), MOST_AT_ONCE):
+            self._tokenizer.checked(ids[begin : begin + MOST_AT_ONCE])
+        return self.offsets(ids)[0]
 
     def read_from(self, text: str, unknown: UnknownPolicy | None = None) -> tuple[int, ...]:
         """Ids of a prompt, the start token in front: what a model reads before it goes on."""

@@ -10,7 +10,8 @@
         job.close()                                     # frees the slots of what has not ended
 
 The engine's thread never waits for the event loop, and wakes it at most once a step: at once for the first text of a
-job and for its end, and every `JOIN_SECONDS` for what comes between.
+job and for its end, and every `JOIN_SECONDS` for what comes between. A live job whose news pile up pauses, without
+slots, until `news` is called again.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 0.02
 """Tokens that are ready within this time travel together."""
-MOST_BEHIND = 50_000
-"""Tokens that a stream's client may be behind."""
+MOST_BEHIND = 40_000
+"""Tokens and alternatives that are drawn before somebody takes them: then the job pauses. About 4 MB."""
+LEAST_BEHIND = 2_000
+"""What each of many prompts may have of them."""
 STUCK_SECONDS = 120.0
 """A step that takes longer than this will not end."""
 
@@ -45,14 +48,18 @@ class QueueFullError(Exception):
 class Job:
     """The generations of one request; used from the event loop."""
 
-    def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop, *, live: bool, sequences: int) -> None:
+    def __init__(
+        self, worker: Worker, loop: asyncio.AbstractEventLoop, *, live: bool, count: int, sequences: int
+    ) -> None:
         self.generations: list[Generation] = []
         self.live = live
         self.began = False
         """Whether its first news has been told; belongs to the engine's thread."""
-        self.sending = False
-        """Whether it waits for the client to take what was written."""
+        self.paused: set[Generation] = set()
+        """Those that continue once their news are taken."""
         self.loop = loop
+        self.count = count
+        """Generations it will have."""
         self.sequences = sequences
         self._worker = worker
         self._told = asyncio.Event()
@@ -64,11 +71,13 @@ class Job:
         return all(generation.done for generation in self.generations)
 
     async def news(self) -> None:
-        """Wait until there may be something to take.
+        """Wait until there may be something to take. Who calls has taken, and passed on, what there was before.
 
         Raises:
             EngineDeadError: nothing will come any more.
         """
+        if self.paused:
+            self._worker.resume(self)
         await self._told.wait()
         self._told.clear()
         self._worker.check()
@@ -118,8 +127,8 @@ class Worker:
         return self.error is None and not stuck and (self._thread.is_alive() or self._stopping)
 
     def check(self) -> None:
-        """Raise EngineDeadError if the engine has died."""
-        if self.error is not None or not (self._thread.is_alive() or self._stopping):
+        """Raise EngineDeadError if the engine has died or was stopped: it would never answer."""
+        if self.error is not None or self._stopping or not self._thread.is_alive():
             raise EngineDeadError
 
     def start(self, requests: Sequence[Request], *, live: bool) -> Job:
@@ -135,11 +144,11 @@ class Worker:
             ConfigError: the engine refuses one of them.
         """
         self.check()
-        count = sum(max(r.options.n, r.options.best_of or 1, r.options.num_beams or 1) for r in requests)
-        if self._sequences + count > self._max_sequences:
+        texts = sum(max(r.options.n, r.options.best_of or 1, r.options.num_beams or 1) for r in requests)
+        if self._sequences + texts > self._max_sequences:
             raise QueueFullError
-        job = Job(self, asyncio.get_running_loop(), live=live, sequences=count)
-        self._sequences += count
+        job = Job(self, asyncio.get_running_loop(), live=live, count=len(requests), sequences=texts)
+        self._sequences += texts
         self._jobs.add(job)
         try:
             for request in requests:
@@ -161,6 +170,12 @@ class Worker:
                 self.engine.cancel(generation)
         self._wake.set()
 
+    def resume(self, job: Job) -> None:
+        """Continue what was paused."""
+        while job.paused:
+            self.engine.resume(job.paused.pop())
+        self._wake.set()
+
     def stop(self) -> None:
         """End the thread after its step; what still runs is lost."""
         self._stopping = True
@@ -173,9 +188,10 @@ class Worker:
     # -- the engine's thread ----------------------------------------------------------------------
 
     def _note(self, job: Job, generation: Generation) -> None:
-        if job.sending and len(generation.records) > MOST_BEHIND:
-            # What nobody reads must not fill the memory: the client is too slow, or stalls.
-            self.engine.cancel(generation)
+        if job.live and not generation.done and generation.behind > max(LEAST_BEHIND, MOST_BEHIND // job.count):
+            # What nobody reads must not fill the memory. The job is woken after this, and resumes it.
+            self.engine.pause(generation)
+            job.paused.add(generation)
         if generation.done or not job.began:
             if job.live or generation.done:
                 job.began = True
@@ -204,7 +220,8 @@ class Worker:
         except BaseException as error:
             self.error = error
             log.critical("The engine died.", exc_info=error)
-            self._tell(set(self._jobs))
+        # Nothing more comes: whoever still waits is woken now.
+        self._tell(set(self._jobs))
 
     @staticmethod
     def _tell(jobs: set[Job]) -> None:

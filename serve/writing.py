@@ -7,16 +7,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.errors import RequestError, dead_engine
-from serve.formats import Format, Piece, encode
+from serve.errors import RequestError, dead_engine, shutting_down
+from serve.formats import Format, Piece, blocks, encode, encode_in_parts
 from serve.models import Lease
 from serve.settings import ServeOptions
 from serve.worker import EngineDeadError, Job
@@ -41,9 +41,9 @@ class Prompt:
     """Where in it each token begins, where tokens are scored."""
 
 
-async def beside(size: int, work: Callable[[], T]) -> T:
-    """The result of `work`, done in a thread where `size` says that it may take long."""
-    return await asyncio.to_thread(work) if size > LONG else work()
+async def beside(size: int, work: Callable[[], T], *, most: int = LONG) -> T:
+    """The result of `work`, done in a thread where `size` says that it may take long: where it is above `most`."""
+    return await asyncio.to_thread(work) if size > most else work()
 
 
 class Form(Protocol):
@@ -67,10 +67,14 @@ class Writing:
     ) -> None:
         self._lease, self._job, self._prompts, self._form = lease, job, prompts, form
         self._options, self._facts = options, facts
-        self._n = job.generations[0].request.options.n
+        sampling = job.generations[0].request.options
+        self._n = sampling.n
+        self._numbers_a_token = 1 + (sampling.logprobs or 0)
         self._began = time.monotonic()
         self._gone = False
         self._opened: set[int] = set()
+        self._pieces: dict[int, Piece] = {}
+        """What a whole answer is made of."""
         self._reasons: set[str] = set()
 
     # -- both ways --------------------------------------------------------------------------------
@@ -101,9 +105,10 @@ class Writing:
             if self._gone:
                 self._facts["code"] = "client_gone"
             self.close()
+            await beside(self._size(), self._forget)
 
-    async def _news(self) -> tuple[bool, dict[int, Piece]]:
-        """Whether this was the last, and what is new, by choice.
+    async def _news(self, use: Callable[[dict[int, Piece]], T]) -> tuple[bool, T | None]:
+        """Whether this was the last, and what `use` makes of what is new, by choice.
 
         Raises:
             RequestError: the engine died.
@@ -113,18 +118,39 @@ class Writing:
         except EngineDeadError:
             raise dead_engine(self._lease.model.name) from None
         if self._gone:
-            return True, {}
+            return True, None
         # Before anything is taken: what comes after that is told again.
-        done, found = self._job.done, {}
+        done = self._job.done
+        return done, await beside(self._size(), lambda: use(self._take()))
+
+    def _size(self) -> int:
+        """Tokens and alternatives that are not sent yet."""
+        tokens = sum(len(piece.tokens) for piece in self._pieces.values())
+        if not self._opened or not self._job.live:
+            tokens += sum(len(generation.prompt_scores) for generation in self._job.generations)
+        return self._numbers_a_token * tokens + sum(generation.behind for generation in self._job.generations)
+
+    def _forget(self) -> None:
+        """Let the scores go one by one: as one list they would take as long as they are many, and hold up the loop."""
+        for generation in self._job.generations:
+            scores = list(generation.prompt_scores)
+            generation.prompt_scores = ()
+            while scores:
+                scores.pop()
+            while generation.records:
+                generation.records.popleft()
+        for piece in self._pieces.values():
+            while piece.scores:
+                piece.scores.pop()
+
+    def _take(self) -> dict[int, Piece]:
+        """What is new, by choice."""
+        found = {}
         for number, generation in enumerate(self._job.generations):
             # A whole answer takes each text whole.
             for event in generation.take() if self._job.live or generation.done else ():
                 if event.finish_reason == "error":
                     raise dead_engine(self._lease.model.name)
-                if event.finish_reason == "cancelled":
-                    raise RequestError(
-                        408, "The client reads too slowly: too much waits for it.", code="client_stalled"
-                    )
                 index = number * self._n + event.index
                 piece = Piece() if index in self._opened else self._echo(number)
                 self._opened.add(index)
@@ -133,7 +159,7 @@ class Writing:
                 found[index] = piece
         if found and "first_text_seconds" not in self._facts:
             self._facts["first_text_seconds"] = round(time.monotonic() - self._began, 6)
-        return done, found
+        return found
 
     def _echo(self, number: int) -> Piece:
         """The prompt, at the beginning of a choice."""
@@ -169,34 +195,28 @@ class Writing:
 
     async def whole(self, request: HTTPRequest) -> Response:
         """The answer once it is complete."""
-        pieces: dict[int, Piece] = {}
         async with self._watched(request.receive):
             try:
                 async with asyncio.timeout(self._options.timeout_seconds):
                     done = False
                     while not done:
-                        done, found = await self._news()
-                        pieces.update(found)
+                        done, _ = await self._news(self._pieces.update)
             except TimeoutError:
                 raise self._too_long() from None
             if self._gone:
                 return Response(status_code=GONE)
-            told = [pieces[index] for index in sorted(pieces)]
-            size = sum(len(piece.tokens) * (1 + len(piece.scores[-1].top)) if piece.scores and piece.scores[-1] else 0
-                       for piece in told)  # fmt: skip
-            return await beside(size, lambda: Body(self._form.whole(told, self._usage())))
+            usage = self._usage()
+            told = [self._pieces[index] for index in sorted(self._pieces)]
+            return await beside(self._size(), lambda: Body(self._form.whole(told, usage)))
 
     # -- a stream -----------------------------------------------------------------------------------
 
     async def stream(self, receive: Receive, send: Send) -> None:
         """Write the answer as server-sent events."""
 
-        async def write(text: str, *, more: bool = True) -> None:
-            body = text.encode("utf-8", "replace")
-            self._job.sending = True
+        async def write(body: bytes, *, more: bool = True) -> None:
             async with asyncio.timeout(self._options.stall_seconds):
                 await send({"type": "http.response.body", "body": body, "more_body": more})
-            self._job.sending = False
 
         async with self._watched(receive):
             await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
@@ -211,29 +231,35 @@ class Writing:
                 await self._fail(write, self._too_long())
             except RequestError as error:
                 await self._fail(write, error)
+            except asyncio.CancelledError:
+                # The server ends and the time for it is over.
+                await self._fail(write, shutting_down())
+                raise
 
     async def _write_all(self, write: Callable[..., Awaitable[None]]) -> None:
-        form, done, opened = self._form, False, set[int]()
+        form, done = self._form, False
         assert isinstance(form, Format), "only texts are streamed"
-        while not done:
-            done, found = await self._news()
-            if self._gone:
-                return
-            parts = []
+        opened: set[int] = set()
+
+        def events(found: dict[int, Piece]) -> Iterator[str]:
             for index, piece in found.items():
                 if index not in opened:
                     opened.add(index)
-                    parts.append(form.opening(index))
-                parts.append(form.event(index, piece))
-            if done:
-                parts.append(form.closing(self._usage()))
-            if parts:
-                await write("".join(parts), more=not done)
+                    yield form.opening(index)
+                yield from form.event(index, piece)
+
+        while not done:
+            done, written = await self._news(lambda found: [*blocks(events(found))])
+            if self._gone:
+                return
+            for block in written or ():
+                await write(block)
+        await write(form.closing(self._usage()).encode("utf-8"), more=False)
 
     async def _fail(self, write: Callable[..., Awaitable[None]], error: RequestError) -> None:
         self._facts["code"] = error.code
         with contextlib.suppress(TimeoutError):
-            await write(f"data: {encode(error.body())}\n\n", more=False)
+            await write(f"data: {encode(error.body())}\n\n".encode(), more=False)
 
 
 EVENT_STREAM = [
@@ -258,9 +284,25 @@ class EventStream(Response):
         await self._writing.stream(receive, send)
 
 
-class Body(JSONResponse):
-    """JSON in which half a surrogate pair of a prompt does not matter."""
+class Body(Response):
+    """JSON of any length, sent as the client reads it; half a surrogate pair of a prompt does not matter."""
 
-    def render(self, content: Any) -> bytes:
-        """UTF-8."""
-        return encode(content).encode("utf-8", "replace")
+    media_type = "application/json"
+
+    def __init__(self, content: Any) -> None:
+        """Encode `content`; see `encode_in_parts`."""
+        self._blocks = [*blocks(encode_in_parts(content))]
+        super().__init__(headers={"content-length": str(sum(map(len, self._blocks)))})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; a client that does not read is cut off, and the log says so."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._blocks.reverse()
+        try:
+            while self._blocks:
+                # Forgotten one by one: the connection has its copy.
+                body = self._blocks.pop()
+                async with asyncio.timeout(scope["app"].state.options.stall_seconds):
+                    await send({"type": "http.response.body", "body": body, "more_body": bool(self._blocks)})
+        except TimeoutError:
+            scope["state"]["facts"]["code"] = "client_stalled"

@@ -7,7 +7,7 @@ exhaustive.
 
 from __future__ import annotations
 
-from collections import deque
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,11 +15,12 @@ import numpy as np
 
 from lm.generation.decoder import Decoder, Logits, Snapshot
 from lm.generation.filters import log_softmax
-from lm.generation.request import Generation, Record, Score
+from lm.generation.request import Generation, Score
 from lm.generation.sampler import Sampler
 from lm.generation.scores import score_rows
 from lm.generation.sequence import Sequence
-from lm.tokenizers.base import Tokenizer
+from lm.generation.stops import StopFinder
+from lm.tokenizers.base import StreamDecoder, Tokenizer
 
 _SORTED_AT_FIRST = 256
 """Most searches go no further down the list of what may follow."""
@@ -32,6 +33,28 @@ class _Text:
     logprob: float = 0.0
     tokens: tuple[int, ...] = ()
     scores: tuple[Score, ...] = ()
+    watch: _Watch | None = None
+    """What looks for stop texts in it, where there are any."""
+
+
+class _Watch:
+    """Looks for stop texts in one text that grows."""
+
+    def __init__(self, stream: StreamDecoder, finder: StopFinder) -> None:
+        self._stream, self._finder = stream, finder
+
+    @property
+    def found(self) -> bool:
+        """Whether the text holds a stop text."""
+        return self._finder.found
+
+    def after(self, token: int, *, counts: bool) -> _Watch:
+        """The same after one more token; `counts`: a stop text may stand in it."""
+        stream, finder = self._stream.copy(), copy.copy(self._finder)
+        text = stream.feed(token)
+        if counts:
+            finder.feed(text)
+        return _Watch(stream, finder)
 
 
 class Beams:
@@ -49,7 +72,10 @@ class Beams:
         self._samplers = samplers
         self._options = options
         self._stop_tokens = frozenset(options.stop_tokens)
-        self._live = [_Text()]
+        watch = None
+        if options.stop:
+            watch = _Watch(tokenizer.stream(after=generation.request.prompt), StopFinder(options.stop))
+        self._live = [_Text(watch=watch)]
         self._found: list[_Text] = []
 
     @property
@@ -84,7 +110,8 @@ class Beams:
         found: list[_Text] = []
         for parent, token, logprob in _likeliest(sampler, logits, self._live):
             before = self._live[parent]
-            text = _Text(logprob, (*before.tokens, token), before.scores)
+            watch = before.watch and before.watch.after(token, counts=position >= options.min_tokens)
+            text = _Text(logprob, (*before.tokens, token), before.scores, watch)
             if options.logprobs is not None:
                 score = score_rows(logits[parent : parent + 1], (token,), options.logprobs)
                 text = replace(text, scores=(*before.scores, *score))
@@ -110,13 +137,7 @@ class Beams:
         options = self._options
         if len(text.tokens) == options.max_tokens or text.tokens[-1] in self._stop_tokens:
             return True
-        return bool(options.stop) and self._replay(text, 0, deque())
-
-    def _replay(self, text: _Text, index: int, records: deque[Record]) -> bool:
-        """Take a text through the rules of a sample; True if it ends by them."""
-        sample = Sequence(self.generation, index, self._tokenizer, self._samplers, records)
-        scores = text.scores or (None,) * len(text.tokens)
-        return any(sample.push(token, score) for token, score in zip(text.tokens, scores, strict=True))
+        return text.watch is not None and text.watch.found
 
     def _move(self, parents: list[int], decoder: Decoder) -> None:
         """Give each new beam a slot with its parent's state."""
@@ -133,7 +154,11 @@ class Beams:
 
     def _tell(self) -> None:
         for index, text in enumerate(self._found):
-            self._replay(text, index, self.generation.records)
+            # Through the rules of a sample, which say what is given out.
+            sample = Sequence(self.generation, index, self._tokenizer, self._samplers, self.generation.records)
+            scores = text.scores or (None,) * len(text.tokens)
+            for token, score in zip(text.tokens, scores, strict=True):
+                sample.push(token, score)
         # Where bans leave fewer texts than were asked for, the rest is empty.
         for index in range(len(self._found), self._options.n):
             self.generation.records.append((index, "", None, None, 0, "length"))

@@ -10,6 +10,8 @@ Or, where others decide when to compute: `submit` from any thread, `step` on one
     waiting ──► prompts (64 tokens a step, in turns) ──► running (a token a step, all together) ──► ended
        ▲                                                  │ drew QUANTUM tokens while others wait
        └──────────────────────────────────────────────────┘
+
+`pause` takes a request's samples out of the round, without slots, until `resume`: for news that nobody reads yet.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from dataclasses import dataclass, field
 from lm.errors import ConfigError
 from lm.generation.beams import Beams
 from lm.generation.decoder import Decoder, Logits
+from lm.generation.options import SamplingOptions
 from lm.generation.prefix_cache import PrefixCache
 from lm.generation.reading import PREFILL_CHUNK, Prompts, Reading
 from lm.generation.request import Event, Generation, Request, Score, Usage
@@ -48,7 +51,7 @@ class EngineStats:
     prefilling: int
     """Requests whose prompt is being read."""
     waiting: int
-    """Requests that have not begun, and samples that made room."""
+    """Requests that have not begun, and samples that made room or are paused."""
     slots: int
     """Slots held; at most `Engine.max_batch`."""
     steps: int
@@ -82,7 +85,8 @@ class _Group:
 class Engine:
     """Draws for many requests at once.
 
-    `submit`, `cancel` and `stats` may be called from any thread; `step` and `run` from one at a time.
+    `submit`, `cancel`, `resume` and `stats` may be called from any thread; `step`, `run` and `pause` from one at a
+    time.
     """
 
     def __init__(
@@ -102,8 +106,10 @@ class Engine:
         # From other threads; a deque's ends are safe to share.
         self._submitted: deque[Reading] = deque()
         self._cancelled: deque[Generation] = deque()
+        self._resumed: deque[Generation] = deque()
         self._tasks: dict[Generation, _Task] = {}
         self._waiting: deque[Job] = deque()
+        self._paused: dict[Generation, list[Job]] = {}
         self._cache = PrefixCache(prefix_cache_bytes)
         self._prompts = Prompts(decoder, self._cache)
         self._running: list[Sequence] = []
@@ -112,6 +118,8 @@ class Engine:
         self._groups: list[_Group] | None = None
         """The running samples by who draws for them; None when that has changed."""
         self._slots: list[int] = []
+        self._samplers: tuple[SamplingOptions, tuple[Sampler, Sampler]] | None = None
+        """Those of the last request: the prompts of one request have their options in common."""
         self._news: dict[Generation, None] = {}
         self._steps = self._drawn = 0
 
@@ -135,12 +143,32 @@ class Engine:
         """End a request; its slots are free at the next step."""
         self._cancelled.append(generation)
 
+    def pause(self, generation: Generation) -> None:
+        """Draw nothing more for a request until `resume`; its samples give their slots back and lose nothing.
+
+        On the stepping thread, between steps or in `on_event`, once there is news of the request. It changes nothing
+        for one that has ended.
+        """
+        if generation not in self._tasks or generation in self._paused:
+            return
+        running = [sample for sample in self._running if sample.generation is generation]
+        for sample in running:
+            sample.park(self.decoder)
+            self._leave(sample)
+        waiting = [job for job in self._waiting if job.generation is generation]
+        self._waiting = deque(job for job in self._waiting if job.generation is not generation)
+        self._paused[generation] = [*running, *waiting]
+
+    def resume(self, generation: Generation) -> None:
+        """Put the samples of a paused request in line again."""
+        self._resumed.append(generation)
+
     def stats(self) -> EngineStats:
         """What the engine is at."""
         return EngineStats(
             running=len(self._running) + len(self._searching),
             prefilling=len(self._prompts.jobs),
-            waiting=len(self._waiting) + len(self._submitted),
+            waiting=len(self._waiting) + len(self._submitted) + sum(map(len, tuple(self._paused.values()))),
             slots=self.max_batch - self._free,
             steps=self._steps,
             drawn_tokens=self._drawn,
@@ -154,7 +182,7 @@ class Engine:
         if not request.prompt:
             raise ConfigError("The prompt is empty: an empty text begins with the tokenizer's start token.")
         size, options = self.tokenizer.vocab_size, request.options
-        for token in (min(request.prompt), max(request.prompt)):
+        for token in request.bounds:
             if not 0 <= token < size:
                 raise ConfigError(
                     f"Token {token} of the prompt is outside the vocabulary of {size} tokens. The ids were probably "
@@ -164,10 +192,13 @@ class Engine:
             raise ConfigError(
                 f"sampling.num_beams = {options.num_beams}: no more than {self.max_batch} texts are computed at once."
             )
-        late = Sampler(options, self.tokenizer)
-        if not options.stop_tokens or not options.min_tokens:
-            return late, late
-        return Sampler(options, self.tokenizer, banned=options.stop_tokens), late
+        made = self._samplers
+        if made is None or made[0] is not options:
+            late = early = Sampler(options, self.tokenizer)
+            if options.stop_tokens and options.min_tokens:
+                early = Sampler(options, self.tokenizer, banned=options.stop_tokens)
+            made = self._samplers = (options, (early, late))
+        return made[1]
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -195,6 +226,8 @@ class Engine:
         try:
             if self._cancelled:
                 self._drop_cancelled()
+            while self._resumed:
+                self._waiting.extend(self._paused.pop(self._resumed.popleft(), ()))
             if self._submitted or self._waiting:
                 self._admit()
             busy = bool(self._prompts.jobs or self._running or self._searching)
@@ -434,6 +467,7 @@ class Engine:
         self._searching = [job for job in self._searching if job.generation not in gone]
         self._groups = None
         for generation in dropped:
+            self._paused.pop(generation, None)
             samples = [sample for sample in self._tasks[generation].samples if not sample.over]
             for sample in samples:
                 sample.end(reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ class Request:
     """Leave the state after the prompt in `Generation.state`."""
     keep_logits: bool = False
     """Leave what follows the prompt in `Generation.logits`."""
+
+    @functools.cached_property
+    def bounds(self) -> tuple[int, int]:
+        """The lowest and the highest id of the prompt."""
+        return min(self.prompt), max(self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,11 @@ class Generation:
         self.records: deque[Record] = deque()
         """What `take` makes events of. The engine's side."""
 
+    @property
+    def behind(self) -> int:
+        """Tokens, and alternatives of tokens, that the next `take` gives: what memory and work for it grow with."""
+        return len(self.records) * (1 + (self.request.options.logprobs or 0))
+
     def take(self) -> list[Event]:
         """The events since the last call: one for each sample that has news."""
         scored = self.request.options.logprobs is not None
@@ -110,7 +121,6 @@ class Generation:
         samples: dict[int, list[Record]] = {}
         for record in news:
             samples.setdefault(record[0], []).append(record)
-        scored = self.request.options.logprobs is not None
         return [_event(index, samples[index], scored) for index in sorted(samples)]
 
 

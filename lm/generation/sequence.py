@@ -67,7 +67,7 @@ class Sequence:
         self._stops = StopFinder(options.stop) if options.stop else None
         self._length = 0  # characters of all the text
         self._given = 0  # those given out
-        self._held: list[Record] = []  # tokens whose text is not given out yet
+        self._held: deque[Record] = deque()  # tokens whose text is not given out yet
         self._numbers: list[float] = []
         self._numbers_from = 0
 
@@ -156,7 +156,7 @@ class Sequence:
             self.records.append((self.index, text, None, None, 0, None))
         held = self._held
         while held and held[0][4] < self._given:
-            self.records.append(held.pop(0))
+            self.records.append(held.popleft())
 
     def end(self, reason: str) -> None:
         """Tell what was held back, and why the sample ends."""
@@ -173,6 +173,6 @@ class Sequence:
         self._close_text(reason)
 
     def _close_text(self, reason: str) -> None:
-        self._held = []
+        self._held.clear()
         self.over = True
         self.records.append((self.index, "", None, None, 0, reason))

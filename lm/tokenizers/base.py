@@ -11,6 +11,7 @@ token of a text and an empty prompt are conditioned, so that all N tokens of a t
 from __future__ import annotations
 
 import codecs
+import copy
 import functools
 import hashlib
 import json
@@ -74,6 +75,8 @@ class Tokenizer(ABC):
     """Whether `decode(encode(s)) == s` for every `s` that the vocabulary covers."""
     words: Sequence[str] | None = None
     """The tokens in order of id, where they are words that white space parts and each newline is the start token."""
+    whole_lines: ClassVar[bool] = False
+    """Whether `encode` takes a line in one call, in which no other thread runs: then a long line takes long."""
 
     options: TokenizerOptions
     vocab_size: int
@@ -228,6 +231,10 @@ class StreamDecoder:
         """What is still held back."""
         return ""
 
+    def copy(self) -> Self:
+        """A decoder of the same ids so far; what one of the two is fed next does not change the other."""
+        return copy.copy(self)
+
 
 class Utf8StreamDecoder(StreamDecoder):
     """For tokens that are bytes: holds back the bytes of a character until it is whole or known to be broken."""
@@ -247,6 +254,13 @@ class Utf8StreamDecoder(StreamDecoder):
     def end(self) -> str:
         """U+FFFD where the last bytes began a character that never came, else ""."""
         return self._decoder.decode(b"", final=True)
+
+    def copy(self) -> Self:
+        """See `StreamDecoder.copy`."""
+        twin = super().copy()
+        twin._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        twin._decoder.setstate(self._decoder.getstate())
+        return twin
 
 
 # -- what the tokenizers share ----------------------------------------------------------------------

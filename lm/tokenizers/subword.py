@@ -46,7 +46,7 @@ REGISTERS = {"subword": "SubwordTokenizer"}
 _log = logging.getLogger("lm.tokenizers")
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space inside a piece
-_BATCH = 1 << 20  # characters encoded at a time: bounds the memory of the ids in flight
+_BATCH = 1 << 17  # characters encoded at a time: other threads wait for 10 ms, and the ids in flight are few
 _SAMPLE_BLOCK = 4096  # characters: grain of the training sample
 _LONGEST_SENTENCE = 4096  # characters: longer lines are cut for training, where sentencepiece would drop them
 # Never part of a piece: sentencepiece drops whole lines that hold U+0000 or U+2585, takes tab for a boundary of its
@@ -96,6 +96,7 @@ class SubwordTokenizer(Tokenizer):
     Options = SubwordOptions
     type = "subword"
     lossless = True
+    whole_lines = True
 
     unknown_id = 0
     start_id = 1

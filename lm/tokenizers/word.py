@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, Literal, Self
 
@@ -34,6 +34,7 @@ REGISTERS = {"word": "WordTokenizer"}
 EOS = "<eos>"
 UNK = "<unk>"
 _BLOCK = 1 << 18  # characters handled at a time
+_SPACE = re.compile(r"\s")
 
 
 class WordOptions(ByteFreeOptions):
@@ -44,6 +45,16 @@ class WordOptions(ByteFreeOptions):
     max_size: int | None = Field(
         None, ge=3, description="Largest vocabulary, <eos> and <unk> included: the most frequent words; default: all."
     )
+
+
+def _word_blocks(text: str) -> Iterator[str]:
+    """`text` in blocks of at least `_BLOCK` characters, each but the last cut after white space."""
+    start = 0
+    while start < len(text):
+        space = _SPACE.search(text, start + _BLOCK)
+        end = space.end() if space else len(text)
+        yield text[start:end]
+        start = end
 
 
 class WordTokenizer(Tokenizer):
@@ -93,7 +104,7 @@ class WordTokenizer(Tokenizer):
         """Ids (N,) of the words of `text`; see `Tokenizer.encode`."""
         policy = self.policy(unknown)
         parts = []
-        for block in line_blocks(text, _BLOCK):
+        for block in _word_blocks(text):
             words = block.replace("\n", f" {EOS} ").split()
             ids = np.fromiter(map(self._ids.get, words, repeat(-1)), dtype=np.int64, count=len(words))
             strange = ids < 0

@@ -8,14 +8,16 @@ from fastapi import APIRouter, Request
 
 from lm.generation.request import Request as EngineRequest
 from serve.answers import ChatCompletion
+from serve.bodies import BodyRoute
 from serve.formats import ChatFormat
+from serve.models import Model
 from serve.openai import ChatRequest
 from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_sampling, start
 from serve.routes.completions import note, sampling_of
 from serve.tokens import TURN_ENDS, chat_text
 from serve.writing import EventStream, Prompt, Writing, beside
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=ERRORS)
@@ -31,10 +33,10 @@ async def chat(body: ChatRequest, request: Request, models: TheModels, options: 
         changed["max_tokens"] = body.max_completion_tokens
     sampling = sampling_of(body, **changed)
     check_sampling(sampling, options, 1, stream=body.stream)
-    text = chat_text([(message.role, message.text) for message in body.messages])
     lease = await models.lease(body.model)
     try:
-        read = await beside(len(text), lambda: lease.model.tokens.read_from(text, body.unknown))
+        size = sum(len(message.content) for message in body.messages)
+        text, read = await beside(size, lambda: _read(lease.model, body))
         check_length(len(read) - 1, options)
         job = start(lease, [EngineRequest(read, sampling)], live=body.stream)
     except BaseException:
@@ -49,3 +51,9 @@ async def chat(body: ChatRequest, request: Request, models: TheModels, options: 
         facts["prompt"] = text
     writing = Writing(lease, job, [Prompt(read[1:])], form, options, facts)
     return EventStream(writing) if body.stream else await writing.whole(request)
+
+
+def _read(model: Model, body: ChatRequest) -> tuple[str, tuple[int, ...]]:
+    """The chat as a text, and what the engine reads."""
+    text = chat_text([(message.role, message.text) for message in body.messages])
+    return text, model.tokens.read_from(text, body.unknown)

@@ -22,7 +22,7 @@ _WHY: dict[int | str, str] = {
     413: "The body is too long.",
     429: "Too much at once; Retry-After says when to come back.",
     500: "The server failed.",
-    503: "There is no room for the model.",
+    503: "There is no room for the model, or the server shuts down.",
     504: "The request took too long.",
     # FastAPI would put its own 422 here, which is never given.
     "default": "Any other error.",
@@ -53,8 +53,10 @@ Facts = Annotated[dict[str, Any], Depends(_facts)]
 """What the log says of this request."""
 
 
-MOST_TOLD = 5_000_000
-"""Log-probabilities that one answer, held whole, may come to have."""
+MOST_STOPS, MOST_STOP_CHARACTERS = 1000, 10_000
+"""Stop texts of a request, and what they have together: the engine makes ready for them while others wait."""
+MOST_TOLD = 2_000_000
+"""Log-probabilities that one answer, held whole, may come to have: about 200 MB while it is made."""
 
 
 def check_sampling(sampling: SamplingOptions, options: ServeOptions, prompts: int, *, stream: bool) -> None:
@@ -68,16 +70,32 @@ def check_sampling(sampling: SamplingOptions, options: ServeOptions, prompts: in
         value = getattr(sampling, name)
         if value is not None and value > limit:
             raise RequestError(400, f"{name} = {value}: this server allows at most {limit:,}.", param=name)
+    characters = sum(map(len, sampling.stop))
+    if len(sampling.stop) > MOST_STOPS or characters > MOST_STOP_CHARACTERS:
+        raise RequestError(
+            400, f"The request has {len(sampling.stop):,} stop texts with {characters:,} characters: at most "
+            f"{MOST_STOPS:,} with {MOST_STOP_CHARACTERS:,} together are taken. Give fewer or shorter ones.",
+            param="stop",
+        )  # fmt: skip
     texts = prompts * max(sampling.n, sampling.best_of or 1, sampling.num_beams or 1)
     if texts > options.max_sequences:
         raise RequestError(
             400, f"The request asks for {texts:,} texts: this server takes at most {options.max_sequences:,} at once.",
             param="prompt" if prompts > 1 else "n",
         )  # fmt: skip
-    told = texts * sampling.max_tokens * (1 + sampling.logprobs) if sampling.logprobs is not None else 0
-    if told > MOST_TOLD and not stream:
+    if sampling.logprobs is not None and not stream:
+        check_logprobs(texts * sampling.max_tokens * (1 + sampling.logprobs))
+
+
+def check_logprobs(logprobs: int) -> None:
+    """Hold the log-probabilities of an answer against what is made at once.
+
+    Raises:
+        RequestError: 400.
+    """
+    if logprobs > MOST_TOLD:
         raise RequestError(
-            400, f"The answer could hold {told:,} log-probabilities: {MOST_TOLD:,} is the most. Ask for less.",
+            400, f"The answer could hold {logprobs:,} log-probabilities: {MOST_TOLD:,} is the most. Ask for less.",
             param="logprobs",
         )  # fmt: skip
 

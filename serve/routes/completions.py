@@ -9,15 +9,25 @@ from fastapi import APIRouter, Request
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request as EngineRequest
 from serve.answers import Completion
+from serve.bodies import BodyRoute
 from serve.errors import RequestError
 from serve.formats import CompletionFormat
 from serve.models import Lease, Model
 from serve.openai import CompletionRequest, Sampled
-from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_sampling, start
+from serve.routes.common import (
+    ERRORS,
+    Facts,
+    TheModels,
+    TheOptions,
+    check_length,
+    check_logprobs,
+    check_sampling,
+    start,
+)
 from serve.settings import ServeOptions
 from serve.writing import EventStream, Prompt, Writing, beside
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 
 
 @router.post("/v1/completions", response_model=Completion, responses=ERRORS)
@@ -35,8 +45,13 @@ async def complete(
     try:
         scored = body.echo and sampling.logprobs is not None
         size = sum(len(prompt) for prompt in prompts)
-        read = await beside(size, lambda: [_read(lease.model, prompt, body, scored, options) for prompt in prompts])
-        job = start(lease, [EngineRequest(ids, sampling, score_prompt=scored) for ids, _ in read], live=body.stream)
+        read = await beside(
+            size, lambda: [_read(lease.model, prompt, body, sampling, scored, options) for prompt in prompts]
+        )
+        if scored:
+            scores = sampling.n * sum(len(prompt.ids) for _, prompt in read)
+            check_logprobs(scores * (1 + (sampling.logprobs or 0)))
+        job = start(lease, [request for request, _ in read], live=body.stream)
     except BaseException:
         lease.close()
         raise
@@ -73,19 +88,28 @@ def note(facts: dict[str, Any], body: Sampled, sampling: SamplingOptions, lease:
 
 
 def _read(
-    model: Model, prompt: str | tuple[int, ...], body: CompletionRequest, scored: bool, options: ServeOptions
-) -> tuple[tuple[int, ...], Prompt]:
+    model: Model,
+    prompt: str | tuple[int, ...],
+    body: CompletionRequest,
+    sampling: SamplingOptions,
+    scored: bool,
+    options: ServeOptions,
+) -> tuple[EngineRequest, Prompt]:
     """What the engine reads, and what is told of it."""
     if isinstance(prompt, str):
         read = model.tokens.read_from(prompt, body.unknown)
         ids = read[1:]
     else:
         read = ids = prompt
-        model.tokenizer.checked(ids)
     check_length(len(ids), options)
+    if ids is read:
+        model.tokenizer.checked(ids)
+    request = EngineRequest(read, sampling, score_prompt=scored)
+    # The engine needs them on the event loop: here they take no time of others.
+    _ = request.bounds
     if not body.echo:
-        return read, Prompt(ids)
+        return request, Prompt(ids)
     if not scored and isinstance(prompt, str):
-        return read, Prompt(ids, prompt)
+        return request, Prompt(ids, prompt)
     text, offsets = model.tokens.offsets(ids)
-    return read, Prompt(ids, text, offsets)
+    return request, Prompt(ids, text, offsets)

@@ -15,14 +15,15 @@ from lm.generation.request import Request as EngineRequest
 from lm.spelling import spelling_nats
 from lm.tokenizers.base import Tokenizer
 from serve.answers import Scored
+from serve.bodies import BodyRoute
 from serve.errors import RequestError
 from serve.formats import Piece, finite
 from serve.models import Model
 from serve.openai import ScoreRequest
-from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, start
+from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_logprobs, start
 from serve.writing import Prompt, Writing, beside
 
-router = APIRouter(tags=["scoring"])
+router = APIRouter(route_class=BodyRoute, tags=["scoring"])
 
 
 @router.post("/v1/score", response_model=Scored, responses=ERRORS)
@@ -37,6 +38,7 @@ async def score(body: ScoreRequest, request: Request, models: TheModels, options
         check_length(len(read) - 1, options)
         if len(read) == 1:
             raise RequestError(400, "The text has no tokens that the model knows.", param="text")
+        check_logprobs(len(read) * (1 + body.top))
         sampling = SamplingOptions(max_tokens=0, logprobs=body.top)
         job = start(lease, [EngineRequest(read, sampling, score_prompt=True)], live=False)
     except BaseException:
@@ -85,11 +87,11 @@ class _Scoring:
             "bytes": size,
             "context": "state carried over the whole text" if context is None else
             f"at most {context} tokens; when they are full the older half is forgotten",
-            "tokens": [
+            "tokens": (
                 {**self._entry(score.token, score.logprob), "offset": offset, "surprise": -score.logprob / math.log(2),
                  "top": [self._entry(*alternative) for alternative in score.top]}
                 for score, offset in zip(scores, offsets, strict=True)
-            ],
+            ),
             "usage": usage,
         }  # fmt: skip
 

@@ -3,18 +3,19 @@ among them (`tokenizer_backend=remote`)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from serve.answers import Detokenized, Tokenized, TokenizerInfo
+from serve.bodies import BodyRoute
 from serve.openai import DetokenizeRequest, TokenizeRequest
 from serve.routes.common import ERRORS, Facts, TheModels
 from serve.tokens import CHAT_TEMPLATE
 from serve.writing import Body, beside
 
-router = APIRouter(tags=["tokens"], responses=ERRORS)
+router = APIRouter(route_class=BodyRoute, tags=["tokens"], responses=ERRORS)
 
 
 @router.post("/tokenize", response_model=Tokenized)
@@ -25,21 +26,21 @@ async def tokenize(body: TokenizeRequest, models: TheModels, facts: Facts) -> Re
         model = lease.model
         facts["model"] = model.name
 
-        def work() -> dict[str, Any]:
+        def work() -> Body:
             if body.prompt == model.tokens.start_text:
                 ids = [model.tokenizer.start_id]
             else:
                 ids = model.tokens.encode(body.prompt)
             if body.add_special_tokens:
                 ids.insert(0, model.tokenizer.start_id)
-            return {
+            return Body({
                 "count": len(ids),
                 "max_model_len": model.decoder.context_length,
                 "tokens": ids,
                 "token_strs": [model.tokens.text(token) for token in ids] if body.return_token_strs else None,
-            }
+            })  # fmt: skip
 
-        return Body(await beside(len(body.prompt), work))
+        return await beside(len(body.prompt), work)
     finally:
         lease.close()
 
@@ -50,8 +51,8 @@ async def detokenize(body: DetokenizeRequest, models: TheModels, facts: Facts) -
     lease = await models.lease(body.model)
     try:
         facts["model"] = lease.model.name
-        text = await beside(len(body.tokens), lambda: lease.model.tokenizer.decode(body.tokens))
-        return Body({"prompt": text})
+        tokens = lease.model.tokens
+        return await beside(len(body.tokens), lambda: Body({"prompt": tokens.decode(body.tokens)}))
     finally:
         lease.close()
 

@@ -103,9 +103,16 @@ def test_a_stream_joined_equals_decode(name, data):
     tokenizer = trained(name)
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
     cut = data.draw(st.integers(0, len(ids)))
-    stream = tokenizer.stream()
-    pieces = [stream.feed(token) for token in ids] + [stream.end()]
+    stream, twins = tokenizer.stream(), []
+    pieces = []
+    for token in ids:
+        twins.append(stream.copy())
+        pieces.append(stream.feed(token))
+    pieces.append(stream.end())
     assert "".join(pieces) == tokenizer.decode(ids)
+    for place, twin in enumerate(twins):
+        # A copy continues as the stream did, whatever the stream was fed since.
+        assert [twin.feed(token) for token in ids[place:]] + [twin.end()] == pieces[place:]
     if tokenizer.decode(ids[:cut]) + tokenizer.decode(ids[cut:]) == tokenizer.decode(ids) or name == "word":
         stream = tokenizer.stream(after=ids[:cut])
         rest = "".join([stream.feed(token) for token in ids[cut:]] + [stream.end()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -131,3 +132,13 @@ def test_a_search_of_no_tokens_gives_its_slots_back(tiny: House) -> None:
     engine = tiny.engine(max_batch=4)
     assert gather(engine.run(tiny.request("", num_beams=4, max_tokens=0)))[0].reasons == ["length"]
     assert engine.stats().slots == 0
+
+
+def test_a_step_of_a_search_for_a_stop_text_does_not_take_longer_the_longer_the_text_is(gru: House) -> None:
+    def seconds(**options: Any) -> float:
+        begun = time.thread_time()
+        gru.ask(num_beams=2, max_tokens=300, **options)
+        return time.thread_time() - begun
+
+    plain = min(seconds() for _ in range(2))
+    assert min(seconds(stop=["xyzzy"]) for _ in range(2)) < 3 * plain

@@ -482,6 +482,39 @@ def test_a_long_text_makes_room_for_others_and_comes_back_exactly(
         assert gather(short.take())[0].text == house.text(max_tokens=5, seed=seed)
 
 
+def test_a_paused_request_holds_no_slot_and_continues_exactly(house: House) -> None:
+    expected = [sample.facts for sample in house.ask(n=3, max_tokens=30, seed=1, logprobs=2)]
+    engine = house.engine(max_batch=2)
+    # Two of its three samples have slots, the third waits.
+    paused = engine.submit(house.request(n=3, max_tokens=30, seed=1, logprobs=2))
+    for number in range(5):
+        for _ in range(4):
+            engine.step()
+        engine.pause(paused)
+        stats = engine.stats()
+        assert (stats.running, stats.slots, stats.waiting) == (0, 0, 3)
+        assert not engine.step()
+        other = engine.submit(house.request(max_tokens=5, seed=number))
+        assert finish(engine, other)[0][0].text == house.text(max_tokens=5, seed=number)
+        engine.resume(paused)
+    assert [sample.facts for sample in finish(engine, paused)[0]] == expected
+    engine.pause(paused)
+    engine.resume(paused)
+    assert not engine.step()
+
+
+def test_a_paused_request_can_be_cancelled(gru: House) -> None:
+    engine = gru.engine(max_batch=2)
+    paused = engine.submit(gru.request(n=3, max_tokens=30))
+    engine.step()
+    engine.pause(paused)
+    engine.cancel(paused)
+    assert [sample.reasons for sample in finish(engine, paused)[0]] == [["cancelled"]] * 3
+    engine.resume(paused)
+    assert not engine.step()
+    assert (engine.stats().slots, engine.stats().waiting) == (0, 0)
+
+
 def test_nobody_makes_room_where_nobody_waits(gru: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUANTUM", 3)
     monkeypatch.setattr(TorchDecoder, "export", None)

@@ -120,6 +120,14 @@ class Server:
         text = self.request("GET", "/metrics")[2]
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
 
+    def blocked(self) -> float:
+        """How often the server's own work kept the event loop for more than 50 ms."""
+        text = self.request("GET", "/metrics")[2]
+        name = "inkling_event_loop_blocked_seconds"
+        count, less = (re.search(rf"^{name}_{end} (\S+)$", text, re.M) for end in ("count", 'bucket{le="0.05"}'))
+        assert count and less
+        return float(count[1]) - float(less[1])
+
     def wait_idle(self, seconds: float = 10) -> None:
         """Until no slot is taken."""
         deadline = time.monotonic() + seconds

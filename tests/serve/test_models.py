@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import shutil
 import signal
 import threading
 import time
+from collections import Counter
 
 import pytest
 
@@ -13,9 +16,12 @@ import lm
 from lm.checkpoint import RunFolder
 from lm.errors import ConfigError
 from lm.generation.options import SamplingOptions
+from lm.generation.request import Request
+from serve.errors import RequestError
 from serve.models import Models
 from serve.offers import find_offers
 from serve.settings import ServeOptions
+from serve.worker import EngineDeadError
 from tests.conftest import SHIPPED
 from tests.serve.conftest import MODELS, Serve, refusal, train
 
@@ -86,6 +92,71 @@ def test_a_model_in_use_is_not_evicted_and_another_has_to_wait(serve: Serve, run
         stream.close()
         server.wait_idle()
         assert server.post("/v1/completions", model="words", prompt="the", max_tokens=1)
+
+
+def crowd(runs, *, clients: int, requests: int) -> Counter[str]:
+    """What became of the requests of many clients to three models, of which two have room."""
+    names = ("gru", "words", "pieces")
+    options = ServeOptions(runs=names, runs_dir=runs, prefix_cache="1MB", max_batch=2)
+    sizes = sorted(offer.memory_bytes(options) for offer in find_offers(options).values())
+    models = Models(options.model_copy(update={"max_memory": sum(sizes[1:])}))
+    outcomes: Counter[str] = Counter()
+
+    async def client(dice: random.Random) -> None:
+        for _ in range(requests):
+            try:
+                lease = await models.lease(dice.choice(names))
+            except RequestError as error:
+                outcomes[str(error.status_code)] += 1
+                await asyncio.sleep(0.001)
+                continue
+            sampling = SamplingOptions(max_tokens=3)
+            job = lease.model.worker.start([Request((lease.model.tokenizer.start_id,), sampling)], live=False)
+            try:
+                async with asyncio.timeout(20):
+                    while not job.done:
+                        await job.news()
+                outcomes["done"] += 1
+            finally:
+                job.close()
+                lease.close()
+
+    async def run() -> None:
+        await asyncio.gather(*(client(random.Random(number)) for number in range(clients)))
+
+    asyncio.run(run())
+    outcomes["evictions"] = models.evictions
+    models.close()
+    return outcomes
+
+
+def test_no_request_is_lost_where_models_make_room_for_each_other(runs):
+    outcomes = crowd(runs, clients=12, requests=40)
+    assert outcomes.keys() == {"done", "429", "evictions"} and outcomes["evictions"] > 3
+    assert outcomes["done"] + outcomes["429"] == 480 and outcomes["done"] > 100
+
+
+@pytest.mark.soak
+def test_no_request_of_many_is_lost_where_models_make_room_for_each_other(runs):
+    assert crowd(runs, clients=24, requests=4000).keys() == {"done", "429", "evictions"}
+
+
+def test_a_stopped_engine_takes_no_request_and_ends_those_it_has(runs):
+    models = Models(ServeOptions(runs=("gru",), runs_dir=runs))
+    models.preload()
+
+    async def run() -> None:
+        worker = (await models.lease("gru")).model.worker
+        job = worker.start([Request((1,), SamplingOptions(max_tokens=10_000_000))], live=False)
+        worker.stop()
+        with pytest.raises(EngineDeadError):
+            async with asyncio.timeout(10):
+                await job.news()
+        with pytest.raises(EngineDeadError):
+            worker.start([Request((1,), SamplingOptions())], live=False)
+
+    asyncio.run(run())
+    models.close()
 
 
 def test_a_damaged_run_is_a_500_that_tells_no_path_and_harms_no_other(serve: Serve, runs, tmp_path):
@@ -166,10 +237,6 @@ def test_two_runs_of_one_name_are_refused(runs, tmp_path):
 
 def test_an_engine_serves_several_loops_one_after_the_other(runs):
     """What is mounted beside the API uses the same models."""
-    import asyncio
-
-    from lm.generation.request import Request
-
     models = Models(ServeOptions(runs=("gru",), runs_dir=runs))
     models.preload()
 
@@ -194,10 +261,6 @@ def test_an_engine_serves_several_loops_one_after_the_other(runs):
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_run_made_since_is_offered_and_a_deleted_one_is_gone_while_the_others_serve_on(runs, tmp_path, named):
-    import asyncio
-
-    from serve.errors import RequestError
-
     for name in ("gru", "words"):
         shutil.copytree(runs / name, tmp_path / name)
     options = ServeOptions(runs=("gru", "words") if named else (), runs_dir=tmp_path)
@@ -232,8 +295,6 @@ def test_a_run_made_since_is_offered_and_a_deleted_one_is_gone_while_the_others_
 
 
 def test_a_run_that_cannot_be_offered_leaves_the_others_as_they_were(runs, tmp_path):
-    import asyncio
-
     shutil.copytree(runs / "gru", tmp_path / "gru")
     shutil.copytree(runs / "words", tmp_path / "words")
     (tmp_path / "words" / "tokenizer.json").unlink()
@@ -247,8 +308,6 @@ def test_a_run_that_cannot_be_offered_leaves_the_others_as_they_were(runs, tmp_p
 
 
 def test_a_run_that_was_used_while_it_was_trained_is_swapped_for_what_it_became(runs, tmp_path):
-    import asyncio
-
     shutil.copytree(runs / "gru", tmp_path / "gru")
     models = Models(ServeOptions(runs_dir=tmp_path))
 

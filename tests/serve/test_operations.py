@@ -14,7 +14,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
+import openai
 import pytest
 import uvicorn
 
@@ -124,15 +126,24 @@ def test_sigterm_lets_requests_end_and_exits_0(serve: Serve):
         assert all(line["level"] == "info" for line in server.log())
 
 
-def test_what_does_not_end_in_time_is_cut_off_and_the_exit_is_0_too(serve: Serve):
+def test_what_does_not_end_in_time_is_answered_with_an_error_and_the_exit_is_0_too(serve: Serve):
     with serve("gru", "--drain-seconds", "1", "--max-completion-tokens", "10000000") as server:
-        stream = server.openai.completions.create(model="gru", prompt="the", max_tokens=10_000_000, stream=True)
+        ask = {"model": "gru", "prompt": "the", "max_tokens": 10_000_000}
+        stream = server.openai.completions.create(**ask, stream=True)
         next(iter(stream))
-        begun = time.monotonic()
-        assert server.end() == 0
+        with ThreadPoolExecutor() as pool:
+            whole = pool.submit(server.request, "POST", "/v1/completions", ask)
+            while server.metric("inkling_engine_running") < 2:
+                time.sleep(0.01)
+            begun = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            with pytest.raises(openai.APIError, match="The server shuts down"):
+                for _ in stream:
+                    pass
+            status, _, answer = whole.result()
+        assert (status, answer["error"]["code"]) == (503, "shutting_down")
+        assert server.process.wait(20) == 0
         assert 0.5 < time.monotonic() - begun < 8
-        with contextlib.suppress(Exception):
-            stream.close()
 
 
 def test_an_idle_server_ends_at_once_on_ctrl_c(serve: Serve):
@@ -164,6 +175,14 @@ def test_metrics_count_requests_tokens_and_texts(serve: Serve):
         assert 'inkling_engine_healthy{model="gru"} 1.0' in text
         assert 'inkling_first_text_seconds_count{route="/v1/completions"} 3.0' in text
         assert "no/such" not in text
+
+
+def test_metrics_tell_how_late_the_event_loop_is(server):
+    before = server.metric("inkling_event_loop_lag_seconds_count")
+    time.sleep(0.3)
+    # A sample every 20 ms.
+    assert 5 <= server.metric("inkling_event_loop_lag_seconds_count") - before <= 40
+    assert server.metric("inkling_event_loop_lag_seconds_sum") >= 0
 
 
 def test_the_log_has_a_json_line_a_request_with_its_id_and_no_prompt(serve: Serve):

@@ -1,0 +1,85 @@
+"""JSON read and written in parts is the JSON of the whole."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve import bodies, formats
+from serve.bodies import read_body
+from serve.errors import RequestError
+from serve.openai import CompletionRequest, DetokenizeRequest
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.lists(st.integers(), min_size=5),
+    max_leaves=15,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_parts() -> Iterator[None]:
+    """Parts so short that small values have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bodies, "PART", 8)
+        patch.setattr(formats, "MOST_NUMBERS", 3)
+        patch.setattr(formats, "MOST_ENTRIES", 2)
+        yield
+
+
+@settings(max_examples=50)
+@given(VALUES, st.sampled_from([None, 1]))
+def test_what_is_read_in_parts_is_what_json_reads(value: object, indent: int | None) -> None:
+    text = json.dumps(value, indent=indent)
+    assert bodies._Reader().decode(text) == json.loads(text)
+
+
+@settings(max_examples=50)
+@given(VALUES, st.integers(0, 200), st.sampled_from(["", ",", "]", "[", '"', "1", "}", "x", " "]))
+def test_what_json_refuses_is_refused(value: object, place: int, sign: str) -> None:
+    text = json.dumps(value)
+    text = text[:place] + sign + text[place + 1 :]
+    try:
+        expected = json.loads(text)
+    except ValueError:
+        with pytest.raises(ValueError):  # noqa: PT011
+            bodies._Reader().decode(text)
+    else:
+        assert repr(bodies._Reader().decode(text)) == repr(expected)
+
+
+@settings(max_examples=50)
+@given(VALUES)
+def test_what_is_written_in_parts_is_what_json_writes(value: object) -> None:
+    # A lone surrogate is "?" on the wire.
+    expected = json.loads(formats.encode(value).encode("utf-8", "replace"))
+    assert json.loads(b"".join(formats.blocks(formats.encode_in_parts(value)))) == expected
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 7])
+def test_an_iterator_is_written_as_a_list(size: int) -> None:
+    entries = [{"a": [number] * 5} for number in range(size)]
+    assert "".join(formats.encode_in_parts({"x": iter(entries), "y": 1})) == formats.encode({"x": entries, "y": 1})
+
+
+@pytest.mark.parametrize("size", [1, 16_384, 16_385, 50_000])
+def test_long_lists_of_ids_are_checked_in_parts_to_the_same_tuples(size: int) -> None:
+    ids = [random.Random(size).randrange(2**31) for _ in range(size)]
+    for prompt in (ids, [ids, [1]]):
+        body = read_body(json.dumps({"prompt": prompt}).encode(), CompletionRequest)
+        assert isinstance(body, CompletionRequest)
+        assert body.prompts == ([tuple(ids)] if prompt is ids else [tuple(ids), (1,)])
+    tokens = read_body(json.dumps({"tokens": ids}).encode(), DetokenizeRequest)
+    assert isinstance(tokens, DetokenizeRequest) and tokens.tokens == tuple(ids)
+    with pytest.raises(RequestError, match="greater than or equal to 0"):
+        read_body(json.dumps({"tokens": [*ids, -1]}).encode(), DetokenizeRequest)
+
+
+def test_a_body_of_too_many_lists_is_one_sentence() -> None:
+    with pytest.raises(RequestError, match="more than 100,000 lists and objects: send less at a time"):
+        read_body(b'{"prompt": [' + b"[1]," * 100_000 + b"[1]]}", CompletionRequest)
