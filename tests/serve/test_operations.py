@@ -17,9 +17,11 @@ import urllib.request
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from serve.app import make_app
 from serve.connection import connection_class
+from serve.program import listen, run
 from serve.settings import ServeOptions, retry_after
 from tests.serve.conftest import ROOT, Serve
 
@@ -99,6 +101,35 @@ def test_every_option_is_a_flag(server):
         if name != "runs":
             assert f"--{name.replace('_', '-')} " in shown
         assert field.description
+
+
+def test_connections_that_wait_are_accepted_together_and_not_one_a_turn_of_the_loop():
+    app, options, turns, seen = FastAPI(), ServeOptions(port=0), 0, []
+    app.state.draining = asyncio.Event()
+    deadline = time.monotonic() + 20
+
+    @app.get("/")
+    async def look() -> None:
+        seen.append(turns)
+
+    def count() -> None:
+        nonlocal turns
+        turns += 1
+        if len(seen) == len(clients) or time.monotonic() > deadline:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            asyncio.get_running_loop().call_soon(count)
+
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(listen(options))
+        # Connections inherit it, and asyncio looks for it before it turns off Nagle's delay.
+        assert listening.proto == socket.IPPROTO_TCP
+        clients = [stack.enter_context(socket.create_connection(listening.getsockname())) for _ in range(60)]
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        run(app, options, listening, count)
+        assert all(client.recv(12) == b"HTTP/1.1 200" for client in clients)
+    assert len(seen) == 60 and seen[-1] - seen[0] < 30, seen
 
 
 # -- the end ----------------------------------------------------------------------------------------
