@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run
 from lm.config import DEFAULT_RUNS_DIR, RunConfig, validate
 from lm.corpora import Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
@@ -143,7 +145,15 @@ class Run:
 
     @functools.cached_property
     def _weights(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self.folder.read_weights(self.state)
+        arrays, facts = self.folder.read_weights(self.state)
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise CorruptRunError(
+                    f"Run {self.name!r}: the weights {name} have values that are not finite (NaN or infinity), so the "
+                    "model predicts nothing. The training probably diverged: take a state that was kept before "
+                    f"({self.name}@step-N), or train again."
+                )
+        return arrays, facts
 
     @property
     def step(self) -> int | None:

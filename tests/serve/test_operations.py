@@ -175,7 +175,7 @@ def test_an_idle_server_ends_at_once_on_ctrl_c(serve: Serve):
 def test_health_is_live_and_ready(server):
     for path in ("/health", "/health/ready"):
         status, _, answer = server.request("GET", path)
-        assert (status, answer) == (200, {"status": "ok", "dead": []})
+        assert (status, answer) == (200, {"status": "ok", "dead": [], "skipped": []})
 
 
 def test_metrics_count_requests_tokens_and_texts(serve: Serve):
@@ -311,7 +311,7 @@ def test_a_dead_engine_is_told_to_all_is_never_healthy_and_can_be_replaced(runs,
         assert (status, error["code"], error["type"]) == (200 if stream else 500, "engine_dead", "server_error")
         assert "[DONE]" not in answer and "The engine of the model 'gru' died." in error["message"]
         for path in ("/health", "/health/ready"):
-            assert ask(url + path) == (503, '{"status":"dead","dead":["gru"]}')
+            assert ask(url + path) == (503, '{"status":"dead","dead":["gru"],"skipped":[]}')
         assert ask(f"{url}/v1/completions", body)[0] == 500
         assert 'inkling_engine_healthy{model="gru"} 0.0' in ask(f"{url}/metrics")[1]
         assert ask(f"{url}/admin/reload", {}) == (200, '{"models":{"gru":"reloaded"}}')
