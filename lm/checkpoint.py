@@ -456,7 +456,8 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
         if not folder.is_dir():
             continue
         for path in folder.iterdir():
-            if path.name.startswith(DELETED) or not (path / CONFIG).is_file():
+            # Not Path.is_file, which raises for a folder that this user may not enter.
+            if path.name.startswith(DELETED) or not os.path.isfile(path / CONFIG):
                 continue
             run = RunFolder(path)
             if run.shipped:
@@ -464,7 +465,7 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
             elif folder == runs_dir:
                 own.append(run)
     names = {run.name for run in own}
-    own.sort(key=lambda run: max((run.path / CONFIG).stat().st_mtime, _mtime(run.path / MODEL)), reverse=True)
+    own.sort(key=lambda run: max(_mtime(run.path / CONFIG), _mtime(run.path / MODEL)), reverse=True)
     return own + [shipped[name] for name in sorted(shipped) if name not in names]
 
 
@@ -487,7 +488,11 @@ def _train_one(runs_dir: Path) -> str:
 
 
 def _mtime(path: Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0
+    """0 for a file that is not there, or that was deleted since it was listed."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:

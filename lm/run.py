@@ -195,7 +195,15 @@ class Run:
 
     @functools.cached_property
     def _weights(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self.folder.read_weights(self.state)
+        arrays, facts = self.folder.read_weights(self.state)
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise CorruptRunError(
+                    f"Run {self.name!r}: the weights {name} have values that are not finite (NaN or infinity), so the "
+                    "model predicts nothing. The training probably diverged: take a state that was kept before "
+                    f"({self.name}@step-N), or train again."
+                )
+        return arrays, facts
 
     @property
     def step(self) -> int | None:

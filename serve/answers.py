@@ -112,11 +112,19 @@ class ModelCard(BaseModel):
     context_length: int | None = Field(description="Of a loaded model; null: no limit, or not loaded.")
 
 
+class SkippedModel(BaseModel):
+    """A run that cannot be loaded."""
+
+    id: str
+    reason: str = Field(description="What is wrong with its files.")
+
+
 class ModelList(BaseModel):
     """The answer of /v1/models."""
 
     object: Literal["list"]
     data: list[ModelCard]
+    skipped: list[SkippedModel] = Field(description="Runs that cannot be loaded, and why.")
 
 
 class Tokenized(BaseModel):

@@ -25,7 +25,7 @@ from lm.generation.decoder import Decoder
 from lm.run import Run
 from lm.tokenizers.base import Tokenizer
 from serve.errors import RequestError, dead_engine, model_not_found, no_model, too_busy
-from serve.offers import Offer, find_offers
+from serve.offers import Found, Offer, find_offers
 from serve.settings import ServeOptions
 from serve.tokens import Tokens
 from serve.worker import Worker
@@ -77,7 +77,7 @@ class Models:
 
     def __init__(self, options: ServeOptions, *, may_be_empty: bool = False) -> None:
         self._options = options
-        self._offers = find_offers(options, may_be_empty=may_be_empty)
+        self._offers, self._skipped = find_offers(options, may_be_empty=may_be_empty)
         self._loaded: dict[str, Model] = {}
         self._retired: set[Model] = set()
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -94,6 +94,11 @@ class Models:
     def offers(self) -> dict[str, Offer]:
         """By name, in the order asked for, else the newest first."""
         return self._offers
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why runs were not offered, or could not be loaded when they were last asked for."""
+        return self._skipped
 
     @property
     def loaded(self) -> dict[str, Model]:
@@ -119,8 +124,10 @@ class Models:
         """The name of an offered model; None is the first.
 
         Raises:
-            RequestError: 404.
+            RequestError: 404, or 500 for a run that was skipped.
         """
+        if name in self._skipped and name not in self._offers:
+            raise self._refusal(name)
         if not self._offers:
             raise no_model()
         if name is None:
@@ -174,12 +181,29 @@ class Models:
             reserved = needed
             self._reserved += reserved
             model = await asyncio.to_thread(self.open, offer)
-        except (LMError, OSError) as error:
-            log.error("Model %r cannot be loaded. %s", name, error)
-            raise RequestError(500, f"The model {name!r} cannot be loaded; the server's log says why.") from None
+        except RequestError:
+            raise
+        except Exception as error:
+            self._failed(offer, error)
+            raise self._refusal(name) from None
         finally:
             self._reserved -= reserved
         self._loaded[name] = model
+        self._skipped.pop(name, None)
+
+    @staticmethod
+    def _refusal(name: str) -> RequestError:
+        return RequestError(500, f"The model {name!r} cannot be loaded; the server's log says why.")
+
+    def _failed(self, offer: Offer, error: Exception) -> None:
+        """Note why a run cannot be loaded: any exception, since damaged files may hold anything."""
+        self._skipped[offer.name] = offer.reason(error)
+        unforeseen = not isinstance(error, LMError | OSError)
+        log.error("Model %r cannot be loaded. %s", offer.name, error, exc_info=error if unforeseen else None)
+
+    def _log_skipped(self) -> None:
+        for name, reason in self._skipped.items():
+            log.warning("Run %r is skipped. %s", name, reason)
 
     def preload(self) -> None:
         """Load the named runs while there is room, before the server takes requests; needs no event loop.
@@ -187,6 +211,7 @@ class Models:
         Raises:
             LMError: one of them cannot be loaded.
         """
+        self._log_skipped()
         if not self._options.runs:
             return
         limit = self._options.max_memory
@@ -204,7 +229,8 @@ class Models:
             LMError: the run is damaged.
         """
         options = self._options
-        begun, fingerprint = time.monotonic(), offer.fingerprint()
+        # All that the files say comes before the thread is made, which nobody would stop if they were gone by then.
+        begun, fingerprint, memory_bytes = time.monotonic(), offer.fingerprint(), offer.memory_bytes(options)
         run = Run(offer.folder, offer.state, device=options.device, precision=options.precision)
         engine = run.engine(
             max_batch=options.max_batch, prefix_cache_bytes=int(options.prefix_cache),
@@ -217,7 +243,7 @@ class Models:
             tokenizer=run.tokenizer,
             tokens=Tokens(run.tokenizer),
             worker=Worker(engine, offer.name, max_sequences=options.max_sequences),
-            memory_bytes=offer.memory_bytes(options),
+            memory_bytes=memory_bytes,
             used=next(self._clock),
         )
         log.info(
@@ -278,18 +304,24 @@ class Models:
 
         Returns:
             What became of each model that was loaded: "unchanged", "reloaded", "gone", or "failed" (then the old one
-            goes on; the log says why).
+            stays in service; the log and `skipped` say why).
         """
         outcome = {}
         async with self._reloading:
             try:
-                self._offers = await asyncio.to_thread(find_offers, self._options, again=True)
+                self._list(await asyncio.to_thread(find_offers, self._options, again=True))
             except (LMError, OSError) as error:
                 log.error("The list of runs stays as it was. %s", error)
             for name, model in list(self._loaded.items()):
                 outcome[name] = await self._reload(name, model)
         log.info("Reloaded.", extra={"facts": {"models": outcome}})
         return outcome
+
+    def _list(self, found: Found) -> None:
+        """Offer what was found; a model that is loaded is offered also where its run cannot be read any more."""
+        kept = {name: self._offers[name] for name in found.skipped if name in self._loaded and name in self._offers}
+        self._offers, self._skipped = {**found.offers, **kept}, dict(found.skipped)
+        self._log_skipped()
 
     async def include(self, name: str) -> None:
         """Offer one more run of the runs folder, one that was trained since.
@@ -301,7 +333,10 @@ class Models:
             options = self._options
             if options.runs and name not in options.runs:
                 options = options.model_copy(update={"runs": (*options.runs, name)})
-            self._offers = await asyncio.to_thread(find_offers, options, again=True)
+            found = await asyncio.to_thread(find_offers, options, again=True)
+            if name in found.skipped:
+                raise ConfigError(f"Run {name!r} cannot be served: {found.skipped[name]}")
+            self._list(found)
             self._options = options
             if name in self._loaded:
                 # Somebody used it while it was being trained.
@@ -312,12 +347,14 @@ class Models:
         if offer is None:
             self._retire(old)
             return "gone"
+        if name in self._skipped:
+            return "failed"
         try:
             if old.worker.healthy and offer.fingerprint() == old.fingerprint:
                 return "unchanged"
             new = await asyncio.to_thread(self.open, offer)
-        except (LMError, OSError) as error:
-            log.error("Model %r stays as it was. %s", name, error)
+        except Exception as error:
+            self._failed(offer, error)
             return "failed"
         self._retire(old)
         self._loaded[name] = new

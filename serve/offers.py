@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from lm.checkpoint import CONFIG, MODEL, TOKENIZER, RunFolder, find_run, list_runs
-from lm.errors import ConfigError, RunNotFoundError
+from lm.checkpoint import CONFIG, TOKENIZER, RunFolder, find_run, list_runs
+from lm.errors import ConfigError, CorruptRunError, LMError, RunNotFoundError
+from lm.files import read_facts
 from lm.registry import KERNELS
 from lm.run import Run
 from serve.settings import ServeOptions
@@ -50,36 +52,78 @@ class Offer:
         states = min(int(options.state_memory), options.max_batch * state)
         return 2 * self.files[-1].stat().st_size + states + int(options.prefix_cache)
 
+    def check(self, options: ServeOptions) -> None:
+        """Look at its files, but for the numbers in its weights: what is wrong there is known once it is loaded.
 
-def find_offers(options: ServeOptions, *, again: bool = False, may_be_empty: bool = False) -> dict[str, Offer]:
-    """By name: the runs asked for, in that order, else every run in the runs folder, the newest first.
+        Raises:
+            Exception: of any type: the files may hold anything.
+        """
+        config, tokenizer, weights = self.files
+        for path in (config, tokenizer, weights):
+            if not path.is_file():
+                training = path == weights and self.folder.trained_now
+                reason = "is not there yet: the run is being trained" if training else "is missing"
+                raise ConfigError(f"{path} {reason}.")
+        self.memory_bytes(options)
+        self.folder.read_tokenizer()
+        if not read_facts(weights):
+            raise CorruptRunError(f"{weights} is damaged: restore it from a copy, or train again.")
+
+    def reason(self, error: Exception) -> str:
+        """Why it cannot be loaded, for clients: without the place of its folder."""
+        return _sentence(error).replace(f"{self.folder.path}/", "")
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, LMError) else f"{type(error).__name__}: {error}"
+
+
+class Found(NamedTuple):
+    """What is in the runs folder, by the models' names."""
+
+    offers: dict[str, Offer]
+    skipped: dict[str, str]
+    """Why a run is not offered."""
+
+
+def find_offers(options: ServeOptions, *, again: bool = False, may_be_empty: bool = False) -> Found:
+    """The runs asked for, in that order, else every run in the runs folder, the newest first.
+
+    Runs that cannot be loaded are skipped, except at the start one that was asked for by name.
 
     Args:
         options: which runs.
-        again: for a server that runs already, which goes on without runs that were deleted.
+        again: for a server that runs already, which needs no run to be there.
         may_be_empty: for a server on which the first run will be made.
 
     Raises:
-        LMError: there are none, one does not exist or is not complete, or two have one name.
+        LMError: there are none, one that was asked for does not exist or cannot be loaded, or two have one name.
     """
     if options.runs:
-        found = []
+        listed = []
         for name in options.runs:
             try:
-                found.append(Offer(*find_run(name, options.runs_dir)))
+                listed.append(Offer(*find_run(name, options.runs_dir)))
             except RunNotFoundError:
                 if not again:
                     raise
     else:
-        found = [Offer(folder, "best") for folder in list_runs(options.runs_dir)]
-        found = [offer for offer in found if (offer.folder.path / MODEL).is_file()]
-        if not found and not (again or may_be_empty):
-            raise ConfigError(f"There is no run in {options.runs_dir} to serve: train one with: lm train FILE")
+        listed = [Offer(folder, "best") for folder in list_runs(options.runs_dir)]
     offers: dict[str, Offer] = {}
-    for offer in found:
-        if offers.setdefault(offer.name, offer) != offer:
+    skipped: dict[str, str] = {}
+    for offer in dict.fromkeys(listed):
+        if offer.name in offers or offer.name in skipped:
             raise ConfigError(f"Two runs are called {offer.name!r}: serve one of them.")
-        for path in offer.files:
-            if not path.is_file():
-                raise ConfigError(f"Run {offer.name!r} cannot be served: {path} is missing.")
-    return offers
+        try:
+            offer.check(options)
+        except Exception as error:
+            if options.runs and not again:
+                if isinstance(error, RunNotFoundError):
+                    raise
+                raise ConfigError(f"Run {offer.name!r} cannot be served: {_sentence(error)}") from None
+            skipped[offer.name] = offer.reason(error)
+        else:
+            offers[offer.name] = offer
+    if not (offers or options.runs or again or may_be_empty):
+        raise ConfigError(f"There is no run in {options.runs_dir} to serve: train one with: lm train FILE")
+    return Found(offers, skipped)

@@ -49,7 +49,9 @@ class _InUseError(ConfigError):
 
 
 def _listen(options: ServeOptions, port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    # With its protocol named, which connections inherit: asyncio turns Nagle's delay off for those alone.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -70,8 +72,10 @@ def _listen(options: ServeOptions, port: int) -> socket.socket:
 
 def run(app: FastAPI, options: ServeOptions, listening: socket.socket, started: Callable[[], None]) -> None:
     """Serve until a signal ends it; `started` is called once requests are answered."""
+    # asyncio's own loop accepts all connections that wait, uvloop one a turn: while turns take long, they would queue.
     config = uvicorn.Config(
-        app, http=connection_class(options), ws="none", access_log=False, log_config=None, server_header=False,
+        app, loop="asyncio", http=connection_class(options), ws="none",
+        access_log=False, log_config=None, server_header=False,
         backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=options.drain_seconds,  # type: ignore[arg-type]
     )  # fmt: skip
     # What was made so far stays: collecting garbage need not look at it again.

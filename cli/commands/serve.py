@@ -133,6 +133,7 @@ def _welcome(app: FastAPI, options: ServeOptions, port: int, lacking: ImportErro
         ("listening", f"{where}/v1", "the base_url of any OpenAI client"),
         ("models", shown or "none yet",
          f"{len(models.loaded)} loaded, the others when first asked for" if len(names) > 1 else ""),
+        *([("skipped", ", ".join(models.skipped), "cannot be loaded: the log says why")] if models.skipped else []),
         ("key", "needed" if keyed else "none",
          "" if keyed else "whoever reaches this address may ask: --api-key-file sets keys"),
         ("limits", f"{options.max_batch} at once, {options.max_queue} waiting",

@@ -24,6 +24,7 @@ class Health(BaseModel):
 
     status: str
     dead: list[str]
+    skipped: list[str]
 
 
 class Reloaded(BaseModel):
@@ -47,7 +48,9 @@ def _card(models: Models, name: str) -> dict[str, Any]:
 @router.get("/v1/models", response_model=ModelList, responses=ERRORS)
 async def list_models(models: TheModels) -> Response:
     """The models that may be asked for."""
-    return JSONResponse({"object": "list", "data": [_card(models, name) for name in models.offers]})
+    skipped = [{"id": name, "reason": reason} for name, reason in models.skipped.items()]
+    data = [_card(models, name) for name in models.offers]
+    return JSONResponse({"object": "list", "data": data, "skipped": skipped})
 
 
 @router.get("/v1/models/{model}", response_model=ModelCard, responses=ERRORS)
@@ -59,7 +62,9 @@ async def show_model(models: TheModels, model: Annotated[str, Path(description="
 def _health(models: Models, *, draining: bool) -> Response:
     dead = [name for name, model in models.loaded.items() if not model.worker.healthy]
     status = "dead" if dead else "draining" if draining else "ok"
-    return JSONResponse({"status": status, "dead": dead}, 200 if status == "ok" else 503)
+    # A run that cannot be loaded makes no server unhealthy: the others are served.
+    told = {"status": status, "dead": dead, "skipped": list(models.skipped)}
+    return JSONResponse(told, 200 if status == "ok" else 503)
 
 
 @router.get("/health", response_model=Health, responses={503: {"model": Health, "description": "An engine died."}})

@@ -1,6 +1,7 @@
 """64 clients at once, good and bad: no text is lost or mixed, slots are freed, memory stays flat, the queue is bounded.
 
-Twenty seconds in the suite; ten minutes in `make soak`, where memory is looked at.
+Twenty seconds in the suite; ten minutes in `make soak`, where memory is looked at, and where new connections come while
+the machine is busy.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import pytest
 
 import lm
+from benchmarks.connections import Load, measure
 from tests.serve.conftest import Serve, Server
 
 CLIENTS = 64
@@ -273,3 +275,14 @@ def test_ten_minutes_of_clients_of_every_kind(serve: Serve, runs: Path, capsys) 
             sys.stdout.write(text)
 
     load(serve, runs, tell, seconds=600, warm_seconds=60, most_drift=0.05)
+
+
+@pytest.mark.soak
+def test_new_connections_are_answered_while_streams_and_the_machine_are_busy(serve: Serve, capsys) -> None:
+    with serve("shakespeare-gru") as server:
+        figures = measure(server.port, Load(clients=40, rate=90, busy=3, seconds=25))
+        with capsys.disabled():
+            sys.stdout.write(f"\n{figures} ")
+        assert figures.health_seconds["p99"] < 1 and figures.longest_queue < 100
+        # The streams are not stopped for it.
+        assert figures.tokens_per_second > 2000 and figures.first_text_seconds["p99"] < 2

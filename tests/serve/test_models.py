@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import lm
 from lm.checkpoint import RunFolder
-from lm.errors import ConfigError
+from lm.errors import ConfigError, CorruptRunError
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request
 from serve.errors import RequestError
@@ -63,7 +68,7 @@ def test_a_kept_state_is_offered_under_its_own_name(serve: Serve, runs):
 
 def test_the_least_recently_used_idle_model_makes_room(serve: Serve, runs):
     options = ServeOptions(runs_dir=runs, prefix_cache="1MB", max_batch=2)
-    sizes = {name: find_offers(options)[name].memory_bytes(options) for name in MODELS}
+    sizes = {name: find_offers(options).offers[name].memory_bytes(options) for name in MODELS}
     room = sizes["gru"] + sizes["words"] + max(sizes.values()) // 2
     with serve("--prefix-cache", "1MB", "--max-batch", "2", "--max-memory", f"{room}B") as server:
         ask = {"prompt": "the", "max_tokens": 5, "seed": 1}
@@ -78,7 +83,7 @@ def test_the_least_recently_used_idle_model_makes_room(serve: Serve, runs):
 
 def test_a_model_in_use_is_not_evicted_and_another_has_to_wait(serve: Serve, runs):
     options = ServeOptions(runs_dir=runs, prefix_cache="1MB", max_batch=2)
-    room = max(find_offers(options)[name].memory_bytes(options) for name in MODELS)
+    room = max(find_offers(options).offers[name].memory_bytes(options) for name in MODELS)
     with serve(
         "gru", "words", "--prefix-cache", "1MB", "--max-batch", "2", "--max-memory", f"{room}B",
         "--max-completion-tokens", "10000000",
@@ -170,8 +175,114 @@ def test_a_damaged_run_is_a_500_that_tells_no_path_and_harms_no_other(serve: Ser
         status, error = refusal(server, {"model": "words", "prompt": "the"})
         assert status == 500 and str(tmp_path) not in error["message"] and "log says why" in error["message"]
         assert server.post("/v1/completions", model="gru", prompt="the", max_tokens=1)
-        assert server.request("GET", "/health")[0] == 200
+        status, _, health = server.request("GET", "/health")
+        assert (status, health) == (200, {"status": "ok", "dead": [], "skipped": ["words"]})
+        (skipped,) = server.request("GET", "/v1/models")[2]["skipped"]
+        assert skipped["id"] == "words" and skipped["reason"].startswith("model.safetensors fails its hash")
         assert any("words" in line["event"] and line["level"] == "error" for line in server.log())
+
+
+def change_record(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Edit config.json so that its hash is right."""
+    record = RunFolder(run).read_record()
+    change(record)
+    RunFolder(run).write_record(record)
+
+
+def put_nan(run: Path) -> None:
+    """One weight becomes NaN, and the file's hash is right."""
+    arrays, facts = RunFolder(run).read_weights()
+    name = next(iter(arrays))
+    RunFolder(run).write_best({**arrays, name: np.where(np.arange(arrays[name].size).reshape(arrays[name].shape) == 3,
+                                                        np.float32("nan"), arrays[name])}, **facts)  # fmt: skip
+
+
+@pytest.fixture
+def copies(runs, tmp_path) -> Callable[..., None]:
+    """Copies of the run `gru` under other names, in tmp_path."""
+
+    def copy(*names: str) -> None:
+        for name in names:
+            shutil.copytree(runs / "gru", tmp_path / name)
+
+    return copy
+
+
+BROKEN: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
+    "half-copied": (lambda run, _: (run / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    "no-weights": (lambda run, _: (run / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "cut-weights": (lambda run, _: os.truncate(run / "model.safetensors", 5000), "model.safetensors is damaged"),
+    "cut-config": (lambda run, _: os.truncate(run / "config.json", 300), "config.json is damaged"),
+    "odd-config": (
+        lambda run, _: change_record(run, lambda record: record["config"]["model"].update(hidden_size="wide")),
+        "ValueError: invalid literal",
+    ),
+    "other-tokenizer": (
+        lambda run, runs: shutil.copy(runs / "words" / "tokenizer.json", run), "is not the tokenizer that the model"
+    ),
+}  # fmt: skip
+
+
+def test_runs_that_cannot_be_loaded_are_skipped_with_the_reason_and_the_others_are_offered(runs, copies, tmp_path):
+    copies("whole", "in-training", *BROKEN)
+    for name, (damage, _) in BROKEN.items():
+        damage(tmp_path / name, runs)
+    (tmp_path / "in-training" / "model.safetensors").unlink()
+    with RunFolder(tmp_path / "in-training").lock():
+        found = find_offers(ServeOptions(runs_dir=tmp_path))
+    assert set(found.offers) == {"whole", *SHIPPED}
+    expected = {**{name: reason for name, (_, reason) in BROKEN.items()}, "in-training": "the run is being trained"}
+    assert found.skipped.keys() == expected.keys()
+    for name, reason in expected.items():
+        assert reason in found.skipped[name] and str(tmp_path) not in found.skipped[name]
+    # One that was asked for by name is not left out in silence.
+    with pytest.raises(ConfigError, match=r"Run 'half-copied' cannot be served: .*tokenizer\.json is missing"):
+        find_offers(ServeOptions(runs=("whole", "half-copied"), runs_dir=tmp_path))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_broken_run_keeps_no_other_from_being_reloaded_and_serves_on_with_its_old_weights(
+    runs, copies, tmp_path, named
+):
+    copies("whole", *BROKEN)
+    models = Models(ServeOptions(runs=("whole", *BROKEN) if named else (), runs_dir=tmp_path))
+
+    async def story() -> None:
+        for name in ("whole", *BROKEN):
+            (await models.lease(name)).close()
+        for name, (damage, _) in BROKEN.items():
+            damage(tmp_path / name, runs)
+        weights = tmp_path / "whole" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes())
+        assert await models.reload() == {"whole": "reloaded", **dict.fromkeys(BROKEN, "failed")}
+        assert models.skipped.keys() == BROKEN.keys() and models.healthy
+        for name in BROKEN:
+            (await models.lease(name)).close()
+
+    asyncio.run(story())
+    models.close()
+
+
+def test_weights_that_are_not_finite_are_refused_until_they_are_whole_again(runs, copies, tmp_path):
+    copies("broken", "gone")
+    put_nan(tmp_path / "broken")
+    with pytest.raises(CorruptRunError, match=r"'broken': the weights .* not finite .*broken@step-N"):
+        lm.load("broken", runs_dir=tmp_path).sample("the")
+    models = Models(ServeOptions(runs_dir=tmp_path))
+
+    async def story() -> None:
+        shutil.rmtree(tmp_path / "gone")
+        for name in ("broken", "gone"):
+            with pytest.raises(RequestError, match="cannot be loaded"):
+                await models.lease(name)
+        assert set(models.skipped) == {"broken", "gone"} and "not finite" in models.skipped["broken"]
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("engine ")]
+        shutil.copy(runs / "gru" / "model.safetensors", tmp_path / "broken")
+        (await models.lease("broken")).close()
+        assert set(models.skipped) == {"gone"}
+
+    asyncio.run(story())
+    models.close()
 
 
 @pytest.mark.parametrize("way", ["signal", "request"])

@@ -19,9 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from serve.app import make_app
 from serve.connection import connection_class
+from serve.program import listen, run
 from serve.settings import ServeOptions, retry_after
 from tests.serve.conftest import ROOT, Serve
 
@@ -106,6 +108,35 @@ def test_every_option_is_a_flag(server):
         assert field.description
 
 
+def test_connections_that_wait_are_accepted_together_and_not_one_a_turn_of_the_loop():
+    app, options, turns, seen = FastAPI(), ServeOptions(port=0), 0, []
+    app.state.draining = asyncio.Event()
+    deadline = time.monotonic() + 20
+
+    @app.get("/")
+    async def look() -> None:
+        seen.append(turns)
+
+    def count() -> None:
+        nonlocal turns
+        turns += 1
+        if len(seen) == len(clients) or time.monotonic() > deadline:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            asyncio.get_running_loop().call_soon(count)
+
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(listen(options))
+        # Connections inherit it, and asyncio looks for it before it turns off Nagle's delay.
+        assert listening.proto == socket.IPPROTO_TCP
+        clients = [stack.enter_context(socket.create_connection(listening.getsockname())) for _ in range(60)]
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        run(app, options, listening, count)
+        assert all(client.recv(12) == b"HTTP/1.1 200" for client in clients)
+    assert len(seen) == 60 and seen[-1] - seen[0] < 30, seen
+
+
 # -- the end ----------------------------------------------------------------------------------------
 
 
@@ -158,7 +189,7 @@ def test_an_idle_server_ends_at_once_on_ctrl_c(serve: Serve):
 def test_health_is_live_and_ready(server):
     for path in ("/health", "/health/ready"):
         status, _, answer = server.request("GET", path)
-        assert (status, answer) == (200, {"status": "ok", "dead": []})
+        assert (status, answer) == (200, {"status": "ok", "dead": [], "skipped": []})
 
 
 def test_metrics_count_requests_tokens_and_texts(serve: Serve):
@@ -302,7 +333,7 @@ def test_a_dead_engine_is_told_to_all_is_never_healthy_and_can_be_replaced(runs,
         assert (status, error["code"], error["type"]) == (200 if stream else 500, "engine_dead", "server_error")
         assert "[DONE]" not in answer and "The engine of the model 'gru' died." in error["message"]
         for path in ("/health", "/health/ready"):
-            assert ask(url + path) == (503, '{"status":"dead","dead":["gru"]}')
+            assert ask(url + path) == (503, '{"status":"dead","dead":["gru"],"skipped":[]}')
         assert ask(f"{url}/v1/completions", body)[0] == 500
         assert 'inkling_engine_healthy{model="gru"} 0.0' in ask(f"{url}/metrics")[1]
         assert ask(f"{url}/admin/reload", {}) == (200, '{"models":{"gru":"reloaded"}}')
