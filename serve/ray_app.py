@@ -48,7 +48,7 @@ class RayOptions(ServeOptions):
     cpus: float = Field(1.0, ge=0, description="Cores that each replica reserves; its kernels use as many threads.")
     gpus: float = Field(0.0, ge=0, description="GPUs that each replica reserves; a part of one is fine.")
 
-    @field_validator("runs", "api_key", "cors_origin", mode="before")
+    @field_validator("runs", "api_key", "cors_origin", "allowed_host", "trusted_proxy", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         # Arguments of `serve run` are all text.
