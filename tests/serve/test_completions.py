@@ -207,11 +207,11 @@ def test_plain_curl_gets_text_and_events(server: Server):
         ({"prompt": [1, 10_000]}, None, "Token 10000 is outside the vocabulary"),
         ({"prompt": [-1]}, "prompt", "prompt"),
         ({"prompt": "☃", "unknown": "error"}, None, "Line 1, column 1: '☃' (U+2603) is outside the vocabulary"),
-        ({"stop": ""}, "stop", "must not be empty"),
+        ({"stop": ["a", ""]}, "stop", "must not be empty"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "valid integer"),
         ({"logit_bias": {"1": float("nan")}}, "logit_bias", "finite number"),
         ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
-        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"seed": -2}, "seed", "greater than or equal to 0"),
     ],
 )
 def test_what_cannot_be_done_is_400_and_names_the_field(server: Server, body, param, sentence):
