@@ -118,7 +118,9 @@ class Gate:
             scope.setdefault("state", {})["is_local"] = local
         trusted = peer in self._proxies
         if trusted and b"x-forwarded-for" in headers:
-            client = self._proxies.client(peer, headers[b"x-forwarded-for"].decode("latin-1"))
+            # A proxy may add a header of the same name instead of a name to the list.
+            named = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
+            client = self._proxies.client(peer, named.decode("latin-1"))
             scope["client"] = (client, port if client == peer else 0)
         # Whoever says of itself that it uses TLS gets no more by that than a cookie for TLS alone.
         scheme = headers.get(b"x-forwarded-proto", b"").strip().lower()
