@@ -25,6 +25,8 @@ except ImportError:  # uvicorn takes h11 then, which needs none of what `_HTTPTo
     httptools = None
 
 MOST_HEAD_BYTES = 65_536
+HALF_CLOSE_SECONDS = 1.0
+"""A client that closes its sending side so soon after its request waits for the answer; later, it has gone away."""
 GONE_AFTER_SECONDS = 0.2
 """How long a client that closed its sending side is taken to wait for its answer, before that is examined."""
 GONE_CHECKS = 8
@@ -107,6 +109,7 @@ def connection_class(options: ServeOptions) -> type[asyncio.Protocol]:
         _head_bytes = 0
         _head_timer: asyncio.TimerHandle | None = None
         _gone_timer: asyncio.TimerHandle | None = None
+        _read_at = 0.0
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
@@ -123,6 +126,7 @@ def connection_class(options: ServeOptions) -> type[asyncio.Protocol]:
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
                 self._stop_waiting()
+                self._read_at = self.loop.time()
                 return
             self._head_bytes += len(data)
             # A body whose request was answered already is read to its end, or the client would miss the answer.
@@ -135,6 +139,8 @@ def connection_class(options: ServeOptions) -> type[asyncio.Protocol]:
         def eof_received(self) -> bool:
             """Whether the connection stays open: where the client can still read the answer to a whole request."""
             if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+                return False
+            if self.cycle.response_started and self.loop.time() - self._read_at > HALF_CLOSE_SECONDS:
                 return False
             self.cycle.keep_alive = False
             self._gone_timer = self.loop.call_later(GONE_AFTER_SECONDS, self._look_if_gone, 0)
