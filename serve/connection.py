@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import json
 import socket
 from collections.abc import Awaitable, Callable
@@ -19,10 +20,10 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from serve.errors import RequestError
 from serve.settings import ServeOptions
 
-try:
-    import httptools
-except ImportError:  # uvicorn takes h11 then, which needs none of what `_HTTPTools` does
-    httptools = None
+httptools: Any = None
+# Without it uvicorn takes h11, which needs none of what `_HTTPTools` does.
+with contextlib.suppress(ImportError):
+    httptools = importlib.import_module("httptools")
 
 MOST_HEAD_BYTES = 65_536
 HALF_CLOSE_SECONDS = 1.0
@@ -35,11 +36,16 @@ OFFERS = (b"upgrade", b"http2-settings")
 """Headers, and tokens of Connection, with which a client offers another protocol."""
 
 
-class _HTTPTools(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+_Base: Any = AutoHTTPProtocol
+
+
+class _HTTPTools(_Base):  # type: ignore[misc]
     """uvicorn's connection over httptools, which ends a request's body at an offer to upgrade, and knows chunks only.
 
     An offer is ignored, as RFC 9110 allows: the request is parsed a second time without it.
     """
+
+    parser: Any
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -100,7 +106,7 @@ async def _send_until_close(cycle: Any, send: Callable[[Any], Awaitable[None]], 
 
 def connection_class(options: ServeOptions) -> type[asyncio.Protocol]:
     """The protocol that one app's connections speak."""
-    base: Any = AutoHTTPProtocol if httptools is None else _HTTPTools
+    base: Any = _Base if httptools is None else _HTTPTools
     longest = max(int(options.max_body), int(options.max_upload))
 
     class Connection(base):  # type: ignore[misc]
