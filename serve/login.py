@@ -79,9 +79,8 @@ class TooManyGuessesError(Exception):
 
     def __init__(self, seconds: float) -> None:
         self.seconds = max(1, math.ceil(seconds))
-        super().__init__(
-            f"Too many wrong keys came from your address: wait {self.seconds} {'second' if self.seconds == 1 else 'seconds'}."
-        )
+        unit = "second" if self.seconds == 1 else "seconds"
+        super().__init__(f"Too many wrong keys came from your address: wait {self.seconds} {unit}.")
 
 
 class Keys:
