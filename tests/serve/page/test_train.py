@@ -123,10 +123,5 @@ def test_who_comes_from_elsewhere_is_told_how_it_is_switched_on_and_refused(brow
         assert "switched off for visitors from other machines" in refusal_of(studio, button, data, host=FOREIGN)
         assert "--allow-training" in refusal_of(studio, button, data, host=FOREIGN)
         # A proxy may put a name of this machine in the place of what its visitor asked for.
-        for sign in (
-            {"X_Forwarded_For": "192.0.2.1"},
-            {"X_Forwarded_Port": "80"},
-            {"Forwarded": "for=a"},
-            {"Via": "1.1 a"},
-        ):
-            assert "--allow-training" in refusal_of(studio, button, data, host="localhost", **sign)
+        for sign in ("X-Forwarded-For", "X-Forwarded-Port", "Forwarded", "Via"):
+            assert "--allow-training" in refusal_of(studio, button, data, host="localhost", **{sign: "a"})
