@@ -15,16 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
+from lm.errors import ConfigError
 from lm.version import __version__
 from serve import errors, login
 from serve.gate import Gate
+from serve.hosts import Proxies
 from serve.login import Keys
 from serve.metrics import Metrics
 from serve.models import Models
@@ -47,6 +51,7 @@ def make_app(options: ServeOptions, *, may_be_empty: bool = False) -> FastAPI:
     models = Models(options, may_be_empty=may_be_empty)
     metrics = Metrics(models)
     keys = Keys(options.keys(os.environ.get("INKLING_API_KEY")))
+    proxies = _proxies(options, os.environ.get("FORWARDED_ALLOW_IPS", ""))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -66,13 +71,29 @@ def make_app(options: ServeOptions, *, may_be_empty: bool = False) -> FastAPI:
     errors.install(app)
     for routes in (completions, chat, score, tokens, operations, documents):
         app.include_router(routes.router)
+    cors = None
     if options.cors_origin:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=options.cors_origin, allow_methods=["*"], allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
-        )  # fmt: skip
-    app.add_middleware(Gate, options=options, keys=keys, metrics=metrics)
+        rules: dict[str, Any] = {
+            "allow_origins": options.cors_origin, "allow_methods": ["*"], "allow_headers": ["*"],
+            "expose_headers": ["x-request-id", "retry-after"],
+        }  # fmt: skip
+        app.add_middleware(CORSMiddleware, **rules)
+        # What the gate refuses does not come so far.
+        cors = functools.partial(CORSMiddleware, **rules)
+    app.add_middleware(Gate, options=options, keys=keys, metrics=metrics, proxies=proxies, cors=cors)
     return app
+
+
+def _proxies(options: ServeOptions, environment: str) -> Proxies:
+    """The proxies that are trusted; uvicorn's variable names some too.
+
+    Raises:
+        ConfigError: the variable names something else.
+    """
+    try:
+        return Proxies((*options.trusted_proxy, *(part.strip() for part in environment.split(",") if part.strip())))
+    except ValueError as error:
+        raise ConfigError(f"FORWARDED_ALLOW_IPS: {error}: give addresses or networks, with commas.") from None
 
 
 def add_page(app: FastAPI) -> None:

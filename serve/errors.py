@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -134,27 +135,47 @@ def _invalid(error: RequestValidationError) -> RequestError:
     findings: dict[str, list[str]] = {}
     for finding in error.errors():
         place = [str(part) for part in finding["loc"][1:]]
-        name = place[0] if place else ""
+        # Deeper, pydantic names what it tried.
+        name = ".".join(place[: 3 if place[0] == "messages" else 1]) if place else ""
         if finding["type"] == "json_invalid":
             return RequestError(400, "The body is not JSON.")
         if finding["type"] == "extra_forbidden":
             path = ".".join(place)[:MOST_SHOWN]
-            if path in UNSUPPORTED:
-                return RequestError(400, f"{path} is not supported: {UNSUPPORTED[path]}", param=path)
+            if place[-1] in UNSUPPORTED:
+                return RequestError(400, f"{path} is not supported: {UNSUPPORTED[place[-1]]}", param=path)
             hint = did_you_mean(path, SamplingOptions.model_fields)
             return RequestError(400, f"Unknown field {path!r}.{hint} See /docs.", param=path)
         if not name and finding["type"] != "value_error":
             return RequestError(400, "Send a JSON object, with Content-Type: application/json.")
-        # Lists are tuples to pydantic alone.
-        message = str(finding["msg"]).removeprefix("Value error, ").replace("tuple", "list")
+        if finding["type"] == "too_short" and finding["input"]:
+            # Of a list whose entries are wrong, pydantic finds as well that none of them is left.
+            continue
+        message = _plain(str(finding["msg"]))
         said = findings.setdefault(name, [_shown(name, finding["input"])])
-        if (message := message[:1].lower() + message[1:]) not in said:
+        if message not in said:
             said.append(message)
     sentences = [f"{said[0]}{', or '.join(said[1:5])}." for said in findings.values()]
     return RequestError(400, " ".join(sentences[:8]), param=next(iter(findings), None) or None)
 
 
-_short = reprlib.Repr()
+def _plain(message: str) -> str:
+    """A finding of pydantic's in the words of JSON."""
+    message = re.sub(r" or instance of \w+", "", message.removeprefix("Value error, "))
+    message = message[:1].lower() + message[1:]
+    return message.replace("tuple", "list").replace("dictionary", "object")
+
+
+class _Short(reprlib.Repr):
+    """A value in short, in the words of JSON."""
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return "true" if value else "false"
+
+    def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802
+        return "null"
+
+
+_short = _Short()
 _short.maxstring = _short.maxother = MOST_SHOWN
 
 

@@ -12,15 +12,16 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import State
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import RequestError, of_exception, shutting_down, too_busy
-from serve.hosts import from_same_site
-from serve.login import DOORS, LOGIN, PAGE, Keys, is_page
+from serve.errors import MOST_SHOWN, RequestError, of_exception, shutting_down, too_busy
+from serve.hosts import Proxies, from_same_site, is_local, is_loopback, name_check
+from serve.login import DOORS, LOGIN, PAGE, Keys, TooManyGuessesError, is_page
 from serve.metrics import Metrics
 from serve.settings import ServeOptions
 
@@ -62,8 +63,15 @@ _REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")
 class Gate:
     """ASGI middleware; the outermost."""
 
-    def __init__(self, app: ASGIApp, *, options: ServeOptions, keys: Keys, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, options: ServeOptions, keys: Keys, metrics: Metrics, proxies: Proxies,
+        cors: Callable[[ASGIApp], ASGIApp] | None = None,
+    ) -> None:  # fmt: skip
+        """`cors` adds to an answer what lets pages of other origins read it."""
         self._app, self._options, self._keys, self._metrics = app, options, keys, metrics
+        self._proxies, self._cors = proxies, cors
+        # A web site that points its name to this server knows no key, and a browser sends it no cookie of ours.
+        self._is_own_name = None if keys else name_check(options)
         self._open = 0
         self._streams = 0
 
@@ -73,6 +81,11 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        self._find_client(scope, headers)
+        asked = scope
+        if scope["method"] == "HEAD" and not is_page(scope["path"]):
+            # Whoever sends the answer leaves its body out.
+            scope = {**scope, "method": "GET"}
         body = _Body(receive, self._options, upload=scope["path"].rstrip("/") in UPLOADS)
         visit = _Visit(scope, headers, body, send)
         stream = visit.path.startswith(STREAMS)
@@ -88,14 +101,33 @@ class Gate:
                 await visit.refuse(shutting_down())
             raise
         except Exception as error:
+            if isinstance(error, TooManyGuessesError):
+                error = too_busy(error.seconds, str(error))
             if not isinstance(error, RequestError):
                 log.exception("A request failed.", extra={"facts": {"request_id": visit.id}})
             if not visit.status:
                 await body.discard()
-                await visit.refuse(of_exception(error))
+                await visit.refuse(of_exception(error), self._cors)
         finally:
             self._count(-1, stream=stream)
-            self._tell(scope, visit)
+            self._tell(scope, visit, asked["method"])
+
+    def _find_client(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Put into the scope who asks, and how, where that is known from a proxy that is trusted."""
+        peer, port = scope.get("client") or ("", 0)
+        if is_page(scope["path"]):
+            local = is_local(peer, scope["http_version"], headers, self._proxies)
+            scope.setdefault("state", {})["is_local"] = local
+        trusted = peer in self._proxies
+        if trusted and b"x-forwarded-for" in headers:
+            # A proxy may add a header of the same name instead of a name to the list.
+            named = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
+            client = self._proxies.client(peer, named.decode("latin-1"))
+            scope["client"] = (client, port if client == peer else 0)
+        # Whoever says of itself that it uses TLS gets no more by that than a cookie for TLS alone.
+        scheme = headers.get(b"x-forwarded-proto", b"").strip().lower()
+        if scheme in (b"http", b"https") and (trusted or is_loopback(peer)):
+            scope["scheme"] = scheme.decode("ascii")
 
     def _count(self, change: int, *, stream: bool) -> None:
         # Pages that are only looked at take no request's place.
@@ -108,29 +140,42 @@ class Gate:
     async def _serve(self, scope: Scope, headers: dict[bytes, bytes], body: _Body, visit: _Visit) -> None:
         path, method = visit.path, scope["method"]
         of_page = is_page(path)
+        open_to_all = path in OPEN_PATHS
+        self._check_host(scope, headers, open_to_all=open_to_all)
         if (of_page or path in DOORS) and method not in READING and not from_same_site(headers):
             raise RequestError(403, "Another site sent this request: open the page itself.", code="cross_site")
-        open_to_all = path in OPEN_PATHS
         at_once = self._streams if path.startswith(STREAMS) else self._open
         if at_once > self._options.max_requests and not open_to_all:
             raise too_busy(1, "Too many requests at once. Come back in a moment.")
         needs_key = self._keys and not open_to_all and path not in DOORS and (of_page or method != "OPTIONS")
-        if needs_key and not (of_page and self._keys.accept_cookie(headers.get(b"cookie", b""))):
+        client = (scope.get("client") or ("",))[0]
+        if needs_key and not (of_page and self._keys.accept_cookie(headers.get(b"cookie", b""), client)):
             key = headers.get(b"authorization", b"")
             # Browsers bring no key, though perhaps the password that a proxy asked them for.
             if path in (PAGE, f"{PAGE}/") and method in READING and not key.lower().startswith(b"bearer "):
                 await RedirectResponse(LOGIN, 303)(scope, body.receive, visit.send)
                 return
-            self._check_key(key)
+            self._check_key(key, client)
         if path.startswith(GRADIO) and not _USED.fullmatch(path.removeprefix(GRADIO).rstrip("/")):
             raise RequestError(404, "The page has no such address.")
         body.check_length(headers.get(b"content-length"))
         await self._app(scope, body.receive, visit.send)
 
-    def _check_key(self, header: bytes) -> None:
+    def _check_host(self, scope: Scope, headers: dict[bytes, bytes], *, open_to_all: bool) -> None:
+        given = sum(name == b"host" for name, _ in scope["headers"])
+        if given != 1 and (given or scope["http_version"] != "1.0"):
+            raise RequestError(400, f"A request has exactly one Host header: this one has {given or 'none'}.")
+        if given and not open_to_all and self._is_own_name is not None and not self._is_own_name(headers[b"host"]):
+            name = headers[b"host"].decode("latin-1")[:MOST_SHOWN]
+            raise RequestError(
+                421, f"This server does not answer for {name!r}. If that is a name of this server, start it with "
+                "--allowed-host and the name, or with a key.", code="unknown_host",
+            )  # fmt: skip
+
+    def _check_key(self, header: bytes, client: str) -> None:
         scheme, _, given = header.partition(b" ")
         given = given.strip() if scheme.lower() == b"bearer" else b""
-        if not self._keys.accept(given):
+        if not given or not self._keys.accept(given, client):
             said = "Incorrect API key provided." if given else "You didn't provide an API key."
             raise RequestError(401, f"{said} Send it as Authorization: Bearer KEY.", code="invalid_api_key")
 
@@ -150,18 +195,18 @@ class Gate:
                 await serving
         await visit.finish()
 
-    def _tell(self, scope: Scope, visit: _Visit) -> None:
+    def _tell(self, scope: Scope, visit: _Visit, method: str) -> None:
         seconds = time.monotonic() - visit.began
         of_page = is_page(visit.path)
         route = PAGE if of_page else getattr(scope.get("route"), "path", "other")
         status = visit.status or 499
-        self._metrics.answered(route, scope["method"] if route != "other" else "any", status, seconds, visit.facts)
+        self._metrics.answered(route, method if route != "other" else "any", status, seconds, visit.facts)
         log.log(
             # A page asks for a hundred things when it is opened.
             logging.DEBUG if of_page and status < 400 else logging.INFO,
             "request",
             extra={"facts": {
-                "request_id": visit.id, "method": scope["method"], "path": visit.path, "status": status,
+                "request_id": visit.id, "method": method, "path": visit.path, "status": status,
                 "seconds": round(seconds, 6), "client": (scope.get("client") or ("",))[0], **visit.facts,
             }},
         )  # fmt: skip
@@ -199,10 +244,11 @@ class _Visit:
         if self.status and not self._whole:
             await self.send({"type": "http.response.body", "body": b""})
 
-    async def refuse(self, error: RequestError) -> None:
-        """Answer with an error."""
+    async def refuse(self, error: RequestError, cors: Callable[[ASGIApp], ASGIApp] | None) -> None:
+        """Answer with an error, which pages of other origins may read where `cors` lets them."""
         self.facts["code"] = error.code
-        await error.response()(self._scope, _nothing, self.send)
+        answer: ASGIApp = error.response()
+        await (answer if cors is None else cors(answer))(self._scope, _nothing, self.send)
 
 
 async def _all_is_written(state: State) -> None:

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import hmac
 import html
+import ipaddress
+import math
 import re
+import time
+from collections import OrderedDict
+from collections.abc import Hashable
 from hashlib import sha256
 from urllib.parse import parse_qs
 
@@ -31,26 +36,116 @@ def is_page(path: str) -> bool:
     return path == PAGE or path.startswith(f"{PAGE}/")
 
 
+class Backoff:
+    """How long those who failed have to wait: twice as long after each failure beyond the first few.
+
+    What is remembered is bounded: the longest unchanged goes first.
+    """
+
+    FREE = 10
+    """Failures without a wait."""
+    MOST_SECONDS = 60.0
+    FORGET_SECONDS = 900.0
+    """After so long without a failure, the count begins anew."""
+    MOST = 4096
+    """Who are remembered."""
+
+    def __init__(self) -> None:
+        self._failed: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._failed)
+
+    def seconds(self, who: Hashable) -> float:
+        """How long they still have to wait; 0 or less: no longer."""
+        count, last = self._failed.get(who, (0, 0.0))
+        if count < self.FREE:
+            return 0.0
+        return last + min(self.MOST_SECONDS, 2.0 ** (count - self.FREE)) - time.monotonic()
+
+    def fail(self, who: Hashable) -> int:
+        """Note a failure: how many there were."""
+        now = time.monotonic()
+        count, last = self._failed.pop(who, (0, now))
+        count = 1 if now - last > self.FORGET_SECONDS else min(count + 1, 1000)
+        self._failed[who] = (count, now)
+        if len(self._failed) > self.MOST:
+            self._failed.popitem(last=False)
+        return count
+
+
+class TooManyGuessesError(Exception):
+    """Too many wrong keys: no key is looked at for `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = max(1, math.ceil(seconds))
+        unit = "second" if self.seconds == 1 else "seconds"
+        super().__init__(f"Too many wrong keys came from your address: wait {self.seconds} {unit}.")
+
+
 class Keys:
-    """The keys of one server. All are compared each time, so that the time tells neither how far nor which."""
+    """The keys of one server. All are compared each time, so that the time tells neither how far nor which.
+
+    Addresses that send many wrong keys wait. A wrong key that is sent again is no new guess: only itself waits, or a
+    program with an old key would shut out all others behind the same address. For the same reason a key that was
+    accepted from an address stays accepted from there.
+    """
 
     def __init__(self, keys: tuple[bytes, ...]) -> None:
         self._keys = keys
         self._cookies = tuple(_cookie(key).encode("ascii") for key in keys)
+        self._backoff = Backoff()
+        self._accepted: OrderedDict[Hashable, None] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._keys)
 
-    def accept(self, key: bytes) -> bool:
-        """Whether this is one of the keys."""
-        right = [hmac.compare_digest(key, each) for each in self._keys]
-        return any(right)
+    def accept(self, key: bytes, address: str) -> bool:
+        """Whether this is one of the keys, sent from `address`.
 
-    def accept_cookie(self, header: bytes) -> bool:
-        """Whether a Cookie header has what the form gave out."""
+        Raises:
+            TooManyGuessesError: it is not looked at.
+        """
+        return self._accept([key], self._keys, address)
+
+    def accept_cookie(self, header: bytes, address: str) -> bool:
+        """Whether a Cookie header has what the form gave out.
+
+        Raises:
+            TooManyGuessesError: it is not looked at.
+        """
         # A page on another port of this host can set a cookie of the same name: any of them may be the right one.
-        right = [hmac.compare_digest(sent, each) for sent in _SENT.findall(header) for each in self._cookies]
-        return any(right)
+        sent = _SENT.findall(header)
+        return bool(sent) and self._accept(sent[:8], self._cookies, address)
+
+    def _accept(self, sent: list[bytes], right: tuple[bytes, ...], address: str) -> bool:
+        where = _subscriber(address)
+        # Python hashes bytes with a secret of the process.
+        pair = (where, hash(tuple(sent)))
+        if pair not in self._accepted:
+            wait = max(self._backoff.seconds(pair), self._backoff.seconds(where))
+            if wait > 0:
+                raise TooManyGuessesError(wait)
+        found = [hmac.compare_digest(each, one) for each in sent for one in right]
+        if any(found):
+            self._accepted[pair] = None
+            self._accepted.move_to_end(pair)
+            if len(self._accepted) > Backoff.MOST:
+                self._accepted.popitem(last=False)
+            return True
+        if self._backoff.fail(pair) == 1:
+            self._backoff.fail(where)
+        return False
+
+
+def _subscriber(address: str) -> str:
+    """What one who guesses cannot change at will: an IPv4 address, or the network part of an IPv6 address."""
+    if ":" not in address:
+        return address
+    try:
+        return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return address
 
 
 def _cookie(key: bytes) -> str:
@@ -132,8 +227,11 @@ async def log_in(request: Request) -> Response:
     except ValueError:
         sent = {}
     key = sent.get("key", [""])[0].strip().encode("utf-8", "replace")
-    if not keys.accept(key):
-        return HTMLResponse(_form("That is not a key of this server."), 401)
+    try:
+        if not keys.accept(key, request.client.host if request.client else ""):
+            return HTMLResponse(_form("That is not a key of this server."), 401)
+    except TooManyGuessesError as error:
+        return HTMLResponse(_form(str(error)), 429, {"Retry-After": str(error.seconds)})
     answer = _go(f"{PAGE}/")
     answer.set_cookie(
         COOKIE, _cookie(key), path=PAGE, httponly=True, samesite="strict", secure=request.url.scheme == "https"

@@ -17,6 +17,8 @@ LAG_SAMPLE_SECONDS = 0.02
 """Time between two samples of the event loop's lag."""
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "any")
+"""What is counted by name, "any" standing for the requests to no known address. Others are counted as one."""
 GAUGES = {
     "running": "Texts that are being written.",
     "prefilling": "Prompts that are being read.",
@@ -70,7 +72,7 @@ class Metrics:
 
     def answered(self, route: str, method: str, status: int, seconds: float, facts: dict[str, Any]) -> None:
         """Count a request."""
-        self.requests.labels(route, method, str(status)).inc()
+        self.requests.labels(route, method if method in METHODS else "other", str(status)).inc()
         self.seconds.labels(route).observe(seconds)
         if "first_text_seconds" in facts:
             self.first_text.labels(route).observe(facts["first_text_seconds"])

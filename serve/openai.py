@@ -1,15 +1,27 @@
 """Bodies of requests. What is drawn and how is declared in `SamplingOptions` alone: requests inherit it.
 
-A field that is null counts as left out. A field that nobody knows, or that OpenAI has and this server has not, is
-refused.
+A field that is null, or has a value that asks for nothing, counts as left out. A field that nobody knows is refused,
+and so is a value that asks for what OpenAI's server can do and this one cannot.
 """
 
 from __future__ import annotations
 
+import functools
 import secrets
-from typing import Annotated, Any, Literal
+import sys
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from lm.config import Options, validate
 from lm.generation.options import MOST_ALTERNATIVES, SamplingOptions
@@ -25,7 +37,7 @@ UNSUPPORTED = {
     "response_format": "text is not held to a format.",
     "audio": "models write text only.",
     "modalities": "models write text only.",
-    "prediction": "it would change nothing but speed.",
+    "moderation": "texts are not examined.",
     "reasoning_effort": "models do not reason apart from what they write.",
     "verbosity": "use max_tokens and stop.",
     "store": "nothing is stored.",
@@ -33,8 +45,40 @@ UNSUPPORTED = {
     "web_search_options": "models search nothing.",
     "use_beam_search": "use num_beams.",
     "length_penalty": "hypotheses are compared by their whole likelihood.",
+    "include_obfuscation": "events are not padded.",
+    # Of messages:
+    "tool_calls": "models call no functions.",
+    "refusal": "put what was said into content.",
+    "annotations": "models read text only.",
 }
 """Fields of OpenAI's API, and of servers like it, that mean something which this server does not do."""
+NOTHING: dict[str, tuple[Any, ...]] = {
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "include_obfuscation": (False,),
+    "tool_calls": ([],),
+    "refusal": ("",),
+    "annotations": ([],),
+    "logprobs": (False,),
+    "seed": (-1,),
+    "stop": ("", [""]),
+    "top_k": (0, -1),
+}
+"""Values that ask for nothing: what a field is where it is left out, or what other servers take for "off"."""
+UNREAD_PARTS = ("image_url", "input_audio", "file", "refusal")
+"""Types of a message's parts that are no text."""
 
 MOST_AT_ONCE = 16_384
 """Entries of a list that pydantic checks in one call, in which no other thread runs."""
@@ -49,11 +93,19 @@ def _in_parts(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     return tuple(checked)
 
 
-Token = Annotated[int, Field(ge=0, lt=2**31)]
+def _asks_nothing(name: str, value: Any) -> bool:
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in NOTHING[name])
+
+
+# Neither true nor "5" is the id of a token.
+Token = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 # The first fault of a long list is told, and not each.
 Ids = Annotated[tuple[Token, ...], Field(min_length=1, fail_fast=True), WrapValidator(_in_parts)]
 Texts = Annotated[tuple[str, ...], Field(min_length=1, fail_fast=True), WrapValidator(_in_parts)]
 Prompt = str | Ids | Texts | Annotated[tuple[Ids, ...], Field(min_length=1, fail_fast=True)]
+UNUSED = "Taken and not used: it would not change the text."
+IDS = ("prompt", "tokens")
+"""What may be very long."""
 MOST_ITEMS = 10_000
 """Entries of a list or map that is no prompt."""
 MOST_FIELDS = 1000
@@ -66,8 +118,10 @@ def _as_sent(schema: dict[str, Any]) -> None:
         kept = {key: about.pop(key) for key in ("title", "description", "default") if key in about}
         choices = about.get("anyOf", [dict(about)])
         if name == "stop":
-            choices = [{"type": "string", "minLength": 1}, *choices]
+            choices = [{"type": "string"}, *choices]
             choices[1]["items"] = {"type": "string", "minLength": 1}
+        if name == "top_p":
+            choices[0]["minimum"] = choices[0].pop("exclusiveMinimum")
         if name == "seed":
             del kept["default"]
             kept["description"] += " Left out: a new one, told in the answer."
@@ -80,28 +134,45 @@ class Part(Options):
 
     @model_validator(mode="before")
     @classmethod
-    def _few(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            if len(value) > MOST_FIELDS:
-                raise ValueError(f"{len(value):,} fields are too many")
-            for name, part in value.items():
-                if isinstance(part, list | dict) and len(part) > MOST_ITEMS and name not in ("prompt", "tokens"):
+    def _what_is_asked(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if len(value) > MOST_FIELDS:
+            raise ValueError(f"{len(value):,} fields are too many")
+        asked, numbers = {}, _numbers(cls)
+        for name, part in value.items():
+            parts: Collection[Any] = (part,)
+            if isinstance(part, list | dict) and name not in IDS:
+                parts = part if isinstance(part, list) else part.values()
+                if len(parts) > MOST_ITEMS:
                     raise ValueError(f"{name[:50]} has {len(part):,} entries: {MOST_ITEMS:,} is the most")
-        return value
+            if part is None or (name in NOTHING and _asks_nothing(name, part)):
+                continue
+            if name in numbers and any(each is True or each is False for each in parts):
+                wrong = PydanticCustomError("bool_as_number", "true and false are no numbers")
+                raise ValidationError.from_exception_data(
+                    cls.__name__, [{"type": wrong, "loc": (name,), "input": part}]
+                )
+            asked[name] = part
+        return asked
+
+
+@functools.cache
+def _numbers(cls: type[Part]) -> frozenset[str]:
+    """The fields that take numbers, whose own types do not tell them from true and false."""
+
+    def types(annotation: Any) -> set[Any]:
+        parts = get_args(annotation)
+        return {annotation}.union(*(types(part) for part in parts)) if parts else {annotation}
+
+    found = {name: types(about.annotation) for name, about in cls.model_fields.items()}
+    return frozenset(name for name, kinds in found.items() if kinds & {int, float} and name not in IDS)
 
 
 class Body(Part):
-    """Base of all requests: null is the same as left out."""
+    """Base of all requests."""
 
     model: str | None = Field(None, description="Which model; see GET /v1/models. Default: the first.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        known = cls.model_fields.keys() | UNSUPPORTED.keys()
-        return {name: part for name, part in value.items() if part is not None or name not in known}
 
 
 class StreamOptions(Part):
@@ -117,12 +188,24 @@ class Sampled(Body, SamplingOptions):
 
     stream: bool = Field(False, description="Send the text as it is written, as server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="What a stream tells beside the text.")
-    user: str | None = Field(None, description="Taken and not used.")
+    user: str | None = Field(None, description=UNUSED)
+    safety_identifier: str | None = Field(None, description=UNUSED)
+    metadata: dict[str, str] | None = Field(None, description=UNUSED)
+    prediction: dict[str, Any] | None = Field(None, description=UNUSED)
+    prompt_cache_key: str | None = Field(None, description=UNUSED)
+    prompt_cache_options: dict[str, Any] | None = Field(None, description=UNUSED)
+    prompt_cache_retention: str | None = Field(None, description=UNUSED)
     unknown: UnknownPolicy | None = Field(
         None,
         description="What symbols of the prompt that the model never saw become; default: as the model was trained.",
     )
     return_token_ids: bool = Field(False, description="Tell the ids of the tokens too.")
+
+    @field_validator("top_p", mode="before")
+    @classmethod
+    def _smallest(cls, value: Any) -> Any:
+        # None of the probability is held by the likeliest token alone.
+        return sys.float_info.min if value == 0 and not isinstance(value, bool) else value
 
     @property
     def include_usage(self) -> bool:
@@ -159,14 +242,32 @@ class TextPart(Part):
 
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description=UNUSED)
 
 
 class Message(Part):
-    """One turn of a chat."""
+    """One turn of a chat; what a model answered can be sent back as it is."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="Who speaks.")
-    content: str | Annotated[tuple[TextPart, ...], Field(fail_fast=True)] = Field(description="What is said.")
-    name: str | None = Field(None, description="Taken and not used.")
+    content: str | Annotated[tuple[TextPart, ...], Field(fail_fast=True)] = Field(
+        "", description="What is said; an assistant may have said nothing."
+    )
+    name: str | None = Field(None, description=UNUSED)
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _of_text(cls, value: Any) -> Any:
+        for part in value if isinstance(value, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind in UNREAD_PARTS:
+                raise ValueError(f"a part of the type {kind} is not supported: models read text only")
+        return value
+
+    @model_validator(mode="after")
+    def _said(self) -> Message:
+        if self.role != "assistant" and "content" not in self.model_fields_set:
+            raise ValueError(f"content is missing in a message of the role {self.role}")
+        return self
 
     @property
     def text(self) -> str:
@@ -183,13 +284,13 @@ class ChatRequest(Sampled):
     top_logprobs: int | None = Field(
         None, ge=0, le=MOST_ALTERNATIVES, description="With logprobs: this many alternatives of each token."
     )
-    metadata: dict[str, str] | None = Field(None, description="Taken and not used.")
 
     @model_validator(mode="after")
     def _agree(self) -> ChatRequest:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
-        if self.max_completion_tokens is not None and "max_tokens" in self.model_fields_set:
+        given = self.max_tokens if "max_tokens" in self.model_fields_set else None
+        if self.max_completion_tokens is not None and given not in (None, self.max_completion_tokens):
             raise ValueError("max_completion_tokens and max_tokens are two names of one thing: give one")
         return self
 

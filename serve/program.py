@@ -74,8 +74,10 @@ def run(app: FastAPI, options: ServeOptions, listening: socket.socket, started: 
     """Serve until a signal ends it; `started` is called once requests are answered."""
     # asyncio's own loop accepts all connections that wait, uvloop one a turn: while turns take long, they would queue.
     config = uvicorn.Config(
-        app, loop="asyncio", http=connection_class(options), ws="none",
-        access_log=False, log_config=None, server_header=False,
+        app, loop="asyncio", http=connection_class(options), ws="none", access_log=False, log_config=None,
+        server_header=False,
+        # The gate finds the client of a request that comes through a proxy.
+        proxy_headers=False,
         backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=options.drain_seconds,  # type: ignore[arg-type]
     )  # fmt: skip
     # What was made so far stays: collecting garbage need not look at it again.

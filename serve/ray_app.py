@@ -31,6 +31,8 @@ from serve.worker import EngineDeadError
 
 HEALTH_SECONDS = 2.0
 """Between two looks at a replica's engines. Ray replaces the replica after the third bad one."""
+HEALTH_TIMEOUT_SECONDS = 10.0
+"""How long a replica may take to answer such a look: a process that hangs does not answer. Ray's own is 30."""
 START_ATTEMPTS = 3
 """What cannot be loaded thrice will not be loaded: the application fails and says why."""
 
@@ -48,7 +50,7 @@ class RayOptions(ServeOptions):
     cpus: float = Field(1.0, ge=0, description="Cores that each replica reserves; its kernels use as many threads.")
     gpus: float = Field(0.0, ge=0, description="GPUs that each replica reserves; a part of one is fine.")
 
-    @field_validator("runs", "api_key", "cors_origin", mode="before")
+    @field_validator("runs", "api_key", "cors_origin", "allowed_host", "trusted_proxy", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         # Arguments of `serve run` are all text.
@@ -140,6 +142,7 @@ def application(arguments: Mapping[str, Any]) -> ray_serve.Application:
         max_queued_requests=options.max_queue,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         health_check_period_s=HEALTH_SECONDS,
+        health_check_timeout_s=HEALTH_TIMEOUT_SECONDS,
         graceful_shutdown_timeout_s=options.drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=START_ATTEMPTS,

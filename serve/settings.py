@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,10 +46,21 @@ class ServeOptions(Options):
     cors_origin: tuple[str, ...] = Field(
         (), description="A web origin that may call from a browser, or *; may be given several times."
     )
+    allowed_host: tuple[str, ...] = Field(
+        (),
+        description="A name, besides this machine's own, that requests without a key may be sent to, or *; "
+        "may be given several times.",
+    )
+    trusted_proxy: tuple[str, ...] = Field(
+        (),
+        description="Address or network of a proxy in front of the server, whose X-Forwarded-For names the client; "
+        "may be given several times.",
+    )
     no_page: bool = Field(False, description="Leave the page out: only the API.")
     allow_training: bool = Field(
         False,
-        description="Let the page train models and delete runs also where it is reached from beyond this machine.",
+        description="Let the page train models and delete runs also where it is reached from beyond this machine, or "
+        "through a proxy.",
     )
 
     # -- how much at once -------------------------------------------------------------------------
@@ -85,11 +97,29 @@ class ServeOptions(Options):
     )
     log_prompts: bool = Field(False, description="Write prompts and texts to the log.")
 
-    @field_validator("cors_origin", "api_key")
+    @field_validator("cors_origin", "api_key", "allowed_host", "trusted_proxy")
     @classmethod
     def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(part.strip() for part in value):
             raise ValueError("must not be empty")
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        # The system takes an empty one for every address.
+        if not value.strip():
+            raise ValueError("must not be empty: 0.0.0.0 is every address of this machine")
+        return value
+
+    @field_validator("trusted_proxy")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for part in value:
+            try:
+                parse_network(part)
+            except ValueError:
+                raise ValueError("give addresses or networks, such as 127.0.0.1 or 10.0.0.0/8") from None
         return value
 
     @property
@@ -118,6 +148,15 @@ class ServeOptions(Options):
                 raise ConfigError(f"--api-key-file {self.api_key_file} holds no key: write one a line.")
             keys += found
         return tuple(key.encode("utf-8") for key in keys)
+
+
+def parse_network(text: str) -> IPv4Network | IPv6Network:
+    """The network that an address, or a network such as 10.0.0.0/8, names.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return ip_network(text.strip(), strict=False)
 
 
 def retry_after(seconds: float) -> int:

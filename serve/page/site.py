@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 PATH = "/page"
 """Where the page is mounted."""
 
-_OF_PROXIES = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto")
-
 Choice = tuple[str, str]
 """What a picker shows, and the name that stands for it."""
 
@@ -50,8 +48,7 @@ class Page:
         """Whether a visitor may train and delete: where that is switched on, or from this machine to this machine."""
         if self.options.allow_training:
             return True
-        if any(name in request.headers for name in _OF_PROXIES):
-            # Who asked a proxy on this machine may be anywhere.
+        if not request.state.is_local:
             return False
         named = host_name(request.headers.get("host", ""))
         return is_loopback(self.options.host) and is_loopback(named)

@@ -207,14 +207,14 @@ def test_plain_curl_gets_text_and_events(server: Server):
         ({"prompt": [1, 10_000]}, None, "Token 10000 is outside the vocabulary"),
         ({"prompt": [-1]}, "prompt", "prompt"),
         ({"prompt": "☃", "unknown": "error"}, None, "Line 1, column 1: '☃' (U+2603) is outside the vocabulary"),
-        ({"stop": ""}, "stop", "must not be empty"),
+        ({"stop": ["a", ""]}, "stop", "must not be empty"),
         ({"stop": ["zz"] * 1001}, "stop", "1,001 stop texts with 2,002 characters: at most 1,000 with 10,000 together"),
         ({"stop": ["z" * 10_001]}, "stop", "1 stop texts with 10,001 characters"),
         ({"prompt": ["a" * 10_000] * 10, "echo": True, "logprobs": 20}, "logprobs", "2,100,000 log-probabilities"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "valid integer"),
         ({"logit_bias": {"1": float("nan")}}, "logit_bias", "finite number"),
         ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
-        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"seed": -2}, "seed", "greater than or equal to 0"),
     ],
 )
 def test_what_cannot_be_done_is_400_and_names_the_field(server: Server, body, param, sentence):

@@ -2,7 +2,11 @@
 
 import pytest
 
-from serve.hosts import from_same_site, host_name, is_loopback
+from lm.config import validate
+from lm.errors import ConfigError
+from serve.hosts import Proxies, from_same_site, host_name, is_local, is_loopback
+from serve.login import Backoff, Keys, TooManyGuessesError
+from serve.settings import ServeOptions
 
 
 @pytest.mark.parametrize(
@@ -89,3 +93,99 @@ def test_what_the_browser_says_itself_decides(site):
 
 def test_what_a_proxy_adds_changes_nothing():
     assert not asked(origin="http://example.com", host="127.0.0.1:8000", x_forwarded_host="example.com")
+
+
+def test_who_asks_is_whom_the_last_trusted_proxy_names():
+    proxies = Proxies(["10.0.0.0/8", "::1"])
+    assert proxies.client("10.1.2.3", "198.51.100.1") == "198.51.100.1"
+    # Whoever asks can write the beginning of the list.
+    assert proxies.client("10.1.2.3", "127.0.0.1, 198.51.100.1, 10.9.9.9") == "198.51.100.1"
+    assert proxies.client("::1", "[2001:db8::5]:4711") == "2001:db8::5"
+    assert proxies.client("192.0.2.1", "198.51.100.1") == "192.0.2.1"
+    assert proxies.client("10.1.2.3", "unknown, 10.7.7.7") == "10.7.7.7"
+    assert proxies.client("10.1.2.3", "") == "10.1.2.3"
+    assert Proxies(["*"]).client("192.0.2.1", "198.51.100.1, 198.51.100.2") == "198.51.100.1"
+    assert "192.0.2.1" not in Proxies([]) and "no address" not in proxies
+
+
+@pytest.mark.parametrize(
+    ("peer", "version", "header", "local"),
+    [
+        ("127.0.0.1", "1.1", "", True),
+        ("::1", "2", "", True),
+        ("192.0.2.1", "1.1", "", False),
+        ("127.0.0.1", "1.0", "", False),
+        ("127.0.0.9", "1.1", "", False),
+        *(("127.0.0.1", "1.1", name, False) for name in ("via", "forwarded", "x-real-ip", "x-forwarded-server")),
+    ],
+)
+def test_a_browser_that_may_be_behind_a_proxy_is_not_taken_for_one_on_this_machine(peer, version, header, local):
+    headers = {b"host": b"localhost", header.encode(): b"x"}
+    assert is_local(peer, version, headers, Proxies(["127.0.0.9"])) == local
+
+
+KEYS = (b"first", b"second")
+
+
+def test_an_address_that_guesses_waits_twice_as_long_each_time(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("serve.login.time.monotonic", lambda: now[0])
+    keys = Keys(KEYS)
+    assert keys.accept(b"first", "192.0.2.1")
+    for number in range(10):
+        assert not keys.accept(b"%d" % number, "192.0.2.1")
+    for wait in (1, 2, 4, 8, 16, 32, 60, 60):
+        for key in (b"guess", b"second"):
+            with pytest.raises(TooManyGuessesError, match=f"wait {wait} second"):
+                keys.accept(key, "192.0.2.1")
+        # Others, and what was accepted from there before, do not wait.
+        assert keys.accept(b"first", "192.0.2.1") and keys.accept(b"second", "192.0.2.2")
+        now[0] += wait
+        assert not keys.accept(b"guess after %d, %d" % (wait, now[0]), "192.0.2.1")
+    now[0] += 901
+    assert keys.accept(b"second", "192.0.2.1") and not keys.accept(b"x", "192.0.2.1")
+    assert not keys.accept(b"y", "192.0.2.1")
+
+
+def test_one_wrong_key_that_is_sent_without_end_shuts_out_nobody_else():
+    keys = Keys(KEYS)
+    for _ in range(10):
+        assert not keys.accept(b"old", "192.0.2.1")
+    with pytest.raises(TooManyGuessesError):
+        keys.accept(b"old", "192.0.2.1")
+    assert keys.accept(b"first", "192.0.2.1")
+
+
+def test_one_network_of_ipv6_is_one_who_guesses_and_what_is_remembered_is_bounded():
+    keys = Keys(KEYS)
+    for number in range(10):
+        assert not keys.accept(b"%d" % number, f"2001:db8::{number}")
+    with pytest.raises(TooManyGuessesError):
+        keys.accept(b"first", "2001:db8::ffff")
+    assert keys.accept(b"first", "2001:db8:0:1::1")
+    backoff = Backoff()
+    for number in range(3 * Backoff.MOST):
+        backoff.fail(number)
+    assert len(backoff) == Backoff.MOST
+
+
+def test_guesses_at_the_cookie_are_guesses():
+    keys = Keys(KEYS)
+    for number in range(10):
+        assert not keys.accept_cookie(b"inkling_page=%064x" % number, "192.0.2.1")
+    with pytest.raises(TooManyGuessesError):
+        keys.accept(b"first", "192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"host": ""}, "must not be empty: 0.0.0.0 is every address"),
+        ({"host": " "}, "must not be empty"),
+        ({"trusted_proxy": ("proxy.example",)}, "give addresses or networks, such as 127.0.0.1 or 10.0.0.0/8"),
+        ({"allowed_host": ("",)}, "must not be empty"),
+    ],
+)
+def test_an_option_that_says_nothing_clear_is_refused(options, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        validate(ServeOptions, options)

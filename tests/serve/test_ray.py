@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -15,18 +16,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 
 import lm
+from serve.ray_proxy import MOST_BYTES, Proxy
 
 pytestmark = pytest.mark.slow
 ROOT = Path(lm.__file__).parents[1]
 PATIENCE_SECONDS = 240
 DEADLY = 13
+LONG_TOKENS = 16_000
+"""What takes more than a second to write."""
 RUN, PROMPT, MAX_TOKENS, SEED = "shakespeare-gru", "ROMEO:", 40, 7
 
 
@@ -91,6 +97,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ray_proxy:middlewares",
         # Ray's processes give way to all others, and starve on a machine that is busy.
         "RAY_worker_niceness": "0",
         # Of this cluster alone; else Ray writes one into the user's home.
@@ -128,7 +135,14 @@ def test_when_a_replica_is_killed_the_other_answers_and_a_new_one_comes(cluster:
     both, texts = cluster.ask_until_answered_by(2)
     assert len(both) == 2 and texts == {text}
     killed = both.pop()
-    os.kill(killed, signal.SIGKILL)
+    with ThreadPoolExecutor() as asking:
+        # Some of these are being answered by each; what has no answer yet is asked again.
+        begun = [asking.submit(cluster.ask, LONG_TOKENS) for _ in range(6)]
+        time.sleep(0.5)
+        assert not any(each.done() for each in begun)
+        os.kill(killed, signal.SIGKILL)
+        answered = [each.result() for each in begun]
+    assert {len(long) for _, long in answered} == {LONG_TOKENS} and len({long for _, long in answered}) == 1
     # Every request from here on succeeds; a new process takes part in the end.
     after, texts = cluster.ask_until_answered_by(2, but={killed})
     assert texts == {text}
@@ -145,6 +159,64 @@ def test_a_replica_whose_engine_died_is_replaced(cluster: Cluster, text: str):
     after, texts = patient.ask_until_answered_by(1, but=both)
     assert texts == {text}
     assert after <= cluster.started()
+
+
+BODY = [{"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.request", "body": b"b"}]
+
+
+def through_proxy(*answers: list[dict[str, Any]], body: list[dict[str, Any]] = BODY) -> tuple[list[bytes], list[Any]]:
+    """The bodies that reach replicas which answer so, one after the other, and what the client is sent."""
+    left, bodies, sent = iter(answers), [], []
+    messages = iter(body)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        parts = [await receive()]
+        while parts[-1].get("more_body"):
+            parts.append(await receive())
+        bodies.append(b"".join(part.get("body", b"") for part in parts))
+        for message in next(left):
+            await send(message)
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "headers": [(b"x-request-id", b"mine")]}
+    asyncio.run(Proxy(app)(scope, receive, send))
+    return bodies, sent
+
+
+def test_a_request_without_an_answer_is_asked_again_with_its_whole_body():
+    start = {"type": "http.response.start", "status": 200, "headers": []}
+    end = {"type": "http.response.body", "body": b"text"}
+    assert through_proxy([], [], [start, end]) == ([b"ab"] * 3, [start, end])
+    # An answer that has begun is not begun again, and nobody is left to answer a client that is gone.
+    assert through_proxy([start]) == ([b"ab"], [start])
+    assert through_proxy([], body=[{"type": "http.disconnect"}]) == ([b""], [])
+    long = {"type": "http.request", "body": b"a" * (MOST_BYTES + 1), "more_body": True}
+    bodies, sent = through_proxy([], body=[long, BODY[1]])
+    assert [len(each) for each in bodies] == [MOST_BYTES + 2] and sent[0]["status"] == 502
+
+
+@pytest.mark.parametrize(("status", "code"), [(429, "rate_limit_exceeded"), (503, "replica_gone"), (404, None)])
+def test_errors_of_ray_itself_have_the_form_of_all_errors(status, code):
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"4"), (b"retry-after", b"1")]
+    start = {"type": "http.response.start", "status": status, "headers": headers}
+    _, sent = through_proxy([start, {"type": "http.response.body", "body": b"Full"}])
+    given = dict(sent[0]["headers"])
+    error = json.loads(sent[1]["body"])["error"]
+    assert (sent[0]["status"], error["message"], error["code"]) == (status, "Full", code)
+    assert given[b"content-type"] == b"application/json" and given[b"retry-after"] == b"1"
+    assert int(given[b"content-length"]) == len(sent[1]["body"]) and len(given) == len(sent[0]["headers"])
+
+
+def test_when_every_replica_goes_away_the_error_says_so():
+    _, sent = through_proxy([], [], [])
+    error = json.loads(sent[1]["body"])["error"]
+    assert (sent[0]["status"], error["code"], error["type"]) == (502, "replica_gone", "server_error")
+    assert (b"x-request-id", b"mine") in sent[0]["headers"]
 
 
 def test_wrong_arguments_are_refused_in_one_sentence_and_right_ones_documented():

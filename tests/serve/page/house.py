@@ -33,9 +33,9 @@ def foreign_page(browser: Browser, server: Server) -> Iterator[Page]:
         started.close()
 
 
-def refusal_of(server: Server, button: str, data: list[Any], *, host: str) -> str:
-    """What a click on a button is answered, sent without the page; it has to be an error."""
-    headers = {"Host": f"{host}:{server.port}"}
+def refusal_of(server: Server, button: str, data: list[Any], *, host: str, **more: str) -> str:
+    """What a click on a button is answered, sent without the page and with `more` headers; it has to be an error."""
+    headers = {"Host": f"{host}:{server.port}", **more}
     config = server.request("GET", "/page/config", headers=headers)[2]
     (component,) = (each["id"] for each in config["components"] if each["props"].get("elem_id") == button)
     (handler,) = (each["id"] for each in config["dependencies"] if [component, "click"] in each["targets"])

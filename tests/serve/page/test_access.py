@@ -59,7 +59,7 @@ def closed(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     keys.write_text("\n".join(KEYS), "utf-8")
     with serve(
         "gru", "--api-key-file", str(keys), "--max-upload", "200000", "--max-body", "50000", "--stall-seconds", "2",
-        "--max-requests", "8", page=True,
+        "--max-requests", "8", "--trusted-proxy", "127.0.0.1", page=True,
     ) as server:  # fmt: skip
         yield server
 
@@ -213,11 +213,13 @@ def test_everything_that_gradio_answers_needs_the_key(closed: Server):
         if path in ("", "/"):
             continue
         address = f"/page{re.sub(r'{[^}]*}', 'x', path)}"
-        for headers in ({}, {"Cookie": "inkling_page=" + "0" * 64}, {"Authorization": "Bearer wrong"}):
+        for headers in ({}, {"Cookie": "inkling_page=" + "0" * 64}, {"Authorization": "Bearer guess"}):
             status, told, answer = closed.request(method, address, b"{}" if method == "POST" else None, headers=headers)
-            assert status == 401, (method, address)
+            # A wrong key that is sent again and again is not looked at any more.
+            code = {401: "invalid_api_key", 429: "rate_limit_exceeded"}[status]
+            assert status == 401 or headers, (method, address)
             assert told["content-security-policy"]
-            assert method == "HEAD" or answer["error"]["code"] == "invalid_api_key"
+            assert method == "HEAD" or answer["error"]["code"] == code
     # Not even what a browser asks before it asks.
     assert closed.request("OPTIONS", "/page/config")[0] == 401
 
@@ -272,6 +274,18 @@ def test_a_wrong_key_is_told_in_the_form(closed: Server, body):
     assert status == 401 and "set-cookie" not in headers
     assert '<p role="alert">That is not a key of this server.</p>' in form and 'name="key"' in form
     assert headers["content-security-policy"]
+
+
+def test_whoever_guesses_at_the_form_has_to_wait(closed: Server):
+    there, elsewhere = {"X-Forwarded-For": "192.0.2.1"}, {"X-Forwarded-For": "192.0.2.2"}
+    for number in range(10):
+        assert log_in(closed, f"guess {number}", **there)[0] == 401
+    status, headers, form = log_in(closed, KEYS[0], **there)
+    assert (status, headers["retry-after"]) == (429, "1") and "set-cookie" not in headers
+    assert "Too many wrong keys came from your address: wait 1 second." in form
+    assert log_in(closed, KEYS[0], **elsewhere)[0] == 303
+    time.sleep(1)
+    assert log_in(closed, KEYS[0], **there)[0] == 303
 
 
 def test_logging_out_takes_the_cookie_away(closed: Server):

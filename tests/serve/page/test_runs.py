@@ -31,7 +31,7 @@ def archive(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) 
     shutil.copytree(runs / "words", folder / STRANGE)
     (folder / "broken").mkdir()
     (folder / "broken" / "config.json").write_text("{")
-    with serve("gru", "words", runs_dir=folder, page=True) as server:
+    with serve("gru", "words", "--allowed-host", FOREIGN, runs_dir=folder, page=True) as server:
         yield server
 
 

@@ -28,7 +28,7 @@ def studio(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("studio")
     shutil.copytree(runs / "gru", folder / "gru")
     # With a run named, as a server usually has: what is trained is offered beside it.
-    with serve("gru", runs_dir=folder, page=True) as server:
+    with serve("gru", "--allowed-host", FOREIGN, runs_dir=folder, page=True) as server:
         yield server
 
 
@@ -122,3 +122,6 @@ def test_who_comes_from_elsewhere_is_told_how_it_is_switched_on_and_refused(brow
     for button, data in (("train-go", [None, PASTED, 1, "gru"]), ("train-stop", [None])):
         assert "switched off for visitors from other machines" in refusal_of(studio, button, data, host=FOREIGN)
         assert "--allow-training" in refusal_of(studio, button, data, host=FOREIGN)
+        # A proxy may put a name of this machine in the place of what its visitor asked for.
+        for sign in ("X-Forwarded-For", "X-Forwarded-Port", "Forwarded", "Via"):
+            assert "--allow-training" in refusal_of(studio, button, data, host="localhost", **{sign: "a"})
