@@ -12,6 +12,7 @@ Names from requests are looked up in the list that was made at the start, and ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import logging
@@ -277,6 +278,24 @@ class Models:
                 outcome[name] = await self._reload(name, model)
         log.info("Reloaded.", extra={"facts": {"models": outcome}})
         return outcome
+
+    async def refresh(self) -> None:
+        """Reload where another process made, deleted or retrained a run; else do nothing.
+
+        A page calls it whenever somebody looks at what is on offer.
+        """
+        options, known = self._options, self._offers
+        loaded = {name: model.fingerprint for name, model in self._loaded.items()}
+
+        def same() -> bool:
+            found = find_offers(options, again=True)
+            return found == known and all(found[name].fingerprint() == loaded[name] for name in loaded if name in found)
+
+        # What stands in the way, reload says in the log.
+        with contextlib.suppress(LMError, OSError):
+            if await asyncio.to_thread(same):
+                return
+        await self.reload()
 
     async def include(self, name: str) -> None:
         """Offer one more run of the runs folder, one that was trained since.

@@ -4,6 +4,8 @@
     files.py      which files a visitor may name
     drawing.py    from what a visitor asks for to the engine, and back
     controls.py   the knobs, made from SamplingOptions; the model picker
+    sheet.py      the sheet of the tab Write: who owns its text, and what each button does while a model writes
+    keeping.py    what a visitor typed and chose, kept in the browser
     marks.py      tokens as coloured marks; what might come next as bars
     curves.py     curves, of a training or along a text
     surprise.py   what a text that was read tells
@@ -16,6 +18,7 @@ A new tab is a file in tabs/ and a line in TABS.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator
 
 import gradio as gr
@@ -23,6 +26,7 @@ from fastapi import Depends, FastAPI
 
 from serve.models import Models
 from serve.page.files import only_uploads
+from serve.page.keeping import SCRIPT, restore
 from serve.page.site import CSS, PATH, QUIET, THEME, Page, told
 from serve.page.tabs import compare, look, perplexity, runs, train, write
 from serve.settings import ServeOptions
@@ -36,7 +40,7 @@ TABS = {
 # Nobody is told that this page exists; a link on it leads nowhere but here.
 _HEAD = (
     '<meta name="robots" content="noindex"><meta name="color-scheme" content="light dark">'
-    '<link rel="icon" href="/favicon.ico" type="image/svg+xml">'
+    '<link rel="icon" href="/favicon.ico" type="image/svg+xml">' + SCRIPT
 )
 _MASTHEAD = "<div id='masthead'><b>Inkling</b><span>a small language model of your own</span>{}</div>"
 _LOGOUT = (
@@ -81,9 +85,17 @@ def build(page: Page, *, keys: bool = False) -> gr.Blocks:
                 with gr.Tab(name, id=name.lower()) as tab:
                     build_tab(page)
                 tabs.append(tab)
+        restore(page, blocks)
+        pickers = [picker.component for picker in page.model_pickers.values()]
+        # Filled by the `js` of the two: what a picker shows may be more than this visitor's pickers know of.
+        picked = gr.JSON(None, visible=False)
+        names = json.dumps(list(page.model_pickers))
+        kept = f"() => [{names}.map((name) => window.inklingKept.read(name))]"
+        blocks.load(told(page.offer_first), picked, pickers, js=kept, **QUIET)
         # What was trained meanwhile is there as soon as somebody looks.
-        pickers = page.model_pickers
-        gr.on([blocks.load, *(tab.select for tab in tabs)], told(page.refresh_pickers), pickers, pickers, **QUIET)
+        looks = [*(tab.select for tab in tabs), *(picker.focus for picker in pickers)]
+        shown = "(_, ...values) => [values, ...values.map(() => null)]"
+        gr.on(looks, told(page.offer_again), [picked, *pickers], pickers, js=shown, **QUIET)
     blocks.queue(api_open=False, default_concurrency_limit=None)
     # Only then does Gradio look at which files it is asked for; nobody launches what is mounted.
     blocks.has_launched = True

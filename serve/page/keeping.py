@@ -1,0 +1,68 @@
+"""What a visitor typed and chose is kept in the browser: it is there again after a reload, and after the server ended.
+
+    keep(page, "write-seed", knob)      # a component, by a name that is its own on the page
+
+Texts are kept with every key, so that nothing is lost while the server is away; other components when they change.
+What a browser refuses to keep (more than about five million characters in all) is as it was before.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import gradio as gr
+
+from serve.page.site import Page
+
+KEPT = "kept"
+"""The class of a text box whose text is kept by its `elem_id`."""
+
+SCRIPT = """<script>
+window.inklingKept = (() => {
+  const key = (name) => `inkling.${name}`;
+  const read = (name) => {
+    try { return JSON.parse(localStorage.getItem(key(name))); } catch { return null; }
+  };
+  const write = (name, value) => {
+    try { localStorage.setItem(key(name), JSON.stringify(value)); } catch { /* full, or switched off */ }
+  };
+  // Before that, a change is only that a component has come to life.
+  let restored = false;
+  document.addEventListener('input', ({ target }) => {
+    const box = target.closest?.('.KEPT');
+    if (box && target.tagName === 'TEXTAREA') write(box.id, target.value);
+  });
+  return {
+    read,
+    keep: (name, value) => { if (restored) write(name, value); },
+    restore: (names, values) => {
+      restored = true;
+      return names.map((name, index) => read(name) ?? values[index]);
+    },
+  };
+})();
+</script>""".replace("KEPT", KEPT)
+"""For the head of the page."""
+
+
+def keep(page: Page, name: str, component: Any) -> None:
+    """Have a component's value kept; a text box needs the class KEPT and `name` as its `elem_id`."""
+    page.kept[name] = component
+    if not isinstance(component, gr.Textbox):
+        keep_choice(name, component.change, component)
+
+
+def keep_choice(name: str, event: Any, component: Any) -> None:
+    """Keep a component's value at an event."""
+    event(
+        None, component, None, js=f"(value) => {{ window.inklingKept.keep({json.dumps(name)}, value); }}",
+        api_visibility="private",
+    )  # fmt: skip
+
+
+def restore(page: Page, blocks: gr.Blocks) -> None:
+    """Give back what was kept, when the page is opened."""
+    names, components = list(page.kept), list(page.kept.values())
+    js = f"(...values) => window.inklingKept.restore({json.dumps(names)}, values)"
+    blocks.load(None, components, components, js=js, api_visibility="private")
