@@ -214,9 +214,7 @@ def _progress(job: Job, ahead: int) -> tuple[str, float | None]:
         loss = f" · loss {job.loss:.2f}" if job.loss is not None else ""
         return f"Step {job.step:,} of {job.steps:,}{loss}{then}", share
     if job.status == "failed":
-        what = (
-            "Your text is still there: give a longer one or choose another kind of model, and press <b>Train</b> again."
-        )
+        what = "Your text is still there: change it, or choose another kind of model, and press Train."
         return f"<b>It failed.</b> {safe(for_page(job.sentence or ''))} {what}", None
     if job.report is None:
         return (f"Stopped. What it had learned is kept in run {safe(job.run)}." if job.run

@@ -39,6 +39,30 @@ def site(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield server
 
 
+STRANGE = "<img src=x onerror=document.title='pwned'>"
+"""A folder can be called anything, whatever Inkling would call it."""
+
+
+@pytest.fixture(scope="session")
+def workshop(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of all runs in its folder, in which tests train, add and delete runs."""
+    folder = tmp_path_factory.mktemp("workshop")
+    for name in ("gru", "transformer", "words"):
+        shutil.copytree(runs / name, folder / name)
+    shutil.copytree(runs / "words", folder / STRANGE)
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text("{")
+    with serve(runs_dir=folder, page=True) as server:
+        yield server
+
+
+def folder_of(server: Server, name: str = "") -> Path:
+    """A run of a server's folder, or the folder itself."""
+    arguments = server.process.args
+    assert isinstance(arguments, list)
+    return Path(arguments[arguments.index("--runs-dir") + 1]) / name
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One Chromium for the tests of a file; its absence is a failure, not a skip.
