@@ -18,7 +18,6 @@ A new tab is a file in tabs/ and a line in TABS.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import AsyncIterator
 
 import gradio as gr
@@ -26,7 +25,7 @@ from fastapi import Depends, FastAPI
 
 from serve.models import Models
 from serve.page.files import only_uploads
-from serve.page.keeping import SCRIPT, restore
+from serve.page.keeping import SCRIPT, restore, settle
 from serve.page.site import CSS, PATH, QUIET, THEME, Page, told
 from serve.page.tabs import compare, look, perplexity, runs, train, write
 from serve.settings import ServeOptions
@@ -86,16 +85,15 @@ def build(page: Page, *, keys: bool = False) -> gr.Blocks:
                     build_tab(page)
                 tabs.append(tab)
         restore(page, blocks)
+        # What was trained meanwhile is there as soon as somebody looks. Which of them a picker shows is for the browser
+        # to decide: a visitor may pick another one before the answer is there.
         pickers = [picker.component for picker in page.model_pickers.values()]
-        # Filled by the `js` of the two: what a picker shows may be more than this visitor's pickers know of.
-        picked = gr.JSON(None, visible=False)
-        names = json.dumps(list(page.model_pickers))
-        kept = f"() => [{names}.map((name) => window.inklingKept.read(name))]"
-        blocks.load(told(page.offer_first), picked, pickers, js=kept, **QUIET)
-        # What was trained meanwhile is there as soon as somebody looks.
-        looks = [*(tab.select for tab in tabs), *(picker.focus for picker in pickers)]
-        shown = "(_, ...values) => [values, ...values.map(() => null)]"
-        gr.on(looks, told(page.offer_again), [picked, *pickers], pickers, js=shown, **QUIET)
+        shelf = gr.JSON(None, visible=False)
+        looks = [blocks.load, *(tab.select for tab in tabs), *(picker.focus for picker in pickers)]
+        offered = gr.on(looks, told(page.offer), None, [shelf, *pickers], **QUIET)
+        offered.then(
+            None, [shelf, *pickers], pickers, js=settle(list(page.model_pickers)), api_visibility="private"
+        )  # fmt: skip
     blocks.queue(api_open=False, default_concurrency_limit=None)
     # Only then does Gradio look at which files it is asked for; nobody launches what is mounted.
     blocks.has_launched = True

@@ -9,6 +9,7 @@ What a browser refuses to keep (more than about five million characters in all) 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -33,8 +34,14 @@ window.inklingKept = (() => {
     const box = target.closest?.('.KEPT');
     if (box && target.tagName === 'TEXTAREA') write(box.id, target.value);
   });
+  let settled = false;
   return {
-    read,
+    settle: (keys, shelf, shown) => {
+      // When the page was opened, what was picked last; later what is picked, whatever other windows do.
+      const wanted = settled ? shown : keys.map(read);
+      settled = true;
+      return wanted.map((name, index) => (shelf.names.includes(name) ? name : shelf.usual[index]));
+    },
     keep: (name, value) => { if (restored) write(name, value); },
     restore: (names, values) => {
       restored = true;
@@ -59,6 +66,11 @@ def keep_choice(name: str, event: Any, component: Any) -> None:
         None, component, None, js=f"(value) => {{ window.inklingKept.keep({json.dumps(name)}, value); }}",
         api_visibility="private",
     )  # fmt: skip
+
+
+def settle(names: Sequence[str]) -> str:
+    """The `js` that gives each picker its model, from what is on offer, and what the pickers show."""
+    return f"(shelf, ...shown) => window.inklingKept.settle({json.dumps(names)}, shelf, shown)"
 
 
 def restore(page: Page, blocks: gr.Blocks) -> None:

@@ -10,7 +10,7 @@ import inspect
 import itertools
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,29 +98,13 @@ class Page:
         best = list(merits) if self.options.runs else sorted(merits, key=lambda name: merits[name])
         return Shelf(choices, best)
 
-    async def offer_first(self, kept: Sequence[str | None]) -> list[Any]:
-        """The pickers of a page that was just opened, each with what was picked last where that is on offer."""
-        shelf = await self._look()
-        names = [name for _, name in shelf.choices]
-        return [
-            gr.update(choices=shelf.choices, value=name if name in names else shelf.usual(picker.place))
-            for name, picker in zip(kept, self.model_pickers.values(), strict=True)
-        ]
-
-    async def offer_again(self, picked: Sequence[str | None], *_: Any) -> list[Any]:
-        """The pickers with what is on offer now; what is picked stays, also what is being picked, unless it is gone."""
-        shelf = await self._look()
-        names = [name for _, name in shelf.choices]
-        return [
-            gr.update(choices=shelf.choices)
-            if name in names
-            else gr.update(choices=shelf.choices, value=shelf.usual(picker.place))
-            for name, picker in zip(picked, self.model_pickers.values(), strict=True)
-        ]
-
-    async def _look(self) -> Shelf:
+    async def offer(self) -> list[Any]:
+        """What is on offer now: the names with what each picker shows where nothing was picked, then the pickers."""
         await self.models.refresh()
-        return await asyncio.to_thread(self.shelf)
+        shelf = await asyncio.to_thread(self.shelf)
+        usual = [shelf.usual(picker.place) for picker in self.model_pickers.values()]
+        news: dict[str, Any] = {"names": [name for _, name in shelf.choices], "usual": usual}
+        return [news, *(gr.update(choices=shelf.choices) for _ in usual)]
 
 
 # -- what is told -------------------------------------------------------------------------------------
