@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -131,7 +131,7 @@ async def leased(page: Page, name: str | None) -> AsyncIterator[Lease]:
 
 async def write(
     page: Page, name: str | None, prompt: Prompt, options: SamplingOptions, *, stop: asyncio.Event | None = None
-) -> AsyncIterator[Written]:
+) -> AsyncGenerator[Written, None]:
     """What is written so far, every PACE_SECONDS, and at the end; who stops listening frees the slots.
 
     Args:

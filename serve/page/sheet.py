@@ -11,7 +11,7 @@ that writing. The script knows for each character whether the visitor or which w
           the model ends or fails · Stop · typing · Undo · Take · another writing begins
 
 Idle:
-    Write       the model goes on from the end of the sheet as it stands.
+    Write       the model continues from the end of the sheet as it stands.
     Undo        takes away what is left of the last piece. What was typed, wherever it stands, stays.
     Regenerate  Undo, then Write with another seed.
     Take        adds a sample to the end of the sheet; the samples close.
@@ -48,8 +48,10 @@ class Order:
     """The writings of which something stands on the sheet, the oldest first."""
     number: int | None
     """Of the writing that begins; None where none does."""
+    again: bool
+    """Whether it takes the place of a piece that was taken away, so that it wants another seed."""
     done: bool
-    """False where there was nothing to take back."""
+    """False where there was nothing to take away."""
 
     @classmethod
     def read(cls, sent: Any) -> Order:
@@ -60,6 +62,7 @@ class Order:
             str(sent.get("sheet") or ""),
             tuple(sorted(each for each in standing if isinstance(each, int))) if isinstance(standing, list) else (),
             number if isinstance(number, int) else None,
+            bool(sent.get("again")),
             sent.get("done") is not False,
         )
 
@@ -120,6 +123,9 @@ def order_by(action: str) -> str:
     return f"(order, ...others) => [window.inklingSheet.{action}(), ...others]"
 
 
+FAILED = "() => { window.inklingSheet.fail(); }"
+"""The `js` for a writing that failed."""
+
 TAKE = "(order, sample, ...others) => [window.inklingSheet.take(sample), sample, ...others]"
 """The `js` of the button that takes a sample."""
 
@@ -173,12 +179,12 @@ const add = (part, writer) => {
 const order = (more) => {
   look();
   const standing = [...new Set(runs.map(([, who]) => who).filter(Boolean))];
-  return { sheet: text, standing, number: null, done: true, ...more };
+  return { sheet: text, standing, number: null, again: false, done: true, ...more };
 };
-const begin = () => {
+const begin = (more) => {
   writing = ++count;
   added = 0;
-  return order({ number: writing });
+  return order({ number: writing, ...more });
 };
 const undo = () => {
   look();
@@ -200,14 +206,15 @@ const undo = () => {
 };
 const again = () => {
   const undone = undo();
-  return undone.done ? begin() : undone;
+  return undone.done ? begin({ again: true }) : undone;
 };
 const take = (sample) => {
   writing = null;
   add(sample, count);
   return order();
 };
-window.inklingSheet = { begin, undo, again, take };
+const fail = () => { writing = null; };
+window.inklingSheet = { begin, undo, again, take, fail };
 
 document.addEventListener('input', (event) => {
   if (own || event.target !== area()) return;

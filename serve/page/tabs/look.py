@@ -6,6 +6,7 @@ logits are kept with it, so that it moves with the knobs without the model being
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -203,11 +204,12 @@ def build(page: Page) -> None:
         grown = story
         async with turns.writing() as stop:
             try:
-                async for written in write(page, story.model, (*story.ids, *story.tokens), options, stop=stop):
-                    grown = replace(
-                        story, tokens=(*story.tokens, *written.tokens[0]), scores=(*story.scores, *written.scores[0])
-                    )
-                    yield {story_state: grown, shown: paper.html(grown), status: _status(written, grown, options)}
+                ids = (*story.ids, *story.tokens)
+                async with contextlib.aclosing(write(page, story.model, ids, options, stop=stop)) as writing:
+                    async for written in writing:
+                        tokens, scores = written.tokens[0], written.scores[0]
+                        grown = replace(story, tokens=(*story.tokens, *tokens), scores=(*story.scores, *scores))
+                        yield {story_state: grown, shown: paper.html(grown), status: _status(written, grown, options)}
             except (LMError, RequestError):
                 yield {status: ""}
                 raise

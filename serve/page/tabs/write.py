@@ -1,8 +1,8 @@
-"""Write: a sheet of paper that the model goes on writing on; serve/page/sheet.py says what each button does when."""
+"""Write: a sheet of paper that the model continues; serve/page/sheet.py says what each button does when."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,7 +13,7 @@ from serve.page.controls import MOST_SAMPLES, Knobs, model_picker
 from serve.page.drawing import Written, write
 from serve.page.keeping import KEPT, keep
 from serve.page.sharing import WAYS, Recipe, tell
-from serve.page.sheet import TAKE, Desk, Order, order_by, stream
+from serve.page.sheet import FAILED, TAKE, Desk, Order, order_by, stream
 from serve.page.site import QUIET, Page, refusal, told
 
 _DOWNLOAD = """(text) => {
@@ -84,58 +84,42 @@ def build(page: Page) -> None:
         sent: Any, desk: Desk, model: str, wanted: str, request: gr.Request, *values: Any
     ) -> AsyncIterator[dict[Any, Any]]:
         order, options = Order.read(sent), knobs.options(values)
-        async with desk.writing() as stop:
-            desk.stands(order.standing)
-            options = options.model_copy(update={"seed": desk.fresh(options.seed)})
-            recipe = Recipe(page.models.resolve(model), order.sheet, options)
-            async for news in go_on(order, desk, recipe, stop, wanted, request):
-                yield news
-
-    async def on_again(
-        sent: Any, desk: Desk, model: str, wanted: str, request: gr.Request, *values: Any
-    ) -> AsyncIterator[dict[Any, Any]]:
-        order = Order.read(sent)
         if not order.done:
             raise refusal("There is nothing to write again yet: press Write.")
-        options = knobs.options(values, seed=secrets.randbelow(2**31))
         async with desk.writing() as stop:
             desk.stands(order.standing)
+            seed = secrets.randbelow(2**31) if order.again else desk.fresh(options.seed)
+            options = options.model_copy(update={"seed": seed})
             recipe = Recipe(page.models.resolve(model), order.sheet, options)
-            async for news in go_on(order, desk, recipe, stop, wanted, request):
-                yield news
-
-    async def go_on(
-        order: Order, desk: Desk, recipe: Recipe, stop: asyncio.Event, wanted: str, request: gr.Request
-    ) -> AsyncIterator[dict[Any, Any]]:
-        options = recipe.options
-        written, several = None, options.n > 1
-        try:
-            async for written in write(page, recipe.model, recipe.prompt, options, stop=stop):
-                piece = "" if several else written.texts[0]
-                news: dict[Any, Any] = {
-                    status: _status(written, options.seed),
-                    pieces: {"number": order.number, "text": piece, "done": written.ended},
-                }
-                if several:
-                    news |= dict(zip(samples, written.texts, strict=False))
-                if not desk.has(order.number):
-                    desk.keep(order.number, recipe)
-                    news[side_by_side] = gr.update(visible=several)
-                    news |= {column: gr.update(visible=several and place < options.n)
-                             for place, column in enumerate(columns)}  # fmt: skip
-                    news |= known(desk, wanted, request)
-                if written.stopped:
+            written, several = None, options.n > 1
+            try:
+                async with contextlib.aclosing(write(page, recipe.model, order.sheet, options, stop=stop)) as writing:
+                    async for written in writing:
+                        piece = "" if several else written.texts[0]
+                        news: dict[Any, Any] = {
+                            status: _status(written, seed),
+                            pieces: {"number": order.number, "text": piece, "done": written.ended},
+                        }
+                        if several:
+                            news |= dict(zip(samples, written.texts, strict=False))
+                        if not desk.has(order.number):
+                            desk.keep(order.number, recipe)
+                            news[side_by_side] = gr.update(visible=several)
+                            news |= {column: gr.update(visible=several and place < options.n)
+                                     for place, column in enumerate(columns)}  # fmt: skip
+                            news |= known(desk, wanted, request)
+                        if written.stopped:
+                            desk.keep(order.number, recipe.cut(written.longest))
+                            news |= known(desk, wanted, request)
+                        yield news
+            except Exception:
+                # Nothing more comes, and what came stays.
+                if written is None:
+                    yield {status: ""}
+                else:
                     desk.keep(order.number, recipe.cut(written.longest))
-                    news |= known(desk, wanted, request)
-                yield news
-        except Exception:
-            # Nothing more comes, and what came stays.
-            if written is None:
-                yield {status: ""}
-            else:
-                desk.keep(order.number, recipe.cut(written.longest))
-                yield {status: _status(written, options.seed, "broke off"), **known(desk, wanted, request)}
-            raise
+                    yield {status: _status(written, seed, "broke off"), **known(desk, wanted, request)}
+                raise
 
     async def on_undo(sent: Any, desk: Desk, wanted: str, request: gr.Request) -> dict[Any, Any]:
         order = Order.read(sent)
@@ -157,8 +141,11 @@ def build(page: Page) -> None:
 
     outputs = [pieces, status, go, shown, side_by_side, *columns, *samples]
     inputs = [sent, desk, picker, way, *knobs.inputs]
-    gr.on([go.click, paper.submit], told(on_write), inputs, outputs, js=order_by("begin"), **QUIET)
-    again.click(told(on_again), inputs, outputs, js=order_by("again"), trigger_mode="multiple", **QUIET)
+    for writing in (
+        gr.on([go.click, paper.submit], told(on_write), inputs, outputs, js=order_by("begin"), **QUIET),
+        again.click(told(on_write), inputs, outputs, js=order_by("again"), trigger_mode="multiple", **QUIET),
+    ):
+        writing.failure(None, js=FAILED, api_visibility="private")
     stop.click(told(on_stop), desk, None, **QUIET)
     pieces.halt(told(on_stop), desk, None, **QUIET)
     undo.click(
