@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import lm
 from tests.serve.conftest import CONTEXT, MODELS, Serve, Server
+from tests.serve.page.house import Network, listening_proxy
 
 PATIENCE = 20_000
 """Milliseconds that a test waits for something to appear."""
@@ -20,12 +21,19 @@ expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
-def site(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def network() -> Iterator[Network]:
+    """What `site` would ask if it went beyond this machine."""
+    with listening_proxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def site(serve: Serve, runs: Path, network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`lm serve` of all runs, and of one called "slow", with the page."""
     folder = tmp_path_factory.mktemp("site")
     for name in MODELS:
         shutil.copytree(runs / name, folder / name)
-    size = {"model.hidden_size": 512, "model.num_heads": 8, "model.num_layers": 8, "model.context_length": CONTEXT}
+    size = {"model.hidden_size": 512, "model.num_heads": 8, "model.num_layers": 4, "model.context_length": CONTEXT}
     text = str(runs / "text.txt")
     overrides = {
         **size,
@@ -35,7 +43,8 @@ def site(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "training.bptt": 8,
     }
     lm.train(text, lm.compose(text, preset="transformer-char", overrides=overrides), name="slow", runs_dir=folder)
-    with serve("gru", "transformer", "words", "pieces", "slow", runs_dir=folder, page=True) as server:
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"), network.url)
+    with serve("gru", "transformer", "words", "pieces", "slow", runs_dir=folder, page=True, **proxies) as server:
         yield server
 
 
