@@ -91,6 +91,11 @@ class Turns:
         self._stops: list[asyncio.Event] = []
         self._turn = asyncio.Lock()
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is written, or waits to be."""
+        return bool(self._stops)
+
     def stop(self) -> None:
         """End the writing, and those that wait to begin. Each still gives what it has."""
         for stop in self._stops:

@@ -2,7 +2,9 @@
 
     keep(page, "write-seed", knob)      # a component, by a name that is its own on the page
 
-Texts are kept with every key, so that nothing is lost while the server is away; other components when they change.
+A component is kept when it changes. While the server is away Gradio says nothing of changes: a text box of class KEPT is
+kept with every key as well.
+
 What a browser refuses to keep (more than about five million characters in all) is as it was before.
 """
 
@@ -17,7 +19,7 @@ import gradio as gr
 from serve.page.site import Page
 
 KEPT = "kept"
-"""The class of a text box whose text is kept by its `elem_id`."""
+"""The class of a text box that is kept with every key, under its `elem_id`."""
 
 SCRIPT = """<script>
 window.inklingKept = (() => {
@@ -54,10 +56,9 @@ window.inklingKept = (() => {
 
 
 def keep(page: Page, name: str, component: Any) -> None:
-    """Have a component's value kept; a text box needs the class KEPT and `name` as its `elem_id`."""
+    """Have a component's value kept; one of class KEPT needs `name` as its `elem_id`."""
     page.kept[name] = component
-    if not isinstance(component, gr.Textbox):
-        keep_choice(name, component.change, component)
+    keep_choice(name, component.change, component)
 
 
 def keep_choice(name: str, event: Any, component: Any) -> None:

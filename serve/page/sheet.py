@@ -74,6 +74,8 @@ class Desk(Turns):
         super().__init__()
         self._recipes: dict[int | None, Recipe] = {}
         """By the number of the writing, the newest last."""
+        self.left: tuple[int, ...] | None = None
+        """The writings of which something stands, where a piece was taken away while it was written."""
 
     def stands(self, standing: Iterable[int]) -> None:
         """Forget the pieces of which nothing stands on the sheet any more."""

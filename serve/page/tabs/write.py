@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import gradio as gr
@@ -110,6 +110,7 @@ def build(page: Page) -> None:
                             news |= known(desk, wanted, request)
                         if written.stopped:
                             desk.keep(order.number, recipe.cut(written.longest))
+                        if written.ended:
                             news |= known(desk, wanted, request)
                         yield news
             except Exception:
@@ -119,15 +120,28 @@ def build(page: Page) -> None:
                 else:
                     desk.keep(order.number, recipe.cut(written.longest))
                     yield {status: _status(written, seed, "broke off"), **known(desk, wanted, request)}
+                desk.left = None
                 raise
+            while desk.left is not None:
+                left, desk.left = desk.left, None
+                yield at_rest(desk, left, wanted, request)
 
-    async def on_undo(sent: Any, desk: Desk, wanted: str, request: gr.Request) -> dict[Any, Any]:
+    def at_rest(desk: Desk, standing: Iterable[int], wanted: str, request: gr.Request) -> dict[Any, Any]:
+        """What is shown after Undo."""
+        desk.stands(standing)
+        return {status: "", side_by_side: gr.update(visible=False), **known(desk, wanted, request)}
+
+    async def on_undo(sent: Any, desk: Desk, wanted: str, request: gr.Request) -> Any:
         order = Order.read(sent)
         if not order.done:
             raise refusal("There is nothing to take back.")
-        await desk.rest()
-        desk.stands(order.standing)
-        return {status: "", side_by_side: gr.update(visible=False), **known(desk, wanted, request)}
+        if desk.busy:
+            # A browser may show news of two handlers in another order than they were sent: the writing itself ends with
+            # what is left.
+            desk.left = order.standing
+            desk.stop()
+            return gr.skip()
+        return at_rest(desk, order.standing, wanted, request)
 
     async def on_take(sent: Any, sample: str, desk: Desk) -> dict[Any, Any]:
         await desk.rest()
