@@ -2,8 +2,8 @@
 
     keep(page, "write-seed", knob)      # a component, by a name that is its own on the page
 
-A component is kept when it changes. While the server is away Gradio says nothing of changes: a text box of class KEPT is
-kept with every key as well.
+A component is kept when it changes. While the server is away Gradio says nothing of changes, and a text box of class
+KEPT is kept with every key.
 
 What a browser refuses to keep (more than about five million characters in all) is as it was before.
 """

@@ -19,9 +19,10 @@ Idle:
 Writing (the script adds each new part of the piece to the end of the sheet):
     Stop        the server ends the writing. All that was written stays and is counted.
     typing      the script adds nothing more from that key on, and presses Stop.
-    Undo, Take, Regenerate, Write
+    Undo, Take, Regenerate
                 the script adds nothing more of the old piece, and the button does what it does in idle. The server ends
-                the old writing before it answers, so that there is never more than one.
+                the old writing before it begins another, so that there is never more than one.
+    Write       does nothing while a Write runs, so that a double click is one click; it ends a Regenerate and begins.
 
 `Desk` is the server's half, `stream` the browser's.
 """
