@@ -98,7 +98,7 @@ class Gate:
         except asyncio.CancelledError:
             visit.facts.setdefault("code", "cut_off")
             if not visit.status:
-                await visit.refuse(shutting_down())
+                await visit.refuse(shutting_down(), self._cors)
             raise
         except Exception as error:
             if isinstance(error, TooManyGuessesError):

@@ -12,6 +12,7 @@ Names from requests are looked up in the list that was made at the start, and ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import logging
@@ -322,6 +323,29 @@ class Models:
         kept = {name: self._offers[name] for name in found.skipped if name in self._loaded and name in self._offers}
         self._offers, self._skipped = {**found.offers, **kept}, dict(found.skipped)
         self._log_skipped()
+
+    async def refresh(self) -> None:
+        """Reload where another process made, deleted or retrained a run; else do nothing.
+
+        A page calls it whenever somebody looks at what is on offer.
+        """
+        options, offers, skipped = self._options, dict(self._offers), set(self._skipped)
+        loaded = {name: model.fingerprint for name, model in self._loaded.items()}
+
+        def same() -> bool:
+            found = find_offers(options, again=True)
+            known = {name: offer for name, offer in offers.items() if name not in found.skipped}
+            return (
+                found.offers == known
+                and skipped >= set(found.skipped)
+                and all(offer.fingerprint() == loaded[name] for name, offer in known.items() if name in loaded)
+            )
+
+        # What stands in the way, reload says in the log.
+        with contextlib.suppress(LMError, OSError):
+            if await asyncio.to_thread(same):
+                return
+        await self.reload()
 
     async def include(self, name: str) -> None:
         """Offer one more run of the runs folder, one that was trained since.

@@ -103,7 +103,7 @@ def keep_text(stream: BinaryIO, shown: str, most_bytes: int) -> Path:
                     if size > most_bytes:
                         raise CorpusError(
                             f"{shown} is longer than the {most_bytes:,} bytes that this server takes: give a part of "
-                            "it, or start the server with a greater --max-upload."
+                            "it."
                         )
                     digest.update(block)
                     file.write(block)
@@ -410,5 +410,5 @@ async def _tail(stream: asyncio.StreamReader) -> str:
 def _obituary(job: Job, code: int) -> str:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "broke off"
     why = ", perhaps because memory ran short" if code == -signal.SIGKILL else ""
-    kept = f" What it had saved is kept: lm train --resume {job.run}" if job.run else ""
+    kept = f" What it had saved is kept in run {job.run}." if job.run else ""
     return f"The training {how}{why}; the server's log may say more.{kept}"

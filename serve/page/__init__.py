@@ -4,6 +4,8 @@
     files.py      which files a visitor may name
     drawing.py    from what a visitor asks for to the engine, and back
     controls.py   the knobs, made from SamplingOptions; the model picker
+    sheet.py      the sheet of the tab Write: who owns its text, and what each button does while a model writes
+    keeping.py    what a visitor typed and chose, kept in the browser
     marks.py      tokens as coloured marks; what might come next as bars
     curves.py     curves, of a training or along a text
     surprise.py   what a text that was read tells
@@ -23,6 +25,7 @@ from fastapi import Depends, FastAPI
 
 from serve.models import Models
 from serve.page.files import only_uploads
+from serve.page.keeping import SCRIPT, restore, settle
 from serve.page.site import CSS, PATH, QUIET, THEME, Page, told
 from serve.page.tabs import compare, look, perplexity, runs, train, write
 from serve.settings import ServeOptions
@@ -36,7 +39,7 @@ TABS = {
 # Nobody is told that this page exists; a link on it leads nowhere but here.
 _HEAD = (
     '<meta name="robots" content="noindex"><meta name="color-scheme" content="light dark">'
-    '<link rel="icon" href="/favicon.ico" type="image/svg+xml">'
+    '<link rel="icon" href="/favicon.ico" type="image/svg+xml">' + SCRIPT
 )
 _MASTHEAD = "<div id='masthead'><b>Inkling</b><span>a small language model of your own</span>{}</div>"
 _LOGOUT = (
@@ -81,9 +84,16 @@ def build(page: Page, *, keys: bool = False) -> gr.Blocks:
                 with gr.Tab(name, id=name.lower()) as tab:
                     build_tab(page)
                 tabs.append(tab)
-        # What was trained meanwhile is there as soon as somebody looks.
-        pickers = page.model_pickers
-        gr.on([blocks.load, *(tab.select for tab in tabs)], told(page.refresh_pickers), pickers, pickers, **QUIET)
+        restore(page, blocks)
+        # What was trained meanwhile is there as soon as somebody looks. Which of them a picker shows is for the browser
+        # to decide: a visitor may pick another one before the answer is there.
+        pickers = [picker.component for picker in page.model_pickers.values()]
+        shelf = gr.JSON(None, visible=False)
+        looks = [blocks.load, *(tab.select for tab in tabs), *(picker.focus for picker in pickers)]
+        offered = gr.on(looks, told(page.offer), None, [shelf, *pickers], **QUIET)
+        offered.then(
+            None, [shelf, *pickers], pickers, js=settle(list(page.model_pickers)), api_visibility="private"
+        )  # fmt: skip
     blocks.queue(api_open=False, default_concurrency_limit=None)
     # Only then does Gradio look at which files it is asked for; nobody launches what is mounted.
     blocks.has_launched = True

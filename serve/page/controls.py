@@ -16,7 +16,8 @@ import gradio as gr
 
 from lm.config import validate
 from lm.generation.options import SamplingOptions
-from serve.page.site import Page
+from serve.page.keeping import keep_choice
+from serve.page.site import Page, Picker
 
 DEFAULTS = SamplingOptions()
 MOST_SAMPLES = 4
@@ -115,9 +116,9 @@ class Knobs:
         return limits.get(name, float("inf"))
 
     @property
-    def seed(self) -> Any:
-        """The component of the seed."""
-        return self.inputs[self._names.index("seed")]
+    def names(self) -> tuple[str, ...]:
+        """The options, in the order of the components."""
+        return tuple(self._names)
 
     def component(self, name: str) -> Any:
         """The component of an option."""
@@ -154,9 +155,18 @@ def _seed() -> gr.Number:
     return seed
 
 
-def model_picker(page: Page, label: str = "Model", **settings: Any) -> gr.Dropdown:
-    """A picker of the models on offer."""
-    choices = page.picker_choices()
-    picker = gr.Dropdown(choices, value=choices[0][1] if choices else None, label=label, **settings)
-    page.model_pickers.append(picker)
+def model_picker(page: Page, name: str, label: str = "Model", *, place: int = 0, **settings: Any) -> gr.Dropdown:
+    """A picker of the models on offer. What was picked last is kept in the browser.
+
+    Args:
+        page: which keeps it up to date.
+        name: of its own on the page.
+        label: what stands above it.
+        place: where nothing was picked yet, it shows the model of this place among the best, from 0.
+        settings: of the component.
+    """
+    shelf = page.shelf()
+    picker = gr.Dropdown(shelf.choices, value=shelf.usual(place), label=label, **settings)
+    keep_choice(name, picker.input, picker)
+    page.model_pickers[name] = Picker(picker, place)
     return picker

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,6 +51,18 @@ class Written:
     """Why each ended: "length", "stop"."""
     seconds: float = 0.0
     done: bool = False
+    stopped: bool = False
+    """Whether whoever listens had enough before it was done."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.done or self.stopped
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample."""
+        return max(map(len, self.tokens))
 
     @property
     def tokens_per_second(self) -> float:
@@ -72,6 +84,42 @@ class Reading:
     """Where in the text each token begins, in characters."""
 
 
+class Turns:
+    """The texts that one visitor has written in a tab: at most one at a time; used from the event loop."""
+
+    def __init__(self) -> None:
+        self._stops: list[asyncio.Event] = []
+        self._turn = asyncio.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is written, or waits to be."""
+        return bool(self._stops)
+
+    def stop(self) -> None:
+        """End the writing, and those that wait to begin. Each still gives what it has."""
+        for stop in self._stops:
+            stop.set()
+
+    async def rest(self) -> None:
+        """Stop, and wait until nothing is written any more."""
+        self.stop()
+        async with self._turn:
+            pass
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[asyncio.Event]:
+        """The time of one writing, which begins when the last one has ended; gives the event that ends it."""
+        self.stop()
+        stop = asyncio.Event()
+        self._stops.append(stop)
+        try:
+            async with self._turn:
+                yield stop
+        finally:
+            self._stops.remove(stop)
+
+
 @contextlib.asynccontextmanager
 async def leased(page: Page, name: str | None) -> AsyncIterator[Lease]:
     """The model, loaded, for as long as it is used.
@@ -86,8 +134,17 @@ async def leased(page: Page, name: str | None) -> AsyncIterator[Lease]:
         lease.close()
 
 
-async def write(page: Page, name: str | None, prompt: Prompt, options: SamplingOptions) -> AsyncIterator[Written]:
+async def write(
+    page: Page, name: str | None, prompt: Prompt, options: SamplingOptions, *, stop: asyncio.Event | None = None
+) -> AsyncGenerator[Written, None]:
     """What is written so far, every PACE_SECONDS, and at the end; who stops listening frees the slots.
+
+    Args:
+        page: with the models.
+        name: of the model; None is the first.
+        prompt: what stands before.
+        options: how to draw.
+        stop: ends it early; what was written until then comes once more, as `stopped`.
 
     Raises:
         RequestError, LMError: what was asked for cannot be done.
@@ -96,19 +153,24 @@ async def write(page: Page, name: str | None, prompt: Prompt, options: SamplingO
     async with leased(page, name) as lease:
         ids = await _ids(page, lease.model, prompt)
         job = start(lease, [Request(ids, options)], live=True)
+        stop = stop or asyncio.Event()
+        stopping = asyncio.create_task(stop.wait())
+        stopping.add_done_callback(lambda _: job.tell())
         try:
             generation, n = job.generations[0], options.n
             written = Written(ids, [""] * n, [[] for _ in range(n)], [[] for _ in range(n)], [None] * n)
             begun = shown = time.monotonic()
-            while not written.done:
+            while not written.ended:
                 await _news(page, lease, job, begun)
                 written.done = job.done
+                written.stopped = stop.is_set() and not written.done
                 _take(generation, written)
                 now = time.monotonic()
-                if written.done or now - shown >= PACE_SECONDS or shown == begun:
+                if written.ended or now - shown >= PACE_SECONDS or shown == begun:
                     written.seconds, shown = now - begun, now
                     yield written
         finally:
+            stopping.cancel()
             job.close()
 
 

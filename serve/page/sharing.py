@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lm.generation.options import SamplingOptions
@@ -32,6 +32,10 @@ class Recipe:
     prompt: str
     """All that stands before."""
     options: SamplingOptions
+
+    def cut(self, tokens: int) -> Recipe:
+        """Of a text that ended early, after so many tokens."""
+        return replace(self, options=self.options.model_copy(update={"max_tokens": tokens}))
 
 
 def tell(way: str, recipe: Recipe, *, server: ServeOptions, url: str) -> str:

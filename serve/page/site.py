@@ -7,10 +7,12 @@ import contextlib
 import functools
 import html
 import inspect
+import itertools
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
@@ -34,6 +36,27 @@ Choice = tuple[str, str]
 """What a picker shows, and the name that stands for it."""
 
 
+class Picker(NamedTuple):
+    """A picker of models."""
+
+    component: gr.Dropdown
+    place: int
+    """Among the best: which one it shows where nothing was picked yet."""
+
+
+class Shelf(NamedTuple):
+    """The models on offer."""
+
+    choices: list[Choice]
+    """In the order of the offers, each with its score."""
+    best: list[str]
+    """Their names, the best first."""
+
+    def usual(self, place: int) -> str | None:
+        """The one of a place among the best, or the last there is."""
+        return self.best[min(place, len(self.best) - 1)] if self.best else None
+
+
 @dataclass(frozen=True)
 class Page:
     """What a tab is built from."""
@@ -41,8 +64,10 @@ class Page:
     models: Models
     options: ServeOptions
     jobs: TrainingQueue
-    model_pickers: list[gr.Dropdown] = field(default_factory=list)
-    """Those of all tabs, kept up to date."""
+    model_pickers: dict[str, Picker] = field(default_factory=dict)
+    """Those of all tabs, kept up to date; by the name under which a choice is kept in the browser."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """Components whose values are kept in the browser, by name."""
 
     def may_change(self, request: gr.Request) -> bool:
         """Whether a visitor may train and delete: where that is switched on, or from this machine to this machine."""
@@ -53,22 +78,30 @@ class Page:
         named = host_name(request.headers.get("host", ""))
         return is_loopback(self.options.host) and is_loopback(named)
 
-    def picker_choices(self) -> list[Choice]:
-        """The models on offer with their scores, for a picker. Reads files: not on the event loop."""
-        choices = []
+    def shelf(self) -> Shelf:
+        """The models on offer with their scores. Reads files: not on the event loop.
+
+        Runs that were named when the server was started are in order of merit as they are. Of others the best has the
+        fewest bits per byte on its own validation text; what was trained here comes before what is shipped, and what
+        was never measured comes last.
+        """
+        choices, merits = [], {}
         for offer in self.models.offers.values():
             known = summary(Run(offer.folder, offer.state))
             score = known.get("bits_per_byte")
             facts = [part for part in (known.get("model_name"), f"{score:.2f} bits/byte" if score else None) if part]
             choices.append((f"{offer.name} ({', '.join(facts)})" if facts else offer.name, offer.name))
-        return choices
+            merits[offer.name] = (score is None, bool(known.get("shipped")), score or 0.0)
+        best = list(merits) if self.options.runs else sorted(merits, key=lambda name: merits[name])
+        return Shelf(choices, best)
 
-    async def refresh_pickers(self, *chosen: str | None) -> list[Any]:
-        """The pickers with what is on offer now, each with its choice where that is still there."""
-        choices = await asyncio.to_thread(self.picker_choices)
-        names = [name for _, name in choices]
-        first = names[0] if names else None
-        return [gr.update(choices=choices, value=name if name in names else first) for name in chosen]
+    async def offer(self) -> list[Any]:
+        """What is on offer now: the names with what each picker shows where nothing was picked, then the pickers."""
+        await self.models.refresh()
+        shelf = await asyncio.to_thread(self.shelf)
+        usual = [shelf.usual(picker.place) for picker in self.model_pickers.values()]
+        news: dict[str, Any] = {"names": [name for _, name in shelf.choices], "usual": usual}
+        return [news, *(gr.update(choices=shelf.choices) for _ in usual)]
 
 
 # -- what is told -------------------------------------------------------------------------------------
@@ -77,6 +110,37 @@ class Page:
 def safe(text: str) -> str:
     """Text as HTML that shows it, whatever it is; nor is it read as a template."""
     return html.escape(text).replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;")
+
+
+_COMMAND = re.compile(
+    r"(?<![\w-])--[a-z]|\blm (bench|chat|eval|init|prepare|sample|serve|show|state|train)\b|\bpip install\b"
+)
+_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]*)")
+_SENTENCE = re.compile(r"(?<=[.!?]) (?=[A-Z])")
+_CLAUSE = re.compile(r"(?=, or |, and |; |: |, )")
+
+
+def for_page(message: str) -> str:
+    """What the library says, without the advice to type a command or a flag: a visitor has no command line here.
+
+    A sentence ends before the clause with such advice, and is left out where it has no other. Where nothing is left,
+    it is the first clause, with its flags as plain words.
+    """
+    kept = []
+    # "--precision bf16: …" names what the message is about.
+    for sentence in _SENTENCE.split(re.sub(r"^--(?=[a-z])", "", message)):
+        clauses = _CLAUSE.split(sentence)
+        good = list(itertools.takewhile(lambda clause: not _COMMAND.search(clause), clauses))
+        if len(good) == len(clauses):
+            kept.append(sentence)
+            continue
+        if len(good) > 1 and clauses[len(good)].startswith(": ") and good[-1].startswith((", or ", ", and ", "; ")):
+            # It only leads up to the advice.
+            good.pop()
+        if good:
+            kept.append("".join(good).rstrip(" .") + ".")
+    first = _FLAG.sub(lambda flag: flag[1].replace("-", " "), _CLAUSE.split(message)[0])
+    return " ".join(kept) or first.rstrip(" .") + "."
 
 
 def refusal(message: str) -> gr.Error:
@@ -112,7 +176,7 @@ def _as_sentences() -> Any:
     except gr.Error:
         raise
     except (LMError, RequestError) as error:
-        raise refusal(error.detail if isinstance(error, RequestError) else str(error)) from None
+        raise refusal(for_page(error.detail if isinstance(error, RequestError) else str(error))) from None
     except Exception as error:
         log.exception("The page failed.")
         raise refusal("The server met an error of its own; its log says more.") from error

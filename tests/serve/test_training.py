@@ -149,7 +149,7 @@ def test_a_killed_training_is_a_sentence_and_the_next_one_has_its_turn(tmp_path:
         await until(lambda: job.ended)
         assert job.status == "failed" and job.report is None
         assert job.sentence is not None and "killed by SIGKILL" in job.sentence
-        assert f"lm train --resume {job.run}" in job.sentence
+        assert f"What it had saved is kept in run {job.run}." in job.sentence
         runs.append(job.run)
         await until(lambda: other.ended)
         # The library's sentence, with the name that the visitor knows.

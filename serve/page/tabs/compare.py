@@ -12,6 +12,7 @@ from lm.config import validate
 from lm.generation.options import SamplingOptions
 from serve.page.controls import MOST_SAMPLES, Knobs, model_picker
 from serve.page.drawing import Written, write
+from serve.page.keeping import KEPT, keep
 from serve.page.site import QUIET, Page, told
 
 FEWEST = 2
@@ -24,11 +25,12 @@ def build(page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             prompt = gr.Textbox(
-                label="Prompt", lines=3, max_lines=8, elem_classes="paper", elem_id="compare-prompt",
+                label="Prompt", lines=3, max_lines=8, elem_classes=["paper", KEPT], elem_id="compare-prompt",
                 placeholder="What all of them go on from.",
             )  # fmt: skip
         with gr.Column(scale=2, min_width=300):
             knobs = Knobs(page, first=("seed",), folded=("max_tokens", "top_p", "min_p"), presets=False)
+    keep(page, "compare-prompt", prompt)
     with gr.Row(elem_classes="knobs"):
         go = gr.Button("Write side by side", variant="primary", size="md", min_width=160)
         stop = gr.Button("Stop", size="md", min_width=70)
@@ -44,7 +46,7 @@ def build(page: Page) -> None:
     with gr.Row():
         for number in range(MOST_SAMPLES):
             with gr.Column(min_width=250, visible=number < FEWEST) as column:
-                model = model_picker(page, label=f"Model {number + 1}")
+                model = model_picker(page, f"compare-model-{number + 1}", label=f"Model {number + 1}")
                 temperature = gr.Slider(0, 2, value=_TEMPERATURES[number], step=0.05, label="Temperature")
                 top_k = gr.Slider(0, 100, value=0, step=1, label="Top-k (0: all)")
                 texts.append(gr.Textbox(

@@ -6,6 +6,7 @@ logits are kept with it, so that it moves with the knobs without the model being
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,14 +15,17 @@ import gradio as gr
 import numpy as np
 import numpy.typing as npt
 
+from lm.errors import LMError
 from lm.generation.filters import softmax
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Score
 from lm.generation.sampler import Place, Sampler
 from lm.generation.scores import score_rows
 from lm.tokenizers.base import Tokenizer
+from serve.errors import RequestError
 from serve.page.controls import Knobs, model_picker
-from serve.page.drawing import Written, leased, next_logits, write
+from serve.page.drawing import Turns, Written, leased, next_logits, write
+from serve.page.keeping import KEPT, keep
 from serve.page.marks import (
     MOST_MARKS,
     SCALE_CSS,
@@ -113,10 +117,10 @@ def build(page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             prompt = gr.Textbox(
-                label="Prompt", lines=1, max_lines=6, elem_classes="paper", elem_id="look-prompt",
+                label="Prompt", lines=1, max_lines=6, elem_classes=["paper", KEPT], elem_id="look-prompt",
                 placeholder="The beginning of a text. Enter shows what might come next.",
             )  # fmt: skip
-            picker = model_picker(page)
+            picker = model_picker(page, "look-model")
             with gr.Row(elem_classes="knobs"):
                 go = gr.Button("Write", variant="primary", size="md", min_width=90, elem_id="look-write")
                 stop = gr.Button("Stop", size="md", min_width=70, elem_id="look-stop")
@@ -125,8 +129,10 @@ def build(page: Page) -> None:
         with gr.Column(scale=2, min_width=300):
             chart = Bars(_NO_CHART, elem_id="look-chart")
             knobs = Knobs(page, first=("temperature", "top_k", "seed"), folded=("max_tokens", *_FOLDED))
+    keep(page, "look-prompt", prompt)
     story_state: gr.State = gr.State(None)
     spot_state: gr.State = gr.State(None)
+    desk: gr.State = gr.State(Turns())
 
     async def spot_of(story: Story, place: int) -> Spot:
         model, logits = await next_logits(page, story.model, (*story.ids, *story.tokens[:place]))
@@ -152,7 +158,8 @@ def build(page: Page) -> None:
     async def on_enter(text: str, name: str | None, *values: Any) -> Any:
         return view(await spot_of_prompt(text, name), values)
 
-    async def on_model(text: str, name: str | None, *values: Any) -> Any:
+    async def on_model(turns: Turns, text: str, name: str | None, *values: Any) -> Any:
+        await turns.rest()
         # What another model wrote says nothing of this one.
         return {story_state: None, shown: _NO_TEXT, status: "", **view(await spot_of_prompt(text, name), values)}
 
@@ -164,13 +171,15 @@ def build(page: Page) -> None:
         del news[spot_state]
         return news
 
-    async def on_write(text: str, name: str | None, *values: Any) -> AsyncIterator[dict[Any, Any]]:
+    async def on_write(turns: Turns, text: str, name: str | None, *values: Any) -> AsyncIterator[dict[Any, Any]]:
         async with leased(page, name) as lease:
             story = Story(lease.model.name, text, lease.model.tokens.read_from(text))
-        async for news in go_on(story, values):
+        async for news in go_on(turns, story, values):
             yield news
 
-    async def on_bar(spot: Spot | None, event: gr.EventData, *values: Any) -> AsyncIterator[dict[Any, Any]]:
+    async def on_bar(
+        turns: Turns, spot: Spot | None, event: gr.EventData, *values: Any
+    ) -> AsyncIterator[dict[Any, Any]]:
         if spot is None:
             return
         token = int(event.token)
@@ -181,10 +190,10 @@ def build(page: Page) -> None:
             before, tokens=(*before.tokens, token), scores=(*before.scores, score),
             begins=(*before.begins, spot.place + 1),
         )  # fmt: skip
-        async for news in go_on(story, values):
+        async for news in go_on(turns, story, values):
             yield news
 
-    async def go_on(story: Story, values: Sequence[Any]) -> AsyncIterator[dict[Any, Any]]:
+    async def go_on(turns: Turns, story: Story, values: Sequence[Any]) -> AsyncIterator[dict[Any, Any]]:
         options = knobs.options(values, logprobs=ALTERNATIVES)
         room = MOST_MARKS - len(story.tokens)
         if room <= 0:
@@ -193,15 +202,21 @@ def build(page: Page) -> None:
         async with leased(page, story.model) as lease:
             paper = _Paper(story, lease.model.tokenizer, lease.model.tokens)
         grown = story
-        async for written in write(page, story.model, (*story.ids, *story.tokens), options):
-            grown = replace(
-                story, tokens=(*story.tokens, *written.tokens[0]), scores=(*story.scores, *written.scores[0])
-            )
-            yield {story_state: grown, shown: paper.html(grown), status: _status(written, grown, options)}
-        yield view(await spot_of(grown, len(grown.tokens)), values)
+        async with turns.writing() as stop:
+            try:
+                ids = (*story.ids, *story.tokens)
+                async with contextlib.aclosing(write(page, story.model, ids, options, stop=stop)) as writing:
+                    async for written in writing:
+                        tokens, scores = written.tokens[0], written.scores[0]
+                        grown = replace(story, tokens=(*story.tokens, *tokens), scores=(*story.scores, *scores))
+                        yield {story_state: grown, shown: paper.html(grown), status: _status(written, grown, options)}
+            except (LMError, RequestError):
+                yield {status: ""}
+                raise
+            yield view(await spot_of(grown, len(grown.tokens)), values)
 
-    async def on_stop(story: Story | None, *values: Any) -> Any:
-        return gr.skip() if story is None else view(await spot_of(story, len(story.tokens)), values)
+    async def on_stop(turns: Turns) -> None:
+        turns.stop()
 
     async def on_pick(story: Story | None, event: gr.EventData, *values: Any) -> Any:
         place = int(event.index)
@@ -214,19 +229,15 @@ def build(page: Page) -> None:
     written_to = [story_state, shown, status, *charted]
     left = prompt.blur(told(on_prompt), [*asked, spot_state, *knobs.inputs], charted, **QUIET)
     entered = prompt.submit(told(on_enter), [*asked, *knobs.inputs], charted, **QUIET)
-    picker.input(told(on_model), [*asked, *knobs.inputs], written_to, **QUIET)
+    picker.input(told(on_model), [desk, *asked, *knobs.inputs], written_to, **QUIET)
     gr.on(
         [knobs.component(name).change for name in ("temperature", "top_k", *_FOLDED)],
         told(on_settings), [*asked, spot_state, *knobs.inputs], charted, trigger_mode="always_last", **QUIET,
     )  # fmt: skip
     # What the prompt would be continued with is out of date as soon as it is continued.
-    writing = go.click(told(on_write), [*asked, *knobs.inputs], written_to, cancels=[left, entered], **QUIET)
-    rewriting = chart.pick(told(on_bar), [spot_state, *knobs.inputs], written_to, **QUIET)
-    # One text at a time.
-    go.click(None, cancels=[rewriting], api_visibility="private")
-    chart.pick(None, cancels=[writing], api_visibility="private")
-    picker.input(None, cancels=[writing, rewriting], api_visibility="private")
-    stop.click(told(on_stop), [story_state, *knobs.inputs], charted, cancels=[writing, rewriting], **QUIET)
+    go.click(told(on_write), [desk, *asked, *knobs.inputs], written_to, cancels=[left, entered], **QUIET)
+    chart.pick(told(on_bar), [desk, spot_state, *knobs.inputs], written_to, trigger_mode="multiple", **QUIET)
+    stop.click(told(on_stop), desk, None, **QUIET)
     shown.pick(told(on_pick), [story_state, *knobs.inputs], charted, **QUIET)
 
 
@@ -256,7 +267,7 @@ class _Paper:
 def _status(written: Written, story: Story, options: SamplingOptions) -> str:
     parts = [f"{len(story.tokens):,} tokens", f"{written.tokens_per_second:,.0f} tokens/s", f"seed {options.seed}"]
     if not written.done:
-        parts.append("writing …")
+        parts.append("stopped" if written.stopped else "writing …")
     return f"{' · '.join(parts)} · {scale_html('expected', 'surprising (1 in 400)')}"
 
 

@@ -19,6 +19,7 @@ from serve.errors import RequestError
 from serve.page.controls import model_picker
 from serve.page.curves import CURVES_CSS, Curve, curves_html
 from serve.page.drawing import LONGEST_TOKEN, read
+from serve.page.keeping import KEPT, keep
 from serve.page.marks import (
     MOST_MARKS,
     SCALE_CSS,
@@ -71,17 +72,17 @@ def build(page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             paper = gr.Textbox(
-                label="Text to read", lines=11, max_lines=16, elem_classes="paper", elem_id="measured-text",
+                label="Text to read", lines=11, max_lines=16, elem_classes=["paper", KEPT],
+                elem_id="measured-text",
                 placeholder="Paste a text here, or drop a file beside.",
             )  # fmt: skip
         with gr.Column(scale=2, min_width=300):
-            first = model_picker(page)
+            first = model_picker(page, "measure-model")
             two = gr.Checkbox(False, label="Compare with a second model", elem_id="measure-two")
-            second = model_picker(page, label="Second model", visible=False)
-            # Another than the first, where there is one.
-            second.value = next((name for name in page.models.offers if name != first.value), first.value)
+            second = model_picker(page, "measure-other", label="Second model", place=1, visible=False)
             dropped = gr.File(label="Or drop a text file", height=150, elem_id="measure-file")
             go = gr.Button("Measure", variant="primary", elem_id="measure")
+    keep(page, "measured-text", paper)
     note = gr.HTML(_NOTHING, elem_id="measure-note", css_template=_REPORT_CSS, apply_default_css=False)
     with gr.Column(visible=False) as results:
         verdict = gr.HTML("", elem_id="measure-verdict", css_template=_REPORT_CSS, apply_default_css=False)
@@ -106,12 +107,12 @@ def build(page: Page) -> None:
         # Another file can be dropped, whatever becomes of this one.
         yield {dropped: None}
         text = await asyncio.to_thread(_text_of, path, int(options.max_upload))
-        check_characters(text, "RUN")
+        check_characters(text)
         yield {paper: text}
 
-    def check_characters(text: str, name: str) -> None:
+    def check_characters(text: str) -> None:
         if len(text) > most:
-            raise refusal(_too_long(f"has more than {most:,} characters", name))
+            raise refusal(_too_long(f"has more than {most:,} characters"))
 
     async def studied(text: str, name: str | None) -> Study:
         begun = time.monotonic()
@@ -120,7 +121,7 @@ def build(page: Page) -> None:
         except RequestError as error:
             if error.code != "context_length_exceeded":
                 raise
-            raise refusal(_too_long(f"has more than {options.max_prompt_tokens:,} tokens", name or "RUN")) from None
+            raise refusal(_too_long(f"has more than {options.max_prompt_tokens:,} tokens")) from None
         seconds = time.monotonic() - begun
         offer = page.models.offers.get(reading.model.name)
         return await asyncio.to_thread(
@@ -133,12 +134,16 @@ def build(page: Page) -> None:
         )
 
     async def on_measure(text: str, name: str | None, both: bool, other: str | None) -> AsyncIterator[dict[Any, Any]]:
-        check_characters(text, name or "RUN")
+        check_characters(text)
         studies = []
         for each in (name, other) if both else (name,):
             now = f"<p class='hint'>Reading {len(text):,} characters with {safe(str(each))} …</p>"
             yield {note: gr.update(value=now, visible=True)}
-            studies.append(await studied(text, each))
+            try:
+                studies.append(await studied(text, each))
+            except Exception:
+                yield {note: gr.update(visible=False)}
+                raise
         yield {
             note: gr.update(visible=False),
             results: gr.update(visible=True),
@@ -192,11 +197,8 @@ def _text_of(path: str, most_bytes: int) -> str:
     return "".join(open_text(path, where=shown).chunks())
 
 
-def _too_long(what: str, name: str) -> str:
-    return (
-        f"The text {what}, and this server reads no more at once. Measure a part of it here, or all of it on the "
-        f"command line: lm eval {name} --text FILE"
-    )
+def _too_long(what: str) -> str:
+    return f"The text {what}, and this server reads no more at once: measure a part of it."
 
 
 def _names(studies: Sequence[Study]) -> list[str]:

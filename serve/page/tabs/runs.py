@@ -17,7 +17,7 @@ from lm.errors import LMError, RunError
 from lm.evaluation.report import Report
 from lm.run import Run
 from serve.page.curves import COLOURS, CURVES_CSS, Curve, curves_html
-from serve.page.site import QUIET, Page, refusal, safe, told
+from serve.page.site import QUIET, Page, for_page, refusal, safe, told
 
 HOW = (
     "Deleting is switched off for visitors from other machines. Whoever runs this server can switch it on: "
@@ -36,9 +36,11 @@ def build(page: Page) -> None:
     """The tab."""
     runs_dir = page.options.runs_dir
     table = gr.HTML("", css_template=_CSS, js_on_load=_TABLE_JS, apply_default_css=False, elem_id="runs-table")
-    # Filled by _TICKED when it is asked for: an event that has to wait for another one arrives without its data.
+    # Which runs are ticked only the table knows. _TICKED asks it each time: an event that has to wait for another one
+    # arrives without its data.
     ticked = gr.JSON([], visible=False)
-    chosen: gr.State = gr.State([])
+    # Those that the question names, and no others, are deleted when it is answered.
+    asked: gr.State = gr.State([])
     with gr.Row(visible=False) as tools:
         delete = gr.Button("Delete …", size="sm", min_width=120, elem_id="runs-delete", scale=0)
         question = gr.HTML("", visible=False, elem_id="runs-question", apply_default_css=False, css_template=_CSS)
@@ -57,80 +59,82 @@ def build(page: Page) -> None:
     with gr.Accordion("The whole card", open=False, visible=False) as card_box:
         shown_card = gr.Markdown("", sanitize_html=True, latex_delimiters=[], elem_id="runs-card")
 
-    asking = [question, yes, no, delete]
+    asking = [asked, question, yes, no, delete]
 
-    def at_rest(names: list[str], allowed: bool) -> dict[Any, Any]:
+    def at_rest(found: list[RunFolder], request: gr.Request) -> dict[Any, Any]:
         """Nothing is asked."""
+        offered = page.may_change(request) and any(not folder.shipped for folder in found)
         return {
-            question: gr.update(visible=False), yes: gr.update(visible=False), no: gr.update(visible=False),
-            delete: gr.update(visible=True), tools: gr.update(visible=bool(names) and allowed),
+            asked: [], question: gr.update(visible=False), yes: gr.update(visible=False), no: gr.update(visible=False),
+            delete: gr.update(visible=True), tools: gr.update(visible=offered),
         }  # fmt: skip
 
-    async def look(names: list[str], by: str, request: gr.Request) -> dict[Any, Any]:
-        """All that is said about the chosen runs."""
+    async def look(by: str, names: Any, request: gr.Request) -> dict[Any, Any]:
+        """All that is said about the ticked runs."""
         found = await asyncio.to_thread(_find, runs_dir, names)
         validations, report, text = await asyncio.to_thread(_details, found)
         return {
-            chosen: [folder.name for folder in found],
             details: report,
             curves: gr.update(visible=bool(validations)),
             plot: _plot(validations, by),
             card_box: gr.update(visible=text is not None),
             shown_card: text or "",
-            **at_rest([folder.name for folder in found], page.may_change(request)),
+            **at_rest(found, request),
         }
 
-    async def on_open(names: list[str], by: str, request: gr.Request) -> dict[Any, Any]:
-        seen = await look(names, by, request)
-        return {table: await asyncio.to_thread(_table, runs_dir, seen[chosen]), **seen}
+    async def on_open(by: str, names: Any, request: gr.Request) -> dict[Any, Any]:
+        return {table: await asyncio.to_thread(_table, runs_dir), **await look(by, names, request)}
 
-    async def on_choose(by: str, names: Any, request: gr.Request) -> dict[Any, Any]:
-        return await look([str(name) for name in names] if isinstance(names, list) else [], by, request)
-
-    async def on_ask(names: list[str], request: gr.Request) -> dict[Any, Any]:
+    async def on_ask(by: str, names: Any, request: gr.Request) -> dict[Any, Any]:
         if not page.may_change(request):
             raise refusal(HOW)
-        what = ", ".join(f"<b>{safe(name)}</b>" for name in names)
+        found = [folder for folder in await asyncio.to_thread(_find, runs_dir, names) if not folder.shipped]
+        if not found:
+            raise refusal("Tick a run of your own: those that are shipped with Inkling stay.")
+        what = ", ".join(f"<b>{safe(folder.name)}</b>" for folder in found)
         return {
+            asked: [folder.name for folder in found],
             question: gr.update(value=f"<p class='ask'>Delete {what}? Nothing brings it back.</p>", visible=True),
             yes: gr.update(visible=True), no: gr.update(visible=True), delete: gr.update(visible=False),
         }  # fmt: skip
 
-    async def on_keep(names: list[str], request: gr.Request) -> dict[Any, Any]:
-        return at_rest(names, page.may_change(request))
+    async def on_keep(by: str, names: Any, request: gr.Request) -> dict[Any, Any]:
+        return at_rest(await asyncio.to_thread(_find, runs_dir, names), request)
 
-    async def on_delete(names: list[str], by: str, request: gr.Request) -> dict[Any, Any]:
+    async def on_delete(by: str, names: Any, confirmed: list[str], request: gr.Request) -> dict[Any, Any]:
         if not page.may_change(request):
             raise refusal(HOW)
-        for folder in await asyncio.to_thread(_find, runs_dir, names):
+        for folder in await asyncio.to_thread(_find, runs_dir, confirmed):
             try:
                 await asyncio.to_thread(delete_run, folder, runs_dir)
                 gr.Info(f"Deleted {safe(folder.name)}.")
             except LMError as error:
-                gr.Warning(safe(str(error)), title="That did not work")
+                gr.Warning(safe(for_page(str(error))), title="That did not work")
         # An engine that has it loaded goes once nobody uses it.
         await page.models.reload()
-        return await on_open(names, by, request)
+        return await on_open(by, names, request)
 
-    views = [chosen, details, curves, plot, card_box, shown_card, tools, *asking]
+    views = [details, curves, plot, card_box, shown_card, tools, *asking]
     tab = Context.block
     assert isinstance(tab, gr.Tab), "a tab is built inside of one"
-    tab.select(told(on_open), [chosen, axis], [table, *views], **QUIET)
+    seen = [axis, ticked]
+    tab.select(told(on_open), seen, [table, *views], js=_TICKED, **QUIET)
     # Of several ticks in a row none may be lost, nor overtaken by the answer to an earlier one.
-    table.choose(told(on_choose), [axis, ticked], views, js=_TICKED, trigger_mode="always_last", **QUIET)
-    axis.input(told(look), [chosen, axis], views, trigger_mode="always_last", **QUIET)
-    delete.click(told(on_ask), chosen, asking, **QUIET)
-    no.click(told(on_keep), chosen, [tools, *asking], **QUIET)
-    yes.click(told(on_delete), [chosen, axis], [table, *views], **QUIET)
+    table.choose(told(look), seen, views, js=_TICKED, trigger_mode="always_last", **QUIET)
+    axis.input(told(look), seen, views, js=_TICKED, trigger_mode="always_last", **QUIET)
+    delete.click(told(on_ask), seen, asking, js=_TICKED, **QUIET)
+    no.click(told(on_keep), seen, [tools, *asking], js=_TICKED, **QUIET)
+    yes.click(told(on_delete), [*seen, asked], [table, *views], js=_TICKED, **QUIET)
 
 
 # -- runs ---------------------------------------------------------------------------------------------
 
 
-def _find(runs_dir: Path, names: list[str]) -> list[RunFolder]:
+def _find(runs_dir: Path, names: Any) -> list[RunFolder]:
     """The listed runs of these names: what a visitor sends never becomes part of a path."""
     known = {folder.name: folder for folder in list_runs(runs_dir)}
-    return [known[name] for name in dict.fromkeys(names) if name in known][:MOST_CHOSEN]
+    wanted = dict.fromkeys(map(str, names)) if isinstance(names, list) else {}
+    return [known[name] for name in wanted if name in known][:MOST_CHOSEN]
 
 
 def delete_run(folder: RunFolder, runs_dir: Path) -> None:
@@ -162,11 +166,12 @@ def _details(folders: list[RunFolder]) -> tuple[dict[str, list[dict[str, Any]]],
             reports = run.reports()
             columns += [(folder.name, key, report) for key, report in reports.items()]
             if not reports:
-                remarks.append(f"{folder.name} has no report yet; lm eval {folder.name} makes one.")
+                remarks.append(f"{folder.name} has no report yet. The tab Perplexity measures it on a text of yours.")
             if len(folders) == 1:
                 text = _plain(card(run))
         except (LMError, OSError, KeyError, TypeError, AttributeError) as error:
-            remarks.append(f"{folder.name} cannot be read: {str(error).replace(str(folder.path), folder.name)}")
+            said = for_page(str(error).replace(str(folder.path), folder.name))
+            remarks.append(f"{folder.name} cannot be read: {said}")
     return validations, _report(columns, remarks, bool(folders)), text
 
 
@@ -182,17 +187,29 @@ def _plain(markdown: str) -> str:
 # -- how it looks -------------------------------------------------------------------------------------
 
 
-_TABLE_JS = "element.addEventListener('change', () => trigger('choose'));"
-_TICKED = "(by) => [by, [...document.querySelectorAll('#runs-table input:checked')].map((box) => box.value)]"
+_TABLE_JS = """
+// Rows come and go, and a browser leaves a tick in the place where it was: it belongs to the name.
+let ticked = new Set();
+const boxes = () => [...element.querySelectorAll('input')];
+const remember = () => { ticked = new Set(boxes().filter((box) => box.checked).map((box) => box.value)); };
+element.addEventListener('change', () => { remember(); trigger('choose'); });
+watch('value', () => {
+  boxes().forEach((box) => { box.checked = ticked.has(box.value); });
+  remember();
+});
+"""
+_TICKED = """(by, _, ...others) => [
+  by, [...document.querySelectorAll('#runs-table input:checked')].map((box) => box.value), ...others
+]"""
 _HEADS = ("", "run", "model", "text", "step", "bits per byte", "size", "date")
 
 
-def _table(runs_dir: Path, chosen: list[str]) -> str:
+def _table(runs_dir: Path) -> str:
     rows = [summary(Run(folder)) for folder in list_runs(runs_dir)]
     if not rows:
         return "<p class='hint'>There is no run yet: train one in the tab <b>Train</b>.</p>"
     heads = "".join(f"<th scope='col' class='c{number}'>{head}</th>" for number, head in enumerate(_HEADS))
-    body = "".join(_row(row, row["name"] in chosen) for row in rows)
+    body = "".join(map(_row, rows))
     return (
         "<p class='hint'>Tick one run for its report and card, several to compare them. Bits per byte are of text that "
         "the model never saw, spelling of unknown words included: lower is better.</p>"
@@ -200,15 +217,12 @@ def _table(runs_dir: Path, chosen: list[str]) -> str:
     )
 
 
-def _row(row: dict[str, Any], chosen: bool) -> str:
+def _row(row: dict[str, Any]) -> str:
     name = safe(row["name"])
-    box = (
-        f"<td class='c0'><input type='checkbox' value=\"{name}\" aria-label=\"Look at {name}\""
-        f"{' checked' if chosen else ''}></td>"
-    )
+    box = f"<td class='c0'><input type='checkbox' value=\"{name}\" aria-label=\"Look at {name}\"></td>"
     if row["problem"]:
         # A visitor has no need to know where on this machine it lies.
-        problem = safe(row["problem"].replace(row["path"], row["name"]))
+        problem = safe(for_page(row["problem"].replace(row["path"], row["name"])))
         return f"<tr>{box}<th scope='row'>{name}</th><td colspan='6' class='problem'>{problem}</td></tr>"
     bits, alone = figure(row["bits_per_byte"], ".3f"), figure(row["token_bits_per_byte"], ".3f")
     cells = (

@@ -11,7 +11,8 @@ import gradio as gr
 from gradio.context import Context
 
 from serve.page.curves import COLOURS, CURVES_CSS, Curve, curves_html
-from serve.page.site import QUIET, Page, refusal, safe, told
+from serve.page.keeping import KEPT, keep
+from serve.page.site import QUIET, Page, for_page, refusal, safe, told
 from serve.training import Job, families, keep_text
 
 MINUTES = {"1 minute": 1, "5 minutes": 5, "20 minutes": 20}
@@ -46,7 +47,7 @@ def build(page: Page) -> None:
         with gr.Column(scale=2, min_width=300):
             upload = gr.File(label="A text file", height=150, elem_id="train-file")
             pasted = gr.Textbox(
-                label="… or paste a text", lines=4, max_lines=10, elem_id="train-paste",
+                label="… or paste a text", lines=4, max_lines=10, elem_id="train-paste", elem_classes=KEPT,
                 placeholder="Letters, poems, recipes, code: all that is text. The more of it, the better; "
                 "from a few pages on the model begins to write words.",
             )  # fmt: skip
@@ -67,6 +68,7 @@ def build(page: Page) -> None:
             stop = gr.Button("Stop", size="sm", visible=False, elem_id="train-stop")
             plot = gr.HTML("", css_template=CURVES_CSS, apply_default_css=False, elem_id="train-plot")
             samples = gr.HTML("", css_template=_CSS, apply_default_css=False, elem_id="train-samples")
+    keep(page, "train-paste", pasted)
     timer = gr.Timer(POLL_SECONDS, active=False)
     seen: gr.State = gr.State(None)
 
@@ -112,7 +114,8 @@ def build(page: Page) -> None:
         if not page.may_change(request):
             raise refusal(HOW)
         job = jobs.submit(*await asyncio.to_thread(_keep, path, text, int(page.options.max_upload)), kind, length)
-        return {upload: None, pasted: "", **view(job.number, None)}
+        # The text stays where it is: it may be needed again, after a failure or for another model.
+        return view(job.number, None)
 
     async def on_stop(shown: _Seen | None, request: gr.Request) -> Any:
         if not page.may_change(request):
@@ -128,7 +131,7 @@ def build(page: Page) -> None:
     tab.select(told(on_open), seen, [notice, go, *outputs], **QUIET)
     chooser.input(told(on_choose), chooser, outputs, **QUIET)
     timer.tick(told(on_tick), seen, outputs, **QUIET)
-    go.click(told(on_train), [upload, pasted, minutes, family], [upload, pasted, *outputs], **QUIET)
+    go.click(told(on_train), [upload, pasted, minutes, family], outputs, **QUIET)
     stop.click(told(on_stop), seen, outputs, **QUIET)
 
 
@@ -211,18 +214,14 @@ def _progress(job: Job, ahead: int) -> tuple[str, float | None]:
         loss = f" · loss {job.loss:.2f}" if job.loss is not None else ""
         return f"Step {job.step:,} of {job.steps:,}{loss}{then}", share
     if job.status == "failed":
-        return f"<b>It failed.</b> {safe(job.sentence or '')}", None
+        what = "Your text is still there: change it, or choose another kind of model, and press Train."
+        return f"<b>It failed.</b> {safe(for_page(job.sentence or ''))} {what}", None
     if job.report is None:
-        return (f"Stopped. {_kept(job.run)}" if job.run else "Stopped before it had learned anything."), None
+        return (f"Stopped. What it had learned is kept in run {safe(job.run)}." if job.run
+                else "Stopped before it had learned anything."), None  # fmt: skip
     how = "Done." if job.status == "done" else f"Stopped at step {job.step:,}; what it had learned is kept."
     then = "It is in the model picker now: go to <b>Write</b> and let it write."
     return f"<b>{how}</b> {score_in_words(job.report)} {then}", None
-
-
-def _kept(run: str) -> str:
-    return (
-        f"What it had learned is kept; on the command line it goes on with <code>lm train --resume {safe(run)}</code>"
-    )
 
 
 def score_in_words(report: dict[str, Any]) -> str:

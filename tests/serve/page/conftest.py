@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import lm
 from tests.serve.conftest import CONTEXT, MODELS, Serve, Server
+from tests.serve.page.house import FOREIGN, Network, listening_proxy
 
 PATIENCE = 20_000
 """Milliseconds that a test waits for something to appear."""
@@ -20,12 +21,19 @@ expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
-def site(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def network() -> Iterator[Network]:
+    """What `site` would ask if it went beyond this machine."""
+    with listening_proxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def site(serve: Serve, runs: Path, network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`lm serve` of all runs, and of one called "slow", with the page."""
     folder = tmp_path_factory.mktemp("site")
     for name in MODELS:
         shutil.copytree(runs / name, folder / name)
-    size = {"model.hidden_size": 512, "model.num_heads": 8, "model.num_layers": 8, "model.context_length": CONTEXT}
+    size = {"model.hidden_size": 512, "model.num_heads": 8, "model.num_layers": 4, "model.context_length": CONTEXT}
     text = str(runs / "text.txt")
     overrides = {
         **size,
@@ -35,8 +43,33 @@ def site(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "training.bptt": 8,
     }
     lm.train(text, lm.compose(text, preset="transformer-char", overrides=overrides), name="slow", runs_dir=folder)
-    with serve("gru", "transformer", "words", "pieces", "slow", runs_dir=folder, page=True) as server:
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"), network.url)
+    with serve("gru", "transformer", "words", "pieces", "slow", runs_dir=folder, page=True, **proxies) as server:
         yield server
+
+
+STRANGE = "<img src=x onerror=document.title='pwned'>"
+"""A folder can be called anything, whatever Inkling would call it."""
+
+
+@pytest.fixture(scope="session")
+def workshop(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of all runs in its folder, in which tests train, add and delete runs."""
+    folder = tmp_path_factory.mktemp("workshop")
+    for name in ("gru", "transformer", "words"):
+        shutil.copytree(runs / name, folder / name)
+    shutil.copytree(runs / "words", folder / STRANGE)
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text("{")
+    with serve("--allowed-host", FOREIGN, runs_dir=folder, page=True) as server:
+        yield server
+
+
+def folder_of(server: Server, name: str = "") -> Path:
+    """A run of a server's folder, or the folder itself."""
+    arguments = server.process.args
+    assert isinstance(arguments, list)
+    return Path(arguments[arguments.index("--runs-dir") + 1]) / name
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,10 @@ import json
 import re
 import secrets
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from playwright.sync_api import Browser, Page
 
@@ -16,6 +18,35 @@ from tests.serve.conftest import Server
 
 FOREIGN = "inkling.example"
 """A name by which a server can be reached from other machines."""
+
+
+class Network(NamedTuple):
+    """An address that stands for all that is beyond this machine."""
+
+    url: str
+    asked: list[bytes]
+    """What was asked of it."""
+
+
+@contextlib.contextmanager
+def listening_proxy() -> Iterator[Network]:
+    """A proxy that only remembers what it is asked."""
+    asked: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = proxy.accept()
+                except OSError:
+                    return
+                with connection:
+                    asked.append(connection.recv(4096))
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield Network(f"http://127.0.0.1:{proxy.getsockname()[1]}", asked)
+        # Wakes the thread, which finds a socket that is closed.
+        proxy.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

@@ -179,10 +179,9 @@ def test_what_was_written_when_stop_is_pressed_stays_and_can_be_looked_at(open_p
     expect(marks(page).nth(20)).to_be_attached()
     page.locator("#look-stop").click()
     site.wait_idle()
-    page.wait_for_timeout(300)
+    expect(page.locator("#look-status")).to_contain_text("stopped")
     count = marks(page).count()
-    page.wait_for_timeout(400)
-    assert marks(page).count() == count
+    expect(page.locator("#look-status")).to_contain_text(f"{count:,} tokens")
     marks(page).nth(3).click()
     expect(bars(page, ".chosen")).to_have_count(1)
 

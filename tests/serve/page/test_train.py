@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.serve.conftest import Serve, Server, make_text
+from tests.serve.conftest import Server, make_text
 from tests.serve.page.conftest import OpenPage
 from tests.serve.page.house import FOREIGN, foreign_page, refusal_of
 
@@ -20,16 +17,6 @@ TEXT = make_text(11_000).encode()
 """Too long to be known by heart before somebody stops the training."""
 PASTED = make_text(1000)
 """As well, and short enough to be filled in."""
-
-
-@pytest.fixture(scope="module")
-def studio(serve: Serve, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose runs folder is for these tests alone."""
-    folder = tmp_path_factory.mktemp("studio")
-    shutil.copytree(runs / "gru", folder / "gru")
-    # With a run named, as a server usually has: what is trained is offered beside it.
-    with serve("gru", "--allowed-host", FOREIGN, runs_dir=folder, page=True) as server:
-        yield server
 
 
 def give(page: Page, name: str, content: bytes) -> None:
@@ -47,8 +34,8 @@ def status(page: Page):
     return expect(page.locator("#train-status"))
 
 
-def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: OpenPage, studio: Server):
-    page = open_page("Train", url=studio.url)
+def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: OpenPage, workshop: Server):
+    page = open_page("Train", url=workshop.url)
     status(page).to_contain_text("Nothing is being trained")
     give(page, "hens & <b>foxes<i>.txt", TEXT)
     press_train(page)
@@ -60,7 +47,7 @@ def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: Open
     steps = [int(step) for step in re.findall(r"step (\d+) ", page.locator("#train-samples").inner_text())]
     assert steps == sorted(steps, reverse=True)
     # Who opens the page anew sees the same training.
-    other = open_page("Train", url=studio.url)
+    other = open_page("Train", url=workshop.url)
     status(other).to_contain_text("Step")
     expect(other.locator("#train-samples figure").first).to_be_visible()
     other.get_by_role("button", name="Stop, and keep what it has learned").click()
@@ -72,7 +59,7 @@ def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: Open
     # The name that it came with is text, and names the run after being reduced to letters.
     name = re.findall(r"run (\S+)", page.locator("#train-status").inner_text())[-1]
     assert re.fullmatch(r"[\w.-]+-gru-char(-small)?", name) and page.locator("#train-status i").count() == 0
-    text = studio.post("/v1/completions", model=name, prompt="the", max_tokens=20, seed=1)["choices"][0]["text"]
+    text = workshop.post("/v1/completions", model=name, prompt="the", max_tokens=20, seed=1)["choices"][0]["text"]
     assert len(text) == 20
     page.get_by_role("tab", name="Write").click()
     expect(page.get_by_label("Model").locator("visible=true").first).to_be_visible()
@@ -80,12 +67,11 @@ def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: Open
     expect(page.get_by_role("option", name=name)).to_be_visible()
 
 
-def test_a_second_training_waits_in_line_and_can_leave_it(open_page: OpenPage, studio: Server):
-    page = open_page("Train", url=studio.url)
+def test_a_second_training_waits_in_line_and_can_leave_it(open_page: OpenPage, workshop: Server):
+    page = open_page("Train", url=workshop.url)
     for turn in range(2):
         page.locator("#train-paste textarea").fill(PASTED)
         press_train(page)
-        expect(page.locator("#train-paste textarea")).to_have_value("")
         status(page).to_contain_text("pasted text · GRU · 1 minute")
         if turn:
             status(page).to_contain_text("In line: 1 training before this one.")
@@ -98,8 +84,8 @@ def test_a_second_training_waits_in_line_and_can_leave_it(open_page: OpenPage, s
     status(page).to_contain_text("Stopped")
 
 
-def test_what_is_no_text_is_refused_with_a_sentence(open_page: OpenPage, studio: Server):
-    page = open_page("Train", url=studio.url)
+def test_what_is_no_text_is_refused_with_a_sentence(open_page: OpenPage, workshop: Server):
+    page = open_page("Train", url=workshop.url)
     press_train(page)
     expect(page.get_by_text("There is no text yet: drop a file, or paste one.")).to_be_visible()
     give(page, "cafe.txt", b"caf\xe9")
@@ -112,16 +98,20 @@ def test_what_is_no_text_is_refused_with_a_sentence(open_page: OpenPage, studio:
     page.locator("#train-paste textarea").fill("a")
     press_train(page)
     status(page).to_contain_text("It failed. pasted text is too short to split")
+    status(page).to_contain_text(
+        "Your text is still there: change it, or choose another kind of model, and press Train."
+    )
+    expect(page.locator("#train-paste textarea")).to_have_value("a")
 
 
-def test_who_comes_from_elsewhere_is_told_how_it_is_switched_on_and_refused(browser: Browser, studio: Server):
-    with foreign_page(browser, studio) as page:
+def test_who_comes_from_elsewhere_is_told_how_it_is_switched_on_and_refused(browser: Browser, workshop: Server):
+    with foreign_page(browser, workshop) as page:
         page.get_by_role("tab", name="Train").click()
         expect(page.get_by_text("lm serve --allow-training")).to_be_visible()
         expect(page.locator("#train-go")).to_be_disabled()
     for button, data in (("train-go", [None, PASTED, 1, "gru"]), ("train-stop", [None])):
-        assert "switched off for visitors from other machines" in refusal_of(studio, button, data, host=FOREIGN)
-        assert "--allow-training" in refusal_of(studio, button, data, host=FOREIGN)
+        assert "switched off for visitors from other machines" in refusal_of(workshop, button, data, host=FOREIGN)
+        assert "--allow-training" in refusal_of(workshop, button, data, host=FOREIGN)
         # A proxy may put a name of this machine in the place of what its visitor asked for.
         for sign in ("X-Forwarded-For", "X-Forwarded-Port", "Forwarded", "Via"):
-            assert "--allow-training" in refusal_of(studio, button, data, host="localhost", **{sign: "a"})
+            assert "--allow-training" in refusal_of(workshop, button, data, host="localhost", **{sign: "a"})

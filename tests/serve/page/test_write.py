@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 import lm
 from cli import main as program
 from tests.serve.conftest import Server
-from tests.serve.page.conftest import OpenPage
+from tests.serve.page.conftest import OpenPage, folder_of
 
 ROOT = Path(program.__file__).parents[1]
 
@@ -160,25 +160,126 @@ def test_several_samples_stand_side_by_side_and_one_is_taken(open_page: OpenPage
     expect(page.locator("#sample-1 textarea")).to_be_hidden()
 
 
+def test_the_same_sheet_and_seed_give_the_same_text_and_what_was_typed_outlives_undo_and_regenerate(
+    open_page: OpenPage,
+) -> None:
+    page = open_page()
+    begin(page, "the cat ")
+    set_knob(page, "Length", 30)
+    first = write(page)
+    begin(page, "the cat ")
+    press(page, "Continue")
+    expect(page.locator("#paper textarea")).to_have_value(first)
+    expect(page.locator("#write-status")).to_contain_text("seed 1 · ended")
+    # Typed before the piece, behind it and into it.
+    for keys, typed in (("Control+Home", "See: "), ("Control+End", " END"), ("Control+End ArrowLeft*10", "MIDDLE")):
+        for key in keys.split():
+            name, _, times = key.partition("*")
+            for _ in range(int(times or 1)):
+                page.locator("#paper textarea").press(name)
+        page.keyboard.type(typed)
+    assert paper(page) == f"See: {first[:-6]}MIDDLE{first[-6:]} END"
+    press(page, "Regenerate")
+    expect(page.locator("#write-status")).not_to_contain_text(re.compile(r"seed 1\b"))
+    expect(page.locator("#write-status")).to_contain_text("30 tokens")
+    expect(page.locator("#write-status")).to_contain_text("ended")
+    assert paper(page).startswith("See: the cat MIDDLE END") and len(paper(page)) == len("See: the cat MIDDLE END") + 30
+    press(page, "Undo")
+    expect(page.locator("#paper textarea")).to_have_value("See: the cat MIDDLE END")
+    expect(page.get_by_role("button", name="Write", exact=True)).to_be_visible()
+
+
 def choose(page: Page, model: str) -> None:
     """Pick a model in the tab that is shown."""
     page.get_by_role("combobox").locator("visible=true").first.click()
     page.get_by_role("option", name=re.compile(f"^{model} ")).click()
 
 
-def test_stop_keeps_what_is_written_and_frees_the_slot(open_page: OpenPage, site: Server) -> None:
-    page = open_page()
+def picker(page: Page) -> Locator:
+    """What shows the model of the tab Write."""
+    return page.get_by_role("combobox", name="Model", exact=True).locator("visible=true").first
+
+
+def begin_long(page: Page, text: str = "") -> None:
+    """Have the slow model write a long text, and wait until some of it is there."""
     choose(page, "slow")
     set_knob(page, "Length", 4000)
+    begin(page, text)
     press(page, "Write")
-    page.wait_for_function("document.querySelector('#paper textarea').value.length > 20")
-    press(page, "Stop")
+    wait_for_more(page, len(text) + 20)
+
+
+def wait_for_more(page: Page, length: int) -> None:
+    page.wait_for_function(f"document.querySelector('#paper textarea').value.length > {length}")
+
+
+def stopped(page: Page, site: Server, prompt: str) -> str:
+    """The text that was written until it was stopped, which is exactly what the status and the recipe say."""
+    expect(page.locator("#write-status")).to_contain_text(re.compile(r"tokens · .* · seed \d+ · stopped"))
     site.wait_idle()
-    length = len(paper(page))
-    page.wait_for_timeout(400)
-    assert 20 < len(paper(page)) == length < 4000
+    said = re.findall(r"^([\d,]+) tokens.* seed (\d+) ", page.locator("#write-status").inner_text())[0]
+    tokens, seed = (int(number.replace(",", "")) for number in said)
+    text = lm.load("slow", runs_dir=folder_of(site)).sample(prompt, max_tokens=tokens, seed=seed)
+    expect(page.locator("#paper textarea")).to_have_value(prompt + text)
+    if not page.locator("#recipe textarea").is_visible():
+        page.get_by_text("Exactly this text again").click()
+    expect(page.locator("#recipe textarea")).to_have_value(re.compile(f" --max-tokens={tokens} --seed={seed} "))
+    return text
+
+
+def test_stop_keeps_what_is_written_and_says_how_much_it_is(open_page: OpenPage, site: Server) -> None:
+    page = open_page()
+    begin_long(page)
+    press(page, "Stop")
+    assert 20 < len(stopped(page, site, "")) < 4000
     press(page, "Undo")
     expect(page.locator("#paper textarea")).to_have_value("")
+    expect(page.locator("#recipe textarea")).to_have_value("")
+
+
+def test_another_button_while_it_writes_ends_the_old_writing_first(open_page: OpenPage, site: Server) -> None:
+    page = open_page()
+    begin_long(page, "a mat ")
+    press(page, "Regenerate")
+    expect(page.locator("#write-status")).not_to_contain_text(re.compile(r"seed 1\b"))
+    wait_for_more(page, 26)
+    assert site.metric("inkling_engine_running") == 1
+    press(page, "Stop")
+    stopped(page, site, "a mat ")
+    press(page, "Regenerate")
+    wait_for_more(page, 26)
+    press(page, "Undo")
+    site.wait_idle()
+    expect(page.locator("#write-status")).to_have_text("")
+    expect(page.locator("#paper textarea")).to_have_value("a mat ")
+
+
+def test_typing_while_it_writes_stops_it_and_a_reload_brings_back_the_sheet_and_the_knobs(
+    open_page: OpenPage, site: Server
+) -> None:
+    page = open_page()
+    begin_long(page, "a mat ")
+    page.locator("#paper textarea").press("Control+Home")
+    page.keyboard.type("It is: ")
+    expect(page.locator("#write-status")).to_contain_text("stopped")
+    site.wait_idle()
+    sheet = paper(page)
+    assert sheet.startswith("It is: a mat ") and len(sheet) > 30
+    # Also what is typed while the server cannot be reached.
+    page.context.set_offline(True)
+    page.locator("#paper textarea").press("Control+End")
+    page.keyboard.type(" to be kept")
+    page.context.set_offline(False)
+    page.get_by_label("number input for Temperature").locator("visible=true").fill("0.3")
+    page.keyboard.press("Tab")
+    page.get_by_role("tab", name="Look").click()
+    page.locator("#look-prompt textarea").fill("a prompt")
+    page.reload()
+    expect(page.locator("#paper textarea")).to_have_value(sheet + " to be kept")
+    expect(picker(page)).to_have_value(re.compile("^slow "))
+    expect(page.get_by_label("number input for Temperature").locator("visible=true")).to_have_value("0.3")
+    page.get_by_role("tab", name="Look").click()
+    expect(page.locator("#look-prompt textarea")).to_have_value("a prompt")
 
 
 def test_a_closed_browser_frees_the_slots(open_page: OpenPage, site: Server) -> None:
