@@ -84,7 +84,16 @@ def test_options_are_those_of_lm_train(lm: Lm) -> None:
         return set(re.findall(r"^ +(--[\w-]+)", lm(command, "--help").out, re.MULTILINE))
 
     # What is measured is one process; of several, `lm bench` has rows of its own.
-    not_options = {"--name", "--stop-after", "--resume", "--init", "--overwrite", "--dry-run", "--verify-resume"}
+    not_options = {
+        "--name",
+        "--stop-after",
+        "--resume",
+        "--corpus",
+        "--init",
+        "--overwrite",
+        "--dry-run",
+        "--verify-resume",
+    }
     not_options |= {"--devices", "--shard"}
     for command in ("profile", "bench"):
         assert flags("train") - not_options <= flags(command), command

@@ -98,7 +98,7 @@ def test_a_library_that_is_missing_is_named_with_the_command_that_brings_it(
 ) -> None:
     drawn = curves([a_run(tmp_path, "a")])
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(MissingExtraError, match=rf"{what}: pip install 'inkling-lm\[plot\]'"):
+    with pytest.raises(MissingExtraError, match=rf"{what}: pip install '.\[plot\]'"):
         if what == "uniplot":
             sketch(drawn, metric="loss", by="step", width=80, height=12, color=False)
         else:
