@@ -86,7 +86,7 @@ class RunFolder:
     @property
     def argument(self) -> str:
         """How a printed command names the run, quoted for a shell: its name where that is enough, else its path."""
-        return shlex.quote(self.name if self.path.parent == DEFAULT_RUNS_DIR or self.shipped else str(self.path))
+        return shlex.quote(self.name if self.path.parent in (DEFAULT_RUNS_DIR, shipped_folder()) else str(self.path))
 
     # -- making ---------------------------------------------------------------------------------
 

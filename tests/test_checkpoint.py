@@ -679,7 +679,10 @@ def test_the_newest_run_is_the_users_last_trained(runs: Path) -> None:
 
 def test_a_shipped_run_is_newest_only_where_the_user_has_none(runs: Path, tmp_path: Path) -> None:
     assert [run.name for run in list_runs(runs)] == ["b", "a", "poet"]
+    (tmp_path / "none-yet").mkdir()
     assert find_run(None, tmp_path / "none-yet")[0].path == tmp_path / "shipped" / "a"
+    with pytest.raises(RunNotFoundError, match="There is no folder"):
+        find_run(None, tmp_path / "nowhere")
 
 
 def test_in_a_checkout_shipped_runs_lie_among_the_users_and_are_still_last(

@@ -35,7 +35,7 @@ IN_A_FILE = "checkpoints/a/README.md/x"
         (["chat", "a", "--seed", "-1"], "sampling.seed = -1"),
         (["state", "save", "a", "a/b", "--text", "none.txt"], "State 'a/b': use letters"),
         (["eval", "a", "--split", "tset"], "Run 'a' has no 'tset' split"),
-        (["eval", "a", "--text", "none.txt"], "none.txt cannot be read"),
+        (["eval", "a", "--text", "none.txt"], "There is no file 'none.txt'"),
         (["plot", "a", "--output", IN_A_FILE], f"{IN_A_FILE.rpartition('/')[0]}: "),
         (["list", "--runs-dir", "nowhere"], "There is no folder nowhere with runs: check --runs-dir"),
         (["sample", "--runs-dir", "nowhere"], "There is no folder nowhere with runs: check --runs-dir"),

@@ -54,16 +54,6 @@ CASES = {
         f"{TRAIN} --device tpu", r"use (cpu|cuda).*leave --device out",
         (f"{TRAIN} --device {{0}}", TRAIN),
     ),
-    "a batch longer than the text": Case(
-        "train short.txt --preset gru-char-small --max-steps 1",
-        r"lower the batch: (--set training.batch_size=\d+ --set training.bptt=\d+)$",
-        ("train short.txt --preset gru-char-small --max-steps 1 {0}",),
-    ),
-    "a batch longer than a text of a few words": Case(
-        "train tiny.txt --preset gru-char-small --max-steps 1",
-        r"lower the batch: (--set training.batch_size=\d+ --set training.bptt=\d+)$",
-        ("train tiny.txt --preset gru-char-small --max-steps 1 {0}",),
-    ),
     "a scale without low precision": Case(
         f"{TRAIN} --loss-scale 8 --precision fp32", r"leave it out, or choose --precision fp16 or (bf16)",
         (f"{TRAIN} --precision fp32", f"{TRAIN} --loss-scale 8 --precision {{0}}"),
@@ -76,14 +66,6 @@ CASES = {
         f"{TRAIN} --precision bf16 --set training.fp32_modules=outputt",
         r"Did you mean '(\w+)'.*for the whole model use (--precision fp32)",
         (f"{TRAIN} --precision bf16 --set training.fp32_modules={{0}}", f"{TRAIN} {{1}}"),
-    ),
-    "a vocabulary too small": Case(
-        "train words.txt --preset gru-subword-small --max-steps 1 --set training.batch_size=2 --set tokenizer.size=260",
-        r"Set it to (\d+) or more",
-        (
-            "train words.txt --preset gru-subword-small --max-steps 1 --set training.batch_size=2 "
-            "--set tokenizer.size={0} --set model.hidden_size=16 --set training.bptt=16",
-        ),
     ),
     "tables too large": Case(
         f"{TRAIN} --set model.table_orders=[9] --set model.table_buckets=100000000",

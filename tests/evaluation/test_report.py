@@ -21,7 +21,9 @@ LN2 = 0.6931471805599453
 def report_of(spelling_nats: float | None) -> Any:
     """100 bytes in 20 tokens of 1 bit, 4 of them unknown with 2 bits each; the others have 0.75."""
     scores = Scores("all", 20, 20 * LN2, 30 * LN2**2, unknown_nats=8 * LN2)
-    return make_report(scores, Counts(100, 100, 20, 1, 20, 20, 4, spelling_nats), spelling="letter by letter", **FACTS)
+    return make_report(
+        scores, Counts(100, 100, 20, 1, 20, 20, 4, spelling_nats=spelling_nats), spelling="letter by letter", **FACTS
+    )
 
 
 def test_what_the_tokens_do_not_say_is_part_of_bits_per_byte_and_of_no_perplexity() -> None:
