@@ -6,7 +6,7 @@ an event:
     {"event": "ready"}                                          signals are heeded from here on
     {"event": "reading", "stage": …, "done": …, "total": …}
     {"event": "started", "run": …, "model": …, "parameters": …, "corpus": …, "steps": …, "device": …}
-    {"event": "progress", "step": …, "loss": …, "seconds": …}   about four times a second
+    {"event": "progress", "step": …, "loss": …, "seconds": …, "left": …}   about four times a second
     {"event": "validating", "done": …, "total": …}
     {"event": "row", "step": …, "seconds": …, "train_loss": …, "valid_loss": …}
     {"event": "sample", "step": …, "valid_loss": …, "text": …}  of the best weights so far
@@ -37,7 +37,7 @@ from lm.config import RunConfig, compose, preset_names, read_preset
 from lm.corpora import Corpus
 from lm.errors import LMError
 from lm.run import Run
-from lm.training.callbacks import Callback, End, Row, Start, Tick
+from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
 
 NICENESS = 10
 """Who waits for an answer of the server goes first."""
@@ -137,6 +137,7 @@ class Trainee(Callback):
     def on_start(self, start: Start) -> None:
         """Say what is trained."""
         self._folder = RunFolder(Path(self._order.runs_dir) / start.run)
+        self._time_left = TimeLeft(start)
         self.tell(
             "started", run=start.run, model=start.model, parameters=start.parameters, corpus=start.corpus,
             steps=start.plan_steps, device=start.device,
@@ -146,15 +147,19 @@ class Trainee(Callback):
         """Say how far it is."""
         if self._now_and_then():
             loss = tick.loss if math.isfinite(tick.loss) else None
-            self.tell("progress", step=tick.step, loss=loss, seconds=tick.seconds)
+            left = self._time_left.seconds(tick.step, tick.seconds)
+            self.tell("progress", step=tick.step, loss=loss, seconds=tick.seconds, left=left)
 
     def on_validation(self, done: int, total: int) -> None:
         """Say how far the validation is."""
         if self._now_and_then():
             self.tell("validating", done=done, total=total)
 
+    on_report = on_validation
+
     def on_log(self, row: Row) -> None:
         """Give the point of the curve; where it is the best so far, a sample is due."""
+        self._time_left.add(row)
         self.tell("row", **{name: row.get(name) for name in ("step", "seconds", "train_loss", "valid_loss")})
         if row["valid_loss"] is not None and row["best_step"] == row["step"]:
             self._due = row["step"], row["valid_loss"]

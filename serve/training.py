@@ -157,6 +157,8 @@ class Job:
     step: int = 0
     seconds: float = 0.0
     """Of training."""
+    left: float | None = None
+    """Seconds of training to come after the step."""
     loss: float | None = None
     """Of the step."""
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -180,7 +182,7 @@ class Job:
         """About how long the training goes on; None where that is not known yet."""
         if self.status not in ("training", "validating") or not self.step or self.reason:
             return None
-        return self.seconds / self.step * (self.steps - self.step)
+        return self.left
 
     def take(self, event: dict[str, Any]) -> None:
         """Learn from an event of the trainee."""
@@ -193,6 +195,7 @@ class Job:
             case "progress":
                 self.status, self.share = "training", None
                 self.step, self.seconds, self.loss = event["step"], event["seconds"], event["loss"]
+                self.left = event["left"]
             case "validating":
                 self.status, self.share = "validating", _share(event)
             case "row":

@@ -186,7 +186,7 @@ class Clients:
             b'{"prompt": 7}',
             b'{"max_tokens": -1}',
             b'{"no": 1}',
-            b'{"stop": ""}',
+            b'{"stop": ["a", ""]}',
         )
         async with self._connected() as (reader, writer):
             if dice.random() < 0.3:

@@ -103,7 +103,7 @@ def crowd(runs, *, clients: int, requests: int) -> Counter[str]:
     """What became of the requests of many clients to three models, of which two have room."""
     names = ("gru", "words", "pieces")
     options = ServeOptions(runs=names, runs_dir=runs, prefix_cache="1MB", max_batch=2)
-    sizes = sorted(offer.memory_bytes(options) for offer in find_offers(options).values())
+    sizes = sorted(offer.memory_bytes(options) for offer in find_offers(options).offers.values())
     models = Models(options.model_copy(update={"max_memory": sum(sizes[1:])}))
     outcomes: Counter[str] = Counter()
 

@@ -209,11 +209,14 @@ def build(page: Page) -> None:
                     async for written in writing:
                         tokens, scores = written.tokens[0], written.scores[0]
                         grown = replace(story, tokens=(*story.tokens, *tokens), scores=(*story.scores, *scores))
-                        yield {story_state: grown, shown: paper.html(grown), status: _status(written, grown, options)}
+                        news = {story_state: grown, shown: paper.html(grown), status: _status(written, grown, options)}
+                        if written.ended:
+                            # Together with the last news: a token that is picked after it keeps its chart.
+                            news |= view(await spot_of(grown, len(grown.tokens)), values)
+                        yield news
             except (LMError, RequestError):
                 yield {status: ""}
                 raise
-            yield view(await spot_of(grown, len(grown.tokens)), values)
 
     async def on_stop(turns: Turns) -> None:
         turns.stop()
