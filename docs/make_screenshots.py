@@ -53,7 +53,7 @@ class _Server:
     """`lm serve` as a process of its own."""
 
     def __init__(self, runs: Path) -> None:
-        self._arguments = [sys.executable, "-m", "cli.main", "serve", "--port", "0", "--runs-dir", str(runs)]
+        self._arguments = [sys.executable, "-m", "cli.main", "serve", RUN, "--port", "0", "--runs-dir", str(runs)]
 
     def __enter__(self) -> str:
         self._process = subprocess.Popen(
