@@ -27,18 +27,6 @@ def chat_text(turns: Sequence[tuple[str, str]]) -> str:
     return "".join(f"{role.capitalize()}: {content}\n" for role, content in turns) + "Assistant:"
 
 
-def _check_lines(text: str) -> None:
-    begin = 0
-    while len(text) - begin > LONGEST_LINE:
-        end = text.rfind("\n", begin, begin + LONGEST_LINE + 1)
-        if end < 0:
-            raise TokenizerError(
-                f"The text has a line of more than {LONGEST_LINE:,} characters, which this server does not cut into "
-                "tokens: break it into lines."
-            )
-        begin = end + 1
-
-
 class Tokens:
     """The tokens of one model."""
 
@@ -54,6 +42,22 @@ class Tokens:
                 return text
         return self._tokenizer.pieces([start])[0]
 
+    def check_lines(self, text: str) -> None:
+        """Refuse a text for which the tokenizer would hold up all other threads.
+
+        Raises:
+            TokenizerError: a line is too long to be cut into tokens while others wait.
+        """
+        begin = 0
+        while self._tokenizer.whole_lines and len(text) - begin > LONGEST_LINE:
+            end = text.rfind("\n", begin, begin + LONGEST_LINE + 1)
+            if end < 0:
+                raise TokenizerError(
+                    f"The text has a line of more than {LONGEST_LINE:,} characters, which this server does not cut "
+                    "into tokens: break it into lines."
+                )
+            begin = end + 1
+
     def encode(self, text: str, unknown: UnknownPolicy | None = None) -> list[int]:
         """Ids of a text, without the start token.
 
@@ -61,8 +65,7 @@ class Tokens:
             UnknownSymbolError, ConfigError: as the policy says.
             TokenizerError: a line is too long to be cut into tokens while others wait.
         """
-        if self._tokenizer.whole_lines:
-            _check_lines(text)
+        self.check_lines(text)
         ids = self._tokenizer.encode(text, unknown=unknown)
         found: list[int] = []
         for begin in range(0, len(ids), MOST_AT_ONCE):

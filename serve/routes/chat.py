@@ -35,7 +35,7 @@ async def chat(body: ChatRequest, request: Request, models: TheModels, options: 
     check_sampling(sampling, options, 1, stream=body.stream)
     lease = await models.lease(body.model)
     try:
-        size = sum(len(message.content) for message in body.messages)
+        size = sum(len(message.text) for message in body.messages)
         text, read = await beside(size, lambda: _read(lease.model, body))
         check_length(len(read) - 1, options)
         job = start(lease, [EngineRequest(read, sampling)], live=body.stream)

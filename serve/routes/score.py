@@ -13,7 +13,6 @@ from lm.generation.options import SamplingOptions
 from lm.generation.request import Generation
 from lm.generation.request import Request as EngineRequest
 from lm.spelling import spelling_nats
-from lm.tokenizers.base import Tokenizer
 from serve.answers import Scored
 from serve.bodies import BodyRoute
 from serve.errors import RequestError
@@ -21,6 +20,7 @@ from serve.formats import Piece, finite
 from serve.models import Model
 from serve.openai import ScoreRequest
 from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_logprobs, start
+from serve.settings import ServeOptions
 from serve.writing import Prompt, Writing, beside
 
 router = APIRouter(route_class=BodyRoute, tags=["scoring"])
@@ -34,8 +34,7 @@ async def score(body: ScoreRequest, request: Request, models: TheModels, options
         model = lease.model
         # Of a word that it does not know, the words of the vocabulary are counted once.
         size = max(len(body.text), len(model.tokenizer.words or ()))
-        read, spelled = await beside(size, lambda: _read(model.tokenizer, body.text))
-        check_length(len(read) - 1, options)
+        read, spelled = await beside(size, lambda: _read(model, body.text, options))
         if len(read) == 1:
             raise RequestError(400, "The text has no tokens that the model knows.", param="text")
         check_logprobs(len(read) * (1 + body.top))
@@ -51,10 +50,14 @@ async def score(body: ScoreRequest, request: Request, models: TheModels, options
     return await Writing(lease, job, [Prompt(read[1:])], form, options, facts).whole(request)
 
 
-def _read(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, ...], float | None]:
+def _read(model: Model, text: str, options: ServeOptions) -> tuple[tuple[int, ...], float | None]:
     """The start token and those of a text, and the nats of what they do not say; None where symbols were left out."""
     met: Counter[str] = Counter()
+    tokenizer = model.tokenizer
+    model.tokens.check_lines(text)
     ids = tokenizer.encode(text, met=met)
+    # Before the spelling of its words, which takes longer than all the rest.
+    check_length(len(ids), options)
     nats = spelling_nats(tokenizer, text, ids, met)
     return (tokenizer.start_id, *ids.tolist()), nats if math.isfinite(nats) else None
 

@@ -168,6 +168,11 @@ HOSTILE: dict[str, tuple[str, dict]] = {
     "parts": (
         "/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 90_000}]}
     ),
+    "one part": (
+        "/v1/chat/completions",
+        {"model": "pieces", "messages": [{"role": "user", "content": [{"type": "text", "text": LINES}]}]},
+    ),
+    "one scored line": ("/v1/score", {"model": "pieces", "text": "the cat " * 500_000}),
     "characters": ("/tokenize", {"prompt": LINES, "return_token_strs": True}),
     "pieces": ("/tokenize", {"model": "pieces", "prompt": LINES}),
     "words": ("/tokenize", {"model": "words", "prompt": LINES.replace("\n", " ")}),
