@@ -267,7 +267,17 @@ def test_the_cookie_is_for_tls_alone_where_there_is_tls(closed: Server):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"key=", b"key=wrong", b"key=first-ke", b"key=%ff%00", b"\xff\xfe", b"a=1&" * 5000, b"key[]=first-key"],
+    [
+        b"",
+        b"key=",
+        b"key=wrong",
+        b"key=first-ke",
+        b"key=%ff%00",
+        b"\xff\xfe",
+        b"a=1&" * 5000,
+        b"key[]=first-key",
+        b"key=first-key" + b"%20" * 10_000,
+    ],
 )
 def test_a_wrong_key_is_told_in_the_form(closed: Server, body):
     status, headers, form = closed.request("POST", "/login", body)
