@@ -380,8 +380,12 @@ class Models:
         except Exception as error:
             self._failed(offer, error)
             return "failed"
-        self._retire(old)
-        self._loaded[name] = new
+        if self._loaded.get(name) is old:
+            self._retire(old)
+            self._loaded[name] = new
+        else:
+            # The old one made room for another model meanwhile: who asks next loads the new files, or has done so.
+            new.worker.stop()
         return "reloaded"
 
     def close(self) -> None:

@@ -23,8 +23,8 @@ from lm.errors import ConfigError, CorruptRunError
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request
 from serve.errors import RequestError
-from serve.models import Models
-from serve.offers import find_offers
+from serve.models import Model, Models
+from serve.offers import Offer, find_offers
 from serve.settings import ServeOptions
 from serve.worker import EngineDeadError
 from tests.conftest import SHIPPED
@@ -261,6 +261,43 @@ def test_a_broken_run_keeps_no_other_from_being_reloaded_and_serves_on_with_its_
 
     asyncio.run(story())
     models.close()
+
+
+def test_a_model_that_makes_room_while_it_is_reloaded_leaves_no_engine(runs, copies, tmp_path):
+    copies("one", "other")
+    options = ServeOptions(runs_dir=tmp_path)
+    size = find_offers(options).offers["one"].memory_bytes(options)
+    models = Models(options.model_copy(update={"max_memory": size}))
+    opened, go_on = threading.Event(), threading.Event()
+    open_at_once = models.open
+
+    def open_slowly(offer: Offer) -> Model:
+        model = open_at_once(offer)
+        opened.set()
+        assert go_on.wait(10)
+        return model
+
+    async def story() -> None:
+        (await models.lease("one")).close()
+        weights = tmp_path / "one" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes())
+        models.open = open_slowly
+        reloading = asyncio.create_task(models.reload())
+        assert await asyncio.to_thread(opened.wait, 10)
+        models.open = open_at_once
+        for name in ("other", "one"):
+            (await models.lease(name)).close()
+        newest = models.loaded["one"]
+        go_on.set()
+        assert await reloading == {"one": "reloaded"}
+        assert dict(models.loaded) == {"one": newest} and models.memory_bytes == size
+
+    asyncio.run(story())
+    models.close()
+    deadline = time.monotonic() + 5
+    while [thread for thread in threading.enumerate() if thread.name in ("engine one", "engine other")]:
+        assert time.monotonic() < deadline, "an engine was left"
+        time.sleep(0.01)
 
 
 def test_weights_that_are_not_finite_are_refused_until_they_are_whole_again(runs, copies, tmp_path):
