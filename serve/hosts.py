@@ -15,6 +15,8 @@ from serve.settings import ServeOptions, parse_network
 
 OF_PROXIES = (b"forwarded", b"via", b"x-real-ip")
 """Headers that proxies add, as they do X-Forwarded-For and others of that kind."""
+LONGEST_HOST = 300
+"""Bytes of a Host header; a name of the domain name system has at most 253."""
 MOST_REMEMBERED = 1024
 """Host headers whose examination is kept."""
 
@@ -62,7 +64,8 @@ def name_check(options: ServeOptions) -> Callable[[bytes], bool]:
         name = host_name(header.decode("latin-1"))
         return "*" in own or name in own or "." not in name or is_loopback(name) or is_address(name)
 
-    return is_own
+    # A longer one is refused before it is remembered: many of them would fill the memory.
+    return lambda header: len(header) <= LONGEST_HOST and is_own(header)
 
 
 class Proxies:

@@ -4,7 +4,7 @@ import pytest
 
 from lm.config import validate
 from lm.errors import ConfigError
-from serve.hosts import Proxies, from_same_site, host_name, is_local, is_loopback
+from serve.hosts import LONGEST_HOST, Proxies, from_same_site, host_name, is_local, is_loopback, name_check
 from serve.login import Backoff, Keys, TooManyGuessesError
 from serve.settings import ServeOptions
 
@@ -46,6 +46,11 @@ def test_these_names_can_mean_others(host):
 
 def asked(**headers: str) -> bool:
     return from_same_site({name.replace("_", "-").encode(): value.encode() for name, value in headers.items()})
+
+
+def test_a_host_header_longer_than_a_name_can_be_is_refused():
+    is_own = name_check(ServeOptions(allowed_host=("*",)))
+    assert is_own(b"a" * LONGEST_HOST) and not is_own(b"a" * (LONGEST_HOST + 1))
 
 
 def test_what_is_no_browser_passes():
