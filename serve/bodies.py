@@ -8,6 +8,7 @@ small lists. So what is long is read in a thread, and there in parts.
 
 from __future__ import annotations
 
+import codecs
 import json
 import json.decoder
 import json.scanner
@@ -26,7 +27,7 @@ from serve.writing import beside
 SHORT_BYTES = 16_384
 """Bodies up to here are read at once: it takes less than two milliseconds, whatever they hold."""
 PART = 65_536
-"""Characters of a list of numbers that are read at a time."""
+"""Bytes that are decoded, and characters of a list of numbers that are read, at a time."""
 MOST_LISTS = 100_000
 """Lists and objects of one body."""
 
@@ -71,8 +72,7 @@ def read_body(body: bytes, model: type[BaseModel]) -> BaseModel:
         RequestError: it is no JSON, or not what the model says.
     """
     try:
-        # As json.loads does: half a surrogate pair may pass.
-        text = body.decode(json.detect_encoding(body), "surrogatepass")
+        text = _decode(body)
         value = json.loads(text) if len(body) <= SHORT_BYTES else _Reader().decode(text)
     except (ValueError, RecursionError):
         raise RequestError(400, "The body is not JSON.") from None
@@ -81,6 +81,13 @@ def read_body(body: bytes, model: type[BaseModel]) -> BaseModel:
     except ValidationError as error:
         found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
         raise of_exception(RequestValidationError(found)) from None
+
+
+def _decode(body: bytes) -> str:
+    """The text of JSON as json.loads has it: half a surrogate pair may pass, which takes long where there are many."""
+    decoder = codecs.getincrementaldecoder(json.detect_encoding(body))("surrogatepass")
+    parts = [decoder.decode(body[begin : begin + PART]) for begin in range(0, len(body), PART)]
+    return "".join([*parts, decoder.decode(b"", final=True)])
 
 
 class _Reader(json.JSONDecoder):

@@ -80,6 +80,19 @@ def test_long_lists_of_ids_are_checked_in_parts_to_the_same_tuples(size: int) ->
         read_body(json.dumps({"tokens": [*ids, -1]}).encode(), DetokenizeRequest)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le"])
+def test_a_body_is_decoded_in_parts_as_json_decodes_the_whole(encoding: str) -> None:
+    text = json.dumps("aé☂😀\ud800\udfff!" * 9, ensure_ascii=False)
+    body = text.encode(encoding, "surrogatepass")
+    assert json.loads(bodies._decode(body)) == json.loads(body)
+
+
+@pytest.mark.parametrize("body", [b'"\xff"', b'"\xed\xa0"', b'"aaaaaaaa\xe2\x98', b'"\xc0\x80"'])
+def test_what_is_no_text_is_no_json(body: bytes) -> None:
+    with pytest.raises(RequestError, match="The body is not JSON"):
+        read_body(body, CompletionRequest)
+
+
 def test_a_body_of_too_many_lists_is_one_sentence() -> None:
     with pytest.raises(RequestError, match="more than 100,000 lists and objects: send less at a time"):
         read_body(b'{"prompt": [' + b"[1]," * 100_000 + b"[1]]}", CompletionRequest)
