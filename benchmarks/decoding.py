@@ -34,8 +34,8 @@ from benchmarks.machine import Spread, alternate, versions
 from benchmarks.suite import TRANSFORMERS, Claim, Record, Settings, Table, say, spread_rows, told
 from lm.config import Section
 from lm.generation.decoder import Decoder
-from lm.generation.decoders import open_decoder
 from lm.generation.engine import Engine, Request
+from lm.generation.open_decoder import open_decoder
 from lm.generation.options import SamplingOptions
 from lm.generation.torch_decoder import TorchDecoder
 from lm.models.base import LanguageModel, build_model

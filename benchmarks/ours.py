@@ -16,7 +16,7 @@ from benchmarks.suite import Settings, say, split
 from lm.config import RunConfig, compose, parse_assignments, preset_names
 from lm.corpora import load_prepared
 from lm.evaluation.perplexity import score
-from lm.run import Run, load
+from lm.runs.run import Run, load
 from lm.tokenizers.base import Ids
 
 CURVE_ROWS = 16

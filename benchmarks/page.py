@@ -27,7 +27,7 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.machine import save, versions
-from lm.run import load
+from lm.runs.run import load
 
 ROOT = Path(__file__).parents[1]
 RUN = "shakespeare-gru"

@@ -43,9 +43,9 @@ from rich.table import Table
 from benchmarks.decoding import PROMPT, SHAPES, TOKENS, V, write_gguf
 from benchmarks.machine import alternate, save, versions
 from benchmarks.streams import Stream, run_clients
-from lm.checkpoint import RunFolder
 from lm.config import Section
 from lm.models.base import LanguageModel, build_model
+from lm.runs.run_folder import RunFolder
 from lm.tokenizers.char import CharTokenizer
 from lm.version import __version__
 

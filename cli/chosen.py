@@ -17,8 +17,8 @@ from lm.errors import ConfigError, RunNotFoundError
 
 if TYPE_CHECKING:
     from lm.corpora import Corpus, PreparedCorpus, Progress
-    from lm.run import Run
-    from lm.training.choosing import Choice
+    from lm.jobs.autoconfig import Choice
+    from lm.runs.run import Run
 
 PROCESSES = "devices", "shard"
 """Flags of `lm train` that only training has: what is measured runs in one process."""
@@ -86,7 +86,7 @@ def chosen(
     """The text, and the options for it."""
     from lm.corpora import open_corpus
     from lm.device import pick_device
-    from lm.training import choosing
+    from lm.jobs import autoconfig
     from lm.training.precision import choose_format
 
     # What can be wrong in the options is found before the text is read.
@@ -96,8 +96,8 @@ def chosen(
     if opened.tokens is not None and any(path.startswith("tokenizer.") for path in overrides):
         raise ConfigError(f"{where.source} was prepared with its tokenizer: leave tokenizer options out.")
     if base is not None or preset is not None:
-        return opened, choosing.Choice(options)
-    return opened, choosing.choose_config(
+        return opened, autoconfig.Choice(options)
+    return opened, autoconfig.choose_config(
         opened, lambda preset: compose(where.source, preset=preset, file=file, overrides=overrides), progress=progress
     )
 
@@ -106,8 +106,8 @@ def first_options(
     where: CorpusConfig, preset: str | None, file: Path | None, overrides: dict[str, Any], base: Run | None
 ) -> RunConfig:
     """The options as far as they are known without the text: over the preset, or the first one that takes them."""
-    from lm.training.choosing import EVERY, first_that_fits
-    from lm.training.jobs import init_config
+    from lm.jobs.autoconfig import EVERY, first_that_fits
+    from lm.jobs.train import init_config
 
     if base is not None:
         return init_config(base, where, overrides)
@@ -132,7 +132,7 @@ def prepared(
         ConfigError: nothing was named, or flags contradict what the run is.
     """
     from lm.corpora import prepare
-    from lm.run import load
+    from lm.runs.run import load
     from lm.training.plan import fit_to_text
 
     if source is None:
@@ -154,7 +154,7 @@ def prepared(
 
 
 def _run(source: str, runs_dir: Path) -> str | None:
-    from lm.checkpoint import find_run
+    from lm.runs.run_folder import find_run
 
     try:
         find_run(source, runs_dir)

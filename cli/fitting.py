@@ -9,7 +9,7 @@ from cli.output import console, facts_table, print_json
 from lm.errors import DeviceError
 
 if TYPE_CHECKING:
-    from lm.training.fitting import Fit
+    from lm.profiling.memory_estimate import Fit
 
 
 def show(fit: Fit, as_json: bool) -> None:
@@ -27,7 +27,7 @@ def show(fit: Fit, as_json: bool) -> None:
 
 
 def _facts(fit: Fit) -> list[tuple[str, str, str]]:
-    from lm.training.fitting import USABLE_SHARE, gigabytes
+    from lm.profiling.memory_estimate import USABLE_SHARE, gigabytes
 
     def size(count: int | None) -> str:
         return "unknown" if count is None else gigabytes(count)

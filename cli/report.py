@@ -11,7 +11,7 @@ from cli.output import facts_table
 
 if TYPE_CHECKING:
     from lm.evaluation.report import Report
-    from lm.run import Run
+    from lm.runs.run import Run
 
 FEW_EPOCHS = 2.0
 """Readings of a text that are too few to have learned all that it has to teach."""
@@ -21,7 +21,7 @@ RISEN = 1.02
 
 def print_report(screen: Console, report: Report) -> None:
     """The figures, each with its denominator, and what they were measured under."""
-    from lm.card import figure, figures_of
+    from lm.runs.card import figure, figures_of
 
     step = f", step {report.step:,}" if report.step is not None else ""
     where = f"({report.state}{step}) on {report.corpus}"

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cli.options import named
 from cli.output import Reading, console
-from lm.card import numbers, perplexity
+from lm.runs.card import numbers, perplexity
 from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
 
 PLAIN_SECONDS = 10.0

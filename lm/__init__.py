@@ -18,36 +18,39 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from lm import _renamed
 from lm.version import __version__
 
 # Torch's threads look for work for milliseconds before they sleep, on cores that the kernels' own threads need.
 # Some ten microseconds do; read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+_renamed.install()
+
 if TYPE_CHECKING:
     from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, compose, preset_names
     from lm.errors import LMError
     from lm.evaluation.report import Report
     from lm.generation.options import SamplingOptions
-    from lm.run import Run, load
+    from lm.jobs.train import resume, train
+    from lm.runs.run import Run, load
     from lm.training.callbacks import Callback
-    from lm.training.jobs import resume, train
 
 _HOMES = {
     "Callback": "lm.training.callbacks",
     "CorpusConfig": "lm.config",
     "LMError": "lm.errors",
     "Report": "lm.evaluation.report",
-    "Run": "lm.run",
+    "Run": "lm.runs.run",
     "RunConfig": "lm.config",
     "SamplingOptions": "lm.generation.options",
     "Section": "lm.config",
     "TrainingConfig": "lm.config",
     "compose": "lm.config",
-    "load": "lm.run",
+    "load": "lm.runs.run",
     "preset_names": "lm.config",
-    "resume": "lm.training.jobs",
-    "train": "lm.training.jobs",
+    "resume": "lm.jobs.train",
+    "train": "lm.jobs.train",
 }
 
 __all__ = [

@@ -23,7 +23,7 @@ Both costs are those of codes that can be decoded, and need no training text:
   between two words, nothing next to a newline.
 - Where the text itself spells `<unk>` or the start token, the same adaptive code separates the two meanings.
 
-Sources: Chen and Goodman 1999 for the counts (`lm.models.counts`); the adaptive code is the sequential form of the
+Sources: Chen and Goodman 1999 for the counts (`lm.models.kneser_ney`); the adaptive code is the sequential form of the
 Dirichlet-multinomial distribution, so that its total depends on the counts alone.
 """
 
@@ -38,7 +38,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from lm.models.counts import count_text
+from lm.models.kneser_ney import count_text
 from lm.tokenizers.base import Ids, Tokenizer
 
 ORDER = 5

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from lm.errors import ConfigError, LMError
 from lm.generation.decoder import Decoder
-from lm.run import Run
+from lm.runs.run import Run
 from lm.tokenizers.base import Tokenizer
 from serve.errors import RequestError, dead_engine, model_not_found, no_model, too_busy
 from serve.offers import Found, Offer, find_offers

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lm.checkpoint import CONFIG, TOKENIZER, RunFolder, find_run, list_runs
 from lm.errors import ConfigError, CorruptRunError, LMError, RunNotFoundError
 from lm.files import read_facts
 from lm.registry import KERNELS
-from lm.run import Run
+from lm.runs.run import Run
+from lm.runs.run_folder import CONFIG, TOKENIZER, RunFolder, find_run, list_runs
 from serve.settings import ServeOptions
 
 

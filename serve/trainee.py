@@ -32,11 +32,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from lm.checkpoint import RunFolder
 from lm.config import RunConfig, compose, preset_names, read_preset
 from lm.corpora import Corpus
 from lm.errors import LMError
-from lm.run import Run
+from lm.runs.run import Run
+from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
 
 NICENESS = 10
@@ -62,8 +62,8 @@ class Order:
 
 def choose_config(corpus: Corpus, family: str, minutes: float) -> RunConfig:
     """The options for a text: a preset of the family that cuts the text as suits it."""
-    from lm.training.choosing import choose_config as choose
-    from lm.training.choosing import suited_presets
+    from lm.jobs.autoconfig import choose_config as choose
+    from lm.jobs.autoconfig import suited_presets
 
     suited = suited_presets(corpus)[0]
     cut = read_preset(suited)["tokenizer"]["type"]
@@ -97,7 +97,7 @@ class Trainee(Callback):
         """Train, and leave a run with its report."""
         from lm.config import CorpusConfig
         from lm.corpora import open_corpus
-        from lm.training.jobs import train
+        from lm.jobs.train import train
 
         order = self._order
         corpus = open_corpus(CorpusConfig(source=order.text), progress=self._reading)

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm import checkpoint, files
-from lm.checkpoint import RunFolder, find_run, list_runs
+from lm import files
 from lm.errors import (
     CorruptRunError,
     FormatVersionError,
@@ -29,6 +28,8 @@ from lm.errors import (
     VocabMismatchError,
 )
 from lm.files import Arrays, digest, pack_arrays, read_arrays, write_file
+from lm.runs import run_folder
+from lm.runs.run_folder import RunFolder, find_run, list_runs
 from lm.tokenizers.char import CharOptions, CharTokenizer
 
 TOKENIZER = CharTokenizer.train(["abc\n"], CharOptions(type="char"))
@@ -80,7 +81,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture(autouse=True)
 def no_shipped_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "shipped_folder", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(run_folder, "shipped_folder", lambda: tmp_path / "shipped")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -198,7 +199,7 @@ def test_what_a_kill_leaves_of_a_deleted_run_is_no_run_and_goes_with_the_next(
     with pytest.raises(SystemExit):
         run.delete()
     monkeypatch.undo()
-    monkeypatch.setattr(checkpoint, "shipped_folder", lambda: runs_dir / "none")
+    monkeypatch.setattr(run_folder, "shipped_folder", lambda: runs_dir / "none")
     assert list_runs(runs_dir) == [] and len(os.listdir(runs_dir)) == 1
     make_run(runs_dir / "b").delete()
     assert os.listdir(runs_dir) == []
@@ -291,7 +292,7 @@ def test_the_lock_of_a_killed_job_takes_no_name(tmp_path: Path) -> None:
 
 def test_a_lock_ends_with_its_process(run: RunFolder) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from lm.checkpoint import RunFolder\n"
+        "import sys, time; from pathlib import Path; from lm.runs.run_folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).lock():\n    print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True) as holder:
@@ -339,7 +340,7 @@ def watched_calls(run: RunFolder, calls: list[str], die_at: int | None, error: B
             patch.setattr(owner, name, call)
 
         for owner, name in (
-            (Path, "mkdir"), (checkpoint, "write_synced"), (checkpoint, "sync_folder"), (Path, "rename"),
+            (Path, "mkdir"), (run_folder, "write_synced"), (run_folder, "sync_folder"), (Path, "rename"),
             (shutil, "rmtree"), (os, "fsync"),
         ):  # fmt: skip
             watch(owner, name)
@@ -386,7 +387,7 @@ def test_half_a_written_file_is_never_read(tmp_path: Path, monkeypatch: pytest.M
         path.write_bytes(data[: len(data) // 2])
         raise Dead
 
-    monkeypatch.setattr(checkpoint, "write_synced", half)
+    monkeypatch.setattr(run_folder, "write_synced", half)
     monkeypatch.setattr(files, "write_synced", half)
     for write in (lambda: save_last(run, 6), lambda: run.write_best({"w": np.zeros(3, np.float32)}, step=6)):
         with pytest.raises(Dead):
@@ -402,7 +403,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from lm.checkpoint import RunFolder
+from lm.runs.run_folder import RunFolder
 run = RunFolder(Path(sys.argv[1]))
 print("ready", flush=True)
 for step in range(1, 1_000_000):
@@ -689,7 +690,7 @@ def test_in_a_checkout_shipped_runs_lie_among_the_users_and_are_still_last(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_run(runs / "poem", shipped=True)
-    monkeypatch.setattr(checkpoint, "shipped_folder", lambda: runs)
+    monkeypatch.setattr(run_folder, "shipped_folder", lambda: runs)
     assert [run.name for run in list_runs(runs)] == ["b", "a", "poem"]
     assert find_run(None, runs)[0].name == "b"
 

@@ -21,8 +21,6 @@ from pydantic import Field
 from torch import Tensor
 
 import lm
-from lm import card, checkpoint
-from lm.checkpoint import RunFolder, list_runs
 from lm.errors import (
     ConfigError,
     CorpusError,
@@ -36,11 +34,13 @@ from lm.errors import (
     VocabMismatchError,
 )
 from lm.files import digest
+from lm.jobs.autoconfig import suited_presets
+from lm.jobs.train import init_config
 from lm.models.base import LanguageModel, ModelOptions, State
 from lm.registry import MODELS
+from lm.runs import card, run_folder
+from lm.runs.run_folder import RunFolder, list_runs
 from lm.training.callbacks import Callback, End, Start
-from lm.training.choosing import suited_presets
-from lm.training.jobs import init_config
 from lm.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -91,7 +91,7 @@ def runs(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_shipped_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "shipped_folder", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(run_folder, "shipped_folder", lambda: tmp_path / "shipped")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -291,7 +291,7 @@ def test_a_run_that_its_minutes_cut_short_is_resumed_to_the_end_of_its_plan(
 
 
 def test_no_length_at_all_is_five_minutes(text: Path) -> None:
-    from lm.training.jobs import _fix_plan
+    from lm.jobs.train import _fix_plan
 
     config = lm.compose(str(text), preset="gru-char")
 
@@ -436,7 +436,7 @@ def test_a_cache_made_by_another_tokenizer_is_not_believed(trained: Path, monkey
     foreign = CharTokenizer.train([make_text(500)], CharOptions(type="char", unknown="skip"))
     cached = load_prepared(run.record["corpus"]["key"])
     assert cached is not None
-    monkeypatch.setattr("lm.run.load_prepared", lambda key: replace(cached, tokenizer=foreign))
+    monkeypatch.setattr("lm.runs.run.load_prepared", lambda key: replace(cached, tokenizer=foreign))
     assert lm.load("a", runs_dir=trained).evaluate("valid").loss == honest
 
 
@@ -744,7 +744,7 @@ def test_reading_a_runs_card_loads_no_torch(trained: Path) -> None:
     import subprocess
 
     code = (
-        "import sys; from pathlib import Path; import lm; from lm.card import facts, summary; "
+        "import sys; from pathlib import Path; import lm; from lm.runs.card import facts, summary; "
         "run = lm.load('a', runs_dir=Path(sys.argv[1])); assert summary(run)['bits_per_byte'] > 0; facts(run); "
         "run.config, run.tokenizer; assert 'torch' not in sys.modules"
     )
@@ -894,7 +894,7 @@ def test_options_are_taken_from_the_run_that_a_training_starts_from(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(text, tmp_path)
-    monkeypatch.setattr("lm.training.jobs.DEFAULT_MINUTES", 0.02)
+    monkeypatch.setattr("lm.jobs.train.DEFAULT_MINUTES", 0.02)
     again = lm.train(text, init=first, name="c", runs_dir=tmp_path)
     assert again.config.model == first.config.model
     assert again.tokenizer.sha256 == first.tokenizer.sha256

@@ -11,7 +11,7 @@ from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir
 from lm.errors import ConfigError, LMError
 
 if TYPE_CHECKING:
-    from lm.training.benching import Row
+    from lm.profiling.bench import Row
 
 POSITION = 13
 
@@ -41,8 +41,8 @@ def command(
     from cli.chosen import prepared
     from cli.output import console, print_json, reading
     from lm.device import pick_device
-    from lm.training.benching import run, settings
-    from lm.training.trials import refuse_counting
+    from lm.profiling.bench import run, settings
+    from lm.profiling.trial import refuse_counting
 
     with reading() as progress:
         config, corpus = prepared(source, asked, runs_dir, data_dir, progress)
@@ -114,6 +114,6 @@ def _print(rows: list[Row]) -> None:
 
 
 def _steps() -> int:
-    from lm.training.benching import STEPS
+    from lm.profiling.bench import STEPS
 
     return STEPS

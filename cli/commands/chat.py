@@ -27,7 +27,7 @@ from lm.generation.options import SamplingOptions
 
 if TYPE_CHECKING:
     from lm.generation.conversation import Conversation
-    from lm.run import Run
+    from lm.runs.run import Run
     from lm.tokenizers.base import UnknownPolicy
 
 POSITION = 4
@@ -72,7 +72,7 @@ def command(
 
     from cli.output import say
     from lm.generation.conversation import Conversation
-    from lm.run import load
+    from lm.runs.run import load
 
     loaded = load(run, runs_dir=runs_dir, device=device, precision=decode_precision(precision))
     begin = loaded.states.read(state) if state is not None else loaded.read_text("")

@@ -12,7 +12,7 @@ POSITION = 14
 def command(as_json: Json = False) -> None:
     """Show what this machine computes with, and what Inkling will choose by default."""
     from cli.output import console, facts_table, print_json
-    from lm.training.defaults import describe
+    from lm.profiling.machine_defaults import describe
 
     known = describe()
     if as_json:

@@ -59,7 +59,7 @@ def command(
     from cli.output import console, print_json, reading, scoring
     from cli.report import print_report
     from lm.corpora import open_text
-    from lm.run import load
+    from lm.runs.run import load
 
     loaded = load(run, runs_dir=runs_dir, device=device)
     if stride is not None and loaded.model.context_length is None:

@@ -26,9 +26,9 @@ def command(
     from rich.table import Table
 
     from cli.output import console, print_json
-    from lm.card import figure, summary
-    from lm.checkpoint import check_runs_dir, list_runs
-    from lm.run import Run
+    from lm.runs.card import figure, summary
+    from lm.runs.run import Run
+    from lm.runs.run_folder import check_runs_dir, list_runs
 
     check_runs_dir(runs_dir)
     rows: list[dict[str, Any]] = [summary(Run(folder)) for folder in list_runs(runs_dir)]

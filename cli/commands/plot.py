@@ -39,9 +39,9 @@ def command(
     from dataclasses import asdict
 
     from cli.output import console, no_color, print_json, say
-    from lm.checkpoint import find_run
-    from lm.evaluation.curves import curves, draw, sketch
     from lm.files import check_place
+    from lm.runs.curves import curves, draw, sketch
+    from lm.runs.run_folder import find_run
 
     names: list[str | None] = [*dict.fromkeys(runs or [])] or [None]
     folders = [find_run(name, runs_dir)[0] for name in names]

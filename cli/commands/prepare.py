@@ -59,7 +59,7 @@ def command(
     from cli.output import print_json, reading, say
     from lm.corpora.shards import TOKENIZER, adopt_tokenizer, learn_tokenizer, prepare_shard
     from lm.files import check_place
-    from lm.run import load
+    from lm.runs.run import load
 
     given = {"source": source, "text_column": text_column, "encoding": encoding}
     config = validate(CorpusConfig, {name: value for name, value in given.items() if value is not None}, where="corpus")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from lm.training.profiling import Layer, Profile
+    from lm.profiling.profile import Layer, Profile
 
 POSITION = 12
 
@@ -51,13 +51,13 @@ def command(
         check_place(html)
     from cli.chosen import prepared
     from cli.output import console, print_json, reading, say
-    from lm.training.profiling import profile_training
+    from lm.profiling.profile import profile_training
 
     with reading() as progress:
         config, corpus = prepared(source, asked, runs_dir, data_dir, progress)
     found = profile_training(config, corpus)
     if html is not None:
-        from lm.training.profile_page import page
+        from lm.profiling.profile_html import page
 
         write_file(html, page(found))
         say(f"The page is {html}")
@@ -138,7 +138,7 @@ def _memory_table(found: Profile) -> Table:
 
 
 def _memory_facts(found: Profile) -> list[tuple[str, str, str]]:
-    from lm.training.memory import KINDS
+    from lm.profiling.tensor_memory import KINDS
 
     evaluation = found.evaluation
     flat = "flat" if evaluation.growth_bytes == 0 else f"{evaluation.growth_bytes:+,} bytes over it"

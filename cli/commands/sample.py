@@ -108,7 +108,7 @@ def command(
                 raise ConfigError(f"{flag} is for runs on this machine: leave it out with --server.")
         loaded = Remote(server, run, api_key=api_key)
     else:
-        from lm.run import load
+        from lm.runs.run import load
 
         loaded = load(run, runs_dir=runs_dir, device=device, precision=weights)
     if detokenize and not hasattr(loaded.tokenizer, "detokenize"):

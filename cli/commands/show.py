@@ -14,10 +14,10 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
 
     from cli.output import console, facts_table, print_json
     from cli.report import print_report
-    from lm.card import facts, files, numbers
     from lm.config import validate
     from lm.evaluation.report import Report
-    from lm.run import load
+    from lm.runs.card import facts, files, numbers
+    from lm.runs.run import load
 
     loaded = load(run, runs_dir=runs_dir)
     known = facts(loaded)

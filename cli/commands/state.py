@@ -52,7 +52,7 @@ def save(
     from cli.output import say
     from lm.corpora import open_text
     from lm.corpora.text import EMPTY
-    from lm.run import load
+    from lm.runs.run import load
 
     policy = unknown_policy(unknown)
     loaded = load(run, runs_dir=runs_dir, device=device)
@@ -80,7 +80,7 @@ def list_(run: Run, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> 
     from rich.table import Table
 
     from cli.output import console, print_json
-    from lm.run import load
+    from lm.runs.run import load
 
     states = load(run, runs_dir=runs_dir).states
     rows = [{"name": name, **states.facts(name)} for name in states.names()]
@@ -108,6 +108,6 @@ def list_(run: Run, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> 
 @command.command()
 def delete(run: Run, name: Name, runs_dir: RunsDir = DEFAULT_RUNS) -> None:
     """Delete a named state."""
-    from lm.run import load
+    from lm.runs.run import load
 
     load(run, runs_dir=runs_dir).states.delete(name)

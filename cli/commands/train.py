@@ -17,7 +17,7 @@ from lm.errors import ConfigError
 
 if TYPE_CHECKING:
     from lm.corpora import Corpus
-    from lm.run import Run
+    from lm.runs.run import Run
     from lm.training.callbacks import End
 
 POSITION = 1
@@ -165,7 +165,7 @@ def _verify(
     from dataclasses import asdict
 
     from cli.output import console, print_json, reading
-    from lm.training.verifying import verify_resume
+    from lm.jobs.verify_resume import verify_resume
 
     base = _base(init, preset, file, runs_dir)
     with reading() as progress:
@@ -198,8 +198,8 @@ def _say_whether_it_fits(
     from cli.fitting import show
     from cli.output import reading
     from lm.corpora import prepare
+    from lm.profiling.memory_estimate import estimate
     from lm.training.distributed import own_part
-    from lm.training.fitting import estimate
     from lm.training.plan import fit_to_text
 
     base = _base(init, preset, file, runs_dir)
@@ -227,8 +227,8 @@ def _train(
 ) -> None:
     from cli.output import reading
     from cli.training import TrainingView
+    from lm.jobs.train import check_new_run, train
     from lm.training import distributed
-    from lm.training.jobs import check_new_run, train
 
     if not distributed.started():
         check_new_run(name, runs_dir, overwrite=overwrite)
@@ -262,7 +262,7 @@ def _choose(
 ) -> tuple[Corpus, RunConfig]:
     """The text and the options for it; says what was not said and therefore chosen."""
     from cli.output import console, reading
-    from lm.training.jobs import counts_alone
+    from lm.jobs.train import counts_alone
 
     with reading() as progress:
         opened, choice = chosen(where, preset, file, overrides, base, data_dir, progress)
@@ -301,7 +301,7 @@ def _run_in_processes(devices: int | None, device: str | None, options: RunConfi
 
 def _base(init: str | None, preset: str | None, file: Path | None, runs_dir: Path) -> Run | None:
     """The run that --init names."""
-    from lm.run import load
+    from lm.runs.run import load
 
     if init is None:
         return None
@@ -326,10 +326,10 @@ def _resume(
 ) -> None:
     from cli.output import console, print_json, reading
     from cli.training import TrainingView
-    from lm.checkpoint import find_run
-    from lm.run import Run
+    from lm.jobs.train import counts_alone, resume
+    from lm.runs.run import Run
+    from lm.runs.run_folder import find_run
     from lm.training import distributed
-    from lm.training.jobs import counts_alone, resume
 
     before = Run(find_run(name, runs_dir)[0]).config
     if _run_in_processes(devices or before.training.devices, device or before.training.device, before):

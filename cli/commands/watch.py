@@ -16,8 +16,8 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
     """Follow a run that is being trained, from another terminal; ends when the training ends."""
     from cli.output import console
     from cli.training import TrainingView
-    from lm.checkpoint import find_run
-    from lm.training.watching import Follower
+    from lm.jobs.follow import Follower
+    from lm.runs.run_folder import find_run
 
     folder, _ = find_run(run, runs_dir)
     told = console(stderr=True)

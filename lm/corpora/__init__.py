@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm.corpora.corpus import Corpus, Progress, Split
+    from lm.corpora.prepared import Counts, PreparedCorpus, TokenSplit, encode_text, load_prepared, prepare
     from lm.corpora.sources import open_corpus, open_text
-    from lm.corpora.tokens import Counts, PreparedCorpus, TokenSplit, encode_text, load_prepared, prepare
 
 __all__ = [
     "Corpus",
@@ -41,4 +41,4 @@ _HOME = {"Corpus": "corpus", "Progress": "corpus", "Split": "corpus", "open_corp
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'tokens')}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'prepared')}"), name)

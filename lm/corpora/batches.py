@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lm.corpora.tokens import TokenSplit
+from lm.corpora.prepared import TokenSplit
 from lm.errors import CorpusError
 from lm.tokenizers.base import Ids
 

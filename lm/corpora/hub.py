@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm.corpora.corpus import SPLIT_NAMES, Corpus, Progress, SplitAt, positioned, whole
-from lm.corpora.tables import ArrowRows, TableText, datasets_library
+from lm.corpora.table_files import ArrowRows, TableText, datasets_library
 from lm.errors import CorpusError
 
 PREFIX = "hf:"

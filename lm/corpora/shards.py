@@ -26,11 +26,9 @@ import numpy.typing as npt
 from lm.config import CorpusConfig, Section
 from lm.corpora.cache import put_in_place, sync, unwritable, workplace
 from lm.corpora.corpus import Corpus, Progress, Split, silent
+from lm.corpora.file_list import expand, join, list_files, usable
 from lm.corpora.hub import PREFIX, stream_hub
-from lm.corpora.reading import expand, join, list_files, usable
-from lm.corpora.tables import ArrowRows, TableText
-from lm.corpora.text import Text, regroup, utf8
-from lm.corpora.tokens import (
+from lm.corpora.prepared import (
     Counts,
     Encoder,
     Measure,
@@ -41,6 +39,8 @@ from lm.corpora.tokens import (
     read_folder,
     write_meta,
 )
+from lm.corpora.table_files import ArrowRows, TableText
+from lm.corpora.text import Text, regroup, utf8
 from lm.errors import CorpusError
 from lm.registry import TOKENIZERS
 from lm.tokenizers.base import Ids, Tokenizer, load_tokenizer

@@ -32,10 +32,10 @@ from lm.corpora.corpus import (
     size_note,
     whole,
 )
+from lm.corpora.file_list import expand, file_text, join, list_files, say_left_out, usable
 from lm.corpora.hub import PREFIX, open_hub
-from lm.corpora.reading import expand, file_text, join, list_files, say_left_out, usable
 from lm.corpora.shards import is_sharded, open_shards
-from lm.corpora.tables import table_suffix
+from lm.corpora.table_files import table_suffix
 from lm.corpora.text import COMPRESSED, EMPTY, STDIN, MemoryText, Text, decode_file
 from lm.errors import CorpusError
 from lm.registry import did_you_mean

@@ -2,7 +2,7 @@
 
 Counting takes a second or so and no network. A model that predicts no better has learned nothing worth its time.
 
-The rule is the same for every run: interpolated modified Kneser-Ney counts (`lm.models.counts`) over the run's own
+The rule is the same for every run: interpolated modified Kneser-Ney counts (`lm.models.kneser_ney`) over the run's own
 tokens, 7-grams for vocabularies of up to 1,000 tokens (bytes, characters), 4-grams for larger ones (words, subwords).
 What was found is kept beside the prepared tokens, so that nothing is counted twice.
 
@@ -25,7 +25,7 @@ from lm.corpora.cache import cache_folder
 from lm.errors import RunError
 from lm.evaluation.report import MOST_OVERLAP
 from lm.files import write_file
-from lm.models.counts import count_text
+from lm.models.kneser_ney import count_text
 
 FLOOR_VERSION = 1
 FEW_TOKENS = 1000

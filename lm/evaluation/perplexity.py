@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lm.device import Precision, computing
-from lm.evaluation.scores import Scores
+from lm.evaluation.score_sums import Scores
 from lm.models.base import LanguageModel, State
 
 __all__ = ["Scores", "score"]

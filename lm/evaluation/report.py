@@ -1,7 +1,7 @@
 """The perplexity report: every figure with its denominator, context rule and data hash.
 
-All figures come from one sum of log-likelihoods (`lm.evaluation.scores`), divided by different counts. Bits per byte
-and per character include what the tokens do not say about the text (`lm.spelling`): only so are they comparable.
+All figures come from one sum of log-likelihoods (`lm.evaluation.score_sums`), divided by different counts. Bits per
+byte and per character include what the tokens do not say about the text (`lm.spelling`): only so are they comparable.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lm.config import Options
 if TYPE_CHECKING:
     from lm.corpora import Counts
     from lm.evaluation.floor import Floor
-    from lm.evaluation.scores import Scores
+    from lm.evaluation.score_sums import Scores
 
 FLOOR_MARGIN = 1e-4
 """Nats per token by which a model may miss the floor before it is said: rounding, and counts that are the floor."""

@@ -17,9 +17,9 @@ from lm.generation.decoder import Decoder, Logits, Snapshot
 from lm.generation.filters import log_softmax
 from lm.generation.request import Generation, Score
 from lm.generation.sampler import Sampler
-from lm.generation.scores import score_rows
 from lm.generation.sequence import Sequence
-from lm.generation.stops import StopFinder
+from lm.generation.stop_strings import StopFinder
+from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import StreamDecoder, Tokenizer
 
 _SORTED_AT_FIRST = 256

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from lm.generation.engine import Engine, Event, Request, Score
 from lm.generation.options import SamplingOptions
-from lm.generation.states import NamedState
+from lm.generation.snapshots import NamedState
 
 MOST_UNDONE = 100
 """Turns that can be taken back."""

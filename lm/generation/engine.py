@@ -26,12 +26,12 @@ from lm.errors import ConfigError
 from lm.generation.beams import Beams
 from lm.generation.decoder import Decoder, Logits
 from lm.generation.options import SamplingOptions
+from lm.generation.prefill import PREFILL_CHUNK, Prompts, Reading
 from lm.generation.prefix_cache import PrefixCache
-from lm.generation.reading import PREFILL_CHUNK, Prompts, Reading
 from lm.generation.request import Event, Generation, Request, Score, Usage
 from lm.generation.sampler import Sampler
-from lm.generation.scores import score_rows
 from lm.generation.sequence import Sequence
+from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import Tokenizer
 
 __all__ = ["PREFILL_CHUNK", "QUANTUM", "Engine", "EngineStats", "Event", "Generation", "Request", "Score", "Usage"]

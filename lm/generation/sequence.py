@@ -9,7 +9,7 @@ from lm.generation.decoder import Decoder, Snapshot
 from lm.generation.filters import uniforms
 from lm.generation.request import Generation, Record, Score
 from lm.generation.sampler import Counts, Sampler, counts_needed
-from lm.generation.stops import StopFinder
+from lm.generation.stop_strings import StopFinder
 from lm.tokenizers.base import Tokenizer
 
 NUMBERS_AT_ONCE = 64

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lm.config import Options
 from lm.kernels.training import cross_entropy
-from lm.models.parts import LOSS, part
+from lm.models.profiled_parts import LOSS, part
 
 
 class ModelOptions(Options):

@@ -24,9 +24,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lm.models.base import LanguageModel, State, TrainingLoss, cross_entropies
-from lm.models.heads import output_logits
 from lm.models.ngram import HISTORY, CountingOptions, NGram, NGramOptions
-from lm.models.parts import LOSS, part
+from lm.models.output_head import output_logits
+from lm.models.profiled_parts import LOSS, part
 from lm.models.recurrent import Recurrent, RecurrentOptions
 
 REGISTERS = {"hybrid": "Hybrid"}

@@ -2,7 +2,7 @@
 
     ids ─► the last order - 1 tokens ─► counts, longest context first ─► log-probabilities
 
-The state is those last tokens. The counting and smoothing are in `lm.models.counts`.
+The state is those last tokens. The counting and smoothing are in `lm.models.kneser_ney`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lm.errors import DeviceError
 from lm.models.base import LanguageModel, ModelOptions, State
-from lm.models.counts import NGramCounts, count_text, histories_of
+from lm.models.kneser_ney import NGramCounts, count_text, histories_of
 
 REGISTERS = {"ngram": "NGram"}
 

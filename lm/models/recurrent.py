@@ -19,9 +19,9 @@ from torch import _VF, Tensor, nn
 
 from lm.kernels import training
 from lm.models.base import LanguageModel, State, TrainingLoss
-from lm.models.heads import HeadOptions, Tails, make_tails, output_logits, output_loss
-from lm.models.parts import part
-from lm.models.tables import ContextTables, TableOptions
+from lm.models.context_tables import ContextTables, TableOptions
+from lm.models.output_head import HeadOptions, Tails, make_tails, output_logits, output_loss
+from lm.models.profiled_parts import part
 
 REGISTERS = {"rnn": "Recurrent", "gru": "Recurrent", "lstm": "Recurrent"}
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from lm.kernels import training
 from lm.models.base import LanguageModel, State, TrainingLoss
-from lm.models.heads import HeadOptions, Tails, make_tails, output_logits, output_loss
-from lm.models.tables import ContextTables, TableOptions
+from lm.models.context_tables import ContextTables, TableOptions
+from lm.models.output_head import HeadOptions, Tails, make_tails, output_logits, output_loss
 
 REGISTERS = {"transformer": "Transformer"}
 

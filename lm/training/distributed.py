@@ -38,13 +38,13 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from lm.checkpoint import CONFIG, RunFolder
 from lm.config import RunConfig, TrainingConfig
 from lm.device import pick_device
 from lm.errors import ConfigError, DeviceError, LMError, RunError, TrainingError
-from lm.evaluation.scores import Scores
+from lm.evaluation.score_sums import Scores
 from lm.models.base import LanguageModel, State, TrainingLoss
-from lm.models.tables import ContextTables
+from lm.models.context_tables import ContextTables
+from lm.runs.run_folder import CONFIG, RunFolder
 
 T = TypeVar("T")
 

@@ -23,8 +23,8 @@ from lm.config import TrainingConfig
 from lm.kernels.base import native
 from lm.kernels.training import adamw_step, usable_for_all
 from lm.models.base import LanguageModel, host_array, spread_like
-from lm.models.heads import Tails
-from lm.models.tables import ContextTables
+from lm.models.context_tables import ContextTables
+from lm.models.output_head import Tails
 
 FP16_EPSILON = 1e-3
 """AdamW's epsilon over fp16 moments: squares of gradients below 0.0024 are 0 there, and nothing may be divided by 0."""

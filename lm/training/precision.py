@@ -39,7 +39,7 @@ from lm.device import DTYPES, Precision, computing
 from lm.errors import ConfigError, DeviceError
 from lm.kernels.training import cast_floats, clipped, keep_in_fp32, usable_for_all
 from lm.models.base import LanguageModel, whole
-from lm.models.tables import ContextTables
+from lm.models.context_tables import ContextTables
 from lm.registry import did_you_mean
 
 Level = Literal["O0", "O1", "O2", "O3"]

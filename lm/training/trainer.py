@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm.checkpoint import MODEL, RunFolder
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
@@ -34,17 +33,18 @@ from lm.errors import DivergedError, NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
 from lm.files import Arrays
 from lm.models.base import LanguageModel, State
-from lm.training import distributed, resuming
-from lm.training.averaging import WeightAverage
+from lm.runs.run_folder import MODEL, RunFolder
+from lm.training import distributed, last_checkpoint
+from lm.training.async_writer import Writer
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
-from lm.training.looking import look
+from lm.training.last_checkpoint import TrainState
+from lm.training.learning_rate import learning_rate_share
 from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import make_optimizers
 from lm.training.plan import DEFAULT_BPTT, HARM, Plan
 from lm.training.precision import MixedPrecision
-from lm.training.resuming import TrainState
-from lm.training.schedules import learning_rate_share
-from lm.training.writing import Writer
+from lm.training.preview import look
+from lm.training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
 
@@ -547,7 +547,7 @@ class Trainer:
     def save(self) -> None:
         """Have `last/` replaced by the current state."""
         step = self.state.step
-        self._writer.write(resuming.snapshot(self), lambda: self._tell_saved(step))
+        self._writer.write(last_checkpoint.snapshot(self), lambda: self._tell_saved(step))
         self._saved_at = self.state.seconds
 
     def _tell_saved(self, step: int) -> None:
@@ -560,4 +560,4 @@ class Trainer:
         Raises:
             CorruptRunError: it does not fit the model.
         """
-        resuming.load(self)
+        last_checkpoint.load(self)

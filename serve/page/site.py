@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
-from lm.card import summary
 from lm.errors import LMError
-from lm.run import Run
+from lm.runs.card import summary
+from lm.runs.run import Run
 from serve.errors import RequestError
 from serve.hosts import host_name, is_loopback
 from serve.models import Models

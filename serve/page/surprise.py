@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.corpora.tokens import TokenSplit, measure_text
+from lm.corpora.prepared import TokenSplit, measure_text
 from lm.evaluation.report import Report, make_report
-from lm.evaluation.scores import Scores
-from lm.run import Run
+from lm.evaluation.score_sums import Scores
+from lm.runs.run import Run
 from lm.spelling import spelling_rule
 from lm.tokenizers.base import Tokenizer
 from lm.version import __version__

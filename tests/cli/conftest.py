@@ -17,7 +17,7 @@ import pytest
 
 from cli import main as entry
 from cli import program
-from lm import checkpoint
+from lm.runs import run_folder
 
 SMALL = (
     "--set", "model.hidden_size=16", "--set", "model.embedding_size=8", "--set", "training.batch_size=4",
@@ -54,7 +54,7 @@ def spawn(*arguments: str, cwd: Path, text: str | None = None, **environment: st
 def lm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lm:
     """lm("sample", "a", "--seed", "1", text="prompt"): the program in this process, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "shipped_folder", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(run_folder, "shipped_folder", lambda: tmp_path / "shipped")
     monkeypatch.setattr(program.app, "registered_commands", [])
     logger = logging.getLogger("lm")
     monkeypatch.setattr(logger, "handlers", [])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cli import main as program
-from lm.run import load
+from lm.runs.run import load
 
 Lm = Callable[..., Any]
 

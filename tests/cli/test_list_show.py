@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoint import RunFolder
+from lm.runs.run_folder import RunFolder
 from tests.cli.conftest import SMALL
 
 Lm = Callable[..., Any]

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lm.corpora import load_prepared
-from lm.run import load
-from lm.training import benching
-from lm.training.benching import Setting
+from lm.profiling import bench
+from lm.profiling.bench import Setting
+from lm.runs.run import load
 
 SMALL = (
     "--set", "model.hidden_size=16", "--set", "model.embedding_size=8", "--set", "training.batch_size=4",
@@ -26,10 +26,10 @@ Lm = Callable[..., Any]
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Profiles that measure for a moment only."""
-    from lm.training import profiling
+    from lm.profiling import profile
 
-    whole = profiling.profile_training
-    monkeypatch.setattr(profiling, "profile_training", lambda config, corpus: whole(config, corpus, seconds=0.05))
+    whole = profile.profile_training
+    monkeypatch.setattr(profile, "profile_training", lambda config, corpus: whole(config, corpus, seconds=0.05))
 
 
 @pytest.mark.usefixtures("briefly")
@@ -105,7 +105,7 @@ def test_a_row_of_two_processes_makes_the_same_steps_as_one(runs: Path) -> None:
     corpus = load_prepared(run.record["corpus"]["key"])
     assert corpus is not None
     chosen = [Setting("cpu", count, 1, "fp32", "O0") for count in (1, 2)]
-    one, two = benching.run(run.config, corpus, chosen)
+    one, two = bench.run(run.config, corpus, chosen)
     assert one.problem is two.problem is None
     assert one.speed_up == 1 and two.speed_up is not None and two.speed_up > 0
     assert one.steps == two.steps and two.loss == pytest.approx(one.loss, rel=1e-4)
@@ -120,7 +120,7 @@ def test_bench_measures_each_setting_in_a_process_of_its_own(lm: Lm, runs: Path)
     assert rows[0]["threads"] == 1 and rows[0]["speed_up"] == 1
     assert len({row["loss"] for row in rows}) == 1, "the same steps, whatever the threads"
     for row in rows:
-        assert row["problem"] is None and row["steps"] == benching.STEPS
+        assert row["problem"] is None and row["steps"] == bench.STEPS
         assert row["tokens_per_second"] > 0 and row["peak_bytes"] > 50e6
         assert row["speed_up"] == pytest.approx(row["tokens_per_second"] / rows[0]["tokens_per_second"])
 

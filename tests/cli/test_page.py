@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(program.__file__).parents[1]
 WITHOUT_RUNS = (
-    "import sys, lm.checkpoint; from pathlib import Path; lm.checkpoint.shipped_folder = lambda: Path('none')\n"
+    "import sys, pathlib; from lm.runs import run_folder as r; r.shipped_folder = lambda: pathlib.Path('none')\n"
     "from cli.main import main; main()"
 )
 WITHOUT_GRADIO = "import sys; sys.modules['gradio'] = None\nfrom cli.main import main; main()"

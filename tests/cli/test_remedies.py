@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from lm.checkpoint import RunFolder
+from lm.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoint import RunFolder
+from lm.runs.run_folder import RunFolder
 
 Lm = Callable[..., Any]
 

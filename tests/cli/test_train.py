@@ -19,9 +19,9 @@ import pytest
 
 from cli import main as program
 from cli.report import ways_to_beat_floor
-from lm.checkpoint import RunFolder
 from lm.files import digest
-from lm.run import load
+from lm.runs.run import load
+from lm.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

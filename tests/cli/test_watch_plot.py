@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm.training.verifying import compare
+from lm.jobs.verify_resume import compare
 from tests.cli.conftest import SMALL, spawn
 
 Lm = Callable[..., Any]
@@ -44,11 +44,11 @@ def test_watch_of_what_is_no_run_is_a_sentence(lm: Lm, runs: Path) -> None:
 def test_watch_says_how_to_go_on_with_a_run_that_nobody_trains(
     lm: Lm, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lm.training.watching.GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("lm.jobs.follow.GRACE_SECONDS", 0.0)
     assert lm("train", "--resume", "a", "--max-steps", "20", "--stop-after", "14").code == 0
     state = runs / "a" / "last" / "state.json"
     content = json.loads(state.read_text())
-    from lm.checkpoint import RunFolder
+    from lm.runs.run_folder import RunFolder
 
     content["train_state"]["stop_reason"] = None
     content.pop("sha256")

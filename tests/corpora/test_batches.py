@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lm.corpora.batches import Batches, make_batches
-from lm.corpora.tokens import Counts, TokenSplit
+from lm.corpora.prepared import Counts, TokenSplit
 from lm.errors import CorpusError
 
 KINDS = ["streams", "random", "shuffled"]

@@ -11,8 +11,8 @@ import pytest
 from lm.config import CorpusConfig, Section
 from lm.corpora import Corpus, open_corpus, prepare, shards
 from lm.corpora.batches import make_batches
+from lm.corpora.prepared import TokenSplit
 from lm.corpora.shards import JoinedIds, adopt_tokenizer, learn_tokenizer, prepare_shard
-from lm.corpora.tokens import TokenSplit
 from lm.errors import CorpusError
 
 CHAR = Section(type="char")

@@ -17,8 +17,8 @@ import pytest
 
 from lm.config import CorpusConfig, Section
 from lm.corpora import Corpus, Split, encode_text, load_prepared, open_corpus, prepare
+from lm.corpora import prepared as tokens_module
 from lm.corpora import text as text_module
-from lm.corpora import tokens as tokens_module
 from lm.corpora.cache import workplace
 from lm.errors import CorpusError, UnknownSymbolError
 from lm.registry import TOKENIZERS

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lm.checkpoint import RunFolder
 from lm.errors import ConfigError, MissingExtraError, RunError
-from lm.evaluation.curves import Curve, curves, draw, sketch
+from lm.runs.curves import Curve, curves, draw, sketch
+from lm.runs.run_folder import RunFolder
 
 ROWS = [
     {"step": 10, "tokens": 640, "seconds": 30.0, "train_loss": 2.0, "valid_loss": None, "learning_rate": 0.1},

@@ -17,8 +17,8 @@ from lm.corpora import Counts, PreparedCorpus, TokenSplit, encode_text, open_cor
 from lm.corpora.cache import cache_folder
 from lm.evaluation.floor import Floor, find_floor, floor_order, overlap
 from lm.evaluation.report import make_report
-from lm.evaluation.scores import Scores
-from lm.models.counts import count_text
+from lm.evaluation.score_sums import Scores
+from lm.models.kneser_ney import count_text
 
 FACTS = {
     "run": "r", "state": "best", "step": 1, "corpus": "c", "split": "valid", "text_sha256": "0",

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from lm.card import figures_of, perplexity
-from lm.corpora.tokens import Counts
+from lm.corpora.prepared import Counts
 from lm.evaluation.report import as_measured_now, make_report
-from lm.evaluation.scores import Scores
+from lm.evaluation.score_sums import Scores
+from lm.runs.card import figures_of, perplexity
 
 FACTS = {
     "run": "r", "state": "best", "step": 1, "corpus": "c", "split": "valid", "text_sha256": "0",

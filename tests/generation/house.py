@@ -6,8 +6,8 @@ from typing import Any
 
 from lm.config import Section
 from lm.generation.decoder import Decoder
-from lm.generation.decoders import open_decoder
 from lm.generation.engine import Engine, Event, Generation, Request
+from lm.generation.open_decoder import open_decoder
 from lm.generation.options import SamplingOptions
 from lm.generation.torch_decoder import TorchDecoder
 from lm.models.base import build_model

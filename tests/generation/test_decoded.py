@@ -7,8 +7,8 @@ import pytest
 
 from lm.config import Section
 from lm.evaluation.perplexity import score
-from lm.generation.decoded import Decoded
-from lm.generation.decoders import open_decoder
+from lm.generation.decoder_model import Decoded
+from lm.generation.open_decoder import open_decoder
 from lm.models.base import build_model
 
 IDS = np.random.default_rng(1).integers(0, 30, size=400)

@@ -13,7 +13,7 @@ from lm.generation.conversation import Conversation
 from lm.generation.decoder import Snapshot
 from lm.generation.engine import Request
 from lm.generation.options import SamplingOptions
-from lm.generation.states import NamedState, States
+from lm.generation.snapshots import NamedState, States
 from tests.generation.house import TEXT, House, finish
 
 

@@ -7,7 +7,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm.generation.stops import StopFinder
+from lm.generation.stop_strings import StopFinder
 
 
 def feed_all(stops: tuple[str, ...], pieces: list[str]) -> tuple[list[str], bool]:

@@ -12,7 +12,7 @@ import torch
 from lm.config import Section
 from lm.errors import CorruptRunError, DeviceError
 from lm.generation.decoder import Decoder, Logits
-from lm.generation.decoders import has_kernel, open_decoder
+from lm.generation.open_decoder import has_kernel, open_decoder
 from lm.generation.torch_decoder import TorchDecoder
 from lm.kernels.base import native
 from lm.models.base import LanguageModel, build_model

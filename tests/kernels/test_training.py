@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lm.config import Section
 from lm.errors import DeviceError
-from lm.generation.decoders import open_decoder
+from lm.generation.open_decoder import open_decoder
 from lm.kernels import base, training
 from lm.kernels.base import native
 from lm.models.base import LanguageModel, build_model

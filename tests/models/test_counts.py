@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-import lm.models.counts as counts_module
-from lm.models.counts import NGramCounts, count_text, histories_of
+import lm.models.kneser_ney as counts_module
+from lm.models.kneser_ney import NGramCounts, count_text, histories_of
 
 # Start token 0, then 1 2 1 2 1. Pairs: 0 1 once, 1 2 twice, 2 1 twice.
 TINY = np.array([0, 1, 2, 1, 2, 1])

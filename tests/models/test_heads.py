@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lm.config import Section
 from lm.errors import ConfigError
-from lm.models import heads
+from lm.models import output_head
 from lm.models.base import LanguageModel, TrainingLoss, build_model
-from lm.models.heads import Tails, mean_nats, output_logits
+from lm.models.output_head import Tails, mean_nats, output_logits
 
 VOCAB = 50
 CUTS = [10, 30]
@@ -73,7 +73,7 @@ def test_probabilities_of_an_adaptive_softmax_sum_to_one(name: str, tie_weights:
 def test_the_training_loss_and_its_gradients_are_those_of_all_logits(
     name: str, cuts: list[int], tie_weights: bool, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "LOGITS_AT_ONCE", logits_at_once)
+    monkeypatch.setattr(output_head, "LOGITS_AT_ONCE", logits_at_once)
     model, (ids, targets) = model_of(name, adaptive_cutoffs=cuts, tie_weights=tie_weights), some_batch()
     logits, _ = model(ids)
     whole = F.cross_entropy(logits.flatten(0, 1), targets.flatten())

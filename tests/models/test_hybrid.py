@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import lm
-from lm import card, checkpoint
 from lm.config import Section
 from lm.models.base import LanguageModel, build_model
 from lm.models.ngram import NGram
+from lm.runs import card, run_folder
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_shipped_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "shipped_folder", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(run_folder, "shipped_folder", lambda: tmp_path / "shipped")
 
 
 def train(text: Path, runs_dir: Path, name: str = "a", **overrides: Any) -> lm.Run:

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import lm
-from lm import card, checkpoint
 from lm.config import Section
 from lm.errors import DeviceError
 from lm.models.base import LanguageModel, build_model
-from lm.models.counts import count_text
+from lm.models.kneser_ney import count_text
 from lm.models.ngram import NGram, NGramOptions
+from lm.runs import card, run_folder
 from lm.training.callbacks import Callback, End, Row, Start
 
 
@@ -49,7 +49,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_shipped_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "shipped_folder", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(run_folder, "shipped_folder", lambda: tmp_path / "shipped")
 
 
 def fitted(order: int = 4) -> tuple[LanguageModel, np.ndarray]:

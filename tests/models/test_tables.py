@@ -11,7 +11,7 @@ import torch
 from lm.config import Section, TrainingConfig
 from lm.errors import ConfigError
 from lm.models.base import LanguageModel, State, build_model
-from lm.models.tables import ContextTables, TableOptions
+from lm.models.context_tables import ContextTables, TableOptions
 from lm.training.optimizers import RowAdagrad, make_optimizers
 
 

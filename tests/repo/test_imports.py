@@ -71,10 +71,10 @@ def test_import_lm_loads_no_torch_and_offers_its_names():
 @pytest.mark.parametrize(
     "module",
     [
-        "lm.config", "lm.registry", "lm.files", "lm.checkpoint", "lm.generation.options", "lm.generation.filters",
-        "lm.generation.engine", "lm.generation.conversation", "lm.generation.states",
+        "lm.config", "lm.registry", "lm.files", "lm.runs.run_folder", "lm.generation.options", "lm.generation.filters",
+        "lm.generation.engine", "lm.generation.conversation", "lm.generation.snapshots",
         "lm.tokenizers.byte", "lm.tokenizers.char", "lm.tokenizers.word", "lm.tokenizers.subword",
-        "lm.corpora.sources", "lm.corpora.tokens", "lm.corpora.batches", "lm.corpora.hub",
+        "lm.corpora.sources", "lm.corpora.prepared", "lm.corpora.batches", "lm.corpora.hub",
     ],
 )  # fmt: skip
 def test_works_without_torch(module):

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 import lm
-from lm.checkpoint import RunFolder
 from lm.errors import ConfigError, CorruptRunError
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request
+from lm.runs.run_folder import RunFolder
 from serve.errors import RequestError
 from serve.models import Model, Models
 from serve.offers import Offer, find_offers

@@ -78,7 +78,7 @@ def test_what_cannot_be_served_is_one_sentence(runs, arguments, sentence):
 
 def test_no_runs_at_all_says_how_to_train_one(tmp_path):
     code = (
-        "import lm.checkpoint; from pathlib import Path; lm.checkpoint.shipped_folder = lambda: Path('none')\n"
+        "from lm.runs import run_folder; from pathlib import Path; run_folder.shipped_folder = lambda: Path('none')\n"
         "from serve.models import Models; from serve.settings import ServeOptions\n"
         "Models(ServeOptions())"
     )

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 import lm
-from lm.checkpoint import RunFolder, list_runs
 from lm.corpora import open_text
 from lm.errors import ConfigError, CorpusError, TrainingError
+from lm.runs.run_folder import RunFolder, list_runs
 from serve.models import Models
 from serve.settings import ServeOptions
 from serve.training import MOST_ENDED, MOST_ROWS, MOST_WAITING, Job, TrainingQueue, families, keep_text, safe_name

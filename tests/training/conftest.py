@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoint import RunFolder
 from lm.config import CorpusConfig, RunConfig, compose
 from lm.corpora import PreparedCorpus, open_corpus, prepare
 from lm.models.base import build_model
-from lm.training.jobs import run_record
+from lm.runs.record import run_record
+from lm.runs.run_folder import RunFolder
 from lm.training.trainer import Trainer
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoint import CONFIG, MODEL, RunFolder
+from lm.runs.run_folder import CONFIG, MODEL, RunFolder
 
 SAVING = ("packing", "half a file", "syncing", "renaming", "renamed")
 LAST = ("packing", "half a file", "syncing", "old set aside", "between the renames", "old removed")
@@ -36,7 +36,7 @@ AIMED = PHASES[2:]
 """Where it can be made to die."""
 TIMEOUT_SECONDS = 120
 PRELOADED = [
-    "cli.program", "cli.training", "lm.training.jobs", "lm.generation.engine", "lm.generation.sampler",
+    "cli.program", "cli.training", "lm.jobs.train", "lm.generation.engine", "lm.generation.sampler",
     "torch.utils.tensorboard.writer",
 ]  # fmt: skip
 TRAINER, WRITER = 0, 1
@@ -117,24 +117,25 @@ class LookOut:
 
 def put_up(look_out: LookOut) -> None:
     """Look-outs around all that `PHASES` names."""
-    from lm import checkpoint, files
-    from lm.training import resuming
+    from lm import files
+    from lm.runs import run_folder
+    from lm.training import last_checkpoint
     from lm.training.trainer import Trainer
 
     for owner, name, phase in (
-        (Trainer, "run_step", "step"), (Trainer, "_score", "evaluation"), (resuming, "snapshot", "copying"),
+        (Trainer, "run_step", "step"), (Trainer, "_score", "evaluation"), (last_checkpoint, "snapshot", "copying"),
     ):  # fmt: skip
         look_out.around(owner, name, lambda phase=phase: phase)
     for owner, name, what in (
-        (checkpoint.RunFolder, "write_best", "best"), (checkpoint.RunFolder, "write_step", "kept"),
-        (resuming, "_write", "last"),
+        (run_folder.RunFolder, "write_best", "best"), (run_folder.RunFolder, "write_step", "kept"),
+        (last_checkpoint, "_write", "last"),
     ):  # fmt: skip
         _about(look_out, owner, name, what)
-    look_out.around(checkpoint, "pack_arrays", lambda: look_out.moment("packing"))
+    look_out.around(run_folder, "pack_arrays", lambda: look_out.moment("packing"))
     look_out.around(os, "fsync", lambda: look_out.moment("syncing"))
     look_out.around(pathlib.Path, "replace", lambda: look_out.moment("renaming"))
     # The old one set aside, the new one in its place: two renames in turn.
-    moments = {checkpoint.LAST: "old set aside", f".{checkpoint.LAST}.partial": "between the renames"}
+    moments = {run_folder.LAST: "old set aside", f".{run_folder.LAST}.partial": "between the renames"}
     rename = pathlib.Path.rename
 
     def renaming(path: Path, target: Path) -> Any:
@@ -146,13 +147,13 @@ def put_up(look_out: LookOut) -> None:
 
     def removing(path: Path, *args: Any, **options: Any) -> None:
         # Also before the write, of what an earlier kill left.
-        if path.name == checkpoint.LAST_OLD and path.exists() and not (path.parent / ".last.partial").exists():
+        if path.name == run_folder.LAST_OLD and path.exists() and not (path.parent / ".last.partial").exists():
             with look_out.inside(look_out.moment("old removed")):
                 return rmtree(path, *args, **options)
         return rmtree(path, *args, **options)
 
     shutil.rmtree = removing  # type: ignore[assignment]
-    sync_folder, write_synced, append = files.sync_folder, files.write_synced, checkpoint.RunFolder.append_metrics
+    sync_folder, write_synced, append = files.sync_folder, files.write_synced, run_folder.RunFolder.append_metrics
 
     def synced(folder: Path) -> None:
         # write_file syncs the folder once the file is in its place.
@@ -167,14 +168,14 @@ def put_up(look_out: LookOut) -> None:
 
     def appended(folder: Any, row: Any) -> None:
         if look_out.dies_in("line of metrics"):
-            with (folder.path / checkpoint.METRICS).open("a") as file:
+            with (folder.path / run_folder.METRICS).open("a") as file:
                 file.write('{"step": 7, "train_lo')
             look_out.die()
         append(folder, row)
 
     files.sync_folder = synced
-    files.write_synced = checkpoint.write_synced = written  # type: ignore[attr-defined]
-    checkpoint.RunFolder.append_metrics = appended  # type: ignore[method-assign]
+    files.write_synced = run_folder.write_synced = written  # type: ignore[attr-defined]
+    run_folder.RunFolder.append_metrics = appended  # type: ignore[method-assign]
 
 
 def _about(look_out: LookOut, owner: Any, name: str, what: str) -> None:

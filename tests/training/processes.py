@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoint import RunFolder
 from lm.config import CorpusConfig, compose
 from lm.corpora import open_corpus, prepare
 from lm.models.base import build_model, whole
+from lm.runs.record import run_record
+from lm.runs.run_folder import RunFolder
 from lm.training import distributed
-from lm.training.jobs import run_record
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
 

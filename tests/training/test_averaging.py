@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from lm.evaluation.perplexity import score
-from lm.training.averaging import WeightAverage
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
+from lm.training.weight_average import WeightAverage
 
 Make = Callable[..., Trainer]
 

@@ -9,7 +9,7 @@ import pytest
 
 from lm.config import CorpusConfig, RunConfig, compose
 from lm.corpora import open_corpus
-from lm.training.choosing import MOST_EPOCHS, choose_config
+from lm.jobs.autoconfig import MOST_EPOCHS, choose_config
 from lm.training.plan import DEFAULT_MINUTES
 
 STEP = 64 * 64

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.checkpoint import RunFolder
+from lm.runs.run_folder import RunFolder
 from tests.training.conftest import make_text
 
 pytestmark = [

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 import lm
-from lm.checkpoint import RunFolder
 from lm.config import compose
 from lm.corpora.batches import make_batches
 from lm.errors import ConfigError, DeviceError
+from lm.runs.run_folder import RunFolder
 from lm.training import distributed
 from lm.training.distributed import World
 from tests.training import processes

@@ -10,9 +10,9 @@ import pytest
 from lm.config import RunConfig, compose
 from lm.corpora import PreparedCorpus, open_corpus, prepare
 from lm.evaluation.floor import find_floor
-from lm.models.counts import count_text
-from lm.training import expecting
-from lm.training.expecting import RECORDED, RECORDED_MIDDLE, expected_loss, expected_share, read_first
+from lm.jobs import expected_loss as expecting
+from lm.jobs.expected_loss import RECORDED, RECORDED_MIDDLE, expected_loss, expected_share, read_first
+from lm.models.kneser_ney import count_text
 from lm.training.plan import Plan
 
 

@@ -13,12 +13,12 @@ from lm import machine
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.errors import DeviceError
+from lm.jobs.train import train
 from lm.kernels.training import forget_buffers
-from lm.training import fitting
-from lm.training.fitting import estimate, refuse_what_cannot_fit
-from lm.training.jobs import train
-from lm.training.memory import TensorMemory
-from lm.training.trials import make_trial
+from lm.profiling import memory_estimate
+from lm.profiling.memory_estimate import estimate, refuse_what_cannot_fit
+from lm.profiling.tensor_memory import TensorMemory
+from lm.profiling.trial import make_trial
 
 Options = Callable[..., RunConfig]
 TOLERANCE = 0.1
@@ -80,10 +80,10 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(
 ) -> None:
     config = options("gru", batch_size=80, **{"model.hidden_size": 64})
     # Validation on few tokens at once, so that it is the step that takes most.
-    monkeypatch.setattr(fitting, "tokens_at_once", lambda vocab_size: 512)
+    monkeypatch.setattr(memory_estimate, "tokens_at_once", lambda vocab_size: 512)
     needed = estimate(config, prepared, seconds=60).needed_bytes
     # A machine that has two thirds of what is needed.
-    monkeypatch.setattr(machine, "available_bytes", lambda device: int(needed * 2 / 3 / fitting.USABLE_SHARE))
+    monkeypatch.setattr(machine, "available_bytes", lambda device: int(needed * 2 / 3 / memory_estimate.USABLE_SHARE))
     with pytest.raises(
         DeviceError, match=r"lower training\.batch_size to 40 and raise .*accumulation 2-fold"
     ) as refused:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm.checkpoint import RunFolder
+from lm.runs.run_folder import RunFolder
 from tests.training.conftest import make_text
 from tests.training.killing import AIMED, Killer
 

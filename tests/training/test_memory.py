@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lm import machine
-from lm.training.memory import Block, TensorMemory, TooMuchMemory, gradients, state_tensors, timeline
+from lm.profiling.tensor_memory import Block, TensorMemory, TooMuchMemory, gradients, state_tensors, timeline
 
 CPU = torch.device("cpu")
 FLOAT = 4

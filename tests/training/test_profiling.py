@@ -12,10 +12,10 @@ import torch
 
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
-from lm.training.phases import PHASES, REST, Times, Watch
-from lm.training.profile_page import page
-from lm.training.profiling import Profile, count_flops, profile_training
-from lm.training.trials import make_trial, smaller_batches
+from lm.profiling.phases import PHASES, REST, Times, Watch
+from lm.profiling.profile import Profile, count_flops, profile_training
+from lm.profiling.profile_html import page
+from lm.profiling.trial import make_trial, smaller_batches
 
 Options = Callable[..., RunConfig]
 FLOAT = 4

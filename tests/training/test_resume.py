@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from lm.checkpoint import MODEL
 from lm.errors import CorruptRunError, RunError, VocabMismatchError
 from lm.files import write_synced
+from lm.runs.run_folder import MODEL
 from lm.training.callbacks import Callback, Tick
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
@@ -265,7 +265,7 @@ def test_a_full_disk_while_saving_ends_the_run_and_leaves_a_state_to_resume(
 ) -> None:
     straight = run_to_end(make_trainer, "gru", RICH, stop=None)
     trainer = make_trainer("gru", **RICH)
-    monkeypatch.setattr("lm.checkpoint.write_synced", FullDisk(after="state.json", times=3))
+    monkeypatch.setattr("lm.runs.run_folder.write_synced", FullDisk(after="state.json", times=3))
     with pytest.raises(RunError, match="No space left"):
         trainer.train(PLAN)
     monkeypatch.undo()

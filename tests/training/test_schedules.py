@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lm.config import TrainingConfig
-from lm.training.schedules import learning_rate_share
+from lm.training.learning_rate import learning_rate_share
 
 
 def share(step: int, steps: int, **options: Any) -> float:

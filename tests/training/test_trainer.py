@@ -15,12 +15,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lm.checkpoint import RunFolder
 from lm.corpora.batches import Batch
 from lm.errors import CorpusError, DivergedError, NonFiniteLossError
+from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
+from lm.training.learning_rate import learning_rate_share
 from lm.training.plan import Plan
-from lm.training.schedules import learning_rate_share
 from lm.training.trainer import Trainer
 
 Make = Callable[..., Trainer]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm.checkpoint import RunFolder
 from lm.config import CorpusConfig, compose
 from lm.corpora import open_corpus, prepare
 from lm.evaluation.perplexity import score
 from lm.models.base import build_model
 from lm.registry import MODELS
+from lm.runs.run_folder import RunFolder
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from lm.checkpoint import RunFolder
+from lm.jobs.follow import GRACE_SECONDS, POLL_SECONDS, Follower
+from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import Callback, End, Row, Start
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
-from lm.training.watching import GRACE_SECONDS, POLL_SECONDS, Follower
 
 Make = Callable[..., Trainer]
 PLAN = Plan(8, 4)

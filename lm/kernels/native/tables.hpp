@@ -1,4 +1,4 @@
-// Context tables: rows of logits, found by a slot's last tokens and added to the model's own; as lm.models.tables.
+// Context tables: rows of logits, found by a slot's last tokens and added to the model's own; as lm.models.context_tables.
 #pragma once
 
 #include <algorithm>

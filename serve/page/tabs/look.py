@@ -20,7 +20,7 @@ from lm.generation.filters import softmax
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Score
 from lm.generation.sampler import Place, Sampler
-from lm.generation.scores import score_rows
+from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import Tokenizer
 from serve.errors import RequestError
 from serve.page.controls import Knobs, model_picker

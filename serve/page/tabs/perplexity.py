@@ -10,11 +10,11 @@ from typing import Any
 
 import gradio as gr
 
-from lm.card import figure, figures_of
 from lm.corpora import open_text
 from lm.corpora.text import decode_file
 from lm.evaluation.report import REMEMBERED, Report
-from lm.run import Run
+from lm.runs.card import figure, figures_of
+from lm.runs.run import Run
 from serve.errors import RequestError
 from serve.page.controls import model_picker
 from serve.page.curves import CURVES_CSS, Curve, curves_html

@@ -11,11 +11,11 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from lm.card import card, figure, figures_of, summary
-from lm.checkpoint import RunFolder, list_runs
 from lm.errors import LMError, RunError
 from lm.evaluation.report import Report
-from lm.run import Run
+from lm.runs.card import card, figure, figures_of, summary
+from lm.runs.run import Run
+from lm.runs.run_folder import RunFolder, list_runs
 from serve.page.curves import COLOURS, CURVES_CSS, Curve, curves_html
 from serve.page.site import QUIET, Page, for_page, refusal, safe, told
 

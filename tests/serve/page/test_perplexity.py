@@ -13,7 +13,7 @@ import lm
 from lm.corpora.text import decode_file
 from lm.errors import CorpusError
 from lm.evaluation.report import Report
-from lm.evaluation.scores import Scores
+from lm.evaluation.score_sums import Scores
 from lm.tokenizers.base import Tokenizer
 from lm.tokenizers.byte import ByteOptions, ByteTokenizer
 from lm.tokenizers.char import CharOptions, CharTokenizer

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 import lm
-from lm.checkpoint import RunFolder
+from lm.runs.run_folder import RunFolder
 from tests.serve.conftest import Server
 from tests.serve.page.conftest import STRANGE, OpenPage, folder_of
 from tests.serve.page.house import FOREIGN, foreign_page, refusal_of

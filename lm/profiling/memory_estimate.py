@@ -27,11 +27,11 @@ from lm.errors import DeviceError
 from lm.evaluation.perplexity import tokens_at_once
 from lm.kernels.training import forget_buffers
 from lm.models.base import LanguageModel
-from lm.training.memory import TensorMemory, TooMuchMemory, state_tensors
-from lm.training.phases import Listener, Watch
+from lm.profiling.phases import Listener, Watch
+from lm.profiling.tensor_memory import TensorMemory, TooMuchMemory, state_tensors
+from lm.profiling.trial import make_trial, smaller_batches, weightless
 from lm.training.plan import bptt_of
 from lm.training.trainer import VALIDATION_ROWS, Trainer
-from lm.training.trials import make_trial, smaller_batches, weightless
 
 USABLE_SHARE = 0.9
 """Of the memory that is free: allocators round up and leave gaps, and kernels take some for themselves."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from lm.checkpoint import METRICS, RunFolder
 from lm.errors import LMError
+from lm.runs.run_folder import METRICS, RunFolder
 from lm.training.callbacks import Callback, End, Row, Start, Tick
 from lm.training.plan import DEFAULT_BPTT, Plan
 

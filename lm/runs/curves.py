@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lm.checkpoint import RunFolder
 from lm.errors import ConfigError, MissingExtraError, RunError
 from lm.files import write_file
 from lm.registry import did_you_mean
+from lm.runs.run_folder import RunFolder
 
 Axis = Literal["step", "tokens", "time"]
 AXES: dict[Axis, tuple[str, str]] = {

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.checkpoint import LOCK
 from lm.errors import LMError
 from lm.files import read_facts
+from lm.runs.run_folder import LOCK
 
 if TYPE_CHECKING:
     from lm.config import RunConfig
-    from lm.run import Run
+    from lm.runs.run import Run
 
 FIGURES = {
     "loss": ("loss", "nats per token", ".4f"),

@@ -1,7 +1,7 @@
 """What a plan is likely to end at, told before it begins.
 
-How far a network gets beyond n-gram counts of the text that it reads (`lm.models.counts`) depends less on the text than
-on how many tokens it trains on. So the share of those counts' loss that recorded runs of a preset
+How far a network gets beyond n-gram counts of the text that it reads (`lm.models.kneser_ney`) depends less on the text
+than on how many tokens it trains on. So the share of those counts' loss that recorded runs of a preset
 ended at, times the counts' loss on the text at hand, says about where a run of that preset will end.
 
 Counted is what the run will read: of a text that is longer than the run, as much of each row of its batches.
@@ -17,9 +17,9 @@ import numpy as np
 
 from lm.config import RunConfig, compose
 from lm.corpora import PreparedCorpus
-from lm.models.counts import count_text
+from lm.jobs.autoconfig import LONG_CHARACTERS, MIDDLE_CHARACTERS
+from lm.models.kneser_ney import count_text
 from lm.tokenizers.base import Ids
-from lm.training.choosing import LONG_CHARACTERS, MIDDLE_CHARACTERS
 from lm.training.plan import Plan
 
 Curves = Mapping[str, tuple[tuple[int, float, float], ...]]

@@ -3,8 +3,8 @@
     data ─► forward ─► loss ─► backward ─► optimizer              (with accumulation, all but the last several times)
 
 Nothing is run for show: a listener hears of the steps that the trainer makes. Parts are the calls of the model's
-modules and what the model itself names (`lm.models.parts`), because the native kernels do the work of several modules
-at once. No hook hangs on a module, since a module that bears one makes the model leave the kernels. Work is the
+modules and what the model itself names (`lm.models.profiled_parts`), because the native kernels do the work of several
+modules at once. No hook hangs on a module, since a module that bears one makes the model leave the kernels. Work is the
 innermost part's alone, so the parts add up to the whole. In backward a part is at work while the nodes run that its
 forward made.
 """
@@ -25,7 +25,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from lm.kernels import training as kernels
 from lm.machine import wait
 from lm.models.base import TrainingLoss
-from lm.models.parts import LOSS, OUTPUT_AND_LOSS, watched_by
+from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, watched_by
 from lm.training.trainer import Trainer
 
 PHASES = "data", "forward", "loss", "backward", "optimizer"

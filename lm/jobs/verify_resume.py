@@ -3,7 +3,7 @@
     measure ──► N steps in one process
             ──► N/2 steps in a second one, which is killed (SIGKILL); the rest in a third     ──► compare every number
 
-Each process is `python -m lm.training.verifying`, with its order as JSON on stdin.
+Each process is `python -m lm.jobs.verify_resume`, with its order as JSON on stdin.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from lm.checkpoint import RunFolder
 from lm.config import RunConfig, validate
 from lm.corpora import Corpus, Progress, prepare
 from lm.device import enough_memory, pick_device
 from lm.errors import ConfigError, CorpusError, TrainingError
 from lm.files import Arrays
+from lm.jobs.train import counts_alone, resume, train
 from lm.models.base import build_model
-from lm.run import Run, load
+from lm.runs.run import Run, load
+from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import Callback, Tick
-from lm.training.jobs import counts_alone, resume, train
 from lm.training.plan import fit_to_text
 from lm.training.trainer import Trainer
 
@@ -174,7 +174,7 @@ def _steps_that_fit(corpus: Corpus, config: RunConfig, init: Run | None, progres
 
 def _process(order: dict[str, Any], *, expected: int = 0) -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "lm.training.verifying"], input=json.dumps(order), text=True, encoding="utf-8",
+        [sys.executable, "-m", "lm.jobs.verify_resume"], input=json.dumps(order), text=True, encoding="utf-8",
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
     )  # fmt: skip
     if ran.returncode != expected:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from lm.checkpoint import RunFolder
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import Batch, Batches
 from lm.errors import ConfigError
 from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
+from lm.runs.run_folder import RunFolder
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
 

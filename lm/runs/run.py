@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lm.checkpoint import CARD, REPORT, SAMPLES, RunFolder, find_run
 from lm.config import RunConfig, runs_folder, validate
 from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text, load_prepared, open_corpus, prepare
 from lm.corpora.cache import cache_folder
-from lm.corpora.tokens import is_measured, prepared_key
+from lm.corpora.prepared import is_measured, prepared_key
 from lm.errors import ConfigError, CorpusError, CorruptRunError, LMError, RunError, RunNotFoundError
 from lm.files import read_facts, read_json, write_file
-from lm.generation.decoders import STATE_BYTES, open_decoder
+from lm.generation.open_decoder import STATE_BYTES, open_decoder
 from lm.generation.options import SamplingOptions
 from lm.registry import TOKENIZERS
+from lm.runs.run_folder import CARD, REPORT, SAMPLES, RunFolder, find_run
 from lm.tokenizers.base import Ids, Tokenizer, UnknownPolicy
 from lm.version import __version__
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from lm.generation.decoder import Decoder
     from lm.generation.engine import Engine
     from lm.generation.request import Event, Request
-    from lm.generation.states import NamedState, States
+    from lm.generation.snapshots import NamedState, States
     from lm.kernels.base import DecodePrecision
     from lm.models.base import LanguageModel
 
@@ -238,7 +238,7 @@ class Run:
         state_bytes: int = STATE_BYTES,
         threads: int | None = None,
     ) -> Decoder:
-        """What generation steps through; see `lm.generation.decoders.open_decoder`, which chooses it.
+        """What generation steps through; see `lm.generation.open_decoder.open_decoder`, which chooses it.
 
         Raises:
             DeviceError: the precision or the memory does not do.
@@ -355,7 +355,7 @@ class Run:
     @functools.cached_property
     def states(self) -> States:
         """The named states kept for these weights: with the run, or in the cache folder where that is shipped."""
-        from lm.generation.states import States
+        from lm.generation.snapshots import States
 
         weights = str(read_facts(self.folder.weights_path(self.state)).get("sha256"))
         place = cache_folder() / STATES / self.name if self.folder.shipped else self.folder.path / STATES
@@ -366,7 +366,7 @@ class Run:
     def read_text(self, text: str, *, unknown: UnknownPolicy | None = None) -> NamedState:
         """The state after a text, to be saved or gone on from."""
         from lm.generation.request import Request
-        from lm.generation.states import NamedState
+        from lm.generation.snapshots import NamedState
 
         options = SamplingOptions(max_tokens=0)
         prompt = self.request(text, options, unknown=unknown).prompt
@@ -519,7 +519,7 @@ class Run:
         floor, unknown = self.floor(part), self.tokenizer.unknown_id
         with enough_memory(TO_USE):
             if precision == "int8":
-                from lm.generation.decoded import Decoded
+                from lm.generation.decoder_model import Decoded
 
                 decoded = Decoded(self.decoder(precision="int8"))
                 scores, device = score(decoded, part.ids, stride=stride, unknown_id=unknown, progress=progress), "cpu"
@@ -672,6 +672,6 @@ class Run:
 
     def save_card(self) -> None:
         """Write the run's README.md."""
-        from lm.card import card
+        from lm.runs.card import card
 
         write_file(self.folder.path / CARD, card(self))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lm.config import CorpusConfig
 from lm.corpora.corpus import logger
-from lm.corpora.tables import TableText, file_rows, table_suffix
+from lm.corpora.table_files import TableText, file_rows, table_suffix
 from lm.corpora.text import FileText, JoinedText, Text, zip_members
 from lm.errors import CorpusError
 

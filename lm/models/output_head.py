@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from lm.config import listed
 from lm.kernels.training import entropies, in_its_format, linear, product, stays_in_fp32, usable
 from lm.models.base import ModelOptions, cross_entropies
-from lm.models.parts import LOSS, OUTPUT_AND_LOSS, part
+from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, part
 
 LOGITS_AT_ONCE = 1 << 23
 """Logits that a training step may hold at a time; a step of fewer keeps them all."""

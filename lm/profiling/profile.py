@@ -5,8 +5,8 @@
 
 All is measured on the trainer's own steps, one thing after the other so that none stands in another's way:
 
-1. memory, of two steps, a few batches of validation and a saving, with every tensor followed (`lm.training.memory`);
-2. time, of steps that nobody watches, then of steps in which each part is timed (`lm.training.phases`);
+1. memory, of two steps, a few batches of validation and a saving, all tensors followed (`lm.profiling.tensor_memory`);
+2. time, of steps that nobody watches, then of steps in which each part is timed (`lm.profiling.phases`);
 3. what a line of metrics costs;
 4. arithmetic: the matrix products of the model, counted by torch, and the most that this machine computes a second.
 
@@ -33,20 +33,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lm import machine
-from lm.checkpoint import EVENTS, RunFolder
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.device import Precision, deterministic, enough_memory, kept_memory, memory_in_use, pick_device
 from lm.evaluation.perplexity import tokens_at_once
 from lm.kernels.training import forget_buffers
+from lm.profiling.phases import PHASES, REST, Listener, Part, Times, Watch
+from lm.profiling.tensor_memory import Block, Kind, TensorMemory, gradients, state_tensors, timeline
+from lm.profiling.trial import make_trial, smaller_batches
+from lm.runs.record import run_record
+from lm.runs.run_folder import EVENTS, RunFolder
+from lm.training.async_writer import Writer
 from lm.training.callbacks import Callback, Start
-from lm.training.jobs import run_record
-from lm.training.memory import Block, Kind, TensorMemory, gradients, state_tensors, timeline
-from lm.training.phases import PHASES, REST, Listener, Part, Times, Watch
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import WARM_UP_STEPS, Trainer
-from lm.training.trials import make_trial, smaller_batches
-from lm.training.writing import Writer
 
 FOLLOWED_STEPS = 2
 EVALUATION_BATCHES = 6

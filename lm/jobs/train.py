@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
 import platform
 import re
@@ -15,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from lm.card import model_name
-from lm.checkpoint import CONFIG, EVENTS, MODEL, RunFolder, find_run, list_runs
 from lm.config import (
     CorpusConfig,
     RunConfig,
@@ -33,21 +30,23 @@ from lm.device import enough_memory
 from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError
 from lm.files import check_folder
 from lm.generation.options import SamplingOptions
-from lm.models.base import LanguageModel, build_model
+from lm.jobs.autoconfig import EVERY, choose_config, first_that_fits
+from lm.jobs.expected_loss import expected_loss
+from lm.models.base import build_model
+from lm.profiling.memory_estimate import refuse_what_cannot_fit
 from lm.registry import MODELS
-from lm.run import Run, load
+from lm.runs.card import model_name
+from lm.runs.record import run_record
+from lm.runs.run import Run, load
+from lm.runs.run_folder import CONFIG, EVENTS, MODEL, RunFolder, find_run, list_runs
 from lm.tokenizers.base import Tokenizer
 from lm.training import distributed
 from lm.training.callbacks import Callback, End, Start
-from lm.training.choosing import EVERY, choose_config, first_that_fits
 from lm.training.distributed import Reader, World
-from lm.training.expecting import expected_loss
-from lm.training.fitting import refuse_what_cannot_fit
 from lm.training.plan import DEFAULT_MINUTES, Plan, bptt_of, fit_to_text, fixed_plan, timed_plan
 from lm.training.precision import choose_format
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
-from lm.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -598,31 +597,6 @@ def _fix_plan(config: RunConfig, make: Any) -> tuple[RunConfig, Plan]:
 def _with_expectation(plan: Plan, config: RunConfig, corpus: PreparedCorpus, trainer: Trainer) -> Plan:
     expected = expected_loss(config, corpus, plan, plan.steps * trainer.tokens_per_step)
     return plan if expected is None else replace(plan, expected_least=expected[0], expected_most=expected[1])
-
-
-def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, init: Run | None) -> dict[str, Any]:
-    """What a new run's `config.json` holds, without its plan."""
-    splits = {
-        name: {"sha256": part.sha256, "tokens": part.counts.tokens, "characters": part.counts.characters}
-        for name, part in corpus.splits.items()
-    }
-    return {
-        "inkling": __version__,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "parameters": model.num_parameters(),
-        "counts": model.num_counts(),
-        "kind": model.kind,
-        "init": f"{init.name}@{init.state}" if init else None,
-        "corpus": {
-            "name": corpus.name,
-            "sha256": corpus.sha256,
-            "key": corpus.key,
-            "notes": [*corpus.notes, *model.notes],
-            "newline": corpus.newline,
-            "splits": splits,
-        },
-        "config": config.model_dump(mode="json"),
-    }
 
 
 def _run(trainer: Trainer, plan: Plan, stop_after: int | None, callbacks: Sequence[Callback]) -> Run:

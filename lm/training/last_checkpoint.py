@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lm.checkpoint import RunFolder
 from lm.errors import CorruptRunError
 from lm.files import Arrays
 from lm.kernels.base import native
 from lm.models.base import State
+from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import StopReason
 from lm.training.optimizers import load_optimizer_arrays, optimizer_arrays
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import pairwise
 
-from lm.training.memory import KINDS, Kind
-from lm.training.phases import PHASES
-from lm.training.profiling import PhaseMemory, Profile
+from lm.profiling.phases import PHASES
+from lm.profiling.profile import PhaseMemory, Profile
+from lm.profiling.tensor_memory import KINDS, Kind
 from lm.version import __version__
 
 WIDTH, HEIGHT, LEFT, TOP, BELOW = 1100, 380, 78, 26, 42

@@ -8,7 +8,7 @@ from lm.generation.decoder import Decoder, Logits
 from lm.generation.prefix_cache import Key, PrefixCache
 from lm.generation.request import Generation, Score
 from lm.generation.sampler import Sampler
-from lm.generation.scores import score_rows
+from lm.generation.token_scores import score_rows
 
 PREFILL_CHUNK = 64
 """Tokens of a prompt that are read in one step, while others draw. Chunks begin at its multiples, counted from the

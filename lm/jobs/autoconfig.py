@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from lm.checkpoint import RunFolder
 from lm.config import RunConfig
 from lm.corpora import Corpus, PreparedCorpus, Progress, prepare
 from lm.corpora.shards import shards_tokenizer
 from lm.device import enough_memory
 from lm.errors import ConfigError, CorpusError
 from lm.models.base import build_model
+from lm.runs.run_folder import RunFolder
 from lm.training import distributed
 from lm.training.plan import DEFAULT_MINUTES, RESERVE, fit_to_text
 from lm.training.trainer import Trainer

@@ -3,7 +3,7 @@
 Each row is a process of its own (several GPUs: one for each, as `lm train --devices` has them), so that its peak of
 memory and its threads are its own; it is told its options in a file and answers with one line of JSON:
 
-    python -m lm.training.benching row.json
+    python -m lm.profiling.bench row.json
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from lm.config import RunConfig, merge
 from lm.corpora import PreparedCorpus, load_prepared
 from lm.device import deterministic, enough_memory, kept_memory, pick_device
 from lm.errors import CorpusError, LMError
+from lm.profiling.trial import make_trial
 from lm.training import distributed
 from lm.training.precision import formats
 from lm.training.trainer import WARM_UP_STEPS
-from lm.training.trials import make_trial
 
 STEPS = 10
 """Timed in each row, after the warm-up."""
@@ -139,7 +139,7 @@ def _row(config: RunConfig, corpus: PreparedCorpus, setting: Setting) -> dict[st
 
 
 def _program(order: Path) -> list[str]:
-    return [sys.executable, "-m", "lm.training.benching", str(order)]
+    return [sys.executable, "-m", "lm.profiling.bench", str(order)]
 
 
 def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:

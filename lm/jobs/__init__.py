@@ -1,0 +1,1 @@
+"""Whole jobs: train, resume, choose options, check a resume, follow a run."""

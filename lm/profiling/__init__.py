@@ -1,0 +1,1 @@
+"""What measures a training: memory, time, benchmarks; nothing here trains a run."""

@@ -1,0 +1,1 @@
+"""Runs on disk: the folder, the loaded run, its card and its curves."""

@@ -1,0 +1,37 @@
+"""What the `config.json` of a run holds."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from lm.config import RunConfig
+from lm.corpora import PreparedCorpus
+from lm.models.base import LanguageModel
+from lm.runs.run import Run
+from lm.version import __version__
+
+
+def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, init: Run | None) -> dict[str, Any]:
+    """What a new run's `config.json` holds, without its plan."""
+    splits = {
+        name: {"sha256": part.sha256, "tokens": part.counts.tokens, "characters": part.counts.characters}
+        for name, part in corpus.splits.items()
+    }
+    return {
+        "inkling": __version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "parameters": model.num_parameters(),
+        "counts": model.num_counts(),
+        "kind": model.kind,
+        "init": f"{init.name}@{init.state}" if init else None,
+        "corpus": {
+            "name": corpus.name,
+            "sha256": corpus.sha256,
+            "key": corpus.key,
+            "notes": [*corpus.notes, *model.notes],
+            "newline": corpus.newline,
+            "splits": splits,
+        },
+        "config": config.model_dump(mode="json"),
+    }
