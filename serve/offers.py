@@ -61,7 +61,7 @@ class Offer:
         config, tokenizer, weights = self.files
         for path in (config, tokenizer, weights):
             if not path.is_file():
-                training = path == weights and self.folder.trained_now
+                training = path == weights and self.folder.is_training
                 reason = "is not there yet: the run is being trained" if training else "is missing"
                 raise ConfigError(f"{path} {reason}.")
         self.memory_bytes(options)

@@ -212,7 +212,7 @@ def test_a_taken_name_is_refused_before_anything_else(runs: Path, text: Path) ->
     assert content(runs) == before
     run = train(text, runs, overwrite=True, overrides={"training.max_steps": 2})
     assert run.record["plan"]["steps"] == 2
-    assert run.folder.kept_states() == []
+    assert run.folder.kept_checkpoints() == []
 
 
 def test_a_run_in_training_is_neither_overwritten_nor_resumed(runs: Path, text: Path) -> None:

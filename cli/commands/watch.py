@@ -21,7 +21,7 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
 
     folder, _ = find_run(run, runs_dir)
     told = console(stderr=True)
-    if folder.trained_now and not folder.read_metrics():
+    if folder.is_training and not folder.read_metrics():
         told.print(f"{folder.name} has not written a line yet.", markup=False)
     if Follower(folder, _json_lines() if as_json else TrainingView(runs_dir)).follow() is None:
         told.print(

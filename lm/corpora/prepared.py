@@ -160,7 +160,7 @@ class Measure:
 # -- encoding ---------------------------------------------------------------------------------------
 
 
-class Met:
+class UnknownSymbolCounter:
     """Symbols met outside the vocabulary, and how often; memory stays bounded."""
 
     def __init__(self) -> None:
@@ -196,7 +196,7 @@ def _notice(name: str, tokenizer: Tokenizer, total: int, common: Iterable[tuple[
 class Encoder:
     """Encodes a split chunk by chunk, counting what it makes."""
 
-    def __init__(self, tokenizer: Tokenizer, met: Met) -> None:
+    def __init__(self, tokenizer: Tokenizer, met: UnknownSymbolCounter) -> None:
         self._tokenizer = tokenizer
         self._met = met
         self._spelling = Spelling(tokenizer)
@@ -239,7 +239,7 @@ def encode_text(name: str, text: str | Iterable[str], tokenizer: Tokenizer) -> T
     Raises:
         CorpusError: the text gives no token.
     """
-    measure, met = Measure(), Met()
+    measure, met = Measure(), UnknownSymbolCounter()
     encoder = Encoder(tokenizer, met)
     parts = [encoder.start()]
     for chunk in regroup([text] if isinstance(text, str) else text):
@@ -431,7 +431,7 @@ def _write(
     folder: Path, corpus: Corpus, tokenizer: Tokenizer, measures: Mapping[str, Measure], progress: Progress
 ) -> None:
     """Fill the new folder of a prepared corpus, and sync it."""
-    met, splits = Met(), {}
+    met, splits = UnknownSymbolCounter(), {}
     dtype = tokenizer.dtype.newbyteorder("<")
     done, total = 0, sum(measure.counts().bytes for measure in measures.values())
     for name, measure in measures.items():
@@ -456,7 +456,9 @@ def _write(
     write_meta(folder, tokenizer, met, splits, name=corpus.name, source=corpus.source, notes=corpus.notes)
 
 
-def write_meta(folder: Path, tokenizer: Tokenizer, met: Met, splits: Mapping[str, Any], **facts: Any) -> None:
+def write_meta(
+    folder: Path, tokenizer: Tokenizer, met: UnknownSymbolCounter, splits: Mapping[str, Any], **facts: Any
+) -> None:
     """Put tokenizer and meta.json beside the token files of a new folder, and sync them."""
     tokenizer.save(folder / "tokenizer.json")
     meta = {

@@ -32,7 +32,7 @@ from lm.corpora.prepared import (
     Counts,
     Encoder,
     Measure,
-    Met,
+    UnknownSymbolCounter,
     PreparedCorpus,
     TokenSplit,
     is_measured,
@@ -173,7 +173,7 @@ def prepare_shard(
 def _write_shard(
     built: Path, text: Text, tokenizer: Tokenizer, valid_every: int, source: str, progress: Progress
 ) -> None:
-    met = Met()
+    met = UnknownSymbolCounter()
     parts = {name: (Measure(), Encoder(tokenizer, met)) for name in ("train", "valid")}
     dtype = tokenizer.dtype.newbyteorder("<")
     read = 0

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from lm.generation.engine import Engine, Event, Request, Score
 from lm.generation.options import SamplingOptions
-from lm.generation.snapshots import NamedState
+from lm.generation.snapshots import NamedSnapshot
 
 MOST_UNDONE = 100
 """Turns that can be taken back."""
@@ -21,7 +21,7 @@ class Conversation:
     """Turns of a user and a model over one engine."""
 
     def __init__(
-        self, engine: Engine, options: SamplingOptions, begin: NamedState, *, after_reply: Sequence[int]
+        self, engine: Engine, options: SamplingOptions, begin: NamedSnapshot, *, after_reply: Sequence[int]
     ) -> None:
         """Start with no turns.
 
@@ -39,7 +39,7 @@ class Conversation:
         self._options = options
         self._begin = begin
         self._after_reply = tuple(after_reply)
-        self._before: deque[NamedState] = deque(maxlen=MOST_UNDONE)
+        self._before: deque[NamedSnapshot] = deque(maxlen=MOST_UNDONE)
         self._turns = 0
 
     def say(self, ids: Sequence[int]) -> Iterator[Event]:
@@ -62,7 +62,7 @@ class Conversation:
             if generation.state is not None:
                 unread = (*reply, *self._after_reply)
                 self._before.append(before)
-                self.state = NamedState(unread, before.tokens + len(ids) + len(unread), generation.state)
+                self.state = NamedSnapshot(unread, before.tokens + len(ids) + len(unread), generation.state)
                 self.scores = tuple(scores)
                 self._turns += 1
 

@@ -102,7 +102,7 @@ def penalise_presence(logits: Logits, counts: npt.NDArray[Any], presence: float,
     return penalised
 
 
-def revive(logits: Logits, allowed: int) -> Logits:
+def ensure_finite_row(logits: Logits, allowed: int) -> Logits:
     """Give rows without any probability a token to live by; what is no number gets none, infinity becomes a certainty.
 
     Args:

@@ -1,4 +1,4 @@
-"""States of prompt starts, so that equal starts are read once.
+"""Snapshots of prompt starts, so that equal starts are read once.
 
 A state is kept at a chunk border and known by a digest of everything read before it. Kept are the last border of each
 prompt, which serves the same prompt and those that go on from it, and the last border that a prompt shares with an

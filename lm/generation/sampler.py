@@ -36,7 +36,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Place:
+class SamplingContext:
     """A place in a text at which nothing is drawn: to look at what would be."""
 
     drawn: int
@@ -44,7 +44,9 @@ class Place:
     written: Counts | None
 
     @classmethod
-    def after(cls, prompt: Sequence[int], text: Sequence[int], options: SamplingOptions, vocab_size: int) -> Place:
+    def after(
+        cls, prompt: Sequence[int], text: Sequence[int], options: SamplingOptions, vocab_size: int
+    ) -> SamplingContext:
         """The place after some drawn tokens."""
         by_prompt, by_text = counts_needed(options)
         return cls(
@@ -54,7 +56,7 @@ class Place:
         )
 
 
-class Looking(Protocol):
+class HasCounts(Protocol):
     """What the probabilities of a place depend on."""
 
     @property
@@ -70,7 +72,7 @@ class Looking(Protocol):
         """Tokens drawn, where a penalty looks at them."""
 
 
-class Drawing(Looking, Protocol):
+class HasRandom(HasCounts, Protocol):
     """A sample that a token is drawn for."""
 
     def number(self) -> float:
@@ -123,7 +125,7 @@ class Sampler:
             options.frequency_penalty,
         )  # fmt: skip
 
-    def draw(self, logits: npt.NDArray[np.float32], samples: Sequence[Drawing]) -> list[int]:
+    def draw(self, logits: npt.NDArray[np.float32], samples: Sequence[HasRandom]) -> list[int]:
         """The next token of each sample, from its row of `logits` (B, V)."""
         biased, best = self._biased(logits, samples)
         if self._greedy:
@@ -136,7 +138,7 @@ class Sampler:
         likeliest = biased.argmax(axis=-1).tolist()
         return [tokens[row] if turn > 0 else likeliest[row] for row, turn in enumerate(turns)]
 
-    def probabilities(self, logits: npt.NDArray[np.float32], samples: Sequence[Looking]) -> filters.Logits:
+    def probabilities(self, logits: npt.NDArray[np.float32], samples: Sequence[HasCounts]) -> filters.Logits:
         """The probabilities (B, V) that `draw` would draw with, of the same."""
         biased, best = self._biased(logits, samples)
         turns, filtered = self._in_turns(biased, best, samples)
@@ -145,12 +147,12 @@ class Sampler:
         filtered[greedy, biased.argmax(axis=-1)[greedy]] = 0.0
         return filters.softmax(filtered)
 
-    def biased(self, logits: npt.NDArray[np.float32], samples: Sequence[Looking] = ()) -> filters.Logits:
+    def biased(self, logits: npt.NDArray[np.float32], samples: Sequence[HasCounts] = ()) -> filters.Logits:
         """What comes before the temperature; penalties only where `samples` are given, one a row."""
         return self._biased(logits, samples)[0]
 
     def _in_turns(
-        self, biased: filters.Logits, best: filters.Logits | float, samples: Sequence[Looking]
+        self, biased: filters.Logits, best: filters.Logits | float, samples: Sequence[HasCounts]
     ) -> tuple[list[float], filters.Logits]:
         """The temperature of each sample, and the logits filtered with it; 1 stands in for 0."""
         turns = [self._temperatures[sample.drawn % len(self._temperatures)] for sample in samples]
@@ -158,7 +160,7 @@ class Sampler:
         return turns, self._filtered(biased, best, np.where(temperatures > 0, temperatures, 1.0))
 
     def _biased(
-        self, logits: npt.NDArray[np.float32], samples: Sequence[Looking]
+        self, logits: npt.NDArray[np.float32], samples: Sequence[HasCounts]
     ) -> tuple[filters.Logits, filters.Logits | float]:
         """The same, and the greatest of each row."""
         options = self._options
@@ -177,7 +179,7 @@ class Sampler:
                     )
         best = filters.greatest(biased)
         if not (math.isfinite(best) if isinstance(best, float) else np.isfinite(best).all()):
-            biased = filters.revive(biased, self._allowed)
+            biased = filters.ensure_finite_row(biased, self._allowed)
             best = filters.greatest(biased)
         return biased, best
 

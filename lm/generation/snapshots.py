@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
-class NamedState:
+class NamedSnapshot:
     """A text that a model has read, and can go on from."""
 
     unread: tuple[int, ...]
@@ -35,7 +35,7 @@ class NamedState:
     """What was held before `unread`."""
 
 
-class States:
+class Snapshots:
     """The named states of one run."""
 
     def __init__(self, folder: Path, run: str, argument: str | None = None, **belongs: str) -> None:
@@ -70,7 +70,7 @@ class States:
         facts = read_facts(path)
         return {**facts, "bytes": path.stat().st_size, "usable": self._fits(facts)}
 
-    def save(self, name: str, state: NamedState, **facts: Any) -> Path:
+    def save(self, name: str, state: NamedSnapshot, **facts: Any) -> Path:
         """Write a state, in place of an earlier one of its name.
 
         Raises:
@@ -84,7 +84,7 @@ class States:
         write_file(self._path(name), pack_arrays(arrays, {**facts, **known, **self._belongs}))
         return self._path(name)
 
-    def read(self, name: str) -> NamedState:
+    def read(self, name: str) -> NamedSnapshot:
         """A state, known to belong to this run's weights and tokenizer.
 
         Raises:
@@ -103,7 +103,7 @@ class States:
             window = tuple(arrays.pop(_WINDOW).tolist())
             held = {key.removeprefix(_PREFIX): array for key, array in arrays.items()}
             snapshot = Snapshot(held, frozenset(facts["growing"]), window)
-            return NamedState(tuple(map(int, facts["unread"])), int(facts["tokens"]), snapshot)
+            return NamedSnapshot(tuple(map(int, facts["unread"])), int(facts["tokens"]), snapshot)
         except (KeyError, TypeError, ValueError):
             raise CorruptRunError(f"{path} is not a state of a run: delete it, or save it again.") from None
 
@@ -129,6 +129,6 @@ class States:
         path = self._path(name)
         if not path.is_file():
             names = self.names()
-            known = f" States: {', '.join(names[:8])}." if names else " It has none yet: lm state save makes one."
+            known = f" Snapshots: {', '.join(names[:8])}." if names else " It has none yet: lm state save makes one."
             raise RunNotFoundError(f"Run {self._run!r} has no state {name!r}.{did_you_mean(name, names)}{known}")
         return path

@@ -44,10 +44,10 @@ class Follower:
         idle = 0.0
         try:
             while True:
-                trained_now = self.folder.trained_now
+                is_training = self.folder.is_training
                 # After the question: what an ending trainer wrote last is read, too.
                 self.read()
-                if trained_now:
+                if is_training:
                     idle = 0.0
                 elif (end := self._end()) is not None:
                     self.callback.on_end(end)

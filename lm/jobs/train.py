@@ -42,7 +42,7 @@ from lm.runs.run_folder import CONFIG, EVENTS, MODEL, RunFolder, find_run, list_
 from lm.tokenizers.base import Tokenizer
 from lm.training import distributed
 from lm.training.callbacks import Callback, End, Start
-from lm.training.distributed import Reader, World
+from lm.training.distributed import ReadOnlyRunFolder, World
 from lm.training.plan import DEFAULT_MINUTES, Plan, bptt_of, fit_to_text, fixed_plan, timed_plan
 from lm.training.precision import choose_format
 from lm.training.tensorboard import TensorBoard
@@ -134,7 +134,7 @@ def train(
                 progress, world,
             )  # fmt: skip
 
-        job = world.tell(begin)
+        job = world.broadcast_from_rank0(begin)
         if job.plan is not None or job.done:
             return _go_on(world, job, stop_after, callbacks, data_dir)[0]
         return _start(world, job, stop_after, callbacks, data_dir)
@@ -196,7 +196,7 @@ def resume(
                 corpus=corpus,
             )  # fmt: skip
 
-        return _go_on(world, world.tell(begin), stop_after, callbacks, data_dir)
+        return _go_on(world, world.broadcast_from_rank0(begin), stop_after, callbacks, data_dir)
 
 
 def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> RunConfig:
@@ -223,7 +223,7 @@ class _Job:
     path: Path
     """Of the run's folder."""
     config: RunConfig
-    prepared: _Told | None = None
+    prepared: PreparedCorpusRef | None = None
     init: str | None = None
     """The run that a new one starts from, PATH@STATE."""
     overwrite: bool = False
@@ -242,7 +242,7 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Told:
+class PreparedCorpusRef:
     """Which prepared corpus it is; its tokens lie in each machine's cache."""
 
     key: str
@@ -253,7 +253,7 @@ class _Told:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, corpus: PreparedCorpus) -> _Told:
+    def of(cls, corpus: PreparedCorpus) -> PreparedCorpusRef:
         """Of a corpus that is here."""
         return cls(corpus.key, corpus.sha256, corpus.tokenizer.sha256, corpus.name, corpus.source, corpus.notes)
 
@@ -335,7 +335,7 @@ def _begin(
     return _Job(
         folder.path,
         config,
-        _Told.of(prepared),
+        PreparedCorpusRef.of(prepared),
         init=f"{init.folder.path}@{init.state}" if init else None,
         overwrite=overwrite,
         memory=memory,
@@ -384,7 +384,7 @@ def _start(
     assert told is not None
     init = None if job.init is None else load(job.init)
     tokenizer = init.tokenizer if init else config.tokenizer
-    prepared = world.machine_by_machine(lambda: told.load(tokenizer, config.corpus, data_dir))
+    prepared = world.local_rank0_first(lambda: told.load(tokenizer, config.corpus, data_dir))
     folder = distributed.folder_of(world, job.path)
     if counts_alone(config):
         return _fit_by_counting(folder, config, prepared, init, job.overwrite, callbacks)
@@ -435,7 +435,7 @@ def _reopen(
             raise CorruptRunError(f"Run {folder.name!r} was killed while it counted: train it again (--overwrite).")
         return _Job(folder.path, config, done=True)
     folder.sweep()
-    begun = bool(folder.has_last() or folder.read_metrics() or folder.kept_states())
+    begun = bool(folder.has_last() or folder.read_metrics() or folder.kept_checkpoints())
     # A kill may come before the first save, when nothing is trained yet: then it begins at its first step.
     state: Any = folder.read_state()["train_state"] if begun else {"step": 0, "stop_reason": None}
     try:
@@ -467,7 +467,7 @@ def _reopen(
     return _Job(
         folder.path,
         config,
-        _Told.of(current.own_text(data_dir=data_dir, progress=progress) if prepared is None else prepared),
+        PreparedCorpusRef.of(current.own_text(data_dir=data_dir, progress=progress) if prepared is None else prepared),
         init=f"{init.folder.path}@{init.state}" if init else None,
         plan=plan,
         begun=begun,
@@ -487,11 +487,11 @@ def _go_on(
             run = _close(folder, str(world.place(job.config.training.device)), callbacks)
         world.wait()
         return run, not job.reported
-    if isinstance(folder, Reader):
+    if isinstance(folder, ReadOnlyRunFolder):
         folder.await_record()
     told, plan = job.prepared, job.plan
     assert told is not None and plan is not None
-    prepared = world.machine_by_machine(lambda: told.load(run.tokenizer, job.config.corpus, data_dir))
+    prepared = world.local_rank0_first(lambda: told.load(run.tokenizer, job.config.corpus, data_dir))
     init = None if job.init is None else load(job.init)
     trainer = _factory(folder, job.config, prepared, init, resumes=job.begun)()
     if job.begun:

@@ -3,7 +3,7 @@
     layer                              one layer of nn.GRU or nn.LSTM
     Embedding                          nn.Embedding
     Linear, linear, linears            nn.Linear, F.linear, several of them over the same inputs
-    RMSNorm, normed_and_turned         nn.RMSNorm, the same with rotary positions
+    RMSNorm, rms_norm_rope         nn.RMSNorm, the same with rotary positions
     swiglu, attend, Dropout            silu(gate) · up, causal scaled_dot_product_attention, nn.Dropout
     block                              all of these, as a whole block of a Transformer
     cross_entropy                      F.cross_entropy
@@ -239,10 +239,10 @@ class RMSNorm(nn.RMSNorm):
         if not usable("norm", inputs):
             return super().forward(inputs)
         assert self.eps is not None
-        return normed_and_turned(inputs, self.weight, self.eps, None)
+        return rms_norm_rope(inputs, self.weight, self.eps, None)
 
 
-def normed_and_turned(
+def rms_norm_rope(
     inputs: Tensor, weight: Tensor | None, epsilon: float, rotation: tuple[Tensor, Tensor] | None
 ) -> Tensor:
     """RMSNorm and rotary positions over the last axis in one pass, where "norm" is `usable`.

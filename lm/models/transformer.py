@@ -109,7 +109,7 @@ class Attention(nn.Module):
         """Queries or keys (B, T, H, D), normalised where that is wanted, and turned by position."""
         if training.usable("norm", heads):
             weight, epsilon = (None, 0.0) if norm is None else (norm.weight, norm.eps or 0.0)
-            return training.normed_and_turned(heads, weight, epsilon, rotation)
+            return training.rms_norm_rope(heads, weight, epsilon, rotation)
         # Autocast leaves norms alone, and torch's fused norm wants its weight's own dtype.
         return rotate(heads if norm is None else norm(heads.to(norm.weight.dtype)), *rotation).to(heads.dtype)
 

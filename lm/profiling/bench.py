@@ -151,7 +151,7 @@ def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:
             loss = trainer.run_step()
         taken: list[float] = []
         world = trainer.world
-        while world.tell(lambda: len(taken) < STEPS and sum(taken) < ROW_SECONDS):
+        while world.broadcast_from_rank0(lambda: len(taken) < STEPS and sum(taken) < ROW_SECONDS):
             machine.wait(device)
             begun = time.perf_counter()
             loss = trainer.run_step()

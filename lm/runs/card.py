@@ -98,7 +98,7 @@ def facts(run: Run) -> dict[str, Any]:
         "plan": record.get("plan"),
         "created": record["created"],
         "inkling": record["inkling"],
-        "states": ["best", *(["last"] if run.folder.has_last() else []), *run.folder.kept_states()],
+        "states": ["best", *(["last"] if run.folder.has_last() else []), *run.folder.kept_checkpoints()],
         "size_bytes": size,
         "shipped": bool(record.get("shipped")),
         "options": run.config.model_dump(mode="json"),

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from lm.generation.decoder import Decoder
     from lm.generation.engine import Engine
     from lm.generation.request import Event, Request
-    from lm.generation.snapshots import NamedState, States
+    from lm.generation.snapshots import NamedSnapshot, Snapshots
     from lm.kernels.base import DecodePrecision
     from lm.models.base import LanguageModel
 
@@ -287,7 +287,7 @@ class Run:
         options: SamplingOptions,
         *,
         unknown: UnknownPolicy | None = None,
-        state: NamedState | None = None,
+        state: NamedSnapshot | None = None,
     ) -> Request:
         """What an engine is asked for, of a text.
 
@@ -353,31 +353,31 @@ class Run:
     # -- named states -------------------------------------------------------------------------------
 
     @functools.cached_property
-    def states(self) -> States:
+    def states(self) -> Snapshots:
         """The named states kept for these weights: with the run, or in the cache folder where that is shipped."""
-        from lm.generation.snapshots import States
+        from lm.generation.snapshots import Snapshots
 
         weights = str(read_facts(self.folder.weights_path(self.state)).get("sha256"))
         place = cache_folder() / STATES / self.name if self.folder.shipped else self.folder.path / STATES
-        return States(
+        return Snapshots(
             place, self.name, self.folder.argument, weights_sha256=weights, tokenizer_sha256=self.tokenizer.sha256
         )
 
-    def read_text(self, text: str, *, unknown: UnknownPolicy | None = None) -> NamedState:
+    def read_text(self, text: str, *, unknown: UnknownPolicy | None = None) -> NamedSnapshot:
         """The state after a text, to be saved or gone on from."""
         from lm.generation.request import Request
-        from lm.generation.snapshots import NamedState
+        from lm.generation.snapshots import NamedSnapshot
 
         options = SamplingOptions(max_tokens=0)
         prompt = self.request(text, options, unknown=unknown).prompt
         if len(prompt) == 1:
-            return NamedState(prompt, tokens=1)
+            return NamedSnapshot(prompt, tokens=1)
         engine = self.engine()
         generation = engine.submit(Request(prompt[:-1], options, keep_state=True))
         while engine.step():
             pass
         assert generation.state is not None, "what was asked for is there"
-        return NamedState(prompt[-1:], len(prompt), generation.state)
+        return NamedSnapshot(prompt[-1:], len(prompt), generation.state)
 
     def encode_prompt(self, prompt: str, unknown: UnknownPolicy | None = None) -> Ids:
         """Ids (N,) of a prompt; a warning names the symbols that the model never saw."""

@@ -165,7 +165,7 @@ class RunFolder:
             lock.release()
 
     @property
-    def trained_now(self) -> bool:
+    def is_training(self) -> bool:
         """Whether a trainer holds the run; False where this process may not ask."""
         if not (self.path / LOCK).exists():
             return False
@@ -298,14 +298,14 @@ class RunFolder:
             return self.path / MODEL
         if state == LAST:
             return self._last() / MODEL
-        if state not in self.kept_states():
-            kept = ["best", *([LAST] if self.has_last() else []), *self.kept_states()]
+        if state not in self.kept_checkpoints():
+            kept = ["best", *([LAST] if self.has_last() else []), *self.kept_checkpoints()]
             raise RunNotFoundError(
                 f"Run {self.name!r} keeps no state {state!r}.{did_you_mean(state, kept)} Kept: {', '.join(kept)}."
             )
         return self.path / STEPS / state / MODEL
 
-    def kept_states(self) -> list[str]:
+    def kept_checkpoints(self) -> list[str]:
         """Names under steps/, in the order of training."""
         found = (self.path / STEPS).glob(f"*-*/{MODEL}")
         return sorted(

@@ -106,7 +106,7 @@ class World:
 
     # -- telling and asking -------------------------------------------------------------------------
 
-    def tell(self, make: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first process, in all of them; an LMError that it raises is raised in all."""
         if self.size == 1:
             return make()
@@ -122,7 +122,7 @@ class World:
             raise refusal
         return told  # type: ignore[no-any-return]
 
-    def machine_by_machine(self, make: Callable[[], T]) -> T:
+    def local_rank0_first(self, make: Callable[[], T]) -> T:
         """What `make` returns: called by one process of each machine first, so that the others find its files."""
         found = [make()] if self.local_rank == 0 else []
         self.wait()
@@ -132,7 +132,7 @@ class World:
         """Until all processes are here."""
         if self.size > 1:
             # Not a barrier: the object travels by the patient group on every backend.
-            self.tell(lambda: None)
+            self.broadcast_from_rank0(lambda: None)
             self.gather(None)
 
     def gather(self, own: T) -> list[T]:
@@ -446,7 +446,7 @@ def restarted() -> bool:
 # -- the run's folder -------------------------------------------------------------------------------
 
 
-class Reader(RunFolder):
+class ReadOnlyRunFolder(RunFolder):
     """The run's folder as all but the first process have it: they read it, and what they would write is left out."""
 
     def _leave(self, *args: Any, **kwargs: Any) -> None:
@@ -475,9 +475,9 @@ class Reader(RunFolder):
             time.sleep(0.2)
 
 
-def folder_of(world: World, path: Path) -> RunFolder | Reader:
+def folder_of(world: World, path: Path) -> RunFolder | ReadOnlyRunFolder:
     """The run's folder: to write for the first process, to read for the others."""
-    return RunFolder(path) if world.first else Reader(path)
+    return RunFolder(path) if world.first else ReadOnlyRunFolder(path)
 
 
 # -- the model --------------------------------------------------------------------------------------

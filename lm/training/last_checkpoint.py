@@ -1,6 +1,6 @@
 """What resuming needs, saved to and read from a run's `last/` folder.
 
-Everything that a later step depends on is in `TrainState` and in the tensors saved beside it: weights, optimizer
+Everything that a later step depends on is in `TrainProgress` and in the tensors saved beside it: weights, optimizer
 moments, random generators and the carried state. The position in the data is the number of the step.
 """
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class TrainState:
+class TrainProgress:
     """All numbers that resuming needs, beside the tensors."""
 
     step: int = 0
@@ -119,7 +119,7 @@ def load(trainer: Trainer) -> None:
     state, tensors = trainer.folder.read_last()
     world = trainer.world
     try:
-        trainer.state = TrainState(**state["train_state"])
+        trainer.state = TrainProgress(**state["train_state"])
         trainer.mixed.load_arrays(tensors["model"])
         load_optimizer_arrays(trainer.optimizers, tensors["optimizer"])
         if trainer.average is not None:

@@ -1,4 +1,4 @@
-"""A look at the model in the middle of training: a short text, drawn without a trace."""
+"""A short sample in the middle of training. It leaves no trace in the random state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOOK = SamplingOptions(seed=1, temperature=0.8)
 """The same draws each time, so that texts of different steps show what the weights learned in between."""
 
 
-def look(model: LanguageModel, tokenizer: Tokenizer, tokens: int) -> str:
+def preview_sample(model: LanguageModel, tokenizer: Tokenizer, tokens: int) -> str:
     """A text of so many tokens, from its start.
 
     No random generator of training is touched: the draws are numpy's, with a seed of their own.

@@ -37,13 +37,13 @@ from lm.runs.run_folder import MODEL, RunFolder
 from lm.training import distributed, last_checkpoint
 from lm.training.async_writer import Writer
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
-from lm.training.last_checkpoint import TrainState
+from lm.training.last_checkpoint import TrainProgress
 from lm.training.learning_rate import learning_rate_share
 from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import make_optimizers
 from lm.training.plan import DEFAULT_BPTT, HARM, Plan
 from lm.training.precision import MixedPrecision
-from lm.training.preview import look
+from lm.training.preview import preview_sample
 from lm.training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Trainer:
         self.optimizers = make_optimizers(model, config, fused=self.device.type != "mps", masters=masters)
         look_back = config.average_share
         self.average = None if look_back is None else WeightAverage(self.model, look_back, self.mixed.trained)
-        self.state = TrainState()
+        self.state = TrainProgress()
         self.hidden: State | None = None
         # What this process was sent, at any moment, and what all processes have agreed on after a step.
         self._sent: int | None = None
@@ -280,7 +280,7 @@ class Trainer:
             valid_tokens=len(self.corpus.splits["valid"].ids) - 1,
         )
         if self.state.step == 0:
-            if self.world.tell(lambda: not (self.folder.path / MODEL).exists()):
+            if self.world.broadcast_from_rank0(lambda: not (self.folder.path / MODEL).exists()):
                 self._write_best(self._weights(), None)
             self.save()
             # Before the first line of metrics.jsonl; and a disk that cannot be written says so before the work.
@@ -517,7 +517,7 @@ class Trainer:
         if tokens is None or not self.world.first or self.parallel.sharded:
             return None
         with self._averaged(), self.mixed.computing():
-            return look(self.model, self.corpus.tokenizer, tokens)
+            return preview_sample(self.model, self.corpus.tokenizer, tokens)
 
     # -- keeping --------------------------------------------------------------------------------------
     # The training thread only copies; `Writer` does the rest, in this order: best weights, kept weights, `last/`. So a
@@ -540,7 +540,9 @@ class Trainer:
         """Keep weights, and drop the oldest of those that are too many; `own` are kept for their epochs."""
         self.folder.write_step(f"step-{step}", weights, step=step, epoch=epoch)
         if self.config.keep_checkpoints is not None:
-            kept = [name for name in self.folder.kept_states() if re.fullmatch(r"step-\d+", name) and name not in own]
+            kept = [
+                name for name in self.folder.kept_checkpoints() if re.fullmatch(r"step-\d+", name) and name not in own
+            ]
             for name in kept[: -self.config.keep_checkpoints]:
                 self.folder.drop_step(name)
 

@@ -21,7 +21,7 @@ from lm.generation.filters import (
     keep_typical_p,
     penalise_presence,
     penalise_repetition,
-    revive,
+    ensure_finite_row,
     softmax,
     uniforms,
 )
@@ -75,7 +75,7 @@ def test_counts_forget_what_leaves_the_window() -> None:
 
 def test_a_row_without_any_probability_lives_by_an_allowed_token() -> None:
     rows = np.array([[-math.inf, -math.inf], [math.nan, 1.0], [math.inf, 0.0]])
-    assert softmax(revive(rows, 1)).tolist() == [[0, 1], [0, 1], [1, 0]]
+    assert softmax(ensure_finite_row(rows, 1)).tolist() == [[0, 1], [0, 1], [1, 0]]
 
 
 # -- the temperature --------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def test_filters_do_not_change_their_input() -> None:
     for function in (
         lambda rows: keep_top_k(rows, 2), lambda rows: keep_top_p(rows, 0.5), lambda rows: keep_min_p(rows, 0.5),
         lambda rows: keep_typical_p(rows, 0.5), lambda rows: apply_temperature(rows, 0.5),
-        lambda rows: ban(rows, [0]), lambda rows: add_bias(rows, [0], [1.0]), lambda rows: revive(rows, 0),
+        lambda rows: ban(rows, [0]), lambda rows: add_bias(rows, [0], [1.0]), lambda rows: ensure_finite_row(rows, 0),
     ):  # fmt: skip
         rows = HALVES.copy()
         function(rows)

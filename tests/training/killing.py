@@ -256,6 +256,6 @@ class Killer:
                 run.read_last()
             if (run.path / MODEL).exists():
                 run.read_weights()
-            for state in run.kept_states():
+            for state in run.kept_checkpoints():
                 run.read_weights(state)
         return code != 0

@@ -46,12 +46,12 @@ def straight(killer: Killer) -> RunFolder:
 
 
 def assert_same(run: RunFolder, straight: RunFolder) -> None:
-    for state in ("best", "last", *straight.kept_states()):
+    for state in ("best", "last", *straight.kept_checkpoints()):
         (arrays, facts), (expected, known) = run.read_weights(state), straight.read_weights(state)
         assert facts == known
         for name, array in expected.items():
             np.testing.assert_array_equal(arrays[name], array, err_msg=f"{run.name}, {state}: {name}")
-    assert run.kept_states() == straight.kept_states()
+    assert run.kept_checkpoints() == straight.kept_checkpoints()
     (state, tensors), (known, expected) = run.read_last(), straight.read_last()
     for file, arrays in expected.items():
         for name, array in arrays.items():

@@ -334,7 +334,7 @@ def test_checkpoints_are_kept_at_intervals_up_to_the_limit_and_epochs_beyond_it(
     trainer = make_trainer("gru", checkpoint_every=3, keep_checkpoints=2, checkpoint_epochs=[1], batch_size=48)
     assert trainer.steps_per_epoch == 7
     trainer.train(Plan(14, 14))
-    assert trainer.folder.kept_states() == ["step-7", "step-9", "step-12"]
+    assert trainer.folder.kept_checkpoints() == ["step-7", "step-9", "step-12"]
     _, facts = trainer.folder.read_weights("step-7")
     assert facts == {"step": 7, "epoch": 1}
 
@@ -343,7 +343,7 @@ def test_a_folder_of_the_users_own_under_steps_is_left_alone(make_trainer: Make)
     trainer = make_trainer("gru", checkpoint_every=1, keep_checkpoints=1)
     trainer.folder.write_step("my-favourite", trainer.model.arrays(), step=0)
     trainer.train(Plan(3, 3))
-    assert trainer.folder.kept_states() == ["my-favourite", "step-3"]
+    assert trainer.folder.kept_checkpoints() == ["my-favourite", "step-3"]
 
 
 def test_a_run_stopped_before_its_first_validation_can_be_used(make_trainer: Make) -> None:

@@ -74,14 +74,14 @@ def test_a_running_job_is_followed_line_by_line_until_it_ends(make_trainer: Make
 
     class Look(Callback):
         def on_log(self, row: Row) -> None:
-            assert trainer.folder.trained_now
+            assert trainer.folder.is_training
             follower.read()
             seen.append(follower_told.steps[-1])
 
     trainer.callbacks = [Look(), told]
     finish(trainer)
     assert seen == [1, 2, 3, 4, 5, 6, 7, 8] == follower_told.steps
-    assert not trainer.folder.trained_now
+    assert not trainer.folder.is_training
     assert follower.follow(wait=without_wait) is not None
     assert follower_told.steps == seen, "nothing is told twice"
 
@@ -147,11 +147,11 @@ def test_who_looks_whether_a_run_is_trained_does_not_keep_a_trainer_out(tmp_path
     run, done = RunFolder(tmp_path / "a"), threading.Event()
     (run.path / "last").mkdir(parents=True)
     with run.lock():
-        assert run.trained_now
+        assert run.is_training
 
     def look() -> None:
         while not done.is_set():
-            _ = run.trained_now
+            _ = run.is_training
 
     watcher = threading.Thread(target=look)
     watcher.start()

@@ -728,6 +728,6 @@ def test_a_broken_run_among_others_hides_none(runs: Path) -> None:
 def test_kept_states_are_in_the_order_of_training(run: RunFolder) -> None:
     for step in (1000, 20, 3):
         run.write_step(f"step-{step}", WEIGHTS, step=step)
-    assert run.kept_states() == ["step-3", "step-20", "step-1000"]
+    assert run.kept_checkpoints() == ["step-3", "step-20", "step-1000"]
     run.drop_step("step-20")
-    assert run.kept_states() == ["step-3", "step-1000"]
+    assert run.kept_checkpoints() == ["step-3", "step-1000"]

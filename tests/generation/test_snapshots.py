@@ -13,21 +13,21 @@ from lm.generation.conversation import Conversation
 from lm.generation.decoder import Snapshot
 from lm.generation.engine import Request
 from lm.generation.options import SamplingOptions
-from lm.generation.snapshots import NamedState, States
+from lm.generation.snapshots import NamedSnapshot, Snapshots
 from tests.generation.house import TEXT, House, finish
 
 
-def state_after(house: House, text: str) -> NamedState:
+def state_after(house: House, text: str) -> NamedSnapshot:
     engine = house.engine()
     prompt = house.request(text).prompt
     generation = engine.submit(Request(prompt[:-1], SamplingOptions(max_tokens=0), keep_state=True))
     finish(engine, generation)
     assert generation.state is not None
-    return NamedState(prompt[-1:], len(prompt), generation.state)
+    return NamedSnapshot(prompt[-1:], len(prompt), generation.state)
 
 
 def test_a_state_comes_back_from_its_file_bit_for_bit(house: House, tmp_path: Path) -> None:
-    states, state = States(tmp_path / "states", "a", weights_sha256="w"), state_after(house, TEXT)
+    states, state = Snapshots(tmp_path / "states", "a", weights_sha256="w"), state_after(house, TEXT)
     states.save("chapter", state, text="chapter.txt")
     again = states.read("chapter")
     assert (again.unread, again.tokens, again.snapshot.window) == (state.unread, state.tokens, state.snapshot.window)
@@ -45,7 +45,7 @@ def test_a_state_comes_back_from_its_file_bit_for_bit(house: House, tmp_path: Pa
 
 
 def test_states_are_listed_and_deleted_by_name(gru: House, tmp_path: Path) -> None:
-    states = States(tmp_path / "states", "a", weights_sha256="w")
+    states = Snapshots(tmp_path / "states", "a", weights_sha256="w")
     assert states.names() == []
     for name in ("b", "a"):
         states.save(name, state_after(gru, "the"), text="x.txt")
@@ -58,15 +58,15 @@ def test_states_are_listed_and_deleted_by_name(gru: House, tmp_path: Path) -> No
 
 
 def test_a_state_of_other_weights_is_refused(gru: House, tmp_path: Path) -> None:
-    States(tmp_path / "states", "a", weights_sha256="old", tokenizer_sha256="t").save("a", state_after(gru, "the"))
-    states = States(tmp_path / "states", "a", weights_sha256="new", tokenizer_sha256="t")
+    Snapshots(tmp_path / "states", "a", weights_sha256="old", tokenizer_sha256="t").save("a", state_after(gru, "the"))
+    states = Snapshots(tmp_path / "states", "a", weights_sha256="new", tokenizer_sha256="t")
     assert not states.facts("a")["usable"]
     with pytest.raises(RunError, match="State 'a' was made with other weights"):
         states.read("a")
 
 
 def test_a_state_that_is_not_there_is_told_with_those_that_are(gru: House, tmp_path: Path) -> None:
-    states = States(tmp_path / "states", "a")
+    states = Snapshots(tmp_path / "states", "a")
     with pytest.raises(RunNotFoundError, match="has no state 'chapter'. It has none yet"):
         states.read("chapter")
     states.save("chapter", state_after(gru, "the"))
@@ -79,18 +79,18 @@ def test_a_state_that_is_not_there_is_told_with_those_that_are(gru: House, tmp_p
 )
 def test_a_name_is_no_path(gru: House, tmp_path: Path, name: str) -> None:
     for use in (
-        States(tmp_path / "states", "a").read,
-        States(tmp_path / "states", "a").delete,
-        States(tmp_path / "states", "a").facts,
+        Snapshots(tmp_path / "states", "a").read,
+        Snapshots(tmp_path / "states", "a").delete,
+        Snapshots(tmp_path / "states", "a").facts,
     ):
         with pytest.raises(ConfigError, match="use letters"):
             use(name)
     with pytest.raises(ConfigError, match="use letters"):
-        States(tmp_path / "states", "a").save(name, NamedState((0,), 1))
+        Snapshots(tmp_path / "states", "a").save(name, NamedSnapshot((0,), 1))
 
 
 def test_a_damaged_state_is_refused(gru: House, tmp_path: Path) -> None:
-    states = States(tmp_path / "states", "a")
+    states = Snapshots(tmp_path / "states", "a")
     path = states.save("a", state_after(gru, "the"))
     data = path.read_bytes()
     for damage in (data[: len(data) // 2], data[:-4] + b"\0\0\0\1"):
@@ -102,9 +102,9 @@ def test_a_damaged_state_is_refused(gru: House, tmp_path: Path) -> None:
 
 
 def test_an_empty_state_is_a_state_too(tmp_path: Path) -> None:
-    states = States(tmp_path / "states", "a")
-    states.save("a", NamedState((3,), 1))
-    assert states.read("a") == NamedState((3,), 1, Snapshot())
+    states = Snapshots(tmp_path / "states", "a")
+    states.save("a", NamedSnapshot((3,), 1))
+    assert states.read("a") == NamedSnapshot((3,), 1, Snapshot())
 
 
 # -- conversations ----------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_an_empty_state_is_a_state_too(tmp_path: Path) -> None:
 
 def conversation(house: House, **options: Any) -> Conversation:
     settings = house.request(**{"max_tokens": 8, **options}).options
-    begin = NamedState((house.tokenizer.start_id,), 1)
+    begin = NamedSnapshot((house.tokenizer.start_id,), 1)
     return Conversation(house.engine(), settings, begin, after_reply=house.tokenizer.encode("\n").tolist())
 
 
