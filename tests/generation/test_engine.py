@@ -17,7 +17,7 @@ from lm.evaluation.perplexity import score
 from lm.generation import engine as module
 from lm.generation.engine import PREFILL_CHUNK, Engine, Generation, Request
 from lm.generation.options import SamplingOptions
-from lm.generation.sampler import Place, Sampler
+from lm.generation.sampler import Sampler, SamplingContext
 from lm.generation.torch_decoder import TorchDecoder
 from lm.tokenizers.byte import ByteTokenizer
 from lm.tokenizers.word import WordTokenizer
@@ -765,9 +765,9 @@ def test_the_probabilities_told_of_a_place_are_those_that_tokens_are_drawn_with(
     sampler = Sampler(settings, gru.tokenizer)
     size = gru.tokenizer.vocab_size
     logits = np.random.default_rng(3).normal(size=(1, size)).astype(np.float32)
-    place = Place.after((1, 2, 3), (4, 5, 5, 6), settings, size)
+    place = SamplingContext.after((1, 2, 3), (4, 5, 5, 6), settings, size)
 
-    class At(Place):
+    class At(SamplingContext):
         where = 0.0
 
         def number(self) -> float:

@@ -19,7 +19,7 @@ from lm.errors import LMError
 from lm.generation.filters import softmax
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Score
-from lm.generation.sampler import Place, Sampler
+from lm.generation.sampler import Sampler, SamplingContext
 from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import Tokenizer
 from serve.errors import RequestError
@@ -107,7 +107,7 @@ class Spot:
         """The probability (V,) of each token once the filters have been at it."""
         begin = max(begin for begin in self.story.begins if begin <= self.place)
         before = (*self.story.ids, *self.story.tokens[:begin])
-        place = Place.after(before, self.story.tokens[begin : self.place], options, self.tokenizer.vocab_size)
+        place = SamplingContext.after(before, self.story.tokens[begin : self.place], options, self.tokenizer.vocab_size)
         row: npt.NDArray[np.float64] = Sampler(options, self.tokenizer).probabilities(self.logits, [place])[0]
         return row
 
