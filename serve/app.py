@@ -26,13 +26,14 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from lm.errors import ConfigError
 from lm.version import __version__
-from serve import errors, login
-from serve.gate import Gate
-from serve.hosts import Proxies
-from serve.login import Keys
+from serve import errors
+from serve.api import chat, completions, documents, operations, score, tokenize
+from serve.engines.models import Models
 from serve.metrics import Metrics
-from serve.models import Models
-from serve.routes import chat, completions, documents, operations, score, tokens
+from serve.security import login
+from serve.security.gate import Gate
+from serve.security.hosts import Proxies
+from serve.security.login import Keys
 from serve.settings import ServeOptions
 
 SWITCH_SECONDS = 0.001
@@ -69,7 +70,7 @@ def make_app(options: ServeOptions, *, may_be_empty: bool = False) -> FastAPI:
     app.state.keys, app.state.has_keys = keys, bool(keys)
     app.state.draining = asyncio.Event()
     errors.install(app)
-    for routes in (completions, chat, score, tokens, operations, documents):
+    for routes in (completions, chat, score, tokenize, operations, documents):
         app.include_router(routes.router)
     cors = None
     if options.cors_origin:

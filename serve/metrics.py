@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serve.models import Models
+from serve.engines.models import Models
 
 LAG_SAMPLE_SECONDS = 0.02
 """Time between two samples of the event loop's lag."""

@@ -25,9 +25,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lm.config import validate
 from serve.app import make_app
+from serve.engines.worker import EngineDeadError
 from serve.logs import start_logging
 from serve.settings import ServeOptions
-from serve.worker import EngineDeadError
 
 HEALTH_SECONDS = 2.0
 """Between two looks at a replica's engines. Ray replaces the replica after the third bad one."""

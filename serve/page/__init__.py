@@ -23,13 +23,13 @@ from collections.abc import AsyncIterator
 import gradio as gr
 from fastapi import Depends, FastAPI
 
-from serve.models import Models
+from serve.engines.models import Models
 from serve.page.files import only_uploads
 from serve.page.keeping import SCRIPT, restore, settle
 from serve.page.site import CSS, PATH, QUIET, THEME, Page, told
 from serve.page.tabs import compare, look, perplexity, runs, train, write
 from serve.settings import ServeOptions
-from serve.training import TrainingQueue
+from serve.training_queue import TrainingQueue
 
 TABS = {
     "Write": write.build, "Look": look.build, "Perplexity": perplexity.build, "Compare": compare.build,

@@ -19,12 +19,12 @@ import numpy.typing as npt
 
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Generation, Request, Score
+from serve.api.checks import check_length, check_sampling, start
+from serve.api.streaming import beside
+from serve.engines.models import Lease, Model
+from serve.engines.worker import EngineDeadError, Job
 from serve.errors import RequestError, dead_engine
-from serve.models import Lease, Model
 from serve.page.site import Page
-from serve.routes.common import check_length, check_sampling, start
-from serve.worker import EngineDeadError, Job
-from serve.writing import beside
 
 PACE_SECONDS = 0.08
 """Between two looks at a text that is being written: quick to the eye, and little work for many visitors."""

@@ -19,13 +19,13 @@ import gradio as gr
 from lm.errors import LMError
 from lm.runs.card import summary
 from lm.runs.run import Run
+from serve.engines.models import Models
 from serve.errors import RequestError
-from serve.hosts import host_name, is_loopback
-from serve.models import Models
+from serve.security.hosts import host_name, is_loopback
 from serve.settings import ServeOptions
 
 if TYPE_CHECKING:
-    from serve.training import TrainingQueue
+    from serve.training_queue import TrainingQueue
 
 log = logging.getLogger(__name__)
 

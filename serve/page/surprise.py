@@ -29,9 +29,9 @@ from lm.runs.run import Run
 from lm.spelling import spelling_rule
 from lm.tokenizers.base import Tokenizer
 from lm.version import __version__
-from serve.models import Model
+from serve.engines.models import Model
+from serve.engines.tokens import Tokens
 from serve.page.drawing import Reading
-from serve.tokens import Tokens
 
 TOP = 5
 """Alternatives that the accuracies need."""

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve import bodies, formats
-from serve.bodies import read_body
+from serve.api import request_bodies, response_formats
+from serve.api.request_bodies import read_body
+from serve.api.requests import CompletionRequest, DetokenizeRequest
 from serve.errors import RequestError
-from serve.openai import CompletionRequest, DetokenizeRequest
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -26,9 +26,9 @@ VALUES = st.recursive(
 def _short_parts() -> Iterator[None]:
     """Parts so short that small values have several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bodies, "PART", 8)
-        patch.setattr(formats, "MOST_NUMBERS", 3)
-        patch.setattr(formats, "MOST_ENTRIES", 2)
+        patch.setattr(request_bodies, "PART", 8)
+        patch.setattr(response_formats, "MOST_NUMBERS", 3)
+        patch.setattr(response_formats, "MOST_ENTRIES", 2)
         yield
 
 
@@ -36,7 +36,7 @@ def _short_parts() -> Iterator[None]:
 @given(VALUES, st.sampled_from([None, 1]))
 def test_what_is_read_in_parts_is_what_json_reads(value: object, indent: int | None) -> None:
     text = json.dumps(value, indent=indent)
-    assert bodies._Reader().decode(text) == json.loads(text)
+    assert request_bodies._Reader().decode(text) == json.loads(text)
 
 
 @settings(max_examples=50)
@@ -48,23 +48,25 @@ def test_what_json_refuses_is_refused(value: object, place: int, sign: str) -> N
         expected = json.loads(text)
     except ValueError:
         with pytest.raises(ValueError):  # noqa: PT011
-            bodies._Reader().decode(text)
+            request_bodies._Reader().decode(text)
     else:
-        assert repr(bodies._Reader().decode(text)) == repr(expected)
+        assert repr(request_bodies._Reader().decode(text)) == repr(expected)
 
 
 @settings(max_examples=50)
 @given(VALUES)
 def test_what_is_written_in_parts_is_what_json_writes(value: object) -> None:
     # A lone surrogate is "?" on the wire.
-    expected = json.loads(formats.encode(value).encode("utf-8", "replace"))
-    assert json.loads(b"".join(formats.blocks(formats.encode_in_parts(value)))) == expected
+    expected = json.loads(response_formats.encode(value).encode("utf-8", "replace"))
+    assert json.loads(b"".join(response_formats.blocks(response_formats.encode_in_parts(value)))) == expected
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 7])
 def test_an_iterator_is_written_as_a_list(size: int) -> None:
     entries = [{"a": [number] * 5} for number in range(size)]
-    assert "".join(formats.encode_in_parts({"x": iter(entries), "y": 1})) == formats.encode({"x": entries, "y": 1})
+    assert "".join(response_formats.encode_in_parts({"x": iter(entries), "y": 1})) == response_formats.encode(
+        {"x": entries, "y": 1}
+    )
 
 
 @pytest.mark.parametrize("size", [1, 16_384, 16_385, 50_000])
@@ -84,7 +86,7 @@ def test_long_lists_of_ids_are_checked_in_parts_to_the_same_tuples(size: int) ->
 def test_a_body_is_decoded_in_parts_as_json_decodes_the_whole(encoding: str) -> None:
     text = json.dumps("aé☂😀\ud800\udfff!" * 9, ensure_ascii=False)
     body = text.encode(encoding, "surrogatepass")
-    assert json.loads(bodies._decode(body)) == json.loads(body)
+    assert json.loads(request_bodies._decode(body)) == json.loads(body)
 
 
 @pytest.mark.parametrize("body", [b'"\xff"', b'"\xed\xa0"', b'"aaaaaaaa\xe2\x98', b'"\xc0\x80"'])

@@ -11,7 +11,7 @@ import pytest
 
 import lm
 from lm.generation.options import SamplingOptions
-from serve.openai import CompletionRequest
+from serve.api.requests import CompletionRequest
 from tests.serve.conftest import Server, refusal
 
 pytestmark = pytest.mark.slow

@@ -17,8 +17,8 @@ from openai.types.chat import (
 from openai.types.chat import completion_create_params as chat_params
 from pydantic import ValidationError
 
+from serve.api.requests import ChatRequest, CompletionRequest, Sampled
 from serve.errors import of_exception
-from serve.openai import ChatRequest, CompletionRequest, Sampled
 
 USER = {"role": "user", "content": "x"}
 TOOL = {"type": "function", "function": {"name": "f"}}

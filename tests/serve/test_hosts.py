@@ -4,8 +4,8 @@ import pytest
 
 from lm.config import validate
 from lm.errors import ConfigError
-from serve.hosts import LONGEST_HOST, Proxies, from_same_site, host_name, is_local, is_loopback, name_check
-from serve.login import Backoff, Keys, TooManyGuessesError
+from serve.security.hosts import LONGEST_HOST, Proxies, from_same_site, host_name, is_local, is_loopback, name_check
+from serve.security.login import Backoff, Keys, TooManyGuessesError
 from serve.settings import ServeOptions
 
 
@@ -134,7 +134,7 @@ KEYS = (b"first", b"second")
 
 def test_an_address_that_guesses_waits_twice_as_long_each_time(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("serve.login.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("serve.security.login.time.monotonic", lambda: now[0])
     keys = Keys(KEYS)
     assert keys.accept(b"first", "192.0.2.1")
     for number in range(10):

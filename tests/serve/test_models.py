@@ -22,11 +22,11 @@ from lm.errors import ConfigError, CorruptRunError
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request
 from lm.runs.run_folder import RunFolder
+from serve.engines.models import Model, Models
+from serve.engines.offers import Offer, find_offers
+from serve.engines.worker import EngineDeadError
 from serve.errors import RequestError
-from serve.models import Model, Models
-from serve.offers import Offer, find_offers
 from serve.settings import ServeOptions
-from serve.worker import EngineDeadError
 from tests.conftest import SHIPPED
 from tests.serve.conftest import MODELS, Serve, refusal, train
 

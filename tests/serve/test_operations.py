@@ -79,7 +79,7 @@ def test_what_cannot_be_served_is_one_sentence(runs, arguments, sentence):
 def test_no_runs_at_all_says_how_to_train_one(tmp_path):
     code = (
         "from lm.runs import run_folder; from pathlib import Path; run_folder.shipped_folder = lambda: Path('none')\n"
-        "from serve.models import Models; from serve.settings import ServeOptions\n"
+        "from serve.engines.models import Models; from serve.settings import ServeOptions\n"
         "Models(ServeOptions())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -342,7 +342,7 @@ def test_a_dead_engine_is_told_to_all_is_never_healthy_and_can_be_replaced(runs,
 
 
 def test_an_engine_that_hangs_is_not_healthy(runs, monkeypatch):
-    monkeypatch.setattr("serve.worker.STUCK_SECONDS", 0.2)
+    monkeypatch.setattr("serve.engines.worker.STUCK_SECONDS", 0.2)
     options = ServeOptions(runs=("gru",), runs_dir=runs)
     app = make_app(options)
     models = app.state.models

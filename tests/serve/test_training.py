@@ -21,9 +21,9 @@ import lm
 from lm.corpora import open_text
 from lm.errors import ConfigError, CorpusError, TrainingError
 from lm.runs.run_folder import RunFolder, list_runs
-from serve.models import Models
+from serve.engines.models import Models
 from serve.settings import ServeOptions
-from serve.training import MOST_ENDED, MOST_ROWS, MOST_WAITING, Job, TrainingQueue, families, keep_text, safe_name
+from serve.training_queue import MOST_ENDED, MOST_ROWS, MOST_WAITING, Job, TrainingQueue, families, keep_text, safe_name
 from tests.serve.conftest import ROOT, make_text
 
 pytestmark = pytest.mark.slow
@@ -199,7 +199,7 @@ def test_a_training_stopped_before_it_began_leaves_nothing(tmp_path: Path, text:
 
 def test_a_training_whose_server_died_saves_and_ends(tmp_path: Path, text: Path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "serve.trainee"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "serve.training_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdin is not None and process.stdout is not None
     order = {"text": str(text), "family": "gru", "minutes": LONG, "runs_dir": str(tmp_path)}

@@ -22,6 +22,7 @@ from lm.generation.request import Score
 from lm.generation.sampler import Sampler, SamplingContext
 from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import Tokenizer
+from serve.engines.tokens import Tokens
 from serve.errors import RequestError
 from serve.page.controls import Knobs, model_picker
 from serve.page.drawing import Turns, Written, leased, next_logits, write
@@ -43,7 +44,6 @@ from serve.page.marks import (
     visible,
 )
 from serve.page.site import QUIET, Page, refusal, safe, told
-from serve.tokens import Tokens
 
 ALTERNATIVES = 5
 """Told of each token."""

@@ -32,7 +32,7 @@ from serve.page.marks import (
 )
 from serve.page.site import QUIET, Page, refusal, safe, told
 from serve.page.surprise import TOP, Difference, Study, compare, smoothed, study, surprising_words
-from serve.training import text_suffix
+from serve.training_queue import text_suffix
 
 MOST_WORDS = 10
 MOST_NAMED = 8

@@ -13,7 +13,7 @@ from gradio.context import Context
 from serve.page.curves import COLOURS, CURVES_CSS, Curve, curves_html
 from serve.page.keeping import KEPT, keep
 from serve.page.site import QUIET, Page, for_page, refusal, safe, told
-from serve.training import Job, families, keep_text
+from serve.training_queue import Job, families, keep_text
 
 MINUTES = {"1 minute": 1, "5 minutes": 5, "20 minutes": 20}
 POLL_SECONDS = 1.0

@@ -1,4 +1,4 @@
-"""Bodies of answers, as /docs and /openapi.json show them. What is sent is built by hand: see `serve.formats`."""
+"""Bodies of responses, for /docs and /openapi.json. What is sent is built in `serve.api.response_formats`."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
     job.status, job.rows, job.samples, job.seconds_left
     jobs.stop(job)                      # keeps what was learned
 
-Used from the server's event loop. What a training does, or dies of, cannot hurt the server: `serve.trainee` is all that
-runs there, and all that comes from there are lines of JSON.
+Used from the server's event loop. A training that fails cannot harm the server: it is a process of its own
+(`serve.training_process`), which sends lines of JSON.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from lm.config import preset_names, read_preset
 from lm.corpora import open_text
 from lm.corpora.cache import cache_folder, put_in_place, unwritable, workplace
 from lm.errors import ConfigError, CorpusError, LMError, TrainingError
-from serve.models import Models
+from serve.engines.models import Models
 from serve.settings import ServeOptions
-from serve.trainee import Order
+from serve.training_process import Order
 
 log = logging.getLogger(__name__)
 
@@ -344,7 +344,7 @@ class TrainingQueue:
         order = Order(str(job.text), job.family, job.minutes, str(self._runs_dir))
         try:
             self._process = process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "serve.trainee", limit=MOST_LINE,
+                sys.executable, "-m", "serve.training_process", limit=MOST_LINE,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
                 # Ctrl-C at the server's terminal is for the server, which tells the trainee in its own way.
                 start_new_session=True,

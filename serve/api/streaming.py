@@ -15,11 +15,11 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from serve.api.response_formats import Format, Piece, blocks, encode, encode_in_parts
+from serve.engines.models import Lease
+from serve.engines.worker import EngineDeadError, Job
 from serve.errors import RequestError, dead_engine, shutting_down
-from serve.formats import Format, Piece, blocks, encode, encode_in_parts
-from serve.models import Lease
 from serve.settings import ServeOptions
-from serve.worker import EngineDeadError, Job
 
 T = TypeVar("T")
 

@@ -8,12 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from serve.answers import Detokenized, Tokenized, TokenizerInfo
-from serve.bodies import BodyRoute
-from serve.openai import DetokenizeRequest, TokenizeRequest
-from serve.routes.common import ERRORS, Facts, TheModels
-from serve.tokens import CHAT_TEMPLATE
-from serve.writing import Body, beside
+from serve.api.checks import ERRORS, Facts, TheModels
+from serve.api.request_bodies import BodyRoute
+from serve.api.requests import DetokenizeRequest, TokenizeRequest
+from serve.api.responses import Detokenized, Tokenized, TokenizerInfo
+from serve.api.streaming import Body, beside
+from serve.engines.tokens import CHAT_TEMPLATE
 
 router = APIRouter(route_class=BodyRoute, tags=["tokens"], responses=ERRORS)
 

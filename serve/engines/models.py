@@ -25,11 +25,11 @@ from lm.errors import ConfigError, LMError
 from lm.generation.decoder import Decoder
 from lm.runs.run import Run
 from lm.tokenizers.base import Tokenizer
+from serve.engines.offers import Found, Offer, find_offers
+from serve.engines.tokens import Tokens
+from serve.engines.worker import Worker
 from serve.errors import RequestError, dead_engine, model_not_found, no_model, too_busy
-from serve.offers import Found, Offer, find_offers
 from serve.settings import ServeOptions
-from serve.tokens import Tokens
-from serve.worker import Worker
 
 log = logging.getLogger(__name__)
 

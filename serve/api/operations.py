@@ -10,11 +10,11 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from serve.answers import ModelCard, ModelList
+from serve.api.checks import ERRORS, TheModels
+from serve.api.responses import ModelCard, ModelList
+from serve.engines.models import Models
 from serve.errors import RequestError
 from serve.metrics import Metrics
-from serve.models import Models
-from serve.routes.common import ERRORS, TheModels
 
 router = APIRouter(tags=["operation"])
 

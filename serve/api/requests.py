@@ -27,31 +27,6 @@ from lm.config import Options, validate
 from lm.generation.options import MOST_ALTERNATIVES, SamplingOptions
 from lm.tokenizers.base import UnknownPolicy
 
-UNSUPPORTED = {
-    "suffix": "models write forwards only.",
-    "tools": "models call no functions.",
-    "tool_choice": "models call no functions.",
-    "functions": "models call no functions.",
-    "function_call": "models call no functions.",
-    "parallel_tool_calls": "models call no functions.",
-    "response_format": "text is not held to a format.",
-    "audio": "models write text only.",
-    "modalities": "models write text only.",
-    "moderation": "texts are not examined.",
-    "reasoning_effort": "models do not reason apart from what they write.",
-    "verbosity": "use max_tokens and stop.",
-    "store": "nothing is stored.",
-    "service_tier": "there is one tier.",
-    "web_search_options": "models search nothing.",
-    "use_beam_search": "use num_beams.",
-    "length_penalty": "hypotheses are compared by their whole likelihood.",
-    "include_obfuscation": "events are not padded.",
-    # Of messages:
-    "tool_calls": "models call no functions.",
-    "refusal": "put what was said into content.",
-    "annotations": "models read text only.",
-}
-"""Fields of OpenAI's API, and of servers like it, that mean something which this server does not do."""
 NOTHING: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "tools": ([],),

@@ -21,8 +21,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve.api.streaming import beside
 from serve.errors import RequestError, of_exception
-from serve.writing import beside
 
 SHORT_BYTES = 16_384
 """Bodies up to here are read at once: it takes less than two milliseconds, whatever they hold."""

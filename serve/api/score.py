@@ -13,15 +13,15 @@ from lm.generation.options import SamplingOptions
 from lm.generation.request import Generation
 from lm.generation.request import Request as EngineRequest
 from lm.spelling import spelling_nats
-from serve.answers import Scored
-from serve.bodies import BodyRoute
+from serve.api.checks import ERRORS, Facts, TheModels, TheOptions, check_length, check_logprobs, start
+from serve.api.request_bodies import BodyRoute
+from serve.api.requests import ScoreRequest
+from serve.api.response_formats import Piece, finite
+from serve.api.responses import Scored
+from serve.api.streaming import Prompt, Writing, beside
+from serve.engines.models import Model
 from serve.errors import RequestError
-from serve.formats import Piece, finite
-from serve.models import Model
-from serve.openai import ScoreRequest
-from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_logprobs, start
 from serve.settings import ServeOptions
-from serve.writing import Prompt, Writing, beside
 
 router = APIRouter(route_class=BodyRoute, tags=["scoring"])
 

@@ -1,4 +1,4 @@
-"""A training as a process of its own, which the server starts with `python -m serve.trainee`.
+"""A training as a process of its own, which the server starts with `python -m serve.training_process`.
 
 stdin holds the order, one line of JSON, and stays open for as long as the server lives. stdout gives one line of JSON
 an event:

@@ -8,13 +8,7 @@ from fastapi import APIRouter, Request
 
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request as EngineRequest
-from serve.answers import Completion
-from serve.bodies import BodyRoute
-from serve.errors import RequestError
-from serve.formats import CompletionFormat
-from serve.models import Lease, Model
-from serve.openai import CompletionRequest, Sampled
-from serve.routes.common import (
+from serve.api.checks import (
     ERRORS,
     Facts,
     TheModels,
@@ -24,8 +18,14 @@ from serve.routes.common import (
     check_sampling,
     start,
 )
+from serve.api.request_bodies import BodyRoute
+from serve.api.requests import CompletionRequest, Sampled
+from serve.api.response_formats import CompletionFormat
+from serve.api.responses import Completion
+from serve.api.streaming import EventStream, Prompt, Writing, beside
+from serve.engines.models import Lease, Model
+from serve.errors import RequestError
 from serve.settings import ServeOptions
-from serve.writing import EventStream, Prompt, Writing, beside
 
 router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 

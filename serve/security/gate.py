@@ -20,9 +20,9 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import MOST_SHOWN, RequestError, of_exception, shutting_down, too_busy
-from serve.hosts import Proxies, from_same_site, is_local, is_loopback, name_check
-from serve.login import DOORS, LOGIN, PAGE, Keys, TooManyGuessesError, is_page
 from serve.metrics import Metrics
+from serve.security.hosts import Proxies, from_same_site, is_local, is_loopback, name_check
+from serve.security.login import DOORS, LOGIN, PAGE, Keys, TooManyGuessesError, is_page
 from serve.settings import ServeOptions
 
 log = logging.getLogger("serve.requests")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lm.generation.request import Event, Score
-from serve.tokens import Tokens
+from serve.engines.tokens import Tokens
 
 LEAST_LOGPROB = -9999.0
 """What stands for minus infinity, which JSON has not."""

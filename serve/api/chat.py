@@ -7,15 +7,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from lm.generation.request import Request as EngineRequest
-from serve.answers import ChatCompletion
-from serve.bodies import BodyRoute
-from serve.formats import ChatFormat
-from serve.models import Model
-from serve.openai import ChatRequest
-from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_sampling, start
-from serve.routes.completions import note, sampling_of
-from serve.tokens import TURN_ENDS, chat_text
-from serve.writing import EventStream, Prompt, Writing, beside
+from serve.api.checks import ERRORS, Facts, TheModels, TheOptions, check_length, check_sampling, start
+from serve.api.completions import note, sampling_of
+from serve.api.request_bodies import BodyRoute
+from serve.api.requests import ChatRequest
+from serve.api.response_formats import ChatFormat
+from serve.api.responses import ChatCompletion
+from serve.api.streaming import EventStream, Prompt, Writing, beside
+from serve.engines.models import Model
+from serve.engines.tokens import TURN_ENDS, chat_text
 
 router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 

@@ -9,10 +9,10 @@ from fastapi import Depends, Request
 
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request as EngineRequest
+from serve.engines.models import Lease, Models
+from serve.engines.worker import EngineDeadError, Job, QueueFullError
 from serve.errors import ErrorBody, RequestError, dead_engine, too_busy
-from serve.models import Lease, Models
 from serve.settings import ServeOptions, retry_after
-from serve.worker import EngineDeadError, Job, QueueFullError
 
 _WHY: dict[int | str, str] = {
     400: "The request is wrong.",

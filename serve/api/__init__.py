@@ -1,0 +1,1 @@
+"""The HTTP API: requests, responses, one file for each group of endpoints."""

@@ -1,0 +1,1 @@
+"""Who may do what: keys, hosts, proxies and limits."""
