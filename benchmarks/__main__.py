@@ -1,4 +1,4 @@
-"""Measure Inkling beside its peers, and write what was found.
+"""Measure Inkling and its peers, and write the results.
 
     python -m benchmarks                                    # all suites in slices, about 20 minutes on 2 cores
     python -m benchmarks --full --nanogpt PATH --wlm PATH   # whole recipes

@@ -117,9 +117,13 @@ async def _measure(port: int, load: Load, model: str) -> Figures:
     waits = [seconds for when, seconds in await asyncio.gather(*looks) if when >= counted]
     streams = [stream for each in await asyncio.gather(*streaming) for stream in each]
     events = [stream.events() for stream in streams]
-    first = [told[0][0] - stream.begun for stream, told in zip(streams, events, strict=True) if stream.begun >= counted]
+    first = [
+        received[0][0] - stream.begun
+        for stream, received in zip(streams, events, strict=True)
+        if stream.begun >= counted
+    ]
     # One character is one token.
-    tokens = sum(len(text) for told in events for when, text in told if counted <= when < end)
+    tokens = sum(len(text) for received in events for when, text in received if counted <= when < end)
     return Figures(
         health_seconds=_spread(waits), answered=len(waits), longest_queue=await queue,
         tokens_per_second=tokens / load.seconds, first_text_seconds=_spread(first),
@@ -169,7 +173,7 @@ async def _watch_queue(port: int, end: float) -> int:
 
 
 def accept_queue(port: int) -> int:
-    """Connections to 127.0.0.1 that wait to be accepted: Recv-Q of `ss -ltn`. Linux alone tells; 0 elsewhere."""
+    """Connections to 127.0.0.1 that wait to be accepted: Recv-Q of `ss -ltn`. Linux only; 0 elsewhere."""
     with contextlib.suppress(FileNotFoundError), Path("/proc/net/tcp").open() as table:
         # Listening sockets come first, before thousands of connections.
         for line in table:

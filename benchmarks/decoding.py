@@ -1,4 +1,4 @@
-"""Tokens a second of decoding, beside the tools one would use instead, on the same random weights.
+"""Decoding speed in tokens per second: Inkling and other tools on the same random weights.
 
 Two shapes over 65 symbols: a Transformer of 6 layers of 384 (10.7 million weights, context 256) and a GRU of 512. Every
 contender takes its turn in each round; figures are medians over the rounds, counted over the whole batch:
@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.machine import Spread, alternate, versions
-from benchmarks.suite import TRANSFORMERS, Claim, Record, Settings, Table, say, spread_rows, told
+from benchmarks.suite import TRANSFORMERS, Claim, Record, Settings, Table, say, spread_rows, spreads_text
 from lm.config import Section
 from lm.generation.decoder import Decoder
 from lm.generation.engine import Engine, Request
@@ -76,7 +76,7 @@ TARGETS = {
 def run(settings: Settings) -> Record:
     """Let the contenders of both shapes take turns, one text at a time and many."""
     torch.set_num_threads(settings.threads)
-    # Chosen before any contender starts threads of its own.
+    # Chosen before any contender starts threads.
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     record = Record(
         options={**settings.options(), "tokens": TOKENS, "vocab_size": V},
@@ -94,7 +94,7 @@ def run(settings: Settings) -> Record:
                 rates = alternate(contenders, settings.rounds)
                 title = f"{shape}, batch {batch}"
                 record.tables.append(Table(title, spread_rows(rates), "tokens/s over the whole batch"))
-                say(f"  {title}: {told(rates)}")
+                say(f"  {title}: {spreads_text(rates)}")
                 record.claims += claims(shape, batch, rates)
     read = bandwidth()
     record.options["memory_bytes_per_second"] = read

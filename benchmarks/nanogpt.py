@@ -1,7 +1,7 @@
 """The nanoGPT recipe, run from a copy of a clone: its own train.py, its own preparation, our text.
 
     peer = NanoGPT(clone, folder, corpus, settings)      # copies the clone, prepares the data without a network
-    trained = peer.train("whole", RECIPE_ITERATIONS)     # a program of its own
+    trained = peer.train("whole", RECIPE_ITERATIONS)     # a separate process
     peer.score(trained.points[-1].path)                  # by the project's evaluator
 
 The clone is left as it was. Checkpoints that the copy wrote are read with `weights_only`, so that nothing in them runs.

@@ -1,4 +1,4 @@
-"""`lm train` as a whole process, and what its run folder tells of the way there."""
+"""`lm train` as a whole process, and figures from its run folder."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def train(
     seed: int = 1,
     extra: Sequence[str] = (),
 ) -> Trained:
-    """Run `lm train CORPUS ARGUMENTS` in a program of its own, with a cache that has nothing of it yet.
+    """Run `lm train CORPUS ARGUMENTS` in a separate process, with an empty cache.
 
     Raises:
         PeerError: it failed.

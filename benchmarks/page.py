@@ -2,10 +2,10 @@
 
     python -m benchmarks.page [--pages 20] [--rounds 5]
 
-A real Chromium beside the server on one machine, so that both share its cores. Told are
+A real Chromium and the server run on one machine and share its cores. The figures are
 
     open         a browser that was never here, until the button Write is there; and one that comes back
-    first text   from pressing Write to the first letter on the paper, beside the engine's own time for it
+    first text   from pressing Write to the first letter on the page, and the time of the engine for it
     many pages   so many pages that write at once: the first letter of each, and whether each text is the one that its
                  seed gives alone
 """

@@ -41,7 +41,7 @@ def newest(results: Path = RESULTS) -> dict[str, Json]:
 
 
 def write(report: Path = REPORT, results: Path = RESULTS) -> Path:
-    """Write the report and draw its plots beside the records."""
+    """Write the report and draw its plots next to the records."""
     records = newest(results)
     parts = [HEAD, "\n## Targets\n\n", targets(records)]
     for suite, record in records.items():
@@ -145,7 +145,7 @@ def number(value: Any) -> str:
 # -- plots -------------------------------------------------------------------------------------------
 
 
-def plot(drawn: Json, results: Path, beside: Path) -> str:
+def plot(drawn: Json, results: Path, report: Path) -> str:
     """Draw it as results/NAME.svg, and the line of Markdown that shows it."""
     if not any(drawn["lines"].values()):
         return ""
@@ -153,7 +153,7 @@ def plot(drawn: Json, results: Path, beside: Path) -> str:
     if importlib.util.find_spec("matplotlib") is None:
         return f"\n(No plot: pip install '.[bench]', then python -m benchmarks.report draws {path.name}.)\n"
     draw(drawn, path)
-    return f"\n![{drawn['title']}]({path.relative_to(beside).as_posix()})\n"
+    return f"\n![{drawn['title']}]({path.relative_to(report).as_posix()})\n"
 
 
 def draw(drawn: Json, path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Tokens a second and waiting times over HTTP: `lm serve` with many clients at once, beside llama-cpp-python's server.
+"""Tokens per second and latency over HTTP with many clients: `lm serve` and the server of llama-cpp-python.
 
     python -m benchmarks.serving [--threads 2] [--clients 1 16 64] [--rounds 3]
 
-The two shapes of benchmarks.decoding with the same random weights, each server a process of its own, top_k 40 and
+The two shapes of benchmarks.decoding with the same random weights, each server a separate process, top_k 40 and
 temperature 0.8. Clients run on the same machine, keep their connection, and stream one text after the other; the
 servers take turns. Of every text that a counted round streamed:
 
@@ -170,7 +170,7 @@ def start(folder: Path, options: argparse.Namespace, stack: contextlib.ExitStack
                "--n_ctx", str(SHAPES[TRANSFORMER]["context_length"]), "--n_threads", threads,
                "--n_threads_batch", threads, "--verbose", "False", "--interrupt_requests", "False"]  # fmt: skip
     stack.enter_context(program(command, environment, folder / "llama.log", port, "/v1/models"))
-    # No start token of its own: the prompt has it.
+    # No start token is added: the prompt has it.
     body = {"prompt": f"\n{TEXT}", "repeat_penalty": 1.0, **SAMPLING}
     yield Server("llama-cpp-python server f32", TRANSFORMER, port, body)
 
@@ -261,7 +261,7 @@ class Load:
         self._turns: list[list[Stream]] = []
 
     def run(self) -> float:
-        """One turn; every request has a seed of its own, the same in each turn."""
+        """One turn; every request has its own seed, the same in each turn."""
         seeds = iter(range(self._clients * self._each))
         requests = [
             [self._server.request(max_tokens=self._tokens, seed=next(seeds), stream=True) for _ in range(self._each)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.machine import take_turns, versions
 from benchmarks.nanogpt import NanoGPT, PeerError
-from benchmarks.suite import CORPUS, NANOGPT, TRANSFORMERS, Record, Settings, Table, say, spread_rows, told
+from benchmarks.suite import CORPUS, NANOGPT, TRANSFORMERS, Record, Settings, Table, say, spread_rows, spreads_text
 from lm.config import CorpusConfig, Section
 from lm.corpora import open_corpus, prepare
 
@@ -61,7 +61,7 @@ def run(settings: Settings) -> Record:
                 lambda: peer.sample("sample", CHARACTERS)
             )
         figures = take_turns(contenders, settings.rounds)
-    say(f"  {told(figures)} s")
+    say(f"  {spreads_text(figures)} s")
     record.tables.append(Table("Whole processes", spread_rows(figures), "seconds"))
     return record
 

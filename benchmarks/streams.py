@@ -39,7 +39,7 @@ class Stream:
 
 
 class Connection(asyncio.Protocol):
-    """One client: sends a request when told, and notes when each piece of the answer arrives."""
+    """One client: sends a request on command, and records when each piece of the answer arrives."""
 
     def __init__(self) -> None:
         self.stream = Stream(0.0)

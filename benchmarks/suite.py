@@ -76,7 +76,7 @@ class Settings:
         return self.turns or (5 if self.full else 3)
 
     def environment(self, **more: str) -> dict[str, str]:
-        """For a contender that is a program of its own: as many threads as any other, and no GPU."""
+        """For a contender in a separate process: as many threads as the others, and no GPU."""
         threads = str(self.threads)
         own = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "-1", **more}
         root = str(Path(__file__).parents[1])
@@ -151,7 +151,7 @@ def spread_rows(spreads: Mapping[str, Spread], *, column: str = "contender") -> 
     return [{column: name, **each} for name, each in spreads.items()]
 
 
-def told(figures: Mapping[str, Spread]) -> str:
+def spreads_text(figures: Mapping[str, Spread]) -> str:
     """The medians in one line."""
     return ", ".join(f"{name} {each['median']:,.{0 if each['median'] > 100 else 3}f}" for name, each in figures.items())
 

@@ -71,7 +71,7 @@ def _nanogpt(settings: Settings, folder: Path, record: Record) -> dict[str, Any]
         "contender": "nanoGPT, CPU recipe", "loss": found["loss"], "training, s": found["seconds"],
         "whole process, s": found["whole"], "tokens/s": trained.tokens_per_second,
     }  # fmt: skip
-    record.tables.append(Table("The recipe to be met", [row], how))
+    record.tables.append(Table("The target recipe", [row], how))
     return found
 
 

@@ -1,8 +1,8 @@
-"""Megabytes a second of each tokenizer and of preparing a corpus, beside what one would use instead.
+"""Speed of each tokenizer and of corpus preparation in megabytes per second, with peers.
 
 In millions of UTF-8 bytes a second, over WikiText-2's training text or the built-in corpus, repeated or cut to size:
 
-    encode       `Tokenizer.encode`, chunk by chunk, beside sentencepiece's own encoder with the subword tokenizer's
+    encode       `Tokenizer.encode`, chunk by chunk, and sentencepiece's own encoder with the subword tokenizer's
                  model, lines and threads, and the dictionary that one writes by hand over characters or words
     train        learning the vocabulary from the text
     prepare      text → hashed, counted, encoded token files in an empty cache, with the trained tokenizer
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import alternate, versions
-from benchmarks.suite import WORDS, Record, Settings, Table, say, spread_rows, told
+from benchmarks.suite import WORDS, Record, Settings, Table, say, spread_rows, spreads_text
 from lm.config import CorpusConfig, Section
 from lm.corpora import Corpus, Split, open_corpus, prepare
 from lm.corpora.named import BUILTIN
@@ -72,7 +72,7 @@ def run(settings: Settings) -> Record:
     record.tables.append(
         Table("Preparing a corpus", spread_rows(alternate(preparers, settings.rounds), column="prepare"), "MB/s")
     )
-    say(f"  encode: {told(figures)} MB/s")
+    say(f"  encode: {spreads_text(figures)} MB/s")
     return record
 
 
@@ -127,7 +127,7 @@ def sized(chunks: list[str], megabytes: float) -> list[str]:
 
 
 def prepare_anew(chunks: Sequence[str], size: int, tokenizer: Tokenizer) -> None:
-    """Prepare the text as a training split, beside a short validation split, in an empty cache."""
+    """Prepare the text as a training split with a short validation split, in an empty cache."""
 
     def split(name: str, parts: Iterable[str], length: int) -> Split:
         held = tuple(parts)

@@ -1,8 +1,8 @@
-"""Tokens a second of training, beside what one would use instead, at equal architecture and batch.
+"""Training speed in tokens per second, with peers, at equal architecture and batch size.
 
-Ours is the trainer's own step: batch, forward, backward, clipping, update. The Transformer stands beside nanoGPT's
-train.py (its own figures of each iteration, from a program of its own) and a Llama of Hugging Face transformers; GRU
-and LSTM beside the loop over `nn.GRU` and `nn.LSTM` that one writes by hand; words beside PyTorch's example (its own
+Ours is the trainer's own step: batch, forward, backward, clipping, update. The Transformer is compared with nanoGPT's
+train.py (its own figures of each iteration, from a separate process) and a Llama of Hugging Face transformers; GRU
+and LSTM with the loop over `nn.GRU` and `nn.LSTM` that one writes by hand; words with PyTorch's example (its own
 figures too), with the 33,278 words of WikiText-2. Contenders take turns.
 
 The matmul peak is what `torch.mm` reaches here; a recurrent step's share of it counts the products of cell and output,
@@ -37,7 +37,7 @@ from benchmarks.suite import (
     Table,
     say,
     spread_rows,
-    told,
+    spreads_text,
 )
 from benchmarks.wlm import WordLanguageModel, write_texts
 from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig
@@ -145,7 +145,7 @@ def _recurrent(shape: Shape, settings: Settings, folder: Path, prepared: Prepare
     rows = [{**row, "share of the matmul peak": row["median"] * flops / peak} for row in spread_rows(figures)]
     note = f"matmul peak {peak / 1e9:,.0f} GFLOP/s; tokens/s"
     record.tables.append(Table(title, rows, note))
-    say(f"  {title}: {told(figures)} tokens/s")
+    say(f"  {title}: {spreads_text(figures)} tokens/s")
     part = rows[0]["share of the matmul peak"]
     # More than all of it: the peak was measured on a machine that was busy, and says nothing.
     share = {"what": "share of the matmul peak", "value": part if part <= 1 else None, "target": PEAK_SHARE}
@@ -192,7 +192,7 @@ def _words(settings: Settings, folder: Path, record: Record) -> None:
 def trainer_turns(
     model: Section, training: TrainingConfig, prepared: PreparedCorpus, folder: Path
 ) -> Callable[[], float]:
-    """Tokens a second of the trainer's own steps; the model goes on learning from turn to turn."""
+    """Tokens a second of the trainer's own steps; the model keeps training from turn to turn."""
     trainer = Trainer(
         RunFolder(folder / "unused"), training, build_model(model, prepared.tokenizer.vocab_size, seed=1), prepared
     )
@@ -224,7 +224,7 @@ def _table(
 ) -> dict[str, float]:
     """Let them take turns; the medians."""
     figures = take_turns(contenders, settings.rounds)
-    say(f"  {title}: {told(figures)} tokens/s")
+    say(f"  {title}: {spreads_text(figures)} tokens/s")
     record.tables.append(Table(title, spread_rows(figures), f"tokens/s{'; ' if note else ''}{note}"))
     return {name: each["median"] for name, each in figures.items()}
 

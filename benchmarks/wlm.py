@@ -34,7 +34,7 @@ _LINE = re.compile(r"\|\s*epoch.*ms/batch\s+([\d.]+)")
 
 
 class WordLanguageModel:
-    """A copy of the example beside a folder of text."""
+    """A copy of the example with a folder of text."""
 
     def __init__(self, clone: Path, folder: Path, settings: Settings) -> None:
         """Copy it; PeerError where the path is not the example."""
@@ -55,7 +55,7 @@ class WordLanguageModel:
             assert process.stdout is not None
             for line in process.stdout:
                 if found := _LINE.match(line):
-                    # The first line tells of cold steps.
+                    # The first line includes cold steps.
                     rates += [TOKENS_PER_STEP / float(found[1]) * 1000] if begun is not None else []
                     begun = begun or time.perf_counter()
                     if rates and time.perf_counter() - begun > seconds:

@@ -1,4 +1,4 @@
-"""Perplexity by words after equal epochs, beside PyTorch's example: an LSTM of 2 layers of 200, tied, on WikiText-2.
+"""Perplexity by words after equal epochs, and that of PyTorch's example: an LSTM of 2 layers of 200, tied, WikiText-2.
 
 Both read the same files and have the same vocabulary; the project's evaluator scores every token of the validation text
 for both. Without --full they train on the first words alone. Nothing here depends on the speed of the machine.
