@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from serve.offers import Offer, find_offers
 from serve.settings import ServeOptions
 from serve.worker import EngineDeadError
 from tests.conftest import SHIPPED
-from tests.serve.conftest import MODELS, Serve, refusal, train
+from tests.serve.conftest import MODELS, Serve, refusal, train, until
 
 pytestmark = pytest.mark.slow
 
@@ -294,10 +293,7 @@ def test_a_model_that_makes_room_while_it_is_reloaded_leaves_no_engine(runs, cop
 
     asyncio.run(story())
     models.close()
-    deadline = time.monotonic() + 5
-    while [thread for thread in threading.enumerate() if thread.name in ("engine one", "engine other")]:
-        assert time.monotonic() < deadline, "an engine was left"
-        time.sleep(0.01)
+    until(lambda: not {"engine one", "engine other"} & {thread.name for thread in threading.enumerate()})
 
 
 def test_weights_that_are_not_finite_are_refused_until_they_are_whole_again(runs, copies, tmp_path):
@@ -346,10 +342,7 @@ def test_a_retrained_run_is_swapped_in_and_streams_go_on(serve: Serve, runs, tmp
         (tmp_path / "new").rename(tmp_path / "gru")
         if way == "signal":
             server.process.send_signal(signal.SIGHUP)
-            deadline = time.monotonic() + 20
-            while not any(line["event"] == "Reloaded." for line in server.log()):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            until(lambda: any(line["event"] == "Reloaded." for line in server.log()))
         else:
             assert server.post("/admin/reload") == {"models": {"gru": "reloaded"}}
         after = lm.load("gru", runs_dir=tmp_path).sample("the", **whole)
