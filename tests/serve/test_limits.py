@@ -186,6 +186,10 @@ HOSTILE: dict[str, tuple[str, dict]] = {
     "pieces": ("/tokenize", {"model": "pieces", "prompt": LINES}),
     "words": ("/tokenize", {"model": "words", "prompt": LINES.replace("\n", " ")}),
     "one line": ("/tokenize", {"model": "pieces", "prompt": "a" * 4_000_000}),
+    "lines": ("/tokenize", {"model": "pieces", "prompt": ("a" * 249_000 + "\n") * 16}),
+    "different words": ("/v1/score", {"model": "words", "text": " ".join(f"w{k}" for k in range(500_000))}),
+    "half surrogate pairs": ("/v1/completions", {"prompt": "\ud800" * 1_300_000}),
+    "fields": ("/v1/completions", {"prediction": {f"{k:06}": 1 for k in range(350_000)}}),
     "bytes": ("/detokenize", {"model": "pieces", "tokens": [100] * 900_000}),
 }  # fmt: skip
 
@@ -193,7 +197,8 @@ HOSTILE: dict[str, tuple[str, dict]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_nothing_that_a_request_holds_keeps_the_event_loop_from_others(server: Server, name):
     path, body = HOSTILE[name]
-    data = json.dumps({"model": "gru", **body}, separators=(",", ":")).encode()
+    text = json.dumps({"model": "gru", **body}, separators=(",", ":"), ensure_ascii=False)
+    data = text.encode("utf-8", "surrogatepass")
     assert len(data) < 4 << 20
     blocked: list[float] = []
     # What blocks the loop does so each time; a busy machine may let it wait now and then.
