@@ -7,14 +7,13 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
-DOCS = "/docs"
-FILES = "/docs-files"
+FILES = "/docs/files"
 
 
 def install(app: FastAPI) -> None:
     """Add /docs and the files of Swagger UI, which the package fastapi-swagger holds."""
 
-    @app.get(DOCS, include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         # Relative addresses work under any root path.
         files = FILES.removeprefix("/")

@@ -19,7 +19,6 @@ from starlette.datastructures import State
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.docs import DOCS, FILES
 from serve.http_errors import MAX_SHOWN, RequestError, error_response_for, shutting_down, too_many_requests
 from serve.metrics import Metrics
 from serve.security.hosts import Proxies, from_same_site, is_local, is_loopback, name_check
@@ -28,7 +27,7 @@ from serve.settings import ServeOptions
 
 log = logging.getLogger("serve.requests")
 
-OPEN_PATHS = ("/health", "/health/ready", DOCS, "/openapi.json")
+OPEN_PATHS = ("/health", "/health/ready", "/docs", "/openapi.json")
 """What needs no key, and is answered however busy the server is."""
 READING = ("GET", "HEAD", "OPTIONS")
 GRADIO = f"{PAGE}/gradio_api/"
@@ -141,7 +140,7 @@ class Gate:
     async def _serve(self, scope: Scope, headers: dict[bytes, bytes], body: _Body, visit: _Visit) -> None:
         path, method = visit.path, scope["method"]
         of_page = is_page(path)
-        open_to_all = path in OPEN_PATHS or path.startswith(f"{FILES}/")
+        open_to_all = path in OPEN_PATHS or path.startswith("/docs/")
         self._check_host(scope, headers, open_to_all=open_to_all)
         if (of_page or path in PUBLIC_PATHS) and method not in READING and not from_same_site(headers):
             raise RequestError(403, "Another site sent this request: open the page itself.", code="cross_site")

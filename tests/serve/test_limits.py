@@ -76,7 +76,7 @@ def test_without_the_key_nothing_but_health_and_the_documents_is_told(serve: Ser
             given = {"Authorization": header}
             status = server.request("GET", "/v1/models", headers=given)[0]
             assert status == (200 if header == "Bearer first " else 401), header
-        for path in ("/health", "/health/ready", "/docs", "/openapi.json"):
+        for path in ("/health", "/health/ready", "/docs", "/docs/files/swagger-ui.css", "/openapi.json"):
             assert server.request("GET", path)[0] == 200
         with (
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as client,
