@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator
 import gradio as gr
 from fastapi import Depends, FastAPI
 
-from serve.engines.models import Models
+from serve.engines.model_pool import ModelPool
 from serve.page.files import only_uploads
 from serve.page.keeping import SCRIPT, restore, settle
 from serve.page.site import CSS, PATH, QUIET, THEME, Page, told
@@ -52,7 +52,7 @@ STATE_SECONDS = 3600
 def mount(app: FastAPI) -> None:
     """Put the page into the app that `serve.app.make_app` made."""
     options: ServeOptions = app.state.options
-    models: Models = app.state.models
+    models: ModelPool = app.state.models
     jobs = TrainingQueue(models, options)
     page = Page(models, options, jobs)
     inner = app.router.lifespan_context

@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Generation, Request, Score
-from serve.api.checks import check_length, check_sampling, start
 from serve.api.streaming import beside
-from serve.engines.models import Lease, Model
+from serve.engines.limits import check_length, check_sampling
+from serve.engines.model_pool import Lease, Model
 from serve.engines.worker import EngineDeadError, Job
-from serve.errors import RequestError, dead_engine
+from serve.http_errors import RequestError, engine_died
 from serve.page.site import Page
 
 PACE_SECONDS = 0.08
@@ -152,10 +152,10 @@ async def write(
     check_sampling(options, page.options, 1, stream=True)
     async with leased(page, name) as lease:
         ids = await _ids(page, lease.model, prompt)
-        job = start(lease, [Request(ids, options)], live=True)
+        job = lease.model.worker.start([Request(ids, options)], live=True)
         stop = stop or asyncio.Event()
         stopping = asyncio.create_task(stop.wait())
-        stopping.add_done_callback(lambda _: job.tell())
+        stopping.add_done_callback(lambda _: job.notify())
         try:
             generation, n = job.generations[0], options.n
             written = Written(ids, [""] * n, [[] for _ in range(n)], [[] for _ in range(n)], [None] * n)
@@ -216,7 +216,7 @@ async def next_logits(page: Page, name: str | None, prompt: Prompt) -> tuple[Mod
 
 
 async def _prefill(page: Page, lease: Lease, request: Request) -> Generation:
-    job = start(lease, [request], live=False)
+    job = lease.model.worker.start([request], live=False)
     try:
         begun = time.monotonic()
         while not job.done:
@@ -243,9 +243,9 @@ async def _ids(page: Page, model: Model, prompt: Prompt) -> tuple[int, ...]:
 async def _news(page: Page, lease: Lease, job: Job, begun: float) -> None:
     try:
         async with _until(begun + page.options.timeout_seconds):
-            await job.news()
+            await job.wait()
     except EngineDeadError:
-        raise dead_engine(lease.model.name) from None
+        raise engine_died(lease.model.name) from None
 
 
 @contextlib.asynccontextmanager

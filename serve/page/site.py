@@ -19,8 +19,8 @@ import gradio as gr
 from lm.errors import LMError
 from lm.runs.card import summary
 from lm.runs.run import Run
-from serve.engines.models import Models
-from serve.errors import RequestError
+from serve.engines.model_pool import ModelPool
+from serve.http_errors import RequestError
 from serve.security.hosts import host_name, is_loopback
 from serve.settings import ServeOptions
 
@@ -61,7 +61,7 @@ class Shelf(NamedTuple):
 class Page:
     """What a tab is built from."""
 
-    models: Models
+    models: ModelPool
     options: ServeOptions
     jobs: TrainingQueue
     model_pickers: dict[str, Picker] = field(default_factory=dict)
@@ -86,8 +86,8 @@ class Page:
         was never measured comes last.
         """
         choices, merits = [], {}
-        for offer in self.models.offers.values():
-            known = summary(Run(offer.folder, offer.state))
+        for offer in self.models.available_runs.values():
+            known = summary(Run(offer.folder, offer.checkpoint))
             score = known.get("bits_per_byte")
             facts = [part for part in (known.get("model_name"), f"{score:.2f} bits/byte" if score else None) if part]
             choices.append((f"{offer.name} ({', '.join(facts)})" if facts else offer.name, offer.name))

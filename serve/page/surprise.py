@@ -29,8 +29,8 @@ from lm.runs.run import Run
 from lm.spelling import spelling_rule
 from lm.tokenizers.base import Tokenizer
 from lm.version import __version__
-from serve.engines.models import Model
-from serve.engines.tokens import Tokens
+from serve.engines.codec import TokenCodec
+from serve.engines.model_pool import Model
 from serve.page.drawing import Reading
 
 TOP = 5
@@ -133,7 +133,7 @@ def context_rule(model: Model, tokens: int) -> str:
 
 def token_ends(text: str, tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     """Where in a text the part of each of its tokens ends; what no token stands for belongs to a neighbour."""
-    tokens = Tokens(tokenizer)
+    tokens = TokenCodec(tokenizer)
     if not tokenizer.lossless:
         return _word_ends(text, tokens, ids)
     decoded, offsets = tokens.offsets(ids)
@@ -148,7 +148,7 @@ def token_ends(text: str, tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]
     return [*offsets[1:], len(text)]
 
 
-def _word_ends(text: str, tokens: Tokens, ids: Sequence[int]) -> list[int]:
+def _word_ends(text: str, tokens: TokenCodec, ids: Sequence[int]) -> list[int]:
     symbols = re.finditer(r"\n|\S+", text)
     known: dict[str, list[int]] = {}
     ends = []

@@ -22,8 +22,8 @@ from lm.generation.request import Score
 from lm.generation.sampler import Sampler, SamplingContext
 from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import Tokenizer
-from serve.engines.tokens import Tokens
-from serve.errors import RequestError
+from serve.engines.codec import TokenCodec
+from serve.http_errors import RequestError
 from serve.page.controls import Knobs, model_picker
 from serve.page.drawing import Turns, Written, leased, next_logits, write
 from serve.page.keeping import KEPT, keep
@@ -250,7 +250,7 @@ def build(page: Page) -> None:
 class _Paper:
     """A story as marks; each is made once, as the text only grows."""
 
-    def __init__(self, story: Story, tokenizer: Tokenizer, tokens: Tokens) -> None:
+    def __init__(self, story: Story, tokenizer: Tokenizer, tokens: TokenCodec) -> None:
         self._parts = [f'<span class="given">{safe(story.prompt)}</span>'] if story.prompt else []
         self._stream = tokenizer.stream(after=story.ids)
         self._tokens = tokens
@@ -285,7 +285,7 @@ def chart_html(spot: Spot, options: SamplingOptions) -> str:
     """
     model = softmax(spot.logits.astype(np.float64))[0]
     drawn = spot.drawn_with(options)
-    tokens = Tokens(spot.tokenizer)
+    tokens = TokenCodec(spot.tokenizer)
     bars = _bars(spot, model, drawn, tokens)
     barless = np.ones(len(model), dtype=np.bool_)
     barless[[bar.token for bar in bars]] = False
@@ -293,7 +293,7 @@ def chart_html(spot: Spot, options: SamplingOptions) -> str:
     return _sentence(spot, model, drawn, tokens) + bars_html(bars, chosen=spot.standing, picks=_PICKS, rest=rest)
 
 
-def _bars(spot: Spot, model: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64], tokens: Tokens) -> list[Bar]:
+def _bars(spot: Spot, model: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64], tokens: TokenCodec) -> list[Bar]:
     """The likeliest tokens of the model, the one that stands there, and the likeliest to be drawn."""
     order = np.argsort(-model, kind="stable")
     wanted = set(order[:MOST_BARS].tolist()) | {int(drawn.argmax())}
@@ -304,7 +304,7 @@ def _bars(spot: Spot, model: npt.NDArray[np.float64], drawn: npt.NDArray[np.floa
     return [Bar(token, tokens.text(token), float(model[token]), float(drawn[token])) for token in ranked]
 
 
-def _sentence(spot: Spot, model: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64], tokens: Tokens) -> str:
+def _sentence(spot: Spot, model: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64], tokens: TokenCodec) -> str:
     def name(token: int) -> str:
         return _shown(visible(tokens.text(token)))
 

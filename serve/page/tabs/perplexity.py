@@ -15,7 +15,7 @@ from lm.corpora.text import decode_file
 from lm.evaluation.report import REMEMBERED, Report
 from lm.runs.card import figure, figures_of
 from lm.runs.run import Run
-from serve.errors import RequestError
+from serve.http_errors import RequestError
 from serve.page.controls import model_picker
 from serve.page.curves import CURVES_CSS, Curve, curves_html
 from serve.page.drawing import LONGEST_TOKEN, read
@@ -123,7 +123,7 @@ def build(page: Page) -> None:
                 raise
             raise refusal(_too_long(f"has more than {options.max_prompt_tokens:,} tokens")) from None
         seconds = time.monotonic() - begun
-        offer = page.models.offers.get(reading.model.name)
+        offer = page.models.available_runs.get(reading.model.name)
         return await asyncio.to_thread(
             study,
             reading,
