@@ -1,8 +1,8 @@
 """All uses of torch (and glibc) that are not public interfaces.
 
-Each function uses one of them; its docstring says why. `tests/test_torch_private.py` has a test for each, named after
-the interface, which fails if a release of torch changes it. The upper bound of torch in `pyproject.toml` is the last
-release for which these tests passed.
+Each function uses one interface, named in its docstring. `tests/test_torch_private.py` has a test for each, which fails
+if a release of torch changes it. So torch has an upper bound in `pyproject.toml`: raise it when these tests pass with
+the new release. One private class is used elsewhere: `lm.profiling.tensor_memory` derives from `TorchDispatchMode`.
 
 Torch is imported when a function is called, because `lm` calls `set_environment` before anything imports torch.
 """
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 ENVIRONMENT = {
-    # Torch's OpenMP threads wait actively for milliseconds before they sleep, on cores that the kernels' threads need;
-    # with this count it is some ten microseconds. libgomp reads it when torch is imported.
+    # By default torch's OpenMP threads spin for milliseconds before they sleep, on cores that the kernels need.
+    # With this count they spin for some ten microseconds. libgomp reads it when torch is imported.
     "GOMP_SPINCOUNT": "1000",
     # Large tensors in huge pages are filled several times as fast. Torch reads it when it first allocates one.
     "THP_MEM_ALLOC_ENABLE": "1",
@@ -70,7 +70,10 @@ def kept_memory() -> Iterator[None]:
 
 
 def plain_step(optimizer: type[Optimizer]) -> Callable[..., Any]:
-    """An optimizer's `step` without its `__wrapped__` decorators, which import torch's compiler for over a second."""
+    """An optimizer's `step` without its decorators (`__wrapped__`), to be called inside `torch.no_grad`.
+
+    The decorators import torch's compiler, which takes more than a second.
+    """
     step: Callable[..., Any] = inspect.unwrap(optimizer.step)
     return step
 
