@@ -15,7 +15,7 @@ import inspect
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -87,25 +87,11 @@ def keep_compiler_away_from_optimizers() -> None:
             setattr(plain, "__dynamo_disable", plain)
 
 
-def scale_in_place(tensors: Sequence[Tensor], factor: float) -> None:
-    """Multiply all tensors by a factor in one call (`_foreach_mul_`)."""
+def foreach(operation: Literal["mul", "copy", "lerp"], tensors: Sequence[Tensor], *arguments: Any) -> None:
+    """Apply an in-place method to many tensors in one call (`_foreach_mul_`, `_foreach_copy_`, `_foreach_lerp_`)."""
     import torch
 
-    torch._foreach_mul_(list(tensors), factor)
-
-
-def copy_in_place(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source to its target in one call (`_foreach_copy_`)."""
-    import torch
-
-    torch._foreach_copy_(list(targets), list(sources))
-
-
-def lerp_in_place(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
-    """Move each target by `weight` of its way to `ends` in one call (`_foreach_lerp_`)."""
-    import torch
-
-    torch._foreach_lerp_(list(targets), list(ends), weight)
+    getattr(torch, f"_foreach_{operation}_")(list(tensors), *arguments)
 
 
 # -- tensors ------------------------------------------------------------------------------------------

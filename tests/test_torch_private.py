@@ -95,19 +95,19 @@ def test_an_optimizer_does_not_import_the_compiler_through_dynamo_disable() -> N
 
 def test_foreach_mul() -> None:
     tensors = [torch.ones(2), torch.full((1,), 3.0)]
-    torch_private.scale_in_place(tensors, 0.5)
+    torch_private.foreach("mul", tensors, 0.5)
     assert [each.tolist() for each in tensors] == [[0.5, 0.5], [1.5]]
 
 
 def test_foreach_copy() -> None:
     targets = [torch.zeros(2, dtype=torch.bfloat16)]
-    torch_private.copy_in_place(targets, [torch.tensor([1.0, 2.0])])
+    torch_private.foreach("copy", targets, [torch.tensor([1.0, 2.0])])
     assert targets[0].tolist() == [1.0, 2.0]
 
 
 def test_foreach_lerp() -> None:
     targets = [torch.zeros(2)]
-    torch_private.lerp_in_place(targets, [torch.full((2,), 4.0)], 0.25)
+    torch_private.foreach("lerp", targets, [torch.full((2,), 4.0)], 0.25)
     assert targets[0].tolist() == [1.0, 1.0]
 
 

@@ -1,20 +1,17 @@
-"""All calls of the native kernels for training: operations without gradient, and torch.autograd.Functions.
+"""Native operations and functions with gradients for training on a CPU, each equal to one of torch.
 
-    product, entropies         torch.mm; cross-entropies with the gradients of their logits
-    clip_grad_norm, adamw_step torch.nn.utils.clip_grad_norm_, torch.optim.AdamW
-    Recurrent, Linears, …      forward and backward of the layers in `lm.kernels.layers`
+    product, entropies                     torch.mm; cross-entropies and the gradients of their logits
+    clip_grad_norm, adamw_step             torch.nn.utils.clip_grad_norm_, torch.optim.AdamW
+    linear, linears                        F.linear; several of them over the same inputs
+    rms_norm_rope, swiglu, attend          RMSNorm and rotary positions; silu(gate) · up; causal attention
+    embed, dropout, cross_entropy          F.embedding, F.dropout, F.cross_entropy
+    recurrent_layer, transformer_block     one layer of nn.GRU or nn.LSTM; a whole block of a Transformer
 
-All tensors are fp32 on the CPU: callers ask `lm.kernels.dispatch` first. Results equal torch's within fp32 rounding.
-Sums have a fixed order, so the bits are the same for any number of threads.
+Tensors must be fp32 on the CPU (`lm.kernels.dispatch.usable`); linear, linears, swiglu and cross_entropy run on torch
+otherwise. Results equal torch's within fp32 rounding. Sums have a fixed order, so the bits are the same for any number
+of threads.
 
-A recurrent layer is one native call forward and one backward:
-
-    inputs (B, T, E) ─► products with all inputs ─► step by step: product with the hidden state, gates ─► (B, T, H)
-
-Backward keeps the gradients of all gates and computes each weight gradient as one product over all steps. If the
-inputs are rows of a small embedding, the input products are computed once for each token instead of each position.
-
-Shapes: B batch, T time, E inputs, H hidden or heads, D head size, V vocabulary.
+Shapes: B batch, T time, E inputs, F outputs, H hidden or heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,12 +21,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lm.kernels.compiled import compiled
-from lm.kernels.dispatch import buffers, isa_and_threads
-
-BACKWARD_TWICE = "The native layers support one backward pass only, because backward overwrites the saved gates."
+from lm.kernels.dispatch import MIN_ROWS, buffers, in_its_format, isa_and_threads, stays_in_fp32, usable
 
 
 def _pointers(*tensors: Tensor | None) -> list[int]:
@@ -38,26 +34,51 @@ def _pointers(*tensors: Tensor | None) -> list[int]:
 
 
 def _set_pointers(run: Any, tensors: Mapping[str, Tensor | None]) -> None:
-    """Set the addresses of a native pass by name."""
-    for name, tensor in tensors.items():
-        setattr(run, name, 0 if tensor is None else tensor.data_ptr())
+    for name, pointer in zip(tensors, _pointers(*tensors.values()), strict=True):
+        setattr(run, name, pointer)
+
+
+def _keep(ctx: Any, run: Any, memory: Tensor, *tensors: Tensor | None) -> None:
+    """Keep what backward needs, if it will come."""
+    if not any(ctx.needs_input_grad):
+        buffers.give_back(memory)
+        return
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+    ctx.run, ctx.memory = run, memory
+
+
+def _kept(ctx: Any) -> tuple[Any, Tensor]:
+    """The pass and the memory of `_keep`, once."""
+    if ctx.memory is None:
+        raise RuntimeError("The native layers support one backward pass only: backward overwrites the saved gates.")
+    memory, ctx.memory = ctx.memory, None
+    return ctx.run, memory
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """The output of a function, as a node of the graph."""
+    output: Tensor = apply_all(function, *arguments)  # type: ignore[assignment]
+    return output
+
+
+def apply_all(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Tensor, ...]:
+    """The outputs of a function with several outputs."""
+    call: Any = function.apply
+    outputs: tuple[Tensor, ...] = call(*arguments)
+    return outputs
+
+
+def _seed(dropout: float) -> int:
+    """A seed from torch's generator; 0 without a draw if nothing is dropped."""
+    return int(torch.randint(2**62, ())) if dropout else 0
 
 
 # -- operations without gradient ----------------------------------------------------------------------
 
 
 def product(a: Tensor, b: Tensor, *, bias: Tensor | None = None, into: Tensor | None = None) -> Tensor:
-    """A matrix product without gradient.
-
-    Args:
-        a: (N, K).
-        b: (K, M).
-        bias: (M,), added to every row; not with `into`.
-        into: (N, M), contiguous; the product is added to it.
-
-    Returns:
-        (N, M), `into` if that is given.
-    """
+    """The product (N, M) of a (N, K) and b (K, M) with a bias (M,), or contiguous `into` (N, M) with it added."""
     result = a.new_empty(a.shape[0], b.shape[1]) if into is None else into
     (a, a_stride, a_transposed), (b, b_stride, b_transposed) = _row_major(a), _row_major(b)
     bias = None if bias is None else bias.contiguous()
@@ -82,20 +103,11 @@ def _row_major(matrix: Tensor) -> tuple[Tensor, int, bool]:
 def entropies(
     logits: Tensor, targets: Tensor, *, into: Tensor, weight: float = 1.0, d_bias: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropies and the gradients of their logits in one pass.
+    """The cross-entropies (N,) of contiguous logits (N, V) at targets (N,) int64; IndexError for one outside 0 … V - 1.
 
     Args:
-        logits: (N, V), contiguous.
-        targets: (N,) int64.
-        into: (N, V), contiguous, filled with the gradients: softmax minus one-hot; may be `logits`.
-        weight: factor of the gradients.
+        into: (N, V), contiguous, filled with `weight` times the gradients (softmax minus one-hot); may be `logits`.
         d_bias: (V,), contiguous; the gradients of all rows are added to it.
-
-    Returns:
-        (N,) nats.
-
-    Raises:
-        IndexError: a target is not in 0 … V - 1.
     """
     # A copy made here must live until the call is over.
     targets, nats = targets.contiguous(), logits.new_empty(len(logits))
@@ -105,10 +117,10 @@ def entropies(
 
 
 def clip_grad_norm(grads: Sequence[Tensor], max_norm: float) -> float:
-    """Scale contiguous gradients in place so that their common norm is at most `max_norm`.
+    """Scale contiguous gradients in place to a common norm of at most `max_norm`, unless that is not finite.
 
     Returns:
-        The norm before; if it is not finite the gradients are unchanged.
+        The norm before.
     """
     arrays = [(grad.data_ptr(), grad.numel()) for grad in grads]
     norm: float = compiled().norm(arrays, *isa_and_threads())
@@ -118,13 +130,7 @@ def clip_grad_norm(grads: Sequence[Tensor], max_norm: float) -> float:
 
 
 def adamw_step(weights: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], group: Mapping[str, Any]) -> None:
-    """One AdamW update of weights by their gradients.
-
-    Args:
-        weights: with gradients; `usable_for_all` holds for them, their gradients and their states.
-        states: one for each weight, as in torch.optim.AdamW: step, exp_avg and exp_avg_sq.
-        group: lr, betas, eps and weight_decay.
-    """
+    """One update of weights by their gradients, with the states and the parameter group of torch.optim.AdamW."""
     arrays = [
         (*_pointers(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"], state["step"]), weight.numel())
         for weight, state in zip(weights, states, strict=True)
@@ -137,18 +143,25 @@ def adamw_step(weights: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]
 # -- functions with gradient --------------------------------------------------------------------------
 
 
-def call(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """The function's result, as a node of the autograd graph."""
-    apply: Any = function.apply
-    return apply(*arguments)
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`: (..., E) with a weight (F, E) → (..., F)."""
+    if stays_in_fp32(weight):
+        return in_its_format(weight, F.linear, inputs, weight, bias)
+    if inputs.numel() < MIN_ROWS * inputs.shape[-1] or not usable("linear", inputs):
+        return F.linear(inputs, weight, bias)
+    return apply_all(_Linears, inputs, bias, weight)[0]
 
 
-class Linears(torch.autograd.Function):
-    """Several linear layers without bias over the same inputs, or one layer with bias."""
+def linears(inputs: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
+    """The outputs of several layers without bias over the same inputs."""
+    if inputs.numel() < MIN_ROWS * inputs.shape[-1] or not usable("linear", inputs):
+        return tuple(layer(inputs) for layer in layers)
+    return apply_all(_Linears, inputs, None, *(layer.weight for layer in layers))
 
+
+class _Linears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, bias: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
-        """(..., E), (F,), (F, E)s → (..., F)s."""
         ctx.save_for_backward(inputs, *weights)
         rows = inputs.flatten(0, -2)
         shape = inputs.shape[:-1]
@@ -156,7 +169,6 @@ class Linears(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """See `torch.autograd.Function`."""
         inputs, *weights = ctx.saved_tensors
         rows = inputs.flatten(0, -2)
         d_rows = d_bias = None
@@ -174,12 +186,20 @@ class Linears(torch.autograd.Function):
         return None if d_rows is None else d_rows.view(inputs.shape), d_bias, *d_weights
 
 
-class NormRope(torch.autograd.Function):
-    """RMSNorm, rotary positions, or both: see `lm.kernels.layers.rms_norm_rope`."""
+def rms_norm_rope(
+    inputs: Tensor, weight: Tensor | None, epsilon: float, rotation: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """RMSNorm with a weight (D,), if any, then rotation, if any, of (..., H, D).
 
+    Args:
+        rotation: cosines and sines (..., 1, D/2); dimension i is paired with i + D/2.
+    """
+    return apply(_NormRope, inputs, weight, epsilon, *(rotation or (None, None)))
+
+
+class _NormRope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor | None, epsilon: float, *rotation: Tensor | None) -> Tensor:
-        """(..., H, D), (D,), and cosines and sines (..., 1, D/2) → (..., H, D)."""
         inputs = inputs.contiguous()
         cosines, sines = (None if table is None else table.contiguous() for table in rotation)
         width = inputs.shape[-1]
@@ -194,7 +214,6 @@ class NormRope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """See `torch.autograd.Function`."""
         inputs, weight, cosines, sines, scales = ctx.saved_tensors
         grad, d_inputs = grads[0].contiguous(), torch.empty_like(inputs)
         d_weight = None if weight is None else torch.zeros_like(weight)
@@ -203,36 +222,38 @@ class NormRope(torch.autograd.Function):
         return d_inputs, d_weight, None, None, None
 
 
-class SwiGLU(torch.autograd.Function):
-    """silu(gate) · up."""
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up, of the same shape."""
+    if not usable("swiglu", gate):
+        return F.silu(gate) * up
+    return apply(_SwiGLU, gate, up)
 
+
+class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        """Any shape, the same for both."""
         gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
         outputs = torch.empty_like(gate)
-        gate_at, up_at, at = _pointers(gate, up, outputs)
-        compiled().gated(gate_at, up_at, 0, gate.numel(), at, 0, *isa_and_threads())
+        compiled().gated(*_pointers(gate, up, None), gate.numel(), *_pointers(outputs, None), *isa_and_threads())
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        """See `torch.autograd.Function`."""
         gate, up = ctx.saved_tensors
-        # Held by name until the call is over.
         grad, d_gate, d_up = grads[0].contiguous(), torch.empty_like(gate), torch.empty_like(up)
-        *inputs_at, d_gate_at, d_up_at = _pointers(gate, up, grad, d_gate, d_up)
-        compiled().gated(*inputs_at, gate.numel(), d_gate_at, d_up_at, *isa_and_threads())
+        compiled().gated(*_pointers(gate, up, grad), gate.numel(), *_pointers(d_gate, d_up), *isa_and_threads())
         return d_gate, d_up
 
 
-class Attention(torch.autograd.Function):
-    """Causal attention: see `lm.kernels.layers.attend`."""
+def attend(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> Tensor:
+    """Causal attention (B, T, H, D) of queries (B, T, H, D) to keys and values (B, T, G, D); H is a multiple of G."""
+    return apply(_Attention, dropout, _seed(dropout), queries, keys, values)
 
+
+class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dropout: float, seed: int, *parts: Tensor) -> Tensor:
-        """Queries, keys and values (B, T, H, D) → (B, T, H, D)."""
         queries, keys, values = (part.contiguous() for part in parts)
         batch, time, heads, width = queries.shape
         outputs, sums = torch.empty_like(queries), queries.new_empty(batch, heads, time)
@@ -245,7 +266,6 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """See `torch.autograd.Function`."""
         queries, keys, values, sums = ctx.saved_tensors
         grad = grads[0].contiguous()
         d_inputs = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
@@ -255,12 +275,16 @@ class Attention(torch.autograd.Function):
         return None, None, *d_inputs
 
 
-class CrossEntropy(torch.autograd.Function):
-    """The mean cross-entropy, whose gradient forward computes too."""
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy of logits (N, V) and targets (N,) int64: a scalar, in nats."""
+    if not usable("entropy", logits):
+        return F.cross_entropy(logits, targets)
+    return apply(_CrossEntropy, logits, targets)
 
+
+class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        """(N, V) and (N,) → a scalar."""
         d_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
         nats = entropies(logits.contiguous(), targets, into=d_logits, weight=1 / len(logits))
         ctx.save_for_backward(d_logits)
@@ -268,138 +292,86 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """See `torch.autograd.Function`."""
         (d_logits,) = ctx.saved_tensors
         factor = float(grads[0])
         return d_logits if factor == 1 else d_logits * factor, None
 
 
-class EmbeddingRows(torch.autograd.Function):
-    """Rows of an embedding, with a dense gradient."""
+def embed(ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows of an embedding: ids (...) int64 and weight (V, E) → (..., E); IndexError for an id outside it."""
+    return apply(_Embed, ids, weight)
 
+
+class _Embed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
-        """(...) int64 and (V, E) → (..., E)."""
         ids, weight = ids.contiguous(), weight.contiguous()
         rows = weight.new_empty(*ids.shape, weight.shape[1])
         ctx.save_for_backward(ids)
         ctx.shape = weight.shape
-        EmbeddingRows._call(ids, weight.shape, weight, rows, back=False)
+        _look_up(ids, weight.shape, weight, rows, back=False)
         return rows
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
-        """See `torch.autograd.Function`."""
         (ids,) = ctx.saved_tensors
         d_weight = torch.zeros(ctx.shape)
-        EmbeddingRows._call(ids, ctx.shape, grads[0].contiguous(), d_weight, back=True)
+        _look_up(ids, ctx.shape, grads[0].contiguous(), d_weight, back=True)
         return None, d_weight
 
-    @staticmethod
-    def _call(ids: Tensor, shape: torch.Size, source: Tensor, target: Tensor, *, back: bool) -> None:
-        ids_at, *pointers = _pointers(ids, source, target)
-        compiled().look_up(ids_at, ids.numel(), *shape, *pointers, back, *isa_and_threads())
+
+def _look_up(ids: Tensor, shape: torch.Size, source: Tensor, target: Tensor, *, back: bool) -> None:
+    compiled().look_up(ids.data_ptr(), ids.numel(), *shape, *_pointers(source, target), back, *isa_and_threads())
 
 
-class Dropout(torch.autograd.Function):
-    """Dropout by a mask that `seed` determines; it is computed again in backward and never stored."""
+def dropout(inputs: Tensor, p: float) -> Tensor:
+    """Dropout, any shape; a draw of torch's generator seeds the mask, which is computed again in backward."""
+    return apply(_Dropout, inputs, p, _seed(p))
 
+
+class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, rate: float, seed: int) -> Tensor:
-        """Any shape."""
         ctx.rate, ctx.seed = rate, seed
-        return Dropout._call(inputs, rate, seed)
+        return _drop(inputs, rate, seed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """See `torch.autograd.Function`."""
-        return Dropout._call(grads[0], ctx.rate, ctx.seed), None, None
-
-    @staticmethod
-    def _call(inputs: Tensor, rate: float, seed: int) -> Tensor:
-        inputs = inputs.contiguous()
-        outputs = torch.empty_like(inputs)
-        compiled().drop(*_pointers(inputs, outputs), inputs.numel(), seed, rate, *isa_and_threads())
-        return outputs
+        return _drop(grads[0], ctx.rate, ctx.seed), None, None
 
 
-class Block(torch.autograd.Function):
-    """A whole Transformer block: see `lm.kernels.layers.transformer_block`."""
-
-    NAMES = (
-        "input_norm", "query", "key", "value", "query_norm", "key_norm", "output", "mlp_norm", "gate", "up", "down",
-    )  # fmt: skip
-    """The weights, in the order of `forward`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, settings: Any, cosines: Tensor, sines: Tensor, inputs: Tensor, *weights: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs (B, T, E) → outputs (B, T, E), keys and values (B, T, kv_heads, D)."""
-        heads, kv_heads, epsilon, dropout, seeds = settings
-        inputs, cosines, sines = inputs.contiguous(), cosines.contiguous(), sines.contiguous()
-        weights = tuple(None if weight is None else weight.contiguous() for weight in weights)
-        batch, time, size = inputs.shape
-        width = 2 * cosines.shape[-1]
-        outputs = torch.empty_like(inputs)
-        keys, values = (inputs.new_empty(batch, time, kv_heads, width) for _ in range(2))
-        run = compiled().BlockPass()
-        run.batch, run.time, run.size, run.heads, run.kv_heads, run.width = batch, time, size, heads, kv_heads, width
-        gate = weights[Block.NAMES.index("gate")]
-        assert gate is not None
-        run.inner, run.epsilon, run.drop = len(gate), epsilon, dropout
-        run.attention_seed, run.mixed_seed, run.mlp_seed = seeds
-        _set_pointers(run, {
-            "x": inputs, "cosines": cosines, "sines": sines, "y": outputs, "keys": keys, "values": values,
-            **dict(zip(Block.NAMES, weights, strict=True)),
-        })  # fmt: skip
-        memory = buffers.take(compiled().block_memory(run))
-        _set_pointers(run, {"memory": memory})
-        compiled().block(run, *isa_and_threads())
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(inputs, cosines, sines, keys, values, *weights)
-            ctx.set_materialize_grads(False)
-            ctx.run, ctx.memory = run, memory
-        else:
-            buffers.give_back(memory)
-        return outputs, keys, values
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """See `torch.autograd.Function`."""
-        if ctx.memory is None:
-            raise RuntimeError(BACKWARD_TWICE)
-        inputs, _, _, keys, values, *weights = ctx.saved_tensors
-        run, memory, ctx.memory = ctx.run, ctx.memory, None
-        dy = torch.zeros_like(inputs) if grads[0] is None else grads[0].contiguous()
-        # Gradients that arrive at keys and values from outside, which is rare: those of attention are added to them.
-        run.adds = grads[1] is not None or grads[2] is not None
-        empty = torch.zeros_like if run.adds else torch.empty_like
-        d_keys, d_values = (
-            empty(part) if grad is None else grad.clone(memory_format=torch.contiguous_format)
-            for part, grad in zip((keys, values), grads[1:], strict=True)
-        )
-        d_inputs = torch.empty_like(inputs)
-        # The gradients of norms are added to, all others are set.
-        d_weights = [
-            None if weight is None else torch.zeros_like(weight) if weight.ndim == 1 else torch.empty_like(weight)
-            for weight in weights
-        ]
-        named = {f"d_{name}": grad for name, grad in zip(Block.NAMES, d_weights, strict=True)}
-        _set_pointers(run, {"dy": dy, "d_keys": d_keys, "d_values": d_values, "dx": d_inputs, **named})
-        compiled().block(run, *isa_and_threads())
-        buffers.give_back(memory)
-        return None, None, None, d_inputs, *d_weights
+def _drop(inputs: Tensor, rate: float, seed: int) -> Tensor:
+    inputs = inputs.contiguous()
+    outputs = torch.empty_like(inputs)
+    compiled().drop(*_pointers(inputs, outputs), inputs.numel(), seed, rate, *isa_and_threads())
+    return outputs
 
 
-class Recurrent(torch.autograd.Function):
-    """One layer of a GRU or LSTM: see `lm.kernels.layers.recurrent_layer`."""
+def recurrent_layer(
+    kind: str, inputs: Tensor, weights: Sequence[Tensor], first: Sequence[Tensor] | None, *, ids: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """One layer of a GRU or LSTM, with one native call forward and one backward.
 
+    Args:
+        kind: gru or lstm.
+        inputs: (B, T, E); with `ids` (B, T), the embedding (V, E) whose rows are the inputs. The input products are
+            then computed once for each token of the vocabulary. IndexError for an id outside it.
+        weights: weight_ih, weight_hh, bias_ih, bias_hh, as in torch's layers.
+        first: the hidden state (B, H) before the first step, and the LSTM's cell state; None: zeros.
+
+    Returns:
+        The outputs (B, T, H), the last hidden state (B, H), and the LSTM's last cell state.
+    """
+    hidden, cell = (*(first or ()), None, None)[:2]
+    outputs = apply_all(_Recurrent, kind == "lstm", inputs, ids, *weights, hidden, cell)
+    return outputs if kind == "lstm" else outputs[:2]
+
+
+class _Recurrent(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, lstm: bool, inputs: Tensor, ids: Tensor | None, *parts: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Inputs (B, T, E), or ids (B, T) and an embedding (V, E) → outputs (B, T, H), last states (B, H)."""
         inputs = inputs if inputs.stride(-1) == 1 else inputs.contiguous()
         ids = None if ids is None else ids.contiguous()
         weight_ih, weight_hh, bias_ih, bias_hh, hidden, cell = (
@@ -425,21 +397,13 @@ class Recurrent(torch.autograd.Function):
             "last_cell": last_cell, "memory": memory,
         })  # fmt: skip
         compiled().forward(run, *isa_and_threads())
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(inputs, ids, weight_ih, weight_hh, bias_ih, bias_hh, hidden, cell, outputs)
-            ctx.set_materialize_grads(False)
-            ctx.run, ctx.memory = run, memory
-        else:
-            buffers.give_back(memory)
+        _keep(ctx, run, memory, inputs, ids, weight_ih, weight_hh, bias_ih, bias_hh, hidden, cell, outputs)
         return outputs, last_hidden, last_cell
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """See `torch.autograd.Function`."""
-        if ctx.memory is None:
-            raise RuntimeError(BACKWARD_TWICE)
+        run, memory = _kept(ctx)
         inputs, _, weight_ih, weight_hh, bias_ih, bias_hh, hidden, cell, _ = ctx.saved_tensors
-        run, memory, ctx.memory = ctx.run, ctx.memory, None
         needed = ctx.needs_input_grad
         d_outputs, d_last_hidden, d_last_cell = (None if grad is None else grad.contiguous() for grad in grads)
         if d_outputs is not None:
@@ -456,3 +420,88 @@ class Recurrent(torch.autograd.Function):
         compiled().backward(run, *isa_and_threads())
         buffers.give_back(memory)
         return None, d_inputs, None, *d_weights, d_hidden, d_cell
+
+
+def transformer_block(
+    inputs: Tensor,
+    weights: Sequence[Tensor | None],
+    rotation: tuple[Tensor, Tensor],
+    *,
+    heads: int,
+    kv_heads: int,
+    epsilon: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A Transformer block from the start of texts, with one native call forward and one backward.
+
+    Args:
+        inputs: (B, T, E).
+        weights: in the order of `_Block.NAMES`; None for a norm that the block does not have.
+        rotation: cosines and sines (B, T, 1, D/2).
+        heads: query heads, a multiple of `kv_heads`.
+        dropout: probability for attention weights and for both branches.
+
+    Returns:
+        The outputs (B, T, E), keys and values (B, T, kv_heads, D).
+    """
+    settings = heads, kv_heads, epsilon, dropout, tuple(_seed(dropout) for _ in range(3))
+    outputs, keys, values = apply_all(_Block, settings, *rotation, inputs, *weights)
+    return outputs, keys, values
+
+
+class _Block(torch.autograd.Function):
+    NAMES = (
+        "input_norm", "query", "key", "value", "query_norm", "key_norm", "output", "mlp_norm", "gate", "up", "down",
+    )  # fmt: skip
+    """The weights, in the order of `forward`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, settings: Any, cosines: Tensor, sines: Tensor, inputs: Tensor, *weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        heads, kv_heads, epsilon, dropout, seeds = settings
+        inputs, cosines, sines = inputs.contiguous(), cosines.contiguous(), sines.contiguous()
+        weights = tuple(None if weight is None else weight.contiguous() for weight in weights)
+        batch, time, size = inputs.shape
+        width = 2 * cosines.shape[-1]
+        outputs = torch.empty_like(inputs)
+        keys, values = (inputs.new_empty(batch, time, kv_heads, width) for _ in range(2))
+        run = compiled().BlockPass()
+        run.batch, run.time, run.size, run.heads, run.kv_heads, run.width = batch, time, size, heads, kv_heads, width
+        gate = weights[_Block.NAMES.index("gate")]
+        assert gate is not None
+        run.inner, run.epsilon, run.drop = len(gate), epsilon, dropout
+        run.attention_seed, run.mixed_seed, run.mlp_seed = seeds
+        _set_pointers(run, {
+            "x": inputs, "cosines": cosines, "sines": sines, "y": outputs, "keys": keys, "values": values,
+            **dict(zip(_Block.NAMES, weights, strict=True)),
+        })  # fmt: skip
+        memory = buffers.take(compiled().block_memory(run))
+        _set_pointers(run, {"memory": memory})
+        compiled().block(run, *isa_and_threads())
+        _keep(ctx, run, memory, inputs, cosines, sines, keys, values, *weights)
+        return outputs, keys, values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        run, memory = _kept(ctx)
+        inputs, _, _, keys, values, *weights = ctx.saved_tensors
+        dy = torch.zeros_like(inputs) if grads[0] is None else grads[0].contiguous()
+        # Gradients that arrive at keys and values from outside, which is rare: those of attention are added to them.
+        run.adds = grads[1] is not None or grads[2] is not None
+        empty = torch.zeros_like if run.adds else torch.empty_like
+        d_keys, d_values = (
+            empty(part) if grad is None else grad.clone(memory_format=torch.contiguous_format)
+            for part, grad in zip((keys, values), grads[1:], strict=True)
+        )
+        d_inputs = torch.empty_like(inputs)
+        # The gradients of norms are added to, all others are set.
+        d_weights = [
+            None if weight is None else torch.zeros_like(weight) if weight.ndim == 1 else torch.empty_like(weight)
+            for weight in weights
+        ]
+        named = {f"d_{name}": grad for name, grad in zip(_Block.NAMES, d_weights, strict=True)}
+        _set_pointers(run, {"dy": dy, "d_keys": d_keys, "d_values": d_values, "dx": d_inputs, **named})
+        compiled().block(run, *isa_and_threads())
+        buffers.give_back(memory)
+        return None, None, None, d_inputs, *d_weights

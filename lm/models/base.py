@@ -31,7 +31,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lm.config import Options
-from lm.kernels.layers import cross_entropy
+from lm.kernels.autograd import cross_entropy
 from lm.models.profiled_parts import LOSS, run_part
 
 M = TypeVar("M", bound=nn.Module)
@@ -249,16 +249,9 @@ def spread_like(example: Any, tensor: Tensor) -> Tensor:
 def cross_entropies(
     logits: Tensor, targets: Tensor, label_smoothing: float, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """The objective with label smoothing, computed in `dtype`, and the nats per token without.
+    """The objective of logits (B, T, V) and targets (B, T), and the nats per token: two scalars in fp32.
 
-    Args:
-        logits: (B, T, V).
-        targets: (B, T) int64.
-        label_smoothing: probability mass that is spread over all tokens.
-        dtype: of softmax and loss.
-
-    Returns:
-        Two scalars in fp32; the nats have no gradient.
+    The objective has label smoothing and is computed in `dtype`; the nats have neither, and no gradient.
     """
     flat, flat_targets = logits.to(dtype).flatten(0, 1), targets.flatten()
     if label_smoothing == 0 and dtype == torch.float32:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor, nn
 
 from lm.config import listed
@@ -36,7 +36,7 @@ RECENT = "recent"
 class TableOptions(ModelOptions):
     """Options of models that may have context tables."""
 
-    table_orders: tuple[Annotated[int, Field(ge=2, le=16)], ...] = Field(
+    table_orders: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], BeforeValidator(listed)] = Field(
         (),
         description="Context tables that are added to the logits: 2 depends on the last token, 3 on the last two, …; "
         "for small vocabularies.",
@@ -50,11 +50,6 @@ class TableOptions(ModelOptions):
         lt=1,
         description="Dropout probability of a row in training, for each table and position. Use more for more epochs.",
     )
-
-    @field_validator("table_orders", mode="before")
-    @classmethod
-    def _orders_from_text(cls, value: Any) -> Any:
-        return listed(value)
 
     @field_validator("table_orders")
     @classmethod

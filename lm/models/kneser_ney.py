@@ -4,7 +4,7 @@ Shapes: P positions, V vocabulary, K = order - 1 tokens of context, C contexts, 
 
     counts = count_text(ids, order=6, vocab_size=65)
     counts.probabilities(histories)               # (P, V), each row sums to 1
-    counts.leave_one_out(histories, targets)      # the same without each target's own occurrence
+    counts.probabilities(histories, targets)      # leave-one-out: without each target's own occurrence
     counts.log_probabilities_of(ids)              # (N,) of a text's own tokens, without arrays of width V
 
 Interpolated modified Kneser-Ney smoothing. The longest contexts have the raw counts of the tokens that followed.
@@ -51,11 +51,10 @@ class Level:
         """Smooth the counts.
 
         Args:
-            keys: (C,) sorted: (number of the context without its oldest token) · V + its oldest token.
+            keys: (C,) sorted: (index of the context without its oldest token) · V + its oldest token.
             starts: (C + 1,) index of each context's first pair.
             tokens: (M,) the next tokens, sorted within a context.
             counts: (M,) at least 1.
-            vocab_size: V.
         """
         self.keys, self.starts = keys, starts
         self._table: npt.NDArray[np.int32] | None = None
@@ -94,16 +93,10 @@ class Level:
         offsets = np.cumsum(lengths) - lengths
         return owner, np.arange(len(owner)) + (first - offsets)[owner]
 
-    def pairs_of(self, contexts: Ints, targets: Anything, vocab_size: int) -> Ints:
-        """Indices of the pairs of these contexts and tokens, -1 for unknown pairs."""
-        return _find(self.pairs, np.where(contexts < 0, -1, contexts * vocab_size + targets))
-
     def leave_one_out(self, contexts: Ints, pairs: Ints) -> tuple[Floats, Floats, Floats]:
-        """The changes to a context if its pair has one occurrence less.
+        """If each pair (P,) had one occurrence less: the factor of its context's shares, and the new backoff weight.
 
-        Returns:
-            (P,) each: the factor of the context's shares, its new backoff weight, and the term that is then added to
-            the pair's share. They are 0, 1, 0 for a context without any other occurrence.
+        And the term that is then added to the pair's share. They are 0, 1, 0 for a context without other occurrences.
         """
         counts = self.counts[pairs].astype(np.int64)
         total = self.totals[contexts]
@@ -131,38 +124,24 @@ class NGramCounts:
 
     # -- distributions --------------------------------------------------------------------------------
 
-    def probabilities(self, histories: Anything) -> Probabilities:
-        """The distribution of the next token after each history.
+    def probabilities(self, histories: Anything, leave_out: Anything | None = None) -> Probabilities:
+        """The distribution (P, V) of the next token after each history; all values are positive.
 
         Args:
             histories: (P, K) tokens, newest last; -1 before the start of the text.
-
-        Returns:
-            (P, V), positive; a row's values depend on its history alone.
+            leave_out: (P,) tokens. Each distribution is without one occurrence of its token after its history. That is
+                subtracted in the longest context that has the token. If the count becomes zero, the continuation count
+                of the next shorter pair falls by one too. The discounts do not change.
         """
-        return self._in_chunks(histories, None)
-
-    def leave_one_out(self, histories: Anything, targets: Anything) -> Probabilities:
-        """As `probabilities`, but without one occurrence of each target after its history.
-
-        The occurrence is subtracted in the longest context that has the target. If the count becomes zero, the
-        continuation count of the next shorter pair falls by one too. The discounts do not change.
-
-        Args:
-            histories: (P, K), as above.
-            targets: (P,)
-        """
-        return self._in_chunks(histories, targets)
+        result = np.empty((len(histories), self.vocab_size), dtype=np.float32)
+        rows = max(1, CHUNK_VALUES // self.vocab_size)
+        for begin in range(0, len(result), rows):
+            chunk = slice(begin, begin + rows)
+            self._interpolate(histories[chunk], None if leave_out is None else leave_out[chunk], result[chunk])
+        return result
 
     def log_probabilities_of(self, ids: Anything) -> Floats:
-        """Log-probabilities, in nats, of each token of a text given the tokens before it.
-
-        Args:
-            ids: (N + 1,) the start token, then N tokens.
-
-        Returns:
-            (N,)
-        """
+        """Log-probabilities (N,) of each token given the tokens before it; `ids` (N + 1,) begin with a start token."""
         result = np.empty(len(ids) - 1)
         for begin in range(0, len(result), CHUNK_VALUES):
             targets = np.asarray(ids[begin + 1 : begin + 1 + CHUNK_VALUES], dtype=np.int64)
@@ -172,7 +151,7 @@ class NGramCounts:
             for context, level in zip(self._contexts(histories), self.levels, strict=True):
                 known = np.flatnonzero(context >= 0)
                 probability[known] *= level.backoff[context[known]]
-                pair = level.pairs_of(context[known], targets[known], self.vocab_size)
+                pair = _find(level.pairs, context[known] * self.vocab_size + targets[known])
                 probability[known[pair >= 0]] += level.shares[pair[pair >= 0]]
             result[begin : begin + len(targets)] = np.log(probability)
         return result
@@ -188,14 +167,6 @@ class NGramCounts:
             context = self.levels[k].find(key, len(self.levels[k - 1].keys) * self.vocab_size)
             contexts.append(context)
         return contexts
-
-    def _in_chunks(self, histories: Anything, targets: Anything | None) -> Probabilities:
-        result = np.empty((len(histories), self.vocab_size), dtype=np.float32)
-        rows = max(1, CHUNK_VALUES // self.vocab_size)
-        for begin in range(0, len(result), rows):
-            chunk = slice(begin, begin + rows)
-            self._interpolate(histories[chunk], None if targets is None else targets[chunk], result[chunk])
-        return result
 
     def _interpolate(self, histories: Anything, targets: Anything | None, out: Probabilities) -> None:
         """Fill `out` (P, V), from the longest contexts to the shortest.
@@ -303,15 +274,7 @@ def token_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
 
 
 def histories_of(ids: Anything, context_size: int) -> Anything:
-    """The last K tokens up to and including each token of each row.
-
-    Args:
-        ids: (B, L)
-        context_size: K
-
-    Returns:
-        (B, L, K), newest last; -1 before the start of the row.
-    """
+    """The last K tokens (B, L, K), newest last, up to and including each token of `ids` (B, L); -1 before a row."""
     padded = np.full((len(ids), context_size + ids.shape[1]), -1, dtype=np.int64)
     padded[:, context_size:] = ids
     if context_size == 0:
@@ -365,13 +328,7 @@ def _discounts(counts: Anything) -> Floats:
 
 
 def count_text(ids: npt.NDArray[Any], *, order: int, vocab_size: int) -> NGramCounts:
-    """Count a text.
-
-    Args:
-        ids: (N + 1,) the start token, which is not predicted, then N tokens.
-        order: the longest context has order - 1 tokens.
-        vocab_size: V.
-    """
+    """The counts of a text `ids` (N + 1,), which begins with a start token, in contexts of up to order - 1 tokens."""
     ids = np.asarray(ids, dtype=np.int64)
     targets = ids[1:]
     context = np.zeros(len(targets), dtype=np.int64)

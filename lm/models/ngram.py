@@ -81,10 +81,7 @@ class NGram(LanguageModel):
         text = ids if state is None else torch.cat([state.tensors[HISTORY], ids], dim=1)
         histories = histories_of(text.cpu().numpy(), self.counts.context_size)[:, -ids.shape[1] :]
         positions = histories.reshape(ids.numel(), self.counts.context_size)
-        if targets is None:
-            values = self.counts.probabilities(positions)
-        else:
-            values = self.counts.leave_one_out(positions, targets.flatten().cpu().numpy())
+        values = self.counts.probabilities(positions, None if targets is None else targets.flatten().cpu().numpy())
         np.log(values, out=values)
         logs = torch.from_numpy(values).view(*ids.shape, self.vocab_size)
         return logs.to(ids.device), torch.from_numpy(histories[:, -1].copy()).to(ids.device)

@@ -20,17 +20,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor, nn
 
 from lm.config import listed
-from lm.kernels.autograd import call, entropies, product
+from lm.kernels.autograd import apply, entropies, linear, product
 from lm.kernels.dispatch import in_its_format, stays_in_fp32, usable
-from lm.kernels.layers import linear
 from lm.models.base import ModelOptions, State, TrainingLoss, cross_entropies
 from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, run_part
 
@@ -48,17 +47,12 @@ class HeadOptions(ModelOptions):
         description="Use the embedding as output matrix; a projection is added if the hidden size differs from its "
         "width.",
     )
-    adaptive_cutoffs: tuple[int, ...] = Field(
+    adaptive_cutoffs: Annotated[tuple[int, ...], BeforeValidator(listed)] = Field(
         (),
         description="Adaptive softmax: numbers of frequent tokens at which the vocabulary is cut into tails, such as "
         "2000,10000. For large vocabularies numbered by frequency, as the word tokenizer's. Cuts beyond the vocabulary "
         "are ignored. Default: full softmax.",
     )
-
-    @field_validator("adaptive_cutoffs", mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        return listed(value)
 
     @field_validator("adaptive_cutoffs")
     @classmethod
@@ -92,14 +86,7 @@ class Tails(nn.Module):
 
 
 def make_tails(options: HeadOptions, vocab_size: int, width: int, bias: Tensor | None = None) -> Tails | None:
-    """The tails of a model, None for a full softmax; initialises `bias` (V,) along with theirs.
-
-    Args:
-        options: of the output layer.
-        vocab_size: V.
-        width: of the output matrix.
-        bias: of the output layer; None: it has none.
-    """
+    """The tails of an output matrix of this width; also initialises the output bias (V,). None for a full softmax."""
     cutoffs = tuple(cut for cut in options.adaptive_cutoffs if cut < vocab_size)
     if not cutoffs:
         return None
@@ -122,12 +109,7 @@ class OutputHead:
     """From the hidden size to E; None: they are equal."""
 
     def logits(self, hidden: Tensor, added: Tensor | None = None) -> Tensor:
-        """Logits (..., V), log-probabilities if there are tails.
-
-        Args:
-            hidden: (..., H), or (..., E) without projection.
-            added: (..., V), added to the logits before any softmax.
-        """
+        """Logits (..., V) of hidden vectors (..., H) plus `added` (..., V); log-probabilities if there are tails."""
         return run_part("output", self._logits, self._project(hidden), added)
 
     def loss(
@@ -140,14 +122,12 @@ class OutputHead:
         label_smoothing: float,
         dtype: torch.dtype,
     ) -> TrainingLoss:
-        """The loss of a training step; large vocabularies and adaptive softmaxes without making all logits.
+        """The loss of hidden vectors (B, T, H) at targets (B, T); in chunks if all logits need too much memory.
 
         Args:
-            hidden: (B, T, H), or (B, T, E) without projection.
-            targets: (B, T) int64.
-            state: of the network after the step.
-            added: (B, T, V), added to the logits; None: nothing.
-            label_smoothing: probability mass of the objective that is spread over all tokens.
+            state: the network's, after the step.
+            added: (B, T, V), added to the logits.
+            label_smoothing: see `LanguageModel.training_loss`.
             dtype: of softmax and loss.
         """
         large = self.tails is not None or targets.numel() * len(self.weight) > MAX_LOGITS
@@ -177,20 +157,13 @@ class OutputHead:
         return torch.cat([head[..., :first], *within], dim=-1)
 
     def _mean_nats(self, vectors: Tensor, targets: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The mean cross-entropy in nats, a scalar in fp32, without making all logits; backward works once.
-
-        Args:
-            vectors: (..., E).
-            targets: (...) int64.
-            dtype: of softmax and loss.
-        """
+        """The mean cross-entropy in nats, a scalar in fp32, in chunks; backward works once."""
         weight, tails = self.weight, self.tails
         bias = weight.new_zeros(len(weight)) if self.bias is None else self.bias
         tail_layer = (weight[:0].detach(), bias[:0].detach()) if tails is None else (tails.weight, tails.bias)
         cutoffs = () if tails is None else tails.cutoffs
         flat = vectors.flatten(0, -2), targets.flatten()
-        nats: Tensor = call(_MeanNats, *flat, cutoffs, dtype, weight, bias, *tail_layer)
-        return nats
+        return apply(_MeanNats, *flat, cutoffs, dtype, weight, bias, *tail_layer)
 
 
 class _MeanNats(torch.autograd.Function):
@@ -198,16 +171,9 @@ class _MeanNats(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        targets: Tensor,
-        cutoffs: tuple[int, ...],
-        dtype: torch.dtype,
-        weight: Tensor,
-        bias: Tensor,
-        tail_weight: Tensor,
-        tail_bias: Tensor,
+        ctx: Any, hidden: Tensor, targets: Tensor, cutoffs: tuple[int, ...], dtype: torch.dtype, *layers: Tensor
     ) -> Tensor:
+        weight, bias, tail_weight, tail_bias = layers
         device = hidden.device.type
         # Matrix products run in autocast's format, or the weights'; everything else in `dtype`.
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -217,7 +183,7 @@ class _MeanNats(torch.autograd.Function):
         first = bounds[0]
         with torch.autocast(device, enabled=False):
             vectors = hidden.to(low)
-            grads = [_zeros(each) for each in (hidden, weight, bias, tail_weight, tail_bias)]
+            grads = [_zeros(each) for each in (hidden, *layers)]
             d_hidden, d_weight, d_bias, d_tail_weight, d_tail_bias = grads
             tail = torch.bucketize(targets, torch.tensor(cutoffs, dtype=torch.int64, device=targets.device), right=True)
             head_targets = torch.where(tail == 0, targets, first - 1 + tail)
@@ -247,13 +213,11 @@ def _zeros(like: Tensor) -> Tensor:
     return torch.zeros_like(like, dtype=torch.float32)
 
 
+Layer = tuple[Tensor, Tensor]
+
+
 def _softmax(
-    vectors: Tensor,
-    targets: Tensor,
-    layer: tuple[Tensor, Tensor],
-    d_vectors: Tensor,
-    d_layer: tuple[Tensor, Tensor],
-    dtype: torch.dtype,
+    vectors: Tensor, targets: Tensor, layer: Layer, d_vectors: Tensor, d_layer: Layer, dtype: torch.dtype
 ) -> Tensor:
     """The summed nats of one softmax layer, in chunks; adds its gradients to `d_vectors` and `d_layer`."""
     weight, bias = layer[0].to(vectors.dtype), layer[1]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lm.kernels import layers
+from lm.kernels import autograd, layers
 from lm.kernels.dispatch import MIN_STEPS, cast_floats, in_its_format, project_per_token, stays_in_fp32, usable
 from lm.models.base import LanguageModel, State, TrainingLoss, declare
 from lm.models.context_tables import ContextTables, TableOptions
@@ -89,17 +89,10 @@ class Recurrent(LanguageModel):
         dropout = LockedDropout if options.locked_dropout else layers.Dropout
         self.input_dropout = dropout(rate(options.input_dropout))
         between = rate(options.layer_dropout) if options.num_layers > 1 else 0.0
-        self.cell: nn.RNNBase
-        match options.type:
-            case "rnn":
-                self.cell = nn.RNN(
-                    size, hidden, options.num_layers, options.nonlinearity, batch_first=True, dropout=between
-                )
-            case "gru":
-                self.cell = nn.GRU(size, hidden, options.num_layers, batch_first=True, dropout=between)
-            case "lstm":
-                self.cell = nn.LSTM(size, hidden, options.num_layers, batch_first=True, dropout=between)
-        declare(self.cell, optimizer_kind="muon")
+        kind: Any = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[options.type]
+        settings: dict[str, Any] = {"nonlinearity": options.nonlinearity} if options.type == "rnn" else {}
+        cell: nn.RNNBase = kind(size, hidden, options.num_layers, batch_first=True, dropout=between, **settings)
+        self.cell = declare(cell, optimizer_kind="muon")
         self.layer_dropout = dropout(between)
         self.output_dropout = dropout(rate(options.output_dropout))
         self.projection = None
@@ -179,7 +172,7 @@ class Recurrent(LanguageModel):
         if state is not None:
             first = tuple(state.tensors[name].transpose(0, 1).contiguous() for name in names)
         if native:
-            hidden, last = self._run_native(inputs, first, ids if from_embedding else None)
+            hidden, last = self._run_layers(inputs, first, ids if from_embedding else None, native=True)
         elif self.training and (self.options.locked_dropout or self.options.weight_dropout > 0):
             result = in_its_format(weight, self._run_layers, inputs, first)
             hidden, last = cast_floats(result, inputs.dtype) if stays_in_fp32(weight) else result
@@ -190,41 +183,32 @@ class Recurrent(LanguageModel):
             last = (only,)
         return hidden, State({name: part.transpose(0, 1) for name, part in zip(names, last, strict=True)})
 
-    def _run_layers(self, inputs: Tensor, first: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Layer by layer on torch, with the dropout that `nn.RNNBase` does not have."""
-        options = self.options
-        function = recurrent_function(f"rnn_{options.nonlinearity}" if options.type == "rnn" else options.type)
-        if first is None:
-            zeros = inputs.new_zeros(options.num_layers, len(inputs), options.hidden_size)
-            first = (zeros, zeros) if options.type == "lstm" else (zeros,)
-        lasts = []
-        for layer in range(options.num_layers):
-            if layer > 0:
-                inputs = self.layer_dropout(inputs)
-            weights = self._weights(layer)
-            initial = tuple(part[layer : layer + 1] for part in first)
-            # Biases, number of layers, dropout, training, bidirectional, batch first.
-            settings: Any = True, 1, 0.0, True, False, True
-            first_state = initial if options.type == "lstm" else initial[0]
-            inputs, *last = run_part(f"cell.l{layer}", function, inputs, first_state, weights, *settings)
-            lasts.append(last)
-        return inputs, tuple(torch.cat(parts) for parts in zip(*lasts, strict=True))
-
-    def _run_native(
-        self, inputs: Tensor, first: tuple[Tensor, ...] | None, ids: Tensor | None
+    def _run_layers(
+        self, inputs: Tensor, first: tuple[Tensor, ...] | None, ids: Tensor | None = None, *, native: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Layer by layer on the native kernels; with `ids`, `inputs` is the embedding."""
+        """Layer by layer, with the dropout that `nn.RNNBase` does not have; with `ids`, `inputs` is the embedding."""
         lasts = []
         for layer in range(self.options.num_layers):
             if layer > 0:
                 inputs, ids = self.layer_dropout(inputs), None
-            initial = None if first is None else [part[layer] for part in first]
-            weights = self._weights(layer)
-            inputs, *last = run_part(
-                f"cell.l{layer}", layers.recurrent_layer, self.options.type, inputs, weights, initial, ids=ids
-            )
+            name, initial = f"cell.l{layer}", None if first is None else [part[layer] for part in first]
+            arguments = inputs, self._weights(layer), initial
+            if native:
+                inputs, *last = run_part(name, autograd.recurrent_layer, self.options.type, *arguments, ids=ids)
+            else:
+                inputs, *last = run_part(name, self._torch_layer, *arguments)
             lasts.append(last)
         return inputs, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
+
+    def _torch_layer(self, inputs: Tensor, weights: list[Tensor], initial: list[Tensor] | None) -> tuple[Tensor, ...]:
+        kind, count = self.options.type, 2 if self.options.type == "lstm" else 1
+        zeros = inputs.new_zeros(len(inputs), self.options.hidden_size)
+        first = [part[None] for part in initial or [zeros] * count]
+        function = recurrent_function(f"rnn_{self.options.nonlinearity}" if kind == "rnn" else kind)
+        # Biases, number of layers, dropout, training, bidirectional, batch first.
+        settings = True, 1, 0.0, True, False, True
+        outputs, *last = function(inputs, first if kind == "lstm" else first[0], weights, *settings)
+        return outputs, *(part[0] for part in last)
 
     def _reads_embedding(self, ids: Tensor) -> bool:
         """Whether the first layer's inputs are unchanged rows of an embedding that is small enough."""

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lm.kernels import layers
+from lm.kernels import autograd, layers
 from lm.kernels.dispatch import usable
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.models.context_tables import ContextTables, TableOptions
@@ -95,14 +95,14 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(B, T, E) → (B, T, E), and keys and values (B, L + T, G, D) of the new cache."""
         batch, time, _ = hidden.shape
-        projected = layers.linears(hidden, (self.q_proj, self.k_proj, self.v_proj))
+        projected = autograd.linears(hidden, (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (heads.view(batch, time, -1, self.head_size) for heads in projected)
         query, key = self._rotated(query, self.q_norm, rotation), self._rotated(key, self.k_norm, rotation)
         if cache is not None:
             key, value = torch.cat([cache[0], key], dim=1), torch.cat([cache[1], value], dim=1)
         dropout = self.dropout if self.training else 0.0
         if causal and cache is None and usable("attention", query):
-            return self.o_proj(layers.attend(query, key, value, dropout).flatten(2)), (key, value)
+            return self.o_proj(autograd.attend(query, key, value, dropout).flatten(2)), (key, value)
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
@@ -118,7 +118,7 @@ class Attention(nn.Module):
         """Queries or keys (B, T, H, D) after QK-norm and rotation."""
         if usable("norm", heads):
             weight, epsilon = (None, 0.0) if norm is None else (norm.weight, norm.eps or 0.0)
-            return layers.rms_norm_rope(heads, weight, epsilon, rotation)
+            return autograd.rms_norm_rope(heads, weight, epsilon, rotation)
         # Autocast does not cast the inputs of norms, and torch's fused norm needs the dtype of its weight.
         return rotate(heads if norm is None else norm(heads.to(norm.weight.dtype)), *rotation).to(heads.dtype)
 
@@ -136,7 +136,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        mixed: Tensor = self.down_proj(layers.swiglu(*layers.linears(hidden, (self.gate_proj, self.up_proj))))
+        mixed: Tensor = self.down_proj(autograd.swiglu(*autograd.linears(hidden, (self.gate_proj, self.up_proj))))
         return mixed
 
 
@@ -180,7 +180,7 @@ class Block(nn.Module):
             attention.o_proj.weight, self.post_attention_layernorm.weight,
             mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight,
         )  # fmt: skip
-        return layers.transformer_block(
+        return autograd.transformer_block(
             hidden,
             weights,
             rotation,

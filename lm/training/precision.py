@@ -42,7 +42,7 @@ from lm.kernels.dispatch import cast_floats, keep_in_fp32, usable_for_all
 from lm.models.base import LanguageModel, whole
 from lm.models.context_tables import ContextTables
 from lm.registry import did_you_mean
-from lm.torch_private import copy_in_place, scale_in_place, sparse_rows
+from lm.torch_private import foreach, sparse_rows
 
 Level = Literal["O0", "O1", "O2", "O3"]
 LOW: tuple[Precision, ...] = ("bf16", "fp16")
@@ -280,7 +280,7 @@ class MixedPrecision:
         values = [sparse_rows(gradient)[1] if gradient.is_sparse else gradient for gradient in gradients]
         if self.scale.enabled and values:
             # Clip true gradients: those of fp16 still carry the loss scale (65,536 at first).
-            scale_in_place(values, 1 / self.scale.value)
+            foreach("mul", values, 1 / self.scale.value)
         # Sparse gradients are those of context tables, whose steps are bounded by their own optimizer.
         dense = [tensor for tensor, gradient in zip(with_gradient, gradients, strict=True) if not gradient.is_sparse]
         sums = [values[at].sum(dtype=torch.float32) for at, each in enumerate(gradients) if each.is_sparse]
@@ -314,7 +314,7 @@ class MixedPrecision:
             optimizer.step()
         if self.masters:
             # The model gets them rounded.
-            copy_in_place(list(self.masters), list(self.masters.values()))
+            foreach("copy", list(self.masters), list(self.masters.values()))
         self.scale.note_good()
 
     # -- keeping ------------------------------------------------------------------------------------

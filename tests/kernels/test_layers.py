@@ -67,7 +67,7 @@ def both_ways(
         for layer in range(num_layers):
             begun = [part[layer] for part in first] if states else None
             look = ids if looked_up and layer == 0 else None
-            inputs, *last = layers.recurrent_layer(kind, inputs, weights_of(cell, layer), begun, ids=look)
+            inputs, *last = autograd.recurrent_layer(kind, inputs, weights_of(cell, layer), begun, ids=look)
             lasts.append(last)
         return [inputs, *(torch.stack(parts) for parts in zip(*lasts, strict=True))]
 
@@ -108,7 +108,7 @@ def test_a_gradient_is_the_slope_of_the_loss(kind: str) -> None:
     assert isinstance(weight, Tensor)
 
     def loss() -> Tensor:
-        return layers.recurrent_layer(kind, inputs, weights_of(cell), None)[0].square().sum()
+        return autograd.recurrent_layer(kind, inputs, weights_of(cell), None)[0].square().sum()
 
     (slope,) = torch.autograd.grad(loss(), weight)
     for place in [(0, 0), (5, 2), (11, 3)]:
@@ -129,9 +129,9 @@ def test_any_number_of_threads_gives_the_same_bits(kind: str, threads: None) -> 
         torch.manual_seed(0)
         cell, ids = CELLS[kind](24, 256, batch_first=True), torch.randint(V, (40, 10))
         embedding = torch.randn(V, 24, requires_grad=True)
-        outputs = layers.recurrent_layer(kind, F.embedding(ids, embedding), weights_of(cell), None)[0]
-        again = layers.recurrent_layer(kind, embedding, weights_of(cell), None, ids=ids)[0]
-        product = layers.linear(outputs, weights_of(cell)[1])
+        outputs = autograd.recurrent_layer(kind, F.embedding(ids, embedding), weights_of(cell), None)[0]
+        again = autograd.recurrent_layer(kind, embedding, weights_of(cell), None, ids=ids)[0]
+        product = autograd.linear(outputs, weights_of(cell)[1])
         (product.square().sum() + again.square().sum()).backward()
         results.append([outputs, product, embedding.grad, *(weight.grad for weight in cell.parameters())])
     for result in results[1:]:
@@ -155,8 +155,8 @@ def test_a_transformer_has_the_same_bits_on_any_number_of_threads(threads: None)
 def test_a_state_that_is_cut_from_the_graph_gets_no_gradient() -> None:
     cell, inputs = nn.GRU(3, 16, batch_first=True), torch.randn(2, 8, 3)
     before = torch.zeros(2, 16, requires_grad=True)
-    first, last = layers.recurrent_layer("gru", inputs, weights_of(cell), [before])
-    (second, _) = layers.recurrent_layer("gru", inputs, weights_of(cell), [last.detach()])
+    first, last = autograd.recurrent_layer("gru", inputs, weights_of(cell), [before])
+    (second, _) = autograd.recurrent_layer("gru", inputs, weights_of(cell), [last.detach()])
     assert torch.autograd.grad(second.sum(), before, allow_unused=True, retain_graph=True) == (None,)
     (slope,) = torch.autograd.grad(first.sum(), before)
     assert float(slope.abs().sum()) > 0
@@ -164,7 +164,7 @@ def test_a_state_that_is_cut_from_the_graph_gets_no_gradient() -> None:
 
 def test_going_backward_twice_is_refused() -> None:
     cell = nn.GRU(3, 16, batch_first=True)
-    outputs = layers.recurrent_layer("gru", torch.randn(2, 8, 3), weights_of(cell), None)[0]
+    outputs = autograd.recurrent_layer("gru", torch.randn(2, 8, 3), weights_of(cell), None)[0]
     outputs.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="one backward pass only"):
         outputs.sum().backward()
@@ -173,13 +173,13 @@ def test_going_backward_twice_is_refused() -> None:
 def test_a_token_outside_the_embedding_is_refused() -> None:
     cell = nn.GRU(3, 16, batch_first=True)
     with pytest.raises(IndexError, match="outside the embedding"):
-        layers.recurrent_layer("gru", torch.randn(V, 3), weights_of(cell), None, ids=torch.full((2, 8), V))
+        autograd.recurrent_layer("gru", torch.randn(V, 3), weights_of(cell), None, ids=torch.full((2, 8), V))
 
 
 def test_a_number_that_is_none_does_not_stay_behind() -> None:
     # Buffers are used again, and their padding is multiplied by zeros.
     cell = nn.GRU(3, 5, batch_first=True)
-    layers.recurrent_layer("gru", torch.full((2, 8, 3), torch.nan), weights_of(cell), None)[0].sum().backward()
+    autograd.recurrent_layer("gru", torch.full((2, 8, 3), torch.nan), weights_of(cell), None)[0].sum().backward()
     cell.zero_grad()
     wanted, found = both_ways("gru", 5, 2, 8, states=True, looked_up=False)
     for one, other in zip(found, wanted, strict=True):
@@ -192,7 +192,7 @@ def test_a_linear_layer_equals_that_of_torch(rows: int, width: int, wide: int, i
     leaves = [torch.randn(shape, requires_grad=True) for shape in ((rows, width), (wide, width), (wide,))]
     slope = torch.randn(rows, wide)
     found = []
-    for linear in (F.linear, layers.linear):
+    for linear in (F.linear, autograd.linear):
         outputs = linear(*leaves)
         found.append([outputs.detach(), *torch.autograd.grad(outputs, leaves, slope)])
     for one, other in zip(found[1], found[0], strict=True):
@@ -245,7 +245,7 @@ def test_a_mean_cross_entropy_and_its_gradient_are_those_of_torch(factor: float,
     torch.manual_seed(0)
     logits, targets = torch.randn(33, 70, requires_grad=True), torch.randint(65, (70,))
     wanted = F.cross_entropy(logits.T[:, :33], targets % 33)
-    found = layers.cross_entropy(logits.T[:, :33], targets % 33)
+    found = autograd.cross_entropy(logits.T[:, :33], targets % 33)
     close(found, wanted)
     for _ in range(2):
         (slope,) = torch.autograd.grad(factor * found, logits, retain_graph=True)
@@ -482,7 +482,7 @@ def test_the_switch_leaves_training_and_decoding_to_torch(monkeypatch: pytest.Mo
     model = build_model(Section(type="gru", hidden_size=16), V, seed=1)
     options, arrays = model.options.model_dump(mode="json"), model.arrays()
     monkeypatch.setenv("INKLING_NATIVE", "0")
-    monkeypatch.setattr(layers, "recurrent_layer", refuse)
+    monkeypatch.setattr(autograd, "recurrent_layer", refuse)
     model(torch.zeros(2, 8, dtype=torch.int64))
     assert native() is None
     assert open_decoder(options, lambda: arrays, lambda: model).name.startswith("torch")
@@ -506,7 +506,7 @@ def test_an_install_without_kernels_says_once_that_torch_trains(
 
 
 def test_other_cells_short_texts_and_low_precision_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "recurrent_layer", refuse)
+    monkeypatch.setattr(autograd, "recurrent_layer", refuse)
     ids = torch.zeros(2, 8, dtype=torch.int64)
     build_model(Section(type="rnn", hidden_size=16), V, seed=1)(ids)
     model = build_model(Section(type="gru", hidden_size=16), V, seed=1)
