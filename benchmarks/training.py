@@ -42,9 +42,10 @@ from benchmarks.suite import (
 from benchmarks.wlm import WordLanguageModel, write_texts
 from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig
 from lm.corpora import Corpus, PreparedCorpus, open_corpus, prepare
-from lm.device import deterministic, kept_memory
+from lm.device import deterministic
 from lm.models.base import build_model
 from lm.runs.run_folder import RunFolder
+from lm.torch_private import kept_memory
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
 

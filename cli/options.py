@@ -22,7 +22,7 @@ from lm.generation.options import SamplingOptions
 from lm.registry import ALL
 
 if TYPE_CHECKING:
-    from lm.kernels.base import DecodePrecision
+    from lm.kernels.decoding import DecodePrecision
     from lm.tokenizers.base import UnknownPolicy
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from lm.device import DTYPES, Precision, computing
-from lm.kernels.base import native
-from lm.kernels.training import product
+from lm.kernels.autograd import product
+from lm.kernels.compiled import native
 
 INSTRUCTION_SETS = {
     "x86": ("avx2", "f16c", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16",

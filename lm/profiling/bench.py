@@ -25,9 +25,10 @@ import torch
 from lm import machine
 from lm.config import RunConfig, merge
 from lm.corpora import PreparedCorpus, load_prepared
-from lm.device import deterministic, enough_memory, kept_memory, pick_device
+from lm.device import deterministic, enough_memory, pick_device
 from lm.errors import CorpusError, LMError
 from lm.profiling.trial import make_trial
+from lm.torch_private import kept_memory
 from lm.training import distributed
 from lm.training.precision import formats
 from lm.training.trainer import WARM_UP_STEPS

@@ -25,7 +25,7 @@ from lm.corpora import PreparedCorpus
 from lm.device import pick_device
 from lm.errors import DeviceError
 from lm.evaluation.perplexity import tokens_at_once
-from lm.kernels.training import forget_buffers
+from lm.kernels.dispatch import forget_buffers
 from lm.models.base import LanguageModel
 from lm.profiling.phases import Listener, Watch
 from lm.profiling.tensor_memory import TensorMemory, TooMuchMemory, state_tensors

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from lm.kernels import training as kernels
+from lm.kernels import autograd as kernels
 from lm.machine import wait
 from lm.models.base import TrainingLoss
 from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, watched_by
+from lm.torch_private import after_backward, function_of_node
 from lm.training.trainer import Trainer
 
 PHASES = "data", "forward", "loss", "backward", "optimizer"
@@ -166,7 +167,7 @@ class Watch:
                     part.parameters.add(number)
                 continue
             self._claimed[node] = name
-            made_by = getattr(node, "_forward_cls", None)
+            made_by = function_of_node(node)
             part.native |= made_by is not None and made_by.__module__ == kernels.__name__
             waiting.extend(following for following, _ in node.next_functions)
 
@@ -179,8 +180,7 @@ class Watch:
         def begin(_: Any) -> None:
             listener.on_phase("backward")
             listener.on_part(REST)
-            engine: Any = torch.autograd.Variable._execution_engine
-            engine.queue_callback(lambda: listener.on_phase("optimizer"))
+            after_backward(lambda: listener.on_phase("optimizer"))
 
         def at_work(name: str) -> Callable[..., None]:
             # What a hook returns would take the gradients' place.

@@ -35,14 +35,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from lm import machine
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
-from lm.device import Precision, deterministic, enough_memory, kept_memory, memory_in_use, pick_device
+from lm.device import Precision, deterministic, enough_memory, memory_in_use, pick_device
 from lm.evaluation.perplexity import tokens_at_once
-from lm.kernels.training import forget_buffers
+from lm.kernels.dispatch import forget_buffers
 from lm.profiling.phases import PHASES, REST, Listener, Part, Times, Watch
 from lm.profiling.tensor_memory import Block, Kind, TensorMemory, gradients, state_tensors, timeline
 from lm.profiling.trial import make_trial, smaller_batches
 from lm.runs.record import run_record
 from lm.runs.run_folder import EVENTS, RunFolder
+from lm.torch_private import kept_memory
 from lm.training.async_writer import Writer
 from lm.training.callbacks import Callback, Start
 from lm.training.tensorboard import TensorBoard

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from lm.generation.engine import Engine
     from lm.generation.request import Event, Request
     from lm.generation.snapshots import NamedSnapshot, Snapshots
-    from lm.kernels.base import DecodePrecision
+    from lm.kernels.decoding import DecodePrecision
     from lm.models.base import LanguageModel
 
 log = logging.getLogger(__name__)

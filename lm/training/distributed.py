@@ -45,6 +45,7 @@ from lm.evaluation.score_sums import Scores
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.models.context_tables import ContextTables
 from lm.runs.run_folder import CONFIG, RunFolder
+from lm.torch_private import ignore_in_ddp, register_tree
 
 T = TypeVar("T")
 
@@ -544,8 +545,7 @@ def _copy(model: LanguageModel) -> tuple[DistributedDataParallel, list[nn.Parame
     """A copy of the model in each process; the context tables' sparse gradients are left to `_mean_of_rows`."""
     module = _Loss(model)
     tables = {p for part in model.modules() if isinstance(part, ContextTables) for p in part.parameters()}
-    left: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
-    left(module, [name for name, parameter in module.named_parameters() if parameter in tables])
+    ignore_in_ddp(module, [name for name, parameter in module.named_parameters() if parameter in tables])
     # An embedding that is the output layer too gets a dense gradient, to which its rows are added.
     rows = [part for part in model.modules() if isinstance(part, nn.Embedding) and part.sparse]
     for part in rows:
@@ -579,12 +579,10 @@ def _mean_of_rows(parameter: nn.Parameter, world: World) -> None:
 def _shard(model: LanguageModel) -> Any:
     """Spread the model over the processes: each block of a list of blocks by itself, then what is left."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-    from torch.utils import _pytree
 
     # FSDP finds the tensors of an output by these; without them backward would not gather the weights again.
     for kind in (State, TrainingLoss):
-        if kind not in _pytree.SUPPORTED_NODES:
-            _pytree.register_dataclass(kind)
+        register_tree(kind)
     # Native layers keep the addresses of their weights from forward to backward: on the CPU the weights stay gathered.
     frees = next(model.parameters()).device.type != "cpu"
     for blocks in [part for part in model.modules() if isinstance(part, nn.ModuleList)]:

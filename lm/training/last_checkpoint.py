@@ -18,7 +18,7 @@ import torch
 
 from lm.errors import CorruptRunError
 from lm.files import Arrays
-from lm.kernels.base import native
+from lm.kernels.compiled import native
 from lm.models.base import State
 from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import StopReason

@@ -9,7 +9,6 @@ Sources: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Duchi et
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,11 +19,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lm.config import TrainingConfig
-from lm.kernels.base import native
-from lm.kernels.training import adamw_step, usable_for_all
+from lm.kernels.autograd import adamw_step
+from lm.kernels.compiled import native
+from lm.kernels.dispatch import usable_for_all
 from lm.models.base import LanguageModel, host_array, spread_like
 from lm.models.context_tables import ContextTables
 from lm.models.output_head import Tails
+from lm.torch_private import keep_compiler_away_from_optimizers, plain_step, sparse_rows
 
 FP16_EPSILON = 1e-3
 """AdamW's epsilon over fp16 moments: squares of gradients below 0.0024 are 0 there, and nothing may be divided by 0."""
@@ -34,7 +35,7 @@ class AdamW(torch.optim.AdamW):
     """Torch's, natively where that is usable."""
 
     # Its own step would import torch's compiler, for more than a second.
-    _step = inspect.unwrap(torch.optim.AdamW.step)
+    _step = plain_step(torch.optim.AdamW)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -61,10 +62,7 @@ class AdamW(torch.optim.AdamW):
         return usable_for_all("adamw", tensors)
 
 
-for _name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
-    # So do these, to keep the compiler away from them.
-    if _plain := getattr(getattr(Optimizer, _name), "__wrapped__", None):
-        setattr(_plain, "__dynamo_disable", _plain)
+keep_compiler_away_from_optimizers()
 
 
 class RowAdagrad(Optimizer):
@@ -92,8 +90,10 @@ class RowAdagrad(Optimizer):
     def _update(self, parameter: Tensor, gradient: Tensor, squares: Tensor, rate: float) -> None:
         if native() is not None and parameter.device.type == "cpu":
             # The same in one pass: torch's way takes a third of a small model's step.
-            rows, slopes = gradient._indices()[0], gradient._values().contiguous()
-            native().row_adagrad(parameter.detach().numpy(), squares.numpy(), rows.numpy(), slopes.numpy(), rate)
+            rows, slopes = sparse_rows(gradient)
+            native().row_adagrad(
+                parameter.detach().numpy(), squares.numpy(), rows.numpy(), slopes.contiguous().numpy(), rate
+            )
             # Torch has not seen the change; a graph that still needs the old values must be refused, as always.
             torch.autograd.graph.increment_version(parameter)
             return

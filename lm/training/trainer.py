@@ -28,12 +28,13 @@ from torch import Tensor
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
-from lm.device import deterministic, kept_memory, memory_in_use
+from lm.device import deterministic, memory_in_use
 from lm.errors import DivergedError, NonFiniteLossError
 from lm.evaluation.perplexity import Scores, score
 from lm.files import Arrays
 from lm.models.base import LanguageModel, State
 from lm.runs.run_folder import MODEL, RunFolder
+from lm.torch_private import kept_memory
 from lm.training import distributed, last_checkpoint
 from lm.training.async_writer import Writer
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
