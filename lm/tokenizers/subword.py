@@ -159,9 +159,11 @@ class SubwordTokenizer(Tokenizer):
             )
         return tokenizer
 
-    def encode(self, text: str, *, unknown: UnknownPolicy | None = None, met: Counter[str] | None = None) -> Ids:
+    def encode(
+        self, text: str, *, unknown: UnknownPolicy | None = None, unknown_counts: Counter[str] | None = None
+    ) -> Ids:
         """Ids (N,) of `text`, line by line on all cores; see `Tokenizer.encode`."""
-        text = without_surrogates(text, self.policy(unknown), met)
+        text = without_surrogates(text, self.policy(unknown), unknown_counts)
         parts: list[Ids] = []
         for block in line_blocks(text, _BATCH):
             literal = _SPACE in block
