@@ -28,8 +28,10 @@ SHORT_BYTES = 16_384
 """Bodies up to here are read at once: it takes less than two milliseconds, whatever they hold."""
 PART = 65_536
 """Bytes that are decoded, and characters of a list of numbers that are read, at a time."""
-MOST_LISTS = 100_000
-"""Lists and objects of one body."""
+MOST_LISTS = 20_000
+"""Lists and objects of one body: how long the garbage collector stops all threads grows with their number."""
+MOST_FIELDS = 10_000
+"""Fields of one object: it is made of all of them in one call of C."""
 
 
 class BodyRoute(APIRoute):
@@ -104,9 +106,18 @@ class _Reader(json.JSONDecoder):
         if self._lists > MOST_LISTS:
             raise RequestError(400, f"The body has more than {MOST_LISTS:,} lists and objects: send less at a time.")
 
-    def _object(self, *arguments: Any) -> Any:
+    def _object(self, place: tuple[str, int], strict: bool, scan_once: Any, *arguments: Any) -> Any:
         self._count()
-        return json.decoder.JSONObject(*arguments)  # type: ignore[attr-defined]
+        fields = 0
+
+        def scan_value(text: str, begin: int) -> Any:
+            nonlocal fields
+            fields += 1
+            if fields > MOST_FIELDS:
+                raise RequestError(400, f"An object of the body has more than {MOST_FIELDS:,} fields: send less.")
+            return scan_once(text, begin)
+
+        return json.decoder.JSONObject(place, strict, scan_value, *arguments)  # type: ignore[attr-defined]
 
     def _array(self, place: tuple[str, int], scan_once: Any) -> tuple[list[Any], int]:
         self._count()

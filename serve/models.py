@@ -175,6 +175,11 @@ class Models:
             task.exception()
 
     async def _load(self, offer: Offer) -> None:
+        """Load a model, unless its files change while they are read.
+
+        Raises:
+            RequestError: see `lease`.
+        """
         name, reserved = offer.name, 0
         try:
             needed = await asyncio.to_thread(offer.memory_bytes, self._options)
@@ -182,6 +187,10 @@ class Models:
             reserved = needed
             self._reserved += reserved
             model = await asyncio.to_thread(self.open, offer)
+            if not self._is_current(offer, model):
+                # The run was deleted or trained again meanwhile: who still wants it looks again.
+                model.worker.stop()
+                return
         except RequestError:
             raise
         except Exception as error:
@@ -192,6 +201,13 @@ class Models:
         self._loaded[name] = model
         self._skipped.pop(name, None)
 
+    def _is_current(self, offer: Offer, model: Model) -> bool:
+        """Whether a model that was just loaded is what the offer stands for now."""
+        # Deleted files that no reload has noticed yet: what was read of them is served.
+        with contextlib.suppress(OSError):
+            return self._offers.get(offer.name) == offer and offer.fingerprint() == model.fingerprint
+        return True
+
     @staticmethod
     def _refusal(name: str) -> RequestError:
         return RequestError(500, f"The model {name!r} cannot be loaded; the server's log says why.")
@@ -199,7 +215,7 @@ class Models:
     def _failed(self, offer: Offer, error: Exception) -> None:
         """Note why a run cannot be loaded: any exception, since damaged files may hold anything."""
         self._skipped[offer.name] = offer.reason(error)
-        unforeseen = not isinstance(error, LMError | OSError)
+        unforeseen = not isinstance(error, LMError | OSError | RequestError)
         log.error("Model %r cannot be loaded. %s", offer.name, error, exc_info=error if unforeseen else None)
 
     def _log_skipped(self) -> None:
@@ -266,6 +282,11 @@ class Models:
         return self._used
 
     def _make_room(self, name: str, needed: int) -> None:
+        """Evict idle models, the longest unused first, until there is room for one more.
+
+        Raises:
+            RequestError: there would not be enough room; then no model is evicted.
+        """
         limit = self._options.max_memory
         if limit is None:
             return
@@ -273,11 +294,9 @@ class Models:
             raise RequestError(503, f"The model {name!r} needs more memory than this server gives to models.")
         idle = [model for model in self._loaded.values() if not model.leases and not self._claims[model.name]]
         idle.sort(key=lambda model: model.used)
+        if self._used + needed - sum(model.memory_bytes for model in idle) > limit:
+            raise too_busy(RETRY_SECONDS, f"There is no room for the model {name!r} while the loaded ones are in use.")
         while self._used + needed > limit:
-            if not idle:
-                raise too_busy(
-                    RETRY_SECONDS, f"There is no room for the model {name!r} while the loaded ones are in use."
-                )
             victim = idle.pop(0)
             self.evictions += 1
             log.info("Evicted %r.", victim.name, extra={"facts": {"memory_bytes": victim.memory_bytes}})
@@ -373,13 +392,25 @@ class Models:
             return "gone"
         if name in self._skipped:
             return "failed"
+        reserved = 0
         try:
             if old.worker.healthy and offer.fingerprint() == old.fingerprint:
                 return "unchanged"
+            needed = await asyncio.to_thread(offer.memory_bytes, self._options)
+            limit, idle = self._options.max_memory, not old.leases and not self._claims[name]
+            if limit is not None and self._used + needed > limit and idle:
+                # No room for both, and nobody uses the old one: who asks next loads the new files.
+                self._retire(old)
+                return "reloaded"
+            self._make_room(name, needed)
+            reserved = needed
+            self._reserved += reserved
             new = await asyncio.to_thread(self.open, offer)
         except Exception as error:
             self._failed(offer, error)
             return "failed"
+        finally:
+            self._reserved -= reserved
         if self._loaded.get(name) is old:
             self._retire(old)
             self._loaded[name] = new

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +26,8 @@ T = TypeVar("T")
 
 LONG = 4096
 """What has more characters or numbers than this is worked on beside the event loop."""
+_WORKERS = ThreadPoolExecutor(4, thread_name_prefix="request")
+"""What requests need threads for. Models are loaded in asyncio's own threads, which requests cannot fill."""
 GONE = 499
 """The status in the log where nobody was left to read one."""
 
@@ -42,8 +45,23 @@ class Prompt:
 
 
 async def beside(size: int, work: Callable[[], T], *, most: int = LONG) -> T:
-    """The result of `work`, done in a thread where `size` says that it may take long: where it is above `most`."""
-    return await asyncio.to_thread(work) if size > most else work()
+    """The result of `work`, done in a thread where `size` says that it may take long: where it is above `most`.
+
+    Work that has begun is over when this returns or raises, also where the caller is cancelled: nobody else uses its
+    data at the same time.
+    """
+    if size <= most:
+        return work()
+    job = _WORKERS.submit(work)
+    result = asyncio.wrap_future(job)
+    try:
+        return await asyncio.shield(result)
+    except asyncio.CancelledError:
+        if not job.cancel():
+            await asyncio.wait((result,))
+            # Looked at: an exception for which nobody waits any more is not logged.
+            result.exception()
+        raise
 
 
 class Form(Protocol):

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lm.errors import ConfigError
 from lm.generation.beams import Beams
@@ -72,6 +74,18 @@ class _Task:
     """Samples that are not over."""
 
 
+class _JobCounts(NamedTuple):
+    """Where the jobs were at one moment between two steps."""
+
+    running: int = 0
+    prefilling: int = 0
+    waiting: int = 0
+    """Of the requests that were taken in."""
+    slots: int = 0
+    taken: int = 0
+    """Requests taken in until then."""
+
+
 class _Group:
     """Samples that one sampler draws for."""
 
@@ -106,6 +120,10 @@ class Engine:
         self.max_batch = max_batch if decoder.max_slots is None else min(max_batch, decoder.max_slots)
         # From other threads; a deque's ends are safe to share.
         self._submitted: deque[Reading] = deque()
+        self._submitted_count = self._taken_count = 0
+        """Requests that were submitted so far, and those of them that the stepping thread has taken in."""
+        self._submit_lock = threading.Lock()
+        self._jobs_now = _JobCounts()
         self._cancelled: deque[Generation] = deque()
         self._resumed: deque[Generation] = deque()
         self._tasks: dict[Generation, _Task] = {}
@@ -137,7 +155,11 @@ class Engine:
             ConfigError: the request cannot be done, whatever the model says.
         """
         generation = Generation(request, on_event)
-        self._submitted.append(Reading(generation, self._check(request)))
+        job = Reading(generation, self._check(request))
+        with self._submit_lock:
+            # Counted first: a request that is taken in was counted.
+            self._submitted_count += 1
+            self._submitted.append(job)
         return generation
 
     def cancel(self, generation: Generation) -> None:
@@ -159,23 +181,35 @@ class Engine:
         waiting = [job for job in self._waiting if job.generation is generation]
         self._waiting = deque(job for job in self._waiting if job.generation is not generation)
         self._paused[generation] = [*running, *waiting]
+        self._count_jobs()
 
     def resume(self, generation: Generation) -> None:
         """Put the samples of a paused request in line again."""
         self._resumed.append(generation)
 
     def stats(self) -> EngineStats:
-        """What the engine is at."""
+        """What the engine is at, after its last step: each request and sample that is not over is counted once."""
+        jobs = self._jobs_now
         return EngineStats(
-            running=len(self._running) + len(self._searching),
-            prefilling=len(self._prompts.jobs),
-            waiting=len(self._waiting) + len(self._submitted) + sum(map(len, tuple(self._paused.values()))),
-            slots=self.max_batch - self._free,
+            running=jobs.running,
+            prefilling=jobs.prefilling,
+            waiting=jobs.waiting + self._submitted_count - jobs.taken,
+            slots=jobs.slots,
             steps=self._steps,
             drawn_tokens=self._drawn,
             prefilled_tokens=self._prompts.tokens,
             cached_tokens=self._cache.found_tokens,
             cache_bytes=self._cache.nbytes,
+        )
+
+    def _count_jobs(self) -> None:
+        """Let `stats` see where the jobs are: during a step, some are on their way between two lists."""
+        self._jobs_now = _JobCounts(
+            running=len(self._running) + len(self._searching),
+            prefilling=len(self._prompts.jobs),
+            waiting=len(self._waiting) + sum(map(len, self._paused.values())),
+            slots=self.max_batch - self._free,
+            taken=self._taken_count,
         )
 
     def _check(self, request: Request) -> tuple[Sampler, Sampler]:
@@ -217,6 +251,7 @@ class Engine:
             if not generation.done:
                 self.cancel(generation)
                 self._drop_cancelled()
+                self._count_jobs()
 
     def step(self) -> bool:
         """One round: take requests in, read some of a prompt, draw one token for every running sample.
@@ -241,6 +276,7 @@ class Engine:
             self._fail(error)
             raise
         finally:
+            self._count_jobs()
             if self._news:
                 self._tell()
         return busy
@@ -256,6 +292,7 @@ class Engine:
     def _take_in(self) -> None:
         while self._submitted:
             job = self._submitted.popleft()
+            self._taken_count += 1
             self._tasks[job.generation] = _Task()
             self._waiting.append(job)
 

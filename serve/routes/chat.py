@@ -14,6 +14,7 @@ from serve.models import Model
 from serve.openai import ChatRequest
 from serve.routes.common import ERRORS, Facts, TheModels, TheOptions, check_length, check_sampling, start
 from serve.routes.completions import note, sampling_of
+from serve.settings import ServeOptions
 from serve.tokens import TURN_ENDS, chat_text
 from serve.writing import EventStream, Prompt, Writing, beside
 
@@ -36,8 +37,7 @@ async def chat(body: ChatRequest, request: Request, models: TheModels, options: 
     lease = await models.lease(body.model)
     try:
         size = sum(len(message.text) for message in body.messages)
-        text, read = await beside(size, lambda: _read(lease.model, body))
-        check_length(len(read) - 1, options)
+        text, read = await beside(size, lambda: _read(lease.model, body, options))
         job = start(lease, [EngineRequest(read, sampling)], live=body.stream)
     except BaseException:
         lease.close()
@@ -53,7 +53,7 @@ async def chat(body: ChatRequest, request: Request, models: TheModels, options: 
     return EventStream(writing) if body.stream else await writing.whole(request)
 
 
-def _read(model: Model, body: ChatRequest) -> tuple[str, tuple[int, ...]]:
+def _read(model: Model, body: ChatRequest, options: ServeOptions) -> tuple[str, tuple[int, ...]]:
     """The chat as a text, and what the engine reads."""
     text = chat_text([(message.role, message.text) for message in body.messages])
-    return text, model.tokens.read_from(text, body.unknown)
+    return text, model.tokens.read_from(text, body.unknown, check=lambda tokens: check_length(tokens, options))

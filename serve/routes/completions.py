@@ -97,12 +97,11 @@ def _read(
 ) -> tuple[EngineRequest, Prompt]:
     """What the engine reads, and what is told of it."""
     if isinstance(prompt, str):
-        read = model.tokens.read_from(prompt, body.unknown)
+        read = model.tokens.read_from(prompt, body.unknown, check=lambda tokens: check_length(tokens, options))
         ids = read[1:]
     else:
         read = ids = prompt
-    check_length(len(ids), options)
-    if ids is read:
+        check_length(len(ids), options)
         model.tokenizer.checked(ids)
     request = EngineRequest(read, sampling, score_prompt=scored)
     # The engine needs them on the event loop: here they take no time of others.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
@@ -12,7 +13,7 @@ from serve.answers import Detokenized, Tokenized, TokenizerInfo
 from serve.bodies import BodyRoute
 from serve.openai import DetokenizeRequest, TokenizeRequest
 from serve.routes.common import ERRORS, Facts, TheModels
-from serve.tokens import CHAT_TEMPLATE
+from serve.tokens import CHAT_TEMPLATE, numbers
 from serve.writing import Body, beside
 
 router = APIRouter(route_class=BodyRoute, tags=["tokens"], responses=ERRORS)
@@ -28,16 +29,16 @@ async def tokenize(body: TokenizeRequest, models: TheModels, facts: Facts) -> Re
 
         def work() -> Body:
             if body.prompt == model.tokens.start_text:
-                ids = [model.tokenizer.start_id]
+                ids = np.array([model.tokenizer.start_id])
             else:
-                ids = model.tokens.encode(body.prompt)
+                ids = model.tokens.encode_array(body.prompt)
             if body.add_special_tokens:
-                ids.insert(0, model.tokenizer.start_id)
+                ids = np.concatenate(([model.tokenizer.start_id], ids))
             return Body({
                 "count": len(ids),
                 "max_model_len": model.decoder.context_length,
                 "tokens": ids,
-                "token_strs": [model.tokens.text(token) for token in ids] if body.return_token_strs else None,
+                "token_strs": [model.tokens.text(token) for token in numbers(ids)] if body.return_token_strs else None,
             })  # fmt: skip
 
         return await beside(len(body.prompt), work)

@@ -483,6 +483,32 @@ def test_a_long_text_makes_room_for_others_and_comes_back_exactly(
         assert gather(short.take())[0].text == house.text(max_tokens=5, seed=seed)
 
 
+def test_a_text_that_changes_places_is_counted_at_every_moment(gru: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "QUANTUM", 7)
+    counted: list[int] = []
+
+    class Counted(TorchDecoder):
+        """Looks at the figures where another thread may: whenever the engine is in the middle of a step."""
+
+        def __getattribute__(self, name: str) -> Any:
+            if name in ("open", "close", "restore", "export", "prefill", "step"):
+                stats = engine.stats()
+                counted.append(stats.running + stats.prefilling + stats.waiting)
+            return super().__getattribute__(name)
+
+    engine = Engine(Counted(gru.model), gru.tokenizer, max_batch=1)
+    assert engine.stats().waiting == 0
+    both = [engine.submit(gru.request(max_tokens=30, seed=seed)) for seed in range(2)]
+    assert engine.stats().waiting == 2
+    while not any(generation.done for generation in both):
+        engine.step()
+    # They took turns, and were read, parked and restored on the way.
+    assert len(counted) > 60 and set(counted) == {2}
+    finish(engine, *both)
+    stats = engine.stats()
+    assert (stats.running, stats.prefilling, stats.waiting, stats.slots) == (0, 0, 0, 0)
+
+
 def test_a_paused_request_holds_no_slot_and_continues_exactly(house: House) -> None:
     expected = [sample.facts for sample in house.ask(n=3, max_tokens=30, seed=1, logprobs=2)]
     engine = house.engine(max_batch=2)

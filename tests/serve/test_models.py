@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from serve.offers import Offer, find_offers
 from serve.settings import ServeOptions
 from serve.worker import EngineDeadError
 from tests.conftest import SHIPPED
-from tests.serve.conftest import MODELS, Serve, refusal, train
+from tests.serve.conftest import MODELS, Serve, refusal, train, until
 
 pytestmark = pytest.mark.slow
 
@@ -267,7 +266,7 @@ def test_a_model_that_makes_room_while_it_is_reloaded_leaves_no_engine(runs, cop
     copies("one", "other")
     options = ServeOptions(runs_dir=tmp_path)
     size = find_offers(options).offers["one"].memory_bytes(options)
-    models = Models(options.model_copy(update={"max_memory": size}))
+    models = Models(options.model_copy(update={"max_memory": 2 * size}))
     opened, go_on = threading.Event(), threading.Event()
     open_at_once = models.open
 
@@ -294,10 +293,90 @@ def test_a_model_that_makes_room_while_it_is_reloaded_leaves_no_engine(runs, cop
 
     asyncio.run(story())
     models.close()
-    deadline = time.monotonic() + 5
-    while [thread for thread in threading.enumerate() if thread.name in ("engine one", "engine other")]:
-        assert time.monotonic() < deadline, "an engine was left"
-        time.sleep(0.01)
+    until(lambda: not {"engine one", "engine other"} & {thread.name for thread in threading.enumerate()})
+
+
+@pytest.mark.parametrize("trained_again", [True, False])
+def test_a_run_that_is_deleted_or_trained_again_while_it_is_loaded_is_not_kept_as_it_was(
+    copies, tmp_path, trained_again
+):
+    copies("one", "other")
+    models = Models(ServeOptions(runs_dir=tmp_path))
+    opened, go_on = threading.Event(), threading.Event()
+    open_at_once = models.open
+
+    def open_slowly(offer: Offer) -> Model:
+        model = open_at_once(offer)
+        opened.set()
+        assert go_on.wait(30)
+        return model
+
+    async def story() -> None:
+        models.open = open_slowly
+        leasing = asyncio.create_task(models.lease("one"))
+        assert await asyncio.to_thread(opened.wait, 30)
+        models.open = open_at_once
+        weights = tmp_path / "one" / "model.safetensors"
+        if trained_again:
+            weights.write_bytes(weights.read_bytes())
+        else:
+            shutil.rmtree(tmp_path / "one")
+        assert await models.reload() == {}
+        go_on.set()
+        if trained_again:
+            lease = await leasing
+            assert lease.model.fingerprint == models.offers["one"].fingerprint()
+            lease.close()
+        else:
+            with pytest.raises(RequestError, match="'one' does not exist"):
+                await leasing
+            assert not models.loaded and models.memory_bytes == 0
+
+    asyncio.run(story())
+    models.close()
+    until(lambda: "engine one" not in {thread.name for thread in threading.enumerate()})
+
+
+def test_a_reload_keeps_to_the_memory_for_models(copies, tmp_path):
+    copies("one", "other")
+    options = ServeOptions(runs_dir=tmp_path)
+    size = find_offers(options).offers["one"].memory_bytes(options)
+    models = Models(options.model_copy(update={"max_memory": 2 * size}))
+    most: list[int] = []
+    open_at_once = models.open
+
+    def open_counted(offer: Offer) -> Model:
+        most.append(models.memory_bytes)
+        return open_at_once(offer)
+
+    models.open = open_counted
+
+    def train_again(name: str) -> None:
+        weights = tmp_path / name / "model.safetensors"
+        weights.write_bytes(weights.read_bytes())
+
+    async def story() -> None:
+        one, other = await models.lease("one"), await models.lease("other")
+        train_again("one")
+        # Both are in use: there is no room for a second copy, and the old one stays.
+        assert await models.reload() == {"one": "failed", "other": "unchanged"}
+        assert "no room for the model 'one'" in models.skipped["one"] and models.loaded["one"] is one.model
+        # The other can make room.
+        other.close()
+        assert await models.reload() == {"one": "reloaded", "other": "unchanged"}
+        assert set(models.loaded) == {"one"} and models.evictions == 1
+        one.close()
+        (await models.lease("other")).close()
+        # Nobody uses the old one: it goes first, and whoever asks loads the new files.
+        train_again("one")
+        assert await models.reload() == {"one": "reloaded", "other": "unchanged"}
+        assert set(models.loaded) == {"other"}
+        (await models.lease("one")).close()
+        assert set(models.loaded) == {"one", "other"} and not models.skipped
+        assert max(most) == 2 * size
+
+    asyncio.run(story())
+    models.close()
 
 
 def test_weights_that_are_not_finite_are_refused_until_they_are_whole_again(runs, copies, tmp_path):
@@ -346,10 +425,7 @@ def test_a_retrained_run_is_swapped_in_and_streams_go_on(serve: Serve, runs, tmp
         (tmp_path / "new").rename(tmp_path / "gru")
         if way == "signal":
             server.process.send_signal(signal.SIGHUP)
-            deadline = time.monotonic() + 20
-            while not any(line["event"] == "Reloaded." for line in server.log()):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            until(lambda: any(line["event"] == "Reloaded." for line in server.log()))
         else:
             assert server.post("/admin/reload") == {"models": {"gru": "reloaded"}}
         after = lm.load("gru", runs_dir=tmp_path).sample("the", **whole)

@@ -172,7 +172,7 @@ def test_closing_saves_what_was_learned_and_leaves_no_process(tmp_path: Path, te
         numbers.append(pid(queue))
         begun = time.monotonic()
         await queue.close()
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 20
         assert job.status == waiting.status == "stopped" and job.run is not None
         state, _ = RunFolder(tmp_path / job.run).read_last()
         assert state["train_state"]["stop_reason"] == "interrupted" and state["train_state"]["step"] >= job.step

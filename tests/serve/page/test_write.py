@@ -14,7 +14,7 @@ from playwright.sync_api import Locator, Page, expect
 
 import lm
 from cli import main as program
-from tests.serve.conftest import Server
+from tests.serve.conftest import Server, until
 from tests.serve.page.conftest import OpenPage, folder_of
 
 ROOT = Path(program.__file__).parents[1]
@@ -243,7 +243,7 @@ def test_another_button_while_it_writes_ends_the_old_writing_first(open_page: Op
     press(page, "Regenerate")
     expect(page.locator("#write-status")).not_to_contain_text(re.compile(r"seed 1\b"))
     wait_for_more(page, 26)
-    assert site.metric("inkling_engine_running") == 1
+    until(lambda: site.texts() == 1)
     press(page, "Stop")
     stopped(page, site, "a mat ")
     press(page, "Regenerate")
@@ -288,9 +288,9 @@ def test_a_closed_browser_frees_the_slots(open_page: OpenPage, site: Server) -> 
     set_knob(page, "Length", 4000)
     press(page, "Write")
     page.wait_for_function("document.querySelector('#paper textarea').value.length > 20")
-    assert site.metric("inkling_engine_running") == 1
+    assert site.texts() == 1
     page.context.close()
-    site.wait_idle(3)
+    site.wait_idle()
 
 
 def test_markup_is_text_in_prompt_sample_and_error(open_page: OpenPage) -> None:
