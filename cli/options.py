@@ -166,7 +166,6 @@ def _value_of(flag: str, arguments: list[str]) -> str:
 
 # -- sampling: one flag for each field of SamplingOptions ----------------------------------------------
 
-_FLAGS = {"n": "-n", "banned_tokens": "--banned-token", "stop_tokens": "--stop-token"}
 _PLAIN = (bool, int, float, str, Path)
 
 
@@ -202,7 +201,9 @@ def _is_argument(parameter: inspect.Parameter) -> bool:
 
 
 def _sampling_flag(name: str, declared: FieldInfo) -> inspect.Parameter:
-    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    # A flag that may be given several times names one value: --banned-token.
+    single = name.removesuffix("s") if _plain(declared.annotation)[1] else name
+    flag = "-n" if name == "n" else f"--{single.replace('_', '-')}"
     return parameter(name, declared, typer.Option(flag, help=declared.description, show_default=False))
 
 

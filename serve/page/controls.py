@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from lm.config import validate
+from lm.generation.filters import FILTERS, Slider
 from lm.generation.options import SamplingOptions
 from serve.page.keeping import keep_choice
 from serve.page.site import Page, Picker
@@ -33,40 +33,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Values that go well together; the knobs of `_SHAPING` that one does not name go back to their default."""
 
 
-@dataclass(frozen=True)
-class _Slider:
-    """How a number is set on the page."""
-
-    least: float
-    most: float
-    step: float
-    label: str
-    off: float | None = None
-    """Where the slider stands for "not at all"."""
-    info: str | None = None
-    """Where the field's own description would be too long or too technical."""
-
-
-_SLIDERS: dict[str, _Slider] = {
-    "temperature": _Slider(0, 2, 0.05, "Temperature", info="Low: safe and repetitive. High: daring, then nonsense."),
-    "top_k": _Slider(0, 100, 1, "Top-k", off=0, info="Draw from the k likeliest tokens only; 0: from all."),
-    "top_p": _Slider(0.01, 1, 0.01, "Top-p", off=1),
-    "min_p": _Slider(0, 0.5, 0.01, "Min-p", off=0),
-    "typical_p": _Slider(0.05, 1, 0.05, "Typical-p", off=1),
-    "repetition_penalty": _Slider(1, 2, 0.05, "Repetition penalty", off=1),
-    "presence_penalty": _Slider(-2, 2, 0.1, "Presence penalty"),
-    "frequency_penalty": _Slider(-2, 2, 0.1, "Frequency penalty"),
-    "max_tokens": _Slider(1, MOST_TOKENS, 1, "Length", info="Tokens to write at most."),
-    "n": _Slider(1, MOST_SAMPLES, 1, "Samples side by side", info="Several ways to go on, each with its own luck."),
+_SHAPING = {name: slider for each in FILTERS for name, slider in each.controls.items() if slider is not None}
+"""The options of the filters."""
+_SLIDERS: dict[str, Slider] = {
+    **_SHAPING,
+    "max_tokens": Slider(1, MOST_TOKENS, 1, "Length", info="Tokens to write at most."),
+    "n": Slider(1, MOST_SAMPLES, 1, "Samples side by side", info="Several ways to go on, each with its own luck."),
 }
-_SHAPING = tuple(name for name in _SLIDERS if name not in ("max_tokens", "n"))
 
 
 class Knobs:
     """The sampling options of one tab."""
 
     def __init__(self, page: Page, *, first: Sequence[str], folded: Sequence[str], presets: bool = True) -> None:
-        """Draw them: `first` in plain view, the others under "More"."""
+        """Draw them: `first` in plain view, the others under "More"; with presets, every filter has its slider."""
         self._names: list[str] = []
         self.inputs: list[Any] = []
         """The components, for the inputs of a handler."""
@@ -77,6 +57,9 @@ class Knobs:
         with gr.Accordion("More", open=False):
             for name in folded:
                 self._add(name)
+            for name in _SHAPING if presets else ():
+                if name not in self._names:
+                    self._add(name)
         for name, button in row:
             values = self._preset(PRESETS[name])
             shaping = [component for own, component in zip(self._names, self.inputs, strict=True) if own in _SHAPING]
@@ -105,9 +88,9 @@ class Knobs:
         if name == "seed":
             return _seed()
         slider = _SLIDERS[name]
-        most = min(slider.most, self._most(name))
+        most = min(slider.maximum, self._most(name))
         return gr.Slider(
-            slider.least, most, value=min(self._shown(name, getattr(DEFAULTS, name)), most), step=slider.step,
+            slider.minimum, most, value=min(self._shown(name, getattr(DEFAULTS, name)), most), step=slider.step,
             label=slider.label, info=slider.info or info,
         )  # fmt: skip
 

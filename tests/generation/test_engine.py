@@ -16,8 +16,9 @@ from lm.errors import ConfigError
 from lm.evaluation.perplexity import score
 from lm.generation import engine as module
 from lm.generation.engine import PREFILL_CHUNK, Engine, Generation, Request
+from lm.generation.filters import SamplingContext
 from lm.generation.options import SamplingOptions
-from lm.generation.sampler import Sampler, SamplingContext
+from lm.generation.sampler import Sampler
 from lm.generation.torch_decoder import TorchDecoder
 from lm.tokenizers.byte import ByteTokenizer
 from lm.tokenizers.word import WordTokenizer
@@ -791,21 +792,12 @@ def test_the_probabilities_told_of_a_place_are_those_that_tokens_are_drawn_with(
     sampler = Sampler(settings, gru.tokenizer)
     size = gru.tokenizer.vocab_size
     logits = np.random.default_rng(3).normal(size=(1, size)).astype(np.float32)
-    place = SamplingContext.after((1, 2, 3), (4, 5, 5, 6), settings, size)
-
-    class At(SamplingContext):
-        where = 0.0
-
-        def number(self) -> float:
-            return self.where
-
-    sample = At(place.drawn, place.met, place.written)
-    probabilities = sampler.probabilities(logits, [sample])[0]
+    context = SamplingContext.after((1, 2, 3), (4, 5, 5, 6), settings, size)
+    probabilities = sampler.probabilities(logits, [context])[0]
     borders = np.cumsum(probabilities)
     assert borders[-1] == pytest.approx(1.0)
-    for number in np.linspace(0.001, 0.999, 333):
-        At.where = float(number)
-        assert sampler.draw(logits, [sample]) == [int(borders.searchsorted(number, "right"))]
+    for number in np.linspace(0.001, 0.999, 333).tolist():
+        assert sampler.draw(logits, [context], [number]) == [int(borders.searchsorted(number, "right"))]
 
 
 def test_the_logits_after_a_prompt_are_left_where_that_is_asked_for(house: House) -> None:
