@@ -40,9 +40,9 @@ from lm.errors import ConfigError, DeviceError
 from lm.kernels.autograd import clip_grad_norm
 from lm.kernels.dispatch import cast_floats, keep_in_fp32, usable_for_all
 from lm.models.base import LanguageModel, whole
-from lm.models.context_tables import ContextTables
 from lm.registry import did_you_mean
 from lm.torch_private import foreach, sparse_rows
+from lm.training.module_needs import module_needs
 
 Level = Literal["O0", "O1", "O2", "O3"]
 LOW: tuple[Precision, ...] = ("bf16", "fp16")
@@ -224,8 +224,7 @@ class MixedPrecision:
         for parameter in {parameter for module in named for parameter in module.parameters()}:
             keep_in_fp32(parameter)
         if self.format.casts_weights:
-            tables = [module for module in self._model.modules() if isinstance(module, ContextTables)]
-            self._cast(kept | {parameter for module in tables for parameter in module.parameters()}, low)
+            self._cast(kept | {p for p, needs in module_needs(self._model).items() if needs.stays_fp32}, low)
 
     def _cast(self, kept: set[nn.Parameter], low: torch.dtype) -> None:
         for parameter in self._model.parameters():

@@ -58,7 +58,7 @@ def _tokenize(model: Model, text: str, options: ServeOptions) -> tuple[tuple[int
     met: Counter[str] = Counter()
     tokenizer = model.tokenizer
     model.tokens.check_lines(text)
-    ids = tokenizer.encode(text, met=met)
+    ids = tokenizer.encode(text, unknown_counts=met)
     # First the length: the spelling takes longer than everything else.
     check_length(len(ids), options)
     nats = spelling_nats(tokenizer, text, ids, met)

@@ -91,7 +91,7 @@ def study(reading: Reading, *, run: Run | None, state: str, precision: str, seco
     """
     tokenizer, ids = reading.model.tokenizer, reading.tokens
     strange: Counter[str] = Counter()
-    array = tokenizer.encode(reading.text, met=strange)
+    array = tokenizer.encode(reading.text, unknown_counts=strange)
     counts, sha256 = measure_text(reading.text, tokenizer, array, strange)
     nats = np.array([-score.logprob for score in reading.scores], dtype=np.float64)
     scores = Scores(context_rule(reading.model, len(ids)), seconds=seconds)
