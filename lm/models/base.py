@@ -49,8 +49,11 @@ def declare(module: M, **declarations: Any) -> M:
 
 def declared(model: nn.Module, name: str) -> dict[nn.Parameter, Any]:
     """The value of one of `DECLARATIONS` for each parameter, in the order of `model.parameters()`."""
-    owners = {parameter: module for module in model.modules() for parameter in module.parameters(recurse=False)}
-    return {parameter: getattr(owners[parameter], name, DECLARATIONS[name]) for parameter in model.parameters()}
+    return {
+        parameter: getattr(module, name, DECLARATIONS[name])
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    }
 
 
 class ModelOptions(Options):

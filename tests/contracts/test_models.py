@@ -112,7 +112,7 @@ def test_text_fed_in_chunks_gives_the_logits_of_one_pass(name: str, cuts: tuple[
 
 
 @every_model
-def test_no_position_sees_the_future(name: str) -> None:
+def test_no_position_depends_on_later_tokens(name: str) -> None:
     model, ids = small(name).eval(), some_ids(1, 12)
     before, _ = model(ids)
     changed = ids.clone()
@@ -263,7 +263,7 @@ def test_a_few_steps_at_every_level_learn_and_the_weights_come_back_bit_for_bit(
 
 
 @with_option("dropout")
-def test_dropout_acts_in_training_and_not_in_use(name: str) -> None:
+def test_dropout_acts_in_training_and_not_in_evaluation(name: str) -> None:
     model, ids = small(name, dropout=0.5), some_ids(1, 8)
     assert not torch.equal(model(ids)[0], model(ids)[0])
     model.eval()
