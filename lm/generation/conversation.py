@@ -13,7 +13,7 @@ from lm.generation.engine import Engine, Event, Request, Score
 from lm.generation.options import SamplingOptions
 from lm.generation.snapshots import NamedSnapshot
 
-MOST_UNDONE = 100
+MAX_UNDO = 100
 """Turns that can be undone."""
 
 
@@ -39,7 +39,7 @@ class Conversation:
         self._options = options
         self._begin = begin
         self._after_reply = tuple(after_reply)
-        self._before: deque[NamedSnapshot] = deque(maxlen=MOST_UNDONE)
+        self._before: deque[NamedSnapshot] = deque(maxlen=MAX_UNDO)
         self._turns = 0
 
     def say(self, ids: Sequence[int]) -> Iterator[Event]:

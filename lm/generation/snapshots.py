@@ -96,8 +96,8 @@ class Snapshots:
         arrays, facts = read_arrays(path)
         if not self._fits(facts):
             raise RunError(
-                f"State {name!r} was made with other weights than those of run {self._run!r}, which were probably "
-                f"trained on since. Make it again with: lm state save {self._argument} --text FILE {name}"
+                f"Snapshot {name!r} was made with other weights than those of run {self._run!r}, which were probably "
+                f"trained further since. Make it again with: lm state save {self._argument} --text FILE {name}"
             )
         try:
             window = tuple(arrays.pop(_WINDOW).tolist())
@@ -105,7 +105,7 @@ class Snapshots:
             snapshot = Snapshot(held, frozenset(facts["growing"]), window)
             return NamedSnapshot(tuple(map(int, facts["unread"])), int(facts["tokens"]), snapshot)
         except (KeyError, TypeError, ValueError):
-            raise CorruptRunError(f"{path} is not a state of a run: delete it, or save it again.") from None
+            raise CorruptRunError(f"{path} is not a snapshot of a run: delete it, or save it again.") from None
 
     def delete(self, name: str) -> None:
         """Delete a snapshot.
@@ -121,7 +121,7 @@ class Snapshots:
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise ConfigError(
-                f"State {name!r}: use letters, digits, '.', '_' and '-', beginning with a letter or digit."
+                f"Snapshot {name!r}: use letters, digits, '.', '_' and '-', beginning with a letter or digit."
             )
         return self._folder / f"{name}.safetensors"
 
@@ -130,5 +130,5 @@ class Snapshots:
         if not path.is_file():
             names = self.names()
             known = f" Snapshots: {', '.join(names[:8])}." if names else " It has none yet: lm state save makes one."
-            raise RunNotFoundError(f"Run {self._run!r} has no state {name!r}.{did_you_mean(name, names)}{known}")
+            raise RunNotFoundError(f"Run {self._run!r} has no snapshot {name!r}.{did_you_mean(name, names)}{known}")
         return path
