@@ -15,7 +15,7 @@ import gradio as gr
 
 from lm.config import validate
 from lm.generation.filters import FILTERS, Slider
-from lm.generation.options import SamplingOptions
+from lm.generation.options import FILTER_FIELDS, SamplingOptions
 from serve.page.keeping import keep_choice
 from serve.page.site import Page, Picker
 
@@ -30,13 +30,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Lively": {"temperature": 1.1, "min_p": 0.03},
     "Greedy": {"temperature": 0.0},
 }
-"""Values that go well together; the knobs of `_SHAPING` that one does not name go back to their default."""
+"""Values that go well together; the knobs of `FILTER_SLIDERS` that one does not name go back to their default."""
 
 
-_SHAPING = {name: slider for each in FILTERS for name, slider in each.controls.items() if slider is not None}
-"""The options of the filters."""
+_FOUND = {name: slider for each in FILTERS for name, slider in each.controls.items() if slider is not None}
+FILTER_SLIDERS = {name: _FOUND[name] for name in FILTER_FIELDS if name in _FOUND}
+"""Every option of a filter that has a slider, in the order of the options."""
 _SLIDERS: dict[str, Slider] = {
-    **_SHAPING,
+    **FILTER_SLIDERS,
     "max_tokens": Slider(1, MOST_TOKENS, 1, "Length", info="Tokens to write at most."),
     "n": Slider(1, MOST_SAMPLES, 1, "Samples side by side", info="Several ways to go on, each with its own luck."),
 }
@@ -57,12 +58,14 @@ class Knobs:
         with gr.Accordion("More", open=False):
             for name in folded:
                 self._add(name)
-            for name in _SHAPING if presets else ():
+            for name in FILTER_SLIDERS if presets else ():
                 if name not in self._names:
                     self._add(name)
         for name, button in row:
             values = self._preset(PRESETS[name])
-            shaping = [component for own, component in zip(self._names, self.inputs, strict=True) if own in _SHAPING]
+            shaping = [
+                component for own, component in zip(self._names, self.inputs, strict=True) if own in FILTER_SLIDERS
+            ]
             button.click(None, outputs=shaping, js=f"() => {json.dumps(values)}", api_visibility="private")
 
     def _preset_row(self) -> list[tuple[str, gr.Button]]:
@@ -71,7 +74,9 @@ class Knobs:
 
     def _preset(self, values: Mapping[str, Any]) -> list[Any]:
         return [
-            self._shown(name, values.get(name, getattr(DEFAULTS, name))) for name in self._names if name in _SHAPING
+            self._shown(name, values.get(name, getattr(DEFAULTS, name)))
+            for name in self._names
+            if name in FILTER_SLIDERS
         ]
 
     def _shown(self, name: str, value: Any) -> Any:
