@@ -169,9 +169,9 @@ def test_one_network_of_ipv6_is_one_who_guesses_and_what_is_remembered_is_bounde
         keys.accept(b"first", "2001:db8::ffff")
     assert keys.accept(b"first", "2001:db8:0:1::1")
     backoff = Backoff()
-    for number in range(3 * Backoff.MOST):
+    for number in range(3 * Backoff.MAX_ENTRIES):
         backoff.fail(number)
-    assert len(backoff) == Backoff.MOST
+    assert len(backoff) == Backoff.MAX_ENTRIES
 
 
 def test_guesses_at_the_cookie_are_guesses():
@@ -185,7 +185,7 @@ def test_guesses_at_the_cookie_are_guesses():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"host": ""}, "must not be empty: 0.0.0.0 is every address"),
+        ({"host": ""}, "must not be empty: 0.0.0.0 is all addresses"),
         ({"host": " "}, "must not be empty"),
         ({"trusted_proxy": ("proxy.example",)}, "give addresses or networks, such as 127.0.0.1 or 10.0.0.0/8"),
         ({"allowed_host": ("",)}, "must not be empty"),
