@@ -1,4 +1,4 @@
-"""Bodies of responses, for /docs and /openapi.json. What is sent is built in `serve.api.response_formats`."""
+"""Bodies of answers, for /docs and /openapi.json. `serve.api.response_formats` builds what is sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Usage(BaseModel):
 
 
 class Logprobs(BaseModel):
-    """Beside each token of a text; the first token of a text that begins with the prompt has none."""
+    """One entry for each token of a text. The first token of a repeated prompt has no log-probability."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -65,14 +65,14 @@ class ChatLogprob(TopLogprob):
 
 
 class ChatLogprobs(BaseModel):
-    """Beside each token of a reply."""
+    """One entry for each token of a reply."""
 
     content: list[ChatLogprob]
     refusal: None = None
 
 
 class Reply(BaseModel):
-    """What the model says."""
+    """A message of the model."""
 
     role: Literal["assistant"]
     content: str
@@ -109,14 +109,14 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str
     loaded: bool
-    context_length: int | None = Field(description="Of a loaded model; null: no limit, or not loaded.")
+    context_length: int | None = Field(description="Of a loaded model. Null: no limit, or not loaded.")
 
 
 class SkippedModel(BaseModel):
     """A run that cannot be loaded."""
 
     id: str
-    reason: str = Field(description="What is wrong with its files.")
+    reason: str = Field(description="Why it cannot be loaded.")
 
 
 class ModelList(BaseModel):
@@ -124,7 +124,7 @@ class ModelList(BaseModel):
 
     object: Literal["list"]
     data: list[ModelCard]
-    skipped: list[SkippedModel] = Field(description="Runs that cannot be loaded, and why.")
+    skipped: list[SkippedModel] = Field(description="Runs that cannot be loaded.")
 
 
 class Tokenized(BaseModel):

@@ -159,7 +159,7 @@ def test_sigterm_lets_requests_end_and_exits_0(serve: Serve):
         parts += [chunk.choices[0].text for chunk in stream]
         assert len("".join(parts)) == 60_000
         assert server.process.wait(20) == 0
-        assert any(line["event"] == "Draining." for line in server.log())
+        assert any(line["event"] == "Shutting down." for line in server.log())
         assert all(line["level"] == "info" for line in server.log())
 
 
