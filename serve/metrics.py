@@ -92,16 +92,12 @@ class _Engines(Collector):
         """One sample per loaded model."""
         loaded = dict(self._models.loaded)
         stats = {name: model.worker.engine.stats() for name, model in loaded.items()}
-        for name, text in GAUGES.items():
-            gauge = GaugeMetricFamily(f"inkling_engine_{name}", text, labels=("model",))
-            for model, figures in stats.items():
-                gauge.add_metric((model,), getattr(figures, name))
-            yield gauge
-        for name, text in COUNTERS.items():
-            counter = CounterMetricFamily(f"inkling_engine_{name}", text, labels=("model",))
-            for model, figures in stats.items():
-                counter.add_metric((model,), getattr(figures, name))
-            yield counter
+        for family, names in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
+            for name, text in names.items():
+                metric = family(f"inkling_engine_{name}", text, labels=("model",))
+                for model, figures in stats.items():
+                    metric.add_metric((model,), getattr(figures, name))
+                yield metric
         healthy = GaugeMetricFamily("inkling_engine_healthy", "1, or 0 if the engine is dead.", labels=("model",))
         for model, each in loaded.items():
             healthy.add_metric((model,), float(each.worker.healthy))

@@ -88,18 +88,18 @@ class Replica:
 
     def __init__(self, options: RayOptions) -> None:
         start_logging()
-        self._made = make_app(options)
-        self._made.add_middleware(_OneRequestId)
+        self._app = make_app(options)
+        self._app.add_middleware(_OneRequestId)
         # Ray sends requests after __init__.
-        self._made.state.models.preload()
+        self._app.state.models.preload()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The app."""
-        return self._made
+        return self._app
 
     async def reconfigure(self, user_config: object) -> None:
         """Load runs that were trained again. Ray calls this in each replica when `user_config` changes."""
-        await self._made.state.models.reload()
+        await self._app.state.models.reload()
 
     def check_health(self) -> None:
         """Ray's health check.
@@ -107,9 +107,7 @@ class Replica:
         Raises:
             EngineDeadError: an engine died or hangs: Ray must replace this replica.
         """
-        models = self._made.state.models
-        if not models.healthy:
-            dead = [name for name, model in models.loaded.items() if not model.worker.healthy]
+        if dead := self._app.state.models.dead:
             raise EngineDeadError(f"The engine died of: {', '.join(dead)}")
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Path, Request
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from serve.api.dependencies import ERRORS, ModelsDep
+from serve.api.dependencies import ERRORS, MetricsDep, ModelsDep
 from serve.api.responses import ModelCard, ModelList
 from serve.engines.model_pool import ModelPool
 from serve.http_errors import RequestError
-from serve.metrics import Metrics
 
 router = APIRouter(tags=["operation"])
 
@@ -60,10 +59,9 @@ async def show_model(models: ModelsDep, model: Annotated[str, Path(description="
 
 
 def _health(models: ModelPool, *, draining: bool) -> Response:
-    dead = [name for name, model in models.loaded.items() if not model.worker.healthy]
-    status = "dead" if dead else "draining" if draining else "ok"
+    status = "dead" if models.dead else "draining" if draining else "ok"
     # A run that cannot be loaded does not make the server unhealthy.
-    content = {"status": status, "dead": dead, "skipped": list(models.skipped)}
+    content = {"status": status, "dead": models.dead, "skipped": list(models.skipped)}
     return JSONResponse(content, 200 if status == "ok" else 503)
 
 
@@ -82,16 +80,11 @@ async def ready(request: Request, models: ModelsDep) -> Response:
     return _health(models, draining=request.app.state.draining.is_set())
 
 
-async def _metrics(request: Request) -> Metrics:
-    metrics: Metrics = request.app.state.metrics
-    return metrics
-
-
 @router.get(
     "/metrics", responses={**ERRORS, 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     response_model=None, response_class=Response,
 )  # fmt: skip
-async def metrics(app_metrics: Annotated[Metrics, Depends(_metrics)]) -> Response:
+async def metrics(app_metrics: MetricsDep) -> Response:
     """Metrics for Prometheus."""
     return Response(generate_latest(app_metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 

@@ -25,27 +25,30 @@ class Logprobs(BaseModel):
     text_offset: list[int]
 
 
-FinishReason = Literal["stop", "length"]
-
-
-class Choice(BaseModel):
-    """One text."""
-
-    text: str
+class _Choice(BaseModel):
     index: int
-    logprobs: Logprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: Literal["stop", "length"] | None
     token_ids: list[int] | None = None
 
 
-class Completion(BaseModel):
-    """The answer of /v1/completions."""
-
+class _Generated(BaseModel):
     id: str
-    object: Literal["text_completion"]
     created: int
     model: str
     seed: int
+
+
+class Choice(_Choice):
+    """One text."""
+
+    text: str
+    logprobs: Logprobs | None
+
+
+class Completion(_Generated):
+    """The answer of /v1/completions."""
+
+    object: Literal["text_completion"]
     choices: list[Choice]
     usage: Usage | None = None
 
@@ -79,24 +82,17 @@ class Reply(BaseModel):
     refusal: None = None
 
 
-class ChatChoice(BaseModel):
+class ChatChoice(_Choice):
     """One reply."""
 
-    index: int
     message: Reply
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
-    token_ids: list[int] | None = None
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(_Generated):
     """The answer of /v1/chat/completions."""
 
-    id: str
     object: Literal["chat.completion"]
-    created: int
-    model: str
-    seed: int
     choices: list[ChatChoice]
     usage: Usage
 
@@ -156,7 +152,7 @@ class TokenizerInfo(BaseModel):
 
 
 class Alternative(BaseModel):
-    """A token that could have stood there."""
+    """An alternative token."""
 
     id: int
     token: str
@@ -166,7 +162,7 @@ class Alternative(BaseModel):
 class ScoredToken(Alternative):
     """One token of the text."""
 
-    offset: int = Field(description="Where its text begins, in characters.")
+    offset: int = Field(description="Position of its text, in characters.")
     surprise: float = Field(description="Bits: -logprob / ln 2.")
     top: list[Alternative]
 
@@ -178,12 +174,14 @@ class Scored(BaseModel):
     model: str
     loss: float = Field(description="Nats per token.")
     perplexity: float | None = Field(description="exp(loss); null beyond the range of a float.")
-    bits_per_char: float | None = Field(description="Spelling included; null where symbols were left out.")
-    bits_per_byte: float | None = Field(description="The same per UTF-8 byte: comparable across tokenizers.")
-    token_bits_per_byte: float = Field(description="Of the tokens alone, as is customary: spelling costs nothing.")
-    spelling_nats: float | None = Field(description="Nats of what the tokens do not say: unknown words, white space.")
+    bits_per_char: float | None = Field(description="With spelling; null if symbols were left out.")
+    bits_per_byte: float | None = Field(description="The same per UTF-8 byte: comparable between tokenizers.")
+    token_bits_per_byte: float = Field(description="Of the tokens without spelling, as is customary.")
+    spelling_nats: float | None = Field(
+        description="Nats to spell what the tokens leave out, such as unknown words."
+    )
     characters: int
     bytes: int
-    context: str = Field(description="What a prediction could look back on.")
+    context: str = Field(description="The text that each prediction used.")
     tokens: list[ScoredToken]
     usage: Usage

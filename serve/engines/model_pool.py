@@ -107,9 +107,9 @@ class ModelPool:
         return any(model.leases for model in self.engines)
 
     @property
-    def healthy(self) -> bool:
-        """Whether the engine of every loaded model works."""
-        return all(model.worker.healthy for model in self.loaded.values())
+    def dead(self) -> list[str]:
+        """Loaded models whose engine has failed."""
+        return [name for name, model in self.loaded.items() if not model.worker.healthy]
 
     def resolve(self, name: str | None) -> str:
         """The name of an available model; None is the first.

@@ -254,7 +254,7 @@ def test_a_broken_run_keeps_no_other_from_being_reloaded_and_serves_on_with_its_
         weights = tmp_path / "whole" / "model.safetensors"
         weights.write_bytes(weights.read_bytes())
         assert await models.reload() == {"whole": "reloaded", **dict.fromkeys(BROKEN, "failed")}
-        assert models.skipped.keys() == BROKEN.keys() and models.healthy
+        assert models.skipped.keys() == BROKEN.keys() and not models.dead
         for name in BROKEN:
             (await models.lease(name)).close()
 
