@@ -36,8 +36,6 @@ class ServeOptions(Options):
     precision: Literal["fp32", "int8"] = Field(
         "fp32", description="Weights of native decoding: fp32, or int8, which is faster and slightly less exact."
     )
-
-    # -- access -----------------------------------------------------------------------------------
     api_key: tuple[str, ...] = Field(
         (), repr=False, description="An API key that requests need; repeatable. A file of keys is safer."
     )
@@ -57,8 +55,6 @@ class ServeOptions(Options):
     allow_training: bool = Field(
         False, description="Allow training and deleting runs on the page for users on other machines or behind a proxy."
     )
-
-    # -- limits of the server -----------------------------------------------------------------------
     max_batch: int = Field(32, ge=1, le=4096, description="Texts that one model generates at the same time.")
     max_queue: int = Field(256, ge=0, description="Texts that may wait for a slot of a model. Above that: 429.")
     max_requests: int = Field(1024, ge=1, description="Open requests. Above that: 429.")
@@ -69,8 +65,6 @@ class ServeOptions(Options):
     )
     state_memory: Size = Field(ByteSize(2 << 30), description="Memory for the states of each model; limits max_batch.")
     prefix_cache: Size = Field(ByteSize(64 << 20), description="Memory for the prefix cache of each model.")
-
-    # -- limits of a request --------------------------------------------------------------------------
     max_body: Size = Field(ByteSize(4 << 20), description="Size of a request body.")
     max_upload: Size = Field(ByteSize(64 << 20), description="Size of a text that is uploaded on the page.")
     max_prompt_tokens: int = Field(32_768, ge=1, description="Tokens in a prompt.")
@@ -81,8 +75,6 @@ class ServeOptions(Options):
         30.0,
         description="Time for a client to send its request or to read a part of the answer. Then it is disconnected.",
     )
-
-    # -- operation --------------------------------------------------------------------------------
     drain_seconds: Annotated[float, Field(ge=0, le=86_400)] = Field(
         30.0, description="How long SIGTERM waits for open requests."
     )

@@ -122,8 +122,6 @@ class TrainingProcess(Callback):
             return
         raise KeyboardInterrupt
 
-    # -- events -----------------------------------------------------------------------------------
-
     def _send_progress(self, event: str, **fields: Any) -> None:
         """Write an event, at most one per PROGRESS_SECONDS."""
         now = time.monotonic()

@@ -60,9 +60,6 @@ def families() -> dict[str, str]:
     return {name.upper() if len(name) <= 4 else name.capitalize(): name for name in types}
 
 
-# -- the text -----------------------------------------------------------------------------------------
-
-
 def safe_name(shown: str) -> str:
     """A file name without suffix from any text: letters, digits, and . _ - inside; never hidden, never a path."""
     stem = PurePosixPath(shown.replace("\\", "/")).stem
@@ -112,9 +109,6 @@ def keep_text(stream: BinaryIO, shown: str, max_bytes: int) -> Path:
     return target
 
 
-# -- a job --------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Sample:
     """A text that the best weights at a step wrote."""
@@ -136,7 +130,6 @@ class Job:
     minutes: float
     status: Status = "waiting"
     stopping: bool = False
-    """Whether `stop` was called."""
     version: int = 0
     """Increases with each change."""
     stage: str = ""
@@ -150,11 +143,9 @@ class Job:
     """Planned steps."""
     step: int = 0
     seconds: float = 0.0
-    """Training time."""
     left: float | None = None
-    """Estimated remaining training time in seconds."""
+    """Training time so far, and estimated from here."""
     loss: float | None = None
-    """Of the last step."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Points of the curve: step, seconds, train_loss, valid_loss."""
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
@@ -162,7 +153,6 @@ class Job:
     reason: str | None = None
     """Why the training ended: `lm.training.callbacks.End.reason`."""
     report: dict[str, Any] | None = None
-    """The report of the run."""
     sentence: str | None = None
     """Why it failed."""
 
@@ -211,9 +201,6 @@ class Job:
 
 def _share(event: dict[str, Any]) -> float | None:
     return min(1.0, event["done"] / event["total"]) if event["total"] else None
-
-
-# -- the queue ----------------------------------------------------------------------------------------
 
 
 class TrainingQueue:
@@ -316,8 +303,6 @@ class TrainingQueue:
     def _changed(self, job: Job) -> None:
         job.version += 1
         self.version += 1
-
-    # -- running ----------------------------------------------------------------------------------
 
     async def _run_all(self) -> None:
         while job := next((job for job in self.jobs if job.status == "waiting"), None):

@@ -204,8 +204,8 @@ class CompletionRequest(Sampled):
     def prompts(self) -> list[str | tuple[int, ...]]:
         """The prompts as a list."""
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return list(self.prompt)  # type: ignore[arg-type]
+            return [self.prompt]
+        return list(self.prompt)
 
 
 class TextPart(Part):

@@ -17,8 +17,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lm.generation.options import SamplingOptions
 from lm.generation.request import Event, Score
-from serve.engines.codec import TokenCodec
+from serve.api.requests import Sampled
+from serve.engines.model_pool import Model
 
 MIN_LOGPROB = -9999.0
 """Replaces minus infinity, which JSON does not have."""
@@ -106,14 +108,14 @@ class Format(ABC):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, tokens: TokenCodec, model: str, seed: int, *, scored: bool, ids: bool, usage: bool) -> None:
-        """`scored`: with log-probabilities; `ids`: with token ids; `usage`: a stream ends with the usage."""
-        self._tokens, self._scored, self._ids, self._usage = tokens, scored, ids, usage
+    def __init__(self, model: Model, body: Sampled, sampling: SamplingOptions) -> None:
+        self._tokens, self._scored = model.tokens, sampling.logprobs is not None
+        self._ids, self._usage = body.return_token_ids, body.include_usage
         self.id = f"{self.prefix}-{secrets.token_hex(12)}"
-        self._head = {"created": int(time.time()), "model": model, "seed": seed}
+        self._head = {"created": int(time.time()), "model": model.name, "seed": sampling.seed}
         head = encode({"id": self.id, "object": self.chunk_object, **self._head})
         self._before = f'data: {head[:-1]},"choices":['
-        self._after = '],"usage":null}\n\n' if usage else "]}\n\n"
+        self._after = '],"usage":null}\n\n' if self._usage else "]}\n\n"
 
     def whole(self, pieces: Sequence[Piece], usage: dict[str, Any]) -> dict[str, Any]:
         """The body of an answer."""

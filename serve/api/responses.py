@@ -177,9 +177,7 @@ class Scored(BaseModel):
     bits_per_char: float | None = Field(description="With spelling; null if symbols were left out.")
     bits_per_byte: float | None = Field(description="The same per UTF-8 byte: comparable between tokenizers.")
     token_bits_per_byte: float = Field(description="Of the tokens without spelling, as is customary.")
-    spelling_nats: float | None = Field(
-        description="Nats to spell what the tokens leave out, such as unknown words."
-    )
+    spelling_nats: float | None = Field(description="Nats to spell what the tokens leave out, such as unknown words.")
     characters: int
     bytes: int
     context: str = Field(description="The text that each prediction used.")

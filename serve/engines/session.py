@@ -90,8 +90,6 @@ class GenerationSession:
         cached = min(sum(usage.cached_tokens for usage in usages), self._prompt_tokens)
         return SessionUsage(self._prompt_tokens, sum(usage.drawn_tokens for usage in usages), cached)
 
-    # -- prompts and start ------------------------------------------------------------------------
-
     def encode(self, prompt: str | Sequence[int], unknown: UnknownPolicy | None = None) -> tuple[int, ...]:
         """Ids of a prompt: the start token and the tokens of a text, or the given ids. Runs in any thread.
 
@@ -131,8 +129,6 @@ class GenerationSession:
             raise engine_died(self.model.name) from None
         self._started = time.monotonic()
         self._prompt_tokens = sum(len(r.prompt) for r in requests) if prompt_tokens is None else prompt_tokens
-
-    # -- results ------------------------------------------------------------------------------------
 
     async def updates(self, convert: Callable[[Events], T]) -> AsyncGenerator[T, None]:
         """Give `convert(events)` for each batch of new events, until every request ends or `cancel` is called.
@@ -209,8 +205,6 @@ class GenerationSession:
         if self.first_text_seconds is None or not self._job.live:
             unread += sum(len(g.prompt_scores) * (1 + (g.request.options.logprobs or 0)) for g in self.generations)
         return unread
-
-    # -- the end ------------------------------------------------------------------------------------
 
     def cancel(self) -> None:
         """End `updates`; the slots are free after the engine's next step. Unread events can still be taken."""

@@ -113,8 +113,6 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
         self._thread.start()
 
-    # -- from the event loop --------------------------------------------------------------------
-
     @property
     def healthy(self) -> bool:
         """Whether the engine has not failed and no step hangs."""

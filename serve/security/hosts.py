@@ -31,23 +31,17 @@ def host_name(header: str) -> str:
     return name.rstrip(".")
 
 
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
 def is_loopback(host: str) -> bool:
     """Whether a name or an address is always this machine."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def is_address(host: str) -> bool:
-    """Whether this is an IP address."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    address = _address(host)
+    return host == "localhost" or host.endswith(".localhost") or (address is not None and address.is_loopback)
 
 
 def name_check(options: ServeOptions) -> Callable[[bytes], bool]:
@@ -61,7 +55,7 @@ def name_check(options: ServeOptions) -> Callable[[bytes], bool]:
     @functools.lru_cache(MAX_CACHED)
     def is_own(header: bytes) -> bool:
         name = host_name(header.decode("latin-1"))
-        return "*" in own or name in own or "." not in name or is_loopback(name) or is_address(name)
+        return "*" in own or name in own or "." not in name or is_loopback(name) or _address(name) is not None
 
     # A longer header is not cached: many of them would fill the memory.
     return lambda header: len(header) <= MAX_HOST_BYTES and is_own(header)
@@ -82,13 +76,8 @@ class Proxies:
         self._networks = [parse_network(each) for each in (*everywhere, *networks) if each != "*"]
 
     def __contains__(self, address: str) -> bool:
-        if not self._networks:
-            return False
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._networks)
+        parsed = _address(address) if self._networks else None
+        return parsed is not None and any(parsed in network for network in self._networks)
 
     def client(self, peer: str, forwarded_for: str) -> str:
         """The address of the client of a request.
@@ -100,7 +89,7 @@ class Proxies:
         client = peer
         for each in reversed(forwarded_for.split(",")):
             address = host_name(each)
-            if client not in self or not is_address(address):
+            if client not in self or _address(address) is None:
                 break
             client = address
         return client

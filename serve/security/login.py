@@ -161,9 +161,11 @@ ICON = (
 )
 
 
+FORM = Template(Path(__file__).with_name("login.html").read_text("utf-8"))
+
+
 def _form(error: str = "") -> str:
-    page = Template(Path(__file__).with_name("login.html").read_text("utf-8"))
-    return page.substitute(error=f'<p role="alert">{html.escape(error)}</p>\n' if error else "")
+    return FORM.substitute(error=f'<p role="alert">{html.escape(error)}</p>\n' if error else "")
 
 
 def _redirect(address: str) -> Response:
