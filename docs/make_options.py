@@ -33,8 +33,8 @@ include none. `--config run.toml` has the same sections and fields. [Presets](pr
 """
 SECTIONS = {
     "training": "The same for every model: [How training works](../explanation/training.md).",
-    "corpus": "`corpus.source` is the SOURCE of `lm train`; `--set` cannot change it. `--text-column`, `--encoding` and "
-    "`--split-fractions` are flags too. [Corpora](corpora.md).",
+    "corpus": "`corpus.source` is the SOURCE of `lm train`; `--set` cannot change it. `--text-column`, `--encoding` "
+    "and `--split-fractions` are flags too. [Corpora](corpora.md).",
     "sampling": "Flags of `lm sample`: `top_k` is `--top-k`, `n` is `-n`, `banned_tokens` is `--banned-token` "
     "(repeatable), `logit_bias` is JSON. Default of `--seed`: a new one each time. [Sample text](../how-to/sample.md).",
     "serve": "Flags of `lm serve`, which has `runs` as arguments: `max_batch` is `--max-batch`. Sizes are written "
