@@ -1,0 +1,261 @@
+"""One request for text, from the model to the last token. The API and the page share it; it knows no HTTP.
+
+    async with await GenerationSession.open(models, options, "shakespeare-gru") as session:
+        prompt = await session.tokenize("ROMEO:")
+        session.start([Request(prompt, SamplingOptions(seed=7))], live=True)
+        async for events in session.updates(list):
+            for prompt_index, event in events:
+                print(event.text, end="")
+    print(session.usage)
+
+The session keeps the model loaded until it is closed, and ends the request when it takes too long, when the engine
+dies, or on `cancel`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from lm.generation.request import Event, Generation, Request
+from lm.tokenizers.base import UnknownPolicy
+from serve.engines.limits import check_length
+from serve.engines.models import Lease, Model, Models
+from serve.engines.worker import EngineDeadError, Job, QueueFullError
+from serve.errors import RequestError, dead_engine, too_busy
+from serve.event_loop import run_in_thread_if_large
+from serve.settings import ServeOptions, retry_after
+
+T = TypeVar("T")
+
+Events = list[tuple[int, Event]]
+"""New events, each with the index of its request in `start`."""
+
+
+@dataclass(frozen=True)
+class SessionUsage:
+    """Tokens of a session."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    """Prompt tokens that the prefix cache provided."""
+
+
+class GenerationSession:
+    """A leased model and the job that runs on it. Used from the event loop, except `encode`."""
+
+    def __init__(self, lease: Lease, options: ServeOptions) -> None:
+        self._lease, self._options = lease, options
+        self._job: Job | None = None
+        self._prompt_tokens = 0
+        self._has_events = False
+        self._started = time.monotonic()
+        self.cancelled = False
+        self.first_text_seconds: float | None = None
+        """Seconds from `start` to the first event."""
+
+    @classmethod
+    async def open(cls, models: Models, options: ServeOptions, model: str | None) -> Self:
+        """Lease a model; None is the first one.
+
+        Raises:
+            RequestError: 404 no such model, 503 no memory for it, 500 it cannot be loaded.
+        """
+        return cls(await models.lease(model), options)
+
+    @property
+    def model(self) -> Model:
+        """The leased model."""
+        return self._lease.model
+
+    @property
+    def generations(self) -> Sequence[Generation]:
+        """One for each request given to `start`."""
+        return () if self._job is None else self._job.generations
+
+    @property
+    def done(self) -> bool:
+        """Whether the engine has finished every generation."""
+        return self._job is not None and self._job.done
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since `start`."""
+        return time.monotonic() - self._started
+
+    @property
+    def usage(self) -> SessionUsage:
+        """Tokens so far."""
+        usages = [generation.usage for generation in self.generations]
+        cached = min(sum(usage.cached_tokens for usage in usages), self._prompt_tokens)
+        return SessionUsage(self._prompt_tokens, sum(usage.drawn_tokens for usage in usages), cached)
+
+    # -- prompts and start ------------------------------------------------------------------------
+
+    def encode(self, prompt: str | Sequence[int], unknown: UnknownPolicy | None = None) -> tuple[int, ...]:
+        """Ids of a prompt: the start token and the tokens of a text, or the given ids. Runs in any thread.
+
+        Raises:
+            RequestError: the prompt is too long.
+            TokenizerError, ConfigError: it cannot be tokenized.
+        """
+        if isinstance(prompt, str):
+            ids = self.model.tokens.read_from(prompt, unknown)
+            check_length(len(ids) - 1, self._options)
+        else:
+            ids = tuple(prompt)
+            check_length(len(ids), self._options)
+            self.model.tokenizer.checked(ids)
+        return ids
+
+    async def tokenize(self, prompt: str | Sequence[int], unknown: UnknownPolicy | None = None) -> tuple[int, ...]:
+        """`encode`, in a thread if the prompt is long."""
+        return await run_in_thread_if_large(len(prompt), lambda: self.encode(prompt, unknown))
+
+    def start(self, requests: Sequence[Request], *, live: bool, prompt_tokens: int | None = None) -> None:
+        """Give the requests to the engine, once.
+
+        Args:
+            requests: all of them run at the same time.
+            live: `updates` gives events as they are made; otherwise it gives the events of a request at its end.
+            prompt_tokens: for `usage`; None counts every id that the engine reads.
+
+        Raises:
+            RequestError: 429 the queue is full, 500 the engine died.
+            ConfigError: the engine cannot run a request.
+        """
+        assert self._job is None, "a session starts once"
+        try:
+            self._job = self.model.worker.start(requests, live=live)
+        except QueueFullError:
+            raise too_busy(
+                retry_after(self.model.request_seconds), "The queue is full. Retry after the time in Retry-After."
+            ) from None
+        except EngineDeadError:
+            raise dead_engine(self.model.name) from None
+        self._started = time.monotonic()
+        self._prompt_tokens = sum(len(r.prompt) for r in requests) if prompt_tokens is None else prompt_tokens
+
+    # -- results ------------------------------------------------------------------------------------
+
+    async def updates(self, convert: Callable[[Events], T]) -> AsyncGenerator[T, None]:
+        """Give `convert(events)` for each batch of new events, until every request ends or `cancel` is called.
+
+        `convert` runs in a thread if the batch is large. The engine pauses a live job with too many unread tokens, and
+        continues it when the next batch is requested.
+
+        Raises:
+            RequestError: 500 the engine died, 504 the time limit has passed.
+        """
+        job = self._job
+        assert job is not None, "updates follow start"
+        done = False
+        while not done:
+            try:
+                async with asyncio.timeout(max(0.0, self._options.timeout_seconds - self.seconds)):
+                    await job.news()
+            except TimeoutError:
+                raise self._timed_out() from None
+            except EngineDeadError:
+                raise dead_engine(self.model.name) from None
+            if self.cancelled:
+                return
+            # Read before the events are taken: what comes later wakes the job again.
+            done = job.done
+            yield await run_in_thread_if_large(self._unread_numbers(), lambda: convert(self.take()))
+
+    async def wait(self) -> None:
+        """Wait for the end of every request, without its events; `generations` has the results.
+
+        Raises:
+            RequestError: as `updates`.
+        """
+        async for _ in self.updates(lambda events: None):
+            pass
+
+    def take(self) -> Events:
+        """The events that nobody has read yet; of a job that is not live, only those of finished requests.
+
+        Raises:
+            RequestError: 500 the engine failed.
+        """
+        assert self._job is not None, "take follows start"
+        events = [
+            (index, event)
+            for index, generation in enumerate(self._job.generations)
+            if self._job.live or generation.done
+            for event in generation.take()
+        ]
+        if any(event.finish_reason == "error" for _, event in events):
+            raise dead_engine(self.model.name)
+        if events and not self._has_events:
+            self._has_events = True
+            self.first_text_seconds = self.seconds
+        return events
+
+    def check_time(self) -> None:
+        """Check the time limit, for a consumer that waits for its client.
+
+        Raises:
+            RequestError: 504.
+        """
+        if self.seconds > self._options.timeout_seconds:
+            raise self._timed_out()
+
+    def _timed_out(self) -> RequestError:
+        return RequestError(
+            504,
+            f"The request took longer than {self._options.timeout_seconds:g} seconds and was stopped. "
+            "Request fewer tokens, or retry when the server is less busy.",
+            code="timeout",
+        )
+
+    def _unread_numbers(self) -> int:
+        """Tokens and alternatives that the next `take` and its conversion work on."""
+        assert self._job is not None
+        generations = self._job.generations
+        unread = sum(generation.behind for generation in generations)
+        if self._has_events and self._job.live:
+            return unread
+        return unread + sum(len(g.prompt_scores) * (1 + (g.request.options.logprobs or 0)) for g in generations)
+
+    # -- the end ------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """End `updates`; the slots are free after the engine's next step. Unread events can still be taken."""
+        self.cancelled = True
+        if self._job is not None:
+            self._job.close()
+            self._job.tell()
+
+    def close(self) -> None:
+        """Cancel what still runs, and give the model back. May be called twice."""
+        if self._job is not None:
+            self._job.close()
+        self._lease.close()
+
+    async def aclose(self) -> None:
+        """`close`, then free the results, in a thread if there are many."""
+        self.close()
+        size = sum(len(g.prompt_scores) + len(g.records) for g in self.generations)
+        await run_in_thread_if_large(size, self._free)
+
+    def _free(self) -> None:
+        """Free scores one at a time: to free a long list blocks every thread."""
+        for generation in self.generations:
+            scores = list(generation.prompt_scores)
+            generation.prompt_scores = ()
+            while scores:
+                scores.pop()
+            while generation.records:
+                generation.records.popleft()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
