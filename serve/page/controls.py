@@ -16,8 +16,8 @@ import gradio as gr
 
 from lm.config import validate
 from lm.generation.options import SamplingOptions
-from serve.page.keeping import keep_choice
-from serve.page.site import Page, Picker
+from serve.page.browser_storage import store_at
+from serve.page.context import ModelPicker, Page
 
 DEFAULTS = SamplingOptions()
 MOST_SAMPLES = 4
@@ -155,18 +155,18 @@ def _seed() -> gr.Number:
     return seed
 
 
-def model_picker(page: Page, name: str, label: str = "Model", *, place: int = 0, **settings: Any) -> gr.Dropdown:
-    """A picker of the models on offer. What was picked last is kept in the browser.
+def model_picker(page: Page, name: str, label: str = "Model", *, rank: int = 0, **settings: Any) -> gr.Dropdown:
+    """A dropdown of the offered models. The browser stores the last choice.
 
     Args:
-        page: which keeps it up to date.
-        name: of its own on the page.
-        label: what stands above it.
-        place: where nothing was picked yet, it shows the model of this place among the best, from 0.
+        page: updates the choices.
+        name: unique on the page.
+        label: of the component.
+        rank: before a visitor picks a model, the dropdown shows the one of this rank; 0 is the best.
         settings: of the component.
     """
-    shelf = page.shelf()
-    picker = gr.Dropdown(shelf.choices, value=shelf.usual(place), label=label, **settings)
-    keep_choice(name, picker.input, picker)
-    page.model_pickers[name] = Picker(picker, place)
+    found = page.model_choices()
+    picker = gr.Dropdown(found.choices, value=found.default(rank), label=label, **settings)
+    store_at(picker.input, name, picker)
+    page.model_pickers[name] = ModelPicker(picker, rank)
     return picker

@@ -69,7 +69,7 @@ def test_the_text_is_the_one_that_the_library_and_the_command_line_give_for_the_
     assert Path(download.value.path()).read_text("utf-8") == text
     expect(page.locator("#write-status")).to_contain_text("seed 7")
 
-    page.get_by_text("Exactly this text again").click()
+    page.get_by_text("Reproduce this text").click()
     command = page.locator("#recipe textarea").input_value()
     assert command.startswith("lm sample gru ")
     path = Path(sys.executable).parent
@@ -118,7 +118,7 @@ def test_a_text_is_continued_taken_back_and_written_again(open_page: OpenPage) -
     expect(page.locator("#paper textarea")).to_have_value("a mat ")
     expect(page.get_by_role("button", name="Write", exact=True)).to_be_visible()
     press(page, "Undo")
-    expect(page.get_by_text("There is nothing to take back.")).to_be_visible()
+    expect(page.get_by_text("Nothing to undo.")).to_be_visible()
 
 
 def test_temperature_0_writes_the_same_whatever_the_seed_and_a_preset_sets_it(open_page: OpenPage) -> None:
@@ -222,7 +222,7 @@ def stopped(page: Page, site: Server, prompt: str) -> str:
     text = lm.load("slow", runs_dir=folder_of(site)).sample(prompt, max_tokens=tokens, seed=seed)
     expect(page.locator("#paper textarea")).to_have_value(prompt + text)
     if not page.locator("#recipe textarea").is_visible():
-        page.get_by_text("Exactly this text again").click()
+        page.get_by_text("Reproduce this text").click()
     expect(page.locator("#recipe textarea")).to_have_value(re.compile(f" --max-tokens={tokens} --seed={seed} "))
     return text
 
@@ -272,13 +272,13 @@ def test_typing_while_it_writes_stops_it_and_a_reload_brings_back_the_sheet_and_
     page.context.set_offline(False)
     page.get_by_label("number input for Temperature").locator("visible=true").fill("0.3")
     page.keyboard.press("Tab")
-    page.get_by_role("tab", name="Look").click()
+    page.get_by_role("tab", name="Inspect").click()
     page.locator("#look-prompt textarea").fill("a prompt")
     page.reload()
     expect(page.locator("#paper textarea")).to_have_value(sheet + " to be kept")
     expect(picker(page)).to_have_value(re.compile("^slow "))
     expect(page.get_by_label("number input for Temperature").locator("visible=true")).to_have_value("0.3")
-    page.get_by_role("tab", name="Look").click()
+    page.get_by_role("tab", name="Inspect").click()
     expect(page.locator("#look-prompt textarea")).to_have_value("a prompt")
 
 
@@ -300,7 +300,7 @@ def test_markup_is_text_in_prompt_sample_and_error(open_page: OpenPage) -> None:
     set_knob(page, "Length", 5)
     text = write(page)
     assert text.startswith(evil)
-    page.get_by_text("Exactly this text again").click()
+    page.get_by_text("Reproduce this text").click()
     assert "<script>" in page.locator("#recipe textarea").input_value()
     assert page.evaluate("window.hurt") is None
     assert page.locator("img[src=x]").count() == 0
