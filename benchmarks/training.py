@@ -42,11 +42,11 @@ from benchmarks.suite import (
 from benchmarks.wlm import WordLanguageModel, write_texts
 from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig
 from lm.corpora import Corpus, PreparedCorpus, open_corpus, prepare
-from lm.device import deterministic, kept_memory
+from lm.device import deterministic
 from lm.models.base import build_model
-from lm.runs.run_folder import RunFolder
-from lm.training.plan import Plan
-from lm.training.trainer import Trainer
+from lm.profiling.trial import Trial
+from lm.torch_private import kept_memory
+from lm.training.train_step import TrainStep
 
 TURN_SECONDS = 4.0
 """Of training in a turn of a contender."""
@@ -91,7 +91,7 @@ def run(settings: Settings) -> Record:
         prepared = prepare(corpus, Section(type="char"), cache=folder / "cache")
         _transformer(settings, folder, corpus, prepared, record)
         for shape in SHAPES:
-            _recurrent(shape, settings, folder, prepared, record)
+            _recurrent(shape, settings, prepared, record)
         _words(settings, folder, record)
     return record
 
@@ -101,7 +101,7 @@ def run(settings: Settings) -> Record:
 
 def _transformer(settings: Settings, folder: Path, corpus: Corpus, prepared: PreparedCorpus, record: Record) -> None:
     training = TrainingConfig(batch_size=12, bptt=nanogpt.BLOCK, learning_rate=1e-3, device="cpu")
-    contenders = {"ours": trainer_turns(Section(**TRANSFORMER), training, prepared, folder)}
+    contenders = {"ours": trainer_turns(Section(**TRANSFORMER), training, prepared)}
     if settings.nanogpt is None:
         record.missing.append(NANOGPT)
     else:
@@ -123,7 +123,7 @@ def _transformer(settings: Settings, folder: Path, corpus: Corpus, prepared: Pre
 # -- recurrent models --------------------------------------------------------------------------------
 
 
-def _recurrent(shape: Shape, settings: Settings, folder: Path, prepared: PreparedCorpus, record: Record) -> None:
+def _recurrent(shape: Shape, settings: Settings, prepared: PreparedCorpus, record: Record) -> None:
     section = Section(type=shape.kind, embedding_size=HIDDEN, hidden_size=HIDDEN, num_layers=shape.layers)
     training = TrainingConfig(batch_size=BATCH, bptt=BPTT, device="cpu")
     vocab_size = prepared.tokenizer.vocab_size
@@ -131,7 +131,7 @@ def _recurrent(shape: Shape, settings: Settings, folder: Path, prepared: Prepare
     step = loops.recurrent_steps(module, prepared.splits["train"].ids, batch_size=BATCH, bptt=BPTT)
     peer = f"plain nn.{shape.kind.upper()}"
     contenders = {
-        "ours": trainer_turns(section, training, prepared, folder),
+        "ours": trainer_turns(section, training, prepared),
         peer: loop_turns(step, BATCH * BPTT),
         "matmul peak": matmul_peak,
     }
@@ -173,7 +173,7 @@ def _words(settings: Settings, folder: Path, record: Record) -> None:
     options: RunConfig = ours.config(WORD, WORDS)
     prepared = prepare(corpus, options.tokenizer, cache=folder / "cache")
     training = options.training.model_copy(update={"device": "cpu"})
-    contenders = {"ours": trainer_turns(options.model, training, prepared, folder)}
+    contenders = {"ours": trainer_turns(options.model, training, prepared)}
     if settings.wlm is None:
         record.missing.append(WLM)
     else:
@@ -189,22 +189,17 @@ def _words(settings: Settings, folder: Path, record: Record) -> None:
 # -- turns -------------------------------------------------------------------------------------------
 
 
-def trainer_turns(
-    model: Section, training: TrainingConfig, prepared: PreparedCorpus, folder: Path
-) -> Callable[[], float]:
-    """Tokens a second of the trainer's own steps; the model keeps training from turn to turn."""
-    trainer = Trainer(
-        RunFolder(folder / "unused"), training, build_model(model, prepared.tokenizer.vocab_size, seed=1), prepared
-    )
-    trainer.plan = Plan(steps=1_000_000, evaluate_every=1_000_000)
+def trainer_turns(model: Section, training: TrainingConfig, prepared: PreparedCorpus) -> Callable[[], float]:
+    """Tokens per second of `TrainStep`; the model continues to learn from turn to turn."""
+    trial = Trial(TrainStep(build_model(model, prepared.tokenizer.vocab_size, seed=1), training), prepared)
 
     def turn() -> float:
-        with deterministic(trainer.device), kept_memory():
+        with deterministic(trial.step.device), kept_memory():
             begun, steps = time.perf_counter(), 0
             while time.perf_counter() - begun < TURN_SECONDS:
-                trainer.run_step()
+                trial.run_step()
                 steps += 1
-            return steps * trainer.tokens_per_step / (time.perf_counter() - begun)
+            return steps * trial.batches.tokens_per_step / (time.perf_counter() - begun)
 
     return turn
 

@@ -22,15 +22,13 @@ from lm.generation.options import SamplingOptions
 from lm.registry import ALL
 
 if TYPE_CHECKING:
-    from lm.kernels.base import DecodePrecision
+    from lm.kernels.decoding import DecodePrecision
     from lm.tokenizers.base import UnknownPolicy
 
 
 def field(owner: type[BaseModel], name: str, *flags: str) -> Any:
     """A typer option that takes its help from a configuration field."""
-    option = typer.Option(*flags, help=owner.model_fields[name].description, show_default=False)
-    option.declared = owner, name
-    return option
+    return typer.Option(*flags, help=owner.model_fields[name].description, show_default=False)
 
 
 def path_option(*flags: str, **declared: Any) -> Any:
@@ -89,12 +87,12 @@ DEFAULT_RUNS = DEFAULT_RUNS_DIR
 
 
 def named(run: str, runs_dir: Path) -> str:
-    """How a printed command names a run in `runs_dir`, quoted for a shell."""
-    return shlex.quote(run) + among(runs_dir)
+    """A run in `runs_dir` as a printed command names it, quoted for a shell."""
+    return shlex.quote(run) + runs_dir_flag(runs_dir)
 
 
-def among(runs_dir: Path) -> str:
-    """What a printed command needs to find a run in `runs_dir`."""
+def runs_dir_flag(runs_dir: Path) -> str:
+    """The flag that a printed command needs to find a run in `runs_dir`; "" for the default folder."""
     return "" if runs_dir == DEFAULT_RUNS else f" --runs-dir {shlex.quote(str(runs_dir))}"
 
 
@@ -166,7 +164,6 @@ def _value_of(flag: str, arguments: list[str]) -> str:
 
 # -- sampling: one flag for each field of SamplingOptions ----------------------------------------------
 
-_FLAGS = {"n": "-n", "banned_tokens": "--banned-token", "stop_tokens": "--stop-token"}
 _PLAIN = (bool, int, float, str, Path)
 
 
@@ -202,16 +199,25 @@ def _is_argument(parameter: inspect.Parameter) -> bool:
 
 
 def _sampling_flag(name: str, declared: FieldInfo) -> inspect.Parameter:
-    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    # A flag that may be given several times names one value: --banned-token.
+    single = name.removesuffix("s") if _plain(declared.annotation)[1] else name
+    flag = "-n" if name == "n" else f"--{single.replace('_', '-')}"
     return parameter(name, declared, typer.Option(flag, help=declared.description, show_default=False))
 
 
-def parameter(name: str, declared: FieldInfo, option: Any) -> inspect.Parameter:
-    """A command's parameter for a field: None, or what was given, in a type that typer knows and the field reads."""
+def parameter(name: str, declared: FieldInfo, option: Any, *, repeatable: bool = True) -> inspect.Parameter:
+    """A command's parameter for a field: None or the given value, in a type that typer supports and the field parses.
+
+    Args:
+        name: of the parameter.
+        declared: the field.
+        option: the typer option.
+        repeatable: give the flag once for each value of a list; else the list is one text, such as 0.9,0.1.
+    """
     plain, several = _plain(declared.annotation)
     if plain is Path:
         option.parser = expanded
-    kind: Any = list[plain] if several else plain  # type: ignore[valid-type]
+    kind: Any = (list[plain] if repeatable else str) if several else plain  # type: ignore[valid-type]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )

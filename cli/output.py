@@ -58,10 +58,10 @@ def facts_table(rows: list[tuple[str, str, str]]) -> Table:
     return table
 
 
-def say(sentence: str) -> None:
-    """A remark on stderr, dimmed where there is colour."""
+def say(sentence: str, *, dim: bool = True) -> None:
+    """Print a remark on stderr, dimmed where there is colour."""
     sentence = shown(sentence, sys.stderr)
-    typer.echo(sentence if no_color() else typer.style(sentence, dim=True), err=True)
+    typer.echo(typer.style(sentence, dim=True) if dim and not no_color() else sentence, err=True)
 
 
 def score_lines(tokenizer: Tokenizer, scores: Iterable[Score]) -> list[str]:

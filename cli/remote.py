@@ -1,16 +1,15 @@
-"""A run behind `lm serve`, as `lm sample --server URL` sees it: what it says is what a run in this process would."""
+"""A run on a server, as `lm sample --server URL` uses it: it gives the same events as a run in this process."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import http.client
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import httpx
 
 from lm.errors import ConfigError, ServerError
 from lm.generation.options import SamplingOptions
@@ -24,7 +23,7 @@ TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True)
 class RemoteRequest:
-    """What `Remote.events` is asked for."""
+    """A request for `Remote.events`."""
 
     prompt: str
     options: SamplingOptions
@@ -33,13 +32,13 @@ class RemoteRequest:
 
 @dataclass(frozen=True)
 class RemoteTokenizer:
-    """A tokenizer that is elsewhere."""
+    """The tokenizer of a model on a server."""
 
     type: str
 
 
 class RemoteWordTokenizer(RemoteTokenizer):
-    """One of words, whose texts can be given the spacing of print here."""
+    """A tokenizer of words, whose texts can get the spacing of print."""
 
     def detokenize(self, text: str) -> str:
         """See `lm.tokenizers.word.detokenize`."""
@@ -53,38 +52,39 @@ class Remote:
 
     Args:
         url: of the server, with or without /v1.
-        model: its id; None takes the server's first.
-        api_key: where the server wants one.
+        model: its id; None is the first model of the server.
+        api_key: if the server needs one.
 
     Raises:
-        ConfigError: the address is none.
-        ServerError: the server cannot be reached, or has no such model.
+        ConfigError: the URL is not an HTTP address.
+        ServerError: the server cannot be reached, or does not have the model.
     """
 
     def __init__(self, url: str, model: str | None = None, *, api_key: str | None = None) -> None:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"--server {url!r}: give an address such as http://127.0.0.1:8000.")
         self._base = url.rstrip("/").removesuffix("/v1")
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        self.model = str(self._ask("/v1/models" + (f"/{model}" if model else ""), first=model is None)["id"])
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        with self._open("GET", "/v1/models" + (f"/{model}" if model else "")) as response:
+            answer = json.loads(response.read())
+            self.model = str((answer if model else answer["data"][0])["id"])
         self.name, _, state = self.model.partition("@")
         self.state = state or "best"
 
     @functools.cached_property
     def tokenizer(self) -> RemoteTokenizer:
-        """What is known here of the model's tokenizer."""
-        kind = self._ask(f"/tokenizer_info?model={self.model}")["tokenizer_class"]
+        """The type of the model's tokenizer."""
+        with self._open("GET", f"/tokenizer_info?model={self.model}") as response:
+            kind = json.loads(response.read())["tokenizer_class"]
         return RemoteWordTokenizer(kind) if kind == "word" else RemoteTokenizer(kind)
 
     def request(
         self, prompt: str, options: SamplingOptions, *, unknown: UnknownPolicy | None = None, state: None = None
     ) -> RemoteRequest:
-        """What `events` takes; a named state lies where the run lies."""
+        """A request for `events`. Snapshots are on the machine of the run: `state` must be None."""
         assert state is None
         if options.logprobs is not None:
-            raise ConfigError("--logprobs is not told by --server: ask its /v1/score, or a run on this machine.")
+            raise ConfigError("--logprobs does not work with --server: use the server's /v1/score, or a local run.")
         return RemoteRequest(prompt, options, unknown)
 
     def events(self, request: RemoteRequest) -> Iterator[Event]:
@@ -94,64 +94,58 @@ class Remote:
             ServerError: the server refuses, or the connection breaks.
         """
         options = request.options
-        whole = options.best_of is not None or options.num_beams is not None
+        stream = options.best_of is None and options.num_beams is None
         body = {
             **options.model_dump(mode="json", exclude_unset=True),
             "model": self.model,
             "prompt": request.prompt.encode("utf-8", "replace").decode("utf-8"),
-            "stream": not whole,
+            "stream": stream,
             "return_token_ids": True,
             **({"unknown": request.unknown} if request.unknown else {}),
         }
-        with self._open("/v1/completions", body) as answer:
-            for chunk in [json.load(answer)] if whole else _events(answer):
+        with self._open("POST", "/v1/completions", body) as response:
+            for chunk in server_sent_events(response) if stream else [json.loads(response.read())]:
                 for choice in chunk["choices"]:
                     ids = tuple(choice["token_ids"])
                     yield Event(choice["index"], choice["text"], ids, finish_reason=choice["finish_reason"])
 
-    def _ask(self, path: str, *, first: bool = False) -> dict[str, Any]:
-        with self._open(path) as answer:
-            told = json.load(answer)
-        found: dict[str, Any] = told["data"][0] if first else told
-        return found
-
     @contextlib.contextmanager
-    def _open(self, path: str, body: dict[str, Any] | None = None) -> Iterator[Any]:
-        data = None if body is None else json.dumps(body).encode("ascii")
+    def _open(self, method: str, path: str, body: dict[str, Any] | None = None) -> Iterator[httpx.Response]:
+        """A successful response, not read yet. Errors inside the block become ServerError too."""
         try:
-            request = urllib.request.Request(self._base + path, data, self._headers)
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-                yield answer
-        except urllib.error.HTTPError as error:
-            with error:
-                raise ServerError(f"{self._base} says: {_sentence(error)}") from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            reason = getattr(reason, "strerror", None) or reason
-            raise ServerError(f"{self._base} cannot be reached, or went away: {reason}.") from None
+            with httpx.stream(
+                method, self._base + path, json=body, headers=self._headers, timeout=TIMEOUT_SECONDS,
+                follow_redirects=True,
+            ) as response:  # fmt: skip
+                if not response.is_success:
+                    message = f"{response.status_code} {response.reason_phrase}"
+                    with contextlib.suppress(ValueError, KeyError, TypeError):
+                        message = json.loads(response.read())["error"]["message"]
+                    raise ServerError(f"{self._base} answers: {message}")
+                yield response
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error).rpartition("] ")[2] or type(error).__name__
+            raise ServerError(f"{self._base} cannot be reached, or closed the connection: {reason}.") from None
         except (ValueError, KeyError, TypeError, IndexError):
-            raise ServerError(f"{self._base} does not answer as an Inkling server does.") from None
+            raise ServerError(f"{self._base} does not answer like an Inkling server.") from None
 
 
-def _events(answer: Any) -> Iterator[dict[str, Any]]:
-    """The JSON of each event, up to the last.
+def server_sent_events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The JSON of each event, without [DONE].
 
     Raises:
-        ServerError: the stream broke off, or the server says why it ends it.
+        ServerError: the stream is incomplete, or the server ends it with an error.
     """
-    for line in answer:
-        if line.startswith(b"data: "):
-            if line.strip() == b"data: [DONE]":
+    rest = b""
+    for part in response.iter_bytes():
+        # httpx.Response.iter_lines would also split at characters such as U+2028, which a text may have.
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            if line == b"data: [DONE]":
                 return
-            chunk = json.loads(line[6:])
-            if "error" in chunk:
-                raise ServerError(f"The server says: {chunk['error']['message']}")
-            yield chunk
-    raise ServerError("The stream broke off before its end: the server stopped, or the connection was cut.")
-
-
-def _sentence(error: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.load(error)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"{error.code} {error.reason}"
+            if line.startswith(b"data: "):
+                chunk = json.loads(line[6:])
+                if "error" in chunk:
+                    raise ServerError(f"The server answers: {chunk['error']['message']}")
+                yield chunk
+    raise ServerError("The stream is incomplete: the server stopped, or the connection was closed.")

@@ -15,16 +15,12 @@ Everything is imported when first used, so that `import lm` is quick and loads n
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
-from lm import _renamed
+from lm import _renamed, torch_private
 from lm.version import __version__
 
-# Torch's threads look for work for milliseconds before they sleep, on cores that the kernels' own threads need.
-# Some ten microseconds do; read when torch is imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
+torch_private.set_environment()
 _renamed.install()
 
 if TYPE_CHECKING:

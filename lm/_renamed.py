@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
+# Several new names: the old module was split, and a name that is in several of them is that of the last.
 NEW_NAMES = {
     "lm.card": "lm.runs.card",
     "lm.checkpoint": "lm.runs.run_folder",
@@ -28,7 +29,9 @@ NEW_NAMES = {
     "lm.generation.scores": "lm.generation.token_scores",
     "lm.generation.states": "lm.generation.snapshots",
     "lm.generation.stops": "lm.generation.stop_strings",
+    "lm.kernels.base": "lm.kernels.compiled and lm.kernels.decoding",
     "lm.kernels.recurrent": "lm.kernels.recurrent_decoding",
+    "lm.kernels.training": "lm.kernels.dispatch and lm.kernels.autograd and lm.kernels.layers",
     "lm.kernels.transformer": "lm.kernels.transformer_decoding",
     "lm.models.counts": "lm.models.kneser_ney",
     "lm.models.heads": "lm.models.output_head",
@@ -68,7 +71,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         new = NEW_NAMES[spec.name]
         warnings.warn(f"{spec.name} is now {new}; the old name goes in 0.3.", DeprecationWarning, stacklevel=2)
         module = ModuleType(spec.name)
-        module.__dict__.update(vars(importlib.import_module(new)))
+        for part in new.split(" and "):
+            module.__dict__.update(vars(importlib.import_module(part)))
         return module
 
     def exec_module(self, module: ModuleType) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from lm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lm.kernels.base import Kernel
+    from lm.kernels.decoding import Kernel
     from lm.models.base import LanguageModel
     from lm.tokenizers.base import Tokenizer
 

@@ -7,8 +7,8 @@ things are missing, and bits per byte are comparable only with their cost added:
 - the white space between words, where a tokenizer drops it.
 
     spelling = Spelling(tokenizer)
-    ids = tokenizer.encode(text, met=met)
-    spelling.add(text, ids, met)
+    ids = tokenizer.encode(text, unknown_counts=unknown_counts)
+    spelling.add(text, ids, unknown_counts)
     spelling.nats()                          # 0.0 where the tokens say it all, infinite where symbols were left out
 
 Both costs are those of codes that can be decoded, and need no training text:
@@ -66,7 +66,7 @@ class Spelling:
         self._pending: Counter[str] = Counter()
         self._lost = not tokenizer.lossless and tokenizer.words is None
 
-    def add(self, text: str, ids: Ids, met: Mapping[str, int]) -> None:
+    def add(self, text: str, ids: Ids, unknown_counts: Mapping[str, int]) -> None:
         """Take the next piece of the text.
 
         Args:
@@ -74,17 +74,17 @@ class Spelling:
             ids: (N,) its tokens.
             met: the symbols outside the vocabulary that `encode` met in it.
         """
-        if met and self._tokenizer.options.unknown == "skip":
+        if unknown_counts and self._tokenizer.options.unknown == "skip":
             self._lost = True
         if self._gaps is None:
-            self._unknown_bytes += sum(len(_utf8(symbol)) * count for symbol, count in met.items())
+            self._unknown_bytes += sum(len(_utf8(symbol)) * count for symbol, count in unknown_counts.items())
         elif not self._lost:
             self._gaps.add(_utf8(text))
             self._starts += int(np.count_nonzero(ids == self._tokenizer.start_id))
-            unknown = sum(met.values())
+            unknown = sum(unknown_counts.values())
             self._unknown_words += unknown
             self._literal_unknown += int(np.count_nonzero(ids == self._tokenizer.unknown_id)) - unknown
-            self._pending.update(met)
+            self._pending.update(unknown_counts)
             if len(self._pending) > MOST_PENDING:
                 self._spell_pending()
 
@@ -107,10 +107,10 @@ class Spelling:
             self._pending.clear()
 
 
-def spelling_nats(tokenizer: Tokenizer, text: str, ids: Ids, met: Mapping[str, int]) -> float:
+def spelling_nats(tokenizer: Tokenizer, text: str, ids: Ids, unknown_counts: Mapping[str, int]) -> float:
     """The cost of a whole text; see `Spelling`."""
     spelling = Spelling(tokenizer)
-    spelling.add(text, ids, met)
+    spelling.add(text, ids, unknown_counts)
     return spelling.nats()
 
 

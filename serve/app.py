@@ -26,9 +26,9 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from lm.errors import ConfigError
 from lm.version import __version__
-from serve import errors
-from serve.api import chat, completions, documents, operations, score, tokenize
-from serve.engines.models import Models
+from serve import http_errors
+from serve.api import chat, completions, docs, operations, scoring, token_routes
+from serve.engines.model_pool import ModelPool
 from serve.metrics import Metrics
 from serve.security import login
 from serve.security.gate import Gate
@@ -49,7 +49,7 @@ def make_app(options: ServeOptions, *, may_be_empty: bool = False) -> FastAPI:
     Raises:
         LMError: a named run does not exist, or the file of keys cannot be read.
     """
-    models = Models(options, may_be_empty=may_be_empty)
+    models = ModelPool(options, may_be_empty=may_be_empty)
     metrics = Metrics(models)
     keys = Keys(options.keys(os.environ.get("INKLING_API_KEY")))
     proxies = _proxies(options, os.environ.get("FORWARDED_ALLOW_IPS", ""))
@@ -69,9 +69,10 @@ def make_app(options: ServeOptions, *, may_be_empty: bool = False) -> FastAPI:
     app.state.options, app.state.models, app.state.metrics = options, models, metrics
     app.state.keys, app.state.has_keys = keys, bool(keys)
     app.state.draining = asyncio.Event()
-    errors.install(app)
-    for routes in (completions, chat, score, tokenize, operations, documents):
+    http_errors.install(app)
+    for routes in (completions, chat, scoring, token_routes, operations):
         app.include_router(routes.router)
+    docs.install(app)
     cors = None
     if options.cors_origin:
         rules: dict[str, Any] = {

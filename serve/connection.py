@@ -17,7 +17,7 @@ from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from serve.errors import RequestError
+from serve.http_errors import RequestError
 from serve.settings import ServeOptions
 
 httptools: Any = None

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 
 class JSONLines(logging.Formatter):
-    """One JSON object a record; `extra={"facts": {...}}` become its fields."""
+    """One JSON object a record; `extra={"fields": {...}}` become its fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -19,7 +19,7 @@ class JSONLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
-            **getattr(record, "facts", {}),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

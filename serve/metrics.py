@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serve.engines.models import Models
+from serve.engines.model_pool import ModelPool
 
 LAG_SAMPLE_SECONDS = 0.02
 """Time between two samples of the event loop's lag."""
@@ -36,7 +36,7 @@ COUNTERS = {
 class Metrics:
     """The figures of one app."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: ModelPool) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "inkling_requests", "Requests answered.", ("route", "method", "status"), registry=self.registry
@@ -70,18 +70,18 @@ class Metrics:
             self.lag.observe(lag)
             self.blocked.observe(min(lag, time.process_time() - worked))
 
-    def answered(self, route: str, method: str, status: int, seconds: float, facts: dict[str, Any]) -> None:
+    def answered(self, route: str, method: str, status: int, seconds: float, log_fields: dict[str, Any]) -> None:
         """Count a request."""
         self.requests.labels(route, method if method in METHODS else "other", str(status)).inc()
         self.seconds.labels(route).observe(seconds)
-        if "first_text_seconds" in facts:
-            self.first_text.labels(route).observe(facts["first_text_seconds"])
+        if "first_text_seconds" in log_fields:
+            self.first_text.labels(route).observe(log_fields["first_text_seconds"])
 
 
 class _Engines(Collector):
     """What the engines say of themselves, when asked."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: ModelPool) -> None:
         self._models = models
 
     def describe(self) -> list[Metric]:

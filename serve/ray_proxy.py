@@ -12,7 +12,7 @@ from collections import deque
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import RequestError
+from serve.http_errors import RequestError
 
 ATTEMPTS = 3
 MOST_BYTES = 4 << 20

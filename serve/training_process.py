@@ -77,7 +77,7 @@ def choose_config(corpus: Corpus, family: str, minutes: float) -> RunConfig:
     return compose(corpus.source, preset=suited, overrides={"model.type": family, **length})
 
 
-class Trainee(Callback):
+class TrainingProcess(Callback):
     """One training, and what is told of it."""
 
     def __init__(self, order: Order, out: TextIO) -> None:
@@ -202,7 +202,7 @@ def main() -> None:
     os.dup2(2, 1)
     if hasattr(os, "nice"):
         os.nice(NICENESS)
-    trainee = Trainee(order, out)
+    trainee = TrainingProcess(order, out)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, trainee.interrupt)

@@ -29,7 +29,7 @@ from lm.config import preset_names, read_preset
 from lm.corpora import open_text
 from lm.corpora.cache import cache_folder, put_in_place, unwritable, workplace
 from lm.errors import ConfigError, CorpusError, LMError, TrainingError
-from serve.engines.models import Models
+from serve.engines.model_pool import ModelPool
 from serve.settings import ServeOptions
 from serve.training_process import Order
 
@@ -227,7 +227,7 @@ def _share(event: dict[str, Any]) -> float | None:
 class TrainingQueue:
     """All trainings of one server."""
 
-    def __init__(self, models: Models, options: ServeOptions) -> None:
+    def __init__(self, models: ModelPool, options: ServeOptions) -> None:
         self._models = models
         self._runs_dir = options.runs_dir.resolve()
         self._numbers = itertools.count(1)
@@ -399,7 +399,7 @@ class TrainingQueue:
             job.status = "stopped"
         else:
             job.status, job.sentence = "failed", _obituary(job, code)
-            log.error("A training died.", extra={"facts": {"run": job.run, "exit_code": code, "stderr": said}})
+            log.error("A training died.", extra={"fields": {"run": job.run, "exit_code": code, "stderr": said}})
 
 
 async def _tail(stream: asyncio.StreamReader) -> str:

@@ -35,6 +35,8 @@ from lm.errors import (
 )
 from lm.files import digest
 from lm.jobs.autoconfig import suited_presets
+from lm.jobs.measure import with_length
+from lm.jobs.prepare import PreparedJob
 from lm.jobs.train import init_config
 from lm.models.base import LanguageModel, ModelOptions, State
 from lm.registry import MODELS
@@ -291,19 +293,10 @@ def test_a_run_that_its_minutes_cut_short_is_resumed_to_the_end_of_its_plan(
 
 
 def test_no_length_at_all_is_five_minutes(text: Path) -> None:
-    from lm.jobs.train import _fix_plan
-
-    config = lm.compose(str(text), preset="gru-char")
-
-    class StopHereError(Exception):
-        pass
-
-    def make() -> Trainer:
-        raise StopHereError
-
-    with pytest.raises(StopHereError):
-        _fix_plan(config, make)
-    assert config.training.minutes is None
+    job = PreparedJob(config=lm.compose(str(text), preset="gru-char"), corpus=None)
+    assert with_length(job).config.training.minutes == 5
+    steps = PreparedJob(config=lm.compose(str(text), preset="gru-char", overrides=SMALL), corpus=None)
+    assert with_length(steps) is steps
 
 
 # -- resuming -------------------------------------------------------------------------------------------
@@ -360,7 +353,7 @@ def test_a_plan_that_ends_before_what_is_done_is_refused(runs: Path, max_steps: 
 
 
 def test_a_kept_state_is_not_what_a_run_is_resumed_from(runs: Path) -> None:
-    with pytest.raises(ConfigError, match=r"goes on from its last step; start from step-2 with --init a@step-2"):
+    with pytest.raises(ConfigError, match=r"resumes from its last step\. To start from step-2, use --init a@step-2"):
         lm.resume("a@step-2", runs_dir=runs)
     assert lm.resume("a@last", runs_dir=runs)[1] is False
 
@@ -442,7 +435,7 @@ def test_a_cache_made_by_another_tokenizer_is_not_believed(trained: Path, monkey
 
 def test_a_shipped_run_is_not_resumed(runs: Path) -> None:
     edit(runs / "a" / "config.json", shipped=True)
-    with pytest.raises(RunError, match=r"shipped and read-only: train on from it with --init a"):
+    with pytest.raises(RunError, match=r"shipped and read-only\. To train from its weights, use --init a"):
         lm.resume("a", runs_dir=runs, max_steps=20)
 
 
@@ -842,12 +835,12 @@ def prepared_splits(run: lm.Run) -> Any:
 
 
 @pytest.mark.usefixtures("bigram")
-def test_a_model_of_counts_is_finished_and_starts_from_nothing(text: Path, runs: Path) -> None:
+def test_a_model_of_counts_is_finished_and_starts_empty(text: Path, runs: Path) -> None:
     config = lm.compose(str(text), preset="gru-char", overrides={"model.type": "bigram-counts"})
     lm.train(text, config, name="counts", runs_dir=runs)
     run, went_on = lm.resume("counts", runs_dir=runs)
     assert (run.name, went_on) == ("counts", False)
-    with pytest.raises(ConfigError, match="trained by counting and start from nothing"):
+    with pytest.raises(ConfigError, match="trained by counting and start empty"):
         lm.train(text, config, name="more", runs_dir=runs, init=run)
     assert not (runs / "more").exists()
 
@@ -894,7 +887,7 @@ def test_options_are_taken_from_the_run_that_a_training_starts_from(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(text, tmp_path)
-    monkeypatch.setattr("lm.jobs.train.DEFAULT_MINUTES", 0.02)
+    monkeypatch.setattr("lm.jobs.measure.DEFAULT_MINUTES", 0.02)
     again = lm.train(text, init=first, name="c", runs_dir=tmp_path)
     assert again.config.model == first.config.model
     assert again.tokenizer.sha256 == first.tokenizer.sha256

@@ -701,7 +701,7 @@ def test_an_unknown_run_is_answered_with_the_nearest(runs: Path) -> None:
 
 
 def test_an_unknown_state_is_answered_with_those_there_are(runs: Path) -> None:
-    with pytest.raises(RunNotFoundError, match=r"keeps no state 'step-3'.*Kept: best, last, step-2"):
+    with pytest.raises(RunNotFoundError, match=r"has no checkpoint 'step-3'.*Checkpoints: best, last, step-2"):
         RunFolder(runs / "a").weights_path("step-3")
 
 

@@ -20,9 +20,9 @@ TEXT = "the cat sat\n on  the mat .\n\n\ta dog\r\n" * 3
 
 
 def cost(tokenizer: Tokenizer, text: str) -> float:
-    met: Counter[str] = Counter()
-    ids = tokenizer.encode(text, met=met)
-    return spelling_nats(tokenizer, text, ids, met)
+    unknown_counts: Counter[str] = Counter()
+    ids = tokenizer.encode(text, unknown_counts=unknown_counts)
+    return spelling_nats(tokenizer, text, ids, unknown_counts)
 
 
 def words(text: str = TEXT, **options: object) -> WordTokenizer:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.chosen import Asked, with_options
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir
+from cli.train_flags import PROCESSES, TrainFlags, prepare_corpus_or_run, with_train_flags
 from lm.errors import ConfigError, LMError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 POSITION = 13
 
 
-@with_options
+@with_train_flags(*PROCESSES)
 def command(
     source: Annotated[
         str | None,
@@ -28,7 +28,7 @@ def command(
     data_dir: DataDir = None,
     as_json: Json = False,
     *,
-    asked: Asked,
+    flags: TrainFlags,
 ) -> None:
     """Train the same few steps on every device and precision here, and say what each gains; nothing is kept.
 
@@ -38,17 +38,17 @@ def command(
     """
     from rich.markup import escape
 
-    from cli.chosen import prepared
     from cli.output import console, print_json, reading
     from lm.device import pick_device
     from lm.profiling.bench import run, settings
     from lm.profiling.trial import refuse_counting
 
     with reading() as progress:
-        config, corpus = prepared(source, asked, runs_dir, data_dir, progress)
+        job = prepare_corpus_or_run(source, flags, runs_dir, data_dir, progress)
+    config, corpus = job.config, job.tokens
     refuse_counting(config)
     pick_device(config.training.device)
-    given = {path: value for path, value in asked.overrides.items() if path.startswith("training.")}
+    given = {path: value for path, value in flags.overrides.items() if path.startswith("training.")}
     chosen = [
         setting for setting in settings()
         if all(setting.overrides.get(path, value) == value for path, value in given.items())

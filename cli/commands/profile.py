@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.chosen import Asked, with_options
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, path_option
+from cli.train_flags import PROCESSES, TrainFlags, prepare_corpus_or_run, with_train_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 POSITION = 12
 
 
-@with_options
+@with_train_flags(*PROCESSES)
 def command(
     source: Annotated[
         str | None,
@@ -37,7 +37,7 @@ def command(
     data_dir: DataDir = None,
     as_json: Json = False,
     *,
-    asked: Asked,
+    flags: TrainFlags,
 ) -> None:
     """Measure where the memory and the time of training go, in seconds; nothing is trained or kept.
 
@@ -49,12 +49,12 @@ def command(
 
     if html is not None:
         check_place(html)
-    from cli.chosen import prepared
     from cli.output import console, print_json, reading, say
     from lm.profiling.profile import profile_training
 
     with reading() as progress:
-        config, corpus = prepared(source, asked, runs_dir, data_dir, progress)
+        job = prepare_corpus_or_run(source, flags, runs_dir, data_dir, progress)
+    config, corpus = job.config, job.tokens
     found = profile_training(config, corpus)
     if html is not None:
         from lm.profiling.profile_html import page

@@ -15,7 +15,7 @@ POSITION = 10
 def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
     """Follow a run that is being trained, from another terminal; ends when the training ends."""
     from cli.output import console
-    from cli.training import TrainingView
+    from cli.progress import TrainingView
     from lm.jobs.follow import Follower
     from lm.runs.run_folder import find_run
 

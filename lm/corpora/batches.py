@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lm.corpora.prepared import TokenSplit
+from lm.corpora import TokenSplit
 from lm.errors import CorpusError
 from lm.tokenizers.base import Ids
 

@@ -1,10 +1,9 @@
-"""Where Inkling keeps what it can make or fetch again: downloads, text from stdin, prepared tokens."""
+"""The cache folder: downloads, text from stdin and prepared tokens, all of which can be made again."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
+import platformdirs
 
 from lm.errors import CorpusError
 
@@ -20,23 +20,17 @@ _LOCK = ".lock"
 
 
 def cache_folder() -> Path:
-    """`INKLING_CACHE` where it is set, else `inkling` in the user's cache folder; not created here."""
+    """`INKLING_CACHE` if it is set, else `inkling` in the user's cache folder; not created here."""
     if chosen := os.environ.get("INKLING_CACHE"):
         return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "inkling"
+    return platformdirs.user_cache_path("inkling", appauthor=False, opinion=False)
 
 
 @contextmanager
 def workplace(folder: Path) -> Iterator[Path]:
-    """A new folder inside `folder` to build something in before it is renamed into place; gone afterwards.
+    """A temporary folder inside `folder`, in which to build something that is then renamed; removed afterwards.
 
-    What a killed process left here is swept away a day later; a process that lives holds a lock on its folder.
+    A folder that a killed process left is removed after a day. A running process holds a lock on its folder.
 
     Raises:
         CorpusError: writing failed (full disk, no permission).
@@ -47,33 +41,33 @@ def workplace(folder: Path) -> Iterator[Path]:
             with suppress(OSError):
                 if time.time() - left.stat().st_mtime > STALE_SECONDS and not _in_use(left):
                     shutil.rmtree(left, ignore_errors=True)
-        place = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
+        temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
     except OSError as error:
         raise unwritable(folder, error) from None
-    lock = filelock.FileLock(place / _LOCK)
+    lock = filelock.FileLock(temporary / _LOCK)
     try:
-        # A disk that knows no locks does without.
+        # Some file systems have no locks.
         with suppress(OSError, NotImplementedError):
             lock.acquire()
-        yield place
+        yield temporary
     finally:
         lock.release()
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _in_use(place: Path) -> bool:
-    """Whether a living process builds in the folder; the clock, which may jump, does not say that."""
-    if not (place / _LOCK).exists():
+def _in_use(folder: Path) -> bool:
+    """Whether a running process holds the lock of the folder; its age alone does not prove that, as clocks jump."""
+    if not (folder / _LOCK).exists():
         return False
     try:
-        with filelock.FileLock(place / _LOCK, timeout=0):
+        with filelock.FileLock(folder / _LOCK, timeout=0):
             return False
     except filelock.Timeout:
         return True
 
 
 def unwritable(folder: Path, error: OSError) -> CorpusError:
-    """The sentence for a cache that cannot be written."""
+    """The error for a cache that cannot be written."""
     return CorpusError(
         f"Cannot write to the cache folder {folder}: {error.strerror or error}. "
         "Make room there, or set INKLING_CACHE to another folder."
@@ -81,16 +75,19 @@ def unwritable(folder: Path, error: OSError) -> CorpusError:
 
 
 def sync(path: Path) -> None:
-    """Force a file's content to the disk, so that a rename never shows a file whose content was lost."""
+    """Force a file's content to the disk, so that a renamed file is always complete."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def put_in_place(built: Path, target: Path, *, good: Callable[[Path], bool] = lambda path: False) -> None:
-    """Rename a finished file or folder to `target`, replacing what is there.
+    """Rename a finished file or folder to `target`, replacing an existing one.
 
-    A folder that is there is kept where it is `good` (another process was faster, and made the same), else moved
-    aside into the workplace, to go away with it: at every instant `target` is whole or absent.
+    Args:
+        built: the file or folder, in a `workplace`.
+        target: its final path; at every moment it is complete or absent.
+        good: whether an existing folder stays (another process was faster and made the same). Else it is moved into
+            the workplace, which removes it.
     """
     for attempt in range(10):
         try:

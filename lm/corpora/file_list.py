@@ -22,7 +22,7 @@ _NAMED = 4
 
 
 @dataclass(frozen=True)
-class Stored:
+class InputFile:
     """A file, or a file in a .zip."""
 
     path: Path
@@ -41,9 +41,9 @@ class Stored:
         return path if self.member is None else f"{path}: {self.member}"
 
 
-def stored(path: Path) -> list[Stored]:
+def input_files(path: Path) -> list[InputFile]:
     """The file, or the files in a .zip."""
-    return [Stored(path, name) for name in zip_members(path)] if path.suffix.lower() == ".zip" else [Stored(path)]
+    return [InputFile(path, name) for name in zip_members(path)] if path.suffix.lower() == ".zip" else [InputFile(path)]
 
 
 def file_text(path: Path, config: CorpusConfig, where: str | None = None) -> tuple[Text, int]:
@@ -52,13 +52,13 @@ def file_text(path: Path, config: CorpusConfig, where: str | None = None) -> tup
     Raises:
         CorpusError: there is no text in it.
     """
-    parts = stored(path)
+    parts = input_files(path)
     if len(parts) != 1:
-        parts = usable(where or str(path), path, parts, config)
+        parts = readable_files(where or str(path), path, parts, config)
     return join(where or str(path), parts, config), len(parts)
 
 
-def join(where: str, files: Sequence[Stored], config: CorpusConfig, *, share: tuple[int, int] = (0, 1)) -> Text:
+def join(where: str, files: Sequence[InputFile], config: CorpusConfig, *, share: tuple[int, int] = (0, 1)) -> Text:
     """Some files as one text, in the order given; errors of the whole call it `where`, `share` is `TableText`'s."""
     if all(file.table for file in files):
         # Documents are joined alike, within a table and between tables.
@@ -73,7 +73,7 @@ def join(where: str, files: Sequence[Stored], config: CorpusConfig, *, share: tu
     return JoinedText(where, [join(_where(file), [file], config) for file in files])
 
 
-def usable(where: str, folder: Path, files: Iterable[Stored], config: CorpusConfig) -> list[Stored]:
+def readable_files(where: str, folder: Path, files: Iterable[InputFile], config: CorpusConfig) -> list[InputFile]:
     """The files that text can be read from; a notice names the others.
 
     Args:
@@ -85,7 +85,7 @@ def usable(where: str, folder: Path, files: Iterable[Stored], config: CorpusConf
     Raises:
         CorpusError: none can be read.
     """
-    good: list[Stored] = []
+    good: list[InputFile] = []
     left_out: dict[str, list[str]] = {}
     for file in files:
         reason = _problem(file, config)
@@ -96,11 +96,11 @@ def usable(where: str, folder: Path, files: Iterable[Stored], config: CorpusConf
     if not good:
         there = f"none of its files can be read: {_listed(left_out)}" if left_out else "there is no file in it"
         raise CorpusError(f"{where} holds no text: {there}.")
-    say_left_out(where, left_out)
+    warn_of_skipped(where, left_out)
     return good
 
 
-def say_left_out(where: str, left_out: dict[str, list[str]]) -> None:
+def warn_of_skipped(where: str, left_out: dict[str, list[str]]) -> None:
     """Give the notice of files that are left out; names by reason."""
     if count := sum(map(len, left_out.values())):
         files = "1 file is" if count == 1 else f"{count:,} files are"
@@ -133,18 +133,18 @@ def list_files(path: Path) -> list[Path]:
     return [each for match in sorted(glob.glob(str(path), recursive=True)) if (each := Path(match)).is_file()]
 
 
-def expand(files: Iterable[Path]) -> list[Stored]:
+def expand(files: Iterable[Path]) -> list[InputFile]:
     """The files, with those in a .zip in its place; a damaged .zip stays one file."""
-    parts: list[Stored] = []
+    parts: list[InputFile] = []
     for path in files:
         try:
-            parts += stored(path) if path.exists() else [Stored(path)]
+            parts += input_files(path) if path.exists() else [InputFile(path)]
         except CorpusError:
-            parts.append(Stored(path))
+            parts.append(InputFile(path))
     return parts
 
 
-def _where(file: Stored) -> str:
+def _where(file: InputFile) -> str:
     return str(file.path) if file.member is None else f"{file.path}: {file.member}"
 
 
@@ -152,7 +152,7 @@ def _is_broken_link(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
-def _problem(file: Stored, config: CorpusConfig) -> str | None:
+def _problem(file: InputFile, config: CorpusConfig) -> str | None:
     """Why no text can be read from the beginning of a file, in a few words; None where it can."""
     if _is_broken_link(file.path):
         return "broken link"

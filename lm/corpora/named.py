@@ -24,7 +24,7 @@ BUILTIN = "pydoc-topics"
 
 
 @dataclass(frozen=True)
-class Known:
+class PublishedHash:
     """A hash under which a file is known."""
 
     algorithm: str
@@ -41,7 +41,7 @@ class NamedFile:
     """train, valid or test; None where the file is split by position."""
     name: str
     """Its name in the data folder and in the cache."""
-    known: tuple[Known, ...]
+    known: tuple[PublishedHash, ...]
     other_names: tuple[str, ...] = ()
     """Names under which it is also accepted: those it was published under."""
 
@@ -58,7 +58,7 @@ class NamedCorpus:
     """The customary split, where there is one file."""
 
 
-def _wikitext(name: str, archive_sha256: str, known: dict[str, tuple[Known, ...]]) -> NamedCorpus:
+def _wikitext(name: str, archive_sha256: str, known: dict[str, tuple[PublishedHash, ...]]) -> NamedCorpus:
     return NamedCorpus(
         urls=(
             f"https://wikitext.smerity.com/{name}-v1.zip",
@@ -79,7 +79,7 @@ NAMED: dict[str, NamedCorpus] = {
             NamedFile(
                 None,
                 "input.txt",
-                (Known("sha256", "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"),),
+                (PublishedHash("sha256", "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"),),
             ),
         ),
         fractions=(0.9, 0.1),
@@ -89,24 +89,24 @@ NAMED: dict[str, NamedCorpus] = {
         "92675f1d63015c1c8b51f1656a52d5bdbc33aafa60cc47a218a66e7ee817488c",
         {
             "train": (
-                Known("sha1", "863f29c46ef9d167fff4940ec821195882fe29d1", "train: published order"),
-                Known(
+                PublishedHash("sha1", "863f29c46ef9d167fff4940ec821195882fe29d1", "train: published order"),
+                PublishedHash(
                     "sha256",
                     "728c77e87e176af4730f9a80fc6008bcaff421a7202c1c048877c0eec3685f89",
                     "train: articles reordered",
                 ),
             ),
-            "valid": (Known("sha256", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"),),
-            "test": (Known("sha256", "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0"),),
+            "valid": (PublishedHash("sha256", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"),),
+            "test": (PublishedHash("sha256", "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0"),),
         },
     ),
     "wikitext-103": _wikitext(
         "wikitext-103",
         "242ba0f20b329cfdf1ccc61e9e9e5b59becf189db7f7a81cd2a0e2fc31539590",
         {
-            "train": (Known("sha1", "b7497e2dfe77e72cfef5e3dbc61b7b53712ac211"),),
-            "valid": (Known("sha1", "c326ac59dc587676d58c422eb8a03e119582f92b"),),
-            "test": (Known("sha1", "8a5befc548865cec54ed4273cf87dbbad60d1e47"),),
+            "train": (PublishedHash("sha1", "b7497e2dfe77e72cfef5e3dbc61b7b53712ac211"),),
+            "valid": (PublishedHash("sha1", "c326ac59dc587676d58c422eb8a03e119582f92b"),),
+            "test": (PublishedHash("sha1", "8a5befc548865cec54ed4273cf87dbbad60d1e47"),),
         },
     ),
 }

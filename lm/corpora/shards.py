@@ -1,11 +1,11 @@
-"""A corpus larger than a disk: its text is streamed, each shard becomes tokens by itself, and training reads them all.
+"""A corpus larger than the disk: each shard of its text becomes tokens on its own, and training reads all shards.
 
     OUT/  tokenizer.json                      learned once, from the beginning of the text
-          shard-00000-of-00064/               train.bin · valid.bin · tokenizer.json · meta.json, as in the cache
-          shard-00001-of-00064/ …             each made by a job of its own, anywhere, in any order, once
+          shard-00000-of-00064/               a token folder (`lm.corpora.token_folder`) with train and valid
+          shard-00001-of-00064/ …             any job can make any shard, in any order, once
 
-A shard's share of the text is never held: it is read in pieces, encoded, written and forgotten. Of so many pieces one
-is held out for validation. `open_corpus("OUT")` finds the shards, memory-mapped, as one sequence of tokens.
+The text of a shard is never held as a whole: it is read in pieces, encoded and written. Every N-th piece is held out
+for validation. `open_corpus("OUT")` opens the shards, memory-mapped, as one sequence of tokens.
 """
 
 from __future__ import annotations
@@ -26,37 +26,27 @@ import numpy.typing as npt
 from lm.config import CorpusConfig, Section
 from lm.corpora.cache import put_in_place, sync, unwritable, workplace
 from lm.corpora.corpus import Corpus, Progress, Split, silent
-from lm.corpora.file_list import expand, join, list_files, usable
+from lm.corpora.encode import Counts, Encoder, Measure, TokenSplit, UnknownSymbolCounter
+from lm.corpora.file_list import expand, join, list_files, readable_files
 from lm.corpora.hub import PREFIX, stream_hub
-from lm.corpora.prepared import (
-    Counts,
-    Encoder,
-    Measure,
-    PreparedCorpus,
-    TokenSplit,
-    UnknownSymbolCounter,
-    is_measured,
-    read_folder,
-    write_meta,
-)
 from lm.corpora.table_files import ArrowRows, TableText
 from lm.corpora.text import Text, regroup, utf8
+from lm.corpora.token_folder import PreparedCorpus, build_folder, read_folder, write_meta
 from lm.errors import CorpusError
 from lm.registry import TOKENIZERS
-from lm.tokenizers.base import Ids, Tokenizer, load_tokenizer
+from lm.tokenizers.base import Ids, Tokenizer, line_blocks, load_tokenizer
 
 TOKENIZER = "tokenizer.json"
 PIECE = 1 << 16
-"""Characters of a piece, about: what is held out for validation is held out in such pieces."""
-DECODED = 1 << 16
-"""Tokens that are spelled at a time."""
+"""Characters of a piece, about; whole pieces are held out for validation."""
+TOKENS_DECODED_AT_ONCE = 1 << 16
 
 
 class JoinedIds:
-    """Tokens of several files as one array: the start token, then the tokens of each; read where they are asked for."""
+    """Tokens of several files as one array: the start token, then the tokens of each; only what is indexed is read."""
 
     def __init__(self, parts: Sequence[Ids]) -> None:
-        # Each file begins with the start token; only the first one's is kept.
+        # Each file begins with the start token; only that of the first file is used.
         self._parts = [part if number == 0 else part[1:] for number, part in enumerate(parts)]
         self._ends = list(accumulate(len(part) for part in self._parts))
         self.dtype = parts[0].dtype
@@ -88,13 +78,13 @@ class JoinedIds:
 
 
 def learn_tokenizer(config: CorpusConfig, folder: Path, section: Section, *, characters: int) -> Tokenizer:
-    """The tokenizer of a folder of shards; learned from the beginning of the text where there is none yet.
+    """The tokenizer of a folder of shards; trained on the beginning of the text if there is none yet.
 
     Args:
         config: the text.
         folder: OUT.
         section: the tokenizer's options.
-        characters: how much of the text to learn from.
+        characters: length of the text to train on.
     """
     if (folder / TOKENIZER).is_file():
         return load_tokenizer(folder / TOKENIZER)
@@ -117,7 +107,7 @@ def adopt_tokenizer(folder: Path, tokenizer: Tokenizer | Path) -> None:
     """
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
     if is_sharded(folder) and shards_tokenizer(folder).sha256 != tokenizer.sha256:
-        raise CorpusError(f"{folder} has shards of another tokenizer already: choose another folder.")
+        raise CorpusError(f"{folder} already has shards of another tokenizer: choose another folder.")
     with workplace(folder) as place:
         try:
             tokenizer.save(place / TOKENIZER)
@@ -130,15 +120,15 @@ def adopt_tokenizer(folder: Path, tokenizer: Tokenizer | Path) -> None:
 def prepare_shard(
     config: CorpusConfig, folder: Path, number: int, shards: int, *, valid_every: int, progress: Progress | None = None
 ) -> PreparedCorpus:
-    """The tokens of one shard, made where they are not there yet.
+    """The tokens of one shard; prepared if they are not there yet.
 
     Args:
-        config: the text, all of it: local files (a folder, a glob), or a hub data set, which is streamed.
+        config: the whole text: local files (a folder, a glob), or a hub data set, which is streamed.
         folder: OUT, with a tokenizer.
         number: of the shard, from 0.
-        shards: how many there are.
-        valid_every: each so many-th piece of 64 thousand characters is held out for validation.
-        progress: told of bytes.
+        shards: number of shards.
+        valid_every: every `valid_every`-th piece of 64 thousand characters is held out for validation.
+        progress: called with bytes.
 
     Raises:
         CorpusError: there is no such shard, or its text cannot be read.
@@ -153,28 +143,21 @@ def prepare_shard(
     tokenizer = load_tokenizer(folder / TOKENIZER)
     target = folder / f"shard-{number:05}-of-{shards:05}"
     found = read_folder(target)
-    if found is None or found[0].tokenizer.sha256 != tokenizer.sha256 or not is_measured(found[0]):
-        watch = progress or silent
-        text = _share(config, number, shards)
-        with workplace(folder) as place:
-            built = place / target.name
-            try:
-                built.mkdir()
-                _write_shard(built, text, tokenizer, valid_every, config.source, watch)
-                put_in_place(built, target)
-            except OSError as error:
-                raise unwritable(folder, error) from None
-        found = read_folder(target)
-        if found is None:
-            raise CorpusError(f"{target} changed while it was written: another program is at work there.")
+    if found is None or found[0].tokenizer.sha256 != tokenizer.sha256 or not found[0].is_measured:
+        text, watch = _share(config, number, shards), progress or silent
+
+        def fill(built: Path) -> None:
+            _write_shard(built, text, tokenizer, valid_every, config.source, watch)
+
+        found = build_folder(target, fill, keep_existing=False)
     return found[0]
 
 
 def _write_shard(
     built: Path, text: Text, tokenizer: Tokenizer, valid_every: int, source: str, progress: Progress
 ) -> None:
-    met = UnknownSymbolCounter()
-    parts = {name: (Measure(), Encoder(tokenizer, met)) for name in ("train", "valid")}
+    unknown = UnknownSymbolCounter()
+    parts = {name: (Measure(), Encoder(tokenizer, unknown)) for name in ("train", "valid")}
     dtype = tokenizer.dtype.newbyteorder("<")
     read = 0
     files = {name: (built / f"{name}.bin").open("wb") for name in parts}
@@ -197,11 +180,11 @@ def _write_shard(
         sync(built / f"{name}.bin")
         splits[name] = {"sha256": measure.sha256, "counts": asdict(encoder.counts(measure))}
     note = f"one piece in {valid_every} held out for validation"
-    write_meta(built, tokenizer, met, splits, name=built.name, source=source, notes=[note])
+    write_meta(built, tokenizer, unknown, splits, name=built.name, source=source, notes=[note])
 
 
 def _share(config: CorpusConfig, number: int, shards: int) -> Text:
-    """The text of one shard: its share of the files, or of the rows of tables."""
+    """The text of one shard: its part of the files, or of the rows of tables."""
     source = config.source
     if source.startswith(PREFIX):
         rows = ArrowRows(source, partial(_split, partial(stream_hub, source), number, shards))
@@ -211,44 +194,40 @@ def _share(config: CorpusConfig, number: int, shards: int) -> Text:
     if not files:
         raise CorpusError(f"{source} names no file: give a folder, a glob or a hub data set (hf:NAME).")
     if len(files) > 1:
-        files = usable(source, path, files, config)
+        files = readable_files(source, path, files, config)
     if len(files) >= shards:
         own = files[len(files) * number // shards : len(files) * (number + 1) // shards]
         return join(str(own[0].path) if len(own) == 1 else f"{source} (shard {number})", own, config)
     if all(file.table for file in files):
         return join(source, files, config, share=(number, shards))
     raise CorpusError(
-        f"{source} has {len(files)} files, fewer than {shards} shards: split the text into more files, or take "
+        f"{source} has {len(files)} files, fewer than {shards} shards: split the text into more files, or use "
         "fewer shards."
     )
 
 
 def _split(rows: Any, number: int, shards: int) -> Any:
-    """Every so many-th row of a streamed data set, or its own files where there are enough of them."""
+    """Every `shards`-th row of a streamed data set, or whole files if there are enough of them."""
     distributed = importlib.import_module("datasets.distributed")
     return rows() if shards == 1 else distributed.split_dataset_by_node(rows(), rank=number, world_size=shards)
 
 
 def _pieces(chunks: Iterable[str]) -> Iterator[str]:
-    """The same text in pieces of about PIECE characters, cut behind a newline where there is one."""
+    """The same text in pieces of about PIECE characters, cut after a newline if there is one."""
     for chunk in chunks:
-        start = 0
-        while start < len(chunk):
-            end = chunk.find("\n", start + PIECE) + 1 or len(chunk)
-            yield chunk[start:end]
-            start = end
+        yield from line_blocks(chunk, PIECE)
 
 
 # -- reading ------------------------------------------------------------------------------------------
 
 
 def is_sharded(folder: Path) -> bool:
-    """Whether this is a folder of shards."""
+    """Whether the folder holds shards."""
     return (folder / TOKENIZER).is_file() and next(folder.glob("shard-*-of-*"), None) is not None
 
 
 def shards_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that made the shards."""
+    """The tokenizer of the shards."""
     return load_tokenizer(folder / TOKENIZER)
 
 
@@ -260,22 +239,23 @@ def open_shards(folder: Path) -> Corpus:
     """
     prepared = read_shards(folder, shards_tokenizer(folder))
     splits = {
-        name: Split(name, partial(_spelled, split, prepared.tokenizer), split.counts.bytes)
+        name: Split(name, partial(_decoded, split, prepared.tokenizer), split.counts.bytes)
         for name, split in prepared.splits.items()
     }
     return Corpus(folder.name, str(folder), splits, prepared.notes, tokens=folder)
 
 
 def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
-    """The tokens of all shards as one corpus; the training split stays in its files, the validation split is read.
+    """The tokens of all shards as one corpus; the training split stays memory-mapped, the validation split is loaded.
 
     Raises:
-        CorpusError: a shard is missing or damaged, or another tokenizer made them.
+        CorpusError: a shard is missing or damaged, or they have another tokenizer.
     """
     own = shards_tokenizer(folder)
     if isinstance(tokenizer, Tokenizer) and tokenizer.sha256 != own.sha256:
         raise CorpusError(
-            f"{folder} was prepared with another tokenizer than this run's: prepare the text anew with --tokenizer RUN."
+            f"{folder} was prepared with another tokenizer than this run's: prepare the text again with --tokenizer "
+            "RUN."
         )
     counts = {path.name.rpartition("-")[2] for path in folder.glob("shard-*-of-*")}
     if len(counts) != 1:
@@ -286,12 +266,12 @@ def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
     missing = [name for name in names if read[name] is None]
     if missing:
         raise CorpusError(
-            f"{folder} lacks {len(missing)} of {total} shards, or they are not whole: {', '.join(missing[:4])}. Make "
+            f"{folder} lacks {len(missing)} of {total} shards, or they are damaged: {', '.join(missing[:4])}. Make "
             f"them with lm prepare SOURCE OUT --shards {total} --shard N."
         )
     found = [each[0] for each in read.values() if each is not None]
     if any(each.tokenizer.sha256 != own.sha256 for each in found):
-        raise CorpusError(f"{folder} holds shards of another tokenizer than its {TOKENIZER}: prepare them anew.")
+        raise CorpusError(f"{folder} holds shards of another tokenizer than its {TOKENIZER}: prepare them again.")
     splits = {}
     for name in ("train", "valid"):
         parts = [each.splits[name] for each in found]
@@ -299,7 +279,7 @@ def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
         joined = Counts(*(_sum([getattr(part.counts, each.name) for part in parts]) for each in fields(Counts)))
         digest = hashlib.sha256("".join(f"{part.sha256}\n" for part in parts).encode()).hexdigest()
         if joined.tokens < 2:
-            raise CorpusError(f"{folder} has no text for {name}: prepare it anew with another --valid-every.")
+            raise CorpusError(f"{folder} has no text for {name}: prepare it again with another --valid-every.")
         splits[name] = TokenSplit(name, ids if name == "train" else np.asarray(ids), joined, digest)
     key = f"shards-{splits['train'].sha256[:24]}"
     notes = (f"prepared in {total} shards", *found[0].notes)
@@ -307,17 +287,18 @@ def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
 
 
 def _sum(values: list[Any]) -> Any:
-    """None where one is not known."""
+    """The sum; None if one value is None."""
     return None if None in values else sum(values)
 
 
-def _spelled(split: TokenSplit, tokenizer: Tokenizer) -> Iterator[str]:
-    return regroup(_decoded(split, tokenizer))
-
-
 def _decoded(split: TokenSplit, tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of the tokens in pieces that cut no character and no space between words."""
-    decoder = tokenizer.stream()
-    for begin in range(1, len(split.ids), DECODED):
-        yield "".join(map(decoder.feed, np.asarray(split.ids[begin : begin + DECODED]).tolist()))
-    yield decoder.end()
+    """The text of the tokens, in chunks."""
+
+    def pieces() -> Iterator[str]:
+        decoder = tokenizer.stream()
+        for begin in range(1, len(split.ids), TOKENS_DECODED_AT_ONCE):
+            ids = np.asarray(split.ids[begin : begin + TOKENS_DECODED_AT_ONCE])
+            yield "".join(map(decoder.feed, ids.tolist()))
+        yield decoder.end()
+
+    return regroup(pieces())

@@ -32,7 +32,7 @@ from lm.corpora.corpus import (
     size_note,
     whole,
 )
-from lm.corpora.file_list import expand, file_text, join, list_files, say_left_out, usable
+from lm.corpora.file_list import expand, file_text, join, list_files, readable_files, warn_of_skipped
 from lm.corpora.hub import PREFIX, open_hub
 from lm.corpora.shards import is_sharded, open_shards
 from lm.corpora.table_files import table_suffix
@@ -213,12 +213,12 @@ def _split_folder(
     """A folder whose files are the splits; the others are left out."""
     used = {path for files in splits.values() for path in files}
     others = [str(path.relative_to(folder)) for path in found if path not in used]
-    say_left_out(str(folder), {"of no split": others})
+    warn_of_skipped(str(folder), {"of no split": others})
     parts = {}
     for name, files in splits.items():
         where = f"{folder} ({name})"
         # Shards may be empty; of one file the text itself says what is wrong with it.
-        shards = expand(files) if len(files) == 1 else usable(where, folder, expand(files), config)
+        shards = expand(files) if len(files) == 1 else readable_files(where, folder, expand(files), config)
         parts[name] = whole(name, join(str(files[0]) if len(files) == 1 else where, shards, config))
     return Corpus(_folder_name(folder), str(folder), parts, (size_note(len(used)),))
 
@@ -229,7 +229,7 @@ def _several(
     """Files as one text; those without text are left out."""
     parts = expand(files)
     if len(parts) != 1 or not parts[0].path.exists():
-        parts = usable(source, folder, parts, config)
+        parts = readable_files(source, folder, parts, config)
     where = source if len(parts) > 1 else str(parts[0].path)
     return _positioned(name, source, join(where, parts, config), len(parts), config, progress)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 from lm.corpora import PreparedCorpus, TokenSplit
 from lm.corpora.cache import cache_folder
 from lm.errors import RunError
-from lm.evaluation.report import MOST_OVERLAP
+from lm.evaluation.report import MAX_OVERLAP, Floor
 from lm.files import write_file
 from lm.models.kneser_ney import count_text
 
@@ -31,29 +30,17 @@ FLOOR_VERSION = 1
 FEW_TOKENS = 1000
 ORDERS = 7, 4
 """For vocabularies of at most FEW_TOKENS, and for larger ones."""
-MOST_COUNTED = 8_000_000
+MAX_COUNTED = 8_000_000
 """Training tokens that are counted: bounds time and memory."""
-MOST_KEPT = 200
+MAX_STORED = 200
 """Texts whose floor is remembered with a corpus."""
 WINDOWS = 64
 """Parts of a text that are looked for in the training text."""
 WINDOW_CHARACTERS = 100
-FEWEST_TOKENS = 8
+MIN_TOKENS = 8
 """Of a window."""
-FEWEST_KINDS, MOST_UNKNOWN = 4, 0.1
+MIN_DISTINCT, MAX_UNKNOWN = 4, 0.1
 """Different tokens, and share of unknown ones, of a window: others stand in many places by chance."""
-
-
-@dataclass(frozen=True)
-class Floor:
-    """What counting reaches; `loss` and `sentence` are None where that says nothing about the text."""
-
-    loss: float | None
-    """Nats per token."""
-    sentence: str | None
-    """What was counted."""
-    overlap: float = 0.0
-    """About the share of the text that stands in the training text."""
 
 
 def floor_order(vocab_size: int) -> int:
@@ -72,31 +59,29 @@ def find_floor(corpus: PreparedCorpus, part: TokenSplit, *, most_tokens: int | N
     train = corpus.splits["train"]
     share = 1.0 if part.sha256 == train.sha256 else overlap(corpus, part)
     order, total = floor_order(corpus.tokenizer.vocab_size), len(train.ids) - 1
-    if share > MOST_OVERLAP or (most_tokens is not None and total > most_tokens):
+    if share > MAX_OVERLAP or (most_tokens is not None and total > most_tokens):
         return Floor(None, None, share)
-    counted = (
-        "the training text" if total <= MOST_COUNTED else f"the first {MOST_COUNTED:,} tokens of the training text"
-    )
+    counted = "the training text" if total <= MAX_COUNTED else f"the first {MAX_COUNTED:,} tokens of the training text"
     path = cache_folder() / "tokens" / corpus.key / "floor.json"
     known = _read(path)
     key = f"{part.sha256} {len(part.ids)}"
     if key not in known:
-        counts = count_text(train.ids[: MOST_COUNTED + 1], order=order, vocab_size=corpus.tokenizer.vocab_size)
+        counts = count_text(train.ids[: MAX_COUNTED + 1], order=order, vocab_size=corpus.tokenizer.vocab_size)
         known[key] = -float(np.mean(counts.log_probabilities_of(part.ids)))
         _keep(path, known)
     return Floor(known[key], f"{order}-gram counts of {counted}, without a network", share)
 
 
 def overlap(corpus: PreparedCorpus, part: TokenSplit) -> float:
-    """About the share of a text that stands in the training split (its first MOST_COUNTED tokens).
+    """About the share of a text that stands in the training split (its first MAX_COUNTED tokens).
 
     WINDOWS windows of about 100 characters, spread evenly over the text, are looked for. A text of less than half a
     window is too short to say; 0 then.
     """
-    train = np.asarray(corpus.splits["train"].ids[: MOST_COUNTED + 1])
+    train = np.asarray(corpus.splits["train"].ids[: MAX_COUNTED + 1])
     ids = np.asarray(part.ids[1:]).astype(train.dtype)
     window = round(WINDOW_CHARACTERS * len(ids) / max(part.counts.characters, 1))
-    window = max(window, FEWEST_TOKENS)
+    window = max(window, MIN_TOKENS)
     if len(ids) < window / 2:
         return 0.0
     window = min(window, len(ids))
@@ -105,7 +90,7 @@ def overlap(corpus: PreparedCorpus, part: TokenSplit) -> float:
     for start in np.unique(np.linspace(0, len(ids) - window, WINDOWS).astype(np.int64)).tolist():
         piece = ids[start : start + window]
         unknown = np.count_nonzero(piece == corpus.tokenizer.unknown_id)
-        if unknown > MOST_UNKNOWN * window or len(np.unique(piece)) < FEWEST_KINDS:
+        if unknown > MAX_UNKNOWN * window or len(np.unique(piece)) < MIN_DISTINCT:
             continue
         looked += 1
         wanted = piece.tobytes()
@@ -134,5 +119,5 @@ def _keep(path: Path, losses: dict[str, float]) -> None:
     if path.parent.is_dir():
         with suppress(RunError):
             write_file(
-                path, json.dumps({"version": FLOOR_VERSION, "losses": dict([*losses.items()][-MOST_KEPT:])}) + "\n"
+                path, json.dumps({"version": FLOOR_VERSION, "losses": dict([*losses.items()][-MAX_STORED:])}) + "\n"
             )

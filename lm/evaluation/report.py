@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -16,12 +17,11 @@ from lm.config import Options
 
 if TYPE_CHECKING:
     from lm.corpora import Counts
-    from lm.evaluation.floor import Floor
     from lm.evaluation.score_sums import Scores
 
 FLOOR_MARGIN = 1e-4
 """Nats per token by which a model may miss the floor before it is said: rounding, and counts that are the floor."""
-MOST_OVERLAP = 0.1
+MAX_OVERLAP = 0.1
 """Share of a text that may stand in the training text, as a common phrase does."""
 NOTED_BITS = 0.001
 """Bits per byte of spelling from which on a note says so."""
@@ -36,6 +36,18 @@ EOS_CONVENTION = (
 
 _SHORTLY = "run", "state", "corpus", "split", "loss", "perplexity", "bits_per_byte", "tokens"
 """What a report shows itself as in an interpreter; all fields are in `model_dump()`."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The loss of n-gram counts on a text; `loss` and `sentence` are None if they say nothing about it."""
+
+    loss: float | None
+    """Nats per token."""
+    sentence: str | None
+    """What was counted."""
+    overlap: float = 0.0
+    """About the share of the text that is in the training text."""
 
 
 class Report(Options):
@@ -115,7 +127,7 @@ class Report(Options):
     @property
     def remembered(self) -> bool:
         """Whether so much of the text stands in the training text that its figures say how well it is remembered."""
-        return (self.training_overlap or 0.0) > MOST_OVERLAP
+        return (self.training_overlap or 0.0) > MAX_OVERLAP
 
     @property
     def misses_floor(self) -> bool:

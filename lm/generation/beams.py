@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lm.generation.decoder import Decoder, Logits, Snapshot
-from lm.generation.filters import log_softmax
-from lm.generation.request import Generation, Score
+from lm.generation.distribution import log_softmax
+from lm.generation.request import Generation, Record, Score
 from lm.generation.sampler import Sampler
-from lm.generation.sequence import Sequence
+from lm.generation.sequence import Sample
 from lm.generation.stop_strings import StopFinder
 from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import StreamDecoder, Tokenizer
@@ -64,7 +64,7 @@ class Beams:
         options = generation.request.options
         self.generation = generation
         self.slots_needed = options.num_beams or 1
-        self.turn = 0
+        self.turn_tokens = 0
         """Steps since it got its slots."""
         self.slots: list[int] = []
         self._snapshots: list[Snapshot] = []
@@ -90,7 +90,7 @@ class Beams:
 
     def resume(self, decoder: Decoder) -> None:
         """Take slots again."""
-        self.turn = 0
+        self.turn_tokens = 0
         for snapshot in self._snapshots:
             self.slots.append(decoder.restore(snapshot))
         self._snapshots = []
@@ -102,7 +102,7 @@ class Beams:
 
     def advance(self, decoder: Decoder, logits: Logits) -> bool:
         """Go one token on, from the logits (S, V) after each beam; True if the search is over."""
-        self.turn += 1
+        self.turn_tokens += 1
         position = len(self._live[0].tokens)
         options = self._options
         sampler = self._samplers[position >= options.min_tokens]
@@ -155,13 +155,13 @@ class Beams:
     def _tell(self) -> None:
         for index, text in enumerate(self._found):
             # Through the rules of a sample, which say what is given out.
-            sample = Sequence(self.generation, index, self._tokenizer, self._samplers, self.generation.records)
+            sample = Sample(self.generation, index, self._tokenizer, self._samplers, self.generation.records)
             scores = text.scores or (None,) * len(text.tokens)
             for token, score in zip(text.tokens, scores, strict=True):
                 sample.push(token, score)
         # Where bans leave fewer texts than were asked for, the rest is empty.
         for index in range(len(self._found), self._options.n):
-            self.generation.records.append((index, "", None, None, 0, "length"))
+            self.generation.records.append(Record(index, finish_reason="length"))
 
 
 def _likeliest(sampler: Sampler, logits: Logits, live: list[_Text]) -> Iterator[tuple[int, int, float]]:

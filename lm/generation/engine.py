@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lm.errors import ConfigError
 from lm.generation.beams import Beams
@@ -28,9 +30,9 @@ from lm.generation.decoder import Decoder, Logits
 from lm.generation.options import SamplingOptions
 from lm.generation.prefill import PREFILL_CHUNK, Prompts, Reading
 from lm.generation.prefix_cache import PrefixCache
-from lm.generation.request import Event, Generation, Request, Score, Usage
+from lm.generation.request import Event, Generation, Record, Request, Score, Usage
 from lm.generation.sampler import Sampler
-from lm.generation.sequence import Sequence
+from lm.generation.sequence import Sample
 from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import Tokenizer
 
@@ -39,7 +41,7 @@ __all__ = ["PREFILL_CHUNK", "QUANTUM", "Engine", "EngineStats", "Event", "Genera
 QUANTUM = 256
 """Tokens that a sample draws before it makes room, if others wait."""
 
-Job = Reading | Sequence | Beams
+Job = Reading | Sample | Beams
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,31 @@ class EngineStats:
 class _Task:
     """What the engine knows of a request."""
 
-    samples: list[Sequence] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     """Empty until the prompt is read, and where beams are searched."""
     live: int = 0
     """Samples that are not over."""
 
 
+class _JobCounts(NamedTuple):
+    """Where the jobs were at one moment between two steps."""
+
+    running: int = 0
+    prefilling: int = 0
+    waiting: int = 0
+    """Of the requests that were taken in."""
+    slots: int = 0
+    taken: int = 0
+    """Requests taken in until then."""
+
+
 class _Group:
     """Samples that one sampler draws for."""
 
-    def __init__(self, sampler: Sampler, samples: list[Sequence]) -> None:
+    def __init__(self, sampler: Sampler, samples: list[Sample]) -> None:
         self.sampler = sampler
         self.samples = samples
+        self.contexts = [sample.context for sample in samples]
         self.alternatives = max((sample.alternatives for sample in samples), default=-1)
         """The most that one of them wants to be told; -1 where no scores are kept."""
 
@@ -105,6 +120,10 @@ class Engine:
         self.max_batch = max_batch if decoder.max_slots is None else min(max_batch, decoder.max_slots)
         # From other threads; a deque's ends are safe to share.
         self._submitted: deque[Reading] = deque()
+        self._submitted_count = self._taken_count = 0
+        """Requests that were submitted so far, and those of them that the stepping thread has taken in."""
+        self._submit_lock = threading.Lock()
+        self._jobs_now = _JobCounts()
         self._cancelled: deque[Generation] = deque()
         self._resumed: deque[Generation] = deque()
         self._tasks: dict[Generation, _Task] = {}
@@ -112,7 +131,7 @@ class Engine:
         self._paused: dict[Generation, list[Job]] = {}
         self._cache = PrefixCache(prefix_cache_bytes)
         self._prompts = Prompts(decoder, self._cache)
-        self._running: list[Sequence] = []
+        self._running: list[Sample] = []
         self._searching: list[Beams] = []
         self._free = self.max_batch
         self._groups: list[_Group] | None = None
@@ -136,7 +155,11 @@ class Engine:
             ConfigError: the request cannot be done, whatever the model says.
         """
         generation = Generation(request, on_event)
-        self._submitted.append(Reading(generation, self._check(request)))
+        job = Reading(generation, self._check(request))
+        with self._submit_lock:
+            # Counted first: a request that is taken in was counted.
+            self._submitted_count += 1
+            self._submitted.append(job)
         return generation
 
     def cancel(self, generation: Generation) -> None:
@@ -158,23 +181,35 @@ class Engine:
         waiting = [job for job in self._waiting if job.generation is generation]
         self._waiting = deque(job for job in self._waiting if job.generation is not generation)
         self._paused[generation] = [*running, *waiting]
+        self._count_jobs()
 
     def resume(self, generation: Generation) -> None:
         """Put the samples of a paused request in line again."""
         self._resumed.append(generation)
 
     def stats(self) -> EngineStats:
-        """What the engine is at."""
+        """What the engine is at, after its last step: each request and sample that is not over is counted once."""
+        jobs = self._jobs_now
         return EngineStats(
-            running=len(self._running) + len(self._searching),
-            prefilling=len(self._prompts.jobs),
-            waiting=len(self._waiting) + len(self._submitted) + sum(map(len, tuple(self._paused.values()))),
-            slots=self.max_batch - self._free,
+            running=jobs.running,
+            prefilling=jobs.prefilling,
+            waiting=jobs.waiting + self._submitted_count - jobs.taken,
+            slots=jobs.slots,
             steps=self._steps,
             drawn_tokens=self._drawn,
             prefilled_tokens=self._prompts.tokens,
             cached_tokens=self._cache.found_tokens,
             cache_bytes=self._cache.nbytes,
+        )
+
+    def _count_jobs(self) -> None:
+        """Let `stats` see where the jobs are: during a step, some are on their way between two lists."""
+        self._jobs_now = _JobCounts(
+            running=len(self._running) + len(self._searching),
+            prefilling=len(self._prompts.jobs),
+            waiting=len(self._waiting) + sum(map(len, self._paused.values())),
+            slots=self.max_batch - self._free,
+            taken=self._taken_count,
         )
 
     def _check(self, request: Request) -> tuple[Sampler, Sampler]:
@@ -216,6 +251,7 @@ class Engine:
             if not generation.done:
                 self.cancel(generation)
                 self._drop_cancelled()
+                self._count_jobs()
 
     def step(self) -> bool:
         """One round: take requests in, read some of a prompt, draw one token for every running sample.
@@ -240,6 +276,7 @@ class Engine:
             self._fail(error)
             raise
         finally:
+            self._count_jobs()
             if self._news:
                 self._tell()
         return busy
@@ -255,6 +292,7 @@ class Engine:
     def _take_in(self) -> None:
         while self._submitted:
             job = self._submitted.popleft()
+            self._taken_count += 1
             self._tasks[job.generation] = _Task()
             self._waiting.append(job)
 
@@ -280,9 +318,9 @@ class Engine:
 
     def _make_room(self, slots: int) -> None:
         """Park who has drawn most since they got their slots, if that frees so many."""
-        everybody: list[Sequence | Beams] = [*self._running, *self._searching]
-        long = [job for job in everybody if job.turn >= QUANTUM]
-        long.sort(key=lambda job: -job.turn)
+        everybody: list[Sample | Beams] = [*self._running, *self._searching]
+        long = [job for job in everybody if job.turn_tokens >= QUANTUM]
+        long.sort(key=lambda job: -job.turn_tokens)
         if self._free + sum(job.slots_needed for job in long) < slots:
             return
         for job in long:
@@ -291,7 +329,7 @@ class Engine:
                 self._leave(job)
                 self._waiting.append(job)
 
-    def _leave(self, job: Sequence | Beams) -> None:
+    def _leave(self, job: Sample | Beams) -> None:
         """Take a job from those that run."""
         if isinstance(job, Beams):
             self._searching.remove(job)
@@ -332,7 +370,7 @@ class Engine:
         task = self._tasks[generation]
         count = request.options.best_of or request.options.n
         task.samples = [
-            Sequence(
+            Sample(
                 generation, index, self.tokenizer, job.samplers,
                 # Who may lose keeps its news to itself.
                 deque() if request.options.best_of else generation.records,
@@ -343,14 +381,14 @@ class Engine:
         if request.options.max_tokens:
             group = _Group(task.samples[0].sampler, task.samples)
             self._push(group, logits.repeat(count, axis=0))
-            self._share(slot, [sample for sample in task.samples if not sample.over])
+            self._share(slot, [sample for sample in task.samples if not sample.is_done])
         else:
             for sample in task.samples:
                 sample.end("length")
                 self._ended(sample)
             self._share(slot, [])
 
-    def _share(self, slot: int, samples: list[Sequence]) -> None:
+    def _share(self, slot: int, samples: list[Sample]) -> None:
         """Let samples go on from one slot: the first in it, others in forks of it, the rest when there is room."""
         if not samples:
             self.decoder.close(slot)
@@ -389,7 +427,7 @@ class Engine:
             end = begin + len(group.samples)
             if self._push(group, logits if end - begin == len(logits) else logits[begin:end]):
                 for sample in group.samples:
-                    if sample.over:
+                    if sample.is_done:
                         self._leave(sample)
             begin = end
         for beams in tuple(self._searching):
@@ -399,7 +437,7 @@ class Engine:
 
     def _group(self) -> None:
         """Put samples beside each other that one sampler can draw for."""
-        groups: dict[object, list[Sequence]] = {}
+        groups: dict[object, list[Sample]] = {}
         for sample in self._running:
             groups.setdefault(sample.sampler.key, []).append(sample)
         self._groups = [_Group(samples[0].sampler, samples) for samples in groups.values()]
@@ -408,7 +446,7 @@ class Engine:
 
     def _push(self, group: _Group, logits: Logits) -> bool:
         """Draw one token for each sample; True if that was the last of some."""
-        tokens = group.sampler.draw(logits, group.samples)
+        tokens = group.sampler.draw(logits, group.contexts, (sample.random_number() for sample in group.samples))
         self._drawn += len(tokens)
         scores: Iterable[Score | None] = itertools.repeat(None)
         if group.alternatives >= 0:
@@ -421,7 +459,7 @@ class Engine:
             if sample.push(token, score):
                 self._ended(sample)
                 ended = True
-            elif sample.drawn == sample.changes_at:
+            elif sample.context.position == sample.sampler_change:
                 self._groups = None
         return ended
 
@@ -433,7 +471,7 @@ class Engine:
 
     # -- ends -----------------------------------------------------------------------------------
 
-    def _ended(self, sample: Sequence) -> None:
+    def _ended(self, sample: Sample) -> None:
         task = self._tasks[sample.generation]
         task.live -= 1
         if not task.live:
@@ -441,7 +479,7 @@ class Engine:
             if options.best_of is not None:
                 best = sorted(task.samples, key=lambda each: -each.mean_logprob)[: options.n]
                 for index, winner in enumerate(best):
-                    sample.generation.records.extend((index, *record[1:]) for record in winner.records)
+                    sample.generation.records.extend(record._replace(index=index) for record in winner.records)
             self._over(sample.generation)
 
     def _over(self, generation: Generation) -> None:
@@ -468,13 +506,13 @@ class Engine:
         self._groups = None
         for generation in dropped:
             self._paused.pop(generation, None)
-            samples = [sample for sample in self._tasks[generation].samples if not sample.over]
+            samples = [sample for sample in self._tasks[generation].samples if not sample.is_done]
             for sample in samples:
                 sample.end(reason)
                 self._ended(sample)
             if not samples:
                 for index in range(generation.request.options.n):
-                    generation.records.append((index, "", None, None, 0, reason))
+                    generation.records.append(Record(index, finish_reason=reason))
                 self._over(generation)
         for job in held:
             self._free += job.slots_needed

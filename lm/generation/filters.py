@@ -1,61 +1,173 @@
-"""Filters: pure numpy functions on logits, composed in one documented order, the same for every decoder.
+"""Filters: what changes the logits of a model before a token is drawn. The same for every decoder.
 
-    ban → logit_bias → repetition_penalty → presence_penalty, frequency_penalty → temperature → top_k → top_p → min_p
-        → typical_p → draw
+A filter is one row of `FILTERS`, in the order in which the filters act. The table gives the sampler its steps and its
+batch key, `SamplingOptions` (and so the flags, the API and docs/options.md) its fields, and the page its sliders.
 
-Shapes: B rows, V vocabulary, float64. A masked token has the logit -inf; at least one token a row survives every
-filter. A row's result does not depend on the rows beside it, to the last bit.
+To add a filter: write its function, declare its options in `FilterOptions`, and add a row to `FILTERS`.
+
+Shapes: B rows, V vocabulary, float64. A masked token has the logit -inf. Each row keeps at least one token. The result
+of a row does not depend on the other rows, to the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import json
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
-Logits = npt.NDArray[np.float64]
-Places = npt.NDArray[np.int64]
+from lm.config import Options
+from lm.generation.distribution import Logits, row_max
+from lm.generation.distribution import softmax as softmax
+
+Ids = npt.NDArray[np.int64]
 
 _MASKED = np.array(-np.inf)
 _HUGE = 1e300
-"""Stands for infinity, so that differences of logits stay numbers."""
+"""Replaces infinity: differences of logits stay finite."""
 _SMALL = 128
-"""Rows of so few tokens are sorted whole."""
+"""Rows of at most this many tokens are sorted whole."""
+
+# -- options ------------------------------------------------------------------------------------------
+
+Token = Annotated[int, Field(ge=0)]
+Temperature = Annotated[float, Field(ge=0, le=100)]
 
 
-def greatest(logits: Logits) -> Logits | float:
-    """The greatest logit of each row, (B, 1), or a plain number where there is one row."""
-    if len(logits) == 1:
-        # A third of the time of a maximum, and of what is done with it.
-        return logits.item(logits.argmax())
-    largest: Logits = np.maximum.reduce(logits, axis=-1, keepdims=True)
-    return largest
+class FilterOptions(Options):
+    """The options of the filters, in the order of help and docs."""
+
+    temperature: Temperature | Annotated[tuple[Temperature, ...], Field(min_length=1, max_length=1000)] = Field(
+        0.8,
+        description="Divides the logits: below 1 safer, above 1 wilder, 0 always the likeliest token. Several values "
+        "take turns, one a token.",
+    )
+    top_k: int | None = Field(None, ge=1, description="Draw from the k likeliest tokens only.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Draw from the fewest tokens that hold this share of the probability."
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Draw from tokens with at least this share of the likeliest one's probability."
+    )
+    typical_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Draw from the tokens whose surprise is nearest to the expected one and that hold this share of "
+        "the probability.",
+    )
+    repetition_penalty: float | None = Field(
+        None, gt=0, le=100, description="Above 1: makes tokens of the prompt and the text so far less likely."
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-100, le=100, description="Taken from the logit of each token that was drawn before."
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-100, le=100, description="Taken from the logit of a token for each time it was drawn before."
+    )
+    penalty_window: int | None = Field(
+        None, ge=1, description="The penalties look at so many of the last tokens; default: all."
+    )
+    logit_bias: dict[Token, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, description="Added to the logits of some tokens, by id; -100 or less bans the token."
+    )
+    banned_tokens: tuple[Token, ...] = Field((), description="Tokens, by id, that are never drawn.")
+    allow_unknown: bool = Field(False, description="Let the unknown token be drawn.")
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """The schedule: one value for each token, repeated."""
+        return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+
+    @field_validator("temperature", mode="wrap")
+    @classmethod
+    def _number_or_schedule(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        try:
+            return handler(parts[0] if isinstance(parts, list) and len(parts) == 1 else parts)
+        except ValidationError:
+            # One error: pydantic reports one for a number and one for a list.
+            raise ValueError("give a number from 0 to 100, or several with commas between them") from None
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('write JSON such as {"13": -100}') from None
 
 
-def softmax(logits: Logits) -> Logits:
-    """Probabilities (B, V) of logits (B, V)."""
-    shifted = np.exp(logits - greatest(logits))
-    total: Logits = shifted / shifted.sum(axis=-1, keepdims=True)
-    return total
+# -- what a filter may know of a text -------------------------------------------------------------------
 
 
-def log_softmax(logits: Logits) -> Logits:
-    """Logarithms (B, V) of the probabilities of logits (B, V)."""
-    best = greatest(logits)
-    normalised: Logits = logits - (best + np.log(np.exp(logits - best).sum(axis=-1, keepdims=True)))
-    return normalised
+class Counts:
+    """How often each token occurs among the last `window` tokens of a text."""
+
+    def __init__(self, vocab_size: int, window: int | None, tokens: Sequence[int] = ()) -> None:
+        recent = tokens if window is None else tokens[-window:]
+        self.counts: Ids = np.bincount(np.array(recent, dtype=np.int64), minlength=vocab_size)
+        self._window = window
+        self._recent = deque(() if window is None else recent)
+
+    def add(self, token: int) -> None:
+        """Count one more token, and drop the one that leaves the window."""
+        self.counts[token] += 1
+        if self._window is not None:
+            self._recent.append(token)
+            if len(self._recent) > self._window:
+                self.counts[self._recent.popleft()] -= 1
 
 
-# -- before the temperature -------------------------------------------------------------------------
+@dataclass
+class SamplingContext:
+    """The text before the token that is drawn next."""
+
+    position: int
+    """Generated tokens so far."""
+    text_counts: Counts | None = None
+    """Tokens of the prompt and the generated text, if a filter counts them."""
+    generated_counts: Counts | None = None
+    """Tokens of the generated text, if a filter counts them."""
+
+    @classmethod
+    def after(
+        cls, prompt: Sequence[int], generated: Sequence[int], options: FilterOptions, vocab_size: int
+    ) -> SamplingContext:
+        """The context after a prompt and some generated tokens."""
+        counted = {each.counts for each in FILTERS if each.is_on(options)}
+        window = options.penalty_window
+        return cls(
+            len(generated),
+            Counts(vocab_size, window, (*prompt, *generated)) if "text" in counted else None,
+            Counts(vocab_size, window, generated) if "generated" in counted else None,
+        )
+
+    def add(self, token: int) -> None:
+        """Append a generated token."""
+        self.position += 1
+        if self.text_counts is not None:
+            self.text_counts.add(token)
+        if self.generated_counts is not None:
+            self.generated_counts.add(token)
 
 
-def ban(logits: npt.NDArray[np.floating[Any]], tokens: Sequence[int] | Places) -> Logits:
-    """Mask some tokens; the first of the filters, which takes a decoder's float32 and gives float64."""
+# -- before the temperature -----------------------------------------------------------------------------
+
+
+def ban(logits: npt.NDArray[np.floating[Any]], tokens: Sequence[int] | Ids) -> Logits:
+    """Mask some tokens. Takes float32 or float64 and gives new float64 logits."""
     masked = logits.astype(np.float64)
     if len(tokens) == 1:
-        # A fraction of the time of a list of one.
+        # Much faster than a list of one.
         if len(masked) == 1:
             masked[0, tokens[0]] = -np.inf
         else:
@@ -65,24 +177,24 @@ def ban(logits: npt.NDArray[np.floating[Any]], tokens: Sequence[int] | Places) -
     return masked
 
 
-def add_bias(logits: Logits, tokens: Sequence[int] | Places, biases: Sequence[float] | Logits) -> Logits:
-    """Add to the logits of some tokens, each named once."""
+def add_bias(logits: Logits, tokens: Sequence[int] | Ids, biases: Sequence[float] | Logits) -> Logits:
+    """Add `biases` to the logits of `tokens`, which are all different."""
     biased = logits.copy()
     biased[:, tokens] += biases
     return biased
 
 
 def penalise_repetition(logits: Logits, counts: npt.NDArray[Any], penalty: float) -> Logits:
-    """Divide the positive logits of tokens that were met by `penalty`, and multiply the negative ones.
+    """Divide the positive logits of tokens that occurred by `penalty`, and multiply the negative ones.
 
     Args:
         logits: (..., V).
-        counts: how often each token was met, (..., V).
-        penalty: above 1 makes them less likely.
+        counts: how often each token occurred, (..., V).
+        penalty: above 1 makes these tokens less likely.
 
     Source: Keskar et al. 2019, "CTRL".
     """
-    # A tiny penalty would make infinities, of which no temperature could make probabilities.
+    # A tiny penalty overflows: infinite logits have no probabilities.
     with np.errstate(over="ignore"):
         changed = np.where(logits > 0, logits / penalty, logits * penalty).clip(max=_HUGE)
     penalised: Logits = np.where(counts > 0, changed, logits)
@@ -90,43 +202,40 @@ def penalise_repetition(logits: Logits, counts: npt.NDArray[Any], penalty: float
 
 
 def penalise_presence(logits: Logits, counts: npt.NDArray[Any], presence: float, frequency: float) -> Logits:
-    """Take `presence` from the logits of tokens that were drawn, and `frequency` for each time they were.
+    """Subtract `presence` from the logits of tokens that occurred, and `frequency` for each occurrence.
 
     Args:
         logits: (..., V).
-        counts: how often each token was drawn, (..., V).
-        presence: taken once.
-        frequency: taken for each time.
+        counts: how often each token occurred, (..., V).
+        presence: subtracted once.
+        frequency: subtracted for each occurrence.
     """
     penalised: Logits = logits - (presence * (counts > 0) + frequency * counts)
     return penalised
 
 
-def ensure_finite_row(logits: Logits, allowed: int) -> Logits:
-    """Give rows without any probability a token to live by; what is no number gets none, infinity becomes a certainty.
-
-    Args:
-        logits: (B, V).
-        allowed: the token for rows that are masked throughout.
-    """
-    # Infinity has no difference from itself.
-    living: Logits = np.minimum(np.where(np.isnan(logits), -np.inf, logits), _HUGE)
-    living[np.isneginf(living).all(axis=-1), allowed] = 0.0
-    return living
+def ensure_finite_row(logits: Logits, fallback: int) -> Logits:
+    """Replace NaN with -inf, clamp +inf, and keep `fallback` in rows (B, V) that are fully masked."""
+    finite: Logits = np.minimum(np.where(np.isnan(logits), -np.inf, logits), _HUGE)
+    finite[np.isneginf(finite).all(axis=-1), fallback] = 0.0
+    return finite
 
 
-# -- the temperature and what comes after it --------------------------------------------------------
+# -- the temperature and the filters after it -----------------------------------------------------------
 
 
 def apply_temperature(
-    logits: Logits, temperature: float | npt.NDArray[np.float64], best: Logits | float | None = None
+    logits: Logits, temperature: float | npt.NDArray[np.float64], largest: Logits | float | None = None
 ) -> Logits:
-    """Divide by the temperature, > 0: one for all rows, or one a row (B, 1). The likeliest token gets 0.
+    """Divide by the temperature; the maximum of each row becomes 0.
 
-    `best` is the greatest logit of each row, where that is known.
+    Args:
+        logits: (B, V).
+        temperature: above 0; one number, or one a row (B, 1).
+        largest: the maximum of each row, if known.
     """
-    # Shifted first: a tiny temperature would make infinities, whose difference is no number.
-    shifted: Logits = logits - (greatest(logits) if best is None else best)
+    # Shifted first: a tiny temperature would overflow, and infinity minus infinity is NaN.
+    shifted: Logits = logits - (row_max(logits) if largest is None else largest)
     if isinstance(temperature, float) and temperature > 1e-6:
         if temperature != 1.0:
             shifted /= temperature
@@ -137,12 +246,12 @@ def apply_temperature(
 
 
 def keep_top_k(logits: Logits, top_k: int) -> Logits:
-    """Mask all but the k likeliest tokens; of equals at the border the lower ids stay."""
+    """Mask all but the k most likely tokens; among equals at the border the lower ids stay."""
     size = logits.shape[-1]
     if top_k >= size:
         return logits.copy()
     if len(logits) == 1 and size <= _SMALL:
-        # A short row is put in order as quickly as it is parted, and then shows its equals.
+        # Sorting a short row is as fast as partitioning it, and shows equals at the border.
         ordered = logits.copy()
         ordered.sort()
         border = ordered.item(size - top_k)
@@ -156,14 +265,14 @@ def keep_top_k(logits: Logits, top_k: int) -> Logits:
     return _keep_from(logits, borders, top_k)
 
 
-def _keep_from(logits: Logits, border: Logits | float, count: int | npt.NDArray[np.int64]) -> Logits:
-    """Mask what is below the border (B, 1), and of its equals the higher ids where more than `count` would stay."""
+def _keep_from(logits: Logits, border: Logits | float, count: int | Ids) -> Logits:
+    """Mask the logits below the border (B, 1), and the equals with the highest ids if more than `count` would stay."""
     masked = logits < border
     if masked.size - np.count_nonzero(masked) > (len(logits) * count if isinstance(count, int) else count.sum()):
         equal = logits == border
         room = count - (logits > border).sum(axis=-1, keepdims=True)
         masked |= equal & (equal.cumsum(axis=-1) > room)
-    # Half the time of np.where.
+    # Twice as fast as np.where.
     filtered = logits.copy()
     np.putmask(filtered, masked, _MASKED)
     return filtered
@@ -172,7 +281,7 @@ def _keep_from(logits: Logits, border: Logits | float, count: int | npt.NDArray[
 def keep_top_p(logits: Logits, top_p: float) -> Logits:
     """Mask the tokens outside the smallest set that holds `top_p` of the probability.
 
-    Of equals at the border the lower ids stay.
+    Among equals at the border the lower ids stay.
 
     Source: Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration".
     """
@@ -180,52 +289,52 @@ def keep_top_p(logits: Logits, top_p: float) -> Logits:
         return logits.copy()
     size = logits.shape[-1]
     if size <= _SMALL:
-        likeliest = np.sort(logits, axis=-1)[:, ::-1]
-        mass = np.add.accumulate(np.exp(likeliest - likeliest[:, :1]), axis=-1)
+        ordered = np.sort(logits, axis=-1)[:, ::-1]
+        mass = np.add.accumulate(np.exp(ordered - ordered[:, :1]), axis=-1)
         enough = top_p * mass[:, -1:]
     else:
-        best = greatest(logits)
-        enough = top_p * np.exp(logits - best).sum(axis=-1, keepdims=True)
-        # Only the likeliest tokens have to be put in order: so many as hold the share.
-        most = _SMALL
+        largest = row_max(logits)
+        enough = top_p * np.exp(logits - largest).sum(axis=-1, keepdims=True)
+        # Sort only the most likely tokens: as many as hold this share.
+        count = _SMALL
         while True:
-            most = min(most, size)
-            likeliest = np.sort(np.partition(logits, size - most, axis=-1)[:, size - most :], axis=-1)[:, ::-1]
-            mass = np.add.accumulate(np.exp(likeliest - best), axis=-1)
-            if most == size or (mass[:, -1:] >= enough).all():
+            count = min(count, size)
+            ordered = np.sort(np.partition(logits, size - count, axis=-1)[:, size - count :], axis=-1)[:, ::-1]
+            mass = np.add.accumulate(np.exp(ordered - largest), axis=-1)
+            if count == size or (mass[:, -1:] >= enough).all():
                 break
-            most *= 8
+            count *= 8
     # The mass before each token decides, so that the token which crosses the border stays.
     if len(logits) == 1:
         last = int(mass[0, :-1].searchsorted(enough.item()))
-        return _keep_from(logits, likeliest.item(last), last + 1)
-    count = 1 + (mass[:, :-1] < enough).sum(axis=-1, keepdims=True)
-    return _keep_from(logits, np.take_along_axis(likeliest, count - 1, axis=-1), count)
+        return _keep_from(logits, ordered.item(last), last + 1)
+    counts = 1 + (mass[:, :-1] < enough).sum(axis=-1, keepdims=True)
+    return _keep_from(logits, np.take_along_axis(ordered, counts - 1, axis=-1), counts)
 
 
 def keep_min_p(logits: Logits, min_p: float) -> Logits:
-    """Mask the tokens with less than `min_p` times the probability of the likeliest one.
+    """Mask the tokens with less than `min_p` times the probability of the most likely token.
 
     Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs".
     """
-    filtered: Logits = np.where(np.exp(logits - greatest(logits)) >= min_p, logits, _MASKED)
+    filtered: Logits = np.where(np.exp(logits - row_max(logits)) >= min_p, logits, _MASKED)
     return filtered
 
 
 def keep_typical_p(logits: Logits, typical_p: float) -> Logits:
-    """Mask all but the tokens whose surprise is nearest to the expected one and that hold `typical_p` together.
+    """Keep the tokens whose surprise is nearest to the entropy, until they hold `typical_p` of the probability.
 
-    Of equals at the border the lower ids stay. The likeliest token that stays gets 0.
+    Among equals at the border the lower ids stay. The most likely token that stays gets 0.
 
     Source: Meister et al. 2022, "Locally Typical Sampling".
     """
     if typical_p >= 1.0:
         return logits.copy()
     probabilities = softmax(logits)
-    living = probabilities > 0
-    surprise = -np.log(np.where(living, probabilities, 1.0))
-    expected = (probabilities * surprise).sum(axis=-1, keepdims=True)
-    distance = np.where(living, np.abs(surprise - expected), np.inf)
+    possible = probabilities > 0
+    surprise = -np.log(np.where(possible, probabilities, 1.0))
+    entropy = (probabilities * surprise).sum(axis=-1, keepdims=True)
+    distance = np.where(possible, np.abs(surprise - entropy), np.inf)
     order = np.argsort(distance, axis=-1, kind="stable")
     mass = np.take_along_axis(probabilities, order, axis=-1).cumsum(axis=-1)
     kept = np.empty(logits.shape, dtype=np.bool_)
@@ -233,33 +342,119 @@ def keep_typical_p(logits: Logits, typical_p: float) -> Logits:
     np.put_along_axis(kept, order[:, 1:], mass[:, :-1] < typical_p, axis=-1)
     np.put_along_axis(kept, order[:, :1], np.True_, axis=-1)
     filtered: Logits = np.where(kept, logits, _MASKED)
-    return filtered - greatest(filtered)
+    return filtered - row_max(filtered)
 
 
-# -- the draw ---------------------------------------------------------------------------------------
+# -- the table ------------------------------------------------------------------------------------------
+
+Step = Callable[[Logits, Sequence[SamplingContext]], Logits]
+"""New logits (B, V) from logits and the contexts of the rows; without contexts, nothing that depends on them."""
 
 
-def uniforms(seed: int, index: int, position: int, count: int) -> list[float]:
-    """Random numbers in [0, 1) for `count` positions of a text, from `position` on.
+@dataclass(frozen=True)
+class Slider:
+    """How the page shows an option."""
 
-    They come from a counter-based generator keyed by the request's seed and the sample's index, and counted by the
-    position in the drawn text: nothing else that was drawn before, here or elsewhere, can change them.
+    minimum: float
+    maximum: float
+    step: float
+    label: str
+    off: float | None = None
+    """The position that switches the filter off."""
+    info: str | None = None
+    """Replaces the description of the option, if that is too long or too technical."""
 
-    Source: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3" (Philox).
-    """
-    generator = np.random.Generator(np.random.Philox(key=[seed, index], counter=position))
-    # One count of the counter gives four numbers; the first is used.
-    numbers: list[float] = generator.random(4 * count)[::4].tolist()
-    return numbers
+
+@dataclass(frozen=True)
+class Filter:
+    """A row of the table."""
+
+    controls: Mapping[str, Slider | None]
+    """The options that switch it on, with their sliders."""
+    prepare: Callable[[Any], Step] | None = None
+    """Makes the step from the options. None: the sampler itself bans tokens and applies the temperature."""
+    counts: Literal["text", "generated"] | None = None
+    """Which counts of the contexts it reads."""
+    off_in_requests: tuple[float, ...] = ()
+    """Values that API clients send for "off", besides null."""
+    fields: type[Options] = field(default=FilterOptions)
+    """Declares the options."""
+
+    @functools.cached_property
+    def _off(self) -> tuple[tuple[str, Any, Any], ...]:
+        defaults = {
+            name: self.fields.model_fields[name].get_default(call_default_factory=True) for name in self.controls
+        }
+        return tuple((name, default, getattr(self.controls[name], "off", None)) for name, default in defaults.items())
+
+    def is_on(self, options: Any) -> bool:
+        """Whether it changes anything with these options."""
+        return any((value := getattr(options, name)) != default and value != off for name, default, off in self._off)
 
 
-def draw(logits: Logits, numbers: Sequence[float]) -> list[int]:
-    """One token a row of filtered logits (B, V), of which the greatest is near 0, by one number in [0, 1) a row."""
-    weights = np.exp(logits)
-    if len(logits) == 1:
-        cumulative = np.add.accumulate(weights[0])
-        return [int(cumulative.searchsorted(numbers[0] * cumulative.item(-1), "right"))]
-    cumulative = np.add.accumulate(weights, axis=-1)
-    thresholds = np.array(numbers)[:, None] * cumulative[:, -1:]
-    tokens: list[int] = (cumulative <= thresholds).sum(axis=-1).tolist()
-    return tokens
+def value_filter(name: str, function: Callable[[Logits, Any], Logits], slider: Slider, **more: Any) -> Filter:
+    """A filter of one option, whose value is the second argument of the function."""
+
+    def prepare(options: Any) -> Step:
+        value = getattr(options, name)
+        return lambda logits, contexts: function(logits, value)
+
+    return Filter({name: slider}, prepare, **more)
+
+
+def _bias(options: FilterOptions) -> Step:
+    tokens = np.array(list(options.logit_bias), dtype=np.int64)
+    biases = np.array(list(options.logit_bias.values()), dtype=np.float64)
+    return lambda logits, contexts: add_bias(logits, tokens, biases)
+
+
+def _repetition(options: FilterOptions) -> Step:
+    penalty = options.repetition_penalty or 1.0
+    return lambda logits, contexts: _penalised(
+        logits, [each.text_counts for each in contexts], lambda rows, counts: penalise_repetition(rows, counts, penalty)
+    )
+
+
+def _presence(options: FilterOptions) -> Step:
+    presence, frequency = options.presence_penalty, options.frequency_penalty
+    return lambda logits, contexts: _penalised(
+        logits,
+        [each.generated_counts for each in contexts],
+        lambda rows, counts: penalise_presence(rows, counts, presence, frequency),
+    )
+
+
+def _penalised(logits: Logits, counts: list[Counts | None], penalise: Callable[[Logits, Ids], Logits]) -> Logits:
+    rows = [each.counts for each in counts if each is not None]
+    if len(rows) == 1:
+        # One axis is faster than two.
+        return penalise(logits[0], rows[0])[None]
+    return penalise(logits, np.stack(rows)) if rows else logits
+
+
+TEMPERATURE = Filter(
+    {"temperature": Slider(0, 2, 0.05, "Temperature", info="Low: safe and repetitive. High: daring, then nonsense.")}
+)
+FILTERS: list[Filter] = [
+    Filter({"banned_tokens": None, "allow_unknown": None}),
+    Filter({"logit_bias": None}, _bias),
+    Filter({"repetition_penalty": Slider(1, 2, 0.05, "Repetition penalty", off=1)}, _repetition, "text"),
+    Filter(
+        {
+            "presence_penalty": Slider(-2, 2, 0.1, "Presence penalty"),
+            "frequency_penalty": Slider(-2, 2, 0.1, "Frequency penalty"),
+        },
+        _presence,
+        "generated",
+    ),
+    TEMPERATURE,
+    value_filter(
+        "top_k", keep_top_k,
+        Slider(0, 100, 1, "Top-k", off=0, info="Draw from the k likeliest tokens only; 0: from all."),
+        off_in_requests=(0, -1),
+    ),
+    value_filter("top_p", keep_top_p, Slider(0.01, 1, 0.01, "Top-p", off=1)),
+    value_filter("min_p", keep_min_p, Slider(0, 0.5, 0.01, "Min-p", off=0)),
+    value_filter("typical_p", keep_typical_p, Slider(0.05, 1, 0.05, "Typical-p", off=1)),
+]  # fmt: skip
+"""All filters, in the order in which they act."""

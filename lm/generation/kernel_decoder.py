@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lm.generation.decoder import Logits, Snapshot
-from lm.kernels.base import Kernel
+from lm.kernels.decoding import Kernel
 
 
 class KernelDecoder:

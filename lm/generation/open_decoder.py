@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lm.errors import DeviceError
 from lm.generation.decoder import Decoder
 from lm.generation.kernel_decoder import KernelDecoder
-from lm.kernels.base import Arrays, DecodePrecision, compiled, native
+from lm.kernels.compiled import compiled, native
+from lm.kernels.decoding import Arrays, DecodePrecision
 from lm.registry import KERNELS
 
 if TYPE_CHECKING:

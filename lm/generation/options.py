@@ -1,67 +1,35 @@
 """Sampling options, declared once for the command line, the library, the API and the page.
 
-The order in which they act is that of `lm.generation.filters`.
+The options of the filters are declared in `lm.generation.filters`.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from lm.config import Options
+from lm.generation.filters import FILTERS, FilterOptions, Token
 
 MOST_ALTERNATIVES = 20
 """Alternatives a token that can be asked for."""
 
-Token = Annotated[int, Field(ge=0)]
-Temperature = Annotated[float, Field(ge=0, le=100)]
+if TYPE_CHECKING:
+    _Filtered = FilterOptions
+else:
+    # A filter that is added to FILTERS may bring options of its own.
+    _Filtered = create_model("_Filtered", __base__=tuple(dict.fromkeys(each.fields for each in reversed(FILTERS))))
+
+FILTER_FIELDS = tuple(_Filtered.model_fields)
+"""The options of all filters."""
 
 
-class SamplingOptions(Options):
+class SamplingOptions(_Filtered):
     """How text is drawn from a model."""
 
-    # "Infinity" is no temperature and no bias.
+    # "Infinity" is not a temperature and not a bias.
     model_config = {**Options.model_config, "allow_inf_nan": False}
-
-    # -- the distribution -------------------------------------------------------------------------
-    temperature: Temperature | Annotated[tuple[Temperature, ...], Field(min_length=1, max_length=1000)] = Field(
-        0.8,
-        description="Divides the logits: below 1 safer, above 1 wilder, 0 always the likeliest token. Several values "
-        "take turns, one a token.",
-    )
-    top_k: int | None = Field(None, ge=1, description="Draw from the k likeliest tokens only.")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="Draw from the fewest tokens that hold this share of the probability."
-    )
-    min_p: float | None = Field(
-        None, ge=0, le=1, description="Draw from tokens with at least this share of the likeliest one's probability."
-    )
-    typical_p: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Draw from the tokens whose surprise is nearest to the expected one and that hold this share of "
-        "the probability.",
-    )
-    repetition_penalty: float | None = Field(
-        None, gt=0, le=100, description="Above 1: makes tokens of the prompt and the text so far less likely."
-    )
-    presence_penalty: float = Field(
-        0.0, ge=-100, le=100, description="Taken from the logit of each token that was drawn before."
-    )
-    frequency_penalty: float = Field(
-        0.0, ge=-100, le=100, description="Taken from the logit of a token for each time it was drawn before."
-    )
-    penalty_window: int | None = Field(
-        None, ge=1, description="The penalties look at so many of the last tokens; default: all."
-    )
-    logit_bias: dict[Token, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default_factory=dict, description="Added to the logits of some tokens, by id; -100 or less bans the token."
-    )
-    banned_tokens: tuple[Token, ...] = Field((), description="Tokens, by id, that are never drawn.")
-    allow_unknown: bool = Field(False, description="Let the unknown token be drawn.")
 
     # -- how long ---------------------------------------------------------------------------------
     max_tokens: int = Field(300, ge=0, le=10_000_000, description="Tokens to draw at most.")
@@ -87,31 +55,6 @@ class SamplingOptions(Options):
         le=MOST_ALTERNATIVES,
         description="Tell each token's log-probability under the model (before any filter), and so many alternatives.",
     )
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """The schedule, one value a token, cycled."""
-        return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
-
-    @field_validator("temperature", mode="wrap")
-    @classmethod
-    def _one_or_turns(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-        try:
-            return handler(parts[0] if isinstance(parts, list) and len(parts) == 1 else parts)
-        except ValidationError:
-            # One finding, where pydantic has one for a number and one for a list.
-            raise ValueError("give a number from 0 to 100, or several with commas between them") from None
-
-    @field_validator("logit_bias", mode="before")
-    @classmethod
-    def _pairs(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value)
-        except ValueError:
-            raise ValueError('write JSON such as {"13": -100}') from None
 
     @field_validator("stop", mode="before")
     @classmethod

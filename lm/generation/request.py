@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it tells: requests, events, and the handle between them."""
+"""Requests to the engine, and their results: events, scores, and the handle of a request."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +17,19 @@ from lm.generation.options import SamplingOptions
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how to go on from it."""
+    """A prompt and how to continue it."""
 
     prompt: tuple[int, ...]
-    """Exactly the ids to read, at least one: the caller puts the tokenizer's start token in front where it belongs."""
+    """The ids to read, at least one. The caller adds the start token of the tokenizer."""
     options: SamplingOptions
     score_prompt: bool = False
-    """Tell the Score of every token of the prompt."""
+    """Fill `Generation.prompt_scores`."""
     state: Snapshot | None = None
-    """Go on from this state instead of from an empty text."""
+    """Start from this snapshot; None: from an empty text."""
     keep_state: bool = False
-    """Leave the state after the prompt in `Generation.state`."""
+    """Fill `Generation.state`."""
     keep_logits: bool = False
-    """Leave what follows the prompt in `Generation.logits`."""
+    """Fill `Generation.logits`."""
 
     @functools.cached_property
     def bounds(self) -> tuple[int, int]:
@@ -38,99 +39,103 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A token under the model, before any filter."""
+    """The probability of a token under the model, before any filter."""
 
     token: int
     logprob: float
-    """Natural logarithm of its probability."""
+    """Natural logarithm of the probability."""
     top: tuple[tuple[int, float], ...]
-    """The likeliest tokens with theirs, likeliest first, the lower id first among equals."""
+    """The most likely tokens with their log-probabilities; among equals the lower id comes first."""
 
 
 @dataclass(slots=True)
 class Event:
-    """News of one sample."""
+    """New text of one sample."""
 
     index: int
-    """Which sample of the request."""
+    """The sample of the request."""
     text: str
-    """What is now known to belong to the sample; what may be the start of a stop text is held back."""
+    """Text since the last event. Text that may start a stop text comes later."""
     tokens: tuple[int, ...]
-    """Tokens drawn since the last event of this sample; only those that stay."""
+    """Tokens since the last event."""
     scores: tuple[Score, ...] = ()
-    """One for each of `tokens`, where `logprobs` was asked for."""
+    """One for each of `tokens`, if the options set `logprobs`."""
     offsets: tuple[int, ...] = ()
-    """Where the text of each of `tokens` begins in the sample's text, in characters."""
+    """The position in the sample's text, in characters, at which each of `tokens` begins."""
     finish_reason: str | None = None
-    """Of a sample's last event: "length" at max_tokens, "stop" at a stop text or stop token, "cancelled", "error"."""
+    """In the last event: "length" at max_tokens, "stop" at a stop text or stop token, "cancelled", "error"."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens counted for a request."""
+    """Token counts of a request."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Tokens of the prompt that an earlier request had read already."""
+    """Tokens of the prompt that came from the prefix cache."""
     drawn_tokens: int = 0
-    """Tokens drawn for all samples, those of a stop text or of a sample that was not chosen included."""
+    """Generated tokens of all samples, with those of stop texts and of samples that `best_of` drops."""
 
 
-Record = tuple[int, str, int | None, Score | None, int, str | None]
-"""One step of a sample: index, text, token, score, offset, finish reason."""
+class Record(NamedTuple):
+    """One change of a sample: text, a token, or the end."""
+
+    index: int
+    text: str = ""
+    token: int | None = None
+    score: Score | None = None
+    offset: int = 0
+    finish_reason: str | None = None
 
 
 class Generation:
-    """The handle of one request. The engine fills it; any thread may look."""
+    """The handle of a request. The engine fills it; any thread may read it."""
 
     def __init__(self, request: Request, on_event: Callable[[Generation], None] | None = None) -> None:
         self.request = request
         self.on_event = on_event
         self.usage = Usage(prompt_tokens=len(request.prompt))
         self.prompt_scores: tuple[Score | None, ...] = ()
-        """One for each token of the prompt where that was asked for, there before the first event; the first token
-        has none."""
+        """One for each token of the prompt, None for the first; complete before the first event."""
         self.state: Snapshot | None = None
-        """The state after the prompt, where that was asked for; there before the first event."""
+        """The snapshot after the prompt; complete before the first event."""
         self.logits: npt.NDArray[np.float32] | None = None
-        """The logits (1, V) of what follows the prompt, where that was asked for; there before the first event."""
+        """The logits (1, V) after the prompt; complete before the first event."""
         self.error: BaseException | None = None
-        """What went wrong, where a finish reason is "error"."""
+        """The exception behind the finish reason "error"."""
         self.done = False
-        """True once no more events will come: `take` then gives the last of them."""
+        """True when no more events will come: then `take` returns the last of them."""
         self.records: deque[Record] = deque()
-        """What `take` makes events of. The engine's side."""
+        """Changes that `take` has not returned yet."""
 
     @property
     def behind(self) -> int:
-        """Tokens, and alternatives of tokens, that the next `take` gives: what memory and work for it grow with."""
+        """Tokens and alternatives that the next `take` returns: its memory and time grow with this number."""
         return len(self.records) * (1 + (self.request.options.logprobs or 0))
 
     def take(self) -> list[Event]:
-        """The events since the last call: one for each sample that has news."""
+        """The events since the last call: at most one for each sample."""
         scored = self.request.options.logprobs is not None
         if len(self.records) == 1:
-            # One token, taken at once: worth a path of its own.
+            # The usual case, one token: faster by itself.
             index, text, token, score, offset, reason = self.records.popleft()
             if token is None:
                 return [Event(index, text, (), (), (), reason)]
             return [Event(index, text, (token,), (score,) if scored else (), (offset,), reason)]  # type: ignore[arg-type]
-        news: list[Record] = []
-        while self.records:
-            news.append(self.records.popleft())
         samples: dict[int, list[Record]] = {}
-        for record in news:
-            samples.setdefault(record[0], []).append(record)
-        return [_event(index, samples[index], scored) for index in sorted(samples)]
+        while self.records:
+            record = self.records.popleft()
+            samples.setdefault(record.index, []).append(record)
+        return [_event(samples[index], scored) for index in sorted(samples)]
 
 
-def _event(index: int, records: list[Record], scored: bool) -> Event:
-    tokens = [record for record in records if record[2] is not None]
+def _event(records: list[Record], scored: bool) -> Event:
+    tokens = [record for record in records if record.token is not None]
     return Event(
-        index=index,
-        text="".join([record[1] for record in records]),
-        tokens=tuple([record[2] for record in tokens]),  # type: ignore[misc]
-        scores=tuple([record[3] for record in tokens]) if scored else (),  # type: ignore[misc]
-        offsets=tuple([record[4] for record in tokens]),
-        finish_reason=records[-1][5],
+        index=records[0].index,
+        text="".join([record.text for record in records]),
+        tokens=tuple([record.token for record in tokens]),  # type: ignore[misc]
+        scores=tuple([record.score for record in tokens]) if scored else (),  # type: ignore[misc]
+        offsets=tuple([record.offset for record in tokens]),
+        finish_reason=records[-1].finish_reason,
     )

@@ -1,4 +1,4 @@
-"""One sample while it is drawn: its tokens, its text, where it ends."""
+"""One sample while it is generated: its tokens, its text, and where it ends."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections import deque
 from dataclasses import replace
 
 from lm.generation.decoder import Decoder, Snapshot
-from lm.generation.filters import uniforms
+from lm.generation.distribution import uniforms
+from lm.generation.filters import SamplingContext
 from lm.generation.request import Generation, Record, Score
-from lm.generation.sampler import Counts, Sampler, counts_needed
+from lm.generation.sampler import Sampler
 from lm.generation.stop_strings import StopFinder
 from lm.tokenizers.base import Tokenizer
 
-NUMBERS_AT_ONCE = 64
-"""Random numbers made at a time."""
+RANDOM_BATCH = 64
+"""Random numbers that are made at once."""
 
 
-class Sequence:
-    """One sample of a request. It holds a slot while it runs, and a snapshot while it waits."""
+class Sample:
+    """One sample of a request. It has a slot while it runs, and a snapshot while it waits."""
 
     slots_needed = 1
 
@@ -32,69 +33,65 @@ class Sequence:
         """Start an empty sample.
 
         Args:
-            generation: the request it belongs to.
-            index: which of its samples; keys the randomness.
+            generation: of the request.
+            index: of the sample in the request; part of the random key.
             tokenizer: of the model.
             samplers: before and after `min_tokens`.
-            records: where its news go.
+            records: receives what the sample generates.
         """
-        options = generation.request.options
+        options, prompt = generation.request.options, generation.request.prompt
         self.generation = generation
         self.index = index
-        self.drawn = 0
+        self.context = SamplingContext.after(prompt, (), options, tokenizer.vocab_size)
         self.last = -1
-        """The token drawn last, which the decoder has not read yet."""
-        self.turn = 0
-        """Tokens drawn since it got its slot."""
+        """The last token, which the decoder has not read yet."""
+        self.turn_tokens = 0
+        """Tokens generated since it got its slot."""
         self.slot: int | None = None
-        self.over = False
-        self._snapshot: Snapshot | None = None
-        self._logprob = 0.0
-        self.alternatives = options.logprobs if options.logprobs is not None else -1 + (options.best_of is not None)
-        """How many to tell beside each token; -1 where no scores are kept."""
+        self.is_done = False
         self.records = records
-        prompt = generation.request.prompt
-        by_prompt, by_text = counts_needed(options)
-        self.met = Counts(tokenizer.vocab_size, options.penalty_window, prompt) if by_prompt else None
-        self.written = Counts(tokenizer.vocab_size, options.penalty_window) if by_text else None
+        self.alternatives = options.logprobs if options.logprobs is not None else -1 + (options.best_of is not None)
+        """Alternatives to score for each token; -1 if tokens have no scores."""
+        self._logprob = 0.0
+        self._snapshot: Snapshot | None = None
         self._early, self._late = samplers
-        self.changes_at = options.min_tokens if self._early is not self._late else -1
-        """After so many tokens another sampler draws."""
-        self._counted = by_prompt or by_text
+        self.sampler_change = options.min_tokens if self._early is not self._late else -1
+        """The position at which another sampler starts."""
+        self._options = options
         self._min_tokens, self._max_tokens = options.min_tokens, options.max_tokens
         self._stop_tokens = frozenset(options.stop_tokens)
         self._stream = tokenizer.stream(after=prompt)
         self._stops = StopFinder(options.stop) if options.stop else None
-        self._length = 0  # characters of all the text
-        self._given = 0  # those given out
-        self._held: deque[Record] = deque()  # tokens whose text is not given out yet
+        self._length = 0  # characters of the text
+        self._emitted = 0  # characters in `records`
+        self._held: deque[Record] = deque()  # tokens whose text may start a stop text
         self._numbers: list[float] = []
-        self._numbers_from = 0
+        self._numbers_start = 0
 
     @property
     def sampler(self) -> Sampler:
-        """What draws its next token."""
-        return self._late if self.drawn >= self._min_tokens else self._early
+        """Draws the next token."""
+        return self._late if self.context.position >= self._min_tokens else self._early
 
     @property
     def mean_logprob(self) -> float:
-        """Of a drawn token, where scores are kept."""
-        return self._logprob / max(self.drawn, 1)
+        """Mean log-probability of a token, if tokens have scores."""
+        return self._logprob / max(self.context.position, 1)
 
     def park(self, decoder: Decoder) -> None:
-        """Give the slot back."""
-        assert self.slot is not None, "what is parked runs"
+        """Save a snapshot and free the slot."""
+        assert self.slot is not None, "a running sample has a slot"
         self.wait(decoder.export(self.slot))
         self.close(decoder)
 
     def wait(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot, once there is a slot."""
+        """Continue from a snapshot when there is a slot."""
         self._snapshot = snapshot
 
     def resume(self, decoder: Decoder) -> None:
-        """Take a slot again."""
-        assert self._snapshot is not None, "what waits has a snapshot"
-        self.slot, self._snapshot, self.turn = decoder.restore(self._snapshot), None, 0
+        """Continue in a new slot."""
+        assert self._snapshot is not None, "a waiting sample has a snapshot"
+        self.slot, self._snapshot, self.turn_tokens = decoder.restore(self._snapshot), None, 0
 
     def close(self, decoder: Decoder) -> None:
         """Free the slot."""
@@ -102,20 +99,21 @@ class Sequence:
             decoder.close(self.slot)
             self.slot = None
 
-    def number(self) -> float:
-        """The random number of this position."""
-        place = self.drawn - self._numbers_from
-        if place >= len(self._numbers):
-            count = min(NUMBERS_AT_ONCE, self._max_tokens - self.drawn)
-            options = self.generation.request.options
-            self._numbers, self._numbers_from = uniforms(options.seed, self.index, self.drawn, count), self.drawn
-            place = 0
-        return self._numbers[place]
+    def random_number(self) -> float:
+        """The random number in [0, 1) of this position."""
+        position = self.context.position
+        offset = position - self._numbers_start
+        if offset >= len(self._numbers):
+            count = min(RANDOM_BATCH, self._max_tokens - position)
+            self._numbers = uniforms(self._options.seed, self.index, position, count)
+            self._numbers_start, offset = position, 0
+        return self._numbers[offset]
 
     def push(self, token: int, score: Score | None = None) -> bool:
-        """Take a drawn token; True if it was the last."""
-        self.drawn += 1
-        self.turn += 1
+        """Append a drawn token; True if the sample ends."""
+        context = self.context
+        context.add(token)
+        self.turn_tokens += 1
         self.last = token
         if score is not None and self.alternatives >= 0:
             self._logprob += score.logprob
@@ -124,42 +122,33 @@ class Sequence:
         if token in self._stop_tokens:
             self.end("stop")
             return True
-        if self._counted:
-            self._count(token)
         offset = self._length
         text = self._stream.feed(token)
         self._length = offset + len(text)
-        if self._stops is None or self.drawn <= self._min_tokens:
-            self._given = self._length
-            self.records.append((self.index, text, token, score, offset, None))
+        if self._stops is None or context.position <= self._min_tokens:
+            self._emitted = self._length
+            self.records.append(Record(self.index, text, token, score, offset))
         else:
-            self._held.append((self.index, "", token, score, offset, None))
-            self._give(self._stops.feed(text))
+            self._held.append(Record(self.index, "", token, score, offset))
+            self._emit(self._stops.feed(text))
             if self._stops.found:
-                self._close_text("stop")
+                self._finish("stop")
                 return True
-        if self.drawn == self._max_tokens:
+        if context.position == self._max_tokens:
             self.end("length")
             return True
         return False
 
-    def _count(self, token: int) -> None:
-        if self.met is not None:
-            self.met.add(token)
-        if self.written is not None:
-            self.written.add(token)
-
-    def _give(self, text: str) -> None:
-        """Tell text that is known to stay, and the tokens that begin in it."""
-        self._given += len(text)
+    def _emit(self, text: str) -> None:
+        """Record text that cannot be part of a stop text, and the tokens that begin in it."""
+        self._emitted += len(text)
         if text:
-            self.records.append((self.index, text, None, None, 0, None))
-        held = self._held
-        while held and held[0][4] < self._given:
-            self.records.append(held.popleft())
+            self.records.append(Record(self.index, text))
+        while self._held and self._held[0].offset < self._emitted:
+            self.records.append(self._held.popleft())
 
     def end(self, reason: str) -> None:
-        """Tell what was held back, and why the sample ends."""
+        """Record the text that was held back, and why the sample ends."""
         text = self._stream.end()
         if self._stops is not None:
             text = self._stops.feed(text)
@@ -167,12 +156,12 @@ class Sequence:
                 reason = "stop"
             else:
                 text += self._stops.end()
-        self._give(text)
+        self._emit(text)
         if self._stops is None or not self._stops.found:
             self.records.extend(self._held)
-        self._close_text(reason)
+        self._finish(reason)
 
-    def _close_text(self, reason: str) -> None:
+    def _finish(self, reason: str) -> None:
         self._held.clear()
-        self.over = True
-        self.records.append((self.index, "", None, None, 0, reason))
+        self.is_done = True
+        self.records.append(Record(self.index, finish_reason=reason))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm.generation.decoder import Logits
-from lm.generation.filters import log_softmax
+from lm.generation.distribution import log_softmax
 from lm.generation.request import Score
 
 _SMALL = 256

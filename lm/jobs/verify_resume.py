@@ -1,9 +1,9 @@
-"""Whether a run that is killed and resumed ends with the weights of one that was not: proved on the machine at hand.
+"""Check on this machine that an interrupted and resumed run gives bit-identical weights.
 
     measure ──► N steps in one process
-            ──► N/2 steps in a second one, which is killed (SIGKILL); the rest in a third     ──► compare every number
+            ──► N/2 steps in a second process, killed by SIGKILL; the rest in a third     ──► compare all numbers
 
-Each process is `python -m lm.jobs.verify_resume`, with its order as JSON on stdin.
+Each process is `python -m lm.jobs.verify_resume`, with its task as JSON on stdin.
 """
 
 from __future__ import annotations
@@ -23,31 +23,30 @@ from typing import Any
 import numpy as np
 
 from lm.config import RunConfig, validate
-from lm.corpora import Corpus, Progress, prepare
-from lm.device import enough_memory, pick_device
-from lm.errors import ConfigError, CorpusError, TrainingError
+from lm.device import pick_device
+from lm.errors import ConfigError, TrainingError
 from lm.files import Arrays
-from lm.jobs.train import counts_alone, resume, train
-from lm.models.base import build_model
-from lm.runs.run import Run, load
+from lm.jobs.prepare import PreparedJob
+from lm.jobs.resolve import TrainRequest, counts_alone
+from lm.jobs.speed import measure_speed
+from lm.jobs.train import resume, train
+from lm.runs.run import load
 from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import Callback, Tick
-from lm.training.plan import fit_to_text
-from lm.training.trainer import Trainer
 
 SECONDS = 12.0
-"""How long N steps may take; they are made twice, and three processes are started."""
-LEAST_STEPS, MOST_STEPS = 4, 200
+"""Time for N steps; they are run twice, and three processes are started."""
+MIN_STEPS, MAX_STEPS = 4, 200
 VALIDATION_TOKENS = 2000
 GPU_TOLERANCE = 1e-2
-"""On a GPU, where sums have no fixed order: the largest difference of a number, by the largest number of its tensor."""
+"""On a GPU, where sums have no fixed order: the largest difference, relative to the tensor's largest number."""
 STRAIGHT, KILLED = "straight", "killed"
 POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found."""
+    """The result of the check."""
 
     same: bool
     sentence: str
@@ -61,67 +60,53 @@ class Verdict:
     seconds: float
 
 
-def verify_resume(
-    corpus: Corpus,
-    config: RunConfig,
-    *,
-    runs_dir: Path,
-    init: Run | None = None,
-    data_dir: Path | None = None,
-    progress: Progress | None = None,
-) -> Verdict:
-    """Train a short plan twice, straight and with a kill in the middle, and compare.
+def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
+    """Train a short plan twice, in one process and with a kill in the middle, and compare.
 
     Args:
-        corpus: the text.
-        config: all options; the length of its plan is replaced.
-        runs_dir: on whose disk to try; nothing is left there.
-        init: as for `train`.
-        data_dir: where named corpora lie.
-        progress: called while the corpus is read.
+        job: options and tokens; the length of its plan is replaced.
+        request: where to train. Its folder of runs gets a temporary folder, which is deleted.
 
     Raises:
-        LMError: the options or the text do not do.
-        TrainingError: a process ended otherwise than it was to.
+        ConfigError: the model is trained without steps.
+        TrainingError: a process ended in another way than planned.
     """
-    begun = time.perf_counter()
-    if counts_alone(config):
-        raise ConfigError(f"--verify-resume: {config.model.type} models count in one go: there is nothing to resume.")
-    if "valid" not in corpus.splits:
-        raise CorpusError(f"{corpus.source} has no validation split, so nothing could tell the best weights: add one.")
-    steps = _steps_that_fit(corpus, config, init, progress)
+    started_at = time.perf_counter()
+    if counts_alone(job.config):
+        raise ConfigError(f"--verify-resume: {job.config.model.type} models count in one pass: nothing can be resumed.")
+    step_seconds = measure_speed(job.config, job.tokens, SECONDS / 8).step_seconds
+    steps = max(MIN_STEPS, min(MAX_STEPS, int(SECONDS / step_seconds))) // 2 * 2
     half = steps // 2
-    training = config.training.model_copy(
+    training = job.config.training.model_copy(
         update={
             "max_steps": steps, "minutes": None, "epochs": None, "evaluate_every": half, "log_every": 1,
             "validation_tokens": VALIDATION_TOKENS, "patience": None, "devices": None, "shard": False,
         }
     )  # fmt: skip
-    where = config.corpus.model_copy(update={"source": corpus.source})
-    config = config.model_copy(update={"training": training, "corpus": where})
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".verify-", dir=runs_dir) as folder:
-        order = {
-            "config": config.model_dump(mode="json"), "runs_dir": folder, "data_dir": data_dir and str(data_dir),
+    config = job.config.model_copy(update={"training": training})
+    request.runs_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".verify-", dir=request.runs_dir) as folder:
+        data_dir, init = request.data_dir and str(request.data_dir), job.init
+        task = {
+            "config": config.model_dump(mode="json"), "runs_dir": folder, "data_dir": data_dir,
             "init": init and [init.name + "@" + init.state, str(init.folder.path.parent)],
         }  # fmt: skip
-        _process({**order, "name": STRAIGHT})
-        _process({**order, "name": KILLED, "kill_at": half + 1}, expected=-signal.SIGKILL)
+        _process({**task, "name": STRAIGHT})
+        _process({**task, "name": KILLED, "kill_at": half + 1}, expected=-signal.SIGKILL)
         killed, straight = (RunFolder(Path(folder) / name) for name in (KILLED, STRAIGHT))
         resumed_from = int(killed.read_state()["train_state"]["step"])
-        _process({"resume": KILLED, "runs_dir": folder, "data_dir": order["data_dir"]})
-        device = pick_device(training.device).type
-        tolerance = 0.0 if device == "cpu" else GPU_TOLERANCE
-        numbers, different = compare(_everything(straight), _everything(killed), tolerance=tolerance)
-    seconds = time.perf_counter() - begun
-    what = f"{steps} steps in one go, and with the process killed at step {half + 1} and resumed from {resumed_from},"
+        _process({"resume": KILLED, "runs_dir": folder, "data_dir": data_dir})
+        tolerance = 0.0 if pick_device(training.device).type == "cpu" else GPU_TOLERANCE
+        numbers, different = compare(_all_tensors(straight), _all_tensors(killed), tolerance=tolerance)
+    seconds = time.perf_counter() - started_at
+    what = f"{steps} steps without interruption, and with a kill at step {half + 1} and a resume from {resumed_from},"
     how = f"to within {tolerance:g} of each tensor's largest number" if tolerance else "bit for bit"
     if different:
         names = ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
-        sentence = f"Different: {what} do not leave the same {how}: {names}."
+        sentence = f"Different: {what} do not give the same {how}: {names}."
     else:
         sentence = (
-            f"The same: {what} leave the same weights, optimizer state, random generators and carried state, "
+            f"The same: {what} give the same weights, optimizer state, random generators and carried state, "
             f"{how} ({numbers:,} numbers; {seconds:.0f} s)."
         )
     return Verdict(not different, sentence, steps, half + 1, resumed_from, numbers, tuple(different), seconds)
@@ -155,38 +140,28 @@ def _same(one: Any, two: Any, tolerance: float) -> bool:
     return bool(np.abs(one - two).max() <= tolerance * np.abs(one).max())
 
 
-def _everything(run: RunFolder) -> dict[str, Arrays]:
+def _all_tensors(run: RunFolder) -> dict[str, Arrays]:
     return {"best": run.read_weights("best")[0], **run.read_last()[1]}
-
-
-def _steps_that_fit(corpus: Corpus, config: RunConfig, init: Run | None, progress: Progress | None) -> int:
-    """An even number of steps that take about `SECONDS`, measured on a trainer that is thrown away."""
-    prepared = prepare(corpus, init.tokenizer if init else config.tokenizer, progress=progress)
-    config = fit_to_text(config, prepared.splits["train"].counts.tokens)
-    with enough_memory():
-        model = build_model(config.model, prepared.tokenizer.vocab_size, seed=config.training.seed)
-        step_seconds, _ = Trainer(RunFolder(Path("unused")), config.training, model, prepared).measure(SECONDS / 8)
-    return max(LEAST_STEPS, min(MOST_STEPS, int(SECONDS / step_seconds))) // 2 * 2
 
 
 # -- the processes --------------------------------------------------------------------------------------
 
 
-def _process(order: dict[str, Any], *, expected: int = 0) -> None:
+def _process(task: dict[str, Any], *, expected: int = 0) -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "lm.jobs.verify_resume"], input=json.dumps(order), text=True, encoding="utf-8",
+        [sys.executable, "-m", "lm.jobs.verify_resume"], input=json.dumps(task), text=True, encoding="utf-8",
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
     )  # fmt: skip
     if ran.returncode != expected:
-        last = (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
         raise TrainingError(
-            f"--verify-resume: the process of {order.get('name') or order['resume']!r} ended with {ran.returncode} "
+            f"--verify-resume: the process of {task.get('name') or task['resume']!r} ended with {ran.returncode} "
             f"instead of {expected}: {last}"
         )
 
 
 class _Kill(Callback):
-    """Ends this process, at a step, the way the system does when it is out of memory: at once, whatever it is at."""
+    """Kills this process at a step, at once, as the system does when memory is short."""
 
     def __init__(self, run: RunFolder, step: int) -> None:
         self._run, self._step = run, step
@@ -194,23 +169,23 @@ class _Kill(Callback):
     def on_step(self, tick: Tick) -> None:
         if tick.step != self._step:
             return
-        # Half the way was to be saved; saving is beside training.
+        # The state of the step before is written in another thread.
         while self._run.read_state()["train_state"]["step"] < self._step - 1:
             time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _main() -> None:
-    order = json.loads(sys.stdin.read())
-    runs_dir, data_dir = Path(order["runs_dir"]), order["data_dir"] and Path(order["data_dir"])
-    if "resume" in order:
-        resume(order["resume"], runs_dir=runs_dir, data_dir=data_dir)
+    task = json.loads(sys.stdin.read())
+    runs_dir, data_dir = Path(task["runs_dir"]), task["data_dir"] and Path(task["data_dir"])
+    if "resume" in task:
+        resume(task["resume"], runs_dir=runs_dir, data_dir=data_dir)
         return
-    config = validate(RunConfig, order["config"]).resolved()
-    init = load(order["init"][0], runs_dir=order["init"][1]) if order["init"] else None
-    kill = [_Kill(RunFolder(runs_dir / KILLED), order["kill_at"])] if "kill_at" in order else []
+    config = validate(RunConfig, task["config"]).resolved()
+    init = load(task["init"][0], runs_dir=task["init"][1]) if task["init"] else None
+    kill = [_Kill(RunFolder(runs_dir / KILLED), task["kill_at"])] if "kill_at" in task else []
     train(
-        config.corpus.source, config, name=order["name"], runs_dir=runs_dir, init=init, data_dir=data_dir,
+        config.corpus.source, config, name=task["name"], runs_dir=runs_dir, init=init, data_dir=data_dir,
         callbacks=kill,
     )  # fmt: skip
 

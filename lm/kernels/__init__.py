@@ -1,11 +1,13 @@
-"""Native steps of decoding and layers of training: small C++ beside the torch models they must equal.
+"""Native kernels: C++ that does the work of a torch model in fewer and faster steps, with equal results.
 
-    registered model type ─► KERNELS (one file here a family) ─► _native (C++, compiled when Inkling is installed)
+    compiled       the compiled module, if this install has it
+    decoding       registered model type ─► KERNELS (one file a family) ─► a step of decoding, without torch
+    dispatch       which operations of training run natively
+    layers         training layers with gradients (functions of `autograd`)
 
-A file here packs a model's weights for the C++ under `native/`, without torch. Where no compiler was found at
-installation `_native` is missing, and decoding runs on torch instead. A model without a kernel does so too. `training`
-is on torch's side: the same C++ as layers with gradients. INKLING_NATIVE=0 turns all of it off.
+The C++ is in `native/`. Without a C++ compiler at installation there is no compiled module. Then, and for models
+without a kernel, everything runs on torch. INKLING_NATIVE=0 turns all kernels off.
 
-Every sum has one order: a token's logits are the same bits alone and among others, read at once or one by one, on
-any number of threads, with AVX2 and with AVX-512.
+Every sum has a fixed order. So a token's logits are the same bits alone or in a batch, in one pass or token by token,
+on any number of threads, with AVX2 or AVX-512.
 """

@@ -1,6 +1,6 @@
-"""The native step of RNN, GRU and LSTM; equals `lm.models.recurrent`.
+"""The native decoding step of RNN, GRU and LSTM; equals `lm.models.recurrent`.
 
-The embedding is folded into the first layer's gate table where that takes less than 64 MB.
+The kernel computes the first layer's input products of all tokens in advance, if that table is smaller than 64 MB.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.kernels.base import Arrays, Floats, Kernel, native, table_parts, with_entries
+from lm.kernels.compiled import native
+from lm.kernels.decoding import Arrays, Floats
+from lm.kernels.head_decoding import HeadKernel, context_tables, with_tail_rows
 
 REGISTERS = {"rnn": "RecurrentKernel", "gru": "RecurrentKernel", "lstm": "RecurrentKernel"}
 
 
-class RecurrentKernel(Kernel):
-    """All cells and layers of the recurrent family, and its output layer."""
+class RecurrentKernel(HeadKernel):
+    """All cells and layers of the recurrent family, and the output layer."""
 
     def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
         cell = f"rnn-{options['nonlinearity']}" if options["type"] == "rnn" else options["type"]
@@ -33,10 +35,10 @@ class RecurrentKernel(Kernel):
         else:
             heads, weight, bias = [], arrays["output.weight"], arrays["output.bias"]
         self.vocab_size = len(embedding)
-        embedding, weight = with_entries(arrays, embedding, weight)
+        embedding, weight = with_tail_rows(arrays, embedding, weight)
         heads.append((weight, np.pad(bias, (0, len(weight) - self.vocab_size))))
         self._hidden_size = layers[0][1].shape[1]
-        return native().recurrent(cell, embedding, layers, heads, **table_parts(options, arrays), **settings)
+        return native().recurrent(cell, embedding, layers, heads, **context_tables(options, arrays), **settings)
 
     @classmethod
     def slot_bytes(cls, options: Mapping[str, Any]) -> int:
@@ -45,7 +47,7 @@ class RecurrentKernel(Kernel):
         return states * int(options["num_layers"]) * int(options["hidden_size"]) * 4
 
     def save(self, slot: int) -> tuple[dict[str, npt.NDArray[Any]], tuple[int, ...]]:
-        """See `Kernel.save`: "hidden" (L, H), "cell" of an LSTM, and "recent" tokens of context tables."""
+        """See `Kernel.save`: "hidden" (L, H), "cell" of an LSTM, and the "recent" tokens of context tables."""
         return {name: np.array(self._view(name, slot)) for name in self._views}, ()
 
     def load(self, slot: int, arrays: Arrays, window: tuple[int, ...]) -> None:

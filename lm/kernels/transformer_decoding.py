@@ -1,4 +1,4 @@
-"""The native step of the Transformer, with its key-value cache in place; equals `lm.models.transformer`."""
+"""The native decoding step of the Transformer with its key-value cache; equals `lm.models.transformer`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.kernels.base import Arrays, Floats, Kernel, native, table_parts, with_entries
+from lm.kernels.compiled import native
+from lm.kernels.decoding import Arrays, Floats
+from lm.kernels.head_decoding import HeadKernel, context_tables, with_tail_rows
 
 REGISTERS = {"transformer": "TransformerKernel"}
 
@@ -19,8 +21,8 @@ _MATRICES = (
 _NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 
 
-class TransformerKernel(Kernel):
-    """All blocks, the cache of each slot, and the window that slides by half."""
+class TransformerKernel(HeadKernel):
+    """All blocks, the cache of each slot, and its window: when that is full, the older half is dropped."""
 
     def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
         embedding = arrays["embed_tokens.weight"]
@@ -32,7 +34,7 @@ class TransformerKernel(Kernel):
         blocks = [
             (
                 [arrays[f"layers.{layer}.{name}.weight"] for name in _MATRICES],
-                # None where there is no QK-norm.
+                # None without QK-norm.
                 [arrays.get(f"layers.{layer}.{name}.weight") for name in _NORMS],
             )
             for layer in range(self._layers)
@@ -41,7 +43,7 @@ class TransformerKernel(Kernel):
         exponents = np.arange(0, self._head_size, 2, dtype=np.float32) / np.float32(self._head_size)
         angles = np.arange(context, dtype=np.float32)[:, None] * np.float32(options["rope_theta"]) ** -exponents
         return native().transformer(
-            *with_entries(arrays, embedding, arrays.get("lm_head.weight", embedding)),
+            *with_tail_rows(arrays, embedding, arrays.get("lm_head.weight", embedding)),
             arrays["norm.weight"],
             blocks,
             np.cos(angles),
@@ -49,7 +51,7 @@ class TransformerKernel(Kernel):
             heads=self._heads,
             kv_heads=int(options["num_kv_heads"] or self._heads),
             epsilon=float(options["norm_epsilon"]),
-            **table_parts(options, arrays),
+            **context_tables(options, arrays),
             **settings,
         )
 
@@ -60,13 +62,13 @@ class TransformerKernel(Kernel):
         return int(8 * options["num_layers"] * options["context_length"] * options["hidden_size"] * share)
 
     def save(self, slot: int) -> tuple[dict[str, npt.NDArray[Any]], tuple[int, ...]]:
-        """See `Kernel.save`: "keys.0" and "values.0" (L, G, D) of each layer, "lengths", and "recent" tokens."""
+        """See `Kernel.save`: "keys.N" and "values.N" (L, G, D) of layer N, "lengths", and the "recent" tokens."""
         length = int(self._views["lengths"][slot])
         arrays: dict[str, npt.NDArray[Any]] = {"lengths": np.array(length)}
         if "recent" in self._views:
             arrays["recent"] = np.array(self._views["recent"][slot])
         for layer in range(self._layers):
-            # (G, panels, D, 16) → (panels, 16, G, D): sixteen positions lie side by side.
+            # (G, panels, D, 16) → (panels, 16, G, D): the keys of sixteen positions are interleaved.
             panels = self._views["keys"][slot, layer, :, : -(-length // 16)].transpose(1, 3, 0, 2)
             arrays[f"keys.{layer}"] = panels.reshape(-1, *panels.shape[2:])[:length].copy()
             values = self._views["values"][slot, layer, :, :length, : self._head_size]

@@ -1,4 +1,4 @@
-"""The LanguageModel contract, which every model satisfies and all other code relies on.
+"""The LanguageModel contract between models and all other code.
 
 Shapes: B batch, T time, V vocabulary.
 
@@ -6,6 +6,14 @@ Shapes: B batch, T time, V vocabulary.
     logits, state = model(more_ids, state)     # the same logits as one pass over both
 
 To add a model: one file here, with an options class, a subclass of `LanguageModel`, and the `REGISTERS` line.
+
+A module declares the needs of its own parameters (not of its submodules'), as attributes of its class or by `declare`:
+
+    optimizer_kind    "adamw" (default); "muon": matrices, if training.optimizer=muon; "row_adagrad": sparse gradients
+    stays_fp32        True: fp32 at every level of mixed precision
+    shardable         False: the parameters cannot be spread over processes
+
+Optimizers, precision and distributed training read these by `declared` and know no module by name.
 """
 
 from __future__ import annotations
@@ -13,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +31,26 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lm.config import Options
-from lm.kernels.training import cross_entropy
-from lm.models.profiled_parts import LOSS, part
+from lm.kernels.autograd import cross_entropy
+from lm.models.profiled_parts import LOSS, run_part
+
+M = TypeVar("M", bound=nn.Module)
+
+DECLARATIONS: dict[str, Any] = {"optimizer_kind": "adamw", "stays_fp32": False, "shardable": True}
+"""What a module may declare, with the defaults."""
+
+
+def declare(module: M, **declarations: Any) -> M:
+    """The module, after setting some of `DECLARATIONS` on it."""
+    for name, value in declarations.items():
+        setattr(module, name, value)
+    return module
+
+
+def declared(model: nn.Module, name: str) -> dict[nn.Parameter, Any]:
+    """The value of one of `DECLARATIONS` for each parameter, in the order of `model.parameters()`."""
+    owners = {parameter: module for module in model.modules() for parameter in module.parameters(recurse=False)}
+    return {parameter: getattr(owners[parameter], name, DECLARATIONS[name]) for parameter in model.parameters()}
 
 
 class ModelOptions(Options):
@@ -35,7 +61,7 @@ class ModelOptions(Options):
 
 @dataclass(frozen=True)
 class State:
-    """What a model remembers of the text so far: hidden state or key-value cache, the same type for callers.
+    """A model's memory of the text so far: hidden state or key-value cache.
 
     Rows (axis 0) belong to independent texts, and can be selected and joined at any time.
     """
@@ -44,10 +70,10 @@ class State:
     """Each (B, ...); those named in `growing` are (B, L, ...), aligned at the end of the time axis."""
     growing: frozenset[str] = field(default_factory=frozenset)
     ragged: bool = False
-    """True where rows may hold texts of different length; their number of valid positions is in "lengths"."""
+    """Whether rows may have different numbers of valid positions, which are in "lengths"."""
 
     def detach(self) -> State:
-        """The same values, cut from the graph: the border of truncated back-propagation through time."""
+        """The same values without autograd graph, for truncated back-propagation through time."""
         return self._map(lambda tensor: tensor.detach())
 
     def to(self, device: torch.device | str) -> State:
@@ -55,7 +81,7 @@ class State:
         return self._map(lambda tensor: tensor.to(device))
 
     def select(self, rows: Tensor | Sequence[int]) -> State:
-        """The state of some rows, in the order asked for; a row may be asked for twice."""
+        """The state of these rows, in this order; a row may be repeated."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         return self._map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
 
@@ -79,15 +105,15 @@ class State:
 
 @dataclass(frozen=True)
 class TrainingLoss:
-    """What a training step gets from a batch."""
+    """The loss of a batch."""
 
     objective: Tensor
-    """What is minimised: a scalar in fp32 with a gradient."""
+    """The minimised scalar, in fp32 with a gradient."""
     nats: Tensor
-    """Nats per token of this batch without smoothing or penalties: a scalar without gradient."""
+    """Nats per token, without smoothing or penalties: a scalar without gradient."""
     state: State
     logits: Tensor | None = None
-    """(B, T, V) without gradient; None where they were never made."""
+    """(B, T, V) without gradient; None if they were not computed."""
 
 
 class LanguageModel(nn.Module, ABC):
@@ -95,18 +121,18 @@ class LanguageModel(nn.Module, ABC):
 
     Options: ClassVar[type[ModelOptions]]
     trained_by: ClassVar[Literal["gradient", "counting", "both"]] = "gradient"
-    """By steps, by `fit` alone, or by steps after `fit`."""
+    """By steps, by `fit`, or by `fit` and then steps."""
     kind: ClassVar[str | None] = None
-    """What to call it beside a score, where it is no network alone."""
+    """A label for reports; None for a neural network."""
     batching: ClassVar[Literal["streams", "random"]] = "streams"
-    """How it is trained unless `training.batching` says otherwise."""
+    """The default of `training.batching`."""
 
     notes: tuple[str, ...] = ()
-    """What to know of what `fit` made of a text."""
+    """Notes of `fit` for reports."""
     counted_tokens: int = 0
     """Tokens of the text that `fit` used."""
     loss_dtype: torch.dtype = torch.float32
-    """That training computes softmax and loss in."""
+    """The dtype of softmax and loss in training."""
 
     def __init__(self, options: Any, vocab_size: int) -> None:
         super().__init__()
@@ -117,20 +143,19 @@ class LanguageModel(nn.Module, ABC):
         """See `forward`.
 
         Raises:
-            TypeError: `ids` are no tensor of rows.
+            TypeError: `ids` is not a tensor with two axes.
         """
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             kind = f"{type(ids).__name__} of shape {tuple(getattr(ids, 'shape', [len(ids)]))}"
             raise TypeError(
-                f"A model reads ids as an int64 tensor (B, T), one row a text; this is a {kind}. Of a text, "
-                "run.score(text) and run.logits(text) give its tokens' nats and logits; of ids (N,), pass "
-                "torch.tensor(ids, dtype=torch.int64)[None]."
+                f"A model reads ids as an int64 tensor (B, T), one row a text; this is a {kind}. For a text, call "
+                "run.score(text) or run.logits(text); for ids (N,), pass torch.tensor(ids, dtype=torch.int64)[None]."
             )
         return super().__call__(ids, *args, **options)
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens that a prediction may look back on; None for a carried state without limit."""
+        """The largest number of tokens that a prediction depends on; None: no limit."""
         return None
 
     @abstractmethod
@@ -148,7 +173,7 @@ class LanguageModel(nn.Module, ABC):
     def training_loss(
         self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
     ) -> TrainingLoss:
-        """The loss of a batch; a model overrides it where training sees more, or less, than the logits.
+        """The loss of a batch; overridden if the objective is more than the cross-entropy, or needs fewer logits.
 
         Args:
             ids: (B, T) int64.
@@ -157,11 +182,11 @@ class LanguageModel(nn.Module, ABC):
             label_smoothing: probability mass of the objective that is spread over all tokens.
         """
         logits, state = self(ids, state)
-        objective, nats = part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype)
+        objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype)
         return TrainingLoss(objective, nats, state, logits.detach())
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
-        """Learn from a whole split at once; only models that are trained by counting.
+        """Learn from a whole split at once; only for models that are trained by counting.
 
         Args:
             ids: (N + 1,) the start token, then the N tokens of the training split.
@@ -169,22 +194,26 @@ class LanguageModel(nn.Module, ABC):
         raise TypeError(f"{type(self).__name__} is trained by gradient")
 
     def num_parameters(self) -> int:
-        """Numbers that training sets; a shared one counts once."""
+        """Trained numbers; shared ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def num_counts(self) -> int:
-        """Counts that `fit` stores."""
+        """Number of counts that `fit` stored."""
         return 0
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The weights as host arrays, by name, for saving; copies, safe from later steps; low precision as fp32.
+        """Copies of the weights as host arrays, by name; low precision as fp32.
 
-        Where they are spread over processes they are gathered, so all processes must ask.
+        Sharded weights are gathered, so all processes must call this.
         """
         return {name: host_array(tensor) for name, tensor in self.state_dict().items()}
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        """Set the weights from `arrays`, which must match by name and shape (ValueError names what does not)."""
+        """Set the weights.
+
+        Raises:
+            ValueError: names or shapes differ from the model's.
+        """
         own = self.state_dict()
         if missing := sorted(own.keys() ^ arrays.keys()):
             raise ValueError(f"weights and model differ in {', '.join(missing[:4])}")
@@ -197,18 +226,18 @@ class LanguageModel(nn.Module, ABC):
 
 
 def host_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """A copy on the host; bf16, which numpy does not have, and fp16 as fp32, which holds all their values."""
+    """A copy on the host; bf16 (which numpy lacks) and fp16 become fp32 without loss."""
     tensor = whole(tensor.detach()).cpu()
     return np.array((tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy())
 
 
 def whole(tensor: Any) -> Tensor:
-    """A tensor that is spread over processes (a DTensor, as FSDP makes them) as one; any other as it is."""
+    """The whole of a sharded tensor (a DTensor of FSDP); any other tensor unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
 
 
 def spread_like(example: Any, tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that all have whole, spread as `example` is; the tensor where that is not."""
+    """This process's shard of a tensor, sharded like `example`; the tensor if `example` is not sharded."""
     if not hasattr(example, "full_tensor") or tensor.shape != example.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -220,16 +249,16 @@ def spread_like(example: Any, tensor: Tensor) -> Tensor:
 def cross_entropies(
     logits: Tensor, targets: Tensor, label_smoothing: float, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """From logits (B, T, V) and targets (B, T): what is minimised, computed in `dtype`, and true nats per token.
+    """The objective of logits (B, T, V) and targets (B, T), and the nats per token: two scalars in fp32.
 
-    Both are in fp32; the nats are without smoothing or gradient.
+    The objective has label smoothing and is computed in `dtype`; the nats have neither, and no gradient.
     """
-    flat, wanted = logits.to(dtype).flatten(0, 1), targets.flatten()
+    flat, flat_targets = logits.to(dtype).flatten(0, 1), targets.flatten()
     if label_smoothing == 0 and dtype == torch.float32:
-        objective = cross_entropy(flat, wanted)
+        objective = cross_entropy(flat, flat_targets)
         return objective, objective.detach()
-    objective = F.cross_entropy(flat, wanted, label_smoothing=label_smoothing).float()
-    return objective, F.cross_entropy(flat.detach().float(), wanted)
+    objective = F.cross_entropy(flat, flat_targets, label_smoothing=label_smoothing).float()
+    return objective, F.cross_entropy(flat.detach().float(), flat_targets)
 
 
 def build_model(section: Any, vocab_size: int, *, seed: int | None = None) -> LanguageModel:
@@ -238,7 +267,7 @@ def build_model(section: Any, vocab_size: int, *, seed: int | None = None) -> La
     Args:
         section: the `model` section of a configuration (`lm.config.Section`).
         vocab_size: V of the tokenizer.
-        seed: seed of the weights; None leaves torch's generator where it is.
+        seed: of the weights; None: torch's generator as it is.
     """
     from lm.registry import MODELS
 

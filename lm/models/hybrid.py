@@ -1,15 +1,15 @@
-"""A hybrid: n-gram counts, a recurrent network, and a gate that learns how far each is to be trusted.
+"""A hybrid: a gated mixture of a recurrent network and n-gram counts.
 
-    p = (1 - g) · the network's + g · the counts'        g = sigmoid(gate(hidden state, entropy of the counts'))
+    p = (1 - g) · p(network) + g · p(counts)        g = sigmoid(gate(hidden state, entropy of p(counts)))
 
-The network learns as it would alone: only the gate learns from p. So it is never worse for the counts, and goes on
-learning where these are right already; a mixture of two that err in different places is better than both.
+The network trains as it would alone, and only the gate trains on p. So the counts do not keep the network from learning
+what they already predict, and the mixture is better than either part.
 
-The counts are those of `lm.models.ngram`, of the training text, made before the first step. While the gate learns on
-that same text, each token's own occurrence is left out of them: else they would seem to know every token. In use they
-are whole. The state is the network's, and the last order - 1 tokens.
+The counts (`lm.models.ngram`) are made from the training split before the first step. In training they leave out each
+target's own occurrence, because with it they would predict almost every token of the training split. Evaluation and
+sampling use all counts. The state is the network's, and the last order - 1 tokens.
 
-What it scores is no score of a neural network alone, and is labelled wherever it is shown.
+Reports label the scores, because they are not those of a neural network alone.
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lm.models.base import LanguageModel, State, TrainingLoss, cross_entropies
+from lm.models.base import LanguageModel, State, TrainingLoss, cross_entropies, declare
 from lm.models.ngram import HISTORY, CountingOptions, NGram, NGramOptions
-from lm.models.output_head import output_logits
-from lm.models.profiled_parts import LOSS, part
+from lm.models.profiled_parts import LOSS, run_part
 from lm.models.recurrent import Recurrent, RecurrentOptions
 
 REGISTERS = {"hybrid": "Hybrid"}
 
 COUNTS = "ngram."
-"""What the names of the arrays of counts begin with."""
-FIRST_TRUST = 2.0
-"""The gate's bias at first: the network knows nothing yet, so the counts have 0.88 of the mixture."""
+"""Prefix of the names of the counts' arrays."""
+INITIAL_GATE_BIAS = 2.0
+"""Gives the counts a weight of 0.88 before the network has learned anything."""
 
 
 class HybridOptions(RecurrentOptions, CountingOptions):
-    """Options of the hybrid: those of its network, and those of its counts."""
+    """Options of the hybrid: those of its network and those of its counts."""
 
     type: Literal["hybrid"] = Field("hybrid", description="N-gram counts and a network.")  # type: ignore[assignment]
     cell: Literal["rnn", "gru", "lstm"] = Field("gru", description="The network's cell: rnn, gru or lstm.")
@@ -48,7 +47,7 @@ class HybridOptions(RecurrentOptions, CountingOptions):
 
 
 class Hybrid(LanguageModel):
-    """A recurrent network and n-gram counts; before `fit`, the counts know nothing."""
+    """A recurrent network and n-gram counts; before `fit`, the counts are uniform."""
 
     Options = HybridOptions
     trained_by = "both"
@@ -61,8 +60,8 @@ class Hybrid(LanguageModel):
         super().__init__(options, vocab_size)
         shared = {name: getattr(options, name) for name in RecurrentOptions.model_fields if name != "type"}
         network = RecurrentOptions(type=options.cell, **shared)
-        counted = NGramOptions(order=options.order, max_tokens=options.max_tokens)
-        self.network = _BesideCounts(network, vocab_size, NGram(counted, vocab_size))
+        counts = NGramOptions(order=options.order, max_tokens=options.max_tokens)
+        self.network = _GatedNetwork(network, vocab_size, NGram(counts, vocab_size))
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
@@ -71,11 +70,11 @@ class Hybrid(LanguageModel):
     def training_loss(
         self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
     ) -> TrainingLoss:
-        """See `LanguageModel.training_loss`; with counts that are without the targets' own occurrences."""
+        """See `LanguageModel.training_loss`; the counts leave out the targets' own occurrences."""
         return self.network.training_loss(ids, targets, state, label_smoothing=label_smoothing)
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
-        """See `LanguageModel.fit`: makes the counts; the network is untouched."""
+        """See `LanguageModel.fit`; makes the counts and does not change the network."""
         self.network.ngram.fit(ids)
         self.notes = self.network.ngram.notes
 
@@ -95,40 +94,40 @@ class Hybrid(LanguageModel):
         self.network.ngram.load_arrays(counts)
 
 
-class _BesideCounts(Recurrent):
-    """The network, mixed with the counts."""
+class _GatedNetwork(Recurrent):
+    """The network, the counts and the gate."""
 
     def __init__(self, options: RecurrentOptions, vocab_size: int, ngram: NGram) -> None:
         super().__init__(options, vocab_size)
         self.ngram = ngram
-        self.gate = nn.Linear(options.hidden_size + 1, 1)
+        self.gate = declare(nn.Linear(options.hidden_size + 1, 1), optimizer_kind="muon")
         nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(self.gate.bias, FIRST_TRUST)
+        nn.init.constant_(self.gate.bias, INITIAL_GATE_BIAS)
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`; the logits are log-probabilities."""
-        outputs, added, after = self._read(ids, state)
-        logits = output_logits(self._project(self.output_dropout(outputs)), *self._output_layer(), added=added)
-        logs, history = self.ngram.look_up(ids, state)
-        return self._mixed(outputs, logits, logs), _remembering(after, history)
+        outputs, added, after = self._hidden(ids, state)
+        logits = self._head().logits(self.output_dropout(outputs), added)
+        logs, history = self.ngram.log_probabilities(ids, state)
+        return self._mix(outputs, logits, logs), _with_history(after, history)
 
     def training_loss(
         self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`: the network's own objective, and for the gate the mixture's nats."""
-        outputs, added, after = self._read(ids, state)
+        outputs, added, after = self._hidden(ids, state)
         dropped = self.output_dropout(outputs)
-        logits = part("output", output_logits, self._project(dropped), *self._output_layer(), added=added)
-        own, _ = part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype)
-        logs, history = self.ngram.look_up(ids, state, targets)
-        # The counts are less than one occurrence worse on their own text, and so seem better than they are on a new
-        # one: a network that learned from the mixture would leave all to them.
-        mixed = self._mixed(outputs.detach(), logits.detach(), logs)
+        logits = self._head().logits(dropped, added)
+        own, _ = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype)
+        logs, history = self.ngram.log_probabilities(ids, state, targets)
+        # Even without the target's occurrence, counts predict the text that they were made from better than a new one.
+        # A network that trained on the mixture would rely on them too much.
+        mixed = self._mix(outputs.detach(), logits.detach(), logs)
         nats = F.nll_loss(mixed.flatten(0, 1), targets.flatten())
         objective = own + nats + self._penalties(outputs, dropped)
-        return TrainingLoss(objective, nats.detach(), _remembering(after, history), mixed.detach())
+        return TrainingLoss(objective, nats.detach(), _with_history(after, history), mixed.detach())
 
-    def _mixed(self, outputs: Tensor, logits: Tensor, logs: Tensor) -> Tensor:
+    def _mix(self, outputs: Tensor, logits: Tensor, logs: Tensor) -> Tensor:
         """Log-probabilities (B, T, V) of the mixture.
 
         Args:
@@ -137,10 +136,10 @@ class _BesideCounts(Recurrent):
             logs: (B, T, V) log-probabilities of the counts.
         """
         entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)
-        trust = self.gate(torch.cat([outputs, entropy.to(outputs.dtype)], dim=-1)).float()
+        gate = self.gate(torch.cat([outputs, entropy.to(outputs.dtype)], dim=-1)).float()
         network = logits.float().log_softmax(dim=-1)
-        return torch.logaddexp(network + F.logsigmoid(-trust), logs + F.logsigmoid(trust))
+        return torch.logaddexp(network + F.logsigmoid(-gate), logs + F.logsigmoid(gate))
 
 
-def _remembering(state: State, history: Tensor) -> State:
+def _with_history(state: State, history: Tensor) -> State:
     return replace(state, tensors={**state.tensors, HISTORY: history})

@@ -1,8 +1,8 @@
-"""An n-gram model: how often each token followed the last few, smoothed; no gradients, trained in one pass.
+"""An n-gram model: smoothed counts of the tokens after each context, made in one pass without gradients.
 
     ids ─► the last order - 1 tokens ─► counts, longest context first ─► log-probabilities
 
-The state is those last tokens. The counting and smoothing are in `lm.models.kneser_ney`.
+The state is those last tokens. Counts and smoothing are in `lm.models.kneser_ney`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,21 @@ from lm.models.kneser_ney import NGramCounts, count_text, histories_of
 REGISTERS = {"ngram": "NGram"}
 
 HISTORY = "history"
-"""The state's tensor: the last order - 1 tokens (B, K) int64, the newest last; -1 where the text has not begun."""
-
+"""The state's tensor: the last order - 1 tokens (B, K) int64, newest last; -1 before the start of the text."""
 
 log = logging.getLogger(__name__)
 
-MOST_COUNTED = 20_000_000
-"""Tokens that are counted unless an option says otherwise. A token takes at most 85 bytes for 7-grams of characters and
-170 for 5-grams of words while it is counted: 4 GB at most together."""
+DEFAULT_MAX_TOKENS = 20_000_000
+"""Counting takes up to 85 bytes a token for 7-grams of characters and 170 for 5-grams of words: 4 GB at most."""
 
 
 class CountingOptions(ModelOptions):
     """Options of models that count a text."""
 
     max_tokens: int | None = Field(
-        MOST_COUNTED,
+        DEFAULT_MAX_TOKENS,
         ge=1,
-        description="Count the first so many tokens of the training split, which bounds the memory; none: all.",
+        description="Count only this many tokens from the start of the training split, to limit memory; none: all.",
     )
 
 
@@ -53,7 +51,7 @@ class NGramOptions(CountingOptions):
 
 
 class NGram(LanguageModel):
-    """Interpolated modified Kneser-Ney counts; before `fit`, all tokens are alike."""
+    """Interpolated modified Kneser-Ney counts; before `fit`, the distribution is uniform."""
 
     Options = NGramOptions
     trained_by = "counting"
@@ -67,24 +65,23 @@ class NGram(LanguageModel):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`; the logits are log-probabilities."""
-        logs, history = self.look_up(ids, state)
+        logs, history = self.log_probabilities(ids, state)
         return logs, State({HISTORY: history})
 
-    def look_up(self, ids: Tensor, state: State | None = None, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (B, T, V) of the token after each token, and the last tokens (B, K) for the state.
+    def log_probabilities(
+        self, ids: Tensor, state: State | None = None, targets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (B, T, V) of the token after each token, and the state's tensor `HISTORY` (B, K).
 
         Args:
             ids: (B, T) int64.
-            state: whose tensor `HISTORY` holds what stood before; None at the start of a text.
-            targets: (B, T) int64 of the text that was counted: each one's own occurrence is left out of the counts.
+            state: with the tensor `HISTORY`; None at the start of a text.
+            targets: (B, T) int64 of the counted text: the counts leave out each target's own occurrence.
         """
         text = ids if state is None else torch.cat([state.tensors[HISTORY], ids], dim=1)
-        histories = histories_of(text.cpu().numpy(), self.counts.reach)[:, -ids.shape[1] :]
-        positions = histories.reshape(ids.numel(), self.counts.reach)
-        if targets is None:
-            values = self.counts.probabilities(positions)
-        else:
-            values = self.counts.left_out(positions, targets.flatten().cpu().numpy())
+        histories = histories_of(text.cpu().numpy(), self.counts.context_size)[:, -ids.shape[1] :]
+        positions = histories.reshape(ids.numel(), self.counts.context_size)
+        values = self.counts.probabilities(positions, None if targets is None else targets.flatten().cpu().numpy())
         np.log(values, out=values)
         logs = torch.from_numpy(values).view(*ids.shape, self.vocab_size)
         return logs.to(ids.device), torch.from_numpy(histories[:, -1].copy()).to(ids.device)
@@ -93,7 +90,7 @@ class NGram(LanguageModel):
         """See `LanguageModel.fit`.
 
         Raises:
-            DeviceError: there is not enough memory for the counts.
+            DeviceError: the memory is not enough for the counts.
         """
         order, limit, total = self.options.order, self.options.max_tokens, len(ids) - 1
         if limit is not None and total > limit:
@@ -110,7 +107,7 @@ class NGram(LanguageModel):
             ) from None
 
     def num_parameters(self) -> int:
-        """Counts that are stored."""
+        """The number of counts."""
         return self.num_counts()
 
     def num_counts(self) -> int:

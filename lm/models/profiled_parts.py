@@ -1,10 +1,9 @@
-"""Names for the parts of a model's work that are no call of a module, for whoever watches (`lm profile`).
+"""Names for the parts of a model's work that no module call covers, for `lm profile`.
 
-    logits = part("output", linear, hidden, weight, bias)
+    logits = run_part("output", linear, hidden, weight, bias)
 
-The native kernels do the work of several modules at once, or of a part of one, and an output layer is none at all where
-its matrix is the embedding: hooks on modules do not see such work. A named part is seen whichever way it runs. Without
-a watcher it is the plain call.
+A native kernel does the work of several modules in one call, and a tied output layer has no module, so hooks on modules
+cannot observe them. Without an observer a part is a plain call.
 """
 
 from __future__ import annotations
@@ -16,31 +15,31 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Watcher = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""Gets the name of a part, its work and what that is given; does it, and returns what it gave."""
+Observer = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Gets the name of a part, its function and the arguments; calls the function and returns its result."""
 
 LOSS = "loss"
-"""The part that a step's loss is computed in, and all that follows it."""
+"""The part that computes a step's loss."""
 OUTPUT_AND_LOSS = "output and loss"
-"""The same, where logits and loss are computed together."""
+"""The same, if logits and loss are computed together."""
 
-_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+_observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
 
-def part(name: str, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """`work(*args, **kwargs)`, shown to the watcher under this name."""
-    watcher = _watcher.get()
-    if watcher is None:
-        return work(*args, **kwargs)
-    result: R = watcher(name, work, args, kwargs)
+def run_part(name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """`function(*args, **kwargs)`, observed under this name."""
+    observer = _observer.get()
+    if observer is None:
+        return function(*args, **kwargs)
+    result: R = observer(name, function, args, kwargs)
     return result
 
 
 @contextlib.contextmanager
-def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Inside, `watcher` sees the parts that run in this thread."""
-    token = _watcher.set(watcher)
+def watched_by(observer: Observer) -> Iterator[None]:
+    """Inside, `observer` observes the parts that this thread runs."""
+    token = _observer.set(observer)
     try:
         yield
     finally:
-        _watcher.reset(token)
+        _observer.reset(token)

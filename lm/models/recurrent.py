@@ -1,8 +1,8 @@
-"""RNN, GRU and LSTM: one family, on torch's own recurrent layers.
+"""RNN, GRU and LSTM: one family, over torch's recurrent layers.
 
     ids ─► embedding ─► dropout ─► num_layers × cell (dropout between) ─► dropout ─► [projection] ─► logits
 
-The state is the hidden state of every layer, a few kilobytes however long the text.
+The state is the hidden state of every layer: a few kilobytes for a text of any length.
 
 Sources: Elman 1990; Cho et al. 2014 (GRU); Hochreiter and Schmidhuber 1997 (LSTM); Press and Wolf 2017 (tied weights);
 Gal and Ghahramani 2016 (locked and embedding dropout); Merity et al. 2018 (weight drop, activation penalties).
@@ -10,54 +10,66 @@ Gal and Ghahramani 2016 (locked and embedding dropout); Merity et al. 2018 (weig
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import _VF, Tensor, nn
+from torch import Tensor, nn
 
-from lm.kernels import training
-from lm.models.base import LanguageModel, State, TrainingLoss
+from lm.kernels import autograd, layers
+from lm.kernels.dispatch import MIN_STEPS, cast_floats, in_its_format, project_per_token, stays_in_fp32, usable
+from lm.models.base import LanguageModel, State, TrainingLoss, declare
 from lm.models.context_tables import ContextTables, TableOptions
-from lm.models.output_head import HeadOptions, Tails, make_tails, output_logits, output_loss
-from lm.models.profiled_parts import part
+from lm.models.output_head import HeadOptions, OutputHead, make_tails
+from lm.models.profiled_parts import run_part
+from lm.torch_private import has_hooks, recurrent_function
 
 REGISTERS = {"rnn": "Recurrent", "gru": "Recurrent", "lstm": "Recurrent"}
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-"""Of a layer of torch's cells, in their order."""
+"""The weights of one layer of torch's cells, in their order."""
 
 
 class RecurrentOptions(HeadOptions, TableOptions):
     """Options of the recurrent family."""
 
     type: Literal["rnn", "gru", "lstm"] = Field("gru", description="The cell: rnn, gru or lstm.")
-    nonlinearity: Literal["tanh", "relu"] = Field("tanh", description="Of the rnn cell; the others have their own.")
+    nonlinearity: Literal["tanh", "relu"] = Field("tanh", description="Nonlinearity of the rnn cell.")
     embedding_size: int = Field(128, ge=1, description="Width of the token embeddings (E).")
     hidden_size: int = Field(256, ge=1, description="Width of the hidden state (H).")
-    num_layers: int = Field(1, ge=1, description="Recurrent layers, one above the other.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on inputs, between layers and on outputs.")
-    input_dropout: float | None = Field(None, ge=0, lt=1, description="Dropout on the embeddings; default: dropout.")
-    layer_dropout: float | None = Field(None, ge=0, lt=1, description="Dropout between layers; default: dropout.")
+    num_layers: int = Field(1, ge=1, description="Number of recurrent layers.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability of inputs, layers and outputs.")
+    input_dropout: float | None = Field(
+        None, ge=0, lt=1, description="Dropout probability of the embeddings; default: dropout."
+    )
+    layer_dropout: float | None = Field(
+        None, ge=0, lt=1, description="Dropout probability between layers; default: dropout."
+    )
     output_dropout: float | None = Field(
-        None, ge=0, lt=1, description="Dropout on the last layer's output; default: dropout."
+        None, ge=0, lt=1, description="Dropout probability of the last layer's output; default: dropout."
     )
     locked_dropout: bool = Field(
-        False, description="Drop the same units at every time step of a batch, instead of others at each."
+        False, description="Locked (variational) dropout: drop the same units at every time step of a batch."
     )
-    embedding_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of whole words of the embedding.")
-    weight_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the hidden-to-hidden weights.")
+    embedding_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Dropout probability of a token's whole embedding, for all its positions in a batch.",
+    )
+    weight_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability of the hidden-to-hidden weights.")
     activation_penalty: float = Field(
-        0.0, ge=0, description="Weight of the mean square of the last layer's output (after dropout) in the objective."
+        0.0, ge=0, description="Weight in the objective of the mean square of the last layer's output (after dropout)."
     )
     change_penalty: float = Field(
-        0.0, ge=0, description="Weight of the mean square of its change from one time step to the next."
+        0.0, ge=0, description="Weight in the objective of the mean square change of that output between time steps."
     )
 
 
 class Recurrent(LanguageModel):
-    """A recurrent language model; `options.type` picks the cell."""
+    """A recurrent language model; `options.type` is the cell."""
 
     Options = RecurrentOptions
     batching = "streams"
@@ -67,29 +79,25 @@ class Recurrent(LanguageModel):
     def __init__(self, options: RecurrentOptions, vocab_size: int) -> None:
         super().__init__(options, vocab_size)
 
-        def rate(own: float | None) -> float:
-            return options.dropout if own is None else own
+        def rate(specific: float | None) -> float:
+            return options.dropout if specific is None else specific
 
         size, hidden = options.embedding_size, options.hidden_size
-        # Tied weights get a dense gradient from the output layer; those of the rows looked up are added to it as rows.
-        as_rows = options.tie_weights and len(options.adaptive_cutoffs) > 0
-        self.embedding = training.Embedding(vocab_size, size, sparse=as_rows)
-        dropout = LockedDropout if options.locked_dropout else training.Dropout
+        # Tied weights get a dense gradient from the output layer; to add a sparse one of the inputs is cheaper.
+        sparse = options.tie_weights and len(options.adaptive_cutoffs) > 0
+        self.embedding = layers.Embedding(vocab_size, size, sparse=sparse)
+        dropout = LockedDropout if options.locked_dropout else layers.Dropout
         self.input_dropout = dropout(rate(options.input_dropout))
         between = rate(options.layer_dropout) if options.num_layers > 1 else 0.0
-        self.cell: nn.RNNBase
-        match options.type:
-            case "rnn":
-                self.cell = nn.RNN(
-                    size, hidden, options.num_layers, options.nonlinearity, batch_first=True, dropout=between
-                )
-            case "gru":
-                self.cell = nn.GRU(size, hidden, options.num_layers, batch_first=True, dropout=between)
-            case "lstm":
-                self.cell = nn.LSTM(size, hidden, options.num_layers, batch_first=True, dropout=between)
+        kind: Any = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[options.type]
+        settings: dict[str, Any] = {"nonlinearity": options.nonlinearity} if options.type == "rnn" else {}
+        cell: nn.RNNBase = kind(size, hidden, options.num_layers, batch_first=True, dropout=between, **settings)
+        self.cell = declare(cell, optimizer_kind="muon")
         self.layer_dropout = dropout(between)
         self.output_dropout = dropout(rate(options.output_dropout))
-        self.projection = nn.Linear(hidden, size, bias=False) if options.tie_weights and hidden != size else None
+        self.projection = None
+        if options.tie_weights and hidden != size:
+            self.projection = declare(nn.Linear(hidden, size, bias=False), optimizer_kind="muon")
         self.output = None if options.tie_weights else nn.Linear(hidden, vocab_size)
         self.output_bias = nn.Parameter(torch.zeros(vocab_size)) if options.tie_weights else None
         bias = self.output_bias if self.output is None else self.output.bias
@@ -99,38 +107,38 @@ class Recurrent(LanguageModel):
 
     def _initialise(self) -> None:
         if self.options.tie_weights:
-            # As output weights, embeddings of unit variance would start with logits of size sqrt(E).
+            # As output matrix, an embedding of unit variance would give logits of size sqrt(E).
             nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         if self.options.type == "lstm":
             hidden = self.options.hidden_size
             for layer in range(self.options.num_layers):
-                # Gates lie in the order input, forget, cell, output. A forget gate that starts open keeps gradients.
+                # The gates are in the order input, forget, cell, output. An open forget gate preserves gradients.
                 bias = getattr(self.cell, f"bias_hh_l{layer}")
                 nn.init.ones_(bias.data[hidden : 2 * hidden])
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
-        outputs, added, after = self._read(ids, state)
-        return output_logits(self._project(self.output_dropout(outputs)), *self._output_layer(), added=added), after
+        outputs, added, after = self._hidden(ids, state)
+        return self._head().logits(self.output_dropout(outputs), added), after
 
     def training_loss(
         self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
     ) -> TrainingLoss:
-        """See `LanguageModel.training_loss`; adds the penalties, and saves work where the vocabulary is large."""
-        outputs, added, after = self._read(ids, state)
+        """See `LanguageModel.training_loss`; the objective includes the penalties."""
+        outputs, added, after = self._hidden(ids, state)
         dropped = self.output_dropout(outputs)
-        objective, nats, logits = output_loss(
-            self._project(dropped),
-            targets,
-            *self._output_layer(),
-            added=added,
-            label_smoothing=label_smoothing,
-            dtype=self.loss_dtype,
+        loss = self._head().loss(
+            dropped, targets, after, added=added, label_smoothing=label_smoothing, dtype=self.loss_dtype
         )
-        return TrainingLoss(objective + self._penalties(outputs, dropped), nats, after, logits)
+        return replace(loss, objective=loss.objective + self._penalties(outputs, dropped))
 
-    def _read(self, ids: Tensor, state: State | None) -> tuple[Tensor, Tensor | None, State]:
-        """The last layer's outputs (B, T, H), what context tables add to the logits, and the state."""
+    def _head(self) -> OutputHead:
+        if self.output is None:
+            return OutputHead(self.embedding.weight, self.output_bias, self.tails, self.projection)
+        return OutputHead(self.output.weight, self.output.bias, self.tails)
+
+    def _hidden(self, ids: Tensor, state: State | None) -> tuple[Tensor, Tensor | None, State]:
+        """The last layer's outputs (B, T, H), the logits of context tables, and the state."""
         outputs, after = self._run_cell(ids, state)
         return outputs, *self.tables(ids, state, after)
 
@@ -138,18 +146,10 @@ class Recurrent(LanguageModel):
         vectors = self.embedding(ids)
         rate = self.options.embedding_dropout
         if self.training and rate > 0:
-            words = F.dropout(torch.ones(self.vocab_size, 1, device=ids.device, dtype=vectors.dtype), rate)
-            vectors = vectors * words[ids]
+            factors = F.dropout(torch.ones(self.vocab_size, 1, device=ids.device, dtype=vectors.dtype), rate)
+            vectors = vectors * factors[ids]
         dropped: Tensor = self.input_dropout(vectors)
         return dropped
-
-    def _project(self, outputs: Tensor) -> Tensor:
-        return outputs if self.projection is None else self.projection(outputs)
-
-    def _output_layer(self) -> tuple[Tensor, Tensor | None, Tails | None]:
-        if self.output is None:
-            return self.embedding.weight, self.output_bias, self.tails
-        return self.output.weight, self.output.bias, self.tails
 
     def _penalties(self, outputs: Tensor, dropped: Tensor) -> Tensor | float:
         penalties: list[Tensor] = []
@@ -160,22 +160,22 @@ class Recurrent(LanguageModel):
         return sum(penalties, 0.0)
 
     def _run_cell(self, ids: Tensor, state: State | None) -> tuple[Tensor, State]:
-        # A hook on the cell waits for torch's module to be called.
-        native = ids.shape[1] >= training.FEWEST_STEPS and not self.cell._forward_hooks
-        own = self.cell.get_parameter("weight_hh_l0")
-        native = native and training.usable(self.options.type, own) and not training.stays_in_fp32(own)
-        looked_up = native and self._looks_up(ids)
-        inputs = self.embedding.weight if looked_up else self._embed(ids)
+        weight = self.cell.get_parameter("weight_hh_l0")
+        # A hook on the cell needs a call of torch's module.
+        native = ids.shape[1] >= MIN_STEPS and not has_hooks(self.cell)
+        native = native and usable(self.options.type, weight) and not stays_in_fp32(weight)
+        from_embedding = native and self._reads_embedding(ids)
+        inputs = self.embedding.weight if from_embedding else self._embed(ids)
         names = ("hidden", "cell") if self.options.type == "lstm" else ("hidden",)
-        # torch keeps its state (layers, B, H); ours is batch first.
+        # Torch's state is (layers, B, H), ours is batch first.
         first = None
         if state is not None:
             first = tuple(state.tensors[name].transpose(0, 1).contiguous() for name in names)
         if native:
-            hidden, last = self._run_native(inputs, first, ids if looked_up else None)
+            hidden, last = self._run_layers(inputs, first, ids if from_embedding else None, native=True)
         elif self.training and (self.options.locked_dropout or self.options.weight_dropout > 0):
-            found = training.in_its_format(own, self._run_layers, inputs, first)
-            hidden, last = training.cast_floats(found, inputs.dtype) if training.stays_in_fp32(own) else found
+            result = in_its_format(weight, self._run_layers, inputs, first)
+            hidden, last = cast_floats(result, inputs.dtype) if stays_in_fp32(weight) else result
         elif self.options.type == "lstm":
             hidden, last = self.cell(inputs, first)
         else:
@@ -183,45 +183,37 @@ class Recurrent(LanguageModel):
             last = (only,)
         return hidden, State({name: part.transpose(0, 1) for name, part in zip(names, last, strict=True)})
 
-    def _run_layers(self, inputs: Tensor, first: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The layers one by one, with the dropout that torch's own stack of layers does not have."""
-        options = self.options
-        call: Any = getattr(_VF, f"rnn_{options.nonlinearity}" if options.type == "rnn" else options.type)
-        if first is None:
-            zeros = inputs.new_zeros(options.num_layers, len(inputs), options.hidden_size)
-            first = (zeros, zeros) if options.type == "lstm" else (zeros,)
-        lasts = []
-        for layer in range(options.num_layers):
-            if layer > 0:
-                inputs = self.layer_dropout(inputs)
-            weights = self._weights(layer)
-            begun = tuple(part[layer : layer + 1] for part in first)
-            # With biases, one layer, no dropout of its own, in training, in one direction, batch first.
-            settings: Any = True, 1, 0.0, True, False, True
-            first_state = begun if options.type == "lstm" else begun[0]
-            inputs, *last = part(f"cell.l{layer}", call, inputs, first_state, weights, *settings)
-            lasts.append(last)
-        return inputs, tuple(torch.cat(parts) for parts in zip(*lasts, strict=True))
-
-    def _run_native(
-        self, inputs: Tensor, first: tuple[Tensor, ...] | None, ids: Tensor | None
+    def _run_layers(
+        self, inputs: Tensor, first: tuple[Tensor, ...] | None, ids: Tensor | None = None, *, native: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The layers one by one on the native kernels; with `ids`, the inputs are the embedding."""
+        """Layer by layer, with the dropout that `nn.RNNBase` does not have; with `ids`, `inputs` is the embedding."""
         lasts = []
         for layer in range(self.options.num_layers):
             if layer > 0:
                 inputs, ids = self.layer_dropout(inputs), None
-            begun = None if first is None else [part[layer] for part in first]
-            inputs, *last = part(
-                f"cell.l{layer}", training.layer, self.options.type, inputs, self._weights(layer), begun, ids=ids
-            )
+            name, initial = f"cell.l{layer}", None if first is None else [part[layer] for part in first]
+            arguments = inputs, self._weights(layer), initial
+            if native:
+                inputs, *last = run_part(name, autograd.recurrent_layer, self.options.type, *arguments, ids=ids)
+            else:
+                inputs, *last = run_part(name, self._torch_layer, *arguments)
             lasts.append(last)
         return inputs, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
 
-    def _looks_up(self, ids: Tensor) -> bool:
-        """Whether the first layer sees the rows of the embedding as they are, and few enough to gain by that."""
+    def _torch_layer(self, inputs: Tensor, weights: list[Tensor], initial: list[Tensor] | None) -> tuple[Tensor, ...]:
+        kind, count = self.options.type, 2 if self.options.type == "lstm" else 1
+        zeros = inputs.new_zeros(len(inputs), self.options.hidden_size)
+        first = [part[None] for part in initial or [zeros] * count]
+        function = recurrent_function(f"rnn_{self.options.nonlinearity}" if kind == "rnn" else kind)
+        # Biases, number of layers, dropout, training, bidirectional, batch first.
+        settings = True, 1, 0.0, True, False, True
+        outputs, *last = function(inputs, first if kind == "lstm" else first[0], weights, *settings)
+        return outputs, *(part[0] for part in last)
+
+    def _reads_embedding(self, ids: Tensor) -> bool:
+        """Whether the first layer's inputs are unchanged rows of an embedding that is small enough."""
         dropped = self.training and (self.input_dropout.p > 0 or self.options.embedding_dropout > 0)
-        return not dropped and not self.embedding.sparse and training.worth_looking_up(self.vocab_size, ids.numel())
+        return not dropped and not self.embedding.sparse and project_per_token(self.vocab_size, ids.numel())
 
     def _weights(self, layer: int) -> list[Tensor]:
         weights = [getattr(self.cell, f"{name}_l{layer}") for name in WEIGHTS]
@@ -231,7 +223,7 @@ class Recurrent(LanguageModel):
 
 
 class LockedDropout(nn.Module):
-    """Dropout of the same units of (B, T, H) at every time step."""
+    """Dropout of the same units of (B, T, H) at all time steps."""
 
     def __init__(self, p: float) -> None:
         super().__init__()

@@ -1,10 +1,9 @@
-"""A decoder-only Transformer whose weights map one to one onto the Llama and Qwen3 families.
+"""A decoder-only Transformer with the architecture and parameter names of Llama and Qwen3.
 
     ids ─► embedding ─► num_layers × (RMSNorm ─► attention ─► + ; RMSNorm ─► SwiGLU ─► +) ─► RMSNorm ─► logits
 
-Rotary positions, causal attention through torch's fused `scaled_dot_product_attention`, grouped queries and QK-norm by
-option, no biases. Parameter names are those of the Llama and Qwen3 implementations in Hugging Face transformers.
-The state is the key-value cache.
+Rotary positions, causal attention by torch's `scaled_dot_product_attention`, optional grouped queries and QK-norm, no
+biases. Parameter names are those of Hugging Face transformers. The state is the key-value cache.
 
 Shapes: B batch, T new positions, L cached positions, H query heads, G key-value heads, D head size, E hidden size.
 
@@ -22,10 +21,12 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lm.kernels import training
+from lm.kernels import autograd, layers
+from lm.kernels.dispatch import usable
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.models.context_tables import ContextTables, TableOptions
-from lm.models.output_head import HeadOptions, Tails, make_tails, output_logits, output_loss
+from lm.models.output_head import HeadOptions, OutputHead, make_tails
+from lm.torch_private import has_hooks
 
 REGISTERS = {"transformer": "Transformer"}
 
@@ -34,9 +35,9 @@ class TransformerOptions(HeadOptions, TableOptions):
     """Options of the Transformer."""
 
     type: Literal["transformer"] = Field("transformer", description="Registered name of the model.")
-    context_length: int = Field(128, ge=2, description="The most tokens a prediction looks back on.")
+    context_length: int = Field(128, ge=2, description="Number of tokens that a prediction depends on.")
     hidden_size: int = Field(128, ge=2, description="Width of embeddings and residual stream (E).")
-    num_layers: int = Field(4, ge=1, description="Blocks, one above the other.")
+    num_layers: int = Field(4, ge=1, description="Number of blocks.")
     num_heads: int = Field(4, ge=1, description="Query heads; hidden_size must be an even multiple of it.")
     num_kv_heads: int | None = Field(
         None, ge=1, description="Key-value heads, each shared by num_heads / num_kv_heads queries; default: num_heads."
@@ -47,7 +48,9 @@ class TransformerOptions(HeadOptions, TableOptions):
     qk_norm: bool = Field(True, description="RMSNorm on queries and keys (Qwen3) instead of none (Llama).")
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary wavelengths.")
     norm_epsilon: float = Field(1e-6, gt=0, description="Added to the mean square in RMSNorm.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on embeddings, attention weights and both branches.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout probability of embeddings, attention weights and both branches."
+    )
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -56,6 +59,12 @@ class TransformerOptions(HeadOptions, TableOptions):
         if self.num_heads % (self.num_kv_heads or 1):
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
         return self
+
+
+class HiddenLinear(layers.Linear):
+    """A linear layer of a block."""
+
+    optimizer_kind = "muon"
 
 
 class Attention(nn.Module):
@@ -68,13 +77,13 @@ class Attention(nn.Module):
         kv_heads = options.num_kv_heads or options.num_heads
         self.grouped = kv_heads != options.num_heads
         self.dropout = options.dropout
-        self.q_proj = training.Linear(size, options.num_heads * self.head_size, bias=False)
-        self.k_proj = training.Linear(size, kv_heads * self.head_size, bias=False)
-        self.v_proj = training.Linear(size, kv_heads * self.head_size, bias=False)
-        self.o_proj = training.Linear(options.num_heads * self.head_size, size, bias=False)
+        self.q_proj = HiddenLinear(size, options.num_heads * self.head_size, bias=False)
+        self.k_proj = HiddenLinear(size, kv_heads * self.head_size, bias=False)
+        self.v_proj = HiddenLinear(size, kv_heads * self.head_size, bias=False)
+        self.o_proj = HiddenLinear(options.num_heads * self.head_size, size, bias=False)
         epsilon = options.norm_epsilon
-        self.q_norm = training.RMSNorm(self.head_size, eps=epsilon) if options.qk_norm else None
-        self.k_norm = training.RMSNorm(self.head_size, eps=epsilon) if options.qk_norm else None
+        self.q_norm = layers.RMSNorm(self.head_size, eps=epsilon) if options.qk_norm else None
+        self.k_norm = layers.RMSNorm(self.head_size, eps=epsilon) if options.qk_norm else None
 
     def forward(
         self,
@@ -84,16 +93,16 @@ class Attention(nn.Module):
         mask: Tensor | None,
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(B, T, E) → (B, T, E), and keys and values (B, L + T, G, D) of the grown cache."""
+        """(B, T, E) → (B, T, E), and keys and values (B, L + T, G, D) of the new cache."""
         batch, time, _ = hidden.shape
-        projected = training.linears(hidden, (self.q_proj, self.k_proj, self.v_proj))
+        projected = autograd.linears(hidden, (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (heads.view(batch, time, -1, self.head_size) for heads in projected)
-        query, key = self._placed(query, self.q_norm, rotation), self._placed(key, self.k_norm, rotation)
+        query, key = self._rotated(query, self.q_norm, rotation), self._rotated(key, self.k_norm, rotation)
         if cache is not None:
             key, value = torch.cat([cache[0], key], dim=1), torch.cat([cache[1], value], dim=1)
         dropout = self.dropout if self.training else 0.0
-        if causal and cache is None and training.usable("attention", query):
-            return self.o_proj(training.attend(query, key, value, dropout).flatten(2)), (key, value)
+        if causal and cache is None and usable("attention", query):
+            return self.o_proj(autograd.attend(query, key, value, dropout).flatten(2)), (key, value)
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
@@ -105,42 +114,42 @@ class Attention(nn.Module):
         )
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1)), (key, value)
 
-    def _placed(self, heads: Tensor, norm: nn.RMSNorm | None, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries or keys (B, T, H, D), normalised where that is wanted, and turned by position."""
-        if training.usable("norm", heads):
+    def _rotated(self, heads: Tensor, norm: nn.RMSNorm | None, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries or keys (B, T, H, D) after QK-norm and rotation."""
+        if usable("norm", heads):
             weight, epsilon = (None, 0.0) if norm is None else (norm.weight, norm.eps or 0.0)
-            return training.rms_norm_rope(heads, weight, epsilon, rotation)
-        # Autocast leaves norms alone, and torch's fused norm wants its weight's own dtype.
+            return autograd.rms_norm_rope(heads, weight, epsilon, rotation)
+        # Autocast does not cast the inputs of norms, and torch's fused norm needs the dtype of its weight.
         return rotate(heads if norm is None else norm(heads.to(norm.weight.dtype)), *rotation).to(heads.dtype)
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) · up(x)), position by position."""
+    """down(silu(gate(x)) · up(x)) at each position."""
 
     def __init__(self, options: TransformerOptions) -> None:
         super().__init__()
         size = options.hidden_size
         inner = options.mlp_size or -(-size * 8 // 3 // 64) * 64
-        self.gate_proj = training.Linear(size, inner, bias=False)
-        self.up_proj = training.Linear(size, inner, bias=False)
-        self.down_proj = training.Linear(inner, size, bias=False)
+        self.gate_proj = HiddenLinear(size, inner, bias=False)
+        self.up_proj = HiddenLinear(size, inner, bias=False)
+        self.down_proj = HiddenLinear(inner, size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        mixed: Tensor = self.down_proj(training.swiglu(*training.linears(hidden, (self.gate_proj, self.up_proj))))
+        mixed: Tensor = self.down_proj(autograd.swiglu(*autograd.linears(hidden, (self.gate_proj, self.up_proj))))
         return mixed
 
 
 class Block(nn.Module):
-    """Attention, then SwiGLU, each behind a norm and added to the residual stream."""
+    """Attention, then SwiGLU, each after a norm and added to the residual stream."""
 
     def __init__(self, options: TransformerOptions) -> None:
         super().__init__()
-        self.input_layernorm = training.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
+        self.input_layernorm = layers.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
         self.self_attn = Attention(options)
-        self.post_attention_layernorm = training.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
+        self.post_attention_layernorm = layers.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
         self.mlp = SwiGLU(options)
-        self.dropout = training.Dropout(options.dropout)
+        self.dropout = layers.Dropout(options.dropout)
         self._parts = [part for part in self.modules() if part is not self]
 
     def forward(
@@ -151,23 +160,17 @@ class Block(nn.Module):
         mask: Tensor | None,
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(B, T, E) → (B, T, E), and the grown cache."""
-        if causal and cache is None and training.usable("block", hidden) and not self._watched():
-            hidden, key, value = self._natively(hidden, rotation)
+        """(B, T, E) → (B, T, E), and the new cache."""
+        # Hooks on the parts need calls of the modules.
+        if causal and cache is None and usable("block", hidden) and not any(map(has_hooks, self._parts)):
+            hidden, key, value = self._run_native(hidden, rotation)
             return hidden, (key, value)
         mixed, cache = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)
         hidden = hidden + self.dropout(mixed)
         return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), cache
 
-    def _watched(self) -> bool:
-        """Whether somebody wants to see what goes in and out of the parts."""
-        return any(
-            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-            for part in self._parts
-        )
-
-    def _natively(self, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The same in one call."""
+    def _run_native(self, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The whole block in one native call."""
         attention, mlp, norm = self.self_attn, self.mlp, self.input_layernorm
         assert norm.eps is not None
         weights = (
@@ -177,7 +180,7 @@ class Block(nn.Module):
             attention.o_proj.weight, self.post_attention_layernorm.weight,
             mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight,
         )  # fmt: skip
-        return training.block(
+        return autograd.transformer_block(
             hidden,
             weights,
             rotation,
@@ -198,72 +201,67 @@ class Transformer(LanguageModel):
 
     def __init__(self, options: TransformerOptions, vocab_size: int) -> None:
         super().__init__(options, vocab_size)
-        self.embed_tokens = training.Embedding(vocab_size, options.hidden_size)
-        self.dropout = training.Dropout(options.dropout)
+        self.embed_tokens = layers.Embedding(vocab_size, options.hidden_size)
+        self.dropout = layers.Dropout(options.dropout)
         self.layers = nn.ModuleList(Block(options) for _ in range(options.num_layers))
-        self.norm = training.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
-        self.lm_head = None if options.tie_weights else training.Linear(options.hidden_size, vocab_size, bias=False)
-        self.tails = make_tails(options, vocab_size, options.hidden_size, None)
+        self.norm = layers.RMSNorm(options.hidden_size, eps=options.norm_epsilon)
+        self.lm_head = None if options.tie_weights else layers.Linear(options.hidden_size, vocab_size, bias=False)
+        self.tails = make_tails(options, vocab_size, options.hidden_size)
         self._initialise()
         self.tables = ContextTables(options, vocab_size)
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                # The residual stream sums 2 × num_layers branches: each starts with a share of the variance.
+                # The residual stream is a sum of 2 × num_layers branches, which share the variance.
                 branch = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * self.options.num_layers) ** 0.5 if branch else 0.02)
 
     @property
     def context_length(self) -> int:
-        """As in the options; longer inputs are computed, but training never saw such distances."""
+        """See `LanguageModel.context_length`; longer inputs work, but training had no such distances."""
         return self.options.context_length
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
         hidden, added, after = self._hidden(ids, state)
-        return output_logits(hidden, *self._output_layer(), added=added), after
+        return self._head().logits(hidden, added), after
 
     def training_loss(
         self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
     ) -> TrainingLoss:
-        """See `LanguageModel.training_loss`; saves work where the vocabulary is large."""
+        """See `LanguageModel.training_loss`."""
         hidden, added, after = self._hidden(ids, state)
-        objective, nats, logits = output_loss(
-            hidden,
-            targets,
-            *self._output_layer(),
-            added=added,
-            label_smoothing=label_smoothing,
-            dtype=self.loss_dtype,
+        return self._head().loss(
+            hidden, targets, after, added=added, label_smoothing=label_smoothing, dtype=self.loss_dtype
         )
-        return TrainingLoss(objective, nats, after, logits)
 
-    def _output_layer(self) -> tuple[Tensor, None, Tails | None]:
-        return (self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight), None, self.tails
+    def _head(self) -> OutputHead:
+        matrix = self.embed_tokens if self.lm_head is None else self.lm_head
+        return OutputHead(matrix.weight, tails=self.tails)
 
     def _hidden(self, ids: Tensor, state: State | None) -> tuple[Tensor, Tensor | None, State]:
-        """Vectors for the output layer (B, T, E), what context tables add to the logits, and the state."""
+        """The last norm's outputs (B, T, E), the logits of context tables, and the state."""
         batch, time = ids.shape
-        turning = self.options.hidden_size // self.options.num_heads, self.options.rope_theta
+        rope = self.options.hidden_size // self.options.num_heads, self.options.rope_theta
         if state is None:
             before = torch.zeros(batch, dtype=torch.int64, device=ids.device)
-            rotation, mask = first_rotary_tables(batch, time, *turning, ids.device), None
+            rotation, mask = first_rotary_tables(batch, time, *rope, ids.device), None
         else:
             before = state.tensors["lengths"]
             positions = before[:, None] + torch.arange(time, device=ids.device)
-            rotation, mask = rotary_tables(positions, *turning), cache_mask(state, time)
+            rotation, mask = rotary_tables(positions, *rope), cache_mask(state, time)
         hidden = self.dropout(self.embed_tokens(ids))
-        grown = {"lengths": before + time}
+        tensors = {"lengths": before + time}
         for index, layer in enumerate(self.layers):
             cache = None
             if state is not None:
                 cache = state.tensors[f"keys.{index}"], state.tensors[f"values.{index}"]
             hidden, (keys, values) = layer(hidden, rotation, cache, mask, state is None)
-            grown[f"keys.{index}"], grown[f"values.{index}"] = keys, values
-        growing = frozenset(grown) - {"lengths"}
+            tensors[f"keys.{index}"], tensors[f"values.{index}"] = keys, values
+        growing = frozenset(tensors) - {"lengths"}
         ragged = state is not None and state.ragged
-        added, after = self.tables(ids, state, State(grown, growing=growing, ragged=ragged))
+        added, after = self.tables(ids, state, State(tensors, growing=growing, ragged=ragged))
         return self.norm(hidden), added, after
 
 
@@ -271,31 +269,32 @@ class Transformer(LanguageModel):
 def first_rotary_tables(
     batch: int, time: int, head_size: int, theta: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """`rotary_tables` of texts at their beginning; kept, since all steps of a training ask for the same."""
-    # What is made in inference mode could not be trained with later.
+    """`rotary_tables` from position 0, cached because all training steps use the same."""
+    # Tensors made in inference mode cannot be used in training.
     with torch.inference_mode(False), torch.no_grad():
         cosines, sines = rotary_tables(torch.arange(time, device=device)[None], head_size, theta)
         return cosines.expand(batch, -1, -1, -1).contiguous(), sines.expand(batch, -1, -1, -1).contiguous()
 
 
 def rotary_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, T, 1, D/2) float32 of the rotary angles at `positions` (B, T)."""
+    """Cosines and sines (B, T, 1, D/2) float32 of the rotary angles of `positions` (B, T)."""
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=positions.device) / head_size
     angles = positions[..., None, None].float() * theta**-exponents
     return angles.cos(), angles.sin()
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (B, T, H, D) by position, in float32; dimension i is paired with i + D/2, as in Llama's weights."""
+    """Rotate (B, T, H, D) by position, in float32; dimension i is paired with i + D/2, as in Llama."""
     first, second = heads.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def cache_mask(state: State, time: int) -> Tensor | None:
-    """Which of the L + T keys each of T new positions may look at, for `scaled_dot_product_attention`.
+    """The attention mask of T new positions over the L + T keys, for `scaled_dot_product_attention`.
 
     Returns:
-        None where all may be looked at; else bool, (T, L + T), or (B, 1, T, L + T) for rows of different length.
+        bool, True where a query attends to a key: (T, L + T), or (B, 1, T, L + T) for rows of different length; None
+        if every query attends to all keys.
     """
     cached = state.tensors["keys.0"].shape[1]
     device = state.tensors["lengths"].device
@@ -304,7 +303,6 @@ def cache_mask(state: State, time: int) -> Tensor | None:
     causal = torch.ones(time, cached + time, dtype=torch.bool, device=device).tril(cached)
     if not state.ragged:
         return causal
-    # Caches are aligned at their end: a row of length n fills the last n of the L cached places.
-    place = torch.arange(cached + time, device=device)
-    held = place >= cached - state.tensors["lengths"][:, None]
-    return causal & held[:, None, None, :]
+    # Caches are aligned at their end: the keys of a row of length n are the last n of the L cached ones.
+    valid = torch.arange(cached + time, device=device) >= cached - state.tensors["lengths"][:, None]
+    return causal & valid[:, None, None, :]

@@ -25,12 +25,12 @@ import torch
 from lm import machine
 from lm.config import RunConfig, merge
 from lm.corpora import PreparedCorpus, load_prepared
-from lm.device import deterministic, enough_memory, kept_memory, pick_device
+from lm.device import deterministic, enough_memory, pick_device
 from lm.errors import CorpusError, LMError
-from lm.profiling.trial import make_trial
+from lm.profiling.trial import WARM_UP_STEPS, make_trial
+from lm.torch_private import kept_memory
 from lm.training import distributed
 from lm.training.precision import formats
-from lm.training.trainer import WARM_UP_STEPS
 
 STEPS = 10
 """Timed in each row, after the warm-up."""
@@ -146,23 +146,23 @@ def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:
     """In a row's own process: its steps, timed."""
     device = pick_device(config.training.device)
     with enough_memory(), deterministic(device), kept_memory():
-        trainer = make_trial(config, corpus, learns=True)
+        trial = make_trial(config, corpus, learns=True)
         for _ in range(WARM_UP_STEPS):
-            loss = trainer.run_step()
+            loss = trial.run_step().loss
         taken: list[float] = []
-        world = trainer.world
+        world = trial.step.world
         while world.broadcast_from_rank0(lambda: len(taken) < STEPS and sum(taken) < ROW_SECONDS):
             machine.wait(device)
             begun = time.perf_counter()
-            loss = trainer.run_step()
+            loss = trial.run_step().loss
             machine.wait(device)
             taken.append(time.perf_counter() - begun)
         on_gpu = device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(trainer.device) if on_gpu else machine.peak_resident_bytes()
-        peak = max((found for found in world.gather(peak) if found is not None), default=None)
+        peak = torch.cuda.max_memory_allocated(trial.step.device) if on_gpu else machine.peak_resident_bytes()
+        peak = max((found for found in world.all_gather(peak) if found is not None), default=None)
     step_seconds = statistics.median(taken)
     return {
-        "tokens_per_second": trainer.tokens_per_step / step_seconds,
+        "tokens_per_second": trial.batches.tokens_per_step / step_seconds,
         "step_seconds": step_seconds,
         "peak_bytes": peak,
         "steps": len(taken),

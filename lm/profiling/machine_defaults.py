@@ -9,7 +9,7 @@ import torch
 from lm import machine
 from lm.config import TrainingConfig
 from lm.device import pick_device
-from lm.kernels.base import default_threads, native
+from lm.kernels.compiled import default_threads, native
 from lm.training.precision import choose_format, formats
 
 

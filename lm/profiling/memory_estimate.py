@@ -17,21 +17,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from torch import nn
-
 from lm import machine
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.device import pick_device
 from lm.errors import DeviceError
 from lm.evaluation.perplexity import tokens_at_once
-from lm.kernels.training import forget_buffers
+from lm.kernels.dispatch import forget_buffers
 from lm.models.base import LanguageModel
 from lm.profiling.phases import Listener, Watch
 from lm.profiling.tensor_memory import TensorMemory, TooMuchMemory, state_tensors
-from lm.profiling.trial import make_trial, smaller_batches, weightless
+from lm.profiling.trial import Trial, make_trial
+from lm.training.module_needs import build_on_meta, module_needs
 from lm.training.plan import bptt_of
-from lm.training.trainer import VALIDATION_ROWS, Trainer
+from lm.training.validation import VALIDATION_ROWS, validate
 
 USABLE_SHARE = 0.9
 """Of the memory that is free: allocators round up and leave gaps, and kernels take some for themselves."""
@@ -123,7 +122,7 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
     begun = time.perf_counter()
     device = pick_device(config.training.device)
     available = machine.available_bytes(device)
-    model = weightless(config, corpus.tokenizer.vocab_size)
+    model = build_on_meta(config.model, corpus.tokenizer.vocab_size)
     least = _least_state_bytes(model, low=config.training.amp == "O3")
     forget_buffers()
     memory = TensorMemory(device, limit=available and available * USABLE_SHARE)
@@ -131,7 +130,7 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
         if memory.limit is not None and least > memory.limit:
             raise TooMuchMemory
         with memory:
-            return _Trial(make_trial(config, corpus), memory, available).fit(seconds, begun)
+            return _Sizes(make_trial(config, corpus), memory, available).fit(seconds, begun)
     except TooMuchMemory:
         # Not even one row of the batch.
         return Fit(
@@ -155,8 +154,8 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
 
 def _least_state_bytes(model: LanguageModel, *, low: bool) -> int:
     """Weights, and for those whose gradients are not of a few rows alone, a gradient and at least one moment."""
-    sparse = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse}
-    whole = sum(weight.nbytes * (1 if id(weight) in sparse else 3) for weight in model.parameters())
+    needs = module_needs(model)
+    whole = sum(weight.nbytes * (1 if need.optimizer_kind == "row_adagrad" else 3) for weight, need in needs.items())
     return whole // 2 if low else whole
 
 
@@ -193,32 +192,32 @@ class _Peaks(Listener):
         self._phase = name
 
 
-class _Trial:
+class _Sizes:
     """Steps and validations of rising size, with their peaks."""
 
-    def __init__(self, trainer: Trainer, memory: TensorMemory, available: int | None) -> None:
-        self.trainer, self.memory, self.available = trainer, memory, available
-        self.rows = trainer.config.batch_size
-        self.time = trainer.tokens_per_step // (self.rows * trainer.config.gradient_accumulation)
+    def __init__(self, trial: Trial, memory: TensorMemory, available: int | None) -> None:
+        self.trial, self.memory, self.available = trial, memory, available
+        self.rows = trial.step.config.batch_size
+        self.time = trial.batches.bptt
 
     def fit(self, seconds: float, begun: float) -> Fit:
-        trainer = self.trainer
+        step = self.trial.step
         sizes = list(self._batches())
         # The moments are made in the first step, and are there in all later ones.
         self._step(sizes[0])
         fixed, a_token, tried = self._grown(self._step, sizes, seconds)
         step_bytes = fixed + a_token * self.rows * self.time
-        lengths = list(_doubled(self._fewest_tokens(), tokens_at_once(trainer.model.vocab_size)))
+        lengths = list(_doubled(self._fewest_tokens(), tokens_at_once(step.model.vocab_size)))
         begin, slope, _ = self._grown(self._validate, lengths, seconds / 2)
         evaluation_bytes = begin + slope * lengths[-1]
-        kept = [*trainer.model.parameters(), *state_tensors(trainer.optimizers)]
+        kept = [*step.model.parameters(), *state_tensors(step.optimizers)]
         saving_bytes = 2 * sum(block.size for block in self.memory.blocks_of(kept))
-        on_cpu = trainer.device.type == "cpu"
+        on_cpu = step.device.type == "cpu"
         return Fit(
-            device=str(trainer.device),
+            device=str(step.device),
             batch_size=self.rows,
             bptt=self.time,
-            parameters=trainer.model.num_parameters(),
+            parameters=step.model.num_parameters(),
             state_bytes=fixed,
             row_bytes=a_token * self.time,
             step_bytes=step_bytes,
@@ -243,8 +242,8 @@ class _Trial:
         peaks = _Peaks(self.memory)
         rows, length = max(1, tokens // self.time), min(tokens, self.time)
         with (
-            smaller_batches(self.trainer, rows, length),
-            Watch(self.trainer, peaks, backward=False).on() as watch,
+            self.trial.smaller_batches(rows, length),
+            Watch(self.trial, peaks, backward=False).on() as watch,
         ):
             # In the first step of a larger batch the kernels' buffers are changed for larger ones.
             watch.step()
@@ -253,15 +252,16 @@ class _Trial:
         return peaks.found
 
     def _validate(self, tokens: int) -> Peaks:
-        splits = self.trainer.corpus.splits
+        splits = self.trial.corpus.splits
         ids = splits["valid" if "valid" in splits else "train"].ids
         self.memory.peak = self.memory.now
         # A first window is read by itself.
-        self.trainer._score(ids[: tokens + (self.trainer.model.context_length or 0) + 1])
+        step = self.trial.step
+        validate(step, ids[: tokens + (step.model.context_length or 0) + 1])
         return {"evaluation": self.memory.peak}
 
     def _fewest_tokens(self) -> int:
-        return max(8 * VALIDATION_ROWS, self.trainer.model.context_length or 0)
+        return max(8 * VALIDATION_ROWS, self.trial.step.model.context_length or 0)
 
     def _grown(self, measure: Callable[[int], Peaks], sizes: list[int], seconds: float) -> tuple[int, int, int]:
         """What larger and larger sizes take: without any of it, for each unit more, and up to which size it was tried.

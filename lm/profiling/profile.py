@@ -15,15 +15,14 @@ Sizes are in bytes, times in seconds.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
+import functools
 import os
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,18 +34,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from lm import machine
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
-from lm.device import Precision, deterministic, enough_memory, kept_memory, memory_in_use, pick_device
+from lm.device import Precision, deterministic, enough_memory, memory_in_use, pick_device
 from lm.evaluation.perplexity import tokens_at_once
-from lm.kernels.training import forget_buffers
+from lm.kernels.dispatch import forget_buffers
 from lm.profiling.phases import PHASES, REST, Listener, Part, Times, Watch
 from lm.profiling.tensor_memory import Block, Kind, TensorMemory, gradients, state_tensors, timeline
-from lm.profiling.trial import make_trial, smaller_batches
+from lm.profiling.trial import WARM_UP_STEPS, Trial, make_trial
 from lm.runs.record import run_record
 from lm.runs.run_folder import EVENTS, RunFolder
+from lm.torch_private import kept_memory
 from lm.training.async_writer import Writer
-from lm.training.callbacks import Callback, Start
+from lm.training.callbacks import Start
+from lm.training.last_checkpoint import TrainProgress, snapshot
+from lm.training.metrics import MetricsInterval
 from lm.training.tensorboard import TensorBoard
-from lm.training.trainer import WARM_UP_STEPS, Trainer
+from lm.training.train_step import StepResult, TrainStep
+from lm.training.validation import validate
 
 FOLLOWED_STEPS = 2
 EVALUATION_BATCHES = 6
@@ -194,18 +197,20 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
         ConfigError: the model is trained by counting, without steps.
         DeviceError: the memory is not enough.
     """
-    with tempfile.TemporaryDirectory(prefix="inkling-profile-") as folder, enough_memory():
-        trainer, followed = _follow(config, corpus, RunFolder(Path(folder) / "run"))
-        with deterministic(trainer.device), kept_memory():
+    with tempfile.TemporaryDirectory(prefix="inkling-profile-") as path, enough_memory():
+        folder = RunFolder(Path(path) / "run")
+        trial, followed = _follow(config, corpus, folder)
+        step = trial.step
+        with deterministic(step.device), kept_memory():
             for _ in range(WARM_UP_STEPS):
-                trainer.run_step()
-            plain = _time_steps(trainer, seconds)
-            parts, times = _time_parts(trainer, seconds / 2)
+                trial.run_step()
+            plain = _time_steps(trial, seconds)
+            parts, times = _time_parts(trial, seconds / 2)
             step_seconds = statistics.median(plain)
-            logging = _time_logging(trainer, step_seconds, seconds / 2)
-            data_seconds = _time_data(trainer)
-        arithmetic = _count_arithmetic(trainer, step_seconds)
-    sizes = [parameter.numel() for parameter in trainer.model.parameters()]
+            logging = _time_logging(trial, folder, step_seconds, seconds / 2)
+            data_seconds = _time_data(trial)
+        arithmetic = _count_arithmetic(trial, step_seconds)
+    sizes = [parameter.numel() for parameter in step.model.parameters()]
     layers = [
         Layer(
             name=part.name,
@@ -224,16 +229,16 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
     moment, held = max((entry for entry in line if entry[0] <= steps[-1].end), key=lambda entry: sum(entry[1].values()))
     return Profile(
         model=config.model.type,
-        parameters=trainer.model.num_parameters(),
-        vocab_size=trainer.model.vocab_size,
+        parameters=step.model.num_parameters(),
+        vocab_size=step.model.vocab_size,
         corpus=corpus.name,
         batch_size=config.training.batch_size,
-        bptt=_bptt(trainer),
+        bptt=trial.batches.bptt,
         gradient_accumulation=config.training.gradient_accumulation,
-        tokens_per_step=trainer.tokens_per_step,
-        device=str(trainer.device),
-        device_name=machine.name_of(trainer.device),
-        precision=str(trainer.mixed.format),
+        tokens_per_step=trial.batches.tokens_per_step,
+        device=str(step.device),
+        device_name=machine.name_of(step.device),
+        precision=str(step.mixed.format),
         threads=torch.get_num_threads(),
         runs_on=_runs_on(layers),
         layers=layers,
@@ -247,7 +252,7 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
             step_seconds=step_seconds,
             least_seconds=min(plain),
             most_seconds=max(plain),
-            tokens_per_second=trainer.tokens_per_step / step_seconds,
+            tokens_per_second=trial.batches.tokens_per_step / step_seconds,
             phase_seconds={
                 phase: sum(spent for (name, _), spent in times.items() if name == phase) for phase in PHASES
             },
@@ -276,10 +281,6 @@ def _without_idle(layers: list[Layer]) -> list[Layer]:
     return [*shown, rest]
 
 
-def _bptt(trainer: Trainer) -> int:
-    return trainer.tokens_per_step // (trainer.config.batch_size * trainer.config.gradient_accumulation)
-
-
 def _runs_on(layers: list[Layer]) -> str:
     by_path: dict[str, list[str]] = defaultdict(list)
     for layer in layers:
@@ -295,13 +296,13 @@ def _runs_on(layers: list[Layer]) -> str:
 # -- memory ---------------------------------------------------------------------------------------------
 
 
-class _Followed(Listener, Callback):
+class _Followed(Listener):
     """Notes the memory of each phase, and what each block was for."""
 
     def __init__(self, memory: TensorMemory) -> None:
         self.memory = memory
         self.device = memory.device
-        self.trainer: Trainer | None = None
+        self.step: TrainStep | None = None
         self.phases: list[PhaseMemory] = []
         self.kept: dict[str, int] = {}
         """Bytes that each part had made and that were held as the last backward began."""
@@ -322,8 +323,8 @@ class _Followed(Listener, Callback):
             case "backward":
                 self._note_kept()
             case "optimizer":
-                assert self.trainer is not None
-                self._note("gradients", self.memory.blocks_of(gradients(self.trainer.model)))
+                assert self.step is not None
+                self._note("gradients", self.memory.blocks_of(gradients(self.step.model)))
         # What a part makes on its way forward is that part's, and nothing else is.
         self.memory.owner = ""
         self.memory.peak = self.memory.now
@@ -340,15 +341,15 @@ class _Followed(Listener, Callback):
         """See `Callback.on_validation`."""
         self._held.append((done, self._held_now()))
 
-    def on_made(self, trainer: Trainer) -> None:
+    def on_made(self, step: TrainStep) -> None:
         """A trainer was made: what is there now are its weights, and copies of them."""
-        self.trainer = trainer
+        self.step = step
         self._note("weights", self.memory.live())
 
     def kinds(self) -> list[tuple[Block, Kind]]:
         """All blocks there have been, and what each was for."""
-        assert self.trainer is not None
-        self._note("optimizer", self.memory.blocks_of(state_tensors(self.trainer.optimizers)))
+        assert self.step is not None
+        self._note("optimizer", self.memory.blocks_of(state_tensors(self.step.optimizers)))
         return [(block, self._kinds.get(block, "other")) for block in self.memory.blocks]
 
     def shown(self) -> list[PhaseMemory]:
@@ -383,59 +384,59 @@ class _Followed(Listener, Callback):
         return memory_in_use(self.device), machine.peak_resident_bytes()
 
 
-def _follow(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder) -> tuple[Trainer, _Followed]:
-    """A trainer, and what its memory was over two steps, some validation and a saving."""
+def _follow(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder) -> tuple[Trial, _Followed]:
+    """A trial, and its memory over some steps, some validation and a saving in `folder`."""
     forget_buffers()
     device = pick_device(config.training.device)
     followed = _Followed(TensorMemory(device))
     with followed.memory, deterministic(device), kept_memory():
-        trainer = make_trial(config, corpus, folder)
-        followed.on_made(trainer)
-        with Watch(trainer, followed, backward=False).on() as watch:
+        trial = make_trial(config, corpus)
+        followed.on_made(trial.step)
+        with Watch(trial, followed, backward=False).on() as watch:
             for _ in range(FOLLOWED_STEPS):
                 watch.step()
-        trainer.callbacks = [followed]
         followed.on_phase("evaluation")
         ids = corpus.splits["valid" if "valid" in corpus.splits else "train"].ids
-        trainer._score(ids[: EVALUATION_BATCHES * tokens_at_once(trainer.model.vocab_size) + 1], report=True)
-        trainer.callbacks = []
-        folder.create(run_record(config, corpus, trainer.model, None), corpus.tokenizer)
+        tokens = EVALUATION_BATCHES * tokens_at_once(trial.step.model.vocab_size)
+        validate(trial.step, ids[: tokens + 1], progress=followed.on_validation)
+        folder.create(run_record(config, corpus, trial.step.model, None), corpus.tokenizer)
         followed.on_phase("saving")
-        # What is saved is copied at once, and written by another thread while training goes on.
-        with Writer() as trainer._writer:
-            trainer.save()
+        # The training thread copies, and another thread writes.
+        with Writer() as writer:
+            writer.write(snapshot(folder, trial.step, TrainProgress(step=trial.steps_done)))
         followed.on_phase("")
-    return trainer, followed
+    return trial, followed
 
 
 # -- time -----------------------------------------------------------------------------------------------
 
 
 def _turns(seconds: float, fewest: int = FEWEST_STEPS) -> Iterator[None]:
-    """Turns until the time is over, but no fewer than so many."""
+    """Turns until the time is over, at least `fewest`."""
     until, done = time.perf_counter() + seconds, 0
     while done < fewest or time.perf_counter() < until:
         yield
         done += 1
 
 
-def _time_steps(trainer: Trainer, seconds: float) -> list[float]:
-    taken = []
-    with _log_every(trainer, None):
-        for _ in _turns(seconds):
-            machine.wait(trainer.device)
-            begun = time.perf_counter()
-            trainer.run_step()
-            machine.wait(trainer.device)
-            taken.append(time.perf_counter() - begun)
-    return taken
+def _timed(device: torch.device, work: Callable[[], Any]) -> float:
+    """Seconds that `work` takes, on the device as well."""
+    machine.wait(device)
+    begun = time.perf_counter()
+    work()
+    machine.wait(device)
+    return time.perf_counter() - begun
 
 
-def _time_parts(trainer: Trainer, seconds: float) -> tuple[dict[str, Part], Spent]:
+def _time_steps(trial: Trial, seconds: float) -> list[float]:
+    return [_timed(trial.step.device, trial.run_step) for _ in _turns(seconds)]
+
+
+def _time_parts(trial: Trial, seconds: float) -> tuple[dict[str, Part], Spent]:
     """The parts of the model, and the median time of each in each phase."""
     taken: dict[tuple[str, str], list[float]] = defaultdict(list)
-    times = Times(trainer.device)
-    with _log_every(trainer, None), Watch(trainer, times, backward=True).on() as watch:
+    times = Times(trial.step.device)
+    with Watch(trial, times, backward=True).on() as watch:
         for _ in _turns(seconds):
             watch.step()
             for key, spent in times.take().items():
@@ -443,77 +444,78 @@ def _time_parts(trainer: Trainer, seconds: float) -> tuple[dict[str, Part], Spen
     return watch.parts, defaultdict(float, {key: statistics.median(each) for key, each in taken.items()})
 
 
-def _time_logging(trainer: Trainer, step_seconds: float, seconds: float) -> Logging:
-    """What a step with a line of metrics takes more: after the loss, where its accuracy is read, and at the end."""
-    after_loss: dict[int | None, list[float]] = {1: [], None: []}
+def _time_logging(trial: Trial, folder: RunFolder, step_seconds: float, seconds: float) -> Logging:
+    """The cost of a line of metrics: reading the accuracy after the loss, and writing the line."""
+    after_loss: dict[bool, list[float]] = {True: [], False: []}
     writing = []
-    start = Start(
-        run=trainer.folder.name, model="", parameters=0, counts=0, corpus="", step=trainer.state.step, plan_steps=1,
-        tokens_per_step=trainer.tokens_per_step, steps_per_epoch=1, device="", precision="",
-    )  # fmt: skip
-    board = TensorBoard(trainer.folder.path / EVENTS)
-    board.on_start(start)
-    trainer.callbacks = [board]
-    trainer._clock = time.perf_counter()
-    times = Times(trainer.device)
+    step, batches, split = trial.step, trial.batches, trial.corpus.splits["train"]
+    board, times = TensorBoard(folder.path / EVENTS), Times(step.device)
+    board.on_start(
+        Start(
+            run=folder.name,
+            model="",
+            parameters=0,
+            corpus="",
+            step=trial.steps_done,
+            plan_steps=1,
+            tokens_per_step=batches.tokens_per_step,
+            steps_per_epoch=1,
+            device="",
+            precision="",
+        )  # fmt: skip
+    )
+
+    def write(spent: float) -> None:
+        interval = MetricsInterval()
+        interval.add(StepResult(loss=0.0), spent)
+        row = interval.row(trial.steps_done, 0, step, batches, split)
+        folder.append_metrics(row)
+        board.on_log(row)
+
     try:
-        for every in itertools.chain.from_iterable((1, None) for _ in _turns(seconds, fewest=2 * FEWEST_STEPS)):
-            trainer._begin_interval()
-            with _log_every(trainer, every), Watch(trainer, times, backward=False).on() as watch:
-                watch.step()
-            spent = times.take()
-            after_loss[every].append(spent["loss", REST])
-            if every is not None:
-                trainer._losses.append(0.0)
-                begun = time.perf_counter()
-                trainer._write_row(False)
-                writing.append(time.perf_counter() - begun)
+        with Watch(trial, times, backward=False).on() as watch:
+            for _ in _turns(seconds, fewest=2 * FEWEST_STEPS):
+                for with_metrics in (True, False):
+                    watch.step(with_metrics=with_metrics)
+                    spent = times.take()
+                    after_loss[with_metrics].append(spent["loss", REST])
+                    if with_metrics:
+                        begun = time.perf_counter()
+                        write(sum(spent.values()))
+                        writing.append(time.perf_counter() - begun)
     finally:
         board.close()
-        trainer.callbacks = []
-    reading = statistics.median(after_loss[1]) - statistics.median(after_loss[None])
+    reading = statistics.median(after_loss[True]) - statistics.median(after_loss[False])
     line = max(reading, 0.0) + statistics.median(writing)
     return Logging(line, {every: line / every / (step_seconds + line / every) for every in LOG_INTERVALS})
 
 
-@contextlib.contextmanager
-def _log_every(trainer: Trainer, steps: int | None) -> Iterator[None]:
-    """Inside, the trainer logs so often; None: never."""
-    config = trainer.config
-    trainer.config = config.model_copy(update={"log_every": steps or trainer.plan.steps})
-    try:
-        yield
-    finally:
-        trainer.config = config
+def _time_data(trial: Trial) -> float:
+    """Seconds to make one batch and move it to the device."""
+    step = trial.step
 
-
-def _time_data(trainer: Trainer) -> float:
-    taken = []
-    for index in range(20):
-        machine.wait(trainer.device)
-        begun = time.perf_counter()
-        batch = trainer.batches.batch(trainer.state.step + index)
+    def move(index: int) -> None:
+        batch = trial.batches.batch(trial.steps_done + index)
         for array in (batch.inputs, batch.targets):
-            torch.from_numpy(array).to(trainer.device)
-        machine.wait(trainer.device)
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken)
+            torch.from_numpy(array).to(step.device)
+
+    return statistics.median(_timed(step.device, functools.partial(move, index)) for index in range(20))
 
 
 # -- arithmetic -----------------------------------------------------------------------------------------
 
 
-def _count_arithmetic(trainer: Trainer, step_seconds: float) -> Arithmetic:
-    rows = max(1, min(trainer.config.batch_size, COUNTED_TOKENS // _bptt(trainer)))
-    with smaller_batches(trainer, rows, _bptt(trainer)):
-        counted = count_flops(trainer)
-    flops = counted * trainer.config.batch_size / rows * trainer.config.gradient_accumulation
-    own = trainer.mixed.format.precision
+def _count_arithmetic(trial: Trial, step_seconds: float) -> Arithmetic:
+    step, config, bptt = trial.step, trial.step.config, trial.batches.bptt
+    rows = max(1, min(config.batch_size, COUNTED_TOKENS // bptt))
+    counted = count_flops(trial, rows)
+    flops = counted * config.batch_size / rows * config.gradient_accumulation
+    own = step.mixed.format.precision
     formats: list[Precision] = ["fp32"] if own == "fp32" else ["fp32", own]
-    peaks: dict[str, float] = {name: machine.matmul_peak(trainer.device, name) for name in formats}
+    peaks: dict[str, float] = {name: machine.matmul_peak(step.device, name) for name in formats}
     return Arithmetic(
         flops_per_step=flops,
-        flops_per_token=flops / trainer.tokens_per_step,
+        flops_per_token=flops / trial.batches.tokens_per_step,
         flops_per_second=flops / step_seconds,
         counted_rows=rows,
         peak_flops_per_second=peaks,
@@ -522,14 +524,18 @@ def _count_arithmetic(trainer: Trainer, step_seconds: float) -> Arithmetic:
     )
 
 
-def count_flops(trainer: Trainer) -> int:
-    """Operations of the matrix products of one batch forward and backward, as the mathematics has them.
+def count_flops(trial: Trial, rows: int | None = None) -> int:
+    """Operations of the matrix products of one batch, forward and backward.
 
     Torch counts its own operators, so the batch runs on those: without the native kernels, and without the fused cells
-    and attention of oneDNN and cuDNN, which it cannot see into. Attention counts all scores, those of the future too.
+    and attention of oneDNN and cuDNN, which torch cannot count. Attention counts all scores, including masked ones.
+
+    Args:
+        trial: whose model and first batch are used.
+        rows: the first rows of the batch; None: all.
     """
-    batch = trainer.batches.batch(0)
-    inputs, targets = (torch.from_numpy(array).to(trainer.device) for array in (batch.inputs, batch.targets))
+    step, batch = trial.step, trial.batches.batch(0)
+    inputs, targets = (torch.from_numpy(array[:rows]).to(step.device) for array in (batch.inputs, batch.targets))
     native = os.environ.get("INKLING_NATIVE")
     os.environ["INKLING_NATIVE"] = "0"
     try:
@@ -537,13 +543,13 @@ def count_flops(trainer: Trainer) -> int:
             torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
             torch.backends.cudnn.flags(enabled=False, allow_tf32=None),
             sdpa_kernel(SDPBackend.MATH),
-            trainer.mixed.computing(),
+            step.mixed.computing(),
             FlopCounterMode(display=False) as counter,
         ):
-            trainer.model.train()
-            trainer.model.training_loss(inputs, targets).objective.backward()
+            step.model.train()
+            step.model.training_loss(inputs, targets).objective.backward()
     finally:
-        trainer.model.zero_grad()
+        step.model.zero_grad()
         if native is None:
             del os.environ["INKLING_NATIVE"]
         else:

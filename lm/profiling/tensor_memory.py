@@ -23,7 +23,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from lm.torch_private import storages, tree_tensors
 
 Kind = Literal["weights", "optimizer", "gradients", "kept", "other"]
 KINDS: dict[Kind, str] = {
@@ -81,14 +82,14 @@ class TensorMemory(TorchDispatchMode):
         """Run the operator and note the memory of what it gives."""
         result = func(*args, **(kwargs or {}))
         # What was there before anyone looked, and is only seen in another way now, is not new.
-        given = {key for tensor in _tensors((args, kwargs)) for key, _ in _storages(tensor)}
-        for tensor in _tensors(result):
+        given = {key for tensor in tree_tensors((args, kwargs)) for key, _ in storages(tensor)}
+        for tensor in tree_tensors(result):
             self._note(tensor, given)
         return result
 
     def blocks_of(self, tensors: Iterable[Tensor]) -> list[Block]:
         """The blocks that hold these tensors."""
-        keys = [key for tensor in tensors for key, _ in _storages(tensor)]
+        keys = [key for tensor in tensors for key, _ in storages(tensor)]
         return [self._live[key] for key in keys if key in self._live]
 
     def live(self) -> list[Block]:
@@ -98,7 +99,7 @@ class TensorMemory(TorchDispatchMode):
     def _note(self, tensor: Tensor, given: set[int]) -> None:
         if tensor.device.type != self.device.type:
             return
-        for key, storage in _storages(tensor):
+        for key, storage in storages(tensor):
             size = storage.nbytes()
             if size and key not in self._live and key not in given:
                 block = Block(size, self.owner, time.perf_counter())
@@ -114,21 +115,6 @@ class TensorMemory(TorchDispatchMode):
         block = self._live.pop(key)
         block.freed = time.perf_counter()
         self.now -= block.size
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-
-
-def _storages(tensor: Tensor) -> list[tuple[int, torch.UntypedStorage]]:
-    """The storages of a tensor, each with a number that no other has while it lives."""
-    if tensor.layout is torch.sparse_coo:
-        parts = [tensor._indices(), tensor._values()]
-    elif tensor.layout is torch.strided:
-        parts = [tensor]
-    else:
-        return []
-    return [(part.untyped_storage()._cdata, part.untyped_storage()) for part in parts]
 
 
 def timeline(blocks: Iterable[tuple[Block, Kind]], begin: float, end: float) -> list[tuple[float, dict[Kind, int]]]:

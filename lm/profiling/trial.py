@@ -1,102 +1,129 @@
-"""Trainers that are measured and thrown away."""
+"""Throw-away training steps: to measure speed and memory without a run."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch.overrides import TorchFunctionMode
 
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
-from lm.corpora.batches import Batch, Batches
+from lm.corpora.batches import Batch
+from lm.device import deterministic
 from lm.errors import ConfigError
 from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
-from lm.runs.run_folder import RunFolder
-from lm.training.plan import Plan
-from lm.training.trainer import Trainer
+from lm.torch_private import kept_memory
+from lm.training.learning_rate import learning_rate_share
+from lm.training.train_step import StepBatches, StepResult, TrainStep
+from lm.training.validation import VALIDATION_ROWS, validate
 
 RATES = "learning_rate", "muon_learning_rate", "table_learning_rate"
-ENDLESS = Plan(steps=10**9, evaluate_every=10**9)
+ENDLESS_STEPS = 10**9
+"""Length of the plan that a trial is the beginning of."""
+WARM_UP_STEPS = 2
+"""First steps, which are slower and not timed."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured times."""
+
+    step_seconds: float
+    """The median of the steps."""
+    token_seconds: float
+    """Time to validate on one token."""
+
+
+class Trial:
+    """A `TrainStep` and the batches of a plan without end."""
+
+    def __init__(self, step: TrainStep, corpus: PreparedCorpus) -> None:
+        self.step, self.corpus = step, corpus
+        self.batches = StepBatches(corpus.splits["train"], step)
+        self.steps_done = 0
+        self._size: tuple[int, int] | None = None
+
+    def run_step(self, *, with_metrics: bool = False) -> StepResult:
+        """The next step.
+
+        Raises:
+            NonFiniteLossError: the loss or a gradient is not finite, and `training.on_nonfinite` is stop.
+        """
+        config = self.step.config
+        share = learning_rate_share(self.step.updates, ENDLESS_STEPS, config)
+        result = self.step.run(self._step_batches(), share, with_metrics=with_metrics)
+        self.steps_done += 1
+        if config.on_nonfinite == "stop":
+            result.raise_problem(self.steps_done, "Lower training.learning_rate, or use training.precision=fp32.")
+        return result
+
+    def _step_batches(self) -> Iterable[Batch]:
+        if self._size is None:
+            return self.batches.of_step(self.steps_done)
+        # The first batch is a full one; the last of an epoch may not be.
+        whole, (rows, length) = self.batches.batch(0), self._size
+        part = Batch(whole.inputs[:rows, :length], whole.targets[:rows, :length], fresh=False)
+        return [part] * self.step.config.gradient_accumulation
+
+    @contextlib.contextmanager
+    def smaller_batches(self, rows: int, length: int) -> Iterator[None]:
+        """Inside, each batch is the first `length` tokens of the first `rows` rows of the first batch."""
+        state, self.step.carried_state, self._size = self.step.carried_state, None, (rows, length)
+        try:
+            yield
+        finally:
+            self.step.carried_state, self._size = state, None
+
+    def measure(self, seconds: float) -> Speed:
+        """Time steps and a validation, for about `seconds`; the same result in all processes."""
+        step, times = self.step, list[float]()
+        with deterministic(step.device), kept_memory():
+            begun = time.perf_counter()
+            while len(times) < WARM_UP_STEPS + 2 or self._since(begun) < seconds * 0.75:
+                before = time.perf_counter()
+                self.run_step(with_metrics=len(times) % step.config.log_every == step.config.log_every - 1)
+                times.append(time.perf_counter() - before)
+            # The median, because another program may use the processor for a moment.
+            step_seconds, _ = step.world.sync_clock(statistics.median(times[WARM_UP_STEPS:]))
+            # A validation token takes about a third of the time of a training token.
+            tokens = int(seconds * 0.25 / step_seconds * self.batches.tokens_per_step * 3)
+            begun = time.perf_counter()
+            scores = validate(step, self.corpus.splits["valid"].ids[: max(VALIDATION_ROWS, tokens) + 1])
+            return Speed(step_seconds, self._since(begun) / scores.tokens)
+
+    def _since(self, begun: float) -> float:
+        return self.step.world.sync_clock(time.perf_counter() - begun)[0]
 
 
 def make_trial(
-    config: RunConfig, corpus: PreparedCorpus, folder: RunFolder | None = None, *, learns: bool = False
-) -> Trainer:
-    """A trainer of a fresh model in the middle of a plan without end; nothing is written unless it is told to.
+    config: RunConfig, corpus: PreparedCorpus, *, model: LanguageModel | None = None, learns: bool = False
+) -> Trial:
+    """A trial of these options on a prepared corpus.
 
     Args:
         config: of the run.
         corpus: its prepared text.
-        folder: of a run that it may write to.
-        learns: update the weights as the options say; else by next to nothing, so that options with which training
-            would diverge can be measured like others.
+        model: with initial weights; None: a fresh one, with counts of the training text if it needs them.
+        learns: use the learning rates of the options; else tiny ones, so that no options can make training diverge.
 
     Raises:
         ConfigError: the model is trained by counting, without steps.
     """
     refuse_counting(config)
-    model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
-    if model.trained_by == "both":
-        model.fit(np.asarray(corpus.splits["train"].ids))
+    if model is None:
+        model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
+        if model.trained_by == "both":
+            model.fit(np.asarray(corpus.splits["train"].ids))
     training = config.training if learns else config.training.model_copy(update=dict.fromkeys(RATES, 1e-12))
-    trainer = Trainer(folder or RunFolder(Path("unused")), training, model, corpus)
-    trainer.plan = ENDLESS
-    return trainer
+    return Trial(TrainStep(model, training), corpus)
 
 
 def refuse_counting(config: RunConfig) -> None:
-    """Nothing to measure in a model that is trained by counting.
-
-    Raises:
-        ConfigError: this is one.
-    """
+    """Raise ConfigError for a model that is trained by counting."""
     if MODELS.resolve(config.model.type).trained_by == "counting":
         raise ConfigError(f"{config.model.type} models are trained by counting, in one pass without steps to measure.")
-
-
-def weightless(config: RunConfig, vocab_size: int) -> LanguageModel:
-    """The model without memory for its weights (on torch's meta device): to be counted, however large it is."""
-    with torch.device("meta"), _NothingWritten():
-        return build_model(config.model, vocab_size)
-
-
-class _NothingWritten(TorchFunctionMode):
-    """Operators that write in place do nothing: on the meta device they would load a second's worth of torch first."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.__name__
-        if name.endswith("_") and not name.endswith("__"):
-            return next(iter((*args, *(kwargs or {}).values())))
-        return func(*args, **(kwargs or {}))
-
-
-class _Part(Batches):
-    """The first rows of the first batch, and of each row the first tokens, over and over."""
-
-    def __init__(self, whole: Batches, rows: int, time: int) -> None:
-        self.per_epoch = whole.per_epoch
-        self.tokens_per_batch = rows * time
-        self._whole, self._cut = whole, (slice(rows), slice(time))
-
-    def batch(self, index: int) -> Batch:
-        """See `Batches.batch`."""
-        # The first is a full one; the last of an epoch need not be.
-        whole = self._whole.batch(0)
-        return Batch(whole.inputs[self._cut], whole.targets[self._cut], fresh=False)
-
-
-@contextlib.contextmanager
-def smaller_batches(trainer: Trainer, rows: int, time: int) -> Iterator[None]:
-    """Inside, the trainer's batches have no more than so many rows, of no more than so many tokens."""
-    whole, hidden = trainer.batches, trainer.hidden
-    trainer.batches, trainer.hidden = _Part(whole, rows, time), None
-    try:
-        yield
-    finally:
-        trainer.batches, trainer.hidden = whole, hidden

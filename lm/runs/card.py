@@ -1,20 +1,15 @@
-"""The model card: a run's README.md, generated from what the run holds, in Markdown."""
+"""The model card: a run's README.md in Markdown; and the facts and figures that `lm show` and `lm list` give."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lm.errors import LMError
+from lm.config import RunConfig
 from lm.files import read_facts
-from lm.runs.run_folder import LOCK
-
-if TYPE_CHECKING:
-    from lm.config import RunConfig
-    from lm.runs.run import Run
+from lm.runs.run_folder import RunFolder
 
 FIGURES = {
     "loss": ("loss", "nats per token", ".4f"),
@@ -27,23 +22,13 @@ FIGURES = {
     "accuracy": ("accuracy", "first choice right", ".2%"),
     "top5_accuracy": ("top-5 accuracy", "", ".2%"),
 }
-"""Figures of a report: field → name, what it is, format."""
+"""Figures of a report: field → name, unit or meaning, format."""
 _SAME = {"perplexity_without_unknown": "perplexity", "token_bits_per_byte": "bits_per_byte"}
-"""Figures that are equal where the tokens determine the text."""
-
-
-def files(run: Run) -> list[tuple[Path, int]]:
-    """The run's files with their bytes; one that vanishes under our eyes, as in a run that trains, is left out."""
-    found = []
-    for path in sorted(run.folder.path.rglob("*")):
-        with contextlib.suppress(OSError):
-            if path.is_file() and path.name != LOCK:
-                found.append((path, path.stat().st_size))
-    return found
+"""Figures that are equal if the tokens determine the text."""
 
 
 def figure(value: float | None, form: str) -> str:
-    """A figure in a format, in powers of ten where it is huge."""
+    """A figure in a format, in powers of ten if it is huge."""
     if value is None:
         return "–"
     return f"{value:.3e}" if abs(value) >= 1e9 else f"{value:{form}}"
@@ -53,15 +38,15 @@ def figures_of(reports: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str
     """FIGURES without those that repeat another one in all these reports."""
     known = list(reports)
     return {
-        field: shown
-        for field, shown in FIGURES.items()
+        field: labels
+        for field, labels in FIGURES.items()
         if any(report.get(field) not in (None, report.get(_SAME.get(field, ""))) for report in known)
         or field not in _SAME
     }
 
 
 def perplexity(loss: float) -> str:
-    """exp(loss), in powers of ten where it is long: also beyond the range of a float."""
+    """exp(loss), in powers of ten if it is long; works beyond the range of a float."""
     if not math.isfinite(loss):
         return "–"
     if loss < 14:
@@ -72,68 +57,74 @@ def perplexity(loss: float) -> str:
 
 
 def model_name(config: RunConfig) -> str:
-    """What a run's model is: its type and its tokens', such as gru-char."""
+    """Types of a run's model and tokenizer, such as gru-char."""
     return f"{config.model.type}-{config.tokenizer.type}"
 
 
-def facts(run: Run) -> dict[str, Any]:
-    """What `lm show` and the card say about a run, in order."""
-    record = run.record
+def run_facts(
+    folder: RunFolder, record: dict[str, Any], config: RunConfig, reports: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The facts that `lm show` and the card give, in order.
+
+    Args:
+        folder: of the run.
+        record: the content of its `config.json`.
+        config: all options.
+        reports: by split.
+    """
     corpus = record["corpus"]
-    size = sum(size for _, size in files(run))
     return {
-        "name": run.name,
-        "path": str(run.folder.path),
-        "model": run.config.model.type,
+        "name": folder.name,
+        "path": str(folder.path),
+        "model": config.model.type,
         "kind": record.get("kind"),
         "parameters": record["parameters"],
         "counts": record.get("counts", 0),
-        "tokenizer": run.config.tokenizer.type,
+        "tokenizer": config.tokenizer.type,
         "vocab_size": record["vocab_size"],
         "corpus": corpus["name"],
         "corpus_notes": corpus["notes"],
         "splits": corpus["splits"],
-        "preset": run.config.preset,
+        "preset": config.preset,
         "initialised_from": record.get("init"),
         "plan": record.get("plan"),
         "created": record["created"],
         "inkling": record["inkling"],
-        "states": ["best", *(["last"] if run.folder.has_last() else []), *run.folder.kept_checkpoints()],
-        "size_bytes": size,
+        "states": ["best", *(["last"] if folder.has_last() else []), *folder.kept_checkpoints()],
+        "size_bytes": sum(size for _, size in folder.files()),
         "shipped": bool(record.get("shipped")),
-        "options": run.config.model_dump(mode="json"),
-        "reports": run.reports(),
+        "options": config.model_dump(mode="json"),
+        "reports": reports,
     }
 
 
-def numbers(known: dict[str, Any]) -> str:
-    """What training set, in words: parameters by gradient, counts by counting; n-gram counts are all there is."""
-    counted = f"{known['counts']:,} counts"
-    if not known["counts"]:
-        return f"{known['parameters']:,} parameters"
-    return counted if known["counts"] == known["parameters"] else f"{known['parameters']:,} parameters and {counted}"
+def numbers(facts: dict[str, Any]) -> str:
+    """The size of a model, such as "1,200 parameters and 300 counts"; an n-gram model has counts alone."""
+    counts = f"{facts['counts']:,} counts"
+    if not facts["counts"]:
+        return f"{facts['parameters']:,} parameters"
+    return counts if facts["counts"] == facts["parameters"] else f"{facts['parameters']:,} parameters and {counts}"
 
 
-def card(run: Run) -> str:
-    """The text of the card."""
-    known = facts(run)
+def model_card(facts: dict[str, Any]) -> str:
+    """The text of the card, from `run_facts`."""
     lines = [
-        f"# {known['name']}",
+        f"# {facts['name']}",
         "",
-        f"A {known['model']} language model with {numbers(known)} over {known['vocab_size']:,} "
-        f"{known['tokenizer']} tokens, trained on {known['corpus']} with Inkling {known['inkling']}."
-        + (f" It is {known['kind']}." if known["kind"] else ""),
+        f"A {facts['model']} language model with {numbers(facts)} over {facts['vocab_size']:,} "
+        f"{facts['tokenizer']} tokens, trained on {facts['corpus']} with Inkling {facts['inkling']}."
+        + (f" It is {facts['kind']}." if facts["kind"] else ""),
         "",
         "```",
-        f'lm sample {known["name"]} --prompt "…" --temperature 0.8 --seed 1',
-        f"lm eval {known['name']}",
+        f'lm sample {facts["name"]} --prompt "…" --temperature 0.8 --seed 1',
+        f"lm eval {facts['name']}",
         "```",
         "",
         "## Scores",
         "",
     ]
-    if known["reports"]:
-        for split, report in known["reports"].items():
+    if facts["reports"]:
+        for split, report in facts["reports"].items():
             lines += [
                 f"### {split}: {report['tokens']:,} tokens, {report['context']}",
                 "",
@@ -159,39 +150,58 @@ def card(run: Run) -> str:
     else:
         lines += ["None yet: `lm eval` measures and records them.", ""]
     lines += ["## Corpus", "", "| split | tokens | characters | sha256 |", "|---|---|---|---|"]
-    for split, part in known["splits"].items():
+    for split, part in facts["splits"].items():
         lines.append(f"| {split} | {part['tokens']:,} | {part['characters']:,} | `{part['sha256']}` |")
-    lines += ["", *(f"- {note}" for note in known["corpus_notes"]), "", "## Options", ""]
+    lines += ["", *(f"- {note}" for note in facts["corpus_notes"]), "", "## Options", ""]
     for section in ("tokenizer", "model", "training"):
         lines += [f"### {section}", "", "| option | value |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in known["options"][section].items()]
+        lines += [f"| {name} | {value} |" for name, value in facts["options"][section].items()]
         lines.append("")
     return "\n".join(lines)
 
 
-def summary(run: Run) -> dict[str, Any]:
-    """A line of `lm list`; a run that cannot be read says why in "problem"."""
-    try:
-        known = facts(run)
-        best = known["reports"].get("valid") or {}
-        return {
-            "name": run.name,
-            "path": known["path"],
-            "model_name": model_name(run.config),
-            "model": known["model"],
-            "tokenizer": known["tokenizer"],
-            "preset": known["preset"],
-            "parameters": known["parameters"],
-            "corpus": known["corpus"],
-            "step": read_facts(run.folder.weights_path(run.state)).get("step"),
-            "loss": best.get("loss"),
-            "bits_per_byte": best.get("bits_per_byte"),
-            "token_bits_per_byte": best.get("token_bits_per_byte"),
-            "unknown_rate": best.get("unknown_rate"),
-            "size_bytes": known["size_bytes"],
-            "created": known["created"],
-            "shipped": known["shipped"],
-            "problem": None,
-        }
-    except (LMError, KeyError, TypeError, AttributeError) as error:
-        return {"name": run.name, "path": str(run.folder.path), "problem": f"cannot be read: {error}"}
+def run_summary(facts: dict[str, Any], weights: Path) -> dict[str, Any]:
+    """A line of `lm list`, from `run_facts` and the path of the weights."""
+    best = facts["reports"].get("valid") or {}
+    return {
+        "name": facts["name"],
+        "path": facts["path"],
+        "model_name": f"{facts['model']}-{facts['tokenizer']}",
+        "model": facts["model"],
+        "tokenizer": facts["tokenizer"],
+        "preset": facts["preset"],
+        "parameters": facts["parameters"],
+        "corpus": facts["corpus"],
+        "step": read_facts(weights).get("step"),
+        "loss": best.get("loss"),
+        "bits_per_byte": best.get("bits_per_byte"),
+        "token_bits_per_byte": best.get("token_bits_per_byte"),
+        "unknown_rate": best.get("unknown_rate"),
+        "size_bytes": facts["size_bytes"],
+        "created": facts["created"],
+        "shipped": facts["shipped"],
+        "problem": None,
+    }
+
+
+# -- old names ----------------------------------------------------------------------------------------
+
+
+def facts(run: Any) -> dict[str, Any]:
+    """Old name of `Run.facts`."""
+    return run.facts()  # type: ignore[no-any-return]
+
+
+def files(run: Any) -> list[tuple[Path, int]]:
+    """Old name of `RunFolder.files`."""
+    return run.folder.files()  # type: ignore[no-any-return]
+
+
+def card(run: Any) -> str:
+    """Old name of `Run.card`."""
+    return run.card()  # type: ignore[no-any-return]
+
+
+def summary(run: Any) -> dict[str, Any]:
+    """Old name of `Run.summary`."""
+    return run.summary()  # type: ignore[no-any-return]

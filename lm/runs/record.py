@@ -1,4 +1,4 @@
-"""What the `config.json` of a run holds."""
+"""The record of a run: the content of its `config.json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lm.version import __version__
 
 
 def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, init: Run | None) -> dict[str, Any]:
-    """What a new run's `config.json` holds, without its plan."""
+    """The record of a new run, without its plan; `init` is the run whose weights it starts from."""
     splits = {
         name: {"sha256": part.sha256, "tokens": part.counts.tokens, "characters": part.counts.characters}
         for name, part in corpus.splits.items()
@@ -24,7 +24,7 @@ def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, 
         "parameters": model.num_parameters(),
         "counts": model.num_counts(),
         "kind": model.kind,
-        "init": f"{init.name}@{init.state}" if init else None,
+        "init": f"{init.name}@{init.checkpoint}" if init else None,
         "corpus": {
             "name": corpus.name,
             "sha256": corpus.sha256,

@@ -58,6 +58,8 @@ CONFIG, MODEL, TOKENIZER, METRICS, REPORT, CARD = (
     "config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "report.json", "README.md"
 )  # fmt: skip
 LAST, LAST_OLD, STEPS, SAMPLES, EVENTS, LOCK = "last", "last.old", "steps", "samples", "events", ".lock"
+SNAPSHOTS = "states"
+"""The folder of saved snapshots."""
 DELETED = ".deleted-"
 """How the name of a run's folder begins while it is removed."""
 LOCK_SECONDS = 0.5
@@ -208,6 +210,15 @@ class RunFolder:
         for left in self.path.parent.glob(f"{DELETED}*"):
             shutil.rmtree(left, ignore_errors=True)
 
+    def files(self) -> list[tuple[Path, int]]:
+        """All files with their sizes in bytes; a file that vanishes meanwhile, as in a run in training, is left out."""
+        found = []
+        for path in sorted(self.path.rglob("*")):
+            with contextlib.suppress(OSError):
+                if path.is_file() and path.name != LOCK:
+                    found.append((path, path.stat().st_size))
+        return found
+
     # -- configuration ----------------------------------------------------------------------------
 
     def write_record(self, record: dict[str, Any]) -> None:
@@ -288,22 +299,23 @@ class RunFolder:
         """Keep weights under steps/<name>/."""
         write_file(self.path / STEPS / name / MODEL, self.pack_weights(arrays, **facts))
 
-    def weights_path(self, state: str) -> Path:
-        """The weights file of a kept state: "best", "last", or a folder under steps/.
+    def weights_path(self, checkpoint: str) -> Path:
+        """The weights file of a checkpoint: "best", "last", or a folder under steps/.
 
         Raises:
-            RunNotFoundError: no such state; the sentence lists those there are.
+            RunNotFoundError: no such checkpoint; the message lists those there are.
         """
-        if state == "best":
+        if checkpoint == "best":
             return self.path / MODEL
-        if state == LAST:
+        if checkpoint == LAST:
             return self._last() / MODEL
-        if state not in self.kept_checkpoints():
-            kept = ["best", *([LAST] if self.has_last() else []), *self.kept_checkpoints()]
+        if checkpoint not in self.kept_checkpoints():
+            known = ["best", *([LAST] if self.has_last() else []), *self.kept_checkpoints()]
             raise RunNotFoundError(
-                f"Run {self.name!r} keeps no state {state!r}.{did_you_mean(state, kept)} Kept: {', '.join(kept)}."
+                f"Run {self.name!r} has no checkpoint {checkpoint!r}.{did_you_mean(checkpoint, known)} "
+                f"Checkpoints: {', '.join(known)}."
             )
-        return self.path / STEPS / state / MODEL
+        return self.path / STEPS / checkpoint / MODEL
 
     def kept_checkpoints(self) -> list[str]:
         """Names under steps/, in the order of training."""
@@ -317,13 +329,13 @@ class RunFolder:
         """Remove a kept state."""
         shutil.rmtree(self.path / STEPS / name, ignore_errors=True)
 
-    def read_weights(self, state: str = "best") -> tuple[Arrays, dict[str, Any]]:
+    def read_weights(self, checkpoint: str = "best") -> tuple[Arrays, dict[str, Any]]:
         """Weights and their facts, checked against the run's tokenizer and model options.
 
         Raises:
             CorruptRunError, VocabMismatchError, RunNotFoundError: they cannot be used.
         """
-        arrays, facts = self._read_own(self.weights_path(state))
+        arrays, facts = self._read_own(self.weights_path(checkpoint))
         return arrays, {name: facts[name] for name in ("step", "valid_loss", "epoch") if name in facts}
 
     def _read_own(self, path: Path) -> tuple[Arrays, dict[str, Any]]:
@@ -444,8 +456,8 @@ class RunFolder:
 
 def shipped_folder() -> Path:
     """Where the runs that travel with Inkling lie: package data in a wheel, `checkpoints/` in a checkout."""
-    packaged = Path(__file__).parent / "shipped"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "checkpoints"
+    packaged = Path(__file__).parents[1] / "shipped"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "checkpoints"
 
 
 def list_runs(runs_dir: Path) -> list[RunFolder]:

@@ -97,7 +97,9 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def encode(self, text: str, *, unknown: UnknownPolicy | None = None, met: Counter[str] | None = None) -> Ids:
+    def encode(
+        self, text: str, *, unknown: UnknownPolicy | None = None, unknown_counts: Counter[str] | None = None
+    ) -> Ids:
         """Ids (N,) of `text` in `self.dtype`, a new writable array.
 
         Args:
@@ -298,7 +300,7 @@ def unknown_symbol(text: str, position: int, symbol: str, *, remedy: str) -> Unk
     return UnknownSymbolError(f"Line {line}, column {column}: {symbol!r}{code} is outside the vocabulary. {remedy}")
 
 
-def without_surrogates(text: str, policy: UnknownPolicy, met: Counter[str] | None) -> str:
+def without_surrogates(text: str, policy: UnknownPolicy, unknown_counts: Counter[str] | None) -> str:
     """`text` with every lone surrogate dropped (`skip`), made U+FFFD (`replace`, `byte`) or refused (`error`).
 
     Raises:
@@ -312,8 +314,8 @@ def without_surrogates(text: str, policy: UnknownPolicy, met: Counter[str] | Non
         return text
     first = _SURROGATE.search(text)
     assert first is not None, "only surrogates have no UTF-8 bytes"
-    if met is not None:
-        met.update(_SURROGATE.findall(text))
+    if unknown_counts is not None:
+        unknown_counts.update(_SURROGATE.findall(text))
     if policy == "error":
         raise unknown_symbol(
             text,

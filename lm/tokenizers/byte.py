@@ -60,13 +60,15 @@ class ByteTokenizer(Tokenizer):
             raise TokenizerError("The training text is empty: there is nothing to learn from.")
         return cls(options)
 
-    def encode(self, text: str, *, unknown: UnknownPolicy | None = None, met: Counter[str] | None = None) -> Ids:
+    def encode(
+        self, text: str, *, unknown: UnknownPolicy | None = None, unknown_counts: Counter[str] | None = None
+    ) -> Ids:
         """UTF-8 bytes (N,) uint8 of `text`; see `Tokenizer.encode`."""
         policy = self.policy(unknown)
         try:
             raw = bytearray(text, "utf-8")
         except UnicodeEncodeError:
-            raw = bytearray(without_surrogates(text, policy, met), "utf-8")
+            raw = bytearray(without_surrogates(text, policy, unknown_counts), "utf-8")
         # A bytearray and not bytes, so that the array over it is writable.
         return np.frombuffer(raw, dtype=np.uint8)
 

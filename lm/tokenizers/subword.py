@@ -16,7 +16,6 @@ import base64
 import heapq
 import io
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from lm.errors import TokenizerError
+from lm.host import usable_threads
 from lm.tokenizers.base import (
     REPLACEMENT,
     Ids,
@@ -56,7 +56,6 @@ _LITERAL = [2 + value for value in _SPACE.encode("utf-8")]  # the ids of a U+258
 _FEW_WORDS = re.compile("(?: *[^ ]+){1,4}| +")
 _LINE = re.compile("[^\n]*\n|[^\n]+")
 _LINE_OR_SPACE = re.compile("\u2581|[^\n\u2581]*\n|[^\n\u2581]+")
-_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class SubwordOptions(TokenizerOptions):
@@ -159,9 +158,11 @@ class SubwordTokenizer(Tokenizer):
             )
         return tokenizer
 
-    def encode(self, text: str, *, unknown: UnknownPolicy | None = None, met: Counter[str] | None = None) -> Ids:
+    def encode(
+        self, text: str, *, unknown: UnknownPolicy | None = None, unknown_counts: Counter[str] | None = None
+    ) -> Ids:
         """Ids (N,) of `text`, line by line on all cores; see `Tokenizer.encode`."""
-        text = without_surrogates(text, self.policy(unknown), met)
+        text = without_surrogates(text, self.policy(unknown), unknown_counts)
         parts: list[Ids] = []
         for block in line_blocks(text, _BATCH):
             literal = _SPACE in block
@@ -169,7 +170,7 @@ class SubwordTokenizer(Tokenizer):
             # could sway how it is cut.
             lines = _LINE_OR_SPACE.findall(block) if literal else _LINE.findall(block)
             encoded: list[list[int]] = self._processor.encode(
-                lines, out_type=int, num_threads=min(_THREADS, len(lines))
+                lines, out_type=int, num_threads=min(usable_threads(), len(lines))
             )
             if literal:
                 # sentencepiece would take a U+2581 of the text for a space.

@@ -100,7 +100,9 @@ class WordTokenizer(Tokenizer):
         words = [w for w, count in ranked if count >= options.min_count and w not in (EOS, UNK) and _is_text(w)]
         return cls(options, [EOS, UNK, *words][: options.max_size])
 
-    def encode(self, text: str, *, unknown: UnknownPolicy | None = None, met: Counter[str] | None = None) -> Ids:
+    def encode(
+        self, text: str, *, unknown: UnknownPolicy | None = None, unknown_counts: Counter[str] | None = None
+    ) -> Ids:
         """Ids (N,) of the words of `text`; see `Tokenizer.encode`."""
         policy = self.policy(unknown)
         parts = []
@@ -109,8 +111,8 @@ class WordTokenizer(Tokenizer):
             ids = np.fromiter(map(self._ids.get, words, repeat(-1)), dtype=np.int64, count=len(words))
             strange = ids < 0
             if strange.any():
-                if met is not None:
-                    met.update(words[place] for place in np.flatnonzero(strange).tolist())
+                if unknown_counts is not None:
+                    unknown_counts.update(words[place] for place in np.flatnonzero(strange).tolist())
                 if policy == "error":
                     raise self._refusal(text)
                 if policy == "skip":

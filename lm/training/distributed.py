@@ -42,9 +42,11 @@ from lm.config import RunConfig, TrainingConfig
 from lm.device import pick_device
 from lm.errors import ConfigError, DeviceError, LMError, RunError, TrainingError
 from lm.evaluation.score_sums import Scores
+from lm.machine import usable_threads
 from lm.models.base import LanguageModel, State, TrainingLoss
-from lm.models.context_tables import ContextTables
 from lm.runs.run_folder import CONFIG, RunFolder
+from lm.torch_private import ignore_in_ddp, register_tree
+from lm.training.module_needs import build_on_meta, module_needs
 
 T = TypeVar("T")
 
@@ -78,16 +80,27 @@ class World:
     """The group for waits that may be long."""
 
     @property
-    def first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this is the process that reads, writes and shows."""
         return self.rank == 0
+
+    # renamed: delete these aliases when all rooms use the new names
+    first = property(lambda self: self.is_rank0)
+
+    def place(self, name: str | None) -> torch.device:
+        """See `pick_device`."""
+        return self.pick_device(name)
+
+    def wait(self) -> None:
+        """See `barrier`."""
+        self.barrier()
 
     @property
     def share(self) -> tuple[int, int]:
         """Which part of shared work is this process's, and of how many."""
         return self.rank, self.size
 
-    def place(self, name: str | None) -> torch.device:
+    def pick_device(self, name: str | None) -> torch.device:
         """The device of this process: one GPU each, or the CPU for all.
 
         Raises:
@@ -111,7 +124,7 @@ class World:
         if self.size == 1:
             return make()
         box: list[Any] = [None, None]
-        if self.first:
+        if self.is_rank0:
             try:
                 box[0] = make()
             except LMError as error:
@@ -125,17 +138,17 @@ class World:
     def local_rank0_first(self, make: Callable[[], T]) -> T:
         """What `make` returns: called by one process of each machine first, so that the others find its files."""
         found = [make()] if self.local_rank == 0 else []
-        self.wait()
+        self.barrier()
         return found[0] if found else make()
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
             # Not a barrier: the object travels by the patient group on every backend.
             self.broadcast_from_rank0(lambda: None)
-            self.gather(None)
+            self.all_gather(None)
 
-    def gather(self, own: T) -> list[T]:
+    def all_gather(self, own: T) -> list[T]:
         """What each process has, in their order; for small things."""
         if self.size == 1:
             return [own]
@@ -143,7 +156,7 @@ class World:
         dist.all_gather_object(found, own, group=self.patient)
         return found
 
-    def sum(self, *numbers: float) -> list[float]:
+    def all_reduce_sum(self, *numbers: float) -> list[float]:
         """The sums over all processes, in float64; the same bits in all."""
         if self.size == 1:
             return list(numbers)
@@ -151,27 +164,28 @@ class World:
         dist.all_reduce(sums)
         return sums.tolist()
 
-    def mean(self, value: float, weight: float = 1.0) -> float:
+    def all_reduce_mean(self, value: float, weight: float = 1.0) -> float:
         """The mean over all processes."""
         if self.size == 1:
             return value
-        total, weights = self.sum(value * weight, weight)
+        total, weights = self.all_reduce_sum(value * weight, weight)
         return total / weights
 
-    def agree(self, seconds: float, signal_number: int | None) -> tuple[float, int | None]:
+    def sync_clock(self, seconds: float, signal_number: int | None = None) -> tuple[float, int | None]:
         """The first process's clock, and a signal that any process was sent."""
         if self.size == 1:
             return seconds, signal_number
-        clock, *sent = self.sum(seconds if self.first else 0.0, *(signal_number == each for each in _SIGNALS))
-        return clock, next((number for number, count in zip(_SIGNALS, sent, strict=True) if count), None)
+        sent = (signal_number == each for each in _SIGNALS)
+        clock, *counts = self.all_reduce_sum(seconds if self.is_rank0 else 0.0, *sent)
+        return clock, next((number for number, count in zip(_SIGNALS, counts, strict=True) if count), None)
 
-    def total(self, scores: Scores) -> Scores:
+    def sum_scores(self, scores: Scores) -> Scores:
         """The scores of a split from those of all shares of it."""
         counted = scores.tokens, scores.nats, scores.squared_nats, scores.top1, scores.top5
-        tokens, nats, squared_nats, top1, top5 = self.sum(*counted)
+        tokens, nats, squared_nats, top1, top5 = self.all_reduce_sum(*counted)
         return replace(scores, tokens=int(tokens), nats=nats, squared_nats=squared_nats, top1=int(top1), top5=int(top5))
 
-    def rows(self, tensor: Tensor) -> Tensor:
+    def all_gather_rows(self, tensor: Tensor) -> Tensor:
         """The rows (axis 0) of all processes in their order, on the CPU; each has as many."""
         tensor = tensor.cpu().contiguous()
         if self.size == 1:
@@ -184,7 +198,7 @@ class World:
 
     def seed(self, seed: int, step: int = 0) -> None:
         """Give each process but the first dropout of its own; the first draws as it would alone."""
-        if not self.first:
+        if not self.is_rank0:
             state = np.random.SeedSequence([seed, step, self.rank]).generate_state(1, np.uint64)
             torch.manual_seed(int(state[0]))
 
@@ -227,12 +241,12 @@ def joined(training: TrainingConfig | None = None) -> Iterator[World]:
     told = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **os.environ}
     world = World(*(int(told[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
     try:
-        place = world.place(training.device)
+        place = world.pick_device(training.device)
         with _words():
             _world = replace(world, patient=_connect(world, place, training.timeout_seconds))
             yield _world
     except Exception as error:
-        if not world.first or isinstance(error, LostError):
+        if not world.is_rank0 or isinstance(error, LostError):
             # The process that began it speaks first; this one is mostly ended by the launcher meanwhile.
             time.sleep(PAUSE_SECONDS)
         raise
@@ -268,7 +282,7 @@ def _attempt(store: Any, world: World) -> str:
     store.set(f"inkling/here/{world.rank}", own)
     ranks = range(world.size)
     while time.monotonic() < until:
-        if world.first:
+        if world.is_rank0:
             found = ",".join(store.get(f"inkling/here/{rank}").decode() for rank in ranks)
             store.set("inkling/proposed", found)
             store.set("inkling/seen/0", found)
@@ -337,10 +351,11 @@ def check(config: RunConfig, size: int) -> None:
         )
     if not training.shard:
         return
-    if config.model.model_dump().get("table_orders"):
+    whole = {needs.module for needs in module_needs(build_on_meta(config.model, 16)).values() if not needs.shardable}
+    if whole:
         raise ConfigError(
-            "--shard cannot split context tables, whose gradients are sparse: leave them out with --set "
-            "model.table_orders=[], or leave --shard out."
+            f"--shard cannot spread the modules {', '.join(sorted(whole))} of this model over processes: leave them "
+            "out (context tables: --set model.table_orders=[]), or leave --shard out."
         )
     if training.amp in ("O2", "O3") or training.fp32_modules:
         what = f"training.amp={training.amp}" if training.amp in ("O2", "O3") else "training.fp32_modules"
@@ -368,7 +383,7 @@ def check_devices(count: int, name: str | None) -> None:
         DeviceError: there are fewer GPUs, or fewer cores where the CPU computes.
     """
     device = pick_device(name)
-    there = torch.cuda.device_count() if device.type == "cuda" else cores() if device.type == "cpu" else 1
+    there = torch.cuda.device_count() if device.type == "cuda" else usable_threads() if device.type == "cpu" else 1
     if count > there:
         kind = {"cuda": "GPU", "cpu": "CPU core"}.get(device.type, f"{device.type} device")
         other = ", or --device cpu" if device.type != "cpu" else ""
@@ -376,11 +391,6 @@ def check_devices(count: int, name: str | None) -> None:
             f"--devices {count}: this machine has {there} {kind}{'s' if there != 1 else ''}; use --devices {there} or "
             f"fewer{other}."
         )
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # -- starting processes -----------------------------------------------------------------------------
@@ -403,7 +413,7 @@ def launch(devices: int, program: Sequence[str]) -> int:
 
     # The processes speak for themselves.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_threads() // devices)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -477,7 +487,7 @@ class ReadOnlyRunFolder(RunFolder):
 
 def folder_of(world: World, path: Path) -> RunFolder | ReadOnlyRunFolder:
     """The run's folder: to write for the first process, to read for the others."""
-    return RunFolder(path) if world.first else ReadOnlyRunFolder(path)
+    return RunFolder(path) if world.is_rank0 else ReadOnlyRunFolder(path)
 
 
 # -- the model --------------------------------------------------------------------------------------
@@ -543,17 +553,16 @@ class _Loss(nn.Module):
 def _copy(model: LanguageModel) -> tuple[DistributedDataParallel, list[nn.Parameter]]:
     """A copy of the model in each process; the context tables' sparse gradients are left to `_mean_of_rows`."""
     module = _Loss(model)
-    tables = {p for part in model.modules() if isinstance(part, ContextTables) for p in part.parameters()}
-    left: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
-    left(module, [name for name, parameter in module.named_parameters() if parameter in tables])
+    by_rows = {p for p, needs in module_needs(model).items() if needs.optimizer_kind == "row_adagrad"}
+    ignore_in_ddp(module, [name for name, parameter in module.named_parameters() if parameter in by_rows])
     # An embedding that is the output layer too gets a dense gradient, to which its rows are added.
-    rows = [part for part in model.modules() if isinstance(part, nn.Embedding) and part.sparse]
-    for part in rows:
+    sparse: list[Any] = [part for part in model.modules() if getattr(part, "sparse", False)]
+    for part in sparse:
         part.sparse = False
     copies = DistributedDataParallel(module, gradient_as_bucket_view=True)
-    for part in rows:
+    for part in sparse:
         part.sparse = True
-    return copies, [p for p in model.parameters() if p in tables]
+    return copies, [p for p in model.parameters() if p in by_rows]
 
 
 def _mean_of_rows(parameter: nn.Parameter, world: World) -> None:
@@ -579,12 +588,10 @@ def _mean_of_rows(parameter: nn.Parameter, world: World) -> None:
 def _shard(model: LanguageModel) -> Any:
     """Spread the model over the processes: each block of a list of blocks by itself, then what is left."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-    from torch.utils import _pytree
 
     # FSDP finds the tensors of an output by these; without them backward would not gather the weights again.
     for kind in (State, TrainingLoss):
-        if kind not in _pytree.SUPPORTED_NODES:
-            _pytree.register_dataclass(kind)
+        register_tree(kind)
     # Native layers keep the addresses of their weights from forward to backward: on the CPU the weights stay gathered.
     frees = next(model.parameters()).device.type != "cpu"
     for blocks in [part for part in model.modules() if isinstance(part, nn.ModuleList)]:

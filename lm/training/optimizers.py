@@ -9,7 +9,6 @@ Sources: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Duchi et
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,11 +19,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lm.config import TrainingConfig
-from lm.kernels.base import native
-from lm.kernels.training import adamw_step, usable_for_all
+from lm.kernels.autograd import adamw_step
+from lm.kernels.compiled import native
+from lm.kernels.dispatch import usable_for_all
 from lm.models.base import LanguageModel, host_array, spread_like
-from lm.models.context_tables import ContextTables
-from lm.models.output_head import Tails
+from lm.torch_private import keep_compiler_away_from_optimizers, plain_step, sparse_rows
+from lm.training.module_needs import module_needs
 
 FP16_EPSILON = 1e-3
 """AdamW's epsilon over fp16 moments: squares of gradients below 0.0024 are 0 there, and nothing may be divided by 0."""
@@ -34,7 +34,7 @@ class AdamW(torch.optim.AdamW):
     """Torch's, natively where that is usable."""
 
     # Its own step would import torch's compiler, for more than a second.
-    _step = inspect.unwrap(torch.optim.AdamW.step)
+    _step = plain_step(torch.optim.AdamW)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -61,10 +61,7 @@ class AdamW(torch.optim.AdamW):
         return usable_for_all("adamw", tensors)
 
 
-for _name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
-    # So do these, to keep the compiler away from them.
-    if _plain := getattr(getattr(Optimizer, _name), "__wrapped__", None):
-        setattr(_plain, "__dynamo_disable", _plain)
+keep_compiler_away_from_optimizers()
 
 
 class RowAdagrad(Optimizer):
@@ -92,8 +89,10 @@ class RowAdagrad(Optimizer):
     def _update(self, parameter: Tensor, gradient: Tensor, squares: Tensor, rate: float) -> None:
         if native() is not None and parameter.device.type == "cpu":
             # The same in one pass: torch's way takes a third of a small model's step.
-            rows, slopes = gradient._indices()[0], gradient._values().contiguous()
-            native().row_adagrad(parameter.detach().numpy(), squares.numpy(), rows.numpy(), slopes.numpy(), rate)
+            rows, slopes = sparse_rows(gradient)
+            native().row_adagrad(
+                parameter.detach().numpy(), squares.numpy(), rows.numpy(), slopes.contiguous().numpy(), rate
+            )
             # Torch has not seen the change; a graph that still needs the old values must be refused, as always.
             torch.autograd.graph.increment_version(parameter)
             return
@@ -114,30 +113,22 @@ def make_optimizers(
         fused: whether AdamW is torch's fused one.
         masters: of some parameters, what is updated in their place.
     """
-    embeddings: set[Tensor] = set()
-    edges: set[Tensor] = set()
-    tables: set[Tensor] = set()
-    for module in model.modules():
-        if isinstance(module, ContextTables):
-            tables.update(module.parameters())
-        if isinstance(module, nn.Embedding):
-            embeddings.add(module.weight)
-        if isinstance(module, nn.Linear) and module.out_features == model.vocab_size:
-            edges.add(module.weight)
-        if isinstance(module, Tails):
-            edges.add(module.weight)
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and p not in embeddings]
-    spared = [p for p in model.parameters() if p.ndim < 2 or p in embeddings - tables]
-    hidden = [p for p in decayed if p.ndim == 2 and p not in edges] if config.optimizer == "muon" else []
-    chosen = set(hidden)
-    own = masters or {}
+    kinds = {parameter: needs.optimizer_kind for parameter, needs in module_needs(model).items()}
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    by_rows = [p for p, kind in kinds.items() if kind == "row_adagrad"]
+    others = [p for p, kind in kinds.items() if kind != "row_adagrad"]
+    decayed = [p for p in others if p.ndim >= 2 and p not in embeddings]
+    not_decayed = [p for p in others if p.ndim < 2 or p in embeddings]
+    uses_muon = config.optimizer == "muon"
+    matrices = [p for p in decayed if p.ndim == 2 and kinds[p] == "muon"] if uses_muon else []
+    own, in_muon = masters or {}, set(matrices)
 
     def updated(parameters: Iterable[Tensor]) -> list[Tensor]:
         return [own.get(p, p) for p in parameters]
 
     groups = [
-        {"params": updated(p for p in decayed if p not in chosen), "weight_decay": config.weight_decay},
-        {"params": updated(spared), "weight_decay": 0.0},
+        {"params": updated(p for p in decayed if p not in in_muon), "weight_decay": config.weight_decay},
+        {"params": updated(not_decayed), "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     optimizers: list[Optimizer] = []
@@ -147,12 +138,11 @@ def make_optimizers(
         low = any(tensor.dtype == torch.float16 for tensor in updated(model.parameters()))
         epsilon = FP16_EPSILON if low else 1e-8
         optimizers.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=epsilon, fused=fused))
-    if hidden:
+    if matrices:
         rate, decay = config.muon_learning_rate, config.weight_decay
-        optimizers.append(torch.optim.Muon(updated(hidden), lr=rate, momentum=config.momentum, weight_decay=decay))
-    if tables:
-        looked_up = [p for p in model.parameters() if p in tables]
-        optimizers.append(RowAdagrad(looked_up, lr=config.table_learning_rate))
+        optimizers.append(torch.optim.Muon(updated(matrices), lr=rate, momentum=config.momentum, weight_decay=decay))
+    if by_rows:
+        optimizers.append(RowAdagrad(by_rows, lr=config.table_learning_rate))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_learning_rate"] = group["lr"]

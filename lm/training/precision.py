@@ -37,10 +37,12 @@ from torch.optim import Optimizer
 from lm.config import TrainingConfig
 from lm.device import DTYPES, Precision, computing
 from lm.errors import ConfigError, DeviceError
-from lm.kernels.training import cast_floats, clipped, keep_in_fp32, usable_for_all
+from lm.kernels.autograd import clip_grad_norm
+from lm.kernels.dispatch import cast_floats, keep_in_fp32, usable_for_all
 from lm.models.base import LanguageModel, whole
-from lm.models.context_tables import ContextTables
 from lm.registry import did_you_mean
+from lm.torch_private import foreach, sparse_rows
+from lm.training.module_needs import module_needs
 
 Level = Literal["O0", "O1", "O2", "O3"]
 LOW: tuple[Precision, ...] = ("bf16", "fp16")
@@ -222,8 +224,7 @@ class MixedPrecision:
         for parameter in {parameter for module in named for parameter in module.parameters()}:
             keep_in_fp32(parameter)
         if self.format.casts_weights:
-            tables = [module for module in self._model.modules() if isinstance(module, ContextTables)]
-            self._cast(kept | {parameter for module in tables for parameter in module.parameters()}, low)
+            self._cast(kept | {p for p, needs in module_needs(self._model).items() if needs.stays_fp32}, low)
 
     def _cast(self, kept: set[nn.Parameter], low: torch.dtype) -> None:
         for parameter in self._model.parameters():
@@ -275,10 +276,10 @@ class MixedPrecision:
         """
         with_gradient = [tensor for tensor in self.trained if tensor.grad is not None]
         gradients = [tensor.grad for tensor in with_gradient if tensor.grad is not None]
-        values = [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
+        values = [sparse_rows(gradient)[1] if gradient.is_sparse else gradient for gradient in gradients]
         if self.scale.enabled and values:
             # Clip true gradients: those of fp16 still carry the loss scale (65,536 at first).
-            torch._foreach_mul_(values, 1 / self.scale.value)
+            foreach("mul", values, 1 / self.scale.value)
         # Sparse gradients are those of context tables, whose steps are bounded by their own optimizer.
         dense = [tensor for tensor, gradient in zip(with_gradient, gradients, strict=True) if not gradient.is_sparse]
         sums = [values[at].sum(dtype=torch.float32) for at, each in enumerate(gradients) if each.is_sparse]
@@ -287,7 +288,7 @@ class MixedPrecision:
         most = math.inf if most is None else most
         slopes = [tensor.grad for tensor in dense if tensor.grad is not None]
         if usable_for_all("clip", slopes):
-            return clipped(slopes, most)
+            return clip_grad_norm(slopes, most)
         # The squares of a low gradient may not be numbers of its format.
         total = torch.nn.utils.get_total_norm([slope.float() for slope in slopes])
         norm = float(whole(total))
@@ -300,7 +301,7 @@ class MixedPrecision:
         pairs = [(name, self.masters.get(own, own).grad) for name, own in self._model.named_parameters()]
         for name, gradient in reversed(pairs):
             if gradient is not None:
-                values = gradient._values() if gradient.is_sparse else gradient
+                values = sparse_rows(gradient)[1] if gradient.is_sparse else gradient
                 if not bool(torch.isfinite(whole(values)).all()):
                     return f"the gradient of {name}"
         return "the norm of gradients that are finite"
@@ -312,7 +313,7 @@ class MixedPrecision:
             optimizer.step()
         if self.masters:
             # The model gets them rounded.
-            torch._foreach_copy_(list(self.masters), list(self.masters.values()))
+            foreach("copy", list(self.masters), list(self.masters.values()))
         self.scale.note_good()
 
     # -- keeping ------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lm.models.base import host_array, spread_like
+from lm.torch_private import foreach
 
 
 class WeightAverage:
@@ -39,7 +40,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after `step` updates."""
-        torch._foreach_lerp_(self._average, [tensor.float() for tensor in self._followed], 1 / (1 + self.share * step))
+        foreach("lerp", self._average, [tensor.float() for tensor in self._followed], 1 / (1 + self.share * step))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a chat written down as plain text, and gone on from."""
+"""POST /v1/chat/completions: a chat as plain text, which the model continues."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from lm.generation.request import Request as EngineRequest
-from serve.api.checks import ERRORS, Facts, TheModels, TheOptions, check_length, check_sampling, start
-from serve.api.completions import note, sampling_of
+from serve.api.completions import log_request, sampling_of
+from serve.api.dependencies import ERRORS, LogFieldsDep, ModelsDep, OptionsDep
 from serve.api.request_bodies import BodyRoute
 from serve.api.requests import ChatRequest
 from serve.api.response_formats import ChatFormat
 from serve.api.responses import ChatCompletion
-from serve.api.streaming import EventStream, Prompt, Writing, beside
-from serve.engines.models import Model
-from serve.engines.tokens import TURN_ENDS, chat_text
+from serve.api.streaming import Prompt, SessionAnswer
+from serve.engines.codec import TURN_ENDS, chat_text
+from serve.engines.limits import check_sampling
+from serve.engines.session import GenerationSession
+from serve.event_loop import run_in_thread_if_large
 
 router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=ERRORS)
-async def chat(body: ChatRequest, request: Request, models: TheModels, options: TheOptions, facts: Facts) -> Any:
-    """Say the next line of a chat.
+async def chat(
+    body: ChatRequest, request: Request, models: ModelsDep, options: OptionsDep, log_fields: LogFieldsDep
+) -> Any:
+    """Write the next message of a chat.
 
-    The model reads a line `Role: content` for each message, then `Assistant:`; its reply ends before a line that begins
-    with another role. The models know no roles but what such lines meant in the text that they were trained on.
+    The model reads one line `Role: content` for each message, then `Assistant:`. Its reply ends before a line that
+    starts with another role. A model knows a role only if such lines were in its training text.
     """
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     changed: dict[str, Any] = {"logprobs": logprobs, "stop": (*body.stop, *TURN_ENDS)}
@@ -33,27 +37,21 @@ async def chat(body: ChatRequest, request: Request, models: TheModels, options: 
         changed["max_tokens"] = body.max_completion_tokens
     sampling = sampling_of(body, **changed)
     check_sampling(sampling, options, 1, stream=body.stream)
-    lease = await models.lease(body.model)
-    try:
-        size = sum(len(message.text) for message in body.messages)
-        text, read = await beside(size, lambda: _read(lease.model, body))
-        check_length(len(read) - 1, options)
-        job = start(lease, [EngineRequest(read, sampling)], live=body.stream)
-    except BaseException:
-        lease.close()
-        raise
-    form = ChatFormat(
-        lease.model.tokens, lease.model.name, sampling.seed, scored=body.logprobs, ids=body.return_token_ids,
+    session = await GenerationSession.open(models, options, body.model)
+
+    def read_chat() -> tuple[str, tuple[int, ...]]:
+        text = chat_text([(message.role, message.text) for message in body.messages])
+        return text, session.encode(text, body.unknown)
+
+    with session.closed_on_error():
+        text, ids = await run_in_thread_if_large(sum(len(message.text) for message in body.messages), read_chat)
+        session.start([EngineRequest(ids, sampling)], live=body.stream, prompt_tokens=len(ids) - 1)
+    model = session.model
+    body_format = ChatFormat(
+        model.tokens, model.name, sampling.seed, scored=body.logprobs, ids=body.return_token_ids,
         usage=body.include_usage,
     )  # fmt: skip
-    note(facts, body, sampling, lease)
+    log_request(log_fields, body, sampling, session)
     if options.log_prompts:
-        facts["prompt"] = text
-    writing = Writing(lease, job, [Prompt(read[1:])], form, options, facts)
-    return EventStream(writing) if body.stream else await writing.whole(request)
-
-
-def _read(model: Model, body: ChatRequest) -> tuple[str, tuple[int, ...]]:
-    """The chat as a text, and what the engine reads."""
-    text = chat_text([(message.role, message.text) for message in body.messages])
-    return text, model.tokens.read_from(text, body.unknown)
+        log_fields["prompt"] = text
+    return await SessionAnswer(session, [Prompt(ids[1:])], body_format, log_fields).respond(request, stream=body.stream)

@@ -8,108 +8,91 @@ from fastapi import APIRouter, Request
 
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request as EngineRequest
-from serve.api.checks import (
-    ERRORS,
-    Facts,
-    TheModels,
-    TheOptions,
-    check_length,
-    check_logprobs,
-    check_sampling,
-    start,
-)
+from serve.api.dependencies import ERRORS, LogFieldsDep, ModelsDep, OptionsDep
 from serve.api.request_bodies import BodyRoute
 from serve.api.requests import CompletionRequest, Sampled
 from serve.api.response_formats import CompletionFormat
 from serve.api.responses import Completion
-from serve.api.streaming import EventStream, Prompt, Writing, beside
-from serve.engines.models import Lease, Model
-from serve.errors import RequestError
-from serve.settings import ServeOptions
+from serve.api.streaming import Prompt, SessionAnswer
+from serve.engines.limits import check_logprobs, check_sampling
+from serve.engines.session import GenerationSession
+from serve.event_loop import run_in_thread_if_large
+from serve.http_errors import RequestError
 
 router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 
 
 @router.post("/v1/completions", response_model=Completion, responses=ERRORS)
 async def complete(
-    body: CompletionRequest, request: Request, models: TheModels, options: TheOptions, facts: Facts
+    body: CompletionRequest, request: Request, models: ModelsDep, options: OptionsDep, log_fields: LogFieldsDep
 ) -> Any:
-    """Go on from a text. Fields that OpenAI has not, such as top_k, go beside the others.
+    """Continue a text. Fields that OpenAI's API does not have, such as top_k, are fields of the same object.
 
-    Text prompts are read after the model's start token, ids of tokens exactly as they are.
+    The server puts the model's start token in front of a text. It reads token ids exactly as they are.
     """
     sampling = sampling_of(body)
     prompts = body.prompts
     check_sampling(sampling, options, len(prompts), stream=body.stream)
-    lease = await models.lease(body.model)
-    try:
-        scored = body.echo and sampling.logprobs is not None
-        size = sum(len(prompt) for prompt in prompts)
-        read = await beside(
-            size, lambda: [_read(lease.model, prompt, body, sampling, scored, options) for prompt in prompts]
+    scored = body.echo and sampling.logprobs is not None
+    session = await GenerationSession.open(models, options, body.model)
+    with session.closed_on_error():
+        requests, shown = await run_in_thread_if_large(
+            sum(map(len, prompts)), lambda: _prepare(session, body, sampling, scored=scored)
         )
+        prompt_tokens = sum(len(prompt.ids) for prompt in shown)
         if scored:
-            scores = sampling.n * sum(len(prompt.ids) for _, prompt in read)
-            check_logprobs(scores * (1 + (sampling.logprobs or 0)))
-        job = start(lease, [request for request, _ in read], live=body.stream)
-    except BaseException:
-        lease.close()
-        raise
-    form = CompletionFormat(
-        lease.model.tokens, lease.model.name, sampling.seed, scored=sampling.logprobs is not None,
-        ids=body.return_token_ids, usage=body.include_usage,
+            check_logprobs(sampling.n * prompt_tokens * (1 + (sampling.logprobs or 0)))
+        session.start(requests, live=body.stream, prompt_tokens=prompt_tokens)
+    model = session.model
+    body_format = CompletionFormat(
+        model.tokens, model.name, sampling.seed, scored=sampling.logprobs is not None, ids=body.return_token_ids,
+        usage=body.include_usage,
     )  # fmt: skip
-    note(facts, body, sampling, lease)
+    log_request(log_fields, body, sampling, session)
     if options.log_prompts:
-        facts["prompt"] = body.prompt
-    writing = Writing(lease, job, [prompt for _, prompt in read], form, options, facts)
-    return EventStream(writing) if body.stream else await writing.whole(request)
+        log_fields["prompt"] = body.prompt
+    return await SessionAnswer(session, shown, body_format, log_fields).respond(request, stream=body.stream)
 
 
 def sampling_of(body: Sampled, **changed: Any) -> SamplingOptions:
-    """How to draw.
+    """The sampling options of a request.
 
     Raises:
-        RequestError: what was asked for cannot be streamed.
+        RequestError: they cannot be streamed.
     """
     sampling = body.sampling(**changed)
     if sampling.best_of == 1:
-        # A choice among one, which can be told as it is written.
+        # The best of one can be streamed.
         sampling = sampling.model_copy(update={"best_of": None})
     for name in ("best_of", "num_beams"):
         if body.stream and getattr(sampling, name) is not None:
-            raise RequestError(400, f"{name} is known at the end only: it cannot be streamed.", param=name)
+            raise RequestError(400, f"{name} gives its text only at the end: it cannot be streamed.", param=name)
     return sampling
 
 
-def note(facts: dict[str, Any], body: Sampled, sampling: SamplingOptions, lease: Lease) -> None:
-    """What the log says of the request."""
-    facts.update(model=lease.model.name, stream=body.stream, seed=sampling.seed, max_tokens=sampling.max_tokens)
+def log_request(
+    log_fields: dict[str, Any], body: Sampled, sampling: SamplingOptions, session: GenerationSession
+) -> None:
+    """Add the model and the sampling to the access log."""
+    log_fields.update(model=session.model.name, stream=body.stream, seed=sampling.seed, max_tokens=sampling.max_tokens)
 
 
-def _read(
-    model: Model,
-    prompt: str | tuple[int, ...],
-    body: CompletionRequest,
-    sampling: SamplingOptions,
-    scored: bool,
-    options: ServeOptions,
-) -> tuple[EngineRequest, Prompt]:
-    """What the engine reads, and what is told of it."""
-    if isinstance(prompt, str):
-        read = model.tokens.read_from(prompt, body.unknown)
-        ids = read[1:]
-    else:
-        read = ids = prompt
-    check_length(len(ids), options)
-    if ids is read:
-        model.tokenizer.checked(ids)
-    request = EngineRequest(read, sampling, score_prompt=scored)
-    # The engine needs them on the event loop: here they take no time of others.
-    _ = request.bounds
-    if not body.echo:
-        return request, Prompt(ids)
-    if not scored and isinstance(prompt, str):
-        return request, Prompt(ids, prompt)
-    text, offsets = model.tokens.offsets(ids)
-    return request, Prompt(ids, text, offsets)
+def _prepare(
+    session: GenerationSession, body: CompletionRequest, sampling: SamplingOptions, *, scored: bool
+) -> tuple[list[EngineRequest], list[Prompt]]:
+    """What the engine reads, and what the answer shows of it."""
+    requests, shown = [], []
+    for prompt in body.prompts:
+        read = session.encode(prompt, body.unknown)
+        request = EngineRequest(read, sampling, score_prompt=scored)
+        # Computed here, in a thread: the engine reads it on the event loop.
+        _ = request.bounds
+        requests.append(request)
+        ids = read[1:] if isinstance(prompt, str) else read
+        if not body.echo:
+            shown.append(Prompt(ids))
+        elif isinstance(prompt, str) and not scored:
+            shown.append(Prompt(ids, prompt))
+        else:
+            shown.append(Prompt(ids, *session.model.tokens.offsets(ids)))
+    return requests, shown

@@ -10,10 +10,10 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from serve.api.checks import ERRORS, TheModels
+from serve.api.dependencies import ERRORS, ModelsDep
 from serve.api.responses import ModelCard, ModelList
-from serve.engines.models import Models
-from serve.errors import RequestError
+from serve.engines.model_pool import ModelPool
+from serve.http_errors import RequestError
 from serve.metrics import Metrics
 
 router = APIRouter(tags=["operation"])
@@ -33,10 +33,10 @@ class Reloaded(BaseModel):
     models: dict[str, str]
 
 
-def _card(models: Models, name: str) -> dict[str, Any]:
+def _card(models: ModelPool, name: str) -> dict[str, Any]:
     model = models.loaded.get(name)
     try:
-        created = models.offers[name].created
+        created = models.available_runs[name].created
     except OSError:
         created = 0
     return {
@@ -46,20 +46,20 @@ def _card(models: Models, name: str) -> dict[str, Any]:
 
 
 @router.get("/v1/models", response_model=ModelList, responses=ERRORS)
-async def list_models(models: TheModels) -> Response:
+async def list_models(models: ModelsDep) -> Response:
     """The models that may be asked for."""
     skipped = [{"id": name, "reason": reason} for name, reason in models.skipped.items()]
-    data = [_card(models, name) for name in models.offers]
+    data = [_card(models, name) for name in models.available_runs]
     return JSONResponse({"object": "list", "data": data, "skipped": skipped})
 
 
 @router.get("/v1/models/{model}", response_model=ModelCard, responses=ERRORS)
-async def show_model(models: TheModels, model: Annotated[str, Path(description="Its id.")]) -> Response:
+async def show_model(models: ModelsDep, model: Annotated[str, Path(description="Its id.")]) -> Response:
     """One model."""
     return JSONResponse(_card(models, models.resolve(model)))
 
 
-def _health(models: Models, *, draining: bool) -> Response:
+def _health(models: ModelPool, *, draining: bool) -> Response:
     dead = [name for name, model in models.loaded.items() if not model.worker.healthy]
     status = "dead" if dead else "draining" if draining else "ok"
     # A run that cannot be loaded makes no server unhealthy: the others are served.
@@ -68,7 +68,7 @@ def _health(models: Models, *, draining: bool) -> Response:
 
 
 @router.get("/health", response_model=Health, responses={503: {"model": Health, "description": "An engine died."}})
-async def health(models: TheModels) -> Response:
+async def health(models: ModelsDep) -> Response:
     """Live: 200 unless an engine died or hangs, and then for good: restart or reload the server."""
     return _health(models, draining=False)
 
@@ -77,7 +77,7 @@ async def health(models: TheModels) -> Response:
     "/health/ready", response_model=Health,
     responses={503: {"model": Health, "description": "An engine died, or the server is about to end."}},
 )  # fmt: skip
-async def ready(request: Request, models: TheModels) -> Response:
+async def ready(request: Request, models: ModelsDep) -> Response:
     """Ready: live, and taking requests."""
     return _health(models, draining=request.app.state.draining.is_set())
 
@@ -97,7 +97,7 @@ async def metrics(figures: Annotated[Metrics, Depends(_metrics)]) -> Response:
 
 
 @router.post("/admin/reload", response_model=Reloaded, responses={**ERRORS, 403: ERRORS[401]})
-async def reload(request: Request, models: TheModels) -> Response:
+async def reload(request: Request, models: ModelsDep) -> Response:
     """Swap in runs that were trained again, and list new ones; streams go on with the weights they began with."""
     if not request.app.state.has_keys:
         raise RequestError(403, "This server has no API key, so that nobody may reload it here: send it SIGHUP.")

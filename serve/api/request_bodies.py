@@ -21,15 +21,17 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve.api.streaming import beside
-from serve.errors import RequestError, of_exception
+from serve.event_loop import run_in_thread_if_large
+from serve.http_errors import RequestError, error_response_for
 
 SHORT_BYTES = 16_384
 """Bodies up to here are read at once: it takes less than two milliseconds, whatever they hold."""
 PART = 65_536
 """Bytes that are decoded, and characters of a list of numbers that are read, at a time."""
-MOST_LISTS = 100_000
-"""Lists and objects of one body."""
+MOST_LISTS = 20_000
+"""Lists and objects of one body: how long the garbage collector stops all threads grows with their number."""
+MOST_FIELDS = 10_000
+"""Fields of one object: it is made of all of them in one call of C."""
 
 
 class BodyRoute(APIRoute):
@@ -62,7 +64,7 @@ class _Request(Request):
             RequestError: it is no JSON, or not what the model says.
         """
         body = await self.body()
-        return await beside(len(body), lambda: read_body(body, self._model), most=SHORT_BYTES)
+        return await run_in_thread_if_large(len(body), lambda: read_body(body, self._model), limit=SHORT_BYTES)
 
 
 def read_body(body: bytes, model: type[BaseModel]) -> BaseModel:
@@ -80,7 +82,7 @@ def read_body(body: bytes, model: type[BaseModel]) -> BaseModel:
         return model.model_validate(value)
     except ValidationError as error:
         found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
-        raise of_exception(RequestValidationError(found)) from None
+        raise error_response_for(RequestValidationError(found)) from None
 
 
 def _decode(body: bytes) -> str:
@@ -104,9 +106,18 @@ class _Reader(json.JSONDecoder):
         if self._lists > MOST_LISTS:
             raise RequestError(400, f"The body has more than {MOST_LISTS:,} lists and objects: send less at a time.")
 
-    def _object(self, *arguments: Any) -> Any:
+    def _object(self, place: tuple[str, int], strict: bool, scan_once: Any, *arguments: Any) -> Any:
         self._count()
-        return json.decoder.JSONObject(*arguments)  # type: ignore[attr-defined]
+        fields = 0
+
+        def scan_value(text: str, begin: int) -> Any:
+            nonlocal fields
+            fields += 1
+            if fields > MOST_FIELDS:
+                raise RequestError(400, f"An object of the body has more than {MOST_FIELDS:,} fields: send less.")
+            return scan_once(text, begin)
+
+        return json.decoder.JSONObject(place, strict, scan_value, *arguments)  # type: ignore[attr-defined]
 
     def _array(self, place: tuple[str, int], scan_once: Any) -> tuple[list[Any], int]:
         self._count()

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from lm.config import Options, validate
+from lm.generation.filters import FILTERS
 from lm.generation.options import MOST_ALTERNATIVES, SamplingOptions
 from lm.tokenizers.base import UnknownPolicy
 
@@ -49,7 +50,7 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "logprobs": (False,),
     "seed": (-1,),
     "stop": ("", [""]),
-    "top_k": (0, -1),
+    **{name: each.off_in_requests for each in FILTERS if each.off_in_requests for name in each.controls},
 }
 """Values that ask for nothing: what a field is where it is left out, or what other servers take for "off"."""
 UNREAD_PARTS = ("image_url", "input_audio", "file", "refusal")

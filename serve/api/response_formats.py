@@ -15,8 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
 from lm.generation.request import Event, Score
-from serve.engines.tokens import Tokens
+from serve.engines.codec import TokenCodec
 
 LEAST_LOGPROB = -9999.0
 """What stands for minus infinity, which JSON has not."""
@@ -31,7 +33,8 @@ BLOCK_BYTES = 1 << 16
 def encode_in_parts(value: Any) -> Iterator[str]:
     """The JSON of a value, each part short work.
 
-    An iterator becomes a list of its entries, each of them small, which need not be in memory together.
+    An iterator becomes a list of its entries, each of them small, which need not be in memory together; an array (T,)
+    becomes a list of its numbers.
     """
     if isinstance(value, dict):
         yield "{"
@@ -39,6 +42,12 @@ def encode_in_parts(value: Any) -> Iterator[str]:
             yield f"{',' if place else ''}{encode(name)}:"
             yield from encode_in_parts(each)
         yield "}"
+    elif isinstance(value, np.ndarray):
+        # Slice by slice: as one list, the numbers would take as long to free as they are many.
+        yield "["
+        for begin in range(0, len(value), MOST_NUMBERS):
+            yield f"{',' if begin else ''}{encode(value[begin : begin + MOST_NUMBERS].tolist())[1:-1]}"
+        yield "]"
     elif isinstance(value, Iterator) or (isinstance(value, list) and len(value) > MOST_NUMBERS):
         most = MOST_NUMBERS if isinstance(value, list) else MOST_ENTRIES
         entries = iter(value)
@@ -97,7 +106,7 @@ class Format(ABC):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, tokens: Tokens, model: str, seed: int, *, scored: bool, ids: bool, usage: bool) -> None:
+    def __init__(self, tokens: TokenCodec, model: str, seed: int, *, scored: bool, ids: bool, usage: bool) -> None:
         """`scored`: with log-probabilities; `ids`: with the ids of tokens; `usage`: a stream ends with the usage."""
         self._tokens, self._scored, self._ids, self._usage = tokens, scored, ids, usage
         self.id = f"{self.prefix}-{secrets.token_hex(12)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lm.generation.options import SamplingOptions
-from serve.errors import RequestError
+from serve.http_errors import RequestError
 from serve.settings import ServeOptions
 
 MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 1000, 10_000

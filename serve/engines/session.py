@@ -15,18 +15,19 @@ dies, or on `cancel`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from lm.generation.request import Event, Generation, Request
 from lm.tokenizers.base import UnknownPolicy
 from serve.engines.limits import check_length
-from serve.engines.models import Lease, Model, Models
+from serve.engines.model_pool import Lease, Model, ModelPool
 from serve.engines.worker import EngineDeadError, Job, QueueFullError
-from serve.errors import RequestError, dead_engine, too_busy
 from serve.event_loop import run_in_thread_if_large
+from serve.http_errors import RequestError, engine_died, too_many_requests
 from serve.settings import ServeOptions, retry_after
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class GenerationSession:
     """A leased model and the job that runs on it. Used from the event loop, except `encode`."""
 
     def __init__(self, lease: Lease, options: ServeOptions) -> None:
-        self._lease, self._options = lease, options
+        self._lease, self.options = lease, options
         self._job: Job | None = None
         self._prompt_tokens = 0
         self._has_events = False
@@ -59,7 +60,7 @@ class GenerationSession:
         """Seconds from `start` to the first event."""
 
     @classmethod
-    async def open(cls, models: Models, options: ServeOptions, model: str | None) -> Self:
+    async def open(cls, models: ModelPool, options: ServeOptions, model: str | None) -> Self:
         """Lease a model; None is the first one.
 
         Raises:
@@ -104,12 +105,10 @@ class GenerationSession:
             TokenizerError, ConfigError: it cannot be tokenized.
         """
         if isinstance(prompt, str):
-            ids = self.model.tokens.read_from(prompt, unknown)
-            check_length(len(ids) - 1, self._options)
-        else:
-            ids = tuple(prompt)
-            check_length(len(ids), self._options)
-            self.model.tokenizer.checked(ids)
+            return self.model.tokens.read_from(prompt, unknown, check=lambda tokens: check_length(tokens, self.options))
+        ids = tuple(prompt)
+        check_length(len(ids), self.options)
+        self.model.tokenizer.checked(ids)
         return ids
 
     async def tokenize(self, prompt: str | Sequence[int], unknown: UnknownPolicy | None = None) -> tuple[int, ...]:
@@ -132,11 +131,11 @@ class GenerationSession:
         try:
             self._job = self.model.worker.start(requests, live=live)
         except QueueFullError:
-            raise too_busy(
+            raise too_many_requests(
                 retry_after(self.model.request_seconds), "The queue is full. Retry after the time in Retry-After."
             ) from None
         except EngineDeadError:
-            raise dead_engine(self.model.name) from None
+            raise engine_died(self.model.name) from None
         self._started = time.monotonic()
         self._prompt_tokens = sum(len(r.prompt) for r in requests) if prompt_tokens is None else prompt_tokens
 
@@ -156,12 +155,12 @@ class GenerationSession:
         done = False
         while not done:
             try:
-                async with asyncio.timeout(max(0.0, self._options.timeout_seconds - self.seconds)):
-                    await job.news()
+                async with asyncio.timeout(max(0.0, self.options.timeout_seconds - self.seconds)):
+                    await job.wait()
             except TimeoutError:
                 raise self._timed_out() from None
             except EngineDeadError:
-                raise dead_engine(self.model.name) from None
+                raise engine_died(self.model.name) from None
             if self.cancelled:
                 return
             # Read before the events are taken: what comes later wakes the job again.
@@ -191,7 +190,7 @@ class GenerationSession:
             for event in generation.take()
         ]
         if any(event.finish_reason == "error" for _, event in events):
-            raise dead_engine(self.model.name)
+            raise engine_died(self.model.name)
         if events and not self._has_events:
             self._has_events = True
             self.first_text_seconds = self.seconds
@@ -203,13 +202,13 @@ class GenerationSession:
         Raises:
             RequestError: 504.
         """
-        if self.seconds > self._options.timeout_seconds:
+        if self.seconds > self.options.timeout_seconds:
             raise self._timed_out()
 
     def _timed_out(self) -> RequestError:
         return RequestError(
             504,
-            f"The request took longer than {self._options.timeout_seconds:g} seconds and was stopped. "
+            f"The request took longer than {self.options.timeout_seconds:g} seconds and was stopped. "
             "Request fewer tokens, or retry when the server is less busy.",
             code="timeout",
         )
@@ -230,13 +229,22 @@ class GenerationSession:
         self.cancelled = True
         if self._job is not None:
             self._job.close()
-            self._job.tell()
+            self._job.notify()
 
     def close(self) -> None:
         """Cancel what still runs, and give the model back. May be called twice."""
         if self._job is not None:
             self._job.close()
         self._lease.close()
+
+    @contextlib.contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Close the session if the block raises."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     async def aclose(self) -> None:
         """`close`, then free the results, in a thread if there are many."""

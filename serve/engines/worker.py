@@ -3,7 +3,7 @@
     job = worker.start([Request(...)], live=True)
     try:
         while not job.done:
-            await job.news()
+            await job.wait()
             for generation in job.generations:
                 events = generation.take()
     finally:
@@ -70,7 +70,7 @@ class Job:
         """Whether nothing more will come."""
         return all(generation.done for generation in self.generations)
 
-    async def news(self) -> None:
+    async def wait(self) -> None:
         """Wait until there may be something to take. Who calls has taken, and passed on, what there was before.
 
         Raises:
@@ -82,7 +82,7 @@ class Job:
         self._told.clear()
         self._worker.check()
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Wake who waits for news; on the event loop."""
         self._told.set()
 
@@ -213,7 +213,7 @@ class Worker:
                     self._soon.clear()
                     told = now
                 if self._now:
-                    self._tell(self._now)
+                    self._notify(self._now)
                     self._now = set()
                 if not busy:
                     self._wake.wait()
@@ -221,18 +221,18 @@ class Worker:
             self.error = error
             log.critical("The engine died.", exc_info=error)
         # Nothing more comes: whoever still waits is woken now.
-        self._tell(set(self._jobs))
+        self._notify(set(self._jobs))
 
     @staticmethod
-    def _tell(jobs: set[Job]) -> None:
+    def _notify(jobs: set[Job]) -> None:
         loops = {job.loop for job in jobs}
         for loop in loops:
             mine = [job for job in jobs if job.loop is loop]
             # A loop that is closed has nobody left who waits.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_tell_all, mine)
+                loop.call_soon_threadsafe(_notify_all, mine)
 
 
-def _tell_all(jobs: list[Job]) -> None:
+def _notify_all(jobs: list[Job]) -> None:
     for job in jobs:
-        job.tell()
+        job.notify()

@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator
 import gradio as gr
 from fastapi import Depends, FastAPI
 
-from serve.engines.models import Models
+from serve.engines.model_pool import ModelPool
 from serve.page.browser_storage import SCRIPT, choose_models_js, restore_at_load
 from serve.page.context import Page
 from serve.page.messages import attach
@@ -52,7 +52,7 @@ CACHE_SECONDS = 3600
 def mount(app: FastAPI) -> None:
     """Mount the page in the app of `serve.app.make_app`."""
     options: ServeOptions = app.state.options
-    models: Models = app.state.models
+    models: ModelPool = app.state.models
     training = TrainingQueue(models, options)
     inner = app.router.lifespan_context
 

@@ -10,7 +10,7 @@ import gradio as gr
 
 from lm.runs.card import summary
 from lm.runs.run import Run
-from serve.engines.models import Models
+from serve.engines.model_pool import ModelPool
 from serve.security.hosts import host_name, is_loopback
 from serve.settings import ServeOptions
 
@@ -43,7 +43,7 @@ class ModelChoices(NamedTuple):
 class Page:
     """What a tab is built from."""
 
-    models: Models
+    models: ModelPool
     options: ServeOptions
     training: TrainingQueue
     model_pickers: dict[str, ModelPicker] = field(default_factory=dict)
@@ -66,8 +66,8 @@ class Page:
         byte on its own validation split. Shipped runs come after these, runs without a report last.
         """
         choices, sort_keys = [], {}
-        for offer in self.models.offers.values():
-            known = summary(Run(offer.folder, offer.state))
+        for offer in self.models.available_runs.values():
+            known = summary(Run(offer.folder, offer.checkpoint))
             score = known.get("bits_per_byte")
             facts = [part for part in (known.get("model_name"), f"{score:.2f} bits/byte" if score else None) if part]
             choices.append((f"{offer.name} ({', '.join(facts)})" if facts else offer.name, offer.name))

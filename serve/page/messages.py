@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 
 from lm.errors import LMError
-from serve.errors import RequestError
+from serve.http_errors import RequestError
 
 log = logging.getLogger(__name__)
 

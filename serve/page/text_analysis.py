@@ -29,8 +29,8 @@ from lm.runs.run import Run
 from lm.spelling import spelling_rule
 from lm.tokenizers.base import Tokenizer
 from lm.version import __version__
-from serve.engines.models import Model
-from serve.engines.tokens import Tokens
+from serve.engines.model_pool import Model
+from serve.engines.codec import TokenCodec
 from serve.page.text_generation import ScoredText
 
 TOP = 5
@@ -79,7 +79,7 @@ def analyze(scored: ScoredText, *, run: Run | None, state: str, precision: str, 
     """
     tokenizer, ids = scored.model.tokenizer, scored.tokens
     unknown_symbols: Counter[str] = Counter()
-    array = tokenizer.encode(scored.text, met=unknown_symbols)
+    array = tokenizer.encode(scored.text, unknown_counts=unknown_symbols)
     counts, sha256 = measure_text(scored.text, tokenizer, array, unknown_symbols)
     nats = np.array([-score.logprob for score in scored.scores], dtype=np.float64)
     sums = Scores(context_rule(scored.model, len(ids)), seconds=seconds)
@@ -118,7 +118,7 @@ def context_rule(model: Model, tokens: int) -> str:
 
 def token_ends(text: str, tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     """(N,) position at which each token's part of the text ends. Text that no token encodes goes to a neighbour."""
-    tokens = Tokens(tokenizer)
+    tokens = TokenCodec(tokenizer)
     if not tokenizer.lossless:
         return _word_ends(text, tokens, ids)
     decoded, offsets = tokens.offsets(ids)
@@ -133,7 +133,7 @@ def token_ends(text: str, tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]
     return [*offsets[1:], len(text)]
 
 
-def _word_ends(text: str, tokens: Tokens, ids: Sequence[int]) -> list[int]:
+def _word_ends(text: str, tokens: TokenCodec, ids: Sequence[int]) -> list[int]:
     symbols = re.finditer(r"\n|\S+", text)
     known: dict[str, list[int]] = {}
     ends = []

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Generation, Request, Score
 from serve.engines.limits import check_length, check_sampling
-from serve.engines.models import Model
+from serve.engines.model_pool import Model
 from serve.engines.session import Events, GenerationSession
-from serve.errors import RequestError
+from serve.http_errors import RequestError
 from serve.page.context import Page
 
 UPDATE_SECONDS = 0.08

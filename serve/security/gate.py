@@ -19,10 +19,10 @@ from starlette.datastructures import State
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import MOST_SHOWN, RequestError, of_exception, shutting_down, too_busy
+from serve.http_errors import MAX_SHOWN, RequestError, error_response_for, shutting_down, too_many_requests
 from serve.metrics import Metrics
 from serve.security.hosts import Proxies, from_same_site, is_local, is_loopback, name_check
-from serve.security.login import DOORS, LOGIN, PAGE, Keys, TooManyGuessesError, is_page
+from serve.security.login import LOGIN, PAGE, PUBLIC_PATHS, Keys, TooManyGuessesError, is_page
 from serve.settings import ServeOptions
 
 log = logging.getLogger("serve.requests")
@@ -96,18 +96,18 @@ class Gate:
             else:
                 await self._serve(scope, headers, body, visit)
         except asyncio.CancelledError:
-            visit.facts.setdefault("code", "cut_off")
+            visit.log_fields.setdefault("code", "cut_off")
             if not visit.status:
                 await visit.refuse(shutting_down(), self._cors)
             raise
         except Exception as error:
             if isinstance(error, TooManyGuessesError):
-                error = too_busy(error.seconds, str(error))
+                error = too_many_requests(error.seconds, str(error))
             if not isinstance(error, RequestError):
-                log.exception("A request failed.", extra={"facts": {"request_id": visit.id}})
+                log.exception("A request failed.", extra={"fields": {"request_id": visit.id}})
             if not visit.status:
                 await body.discard()
-                await visit.refuse(of_exception(error), self._cors)
+                await visit.refuse(error_response_for(error), self._cors)
         finally:
             self._count(-1, stream=stream)
             self._tell(scope, visit, asked["method"])
@@ -140,14 +140,14 @@ class Gate:
     async def _serve(self, scope: Scope, headers: dict[bytes, bytes], body: _Body, visit: _Visit) -> None:
         path, method = visit.path, scope["method"]
         of_page = is_page(path)
-        open_to_all = path in OPEN_PATHS
+        open_to_all = path in OPEN_PATHS or path.startswith("/docs/")
         self._check_host(scope, headers, open_to_all=open_to_all)
-        if (of_page or path in DOORS) and method not in READING and not from_same_site(headers):
+        if (of_page or path in PUBLIC_PATHS) and method not in READING and not from_same_site(headers):
             raise RequestError(403, "Another site sent this request: open the page itself.", code="cross_site")
         at_once = self._streams if path.startswith(STREAMS) else self._open
         if at_once > self._options.max_requests and not open_to_all:
-            raise too_busy(1, "Too many requests at once. Come back in a moment.")
-        needs_key = self._keys and not open_to_all and path not in DOORS and (of_page or method != "OPTIONS")
+            raise too_many_requests(1, "Too many requests at once. Come back in a moment.")
+        needs_key = self._keys and not open_to_all and path not in PUBLIC_PATHS and (of_page or method != "OPTIONS")
         client = (scope.get("client") or ("",))[0]
         if needs_key and not (of_page and self._keys.accept_cookie(headers.get(b"cookie", b""), client)):
             key = headers.get(b"authorization", b"")
@@ -166,7 +166,7 @@ class Gate:
         if given != 1 and (given or scope["http_version"] != "1.0"):
             raise RequestError(400, f"A request has exactly one Host header: this one has {given or 'none'}.")
         if given and not open_to_all and self._is_own_name is not None and not self._is_own_name(headers[b"host"]):
-            name = headers[b"host"].decode("latin-1")[:MOST_SHOWN]
+            name = headers[b"host"].decode("latin-1")[:MAX_SHOWN]
             raise RequestError(
                 421, f"This server does not answer for {name!r}. If that is a name of this server, start it with "
                 "--allowed-host and the name, or with a key.", code="unknown_host",
@@ -200,14 +200,14 @@ class Gate:
         of_page = is_page(visit.path)
         route = PAGE if of_page else getattr(scope.get("route"), "path", "other")
         status = visit.status or 499
-        self._metrics.answered(route, method if route != "other" else "any", status, seconds, visit.facts)
+        self._metrics.answered(route, method if route != "other" else "any", status, seconds, visit.log_fields)
         log.log(
             # A page asks for a hundred things when it is opened.
             logging.DEBUG if of_page and status < 400 else logging.INFO,
             "request",
-            extra={"facts": {
+            extra={"fields": {
                 "request_id": visit.id, "method": method, "path": visit.path, "status": status,
-                "seconds": round(seconds, 6), "client": (scope.get("client") or ("",))[0], **visit.facts,
+                "seconds": round(seconds, 6), "client": (scope.get("client") or ("",))[0], **visit.log_fields,
             }},
         )  # fmt: skip
 
@@ -222,16 +222,16 @@ class _Visit:
         self.path: str = scope["path"]
         self.status = 0
         self._whole = False
-        self.facts: dict[str, Any] = {}
+        self.log_fields: dict[str, Any] = {}
         self._scope, self._send = scope, send
-        scope.setdefault("state", {}).update(facts=self.facts, discard=body.discard)
+        scope.setdefault("state", {}).update(log_fields=self.log_fields, discard=body.discard)
 
     async def send(self, message: Message) -> None:
         """Pass an answer on, with the id; the page's with what browsers are told of it."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             told = [*message.get("headers", ()), (b"x-request-id", self.id.encode("ascii"))]
-            if is_page(self.path) or self.path in DOORS:
+            if is_page(self.path) or self.path in PUBLIC_PATHS:
                 # Gradio would let any site read what it answers.
                 told = [each for each in told if not each[0].lower().startswith(b"access-control-")] + PAGE_HEADERS
             message["headers"] = told
@@ -246,7 +246,7 @@ class _Visit:
 
     async def refuse(self, error: RequestError, cors: Callable[[ASGIApp], ASGIApp] | None) -> None:
         """Answer with an error, which pages of other origins may read where `cors` lets them."""
-        self.facts["code"] = error.code
+        self.log_fields["code"] = error.code
         answer: ASGIApp = error.response()
         await (answer if cors is None else cors(answer))(self._scope, _nothing, self.send)
 

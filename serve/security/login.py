@@ -23,7 +23,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 PAGE = "/page"
 """Where the page is mounted."""
 LOGIN, LOGOUT, FAVICON = "/login", "/logout", "/favicon.ico"
-DOORS = ("/", LOGIN, LOGOUT, FAVICON)
+PUBLIC_PATHS = ("/", LOGIN, LOGOUT, FAVICON)
 """What stands before the page, and needs no key."""
 COOKIE = "inkling_page"
 MOST_FORM_BYTES = 16_384

@@ -40,15 +40,15 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_training_ends_with_the_score_a_sample_and_the_next_command(first: tuple[Path, Any]) -> None:
     folder, done = first
     assert re.search(r"^bits per byte +\d\.\d{4} ", done.stdout, re.MULTILINE)
-    assert "a sample" in done.stdout
+    assert " sample " in done.stdout
     sample = (folder / "checkpoints" / "a" / "samples").glob("*.txt")
     text = next(sample).read_text("utf-8").partition("# sample 1 of 1\n\n")[2]
     assert text.strip() in done.stdout
-    *_, advice, last = done.stdout.strip().splitlines()
+    *_, advice, sample_it, eval_it = done.stdout.strip().splitlines()
     # Twelve steps know less than counts do.
     assert re.match(r"To beat the floor: train longer \(1\d\.\d% of the text was read, and the validation", advice)
     assert advice.endswith(", or take --preset hybrid-char, which begins with such counts.")
-    assert last == 'Next: lm sample a --prompt "…"    or: lm eval a --split test'
+    assert [sample_it, eval_it] == ['Next: lm sample a --prompt "…"', "or:   lm eval a --split test"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_progress_goes_to_stderr_in_plain_lines_where_there_is_no_terminal(first
     assert re.search(r"step +12  epoch +0\.17  train \d\.\d{4}  valid \d\.\d{4}  perplexity", done.stderr)
     assert "Finished the plan after 0:0" in done.stderr
     assert "\x1b" not in done.stderr + done.stdout and "\r" not in done.stderr
-    assert "valid" not in done.stdout.partition("a sample")[0].replace("split valid", "")
+    assert "valid" not in done.stdout.partition(" sample ")[0].replace("split valid", "")
 
 
 def test_a_folder_with_splits_is_trained_on(lm: Lm, tmp_path: Path, text: Path) -> None:
@@ -206,14 +206,14 @@ def test_a_resume_refuses_what_it_could_not_keep(lm: Lm, runs: Path, flags: list
     before = content(runs)
     done = lm("train", "--resume", "a", *flags)
     assert done.code == 1
-    assert done.err.startswith(f"error: --resume a goes on as the run was planned, so {flags[0]} cannot change it")
+    assert done.err.startswith(f"error: --resume a continues the run as planned, so {flags[0]} cannot change it")
     assert content(runs) == before
 
 
 def test_the_level_is_told_goes_on_with_a_resume_and_the_view_shows_the_diary(
     lm: Lm, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.training.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("cli.progress.PLAIN_SECONDS", 0.0)
     options = ["--precision", "fp16", "--amp", "O2", "--max-steps", "24", *SMALL]
     for option in ("loss_scale_init=2e9", "log_every=1", "evaluate_every=24", "log_activations=true"):
         options += ["--set", f"training.{option}"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.training import TrainingView
+from cli.progress import TrainingView
 from lm.training.callbacks import End, Start
 
 START = Start(

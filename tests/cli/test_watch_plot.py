@@ -146,7 +146,9 @@ def test_a_resume_that_loses_something_is_told_with_exit_code_1(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{ROOT}")
     done = lm("train", str(text), "--verify-resume", "--set", "model.dropout=0.2", *SMALL)
     assert done.code == 1, done.out + done.err
-    assert re.match(r"Different: \d+ steps in one go, and .* do not leave the same bit for bit: .*: .*", done.out)
+    assert re.match(
+        r"Different: \d+ steps without interruption, and .* do not give the same bit for bit: .*: .*", done.out
+    )
 
 
 def test_tensors_are_compared_by_every_bit_or_to_a_tolerance() -> None:
@@ -166,7 +168,7 @@ def test_tensors_are_compared_by_every_bit_or_to_a_tolerance() -> None:
     ("arguments", "sentence"),
     [
         (("--resume", "a", "--verify-resume"), "so --verify-resume cannot change it"),
-        (("words.txt", "--verify-resume", "--preset", "ngram-char"), "models count in one go"),
+        (("words.txt", "--verify-resume", "--preset", "ngram-char"), "models count in one pass"),
         (("missing.txt", "--verify-resume"), "There is no file or folder 'missing.txt'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What every registered model promises; a new model is tested here without a line being added."""
+"""The contract of every registered model; a new model is tested here without a change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from lm.config import Section, TrainingConfig
 from lm.evaluation.perplexity import score
 from lm.files import pack_arrays, read_arrays
-from lm.models.base import LanguageModel, State, build_model
+from lm.models.base import LanguageModel, State, build_model, declared
 from lm.registry import MODELS
 from lm.training.optimizers import make_optimizers
 from lm.training.precision import Format, MixedPrecision
@@ -28,16 +28,16 @@ SMALL = {
 }
 EXTRAS: dict[str, dict[str, object]] = {
     "": {},
-    # Exact ones and a hashed one.
+    # Two exact tables and a hashed one.
     "tables": {"table_orders": (2, 3, 4), "table_buckets": 500},
     "tails": {"adaptive_cutoffs": (3, 7)},
 }
-"""What "with …" after a model's name adds to its options."""
+"""The options that "with …" after a model's name adds."""
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Models this small only wait for a second thread."""
+    """A second thread makes models this small slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -45,14 +45,14 @@ def one_thread() -> Iterator[None]:
 
 
 def small(name: str, *, vocab_size: int = VOCAB, seed: int = 1, **options: object) -> LanguageModel:
-    """A small model of a registered name: of `SMALL`, what its options class knows; one that counts has counted."""
+    """A small model of a registered name, with the options of `SMALL` that it has, and with counts if it counts."""
     name, _, extras = name.partition(" with ")
     fields = MODELS.resolve(name).Options.model_fields
     known = {field: value for field, value in {**SMALL, **EXTRAS[extras]}.items() if field in fields}
     model = build_model(Section(type=name, **{**known, **options}), vocab_size, seed=seed)
     for key, parameter in model.named_parameters():
         if "tables." in key:
-            # Zeros, as they begin, would hide what they are looked up by; the last row stays zero.
+            # Zeros, their initial values, would hide which row is used; the last row stays zero.
             torch.nn.init.normal_(parameter.data[:-1], std=0.1)
     if model.trained_by != "gradient":
         model.fit(np.random.default_rng(seed).integers(vocab_size, size=400))
@@ -80,9 +80,16 @@ def close(left: torch.Tensor, right: torch.Tensor) -> bool:
 NAMES = [*MODELS.names()]
 NAMES += [f"{name} with tables" for name in NAMES if "table_orders" in MODELS.resolve(name).Options.model_fields]
 NAMES += ["lstm with tails", "transformer with tails"]
-by_gradient = pytest.mark.parametrize(
-    "name", [name for name in NAMES if MODELS.resolve(name.partition(" ")[0]).trained_by != "counting"]
-)
+TRAINED = [name for name in NAMES if MODELS.resolve(name.partition(" ")[0]).trained_by != "counting"]
+by_gradient = pytest.mark.parametrize("name", TRAINED)
+
+
+def with_option(option: str) -> pytest.MarkDecorator:
+    """Models that are trained by gradient and have an option."""
+    names = [name for name in TRAINED if option in MODELS.resolve(name.partition(" ")[0]).Options.model_fields]
+    return pytest.mark.parametrize("name", names)
+
+
 every_model = pytest.mark.parametrize("name", NAMES)
 
 
@@ -163,6 +170,22 @@ def test_states_of_texts_of_different_length_can_be_joined(name: str) -> None:
 
 
 @by_gradient
+def test_a_parameter_is_declared_for_muon_if_it_is_a_hidden_matrix_and_for_rows_if_its_gradient_is_sparse(
+    name: str,
+) -> None:
+    model = small(name, vocab_size=47)
+    kinds = declared(model, "optimizer_kind")
+    assert list(kinds) == list(model.parameters())
+    for key, parameter in model.named_parameters():
+        table = ".tables." in f".{key}"
+        hidden = not table and "tails" not in key and len(parameter) != 47
+        # Vectors are never Muon's, whatever their module declares.
+        if parameter.ndim == 2:
+            assert kinds[parameter] == ("row_adagrad" if table else "muon" if hidden else "adamw"), key
+        assert declared(model, "stays_fp32")[parameter] == table != declared(model, "shardable")[parameter]
+
+
+@by_gradient
 def test_a_detached_state_carries_values_but_no_gradient(name: str) -> None:
     model, ids = small(name), some_ids(2, 8)
     _, state = model(ids[:, :4])
@@ -176,11 +199,11 @@ def test_a_detached_state_carries_values_but_no_gradient(name: str) -> None:
 
 @pytest.mark.slow
 @by_gradient
-def test_one_batch_can_be_learned_by_heart(name: str) -> None:
+def test_one_batch_can_be_memorised(name: str) -> None:
     model, ids = small(name), some_ids(4, 17)
     optimizers = make_optimizers(model, TrainingConfig(learning_rate=1e-2), fused=False)
     losses = [learn(model, optimizers, ids) for _ in range(300)]
-    # Random tokens cost ln 11 = 2.4 nats to anyone who has not seen them.
+    # Random tokens that the model does not know have a loss of ln 11 = 2.4 nats.
     assert losses[-1] < 0.1
 
 
@@ -239,7 +262,7 @@ def test_a_few_steps_at_every_level_learn_and_the_weights_come_back_bit_for_bit(
     assert all(np.array_equal(array, arrays[key]) for key, array in copy.arrays().items())
 
 
-@by_gradient
+@with_option("dropout")
 def test_dropout_acts_in_training_and_not_in_use(name: str) -> None:
     model, ids = small(name, dropout=0.5), some_ids(1, 8)
     assert not torch.equal(model(ids)[0], model(ids)[0])
@@ -247,7 +270,7 @@ def test_dropout_acts_in_training_and_not_in_use(name: str) -> None:
     assert torch.equal(model(ids)[0], model(ids)[0])
 
 
-@by_gradient
+@with_option("tie_weights")
 def test_tied_weights_are_counted_and_saved_once(name: str) -> None:
     tied, free = (small(name, vocab_size=200, tie_weights=tie) for tie in (True, False))
     assert tied.num_parameters() < free.num_parameters()

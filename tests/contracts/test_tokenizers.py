@@ -35,9 +35,9 @@ def trained(name: str, unknown: str = "replace") -> Tokenizer:
 
 def covered(tokenizer: Tokenizer, text: str) -> str:
     """`text` without what lies outside the vocabulary."""
-    met: Counter[str] = Counter()
-    tokenizer.encode(text, met=met)
-    return "".join(char for char in text if char not in met)
+    unknown_counts: Counter[str] = Counter()
+    tokenizer.encode(text, unknown_counts=unknown_counts)
+    return "".join(char for char in text if char not in unknown_counts)
 
 
 @every
@@ -52,9 +52,9 @@ def test_decoding_gives_back_the_text_that_the_vocabulary_covers(name, text):
 
 @every
 def test_the_training_text_comes_back_and_holds_nothing_unknown(name):
-    tokenizer, met = trained(name), Counter()
-    ids = tokenizer.encode(TEXT, met=met)
-    assert not met
+    tokenizer, unknown_counts = trained(name), Counter()
+    ids = tokenizer.encode(TEXT, unknown_counts=unknown_counts)
+    assert not unknown_counts
     if tokenizer.lossless:
         assert tokenizer.decode(ids) == TEXT
 
@@ -148,10 +148,10 @@ def test_the_start_token_is_in_the_vocabulary(name):
 @modest
 @given(prompt=st.text(st.characters(exclude_categories=()), max_size=40))
 def test_a_prompt_of_any_characters_never_crashes(name, policy, prompt):
-    tokenizer, met = trained(name), Counter()
-    ids = tokenizer.encode(prompt, unknown=policy, met=met)
+    tokenizer, unknown_counts = trained(name), Counter()
+    ids = tokenizer.encode(prompt, unknown=policy, unknown_counts=unknown_counts)
     tokenizer.decode(ids)
-    assert all(symbol in prompt for symbol in met)
+    assert all(symbol in prompt for symbol in unknown_counts)
     if policy == "skip":
         assert tokenizer.unknown_id is None or "<unk>" in prompt or tokenizer.unknown_id not in ids
 
@@ -160,13 +160,13 @@ def test_a_prompt_of_any_characters_never_crashes(name, policy, prompt):
 def test_an_unknown_symbol_is_replaced_skipped_or_refused_and_counted_each_time(name):
     tokenizer, text = trained(name), "The cat\nThe \ud800 cat"
     for policy in ("replace", "skip"):
-        met: Counter[str] = Counter()
-        tokenizer.encode(text, unknown=policy, met=met)
-        assert met == {"\ud800": 1}
-    met = Counter()
+        unknown_counts: Counter[str] = Counter()
+        tokenizer.encode(text, unknown=policy, unknown_counts=unknown_counts)
+        assert unknown_counts == {"\ud800": 1}
+    unknown_counts = Counter()
     with pytest.raises(UnknownSymbolError, match=r"Line 2, column 5: '\\ud800' \(U\+D800\)"):
-        tokenizer.encode(text, unknown="error", met=met)
-    assert met["\ud800"] == 1
+        tokenizer.encode(text, unknown="error", unknown_counts=unknown_counts)
+    assert unknown_counts["\ud800"] == 1
     replaced, skipped = (len(tokenizer.encode(text, unknown=policy)) for policy in ("replace", "skip"))
     assert skipped < replaced
 

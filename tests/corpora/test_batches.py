@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from lm.corpora import Counts, TokenSplit
 from lm.corpora.batches import Batches, make_batches
-from lm.corpora.prepared import Counts, TokenSplit
 from lm.errors import CorpusError
 
 KINDS = ["streams", "random", "shuffled"]

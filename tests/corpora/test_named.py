@@ -14,7 +14,7 @@ import pytest
 
 from lm.config import CorpusConfig, validate
 from lm.corpora import Corpus, named, open_corpus
-from lm.corpora.named import BUILTIN, Known, NamedCorpus, NamedFile
+from lm.corpora.named import BUILTIN, NamedCorpus, NamedFile, PublishedHash
 from lm.corpora.text import FileText
 from lm.errors import ConfigError, CorpusError, DownloadError
 
@@ -30,8 +30,8 @@ def texts(corpus: Corpus) -> dict[str, str]:
     return {name: "".join(split.chunks()) for name, split in corpus.splits.items()}
 
 
-def sha256(content: bytes) -> Known:
-    return Known("sha256", hashlib.sha256(content).hexdigest())
+def sha256(content: bytes) -> PublishedHash:
+    return PublishedHash("sha256", hashlib.sha256(content).hexdigest())
 
 
 def archive() -> bytes:
@@ -76,7 +76,9 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     thread.join()
 
 
-def know(monkeypatch: pytest.MonkeyPatch, *urls: str, known: Known | None = None, archive_sha256: str | None = None):
+def know(
+    monkeypatch: pytest.MonkeyPatch, *urls: str, known: PublishedHash | None = None, archive_sha256: str | None = None
+):
     """Make "one" a corpus of one file and "parts" one of three, both at `urls`."""
     one = NamedCorpus(urls, archive_sha256, (NamedFile(None, "input.txt", (known or sha256(TEXT),)),), (0.9, 0.1))
     files = tuple(
@@ -161,7 +163,7 @@ def test_a_name_means_the_corpus_and_a_path_with_a_separator_the_folder(tmp_path
 
 
 def test_the_form_in_which_a_file_is_known_is_noted(tmp_path, monkeypatch):
-    sha1 = Known("sha1", hashlib.sha1(TEXT).hexdigest(), "published order")
+    sha1 = PublishedHash("sha1", hashlib.sha1(TEXT).hexdigest(), "published order")
     know(monkeypatch, known=sha1)
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "input.txt").write_bytes(TEXT)

@@ -17,9 +17,10 @@ import pytest
 
 from lm.config import CorpusConfig, Section
 from lm.corpora import Corpus, Split, encode_text, load_prepared, open_corpus, prepare
-from lm.corpora import prepared as tokens_module
+from lm.corpora import encode as encode_module
+from lm.corpora import prepared as prepared_module
 from lm.corpora import text as text_module
-from lm.corpora.cache import workplace
+from lm.corpora.cache import cache_folder, workplace
 from lm.errors import CorpusError, UnknownSymbolError
 from lm.registry import TOKENIZERS
 from lm.tokenizers.base import Tokenizer
@@ -43,7 +44,7 @@ def corpus_of(**texts: str) -> Corpus:
 
 
 def counted(text: str, pieces: int) -> dict[str, int]:
-    measure = tokens_module.Measure()
+    measure = encode_module.Measure()
     cuts = sorted(random.Random(len(text)).randint(0, len(text)) for _ in range(pieces))
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         measure.update(text[start:end].encode())
@@ -175,7 +176,7 @@ def test_unknown_symbols_are_one_notice_with_the_most_frequent_first(caplog):
         with caplog.at_level(logging.WARNING, "lm.corpora"):
             prepare(corpus, CHAR)
         assert [record.message for record in caplog.records] == [
-            "small: symbols outside the vocabulary were met 5 times and replaced by the unknown token: "
+            "small: symbols outside the vocabulary were found 5 times and replaced by the unknown token: "
             "'x' (3×), 'y' (2×)."
         ]
 
@@ -254,8 +255,8 @@ def test_progress_reaches_the_whole_in_every_stage(tmp_path, monkeypatch):
 
 def count_encodes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     calls: Counter[str] = Counter()
-    write = tokens_module._write
-    monkeypatch.setattr(tokens_module, "_write", lambda *args: (calls.update(["write"]), write(*args))[1])
+    write = prepared_module._write
+    monkeypatch.setattr(prepared_module, "_write", lambda *args: (calls.update(["write"]), write(*args))[1])
     return calls
 
 
@@ -335,14 +336,14 @@ def test_a_damaged_folder_is_made_again(cache, monkeypatch, damage):
 
 def test_of_two_processes_that_prepare_at_once_the_first_one_is_kept(cache, monkeypatch):
     corpus = corpus_of(train="abba\n", valid="ab")
-    write = tokens_module._write
+    write = prepared_module._write
 
     def slow(*args: object) -> None:
-        monkeypatch.setattr(tokens_module, "_write", write)
+        monkeypatch.setattr(prepared_module, "_write", write)
         prepare(corpus, CHAR)  # the other process, which is done while this one is at work
         write(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tokens_module, "_write", slow)
+    monkeypatch.setattr(prepared_module, "_write", slow)
     prepared = prepare(corpus, CHAR)
     assert prepared.splits["train"].ids.tolist() == [0, 1, 2, 2, 1, 0]
     assert [path.name for path in (cache / "tokens").iterdir()] == [prepared.key]
@@ -372,7 +373,7 @@ def test_an_interruption_while_encoding_leaves_the_cache_empty(cache, monkeypatc
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tokens_module, "sync", interrupted)
+    monkeypatch.setattr(prepared_module, "sync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(corpus_of(train="abba\n", valid="ab"), CHAR)
     assert list((cache / "tokens").iterdir()) == []
@@ -382,7 +383,7 @@ def test_a_full_disk_is_one_sentence(cache, monkeypatch):
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokens_module, "sync", full)
+    monkeypatch.setattr(prepared_module, "sync", full)
     with pytest.raises(CorpusError, match="No space left on device. Make room there, or set INKLING_CACHE"):
         prepare(corpus_of(train="abba\n", valid="ab"), CHAR)
     assert list((cache / "tokens").iterdir()) == []
@@ -405,11 +406,10 @@ def test_a_text_is_encoded_in_memory_with_its_counts(caplog):
         split = encode_text("new.txt", "a bé\n", tokenizer)
     assert split.ids.tolist() == [0, 2, 1, 3, 4, 0] and split.name == "new.txt"
     # The tokens do not say the two bytes of the é.
-    assert split.counts == tokens_module.Counts(5, 6, 2, 1, 3, 5, 1, spelling_nats=pytest.approx(2 * math.log(256)))
+    assert split.counts == encode_module.Counts(5, 6, 2, 1, 3, 5, 1, spelling_nats=pytest.approx(2 * math.log(256)))
     assert split.sha256 == hashlib.sha256("a bé\n".encode()).hexdigest()
-    assert ["new.txt: symbols outside the vocabulary were met once" in record.message for record in caplog.records] == [
-        True
-    ]
+    (record,) = caplog.records
+    assert "new.txt: symbols outside the vocabulary were found once" in record.message
     in_pieces = encode_text("new.txt", iter(["a ", "b", "é\n"]), tokenizer)
     assert in_pieces.ids.tolist() == split.ids.tolist() and in_pieces.counts == split.counts
 
@@ -418,7 +418,7 @@ def test_a_text_is_encoded_in_memory_with_its_counts(caplog):
 def test_what_an_older_inkling_prepared_is_measured_where_the_text_is_at_hand(kind, valid, known):
     corpus = corpus_of(train="a b a b\n", valid=valid)
     now = prepare(corpus, Section(type=kind))
-    path = tokens_module.cache_folder() / "tokens" / now.key / "meta.json"
+    path = cache_folder() / "tokens" / now.key / "meta.json"
     meta = json.loads(path.read_text())
     for split in meta["splits"].values():
         del split["counts"]["spelling_nats"]

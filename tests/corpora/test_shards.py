@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from lm.config import CorpusConfig, Section
-from lm.corpora import Corpus, open_corpus, prepare, shards
+from lm.corpora import Corpus, TokenSplit, open_corpus, prepare, shards
 from lm.corpora.batches import make_batches
-from lm.corpora.prepared import TokenSplit
 from lm.corpora.shards import JoinedIds, adopt_tokenizer, learn_tokenizer, prepare_shard
 from lm.errors import CorpusError
 
@@ -71,7 +70,7 @@ def test_the_text_of_shards_is_whole_wherever_its_tokens_are_cut(
     learn_tokenizer(config, out, Section(type=kind), characters=10_000)
     prepare_shard(config, out, 0, 1, valid_every=2)
     for size in (1, 7):
-        monkeypatch.setattr(shards, "DECODED", size)
+        monkeypatch.setattr(shards, "TOKENS_DECODED_AT_ONCE", size)
         assert "".join(
             "".join(split.chunks()) for split in open_corpus(CorpusConfig(source=str(out))).splits.values()
         ) == (text)
@@ -141,7 +140,7 @@ def test_another_tokenizer_is_refused(texts: Path, tmp_path: Path) -> None:
     other = learn_tokenizer(CorpusConfig(source=str(texts)), tmp_path / "other", Section(type="byte"), characters=1000)
     with pytest.raises(CorpusError, match="prepared with another tokenizer than this run's"):
         prepare(corpus, other)
-    with pytest.raises(CorpusError, match="has shards of another tokenizer already"):
+    with pytest.raises(CorpusError, match="already has shards of another tokenizer"):
         adopt_tokenizer(tmp_path / "out", other)
 
 

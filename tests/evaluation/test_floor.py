@@ -15,8 +15,8 @@ import lm.evaluation.floor as floor_module
 from lm.config import CorpusConfig, Section
 from lm.corpora import Counts, PreparedCorpus, TokenSplit, encode_text, open_corpus, prepare
 from lm.corpora.cache import cache_folder
-from lm.evaluation.floor import Floor, find_floor, floor_order, overlap
-from lm.evaluation.report import make_report
+from lm.evaluation.floor import find_floor, floor_order, overlap
+from lm.evaluation.report import Floor, make_report
 from lm.evaluation.score_sums import Scores
 from lm.models.kneser_ney import count_text
 
@@ -127,7 +127,7 @@ def test_a_text_of_ones_own_has_a_floor_too(corpus: PreparedCorpus) -> None:
 
 
 def test_of_a_very_long_text_the_beginning_is_counted(corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floor_module, "MOST_COUNTED", 500)
+    monkeypatch.setattr(floor_module, "MAX_COUNTED", 500)
     found = find_floor(corpus, corpus.splits["valid"])
     assert found is not None and "of the first 500 tokens of the training text" in found.sentence
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lm.corpora.prepared import Counts
+from lm.corpora import Counts
 from lm.evaluation.report import as_measured_now, make_report
 from lm.evaluation.score_sums import Scores
 from lm.runs.card import figures_of, perplexity

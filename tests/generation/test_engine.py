@@ -16,8 +16,9 @@ from lm.errors import ConfigError
 from lm.evaluation.perplexity import score
 from lm.generation import engine as module
 from lm.generation.engine import PREFILL_CHUNK, Engine, Generation, Request
+from lm.generation.filters import SamplingContext
 from lm.generation.options import SamplingOptions
-from lm.generation.sampler import Sampler, SamplingContext
+from lm.generation.sampler import Sampler
 from lm.generation.torch_decoder import TorchDecoder
 from lm.tokenizers.byte import ByteTokenizer
 from lm.tokenizers.word import WordTokenizer
@@ -482,6 +483,32 @@ def test_a_long_text_makes_room_for_others_and_comes_back_exactly(
         assert gather(short.take())[0].text == house.text(max_tokens=5, seed=seed)
 
 
+def test_a_text_that_changes_places_is_counted_at_every_moment(gru: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "QUANTUM", 7)
+    counted: list[int] = []
+
+    class Counted(TorchDecoder):
+        """Looks at the figures where another thread may: whenever the engine is in the middle of a step."""
+
+        def __getattribute__(self, name: str) -> Any:
+            if name in ("open", "close", "restore", "export", "prefill", "step"):
+                stats = engine.stats()
+                counted.append(stats.running + stats.prefilling + stats.waiting)
+            return super().__getattribute__(name)
+
+    engine = Engine(Counted(gru.model), gru.tokenizer, max_batch=1)
+    assert engine.stats().waiting == 0
+    both = [engine.submit(gru.request(max_tokens=30, seed=seed)) for seed in range(2)]
+    assert engine.stats().waiting == 2
+    while not any(generation.done for generation in both):
+        engine.step()
+    # They took turns, and were read, parked and restored on the way.
+    assert len(counted) > 60 and set(counted) == {2}
+    finish(engine, *both)
+    stats = engine.stats()
+    assert (stats.running, stats.prefilling, stats.waiting, stats.slots) == (0, 0, 0, 0)
+
+
 def test_a_paused_request_holds_no_slot_and_continues_exactly(house: House) -> None:
     expected = [sample.facts for sample in house.ask(n=3, max_tokens=30, seed=1, logprobs=2)]
     engine = house.engine(max_batch=2)
@@ -765,21 +792,12 @@ def test_the_probabilities_told_of_a_place_are_those_that_tokens_are_drawn_with(
     sampler = Sampler(settings, gru.tokenizer)
     size = gru.tokenizer.vocab_size
     logits = np.random.default_rng(3).normal(size=(1, size)).astype(np.float32)
-    place = SamplingContext.after((1, 2, 3), (4, 5, 5, 6), settings, size)
-
-    class At(SamplingContext):
-        where = 0.0
-
-        def number(self) -> float:
-            return self.where
-
-    sample = At(place.drawn, place.met, place.written)
-    probabilities = sampler.probabilities(logits, [sample])[0]
+    context = SamplingContext.after((1, 2, 3), (4, 5, 5, 6), settings, size)
+    probabilities = sampler.probabilities(logits, [context])[0]
     borders = np.cumsum(probabilities)
     assert borders[-1] == pytest.approx(1.0)
-    for number in np.linspace(0.001, 0.999, 333):
-        At.where = float(number)
-        assert sampler.draw(logits, [sample]) == [int(borders.searchsorted(number, "right"))]
+    for number in np.linspace(0.001, 0.999, 333).tolist():
+        assert sampler.draw(logits, [context], [number]) == [int(borders.searchsorted(number, "right"))]
 
 
 def test_the_logits_after_a_prompt_are_left_where_that_is_asked_for(house: House) -> None:

@@ -10,11 +10,13 @@ import pytest
 
 from lm.config import validate
 from lm.errors import ConfigError
+from lm.generation.distribution import draw, softmax, uniforms
 from lm.generation.filters import (
+    Counts,
+    SamplingContext,
     add_bias,
     apply_temperature,
     ban,
-    draw,
     ensure_finite_row,
     keep_min_p,
     keep_top_k,
@@ -22,11 +24,9 @@ from lm.generation.filters import (
     keep_typical_p,
     penalise_presence,
     penalise_repetition,
-    softmax,
-    uniforms,
 )
 from lm.generation.options import SamplingOptions
-from lm.generation.sampler import Counts, Sampler
+from lm.generation.sampler import Sampler
 from lm.tokenizers.byte import ByteTokenizer
 from lm.tokenizers.char import CharTokenizer
 
@@ -200,19 +200,6 @@ def test_masked_tokens_are_never_drawn() -> None:
 TOKENIZER = CharTokenizer.train(["abcdefghij\n"], CharTokenizer.Options())
 
 
-class Sample:
-    """As much of a sample as a sampler looks at."""
-
-    def __init__(self, number: float = 0.0, position: int = 0) -> None:
-        self.drawn = position
-        self.met: Counts | None = None
-        self.written: Counts | None = None
-        self._number = number
-
-    def number(self) -> float:
-        return self._number
-
-
 def logits_of(**probabilities: float) -> np.ndarray:
     """Float32 logits (1, V) over the letters of TOKENIZER."""
     logits = np.full((1, TOKENIZER.vocab_size), -20.0, dtype=np.float32)
@@ -223,7 +210,7 @@ def logits_of(**probabilities: float) -> np.ndarray:
 
 def letter(logits: np.ndarray, number: float, position: int = 0, **options: Any) -> str:
     sampler = Sampler(SamplingOptions(**options), TOKENIZER)
-    return TOKENIZER.decode(sampler.draw(logits, [Sample(number, position)]))
+    return TOKENIZER.decode(sampler.draw(logits, [SamplingContext(position)], [number]))
 
 
 def test_temperature_comes_before_top_p() -> None:
@@ -297,12 +284,19 @@ def test_a_row_is_filtered_to_the_same_bits_alone_and_in_a_batch(options: dict[s
         rows = (random.normal(size=(17, size)) * 3).astype(np.float32)
         # Equals at the borders too.
         rows[::3] = rows[::3].round()
-        samples = [Sample(number, position) for position, number in enumerate(random.random(17))]
-        alone = [sampler.draw(rows[place : place + 1], [samples[place]])[0] for place in range(17)]
-        assert sampler.draw(rows, samples) == alone
+        contexts = [SamplingContext(position) for position in range(17)]
+        numbers = random.random(17).tolist()
+        alone = [
+            sampler.draw(rows[[place]], [context], [number])[0]
+            for place, (context, number) in enumerate(zip(contexts, numbers, strict=True))
+        ]
+        assert sampler.draw(rows, contexts, numbers) == alone
         if 0.0 not in sampler._temperatures:
-            together = sampler._filtered(*sampler._biased(rows, samples), 0.7)
-            single = [sampler._filtered(*sampler._biased(rows[[place]], [samples[place]]), 0.7) for place in range(17)]
+            together = sampler._filtered(*sampler._biased(rows, contexts), 0.7, contexts)
+            single = [
+                sampler._filtered(*sampler._biased(rows[[place]], [context]), 0.7, [context])
+                for place, context in enumerate(contexts)
+            ]
             np.testing.assert_array_equal(together, np.concatenate(single))
 
 
@@ -310,7 +304,7 @@ def test_filters_do_not_change_their_input() -> None:
     logits = np.random.default_rng(1).normal(size=(2, TOKENIZER.vocab_size)).astype(np.float32)
     before = logits.copy()
     options = SamplingOptions(temperature=0.5, top_k=2, top_p=0.9, min_p=0.1, typical_p=0.9, logit_bias={1: 3.0})
-    Sampler(options, TOKENIZER).draw(logits, [Sample(), Sample()])
+    Sampler(options, TOKENIZER).draw(logits, [SamplingContext(0), SamplingContext(0)], [0.0, 0.0])
     assert logits.tolist() == before.tolist()
     for function in (
         lambda rows: keep_top_k(rows, 2), lambda rows: keep_top_p(rows, 0.5), lambda rows: keep_min_p(rows, 0.5),

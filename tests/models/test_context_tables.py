@@ -20,7 +20,7 @@ def tables(*orders: int, vocab_size: int = 5, buckets: int = 65_536) -> ContextT
 
 
 def rows(found: ContextTables, ids: list[int], state: State | None = None) -> dict[int, list[int]]:
-    held = [-1] * found.held if state is None else state.tensors["recent"][0].tolist()
+    held = [-1] * found.num_earlier if state is None else state.tensors["recent"][0].tolist()
     contexts = found.contexts(torch.tensor([held + ids]), len(ids))
     return {order: row[0].tolist() for order, row in contexts.items()}
 

@@ -111,7 +111,7 @@ def test_in_training_each_token_is_left_out_of_the_counts() -> None:
     trust(model, 40)
     ids, targets = text_of(text)
     loss = model.training_loss(ids, targets)
-    logs, _ = ngram.look_up(ids, None, targets)
+    logs, _ = ngram.log_probabilities(ids, None, targets)
     assert float(loss.nats) == pytest.approx(-float(logs.gather(2, targets[..., None]).mean()), rel=1e-5)
     # Random text: whoever has not seen it knows nothing, and whoever has counted it knows much.
     seen = torch.nn.functional.cross_entropy(model.eval()(ids)[0][0].detach(), targets[0])

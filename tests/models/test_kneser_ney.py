@@ -83,7 +83,7 @@ def test_a_context_that_was_never_seen_is_answered_by_the_shorter_one() -> None:
 
 def test_leaving_a_token_out_by_hand() -> None:
     counts = count_text(TINY, order=2, vocab_size=3)
-    twice, once = counts.left_out(np.array([[1], [0]]), np.array([2, 1]))
+    twice, once = counts.probabilities(np.array([[1], [0]]), np.array([2, 1]))
     # 1 2 was there twice and is there once: half is its own, half is handed down; the unigrams are as before.
     assert twice == pytest.approx([1 / 12, 1 / 4, 1 / 2 + 1 / 6], rel=1e-6)
     # 0 1 is gone, and with it the context 0; only one token is left that stands before 1.
@@ -111,7 +111,7 @@ def test_every_distribution_sums_to_one_and_leaves_nothing_out(length: int, voca
     histories = histories_of(np.concatenate([ids, tokens(30, vocab_size, seed=9)])[None], 4)[0][-60:]
     for found in (
         counts.probabilities(histories),
-        counts.left_out(histories[:-1], np.append(ids, tokens(30, vocab_size, seed=9))[-len(histories) + 1 :]),
+        counts.probabilities(histories[:-1], np.append(ids, tokens(30, vocab_size, seed=9))[-len(histories) + 1 :]),
     ):
         assert np.abs(found.sum(axis=1, dtype=np.float64) - 1).max() < 1e-6
         assert found.min() > 0
@@ -121,12 +121,12 @@ def test_whole_distributions_that_are_kept_change_nothing(monkeypatch: pytest.Mo
     ids = tokens(2000, 9)
     histories = histories_of(ids[None], 4)[0][:-1]
     kept = count_text(ids, order=5, vocab_size=9)
-    assert len(kept._dense[1]) == 5
+    assert len(kept._cached[1]) == 5
     monkeypatch.setattr(counts_module, "DENSE_VALUES", 0)
     mixed = count_text(ids, order=5, vocab_size=9)
-    assert len(mixed._dense[1]) == 1
+    assert len(mixed._cached[1]) == 1
     assert mixed.probabilities(histories) == pytest.approx(kept.probabilities(histories), rel=1e-5)
-    assert mixed.left_out(histories, ids[1:]) == pytest.approx(kept.left_out(histories, ids[1:]), rel=1e-4)
+    assert mixed.probabilities(histories, ids[1:]) == pytest.approx(kept.probabilities(histories, ids[1:]), rel=1e-4)
 
 
 def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
@@ -145,7 +145,7 @@ def test_the_tokens_of_a_text_have_the_probabilities_that_their_distributions_gi
     found = counts.probabilities(histories_of(other[None], 3)[0][:-1])
     expected = np.log(found[np.arange(500), other[1:]])
     assert counts.log_probabilities_of(other) == pytest.approx(expected, abs=1e-5)
-    monkeypatch.setattr(counts_module, "VALUES_AT_ONCE", 7)
+    monkeypatch.setattr(counts_module, "CHUNK_VALUES", 7)
     assert counts.log_probabilities_of(other) == pytest.approx(expected, abs=1e-5)
 
 
@@ -157,7 +157,7 @@ def test_leaving_out_a_token_is_counting_the_text_without_it(monkeypatch: pytest
     ids = tokens(cut, 6, seed=cut)
     whole, without = (count_text(part, order=4, vocab_size=6) for part in (ids, ids[:-1]))
     history = histories_of(ids[None], 3)[0][-2:-1]
-    found = whole.left_out(history, ids[-1:])
+    found = whole.probabilities(history, ids[-1:])
     assert found == pytest.approx(without.probabilities(history), rel=1e-5)
     assert found[0, ids[-1]] < whole.probabilities(history)[0, ids[-1]]
 
@@ -165,7 +165,7 @@ def test_leaving_out_a_token_is_counting_the_text_without_it(monkeypatch: pytest
 def test_a_token_that_is_not_in_the_text_leaves_the_distribution_as_it_is() -> None:
     counts = count_text(TINY, order=2, vocab_size=4)
     history = np.array([[1]])
-    assert counts.left_out(history, np.array([3])) == pytest.approx(counts.probabilities(history), rel=1e-6)
+    assert counts.probabilities(history, np.array([3])) == pytest.approx(counts.probabilities(history), rel=1e-6)
 
 
 def test_a_text_of_one_kind_of_token_is_nearly_certain() -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from lm.config import Section
 from lm.errors import ConfigError
 from lm.models import output_head
-from lm.models.base import LanguageModel, TrainingLoss, build_model
-from lm.models.output_head import Tails, mean_nats, output_logits
+from lm.models.base import LanguageModel, State, TrainingLoss, build_model
+from lm.models.output_head import OutputHead, Tails
 
 VOCAB = 50
 CUTS = [10, 30]
@@ -42,21 +42,23 @@ def test_two_tails_by_hand() -> None:
         tails.weight.copy_(torch.tensor([[1.0], [0.0]]))
         tails.bias.copy_(torch.tensor([0.0, 0.5]))
     weight, bias = torch.tensor([[2.0], [1.0], [-1.0], [0.0], [3.0]]), torch.tensor([0.0, 0.5, 0.0, 0.0, -1.0])
-    found = output_logits(torch.tensor([[1.0]]), weight, bias, tails)[0].exp().detach()
+    head = OutputHead(weight, bias, tails)
+    found = head.logits(torch.tensor([[1.0]]))[0].exp().detach()
     # Logits: 2 | 1.5, -1 | 0, 2; entries 1 and 0.5.
-    head = math.exp(2) + math.exp(1) + math.exp(0.5)
+    total = math.exp(2) + math.exp(1) + math.exp(0.5)
     first, second = math.exp(1.5) + math.exp(-1), math.exp(0) + math.exp(2)
     expected = [
-        math.exp(2) / head,
-        math.exp(1) / head * math.exp(1.5) / first,
-        math.exp(1) / head * math.exp(-1) / first,
-        math.exp(0.5) / head * math.exp(0) / second,
-        math.exp(0.5) / head * math.exp(2) / second,
+        math.exp(2) / total,
+        math.exp(1) / total * math.exp(1.5) / first,
+        math.exp(1) / total * math.exp(-1) / first,
+        math.exp(0.5) / total * math.exp(0) / second,
+        math.exp(0.5) / total * math.exp(2) / second,
     ]
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
     assert sum(expected) == pytest.approx(1)
-    nats = mean_nats(torch.tensor([[1.0], [1.0]]), torch.tensor([0, 4]), weight, bias, tails)
-    assert float(nats.detach()) == pytest.approx(-(math.log(expected[0]) + math.log(expected[4])) / 2, abs=1e-6)
+    hidden, targets = torch.tensor([[[1.0], [1.0]]]), torch.tensor([[0, 4]])
+    loss = head.loss(hidden, targets, State({}), added=None, label_smoothing=0.0, dtype=torch.float32)
+    assert float(loss.nats) == pytest.approx(-(math.log(expected[0]) + math.log(expected[4])) / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize("tie_weights", [False, True])
@@ -66,19 +68,19 @@ def test_probabilities_of_an_adaptive_softmax_sum_to_one(name: str, tie_weights:
     assert torch.allclose(logits.exp().sum(dim=-1), torch.ones(3, 9), atol=1e-5)
 
 
-@pytest.mark.parametrize("logits_at_once", [7, 300, 1 << 20])
+@pytest.mark.parametrize("max_logits", [7, 300, 1 << 20])
 @pytest.mark.parametrize("tie_weights", [False, True])
 @pytest.mark.parametrize("cuts", [[], [10], CUTS])
 @pytest.mark.parametrize("name", ["lstm", "transformer"])
 def test_the_training_loss_and_its_gradients_are_those_of_all_logits(
-    name: str, cuts: list[int], tie_weights: bool, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
+    name: str, cuts: list[int], tie_weights: bool, max_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output_head, "LOGITS_AT_ONCE", logits_at_once)
+    monkeypatch.setattr(output_head, "MAX_LOGITS", max_logits)
     model, (ids, targets) = model_of(name, adaptive_cutoffs=cuts, tie_weights=tie_weights), some_batch()
     logits, _ = model(ids)
     whole = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     found = model.training_loss(ids, targets)
-    assert (found.logits is None) == (bool(cuts) or logits_at_once < ids.numel() * VOCAB)
+    assert (found.logits is None) == (bool(cuts) or max_logits < ids.numel() * VOCAB)
     assert float(found.nats) == pytest.approx(float(whole.detach()), abs=1e-5)
     expected, own = gradients(model, whole), gradients(model, found.objective)
     assert own.keys() == expected.keys()

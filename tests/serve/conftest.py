@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 import pytest
@@ -23,6 +23,7 @@ import pytest
 import lm
 from cli import main as program
 
+T = TypeVar("T")
 ROOT = Path(program.__file__).parents[1]
 CONTEXT = 32
 """Of the Transformer."""
@@ -64,6 +65,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in MODELS:
         train(folder, name)
     return folder
+
+
+def until(value: Callable[[], T], seconds: float = 30, said: Callable[[], str] = str) -> T:
+    """What `value` gives as soon as that is true; `said` describes what there is instead once the time is over."""
+    deadline = time.monotonic() + seconds
+    while not (found := value()):
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.02)
+    return found
 
 
 @dataclass
@@ -115,10 +125,15 @@ class Server:
         assert status == 200, answer
         return answer
 
-    def metric(self, name: str) -> float:
-        """The sum of one of the figures at /metrics."""
+    def metric(self, *names: str) -> float:
+        """The sum of some figures at /metrics, all of one moment."""
         text = self.request("GET", "/metrics")[2]
-        return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+        wanted = "|".join(names)
+        return sum(float(value) for value in re.findall(rf"^(?:{wanted})(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+
+    def texts(self) -> float:
+        """Texts that are written, read or waiting."""
+        return self.metric(*(f"inkling_engine_{place}" for place in ("running", "prefilling", "waiting")))
 
     def blocked(self) -> float:
         """How often the server's own work kept the event loop for more than 50 ms."""
@@ -128,12 +143,9 @@ class Server:
         assert count and less
         return float(count[1]) - float(less[1])
 
-    def wait_idle(self, seconds: float = 10) -> None:
+    def wait_idle(self, seconds: float = 30) -> None:
         """Until no slot is taken."""
-        deadline = time.monotonic() + seconds
-        while self.metric("inkling_engine_running") + self.metric("inkling_engine_waiting"):
-            assert time.monotonic() < deadline, "slots were not freed"
-            time.sleep(0.05)
+        until(lambda: not self.texts(), seconds, lambda: "slots were not freed")
 
     def log(self) -> list[dict[str, Any]]:
         """The lines of the log so far, each JSON."""

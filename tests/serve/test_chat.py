@@ -5,7 +5,7 @@ from __future__ import annotations
 import jinja2
 import pytest
 
-from serve.engines.tokens import CHAT_TEMPLATE, chat_text
+from serve.engines.codec import CHAT_TEMPLATE, chat_text
 from tests.serve.conftest import Server, refusal
 
 MESSAGES = [{"role": "system", "content": "the cat"}, {"role": "user", "content": "sat on"}]

@@ -18,7 +18,7 @@ from openai.types.chat import completion_create_params as chat_params
 from pydantic import ValidationError
 
 from serve.api.requests import ChatRequest, CompletionRequest, Sampled
-from serve.errors import of_exception
+from serve.http_errors import error_response_for
 
 USER = {"role": "user", "content": "x"}
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -106,7 +106,7 @@ def ask(cls: type[Sampled], body: dict[str, Any]) -> Sampled | dict[str, Any]:
         return cls.model_validate(body)
     except ValidationError as error:
         findings = [{**finding, "loc": ("body", *finding["loc"])} for finding in error.errors()]
-        found: dict[str, Any] = of_exception(RequestValidationError(findings)).body()["error"]
+        found: dict[str, Any] = error_response_for(RequestValidationError(findings)).body()["error"]
         return found
 
 

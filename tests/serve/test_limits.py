@@ -11,7 +11,7 @@ import time
 import openai
 import pytest
 
-from tests.serve.conftest import Serve, Server, refusal
+from tests.serve.conftest import Serve, Server, refusal, until
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,16 @@ def narrow(serve: Serve):
     """A server with room for little."""
     with serve(
         "gru", "--max-batch", "2", "--max-queue", "1", "--max-body", "20000", "--max-prompt-tokens", "50",
-        "--max-completion-tokens", "10000000", "--timeout-seconds", "4", "--stall-seconds", "2", "--max-requests", "8",
+        "--max-completion-tokens", "10000000", "--max-requests", "8",
+    ) as running:  # fmt: skip
+        yield running
+
+
+@pytest.fixture(scope="module")
+def hasty(serve: Serve):
+    """A server with little time for a request and its client."""
+    with serve(
+        "gru", "--max-completion-tokens", "10000000", "--timeout-seconds", "4", "--stall-seconds", "2",
     ) as running:  # fmt: skip
         yield running
 
@@ -67,7 +76,7 @@ def test_without_the_key_nothing_but_health_and_the_documents_is_told(serve: Ser
             given = {"Authorization": header}
             status = server.request("GET", "/v1/models", headers=given)[0]
             assert status == (200 if header == "Bearer first " else 401), header
-        for path in ("/health", "/health/ready", "/docs", "/openapi.json"):
+        for path in ("/health", "/health/ready", "/docs", "/docs/files/swagger-ui.css", "/openapi.json"):
             assert server.request("GET", path)[0] == 200
         with (
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as client,
@@ -177,6 +186,10 @@ HOSTILE: dict[str, tuple[str, dict]] = {
     "pieces": ("/tokenize", {"model": "pieces", "prompt": LINES}),
     "words": ("/tokenize", {"model": "words", "prompt": LINES.replace("\n", " ")}),
     "one line": ("/tokenize", {"model": "pieces", "prompt": "a" * 4_000_000}),
+    "lines": ("/tokenize", {"model": "pieces", "prompt": ("a" * 249_000 + "\n") * 16}),
+    "different words": ("/v1/score", {"model": "words", "text": " ".join(f"w{k}" for k in range(500_000))}),
+    "half surrogate pairs": ("/v1/completions", {"prompt": "\ud800" * 1_300_000}),
+    "fields": ("/v1/completions", {"prediction": {f"{k:06}": 1 for k in range(350_000)}}),
     "bytes": ("/detokenize", {"model": "pieces", "tokens": [100] * 900_000}),
 }  # fmt: skip
 
@@ -184,11 +197,12 @@ HOSTILE: dict[str, tuple[str, dict]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_nothing_that_a_request_holds_keeps_the_event_loop_from_others(server: Server, name):
     path, body = HOSTILE[name]
-    data = json.dumps({"model": "gru", **body}, separators=(",", ":")).encode()
+    text = json.dumps({"model": "gru", **body}, separators=(",", ":"), ensure_ascii=False)
+    data = text.encode("utf-8", "surrogatepass")
     assert len(data) < 4 << 20
     blocked: list[float] = []
-    # What blocks the loop does so each time.
-    while len(blocked) < 3 and 0 not in blocked:
+    # What blocks the loop does so each time; a busy machine may let it wait now and then.
+    while len(blocked) < 5 and 0 not in blocked:
         before = server.blocked()
         status, _, answer = server.request("POST", path, data)
         assert status == 200 or (status == 400 and len(answer["error"]["message"]) < 300), answer
@@ -217,11 +231,9 @@ def test_a_full_queue_is_429_with_retry_after_and_empties_again(narrow: Server):
 def test_who_asks_for_little_does_not_wait_for_those_who_ask_for_much(narrow: Server):
     alone = narrow.post("/v1/completions", prompt="a mat", max_tokens=20, seed=3)["choices"]
     with streaming(narrow), streaming(narrow):
-        # Every place is taken, by texts that would go on for minutes.
-        begun = time.monotonic()
+        # Every place is taken, by texts that go on for minutes: they are still there when the short one is answered.
         assert narrow.post("/v1/completions", prompt="a mat", max_tokens=20, seed=3)["choices"] == alone
-        assert time.monotonic() - begun < 2
-        assert narrow.metric("inkling_engine_running") + narrow.metric("inkling_engine_waiting") == 2
+        assert narrow.texts() == 2
     narrow.wait_idle()
 
 
@@ -230,31 +242,28 @@ def test_too_many_requests_at_once_are_429(narrow: Server):
         for _ in range(8):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", narrow.port), timeout=10))
             connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")
-        time.sleep(0.2)
-        status, headers, _ = narrow.request("GET", "/v1/models")
-        assert status == 429 and headers["retry-after"]
+        until(lambda: narrow.request("GET", "/v1/models")[0] == 429)
+        assert narrow.request("GET", "/v1/models")[1]["retry-after"]
         assert narrow.request("GET", "/health")[0] == 200
-    time.sleep(0.2)
-    assert narrow.request("GET", "/v1/models")[0] == 200
+    until(lambda: narrow.request("GET", "/v1/models")[0] == 200)
 
 
 # -- time -------------------------------------------------------------------------------------------
 
 
-def test_a_request_that_takes_too_long_is_504_and_its_slot_is_free(narrow: Server):
+def test_a_request_that_takes_too_long_is_504_and_its_slot_is_free(hasty: Server):
     begun = time.monotonic()
-    status, error = refusal(narrow, LONG)
-    if status != 504:
-        pytest.fail(f"{error} after {time.monotonic() - begun}")
-    assert error["code"] == "timeout" and 3.5 < time.monotonic() - begun < 8
-    narrow.wait_idle()
+    status, error = refusal(hasty, LONG)
+    assert (status, error["code"]) == (504, "timeout")
+    assert time.monotonic() - begun > 3.5
+    hasty.wait_idle()
 
 
-def test_a_stream_that_takes_too_long_ends_with_an_error_event(narrow: Server):
+def test_a_stream_that_takes_too_long_ends_with_an_error_event(hasty: Server):
     with pytest.raises(openai.APIError, match="took longer than 4 seconds"):
-        for _ in narrow.openai.completions.create(**LONG, stream=True):
+        for _ in hasty.openai.completions.create(**LONG, stream=True):
             pass
-    narrow.wait_idle()
+    hasty.wait_idle()
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -265,42 +274,38 @@ def test_a_client_that_goes_away_frees_its_slot_at_once(narrow: Server, stream):
             b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
         )
-        deadline = time.monotonic() + 2
-        while not narrow.metric("inkling_engine_running"):
-            assert time.monotonic() < deadline
-    begun = time.monotonic()
-    narrow.wait_idle(1)
-    assert time.monotonic() - begun < 0.5
-    gone = [line for line in narrow.log() if line.get("code") == "client_gone"]
-    assert gone and gone[-1]["completion_tokens"] < 10_000_000
-    assert gone[-1]["status"] == (200 if stream else 499)
+        until(narrow.texts)
+    # Long before the request would end, or be too old.
+    narrow.wait_idle()
+    status = 200 if stream else 499
+    (line,) = until(
+        lambda: [each for each in narrow.log() if each.get("code") == "client_gone" and each["status"] == status][-1:]
+    )
+    assert line["completion_tokens"] < 10_000_000
 
 
 def test_a_client_that_does_not_read_is_cut_off(serve: Serve):
     with serve("gru", "--stall-seconds", "1", "--max-completion-tokens", "10000000") as server:
         with streaming(server, logprobs=20):
-            server.wait_idle(30)
+            server.wait_idle()
         # Either the server noticed first, or the system, which drops the connection after the same time.
-        stalled = [line for line in server.log() if line.get("code") in ("client_stalled", "client_gone")]
+        stalled = until(
+            lambda: [line for line in server.log() if line.get("code") in ("client_stalled", "client_gone")]
+        )
         assert len(stalled) == 1 and stalled[0]["seconds"] > 1
 
 
 def test_a_client_that_reads_late_gets_its_whole_text_and_until_then_takes_no_slot_and_little_memory(serve: Serve):
     ask = {"prompt": "the", "n": 16, "max_tokens": 2000, "logprobs": 20, "seed": 7}
-    with serve("gru", "--stall-seconds", "20") as server:
+    with serve("gru", "--stall-seconds", "60") as server:
         warm = server.post("/v1/completions", **{**ask, "max_tokens": 300})
         before = server.rss()
         with streaming(server, **ask) as late, streaming(server, **ask), streaming(server, **ask):
-            deadline = time.monotonic() + 15
-            while server.metric("inkling_engine_running"):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
             # All three wait for their clients: 48 texts of 2,000 tokens would be 200 MB.
+            until(lambda: not server.metric("inkling_engine_running", "inkling_engine_prefilling"))
             assert server.metric("inkling_engine_waiting") == 48
             assert server.rss() < before + 80_000_000
-            begun = time.monotonic()
             assert server.post("/v1/completions", prompt="a mat", max_tokens=20, seed=3)
-            assert time.monotonic() - begun < 2
             answer = http.client.HTTPResponse(late)
             answer.begin()
             texts = [""] * 16
@@ -318,16 +323,16 @@ def test_log_probabilities_of_an_answer_that_is_held_whole_are_bounded(server: S
     assert (status, error["param"]) == (400, "logprobs") and "2,000,000 is the most" in error["message"]
 
 
-def test_a_body_that_does_not_come_is_408(narrow: Server):
-    with socket.create_connection(("127.0.0.1", narrow.port), timeout=30) as connection:
+def test_a_body_that_does_not_come_is_408(hasty: Server):
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=30) as connection:
         connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{")
         assert b" 408 " in connection.recv(4096)
 
 
-def test_a_connection_that_asks_nothing_is_closed(narrow: Server):
-    with socket.create_connection(("127.0.0.1", narrow.port), timeout=30) as connection:
+def test_a_connection_that_asks_nothing_is_closed(hasty: Server):
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=30) as connection:
         connection.sendall(b"GET /hea")
         begun = time.monotonic()
         with contextlib.suppress(ConnectionError):
             assert connection.recv(4096) == b""
-        assert 1 < time.monotonic() - begun < 6
+        assert time.monotonic() - begun > 1

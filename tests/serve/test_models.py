@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +21,13 @@ from lm.errors import ConfigError, CorruptRunError
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request
 from lm.runs.run_folder import RunFolder
-from serve.engines.models import Model, Models
-from serve.engines.offers import Offer, find_offers
+from serve.engines.available_runs import AvailableRun, find_runs
+from serve.engines.model_pool import Model, ModelPool
 from serve.engines.worker import EngineDeadError
-from serve.errors import RequestError
+from serve.http_errors import RequestError
 from serve.settings import ServeOptions
 from tests.conftest import SHIPPED
-from tests.serve.conftest import MODELS, Serve, refusal, train
+from tests.serve.conftest import MODELS, Serve, refusal, train, until
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +67,7 @@ def test_a_kept_state_is_offered_under_its_own_name(serve: Serve, runs):
 
 def test_the_least_recently_used_idle_model_makes_room(serve: Serve, runs):
     options = ServeOptions(runs_dir=runs, prefix_cache="1MB", max_batch=2)
-    sizes = {name: find_offers(options).offers[name].memory_bytes(options) for name in MODELS}
+    sizes = {name: find_runs(options).runs[name].memory_bytes(options) for name in MODELS}
     room = sizes["gru"] + sizes["words"] + max(sizes.values()) // 2
     with serve("--prefix-cache", "1MB", "--max-batch", "2", "--max-memory", f"{room}B") as server:
         ask = {"prompt": "the", "max_tokens": 5, "seed": 1}
@@ -83,7 +82,7 @@ def test_the_least_recently_used_idle_model_makes_room(serve: Serve, runs):
 
 def test_a_model_in_use_is_not_evicted_and_another_has_to_wait(serve: Serve, runs):
     options = ServeOptions(runs_dir=runs, prefix_cache="1MB", max_batch=2)
-    room = max(find_offers(options).offers[name].memory_bytes(options) for name in MODELS)
+    room = max(find_runs(options).runs[name].memory_bytes(options) for name in MODELS)
     with serve(
         "gru", "words", "--prefix-cache", "1MB", "--max-batch", "2", "--max-memory", f"{room}B",
         "--max-completion-tokens", "10000000",
@@ -103,8 +102,8 @@ def crowd(runs, *, clients: int, requests: int) -> Counter[str]:
     """What became of the requests of many clients to three models, of which two have room."""
     names = ("gru", "words", "pieces")
     options = ServeOptions(runs=names, runs_dir=runs, prefix_cache="1MB", max_batch=2)
-    sizes = sorted(offer.memory_bytes(options) for offer in find_offers(options).offers.values())
-    models = Models(options.model_copy(update={"max_memory": sum(sizes[1:])}))
+    sizes = sorted(offer.memory_bytes(options) for offer in find_runs(options).runs.values())
+    models = ModelPool(options.model_copy(update={"max_memory": sum(sizes[1:])}))
     outcomes: Counter[str] = Counter()
 
     async def client(dice: random.Random) -> None:
@@ -120,7 +119,7 @@ def crowd(runs, *, clients: int, requests: int) -> Counter[str]:
             try:
                 async with asyncio.timeout(20):
                     while not job.done:
-                        await job.news()
+                        await job.wait()
                 outcomes["done"] += 1
             finally:
                 job.close()
@@ -147,7 +146,7 @@ def test_no_request_of_many_is_lost_where_models_make_room_for_each_other(runs):
 
 
 def test_a_stopped_engine_takes_no_request_and_ends_those_it_has(runs):
-    models = Models(ServeOptions(runs=("gru",), runs_dir=runs))
+    models = ModelPool(ServeOptions(runs=("gru",), runs_dir=runs))
     models.preload()
 
     async def run() -> None:
@@ -156,7 +155,7 @@ def test_a_stopped_engine_takes_no_request_and_ends_those_it_has(runs):
         worker.stop()
         with pytest.raises(EngineDeadError):
             async with asyncio.timeout(10):
-                await job.news()
+                await job.wait()
         with pytest.raises(EngineDeadError):
             worker.start([Request((1,), SamplingOptions())], live=False)
 
@@ -229,15 +228,15 @@ def test_runs_that_cannot_be_loaded_are_skipped_with_the_reason_and_the_others_a
         damage(tmp_path / name, runs)
     (tmp_path / "in-training" / "model.safetensors").unlink()
     with RunFolder(tmp_path / "in-training").lock():
-        found = find_offers(ServeOptions(runs_dir=tmp_path))
-    assert set(found.offers) == {"whole", *SHIPPED}
+        found = find_runs(ServeOptions(runs_dir=tmp_path))
+    assert set(found.runs) == {"whole", *SHIPPED}
     expected = {**{name: reason for name, (_, reason) in BROKEN.items()}, "in-training": "the run is being trained"}
     assert found.skipped.keys() == expected.keys()
     for name, reason in expected.items():
         assert reason in found.skipped[name] and str(tmp_path) not in found.skipped[name]
     # One that was asked for by name is not left out in silence.
     with pytest.raises(ConfigError, match=r"Run 'half-copied' cannot be served: .*tokenizer\.json is missing"):
-        find_offers(ServeOptions(runs=("whole", "half-copied"), runs_dir=tmp_path))
+        find_runs(ServeOptions(runs=("whole", "half-copied"), runs_dir=tmp_path))
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -245,7 +244,7 @@ def test_a_broken_run_keeps_no_other_from_being_reloaded_and_serves_on_with_its_
     runs, copies, tmp_path, named
 ):
     copies("whole", *BROKEN)
-    models = Models(ServeOptions(runs=("whole", *BROKEN) if named else (), runs_dir=tmp_path))
+    models = ModelPool(ServeOptions(runs=("whole", *BROKEN) if named else (), runs_dir=tmp_path))
 
     async def story() -> None:
         for name in ("whole", *BROKEN):
@@ -266,12 +265,12 @@ def test_a_broken_run_keeps_no_other_from_being_reloaded_and_serves_on_with_its_
 def test_a_model_that_makes_room_while_it_is_reloaded_leaves_no_engine(runs, copies, tmp_path):
     copies("one", "other")
     options = ServeOptions(runs_dir=tmp_path)
-    size = find_offers(options).offers["one"].memory_bytes(options)
-    models = Models(options.model_copy(update={"max_memory": size}))
+    size = find_runs(options).runs["one"].memory_bytes(options)
+    models = ModelPool(options.model_copy(update={"max_memory": 2 * size}))
     opened, go_on = threading.Event(), threading.Event()
     open_at_once = models.open
 
-    def open_slowly(offer: Offer) -> Model:
+    def open_slowly(offer: AvailableRun) -> Model:
         model = open_at_once(offer)
         opened.set()
         assert go_on.wait(10)
@@ -294,10 +293,90 @@ def test_a_model_that_makes_room_while_it_is_reloaded_leaves_no_engine(runs, cop
 
     asyncio.run(story())
     models.close()
-    deadline = time.monotonic() + 5
-    while [thread for thread in threading.enumerate() if thread.name in ("engine one", "engine other")]:
-        assert time.monotonic() < deadline, "an engine was left"
-        time.sleep(0.01)
+    until(lambda: not {"engine one", "engine other"} & {thread.name for thread in threading.enumerate()})
+
+
+@pytest.mark.parametrize("trained_again", [True, False])
+def test_a_run_that_is_deleted_or_trained_again_while_it_is_loaded_is_not_kept_as_it_was(
+    copies, tmp_path, trained_again
+):
+    copies("one", "other")
+    models = ModelPool(ServeOptions(runs_dir=tmp_path))
+    opened, go_on = threading.Event(), threading.Event()
+    open_at_once = models.open
+
+    def open_slowly(offer: AvailableRun) -> Model:
+        model = open_at_once(offer)
+        opened.set()
+        assert go_on.wait(30)
+        return model
+
+    async def story() -> None:
+        models.open = open_slowly
+        leasing = asyncio.create_task(models.lease("one"))
+        assert await asyncio.to_thread(opened.wait, 30)
+        models.open = open_at_once
+        weights = tmp_path / "one" / "model.safetensors"
+        if trained_again:
+            weights.write_bytes(weights.read_bytes())
+        else:
+            shutil.rmtree(tmp_path / "one")
+        assert await models.reload() == {}
+        go_on.set()
+        if trained_again:
+            lease = await leasing
+            assert lease.model.fingerprint == models.available_runs["one"].fingerprint()
+            lease.close()
+        else:
+            with pytest.raises(RequestError, match="'one' does not exist"):
+                await leasing
+            assert not models.loaded and models.memory_bytes == 0
+
+    asyncio.run(story())
+    models.close()
+    until(lambda: "engine one" not in {thread.name for thread in threading.enumerate()})
+
+
+def test_a_reload_keeps_to_the_memory_for_models(copies, tmp_path):
+    copies("one", "other")
+    options = ServeOptions(runs_dir=tmp_path)
+    size = find_runs(options).runs["one"].memory_bytes(options)
+    models = ModelPool(options.model_copy(update={"max_memory": 2 * size}))
+    most: list[int] = []
+    open_at_once = models.open
+
+    def open_counted(offer: AvailableRun) -> Model:
+        most.append(models.memory_bytes)
+        return open_at_once(offer)
+
+    models.open = open_counted
+
+    def train_again(name: str) -> None:
+        weights = tmp_path / name / "model.safetensors"
+        weights.write_bytes(weights.read_bytes())
+
+    async def story() -> None:
+        one, other = await models.lease("one"), await models.lease("other")
+        train_again("one")
+        # Both are in use: there is no room for a second copy, and the old one stays.
+        assert await models.reload() == {"one": "failed", "other": "unchanged"}
+        assert "no room for the model 'one'" in models.skipped["one"] and models.loaded["one"] is one.model
+        # The other can make room.
+        other.close()
+        assert await models.reload() == {"one": "reloaded", "other": "unchanged"}
+        assert set(models.loaded) == {"one"} and models.evictions == 1
+        one.close()
+        (await models.lease("other")).close()
+        # Nobody uses the old one: it goes first, and whoever asks loads the new files.
+        train_again("one")
+        assert await models.reload() == {"one": "reloaded", "other": "unchanged"}
+        assert set(models.loaded) == {"other"}
+        (await models.lease("one")).close()
+        assert set(models.loaded) == {"one", "other"} and not models.skipped
+        assert max(most) == 2 * size
+
+    asyncio.run(story())
+    models.close()
 
 
 def test_weights_that_are_not_finite_are_refused_until_they_are_whole_again(runs, copies, tmp_path):
@@ -305,7 +384,7 @@ def test_weights_that_are_not_finite_are_refused_until_they_are_whole_again(runs
     put_nan(tmp_path / "broken")
     with pytest.raises(CorruptRunError, match=r"'broken': the weights .* not finite .*broken@step-N"):
         lm.load("broken", runs_dir=tmp_path).sample("the")
-    models = Models(ServeOptions(runs_dir=tmp_path))
+    models = ModelPool(ServeOptions(runs_dir=tmp_path))
 
     async def story() -> None:
         shutil.rmtree(tmp_path / "gone")
@@ -346,10 +425,7 @@ def test_a_retrained_run_is_swapped_in_and_streams_go_on(serve: Serve, runs, tmp
         (tmp_path / "new").rename(tmp_path / "gru")
         if way == "signal":
             server.process.send_signal(signal.SIGHUP)
-            deadline = time.monotonic() + 20
-            while not any(line["event"] == "Reloaded." for line in server.log()):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            until(lambda: any(line["event"] == "Reloaded." for line in server.log()))
         else:
             assert server.post("/admin/reload") == {"models": {"gru": "reloaded"}}
         after = lm.load("gru", runs_dir=tmp_path).sample("the", **whole)
@@ -380,12 +456,12 @@ def test_reloading_over_http_needs_a_key_to_be_set(server):
 def test_two_runs_of_one_name_are_refused(runs, tmp_path):
     shutil.copytree(runs / "gru", tmp_path / "gru")
     with pytest.raises(ConfigError, match="Two runs are called 'gru'"):
-        Models(ServeOptions(runs=("gru", str(tmp_path / "gru")), runs_dir=runs))
+        ModelPool(ServeOptions(runs=("gru", str(tmp_path / "gru")), runs_dir=runs))
 
 
 def test_an_engine_serves_several_loops_one_after_the_other(runs):
     """What is mounted beside the API uses the same models."""
-    models = Models(ServeOptions(runs=("gru",), runs_dir=runs))
+    models = ModelPool(ServeOptions(runs=("gru",), runs_dir=runs))
     models.preload()
 
     async def write() -> str:
@@ -395,7 +471,7 @@ def test_an_engine_serves_several_loops_one_after_the_other(runs):
         parts = []
         done = False
         while not done:
-            await job.news()
+            await job.wait()
             done = job.done
             parts += [event.text for event in job.generations[0].take()]
         job.close()
@@ -412,7 +488,7 @@ def test_a_run_made_since_is_offered_and_a_deleted_one_is_gone_while_the_others_
     for name in ("gru", "words"):
         shutil.copytree(runs / name, tmp_path / name)
     options = ServeOptions(runs=("gru", "words") if named else (), runs_dir=tmp_path)
-    models = Models(options)
+    models = ModelPool(options)
 
     async def story() -> None:
         for name in ("gru", "words"):
@@ -420,7 +496,7 @@ def test_a_run_made_since_is_offered_and_a_deleted_one_is_gone_while_the_others_
         shutil.copytree(runs / "pieces", tmp_path / "pieces")
         await models.include("pieces")
         (await models.lease("pieces")).close()
-        assert set(models.offers) - set(SHIPPED) == {"gru", "words", "pieces"} == set(models.loaded)
+        assert set(models.available_runs) - set(SHIPPED) == {"gru", "words", "pieces"} == set(models.loaded)
         RunFolder(tmp_path / "words").delete()
         assert await models.reload() == {"gru": "unchanged", "words": "gone", "pieces": "unchanged"}
         with pytest.raises(RequestError, match="does not exist"):
@@ -429,14 +505,14 @@ def test_a_run_made_since_is_offered_and_a_deleted_one_is_gone_while_the_others_
         for name in ("gru", "pieces"):
             RunFolder(tmp_path / name).delete()
         assert await models.reload() == {"gru": "gone", "pieces": "gone"} and not models.loaded
-        assert set(models.offers) == (set() if named else set(SHIPPED))
+        assert set(models.available_runs) == (set() if named else set(SHIPPED))
         if named:
             with pytest.raises(RequestError, match="no model yet"):
                 await models.lease(None)
         # A run of a name that was given is offered again.
         shutil.copytree(runs / "words", tmp_path / "words")
         await models.include("words")
-        assert next(iter(models.offers)) == "words"
+        assert next(iter(models.available_runs)) == "words"
 
     asyncio.run(story())
     models.close()
@@ -446,18 +522,18 @@ def test_a_run_that_cannot_be_offered_leaves_the_others_as_they_were(runs, tmp_p
     shutil.copytree(runs / "gru", tmp_path / "gru")
     shutil.copytree(runs / "words", tmp_path / "words")
     (tmp_path / "words" / "tokenizer.json").unlink()
-    models = Models(ServeOptions(runs=("gru",), runs_dir=tmp_path))
+    models = ModelPool(ServeOptions(runs=("gru",), runs_dir=tmp_path))
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"tokenizer.json is missing"):
             asyncio.run(models.include("words"))
-        assert list(models.offers) == ["gru"]
+        assert list(models.available_runs) == ["gru"]
     assert asyncio.run(models.reload()) == {}
-    assert list(models.offers) == ["gru"]
+    assert list(models.available_runs) == ["gru"]
 
 
 def test_a_run_that_was_used_while_it_was_trained_is_swapped_for_what_it_became(runs, tmp_path):
     shutil.copytree(runs / "gru", tmp_path / "gru")
-    models = Models(ServeOptions(runs_dir=tmp_path))
+    models = ModelPool(ServeOptions(runs_dir=tmp_path))
 
     async def story() -> None:
         early = await models.lease("gru")

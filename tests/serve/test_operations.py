@@ -25,7 +25,7 @@ from serve.app import make_app
 from serve.connection import connection_class
 from serve.program import listen, run
 from serve.settings import ServeOptions, retry_after
-from tests.serve.conftest import ROOT, Serve
+from tests.serve.conftest import ROOT, Serve, until
 
 pytestmark = pytest.mark.slow
 
@@ -79,8 +79,8 @@ def test_what_cannot_be_served_is_one_sentence(runs, arguments, sentence):
 def test_no_runs_at_all_says_how_to_train_one(tmp_path):
     code = (
         "from lm.runs import run_folder; from pathlib import Path; run_folder.shipped_folder = lambda: Path('none')\n"
-        "from serve.engines.models import Models; from serve.settings import ServeOptions\n"
-        "Models(ServeOptions())"
+        "from serve.engines.model_pool import ModelPool; from serve.settings import ServeOptions\n"
+        "ModelPool(ServeOptions())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "train one with: lm train FILE" in done.stderr
@@ -140,15 +140,21 @@ def test_connections_that_wait_are_accepted_together_and_not_one_a_turn_of_the_l
 # -- the end ----------------------------------------------------------------------------------------
 
 
+def refuses_connections(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_sigterm_lets_requests_end_and_exits_0(serve: Serve):
     with serve("gru", "--max-completion-tokens", "1000000") as server:
         asked = {"model": "gru", "prompt": "the", "max_tokens": 60_000, "seed": 2}
         stream = server.openai.completions.create(stream=True, **asked)
         parts = [next(iter(stream)).choices[0].text]
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
+        until(lambda: refuses_connections(server.port))
         assert server.process.poll() is None
         parts += [chunk.choices[0].text for chunk in stream]
         assert len("".join(parts)) == 60_000
@@ -164,8 +170,7 @@ def test_what_does_not_end_in_time_is_answered_with_an_error_and_the_exit_is_0_t
         next(iter(stream))
         with ThreadPoolExecutor() as pool:
             whole = pool.submit(server.request, "POST", "/v1/completions", ask)
-            while server.metric("inkling_engine_running") < 2:
-                time.sleep(0.01)
+            until(lambda: server.texts() == 2)
             begun = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             with pytest.raises(openai.APIError, match="The server shuts down"):
@@ -174,7 +179,7 @@ def test_what_does_not_end_in_time_is_answered_with_an_error_and_the_exit_is_0_t
             status, _, answer = whole.result()
         assert (status, answer["error"]["code"]) == (503, "shutting_down")
         assert server.process.wait(20) == 0
-        assert 0.5 < time.monotonic() - begun < 8
+        assert time.monotonic() - begun > 0.5
 
 
 def test_an_idle_server_ends_at_once_on_ctrl_c(serve: Serve):
@@ -209,10 +214,11 @@ def test_metrics_count_requests_tokens_and_texts(serve: Serve):
 
 
 def test_metrics_tell_how_late_the_event_loop_is(server):
-    before = server.metric("inkling_event_loop_lag_seconds_count")
-    time.sleep(0.3)
+    begun, before = time.monotonic(), server.metric("inkling_event_loop_lag_seconds_count")
+    until(lambda: server.metric("inkling_event_loop_lag_seconds_count") >= before + 5)
     # A sample every 20 ms.
-    assert 5 <= server.metric("inkling_event_loop_lag_seconds_count") - before <= 40
+    more = server.metric("inkling_event_loop_lag_seconds_count") - before
+    assert more <= (time.monotonic() - begun) / 0.02 + 1
     assert server.metric("inkling_event_loop_lag_seconds_sum") >= 0
 
 
@@ -255,12 +261,16 @@ def test_browsers_of_other_origins_are_let_in_only_where_asked(serve: Serve, ser
         assert "access-control-allow-origin" not in open_server.request("GET", "/health", headers=other)[1]
 
 
-def test_the_documents_need_nothing_from_elsewhere(server):
+def test_the_docs_need_no_other_host(server):
     status, headers, page = server.request("GET", "/docs")
     assert status == 200 and headers["content-type"].startswith("text/html")
-    assert "POST /v1/completions" in page and "repetition_penalty" in page
-    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
-    assert server.request("GET", "/openapi.json")[2]["info"]["title"] == "Inkling"
+    files = re.findall(r"""(?:src|href)=["']?([^"'>]+)""", page)
+    assert len(files) == 3 and "http://" not in page and "https://" not in page and '"validatorUrl": null' in page
+    for file in files:
+        assert not file.startswith("/") and server.request("HEAD", f"/{file}")[0] == 200
+    assert "url: 'openapi.json'" in page
+    document = server.request("GET", "/openapi.json")[2]
+    assert document["info"]["title"] == "Inkling" and "/v1/completions" in document["paths"]
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.0, 1), (0.2, 1), (3.1, 4), (1000.0, 60)])
@@ -354,8 +364,7 @@ def test_an_engine_that_hangs_is_not_healthy(runs, monkeypatch):
     with here(app, options) as url:
         asked = threading.Thread(target=ask, args=(f"{url}/v1/completions", {"prompt": "the", "max_tokens": 3}))
         asked.start()
-        time.sleep(0.6)
-        assert ask(f"{url}/health")[0] == 503
+        until(lambda: ask(f"{url}/health")[0] == 503)
         hang.set()
         asked.join(20)
-        assert ask(f"{url}/health")[0] == 200
+        until(lambda: ask(f"{url}/health")[0] == 200)

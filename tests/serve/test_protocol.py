@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from serve.connection import HALF_CLOSE_SECONDS
-from tests.serve.conftest import Serve, Server, refusal
+from tests.serve.conftest import Serve, Server, refusal, until
 
 pytestmark = pytest.mark.slow
 
@@ -135,10 +135,8 @@ def test_a_client_that_closes_its_sending_side_and_goes_away_frees_its_slot(plai
     with socket.create_connection(("127.0.0.1", plain.port), timeout=20) as connection:
         connection.sendall(post(max_tokens=10_000_000, stream=stream))
         connection.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + 2
-        while not plain.metric("inkling_engine_running"):
-            assert time.monotonic() < deadline
-    plain.wait_idle(1)
+        until(plain.texts)
+    plain.wait_idle()
 
 
 def test_a_client_that_closes_its_side_of_a_stream_late_has_gone_away(plain: Server):
@@ -146,7 +144,7 @@ def test_a_client_that_closes_its_side_of_a_stream_late_has_gone_away(plain: Ser
         connection.sendall(post(max_tokens=10_000_000, stream=True))
         time.sleep(HALF_CLOSE_SECONDS + 0.1)
         connection.shutdown(socket.SHUT_WR)
-        plain.wait_idle(1)
+        plain.wait_idle()
 
 
 # -- the head of a request ------------------------------------------------------------------------------

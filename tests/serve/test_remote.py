@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
-from cli.remote import Remote
+from cli.remote import Remote, server_sent_events
 from lm.errors import ConfigError, ServerError
 from lm.generation.options import SamplingOptions
 from tests.serve.conftest import ROOT, Serve, Server
@@ -55,14 +57,14 @@ def test_what_goes_wrong_is_one_sentence(serve: Serve, server: Server):
     for url in ("localhost:80", "file:///etc/passwd"):
         with pytest.raises(ConfigError, match="give an address such as"):
             Remote(url)
-    with pytest.raises(ServerError, match="cannot be reached, or went away: Connection refused"):
+    with pytest.raises(ServerError, match="cannot be reached, or closed the connection: Connection refused"):
         Remote("http://127.0.0.1:9")
     with pytest.raises(ServerError, match=r"The model 'grue' does not exist\. Did you mean 'gru'\?"):
         Remote(server.url, "grue")
     remote = Remote(server.url, "gru")
     with pytest.raises(ServerError, match="at most 16,384"):
         texts(remote, "the", max_tokens=1_000_000)
-    with pytest.raises(ConfigError, match="--logprobs is not told"):
+    with pytest.raises(ConfigError, match="--logprobs does not work"):
         remote.request("the", SamplingOptions(logprobs=1))
     with serve("gru", key="k") as locked:
         with pytest.raises(ServerError, match=re.escape("You didn't provide an API key.")):
@@ -75,6 +77,15 @@ def test_what_goes_wrong_is_one_sentence(serve: Serve, server: Server):
         locked.process.wait(10)
         with pytest.raises(ServerError):
             list(events)
+
+
+def test_an_event_ends_at_a_newline_alone() -> None:
+    texts = ["a\u2028b", "\x85", "\x0c\x1d"]
+    content = "".join(f"data: {json.dumps({'text': text}, ensure_ascii=False)}\n\n" for text in texts)
+    parts = [bytes([byte]) for byte in f"{content}data: [DONE]\n\n".encode()]
+    assert [event["text"] for event in server_sent_events(httpx.Response(200, content=iter(parts)))] == texts
+    with pytest.raises(ServerError, match="incomplete"):
+        list(server_sent_events(httpx.Response(200, content=iter(parts[:-3]))))
 
 
 def sample(runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -107,7 +118,7 @@ def test_what_a_server_has_not_is_one_sentence(server: Server, runs: Path) -> No
     for flags, sentence in (
         (("--out", "a.txt"), "--out is for runs on this machine"),
         (("--state", "a"), "--state is for runs on this machine"),
-        (("--logprobs", "1"), "--logprobs is not told by --server"),
+        (("--logprobs", "1"), "--logprobs does not work with --server"),
     ):
         done = sample(runs, "gru", "--server", server.url, *flags)
         assert (done.returncode, done.stdout) == (1, "") and sentence in done.stderr

@@ -35,9 +35,9 @@ def test_an_unknown_character_decodes_to_the_replacement_character():
 
 
 def test_skip_drops_unknown_characters_and_met_counts_them():
-    tokenizer, met = train("ab\n"), Counter()
-    assert tokenizer.decode(tokenizer.encode("xaxyb", unknown="skip", met=met)) == "ab"
-    assert met == {"x": 2, "y": 1}
+    tokenizer, unknown_counts = train("ab\n"), Counter()
+    assert tokenizer.decode(tokenizer.encode("xaxyb", unknown="skip", unknown_counts=unknown_counts)) == "ab"
+    assert unknown_counts == {"x": 2, "y": 1}
 
 
 def test_error_names_character_code_point_line_and_column():

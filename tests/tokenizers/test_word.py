@@ -24,10 +24,10 @@ def test_each_newline_is_an_eos_and_a_last_line_without_one_gets_none():
 
 
 def test_written_eos_and_unk_are_the_tokens_themselves_and_not_unknown():
-    tokenizer, met = train("a <unk> b <eos>\n"), Counter()
+    tokenizer, counts = train("a <unk> b <eos>\n"), Counter()
     assert tokenizer.vocab_size == 4
-    assert tokenizer.encode("<unk> a <eos>", unknown="error", met=met).tolist() == [1, 2, 0]
-    assert not met
+    assert tokenizer.encode("<unk> a <eos>", unknown="error", unknown_counts=counts).tolist() == [1, 2, 0]
+    assert not counts
 
 
 def test_min_count_and_max_size_bound_the_vocabulary():
@@ -41,9 +41,9 @@ def test_a_word_cut_between_two_pieces_is_learned_whole():
 
 
 def test_unknown_words_are_replaced_skipped_or_refused():
-    tokenizer, met = train("a b\n"), Counter()
-    assert tokenizer.decode(tokenizer.encode("a dog b cat dog", met=met)) == "a <unk> b <unk> <unk>"
-    assert met == {"dog": 2, "cat": 1}
+    tokenizer, counts = train("a b\n"), Counter()
+    assert tokenizer.decode(tokenizer.encode("a dog b cat dog", unknown_counts=counts)) == "a <unk> b <unk> <unk>"
+    assert counts == {"dog": 2, "cat": 1}
     assert tokenizer.decode(tokenizer.encode("a dog b", unknown="skip")) == "a b"
     with pytest.raises(UnknownSymbolError, match="^Line 2, column 4: 'dog' is outside the vocabulary"):
         tokenizer.encode("a\nb  dog", unknown="error")
@@ -85,10 +85,10 @@ def test_wikitext_2_has_its_published_counts(real_data):
     assert tokenizer.vocab_size == 33_278
     counts = {}
     for split in ("train", "valid", "test"):
-        met: Counter[str] = Counter()
-        ids = tokenizer.encode((folder / f"{split}.txt").read_text("utf-8"), met=met)
+        counts: Counter[str] = Counter()
+        ids = tokenizer.encode((folder / f"{split}.txt").read_text("utf-8"), unknown_counts=counts)
         counts[split] = len(ids)
-        assert not met, "the vocabulary of WikiText-2 is closed"
+        assert not counts, "the vocabulary of WikiText-2 is closed"
     assert counts == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
 
 

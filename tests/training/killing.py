@@ -36,7 +36,7 @@ AIMED = PHASES[2:]
 """Where it can be made to die."""
 TIMEOUT_SECONDS = 120
 PRELOADED = [
-    "cli.program", "cli.training", "lm.jobs.train", "lm.generation.engine", "lm.generation.sampler",
+    "cli.program", "cli.progress", "lm.jobs.train", "lm.generation.engine", "lm.generation.sampler",
     "torch.utils.tensorboard.writer",
 ]  # fmt: skip
 TRAINER, WRITER = 0, 1

@@ -9,7 +9,7 @@ import pytest
 
 from lm.config import CorpusConfig, RunConfig, compose
 from lm.corpora import open_corpus
-from lm.jobs.autoconfig import MOST_EPOCHS, choose_config
+from lm.jobs.autoconfig import MAX_EPOCHS, choose_config
 from lm.training.plan import DEFAULT_MINUTES
 
 STEP = 64 * 64
@@ -82,11 +82,11 @@ def test_a_plan_by_time_reads_a_short_text_only_so_often(tmp_path: Path) -> None
         return choice.config.preset, length.minutes, length.epochs, choice.tokens
 
     # The training split, nine tenths, is one token longer than its characters.
-    assert chosen(60_000) == ("gru-char", DEFAULT_MINUTES, MOST_EPOCHS, 30 * 54_001)
-    assert chosen(20_000, minutes=10) == ("gru-char", 10, MOST_EPOCHS, 30 * 18_001)
-    assert chosen(10_000, minutes=10) == ("gru-char-small", 10, MOST_EPOCHS, None)
+    assert chosen(60_000) == ("gru-char", DEFAULT_MINUTES, MAX_EPOCHS, 30 * 54_001)
+    assert chosen(20_000, minutes=10) == ("gru-char", 10, MAX_EPOCHS, 30 * 18_001)
+    assert chosen(10_000, minutes=10) == ("gru-char-small", 10, MAX_EPOCHS, None)
     # Too short for batches of the larger ones.
-    assert chosen(4200) == ("gru-char-small", DEFAULT_MINUTES, MOST_EPOCHS, None)
+    assert chosen(4200) == ("gru-char-small", DEFAULT_MINUTES, MAX_EPOCHS, None)
     # Time ends it before; readings or steps are given; and a longer text is not as easily known by heart.
     assert chosen(100_000, minutes=1e-4)[1:3] == (1e-4, None)
     assert chosen(20_000, minutes=10, epochs=500)[1:3] == (10, 500)

@@ -14,7 +14,7 @@ from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.errors import DeviceError
 from lm.jobs.train import train
-from lm.kernels.training import forget_buffers
+from lm.kernels.dispatch import forget_buffers
 from lm.profiling import memory_estimate
 from lm.profiling.memory_estimate import estimate, refuse_what_cannot_fit
 from lm.profiling.tensor_memory import TensorMemory

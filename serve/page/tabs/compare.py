@@ -12,7 +12,7 @@ from lm.config import validate
 from lm.generation.options import SamplingOptions
 from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.context import Page
-from serve.page.controls import MOST_SAMPLES, Knobs, model_picker
+from serve.page.controls import MAX_SAMPLES, SamplingControls, model_picker
 from serve.page.messages import attach
 from serve.page.tabs import Tab
 from serve.page.text_generation import GeneratedText, generate
@@ -31,13 +31,14 @@ def build(page: Page) -> None:
                 placeholder="All models continue this text.",
             )  # fmt: skip
         with gr.Column(scale=2, min_width=300):
-            knobs = Knobs(page, first=("seed",), folded=("max_tokens", "top_p", "min_p"), presets=False)
+            folded = ("max_tokens", "top_p", "min_p")
+            controls = SamplingControls(page, first=("seed",), folded=folded, presets=False)
     store(page, "compare-prompt", prompt)
     with gr.Row(elem_classes="knobs"):
         go = gr.Button("Write side by side", variant="primary", size="md", min_width=160)
         stop = gr.Button("Stop", size="md", min_width=70)
         count = gr.Radio(
-            [(f"{number} columns", number) for number in range(MIN_COLUMNS, MOST_SAMPLES + 1)], value=MIN_COLUMNS,
+            [(f"{number} columns", number) for number in range(MIN_COLUMNS, MAX_SAMPLES + 1)], value=MIN_COLUMNS,
             show_label=False, container=False, min_width=340, scale=3,
         )  # fmt: skip
     columns: list[gr.Column] = []
@@ -45,7 +46,7 @@ def build(page: Page) -> None:
     texts: list[gr.Textbox] = []
     notes: list[gr.Markdown] = []
     with gr.Row():
-        for number, default in enumerate(_TEMPERATURES[:MOST_SAMPLES], 1):
+        for number, default in enumerate(_TEMPERATURES[:MAX_SAMPLES], 1):
             with gr.Column(min_width=250, visible=number <= MIN_COLUMNS) as column:
                 model = model_picker(page, f"compare-model-{number}", label=f"Model {number}")
                 temperature = gr.Slider(0, 2, value=default, step=0.05, label="Temperature")
@@ -59,10 +60,10 @@ def build(page: Page) -> None:
             columns.append(column)
 
     async def on_count(wanted: int) -> list[Any]:
-        return [gr.update(visible=number < wanted) for number in range(MOST_SAMPLES)]
+        return [gr.update(visible=number < wanted) for number in range(MAX_SAMPLES)]
 
     async def on_write(text: str, wanted: int, *values: Any) -> AsyncIterator[dict[Any, Any]]:
-        shared = knobs.options(values[len(settings) :]).model_dump()
+        shared = controls.options(values[len(settings) :]).model_dump()
         results = []
         for start in range(0, 3 * wanted, 3):
             model, temperature, top_k = values[start : start + 3]
@@ -75,7 +76,7 @@ def build(page: Page) -> None:
                 update[notes[number]] = f"{len(result.tokens[0]):,} tokens · {result.tokens_per_second:,.0f} tokens/s"
             yield update
 
-    inputs = [prompt, count, *settings, *knobs.inputs]
+    inputs = [prompt, count, *settings, *controls.inputs]
     writing = attach([go.click, prompt.submit], on_write, inputs, [*texts, *notes])
     stop.click(None, cancels=[writing], api_visibility="private")
     attach(count.change, on_count, count, columns)

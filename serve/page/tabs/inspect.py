@@ -22,13 +22,13 @@ from lm.generation.request import Score
 from lm.generation.sampler import Sampler, SamplingContext
 from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import Tokenizer
-from serve.engines.models import Model
-from serve.engines.tokens import Tokens
-from serve.errors import RequestError
+from serve.engines.model_pool import Model
+from serve.engines.codec import TokenCodec
+from serve.http_errors import RequestError
 from serve.page import token_marks
 from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.context import Page
-from serve.page.controls import Knobs, model_picker
+from serve.page.controls import SamplingControls, model_picker
 from serve.page.messages import attach, escape, page_error
 from serve.page.tabs import Tab
 from serve.page.text_generation import GeneratedText, GenerationLock, generate, next_logits, tokenize
@@ -39,7 +39,6 @@ ALTERNATIVES = 5
 MAX_BARS = 12
 _CONTEXT_CHARACTERS = 24
 """Characters before the position, in the sentence above the chart."""
-_FOLDED = ("top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
 _NO_TEXT = (
     '<span class="empty">Type a prompt and press Write. The generated tokens appear here: orange means surprising to '
@@ -122,7 +121,9 @@ def build(page: Page) -> None:
             status = gr.HTML("", elem_classes="note", elem_id="look-status", css_template=token_marks.SCALE_CSS)
         with gr.Column(scale=2, min_width=300):
             chart = token_marks.Bars(_NO_CHART, elem_id="look-chart")
-            knobs = Knobs(page, first=("temperature", "top_k", "seed"), folded=("max_tokens", *_FOLDED))
+            controls = SamplingControls(
+                page, first=("temperature", "top_k", "seed"), folded=("max_tokens", "top_p", "min_p", "typical_p")
+            )
     store(page, "look-prompt", prompt)
     sequence_state: gr.State = gr.State(None)
     position_state: gr.State = gr.State(None)
@@ -140,7 +141,7 @@ def build(page: Page) -> None:
         return Position(sequence, index, logits, model.tokenizer, text_before)
 
     def show(position: Position, values: Sequence[Any]) -> dict[Any, Any]:
-        return {position_state: position, chart: chart_html(position, knobs.options(values))}
+        return {position_state: position, chart: chart_html(position, controls.options(values))}
 
     async def show_prompt(text: str, name: str | None, values: Sequence[Any]) -> dict[Any, Any]:
         return show(await position_at(await new_sequence(text, name), 0), values)
@@ -187,7 +188,7 @@ def build(page: Page) -> None:
             yield update
 
     async def extend(lock: GenerationLock, old: TokenSequence, values: Sequence[Any]) -> AsyncIterator[dict[Any, Any]]:
-        options = knobs.options(values, logprobs=ALTERNATIVES)
+        options = controls.options(values, logprobs=ALTERNATIVES)
         room = token_marks.MAX_MARKS - len(old.tokens)
         if room <= 0:
             raise page_error(
@@ -221,19 +222,19 @@ def build(page: Page) -> None:
         return show(await position_at(sequence, index), values)
 
     charted = [position_state, chart]
-    inputs = [prompt, picker, *knobs.inputs]
-    with_position = [prompt, picker, position_state, *knobs.inputs]
+    inputs = [prompt, picker, *controls.inputs]
+    with_position = [prompt, picker, position_state, *controls.inputs]
     outputs = [sequence_state, shown, status, *charted]
     left = attach(prompt.blur, on_blur, with_position, charted)
     entered = attach(prompt.submit, on_enter, inputs, charted)
     attach(picker.input, on_model, [lock_state, *inputs], outputs)
-    changes = [knobs.component(name).change for name in ("temperature", "top_k", *_FOLDED)]
+    changes = [component.change for component in controls.filters.values()]
     attach(changes, on_settings, with_position, charted, trigger_mode="always_last")
     # The chart of the prompt's next token is not needed once the prompt is continued.
     attach(go.click, on_write, [lock_state, *inputs], outputs, cancels=[left, entered])
-    attach(chart.pick, on_bar, [lock_state, position_state, *knobs.inputs], outputs, trigger_mode="multiple")
+    attach(chart.pick, on_bar, [lock_state, position_state, *controls.inputs], outputs, trigger_mode="multiple")
     attach(stop.click, on_stop, lock_state, None)
-    attach(shown.pick, on_mark, [sequence_state, *knobs.inputs], charted)
+    attach(shown.pick, on_mark, [sequence_state, *controls.inputs], charted)
 
 
 # -- the text -----------------------------------------------------------------------------------------
@@ -278,7 +279,7 @@ def chart_html(position: Position, options: SamplingOptions) -> str:
     """
     before = softmax(position.logits.astype(np.float64))[0]
     after = position.probabilities(options)
-    tokens = Tokens(position.tokenizer)
+    tokens = TokenCodec(position.tokenizer)
     order = np.argsort(-before, kind="stable").tolist()
     # The most likely tokens, the most likely one after the filters, and the one in the text. Their order is that of
     # the model: no bar moves when a setting changes.
@@ -293,7 +294,7 @@ def chart_html(position: Position, options: SamplingOptions) -> str:
     return sentence + token_marks.bars_html(bars, actual=position.actual, hint=hint, rest=rest)
 
 
-def _sentence(position: Position, before: Floats, after: Floats, tokens: Tokens) -> str:
+def _sentence(position: Position, before: Floats, after: Floats, tokens: TokenCodec) -> str:
     def name(token: int) -> str:
         return _bold(visible(tokens.text(token)))
 

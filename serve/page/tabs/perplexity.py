@@ -15,7 +15,7 @@ from lm.corpora.text import decode_file
 from lm.evaluation.report import Report
 from lm.runs.card import figure, figures_of
 from lm.runs.run import Run
-from serve.errors import RequestError
+from serve.http_errors import RequestError
 from serve.page.assets import read_asset
 from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.context import Page
@@ -125,8 +125,8 @@ def build(page: Page) -> None:
                 raise
             raise page_error(_too_long(f"{options.max_prompt_tokens:,} tokens")) from None
         seconds = time.monotonic() - started
-        offer = page.models.offers.get(scored.model.name)
-        run, checkpoint = (Run(offer.folder, offer.state), offer.state) if offer else (None, "best")
+        offer = page.models.available_runs.get(scored.model.name)
+        run, checkpoint = (Run(offer.folder, offer.checkpoint), offer.checkpoint) if offer else (None, "best")
         return await asyncio.to_thread(
             analyze, scored, run=run, state=checkpoint, precision=options.precision, seconds=seconds
         )

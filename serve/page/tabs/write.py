@@ -11,7 +11,7 @@ import gradio as gr
 
 from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.context import Page
-from serve.page.controls import MOST_SAMPLES, Knobs, model_picker
+from serve.page.controls import MAX_SAMPLES, SamplingControls, model_picker
 from serve.page.messages import attach, page_error
 from serve.page.reproduce import FORMS, TextRequest, reproduce
 from serve.page.tabs import Tab
@@ -45,17 +45,16 @@ def build(page: Page) -> None:
             status = gr.Markdown("", elem_classes="note", elem_id="write-status")
         with gr.Column(scale=2, min_width=300):
             picker = model_picker(page, "write-model")
-            knobs = Knobs(
+            controls = SamplingControls(
                 page, first=("temperature", "top_k", "seed"),
-                folded=("max_tokens", "n", "stop", "top_p", "min_p", "typical_p", "repetition_penalty",
-                        "presence_penalty", "frequency_penalty"),
+                folded=("max_tokens", "n", "stop", "top_p", "min_p", "typical_p"),
             )  # fmt: skip
     store(page, "paper", paper)
-    for name in knobs.names:
-        store(page, f"write-{name}", knobs.component(name))
+    for name, component in controls.components.items():
+        store(page, f"write-{name}", component)
     columns, samples, takes = [], [], []
     with gr.Row(visible=False) as side_by_side:
-        for number in range(1, MOST_SAMPLES + 1):
+        for number in range(1, MAX_SAMPLES + 1):
             with gr.Column(min_width=240, visible=False) as column:
                 samples.append(gr.Textbox(
                     label=f"Sample {number}", lines=8, max_lines=16, interactive=False, elem_classes="paper",
@@ -85,7 +84,7 @@ def build(page: Page) -> None:
     async def on_write(
         sent: Any, editor: EditorSession, model: str, form: str, request: gr.Request, *values: Any
     ) -> AsyncIterator[dict[Any, Any]]:
-        command, options = EditorCommand.parse(sent), knobs.options(values)
+        command, options = EditorCommand.parse(sent), controls.options(values)
         if not command.is_possible:
             raise page_error("No generated text to replace. Press Write.")
         async with editor.acquire() as stop:
@@ -156,7 +155,7 @@ def build(page: Page) -> None:
         return last_piece(editor, form, request)[shown]
 
     outputs = [pieces, status, go, shown, side_by_side, *columns, *samples]
-    inputs = [sent, editor, picker, form, *knobs.inputs]
+    inputs = [sent, editor, picker, form, *controls.inputs]
     for writing in (
         attach([go.click, paper.submit], on_write, inputs, outputs, js=command_js("begin")),
         attach(again.click, on_write, inputs, outputs, js=command_js("again"), trigger_mode="multiple"),

@@ -19,7 +19,7 @@ from serve.page.tabs.inspect import Position, TokenSequence, chart_html
 from serve.page.token_marks import Mark, marks_html, percent, score_note, surprise_strength
 from tests.serve.conftest import Server
 from tests.serve.page.conftest import OpenPage
-from tests.serve.page.test_write import set_knob
+from tests.serve.page.test_write import set_control
 
 PROMPT = "the cat "
 NASTY = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'> {{value}} ${1 + 1} &amp;"
@@ -74,8 +74,8 @@ def choose_model(page: Page, name: str) -> None:
 def test_each_token_is_a_mark_and_the_text_is_the_librarys_for_the_seed(open_page: OpenPage, runs: Path) -> None:
     page = open_page("Inspect")
     begin(page, PROMPT)
-    set_knob(page, "Length", 60)
-    set_knob(page, "Top-k", 20)
+    set_control(page, "Length", 60)
+    set_control(page, "Top-k", 20)
     page.get_by_label("Seed").locator("visible=true").fill("7")
     expected = lm.load("gru", runs_dir=runs).sample(PROMPT, max_tokens=60, top_k=20, seed=7)
     assert "".join(write(page, tokens=60)) == expected
@@ -111,17 +111,17 @@ def test_the_chart_follows_the_settings(open_page: OpenPage) -> None:
     expect(bars(page)).to_have_count(12)
     before = bars(page).locator(".share:not(b)").all_inner_texts()
     expect(bars(page, ".out")).to_have_count(0)
-    set_knob(page, "Top-k", 3)
+    set_control(page, "Top-k", 3)
     expect(bars(page, ":not(.out)")).to_have_count(3)
     expect(said(page)).to_contain_text("keep 3 of")
-    set_knob(page, "Top-k", 0)
+    set_control(page, "Top-k", 0)
     expect(bars(page, ".out")).to_have_count(0)
-    set_knob(page, "Temperature", 0)
+    set_control(page, "Temperature", 0)
     expect(bars(page, ":not(.out)")).to_have_count(1)
     expect(bars(page, ":not(.out)").locator("b.share")).to_have_text("100%")
     expect(said(page)).to_contain_text("keep only")
     assert bars(page).locator(".share:not(b)").all_inner_texts() == before
-    set_knob(page, "Temperature", 1)
+    set_control(page, "Temperature", 1)
     expect(bars(page).first.locator("b.share")).to_have_text(before[0])
 
 
@@ -131,7 +131,7 @@ def test_a_mark_is_picked_by_mouse_and_by_keyboard_and_another_token_leads_elsew
 ) -> None:
     page = open_page("Inspect")
     begin(page, PROMPT)
-    set_knob(page, "Length", 20)
+    set_control(page, "Length", 20)
     texts = write(page, tokens=20)
     marks(page).nth(5).click()
     expect(said(page)).to_contain_text(f"The text has “{texts[5].replace(' ', '␣')}”")
@@ -164,7 +164,7 @@ def test_tokens_that_are_not_characters_are_marks_too(open_page: OpenPage, runs:
     choose_model(page, name)
     # The chart follows the model.
     expect(said(page)).to_contain_text("After “the cat”")
-    set_knob(page, "Length", 25)
+    set_control(page, "Length", 25)
     text = "".join(write(page, tokens=25))
     # Of a character of several tokens the first ones show a dot.
     assert text.replace("·", "") == lm.load(name, runs_dir=runs).sample("the cat", max_tokens=25)
@@ -174,7 +174,7 @@ def test_tokens_that_are_not_characters_are_marks_too(open_page: OpenPage, runs:
 def test_the_text_stays_after_stop_and_can_be_inspected(open_page: OpenPage, site: Server) -> None:
     page = open_page("Inspect")
     choose_model(page, "slow")
-    set_knob(page, "Length", 4000)
+    set_control(page, "Length", 4000)
     page.locator("#look-write").click()
     expect(marks(page).nth(20)).to_be_attached()
     page.locator("#look-stop").click()
@@ -190,7 +190,7 @@ def test_the_text_stays_after_stop_and_can_be_inspected(open_page: OpenPage, sit
 def test_a_script_in_a_prompt_is_a_text(open_page: OpenPage) -> None:
     page = open_page("Inspect")
     begin(page, NASTY)
-    set_knob(page, "Length", 5)
+    set_control(page, "Length", 5)
     write(page, tokens=5)
     assert page.locator("#look-text .given").inner_text() == NASTY
     expect(said(page)).to_contain_text(NASTY[-12:])

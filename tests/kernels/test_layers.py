@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lm.config import Section
 from lm.errors import DeviceError
 from lm.generation.open_decoder import open_decoder
-from lm.kernels import base, training
-from lm.kernels.base import native
+from lm.kernels import autograd, compiled, dispatch, layers
+from lm.kernels.compiled import native
 from lm.models.base import LanguageModel, build_model
 from lm.models.transformer import rotary_tables
 from lm.training.optimizers import AdamW
@@ -26,7 +26,7 @@ CELLS: dict[str, type[nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 @pytest.fixture(params=["avx512", "avx2", "plain"])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name: str = request.param if request.param in native().instruction_sets() else "plain"
-    monkeypatch.setattr(training, "isa", name)
+    monkeypatch.setattr(dispatch, "isa", name)
     return name
 
 
@@ -46,15 +46,15 @@ def weights_of(cell: nn.RNNBase, layer: int = 0) -> list[Tensor]:
 
 
 def both_ways(
-    kind: str, hidden: int, batch: int, time: int, *, states: bool, looked_up: bool, layers: int = 1
+    kind: str, hidden: int, batch: int, time: int, *, states: bool, looked_up: bool, num_layers: int = 1
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs, last states and all gradients of torch's layers, and of the native ones."""
     torch.manual_seed(hidden + batch)
-    cell = CELLS[kind](7, hidden, layers, batch_first=True)
+    cell = CELLS[kind](7, hidden, num_layers, batch_first=True)
     embedding = torch.randn(V, 7, requires_grad=True)
     ids = torch.randint(V, (batch, time))
     count = 2 if kind == "lstm" else 1
-    first = [(torch.randn(layers, batch, hidden) / 2).requires_grad_() for _ in range(count)] if states else []
+    first = [(torch.randn(num_layers, batch, hidden) / 2).requires_grad_() for _ in range(count)] if states else []
 
     def of_torch() -> list[Tensor]:
         begun = (tuple(first) if kind == "lstm" else first[0]) if states else None
@@ -64,10 +64,10 @@ def both_ways(
     def of_ours() -> list[Tensor]:
         inputs = embedding if looked_up else F.embedding(ids, embedding)
         lasts = []
-        for layer in range(layers):
+        for layer in range(num_layers):
             begun = [part[layer] for part in first] if states else None
             look = ids if looked_up and layer == 0 else None
-            inputs, *last = training.layer(kind, inputs, weights_of(cell, layer), begun, ids=look)
+            inputs, *last = autograd.recurrent_layer(kind, inputs, weights_of(cell, layer), begun, ids=look)
             lasts.append(last)
         return [inputs, *(torch.stack(parts) for parts in zip(*lasts, strict=True))]
 
@@ -95,7 +95,7 @@ def test_outputs_and_gradients_equal_those_of_torch(
 
 @pytest.mark.parametrize("kind", CELLS)
 def test_two_layers_equal_those_of_torch(kind: str) -> None:
-    wanted, found = both_ways(kind, 96, 32, 20, states=True, looked_up=True, layers=2)
+    wanted, found = both_ways(kind, 96, 32, 20, states=True, looked_up=True, num_layers=2)
     for one, other in zip(found, wanted, strict=True):
         close(one, other)
 
@@ -108,7 +108,7 @@ def test_a_gradient_is_the_slope_of_the_loss(kind: str) -> None:
     assert isinstance(weight, Tensor)
 
     def loss() -> Tensor:
-        return training.layer(kind, inputs, weights_of(cell), None)[0].square().sum()
+        return autograd.recurrent_layer(kind, inputs, weights_of(cell), None)[0].square().sum()
 
     (slope,) = torch.autograd.grad(loss(), weight)
     for place in [(0, 0), (5, 2), (11, 3)]:
@@ -129,9 +129,9 @@ def test_any_number_of_threads_gives_the_same_bits(kind: str, threads: None) -> 
         torch.manual_seed(0)
         cell, ids = CELLS[kind](24, 256, batch_first=True), torch.randint(V, (40, 10))
         embedding = torch.randn(V, 24, requires_grad=True)
-        outputs = training.layer(kind, F.embedding(ids, embedding), weights_of(cell), None)[0]
-        again = training.layer(kind, embedding, weights_of(cell), None, ids=ids)[0]
-        product = training.linear(outputs, weights_of(cell)[1])
+        outputs = autograd.recurrent_layer(kind, F.embedding(ids, embedding), weights_of(cell), None)[0]
+        again = autograd.recurrent_layer(kind, embedding, weights_of(cell), None, ids=ids)[0]
+        product = autograd.linear(outputs, weights_of(cell)[1])
         (product.square().sum() + again.square().sum()).backward()
         results.append([outputs, product, embedding.grad, *(weight.grad for weight in cell.parameters())])
     for result in results[1:]:
@@ -155,8 +155,8 @@ def test_a_transformer_has_the_same_bits_on_any_number_of_threads(threads: None)
 def test_a_state_that_is_cut_from_the_graph_gets_no_gradient() -> None:
     cell, inputs = nn.GRU(3, 16, batch_first=True), torch.randn(2, 8, 3)
     before = torch.zeros(2, 16, requires_grad=True)
-    first, last = training.layer("gru", inputs, weights_of(cell), [before])
-    (second, _) = training.layer("gru", inputs, weights_of(cell), [last.detach()])
+    first, last = autograd.recurrent_layer("gru", inputs, weights_of(cell), [before])
+    (second, _) = autograd.recurrent_layer("gru", inputs, weights_of(cell), [last.detach()])
     assert torch.autograd.grad(second.sum(), before, allow_unused=True, retain_graph=True) == (None,)
     (slope,) = torch.autograd.grad(first.sum(), before)
     assert float(slope.abs().sum()) > 0
@@ -164,22 +164,22 @@ def test_a_state_that_is_cut_from_the_graph_gets_no_gradient() -> None:
 
 def test_going_backward_twice_is_refused() -> None:
     cell = nn.GRU(3, 16, batch_first=True)
-    outputs = training.layer("gru", torch.randn(2, 8, 3), weights_of(cell), None)[0]
+    outputs = autograd.recurrent_layer("gru", torch.randn(2, 8, 3), weights_of(cell), None)[0]
     outputs.sum().backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="backward once"):
+    with pytest.raises(RuntimeError, match="one backward pass only"):
         outputs.sum().backward()
 
 
 def test_a_token_outside_the_embedding_is_refused() -> None:
     cell = nn.GRU(3, 16, batch_first=True)
     with pytest.raises(IndexError, match="outside the embedding"):
-        training.layer("gru", torch.randn(V, 3), weights_of(cell), None, ids=torch.full((2, 8), V))
+        autograd.recurrent_layer("gru", torch.randn(V, 3), weights_of(cell), None, ids=torch.full((2, 8), V))
 
 
 def test_a_number_that_is_none_does_not_stay_behind() -> None:
     # Buffers are used again, and their padding is multiplied by zeros.
     cell = nn.GRU(3, 5, batch_first=True)
-    training.layer("gru", torch.full((2, 8, 3), torch.nan), weights_of(cell), None)[0].sum().backward()
+    autograd.recurrent_layer("gru", torch.full((2, 8, 3), torch.nan), weights_of(cell), None)[0].sum().backward()
     cell.zero_grad()
     wanted, found = both_ways("gru", 5, 2, 8, states=True, looked_up=False)
     for one, other in zip(found, wanted, strict=True):
@@ -192,7 +192,7 @@ def test_a_linear_layer_equals_that_of_torch(rows: int, width: int, wide: int, i
     leaves = [torch.randn(shape, requires_grad=True) for shape in ((rows, width), (wide, width), (wide,))]
     slope = torch.randn(rows, wide)
     found = []
-    for linear in (F.linear, training.linear):
+    for linear in (F.linear, autograd.linear):
         outputs = linear(*leaves)
         found.append([outputs.detach(), *torch.autograd.grad(outputs, leaves, slope)])
     for one, other in zip(found[1], found[0], strict=True):
@@ -209,9 +209,9 @@ def test_a_product_of_any_shape_equals_that_of_torch(rows: int, depth: int, wide
             results = []
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
-                found = training.product(left, right, bias=bias)
+                found = autograd.product(left, right, bias=bias)
                 close(found, wanted)
-                results += [found, training.product(left, right, into=found.clone())]
+                results += [found, autograd.product(left, right, into=found.clone())]
             close(results[1], wanted + a @ b)
             assert all(torch.equal(*pair) for pair in zip(results[2:], results[:2] * 2, strict=True))
 
@@ -225,18 +225,18 @@ def test_cross_entropies_and_their_slopes_are_those_of_torch(rows: int, wide: in
     for count in (1, 2):
         torch.set_num_threads(count)
         found, d_bias = logits.detach().clone(), torch.ones(wide)
-        close(training.entropies(found, targets, into=found, d_bias=d_bias), wanted)
+        close(autograd.entropies(found, targets, into=found, d_bias=d_bias), wanted)
         close(found, slopes)
         close(d_bias, 1 + slopes.sum(0))
     with pytest.raises(IndexError, match="outside the logits"):
-        training.entropies(found, targets + wide, into=found)
+        autograd.entropies(found, targets + wide, into=found)
 
 
 def test_a_logit_that_is_no_number_makes_a_loss_that_is_none(isa: str) -> None:
     for odd in (torch.nan, torch.inf):
         logits = torch.zeros(2, 40)
         logits[1, 3] = odd
-        nats = training.entropies(logits, torch.zeros(2, dtype=torch.int64), into=logits)
+        nats = autograd.entropies(logits, torch.zeros(2, dtype=torch.int64), into=logits)
         assert nats.isfinite().tolist() == [True, False]
 
 
@@ -245,7 +245,7 @@ def test_a_mean_cross_entropy_and_its_gradient_are_those_of_torch(factor: float,
     torch.manual_seed(0)
     logits, targets = torch.randn(33, 70, requires_grad=True), torch.randint(65, (70,))
     wanted = F.cross_entropy(logits.T[:, :33], targets % 33)
-    found = training.cross_entropy(logits.T[:, :33], targets % 33)
+    found = autograd.cross_entropy(logits.T[:, :33], targets % 33)
     close(found, wanted)
     for _ in range(2):
         (slope,) = torch.autograd.grad(factor * found, logits, retain_graph=True)
@@ -254,7 +254,7 @@ def test_a_mean_cross_entropy_and_its_gradient_are_those_of_torch(factor: float,
 
 def test_an_embedding_and_its_gradient_are_those_of_torch(isa: str, threads: None) -> None:
     torch.manual_seed(0)
-    embedding, ids = training.Embedding(50, 37), torch.randint(50, (60, 40))
+    embedding, ids = layers.Embedding(50, 37), torch.randint(50, (60, 40))
     slope = torch.randn(60, 40, 37)
     wanted = F.embedding(ids, embedding.weight)
     (gradient,) = torch.autograd.grad(wanted, embedding.weight, slope)
@@ -282,14 +282,14 @@ def test_gradients_are_clipped_as_by_torch(most: float, isa: str, threads: None)
     for count in (1, 2):
         torch.set_num_threads(count)
         own = [each.clone() for each in copies]
-        norms.append(training.clipped(own, most))
+        norms.append(autograd.clip_grad_norm(own, most))
         for one, weight in zip(own, weights, strict=True):
             assert weight.grad is not None
             close(one, weight.grad)
     assert norms[0] == norms[1] == pytest.approx(wanted, rel=1e-5)
     copies[1][3, 4] = torch.nan
     before = copies[0].clone()
-    assert training.clipped(copies, most) != training.clipped(copies, most)
+    assert autograd.clip_grad_norm(copies, most) != autograd.clip_grad_norm(copies, most)
     assert torch.equal(copies[0], before)
 
 
@@ -315,7 +315,7 @@ def test_adamw_goes_where_that_of_torch_goes(isa: str) -> None:
 
 
 def test_dropout_keeps_its_share_and_drops_the_same_on_the_way_back() -> None:
-    dropout, ones = training.Dropout(0.25), torch.ones(500, 401, requires_grad=True)
+    dropout, ones = layers.Dropout(0.25), torch.ones(500, 401, requires_grad=True)
     torch.manual_seed(1)
     dropped = dropout(ones)
     dropped.sum().backward()
@@ -482,7 +482,7 @@ def test_the_switch_leaves_training_and_decoding_to_torch(monkeypatch: pytest.Mo
     model = build_model(Section(type="gru", hidden_size=16), V, seed=1)
     options, arrays = model.options.model_dump(mode="json"), model.arrays()
     monkeypatch.setenv("INKLING_NATIVE", "0")
-    monkeypatch.setattr(training, "layer", refuse)
+    monkeypatch.setattr(autograd, "recurrent_layer", refuse)
     model(torch.zeros(2, 8, dtype=torch.int64))
     assert native() is None
     assert open_decoder(options, lambda: arrays, lambda: model).name.startswith("torch")
@@ -493,20 +493,20 @@ def test_the_switch_leaves_training_and_decoding_to_torch(monkeypatch: pytest.Mo
 def test_an_install_without_kernels_says_once_that_torch_trains(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(base, "compiled", lambda: None)
-    monkeypatch.setattr(training, "compiled", lambda: None)
-    training._tell_what_is_missing.cache_clear()
+    monkeypatch.setattr(compiled, "compiled", lambda: None)
+    monkeypatch.setattr(dispatch, "compiled", lambda: None)
+    dispatch._warn_of_missing_kernels.cache_clear()
     model = build_model(Section(type="gru", hidden_size=16), V, seed=1)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             model(torch.zeros(2, 8, dtype=torch.int64))
     assert [record.message.split(":")[0] for record in caplog.records] == [
-        "This install has no native kernels (no C++ compiler was found when it was made)"
+        "This install has no native kernels, because no C++ compiler was found"
     ]
 
 
 def test_other_cells_short_texts_and_low_precision_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "layer", refuse)
+    monkeypatch.setattr(autograd, "recurrent_layer", refuse)
     ids = torch.zeros(2, 8, dtype=torch.int64)
     build_model(Section(type="rnn", hidden_size=16), V, seed=1)(ids)
     model = build_model(Section(type="gru", hidden_size=16), V, seed=1)

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from serve.api import request_bodies, response_formats
 from serve.api.request_bodies import read_body
 from serve.api.requests import CompletionRequest, DetokenizeRequest
-from serve.errors import RequestError
+from serve.http_errors import RequestError
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -62,11 +63,13 @@ def test_what_is_written_in_parts_is_what_json_writes(value: object) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 7])
-def test_an_iterator_is_written_as_a_list(size: int) -> None:
+def test_an_iterator_and_an_array_are_written_as_a_list(size: int) -> None:
     entries = [{"a": [number] * 5} for number in range(size)]
     assert "".join(response_formats.encode_in_parts({"x": iter(entries), "y": 1})) == response_formats.encode(
         {"x": entries, "y": 1}
     )
+    numbers = np.arange(size, dtype=np.uint16)
+    assert "".join(response_formats.encode_in_parts({"x": numbers})) == response_formats.encode({"x": numbers.tolist()})
 
 
 @pytest.mark.parametrize("size", [1, 16_384, 16_385, 50_000])
@@ -96,5 +99,15 @@ def test_what_is_no_text_is_no_json(body: bytes) -> None:
 
 
 def test_a_body_of_too_many_lists_is_one_sentence() -> None:
-    with pytest.raises(RequestError, match="more than 100,000 lists and objects: send less at a time"):
-        read_body(b'{"prompt": [' + b"[1]," * 100_000 + b"[1]]}", CompletionRequest)
+    with pytest.raises(RequestError, match="more than 20,000 lists and objects: send less at a time"):
+        read_body(b'{"prompt": [' + b"[1]," * 19_999 + b"[1]]}", CompletionRequest)
+
+
+@pytest.mark.parametrize("field", ["prediction", "metadata", "messages"])
+def test_an_object_of_too_many_fields_is_one_sentence(field: str) -> None:
+    fields = ",".join(f'"{number:05}":""' for number in range(10_000))
+    value = read_body(f'{{"prompt": "", "prediction": {{{fields}}}}}'.encode(), CompletionRequest)
+    assert isinstance(value, CompletionRequest) and value.prediction is not None and len(value.prediction) == 10_000
+    for text in (f'{{"{field}": {{{fields},"more":1}}}}', f'{{{fields},"more":1}}'):
+        with pytest.raises(RequestError, match="An object of the body has more than 10,000 fields: send less"):
+            read_body(text.encode(), CompletionRequest)

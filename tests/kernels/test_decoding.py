@@ -14,7 +14,7 @@ from lm.errors import CorruptRunError, DeviceError
 from lm.generation.decoder import Decoder, Logits
 from lm.generation.open_decoder import has_kernel, open_decoder
 from lm.generation.torch_decoder import TorchDecoder
-from lm.kernels.base import native
+from lm.kernels.compiled import native
 from lm.models.base import LanguageModel, build_model
 from lm.registry import KERNELS, MODELS
 

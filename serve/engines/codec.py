@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from lm.errors import TokenizerError
 from lm.tokenizers.base import REPLACEMENT, Tokenizer, UnknownPolicy
@@ -18,8 +22,8 @@ TURN_ENDS = ("\nUser:", "\nSystem:", "\nDeveloper:", "\nAssistant:")
 """A reply ends where another turn would begin."""
 MOST_AT_ONCE = 16_384
 """Tokens that are worked on in one call of C, in which no other thread runs."""
-LONGEST_LINE = 1_000_000
-"""Characters of a line, for tokenizers that cut each line into tokens in one call: about 30 milliseconds."""
+LONGEST_LINE = 250_000
+"""Characters of a line, for tokenizers that cut each line into tokens in one call: about 10 milliseconds."""
 
 
 def chat_text(turns: Sequence[tuple[str, str]]) -> str:
@@ -27,7 +31,13 @@ def chat_text(turns: Sequence[tuple[str, str]]) -> str:
     return "".join(f"{role.capitalize()}: {content}\n" for role, content in turns) + "Assistant:"
 
 
-class Tokens:
+def numbers(ids: npt.NDArray[np.integer[Any]]) -> Iterator[int]:
+    """The ids of an array (T,), each part short work."""
+    for begin in range(0, len(ids), MOST_AT_ONCE):
+        yield from ids[begin : begin + MOST_AT_ONCE].tolist()
+
+
+class TokenCodec:
     """The tokens of one model."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -58,19 +68,19 @@ class Tokens:
                 )
             begin = end + 1
 
-    def encode(self, text: str, unknown: UnknownPolicy | None = None) -> list[int]:
-        """Ids of a text, without the start token.
+    def encode_array(self, text: str, unknown: UnknownPolicy | None = None) -> npt.NDArray[np.integer[Any]]:
+        """Ids of a text (T,), without the start token. An array is made and freed faster than a list of as many ids.
 
         Raises:
             UnknownSymbolError, ConfigError: as the policy says.
             TokenizerError: a line is too long to be cut into tokens while others wait.
         """
         self.check_lines(text)
-        ids = self._tokenizer.encode(text, unknown=unknown)
-        found: list[int] = []
-        for begin in range(0, len(ids), MOST_AT_ONCE):
-            found += ids[begin : begin + MOST_AT_ONCE].tolist()
-        return found
+        return self._tokenizer.encode(text, unknown=unknown)
+
+    def encode(self, text: str, unknown: UnknownPolicy | None = None) -> list[int]:
+        """The same as a list."""
+        return [*numbers(self.encode_array(text, unknown))]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids.
@@ -84,9 +94,21 @@ class Tokens:
             self._tokenizer.checked(ids[begin : begin + MOST_AT_ONCE])
         return self.offsets(ids)[0]
 
-    def read_from(self, text: str, unknown: UnknownPolicy | None = None) -> tuple[int, ...]:
-        """Ids of a prompt, the start token in front: what a model reads before it goes on."""
-        return (self._tokenizer.start_id, *self.encode(text, unknown))
+    def read_from(
+        self, text: str, unknown: UnknownPolicy | None = None, *, check: Callable[[int], None] | None = None
+    ) -> tuple[int, ...]:
+        """Ids of a prompt, the start token in front: what a model reads before it continues.
+
+        Args:
+            text: the prompt.
+            unknown: what unknown symbols become.
+            check: called with the number of the text's tokens before they are made Python's numbers, which takes long
+                where there are many; may raise.
+        """
+        ids = self.encode_array(text, unknown)
+        if check is not None:
+            check(len(ids))
+        return (self._tokenizer.start_id, *numbers(ids))
 
     def text(self, token: int) -> str:
         """A token's own text; its name where it has none, such as "<eos>" or "<0xE2>"."""

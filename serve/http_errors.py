@@ -43,7 +43,7 @@ UNSUPPORTED = {
 }
 """Fields of OpenAI's API, and of servers like it, that mean something which this server does not do."""
 
-MOST_SHOWN = 100
+MAX_SHOWN = 100
 """Characters of a bad value that an error repeats."""
 
 
@@ -85,7 +85,7 @@ class RequestError(HTTPException):
         return JSONResponse(self.body(), self.status_code, self.headers)
 
 
-def too_busy(retry: int, message: str) -> RequestError:
+def too_many_requests(retry: int, message: str) -> RequestError:
     """429: come back later."""
     return RequestError(429, message, code="rate_limit_exceeded", retry=retry)
 
@@ -97,7 +97,7 @@ def shutting_down() -> RequestError:
 
 def model_not_found(name: str, known: Mapping[str, object]) -> RequestError:
     """404: no such model among those that are offered."""
-    name = name[:MOST_SHOWN]
+    name = name[:MAX_SHOWN]
     hint = did_you_mean(name, known)
     return RequestError(
         404,
@@ -117,7 +117,7 @@ def no_model() -> RequestError:
     )
 
 
-def dead_engine(name: str) -> RequestError:
+def engine_died(name: str) -> RequestError:
     """500: nothing can be asked of this model any more."""
     return RequestError(
         500,
@@ -126,7 +126,7 @@ def dead_engine(name: str) -> RequestError:
     )
 
 
-def of_exception(error: Exception) -> RequestError:
+def error_response_for(error: Exception) -> RequestError:
     """The answer to any exception that a request met."""
     match error:
         case RequestError():
@@ -165,7 +165,7 @@ def _invalid(error: RequestValidationError) -> RequestError:
         if finding["type"] == "json_invalid":
             return RequestError(400, "The body is not JSON.")
         if finding["type"] == "extra_forbidden":
-            path = ".".join(place)[:MOST_SHOWN]
+            path = ".".join(place)[:MAX_SHOWN]
             if place[-1] in UNSUPPORTED:
                 return RequestError(400, f"{path} is not supported: {UNSUPPORTED[place[-1]]}", param=path)
             hint = did_you_mean(path, SamplingOptions.model_fields)
@@ -201,7 +201,7 @@ class _Short(reprlib.Repr):
 
 
 _short = _Short()
-_short.maxstring = _short.maxother = MOST_SHOWN
+_short.maxstring = _short.maxother = MAX_SHOWN
 
 
 def _shown(name: str, value: Any) -> str:
@@ -215,8 +215,8 @@ def install(app: FastAPI) -> None:
     """Answer every exception in this form."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        made = of_exception(error)
-        request.state.facts["code"] = made.code
+        made = error_response_for(error)
+        request.state.log_fields["code"] = made.code
         # A client that still writes would miss the answer.
         await request.state.discard()
         return made.response()

@@ -1,0 +1,141 @@
+"""The flags that choose training options: those of `lm train`, shared by `lm profile` and `lm bench`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from cli.options import ANY_OPTION, parameter, path_option, runs_dir_flag
+from lm.config import CorpusConfig, TrainingConfig, parse_assignments, preset_names
+from lm.errors import ConfigError, RunNotFoundError
+
+if TYPE_CHECKING:
+    from lm.corpora import Progress
+    from lm.jobs.prepare import PreparedJob
+
+TRAINING_FLAGS = (
+    "minutes", "max_steps", "epochs", "seed", "device", "precision", "amp", "loss_scale", "devices", "shard",
+)  # fmt: skip
+"""Fields of `TrainingConfig` that have a flag; the others are set with --set."""
+CORPUS_FLAGS = "split_fractions", "text_column", "encoding"
+"""Fields of `CorpusConfig` that have a flag."""
+SECTIONS = ("training", TrainingConfig, TRAINING_FLAGS), ("corpus", CorpusConfig, CORPUS_FLAGS)
+PROCESSES = "devices", "shard"
+"""Flags for training alone: profiles and benchmarks measure one process."""
+
+_PRESET = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Start from these options: {', '.join(preset_names())}. Default: by the text.", show_default=False
+    ),
+]
+_SET = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar=ANY_OPTION, help="Any option, e.g. model.hidden_size=768; repeatable."),
+]
+_CONFIG = Annotated[Path | None, path_option("--config", help="A TOML file of options, over the preset.")]
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """The flags that choose options, as they were given."""
+
+    preset: str | None
+    file: Path | None
+    overrides: dict[str, Any]
+    """"section.field" → value, from --set and from the flags of fields."""
+    used: tuple[str, ...]
+    """The flags that were given, such as --seed."""
+
+
+def with_train_flags(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags that choose options, after its first argument; it gets them as `flags`."""
+    fields = {
+        name: (section, owner.model_fields[name])
+        for section, owner, names in SECTIONS
+        for name in names
+        if name not in leave_out
+    }
+    own = {"preset": _PRESET, "set_": _SET, "config": _CONFIG}
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+        for name, hint in own.items()
+    ]
+    for name, (_, declared) in fields.items():
+        option = typer.Option(_flag(name), help=declared.description, show_default=False)
+        added.append(parameter(name, declared, option, repeatable=False))
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_flags(*arguments: Any, **given: Any) -> None:
+            values = {each.name: given.pop(each.name, None) for each in added}
+            used = {name: value for name, value in values.items() if value is not None and value is not False}
+            overrides: dict[str, Any] = parse_assignments(used.get("set_") or [])
+            for name, (section, _) in fields.items():
+                if name in used:
+                    # A text option stays a text, also where it looks like a number.
+                    overrides[f"{section}.{name}"] = json.dumps(used[name]) if section == "corpus" else used[name]
+            flags = TrainFlags(used.get("preset"), used.get("config"), overrides, tuple(map(_flag, used)))
+            command(*arguments, **given, flags=flags)
+
+        hints = get_type_hints(command, include_extras=True)
+        shown = [
+            each.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, each in inspect.signature(command).parameters.items()
+            if name != "flags"
+        ]
+        shown[1:1] = added
+        with_flags.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        with_flags.__annotations__ = {each.name: each.annotation for each in shown}
+        return with_flags
+
+    return add
+
+
+def _flag(name: str) -> str:
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def prepare_corpus_or_run(
+    source: str | None, flags: TrainFlags, runs_dir: Path, data_dir: Path | None, progress: Progress
+) -> PreparedJob:
+    """Options and tokens of what CORPUS|RUN names: a run with its own options and text, else a text.
+
+    Raises:
+        ConfigError: nothing is named, or a flag contradicts the run.
+    """
+    from lm.jobs.prepare import prepare_job, prepare_run
+    from lm.jobs.resolve import TrainRequest, resolve
+    from lm.runs.run import load
+    from lm.runs.run_folder import find_run
+
+    if source is None:
+        raise ConfigError("Which text, or which run? Write: lm profile FILE (or a named corpus, or a run's name).")
+    request = TrainRequest(
+        corpus=source,
+        preset=flags.preset,
+        file=flags.file,
+        overrides=flags.overrides,
+        data_dir=data_dir,
+        progress=progress,
+    )
+    if source == "-" or Path(source).is_file():
+        return prepare_job(resolve(request))
+    try:
+        find_run(source, runs_dir)
+    except RunNotFoundError:
+        return prepare_job(resolve(request))
+    for flag in ("--preset", "--config"):
+        if flag in flags.used:
+            raise ConfigError(
+                f"Run {source} has its own options{runs_dir_flag(runs_dir)}: leave {flag} out, and change single "
+                "options with --set."
+            )
+    return prepare_run(load(source, runs_dir=runs_dir), request)

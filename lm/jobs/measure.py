@@ -1,0 +1,68 @@
+"""Step 3 of a training job: check the memory, measure the speed, and fix the plan."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from lm.errors import ConfigError
+from lm.jobs.new_run import new_run_folder
+from lm.jobs.prepare import PreparedJob
+from lm.jobs.resolve import TrainRequest, counts_alone, training_method
+from lm.jobs.speed import Timings, measure_speed
+from lm.models.base import LanguageModel
+from lm.profiling.memory_estimate import refuse_what_cannot_fit
+from lm.training import distributed
+from lm.training.distributed import World
+from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
+from lm.training.trainer import Trainer
+
+
+def reserve_run(job: PreparedJob, request: TrainRequest, world: World, locks: contextlib.ExitStack) -> PreparedJob:
+    """The job with its run folder and its memory, in the first process alone; `locks` holds the run's lock.
+
+    Raises:
+        ConfigError: this number of processes cannot train the options.
+        DeviceError: the memory is not enough.
+        RunLockedError: another process trains a run of that name.
+    """
+    config, corpus = job.config, job.tokens
+    if world.size > 1 and counts_alone(config):
+        raise ConfigError(f"{config.model.type} models are trained in one process: leave --devices and torchrun out.")
+    distributed.check(config, world.size)
+    folder = new_run_folder(request.name, corpus.name, config, request.runs_dir)
+    locks.enter_context(folder.lock())
+    memory = None
+    # A model that counts as well would count the text twice.
+    if training_method(config) == "gradient" and not config.training.shard:
+        with distributed.alone():
+            memory = refuse_what_cannot_fit(distributed.own_part(config, world.size), corpus)
+    return replace(job, path=folder.path, overwrite=request.overwrite, memory_bytes=memory)
+
+
+def with_length(job: PreparedJob) -> PreparedJob:
+    """The job with the default length where no length is given."""
+    training = job.config.training
+    if training.max_steps is not None or training.epochs is not None or training.minutes is not None:
+        return job
+    training = training.model_copy(update={"minutes": DEFAULT_MINUTES})
+    return replace(job, config=job.config.model_copy(update={"training": training}))
+
+
+def time_steps(job: PreparedJob, make_model: Callable[[], LanguageModel]) -> Timings | None:
+    """Measured times for a plan by time, in all processes; None for a plan in steps or epochs."""
+    minutes = job.config.training.minutes
+    if minutes is None:
+        return None
+    return measure_speed(job.config, job.tokens, min(4.0, minutes * 60 * 0.05), make_model())
+
+
+def fix_plan(job: PreparedJob, trainer: Trainer, timings: Timings | None) -> Plan:
+    """The plan of a new run."""
+    valid = len(job.tokens.splits["valid"].ids) - 1
+    if timings is None:
+        plan = fixed_plan(trainer.config, trainer.steps_per_epoch, trainer.tokens_per_step, valid)
+    else:
+        plan = timed_plan(trainer.config, trainer.steps_per_epoch, timings.step_seconds, timings.token_seconds, valid)
+    return replace(plan, expected_bytes=job.memory_bytes)

@@ -1,0 +1,209 @@
+"""Step 2 of a training job: open the corpus, choose the preset where none is given, and encode the text."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lm.config import CorpusConfig, RunConfig, Section, merge
+from lm.corpora import Corpus, PreparedCorpus, load_prepared, open_corpus
+from lm.corpora import prepare as encode
+from lm.errors import ConfigError, CorpusError
+from lm.jobs.autoconfig import choose_config
+from lm.jobs.resolve import ResolvedRequest, ResumeRequest, TrainRequest, counts_alone
+from lm.runs.run import Run, load
+from lm.tokenizers.base import Tokenizer
+from lm.training.distributed import ReadOnlyRunFolder, World
+from lm.training.plan import Plan, bptt_of, fit_to_text
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a resumed run continues."""
+
+    plan: Plan
+    has_state: bool = True
+    """False: the run was killed before anything was saved."""
+    resets_patience: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedJob:
+    """A job on its way through the steps: each step returns it with what the step decided."""
+
+    config: RunConfig
+    corpus: PreparedCorpus | None
+    """None: the run is finished."""
+    init: Run | None = None
+    chosen_tokens: int | None = None
+    """Tokens that the plan trains on, where the preset was chosen by them."""
+    path: Path | None = None
+    """The run folder; None: nothing is to be trained."""
+    overwrite: bool = False
+    memory_bytes: int | None = None
+    """Tensors of each process at most, estimated; None: unknown."""
+    resume: ResumePoint | None = None
+    """None: a new run, or a finished one."""
+    has_report: bool = True
+    """False: a finished run that was killed before its report."""
+
+    @property
+    def tokens(self) -> PreparedCorpus:
+        """The corpus of a job that is not finished."""
+        assert self.corpus is not None
+        return self.corpus
+
+
+def open_text(resolved: ResolvedRequest) -> Corpus:
+    """The corpus of a request, opened, with a validation split.
+
+    Raises:
+        CorpusError: the text cannot be read, or has no validation split.
+        ConfigError: options contradict a text that was tokenized before.
+    """
+    request = resolved.request
+    corpus = request.corpus
+    if not isinstance(corpus, Corpus):
+        where = resolved.config.corpus.model_copy(update={"source": corpus})
+        corpus = open_corpus(where, data_dir=request.data_dir, progress=request.progress)
+    if corpus.tokens is not None and any(path.startswith("tokenizer.") for path in request.overrides):
+        raise ConfigError(f"{corpus.source} was prepared with its tokenizer: leave tokenizer options out.")
+    if "valid" not in corpus.splits:
+        raise CorpusError(f"{corpus.source} has no validation split to find the best weights with: add one.")
+    return corpus
+
+
+def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> PreparedJob:
+    """Final options and tokens of a request, in this process alone.
+
+    Args:
+        resolved: the request.
+        corpus: its corpus, where it is open already.
+
+    Raises:
+        LMError: the text cannot be read or encoded, or the options do not suit it.
+    """
+    request = resolved.request
+    text = corpus or open_text(resolved)
+    encoded: dict[str, PreparedCorpus] = {}
+
+    def encode_once(tokenizer: Tokenizer | Section) -> PreparedCorpus:
+        key = tokenizer.model_dump_json() if isinstance(tokenizer, Section) else tokenizer.sha256
+        if key not in encoded:
+            encoded[key] = encode(text, tokenizer, progress=request.progress)
+        return encoded[key]
+
+    config, chosen_tokens = resolved.config, None
+    if resolved.over_preset is not None:
+        choice = choose_config(text, resolved.over_preset, encode=encode_once)
+        config, chosen_tokens = choice.config, choice.tokens
+    prepared = encode_once(request.init.tokenizer if request.init else config.tokenizer)
+    sections: dict[str, Any] = {"corpus": config.corpus.model_copy(update={"source": text.source})}
+    if text.tokens is not None:
+        sections["tokenizer"] = Section(**prepared.tokenizer.options.model_dump(mode="json"))
+    config = _with_batches_that_fit(config.model_copy(update=sections), prepared)
+    return PreparedJob(config=config, corpus=prepared, init=request.init, chosen_tokens=chosen_tokens)
+
+
+def prepare_run(run: Run, request: TrainRequest) -> PreparedJob:
+    """Options and tokens of an existing run, with the overrides of a request.
+
+    Raises:
+        ConfigError: an override changes the text or the tokenizer.
+    """
+    config = merge(run.config, request.overrides)
+    if config.tokenizer != run.config.tokenizer or config.corpus != run.config.corpus:
+        raise ConfigError(
+            f"Run {request.source} keeps its text and its tokenizer. To use another text, give it in place of the run."
+        )
+    return PreparedJob(config=config, corpus=run.own_text(data_dir=request.data_dir, progress=request.progress))
+
+
+def _with_batches_that_fit(config: RunConfig, corpus: PreparedCorpus) -> RunConfig:
+    """The options with batches that fit the text; a notice reports a change."""
+    tokens = corpus.splits["train"].counts.tokens
+    fitted = config if counts_alone(config) else fit_to_text(config, tokens)
+    if fitted is not config:
+        log.warning(
+            "The training text has %s tokens: a batch has %d rows of %d tokens instead of %d rows of %d.",
+            f"{tokens:,}",
+            fitted.training.batch_size,
+            bptt_of(fitted),
+            config.training.batch_size,
+            bptt_of(config),
+        )
+    return fitted
+
+
+# -- the same job in several processes ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PreparedCorpusRef:
+    """Names a prepared corpus; its tokens are in the cache of each machine."""
+
+    key: str
+    sha256: str
+    tokenizer_sha256: str
+    name: str
+    source: str
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, corpus: PreparedCorpus) -> PreparedCorpusRef:
+        """The reference to a corpus."""
+        return cls(corpus.key, corpus.sha256, corpus.tokenizer.sha256, corpus.name, corpus.source, corpus.notes)
+
+    def load(self, tokenizer: Tokenizer | Section, config: CorpusConfig, data_dir: Path | None) -> PreparedCorpus:
+        """The corpus from this machine's cache, or encoded here.
+
+        Raises:
+            CorpusError: this machine has another text.
+        """
+        found = load_prepared(self.key)
+        if found is None or found.tokenizer.sha256 != self.tokenizer_sha256:
+            found = encode(open_corpus(config, data_dir=data_dir), tokenizer)
+        if (found.sha256, found.tokenizer.sha256) != (self.sha256, self.tokenizer_sha256):
+            raise CorpusError(
+                f"{self.source} on {platform.node()} is not the text that the first process has. Give all machines the "
+                "same file, or let them share INKLING_CACHE."
+            )
+        return replace(found, name=self.name, source=self.source, notes=self.notes)
+
+
+def share_job(world: World, request: TrainRequest | ResumeRequest, make: Callable[[], PreparedJob]) -> PreparedJob:
+    """The job that `make` returns in the first process, in all processes. Its tokens are not sent.
+
+    Raises:
+        LMError: `make` raised it in the first process, or this machine has another text.
+    """
+    own: list[PreparedJob] = []
+
+    def decide() -> tuple[PreparedJob, PreparedCorpusRef | None, str | None]:
+        own.append(job := make())
+        ref = None if job.corpus is None else PreparedCorpusRef.of(job.corpus)
+        init = f"{job.init.folder.path}@{job.init.state}" if job.init else None
+        return replace(job, corpus=None, init=None), ref, init
+
+    job, ref, init_name = world.broadcast_from_rank0(decide)
+    if ref is None:
+        return job
+    init = own[0].init if own else load(init_name) if init_name else None
+
+    def tokens() -> PreparedCorpus:
+        if own:
+            return own[0].tokens
+        assert job.path is not None
+        if job.resume is not None:
+            folder = ReadOnlyRunFolder(job.path)
+            folder.await_record()
+            return ref.load(folder.read_tokenizer(), job.config.corpus, request.data_dir)
+        return ref.load(init.tokenizer if init else job.config.tokenizer, job.config.corpus, request.data_dir)
+
+    return replace(job, corpus=world.local_rank0_first(tokens), init=init)

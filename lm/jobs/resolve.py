@@ -1,0 +1,152 @@
+"""Step 1 of a training job: the options that a caller gives become one configuration, before the text is read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, compose, merge
+from lm.corpora import Corpus, Progress
+from lm.device import pick_device
+from lm.errors import ConfigError
+from lm.jobs.autoconfig import CANDIDATES, first_accepted
+from lm.jobs.new_run import check_new_run
+from lm.registry import MODELS
+from lm.runs.run import Run
+from lm.training import distributed
+from lm.training.callbacks import Callback
+from lm.training.precision import choose_format
+
+if TYPE_CHECKING:
+    from lm.jobs.prepare import PreparedJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What a caller asks of a new training run."""
+
+    corpus: str | Corpus
+    """A source as in `CorpusConfig.source`, or an opened corpus."""
+    config: RunConfig | None = None
+    """All options; None: `preset`, `file` and `overrides` give them."""
+    preset: str | None = None
+    """None: the preset that suits the text and the length of the plan."""
+    file: Path | None = None
+    """A TOML file of options over the preset."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """"section.field" → value, over all of these."""
+    init: Run | None = None
+    """The run whose weights and tokenizer the new run starts from."""
+    name: str | None = None
+    """Name of the run; None: made from corpus and model."""
+    runs_dir: Path = DEFAULT_RUNS_DIR
+    overwrite: bool = False
+    stop_after: int | None = None
+    """Stop at this step of the plan."""
+    data_dir: Path | None = None
+    callbacks: Sequence[Callback] = ()
+    progress: Progress | None = None
+    on_prepared: Callable[[ResolvedRequest, PreparedJob], None] | None = None
+    """Called in the first process when options and tokens are known."""
+
+    @property
+    def source(self) -> str:
+        """The corpus as `CorpusConfig.source`."""
+        return self.corpus.source if isinstance(self.corpus, Corpus) else self.corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeRequest:
+    """What a caller asks of an interrupted run. See `lm.resume` for the fields."""
+
+    run: str | None
+    runs_dir: Path = DEFAULT_RUNS_DIR
+    max_steps: int | None = None
+    stop_after: int | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Training options that a resumed run may change, as overrides."""
+    corpus: Path | str | None = None
+    data_dir: Path | None = None
+    callbacks: Sequence[Callback] = ()
+    progress: Progress | None = None
+    is_restart: bool = False
+    """Whether the launcher restarted the job: what it requested may be done already."""
+
+
+@dataclass(frozen=True)
+class ResolvedRequest:
+    """A request with a checked configuration."""
+
+    request: TrainRequest
+    config: RunConfig
+    """All options; where the preset is still to be chosen, those of the first preset that accepts the overrides."""
+    over_preset: Callable[[str], RunConfig] | None = None
+    """The configuration over a preset, composed once; None: `config` is final."""
+
+
+def resolve(request: TrainRequest) -> ResolvedRequest:
+    """Check all options of a request. The text is not read.
+
+    Raises:
+        ConfigError: an option is unknown, out of bounds or contradicts another.
+        DeviceError: the device does not exist.
+    """
+    over_preset = functools.cache(
+        lambda preset: compose(request.source, preset=preset, file=request.file, overrides=request.overrides)
+    )
+    if request.stop_after is not None and request.stop_after < 1:
+        raise ConfigError(f"--stop-after {request.stop_after}: give a step of the plan, 1 or later.")
+    if request.preset is not None and (request.config is not None or request.init is not None):
+        raise ConfigError(f"preset={request.preset!r}: config or init already has a preset: leave preset out.")
+    if request.config is not None:
+        config = merge(request.config, request.overrides) if request.overrides else request.config
+        resolved = ResolvedRequest(request, config)
+    elif request.init is not None:
+        where = CorpusConfig(source=request.source)
+        resolved = ResolvedRequest(request, init_config(request.init, where, dict(request.overrides)))
+    elif request.preset is not None:
+        resolved = ResolvedRequest(request, over_preset(request.preset))
+    else:
+        resolved = ResolvedRequest(request, first_accepted(CANDIDATES, over_preset), over_preset)
+    training = resolved.config.training
+    choose_format(training, pick_device(training.device))
+    return resolved
+
+
+def resolve_new_run(request: TrainRequest) -> ResolvedRequest:
+    """Check all options of a request, and that its run can be created.
+
+    Raises:
+        LMError: see `resolve` and `check_new_run`.
+    """
+    # A restarted job finds its own run under that name.
+    if distributed.job_name() is None:
+        check_new_run(request.name, request.runs_dir, overwrite=request.overwrite)
+    return resolve(request)
+
+
+def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> RunConfig:
+    """The configuration of a run that starts from another run: its model, tokenizer and training options.
+
+    Raises:
+        ConfigError: an override changes the tokenizer.
+    """
+    base = run.config.model_copy(update={"corpus": corpus})
+    length = {f"training.{field}": None for field in ("max_steps", "epochs", "minutes", "evaluate_every")}
+    config = merge(base, {**length, **overrides})
+    if config.tokenizer != base.tokenizer:
+        raise ConfigError(f"--init {run.name} keeps that run's tokenizer: leave tokenizer options out.")
+    return config
+
+
+def training_method(config: RunConfig) -> Literal["gradient", "counting", "both"]:
+    """How the model is trained: in steps, by counting, or in steps after counting."""
+    return MODELS.resolve(config.model.type).trained_by
+
+
+def counts_alone(config: RunConfig) -> bool:
+    """Whether the model is trained by counting alone: in one pass, without steps."""
+    return training_method(config) == "counting"

@@ -1,0 +1,83 @@
+"""The first steps of a resumed job: find the run, check it, and find where it continues."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+from lm.config import merge
+from lm.errors import ConfigError, CorruptRunError, RunError
+from lm.jobs.new_run import END_REASONS
+from lm.jobs.prepare import PreparedJob, ResumePoint
+from lm.jobs.resolve import ResumeRequest, counts_alone
+from lm.runs.run import Run, load
+from lm.runs.run_folder import MODEL, find_run
+from lm.training import distributed
+from lm.training.distributed import World
+from lm.training.plan import Plan
+
+
+def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) -> PreparedJob:
+    """The job that trains the rest of a run's plan, in the first process alone; `locks` holds the run's lock.
+
+    Raises:
+        LMError: the run or its corpus is not as recorded, or the request does not suit it. Nothing was changed.
+    """
+    folder, checkpoint = find_run(request.run, request.runs_dir)
+    if checkpoint not in ("best", "last"):
+        raise ConfigError(
+            f"--resume {request.run}: a run resumes from its last step. To start from {checkpoint}, use --init "
+            f"{request.run}."
+        )
+    if folder.shipped:
+        raise RunError(
+            f"Run {folder.name!r} is shipped and read-only. To train from its weights, use --init {folder.name}."
+        )
+    locks.enter_context(folder.lock())
+    run = Run(folder)
+    record, config, corpus = run.record, run.config, None
+    if request.corpus is not None:
+        corpus = run.own_text(request.corpus, data_dir=request.data_dir, progress=request.progress)
+        config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": corpus.source})})
+        record = {**record, "config": config.model_dump(mode="json")}
+        folder.write_record(record)
+        run = Run(folder)
+    if counts_alone(config):
+        if not (folder.path / MODEL).exists():
+            raise CorruptRunError(f"Run {folder.name!r} was killed while it counted: train it again (--overwrite).")
+        return PreparedJob(config=config, corpus=None, path=folder.path)
+    folder.sweep()
+    has_state = bool(folder.has_last() or folder.read_metrics() or folder.kept_checkpoints())
+    state: Any = folder.read_state()["train_state"] if has_state else {"step": 0, "stop_reason": None}
+    try:
+        plan, step, stopped = Plan.from_json(record["plan"]), int(state["step"]), state["stop_reason"]
+    except (KeyError, TypeError, ValueError):
+        raise CorruptRunError(f"{folder.path} has no readable plan or step: restore it from a copy.") from None
+    resets_patience = False
+    if request.max_steps is not None:
+        if request.max_steps < max(step, 1):
+            raise ConfigError(f"--max-steps {request.max_steps}: run {folder.name!r} is at step {step} already.")
+        if request.max_steps > step or stopped not in END_REASONS:
+            plan = replace(plan, steps=request.max_steps, seconds=None)
+            resets_patience, stopped = stopped == "no_progress", None
+    if stopped == "out_of_time" and not request.is_restart:
+        plan, stopped = replace(plan, seconds=None), None
+    if step >= plan.steps or stopped in END_REASONS:
+        return PreparedJob(config=config, corpus=None, path=folder.path, has_report="valid" in run.reports())
+    if request.stop_after is not None and request.stop_after <= step:
+        if request.is_restart:
+            return PreparedJob(config=config, corpus=None, path=folder.path)
+        raise ConfigError(f"--stop-after {request.stop_after}: run {folder.name!r} is at step {step} already.")
+    if request.changes:
+        # The recorded model section stays as it is: the weights carry its hash.
+        config = config.model_copy(update={"training": merge(config, request.changes).training})
+    distributed.check(config, world.size)
+    init = load(record["init"], runs_dir=folder.path.parent) if record.get("init") and not has_state else None
+    return PreparedJob(
+        config=config,
+        corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
+        init=init,
+        path=folder.path,
+        resume=ResumePoint(plan, has_state, resets_patience),
+    )

@@ -1,0 +1,116 @@
+"""The native decoding step of a model: what the kernels of all families share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lm.errors import CorruptRunError
+from lm.kernels.compiled import default_threads, native
+
+Floats = npt.NDArray[np.float32]
+Arrays = Mapping[str, npt.NDArray[Any]]
+DecodePrecision = Literal["fp32", "int8"]
+
+
+class Kernel(ABC):
+    """A model's native step over preallocated slots, each of which holds one text.
+
+    Args:
+        options: the model's options, as in `config.json`.
+        arrays: its weights, by the names of the torch model.
+        slots: number of slots.
+        precision: of the weights; int8 has a scale for each output and also rounds a token's activations.
+        threads: None: `default_threads`.
+        isa: "avx512", "avx2" or "plain"; None: the best one of this CPU.
+
+    Raises:
+        CorruptRunError: an array is missing or has the wrong shape.
+    """
+
+    vocab_size: int
+    context_length: int | None = None
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        arrays: Arrays,
+        *,
+        slots: int,
+        precision: DecodePrecision = "fp32",
+        threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        self.isa = isa or native().instruction_sets()[0]
+        self.threads = threads or default_threads()
+        settings = {"slots": slots, "threads": self.threads, "int8": precision == "int8", "isa": self.isa}
+        try:
+            self._native = self._build(options, {name: as_floats(array) for name, array in arrays.items()}, settings)
+        except (KeyError, ValueError, IndexError) as error:
+            raise CorruptRunError(
+                f"The weights do not fit the model's options ({error}): restore the files saved together."
+            ) from None
+        self._logits = self._native.logits
+        self._views = self._native.views
+        self._num_outputs = self.vocab_size
+        # Sliced once: a step takes microseconds, and a slice is a part of that.
+        self._first: Floats = self._logits[:1, : self.vocab_size]
+
+    @classmethod
+    def lacks(cls, options: Mapping[str, Any]) -> str | None:
+        """The feature of a model with these options that the kernel does not support; None: it supports all."""
+        return None
+
+    @abstractmethod
+    def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
+        """The compiled kernel; sets `vocab_size` and `context_length`."""
+
+    @classmethod
+    @abstractmethod
+    def slot_bytes(cls, options: Mapping[str, Any]) -> int:
+        """Memory of one slot's state."""
+
+    def step(self, slots: Sequence[int], ids: Sequence[int]) -> Floats:
+        """Logits (S, V) after one more token in each of S different slots; valid until the next call."""
+        self._native.step(slots, ids)
+        if len(slots) == 1 and self._num_outputs == self.vocab_size:
+            return self._first
+        return self._finish(self._logits[: len(slots)])
+
+    def read(self, slot: int, ids: Sequence[int], *, only_last: bool) -> Floats:
+        """Logits (T, V) after each of T tokens of one text, or (1, V) after the last (valid until the next call)."""
+        if only_last:
+            self._native.read(slot, ids, None)
+            return self._finish(self._logits[:1])
+        logits = np.empty((len(ids), self._num_outputs), np.float32)
+        self._native.read(slot, ids, logits)
+        return self._finish(logits)
+
+    def _finish(self, outputs: Floats) -> Floats:
+        """Logits (S, V) from the outputs (S, `_num_outputs`) of the compiled kernel."""
+        return outputs[:, : self.vocab_size]
+
+    def clear(self, slot: int) -> None:
+        """Remove a slot's text."""
+        self._native.clear(slot)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy the text of slot `source` to slot `target`."""
+        self._native.copy(source, target)
+
+    @abstractmethod
+    def save(self, slot: int) -> tuple[dict[str, npt.NDArray[Any]], tuple[int, ...]]:
+        """A slot's state as arrays (by the names of the torch model's state, no batch axis), and its window."""
+
+    @abstractmethod
+    def load(self, slot: int, arrays: Arrays, window: tuple[int, ...]) -> None:
+        """Set a slot to a result of `save`."""
+
+
+def as_floats(array: npt.NDArray[Any]) -> Floats:
+    """A contiguous array of float32."""
+    return np.ascontiguousarray(array, np.float32)

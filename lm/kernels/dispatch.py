@@ -1,0 +1,147 @@
+"""Which training operations run on the native kernels, with which instruction set and which memory.
+
+The native kernels compute in fp32 on the CPU. Every other operation runs on torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lm.kernels.compiled import compiled, native
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+KINDS = (
+    "gru", "lstm", "embedding", "linear", "dropout", "norm", "swiglu", "attention", "block", "entropy", "clip", "adamw",
+)  # fmt: skip
+
+MIN_STEPS, MIN_ROWS = 8, 64
+"""Shorter sequences and smaller matrices run on torch: a native call first packs the weights."""
+
+isa: str | None = None
+"""The instruction set: "avx512", "avx2" or "plain"; None: the best one of this CPU."""
+
+
+def usable(kind: str, inputs: Tensor) -> bool:
+    """Whether an operation of this kind runs natively on these inputs: fp32, on the CPU, without autocast.
+
+    Warns once if this install has no kernels.
+    """
+    if kind not in KINDS or inputs.device.type != "cpu":
+        return False
+    if inputs.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    return _installed()
+
+
+def usable_for_all(kind: str, tensors: Sequence[Tensor]) -> bool:
+    """Whether an operation that changes these tensors in place runs natively."""
+    plain = all(
+        (type(each) is Tensor or type(each) is nn.Parameter)
+        and each.dtype is torch.float32
+        and each.is_cpu
+        and each.is_contiguous()
+        for each in tensors
+    )
+    return kind in KINDS and plain and _installed()
+
+
+def project_per_token(vocab_size: int, positions: int) -> bool:
+    """Whether one input product for each token of the vocabulary is faster than one for each position."""
+    return 2 * vocab_size < positions
+
+
+def _installed() -> bool:
+    if native() is None:
+        _warn_of_missing_kernels()
+        return False
+    return True
+
+
+@functools.cache
+def _warn_of_missing_kernels() -> None:
+    if not compiled():
+        log.warning(
+            "This install has no native kernels, because no C++ compiler was found: training on the CPU runs on "
+            "torch's own layers, which are slower."
+        )
+
+
+def isa_and_threads() -> tuple[str, int]:
+    """The last two arguments of each native call."""
+    return isa or _best_isa(), torch.get_num_threads()
+
+
+@functools.cache
+def _best_isa() -> str:
+    name: str = compiled().instruction_sets()[0]
+    return name
+
+
+# -- weights that stay in fp32 ------------------------------------------------------------------------
+
+
+def keep_in_fp32(weight: Tensor) -> None:
+    """Mark a weight: its products run in fp32, also under autocast."""
+    weight.stays_in_fp32 = True  # type: ignore[attr-defined]
+
+
+def stays_in_fp32(weight: Tensor) -> bool:
+    """Whether `keep_in_fp32` marked this weight."""
+    return getattr(weight, "stays_in_fp32", False)
+
+
+def in_its_format(weight: Tensor, call: Callable[..., R], *inputs: Any) -> R:
+    """`call(*inputs)`; if `weight` stays in fp32, without autocast and with all inputs cast to fp32."""
+    if not stays_in_fp32(weight):
+        return call(*inputs)
+    with torch.autocast(weight.device.type, enabled=False):
+        return call(*cast_floats(inputs, torch.float32))
+
+
+def cast_floats(value: Any, dtype: torch.dtype) -> Any:
+    """Float tensors cast to `dtype`, also inside tuples and lists; other values unchanged."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    return type(value)(cast_floats(part, dtype) for part in value) if isinstance(value, tuple | list) else value
+
+
+# -- memory -------------------------------------------------------------------------------------------
+
+
+class _BufferPool(threading.local):
+    """Large buffers that forward fills and backward frees, reused in the next step: new pages cost milliseconds."""
+
+    def __init__(self) -> None:
+        self._spare: list[Tensor] = []
+
+    def take(self, count: int) -> Tensor:
+        for index, buffer in enumerate(self._spare):
+            if len(buffer) >= count:
+                return self._spare.pop(index)
+        if self._spare:
+            self._spare.pop()
+        return torch.empty(count)
+
+    def give_back(self, buffer: Tensor) -> None:
+        self._spare.append(buffer)
+
+    def clear(self) -> None:
+        self._spare.clear()
+
+
+buffers = _BufferPool()
+
+
+def forget_buffers() -> None:
+    """Free the buffers that this thread keeps for the next step."""
+    buffers.clear()

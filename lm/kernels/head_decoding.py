@@ -1,0 +1,67 @@
+"""The parts of native decoding that belong to `lm.models.output_head` and `lm.models.context_tables`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from lm.kernels.decoding import Arrays, Floats, Kernel, as_floats
+
+
+class HeadKernel(Kernel):
+    """A kernel whose outputs are a full or an adaptive softmax, or a full one with context tables."""
+
+    def __init__(self, options: Mapping[str, Any], arrays: Arrays, **settings: Any) -> None:
+        super().__init__(options, arrays, **settings)
+        cutoffs = [cut for cut in options.get("adaptive_cutoffs", ()) if cut < self.vocab_size]
+        self._tails = list(pairwise((*cutoffs, self.vocab_size)))
+        self._num_outputs += len(self._tails)
+        self._tail_bias = as_floats(arrays["tails.bias"]) if self._tails else None
+
+    @classmethod
+    def lacks(cls, options: Mapping[str, Any]) -> str | None:
+        """See `Kernel.lacks`."""
+        both = options.get("adaptive_cutoffs") and options.get("table_orders")
+        return "context tables under an adaptive softmax" if both else None
+
+    def _finish(self, outputs: Floats) -> Floats:
+        """See `Kernel._finish`; the logits of an adaptive softmax are log-probabilities."""
+        logits = outputs[:, : self.vocab_size]
+        if self._tail_bias is None:
+            return logits
+        first = self._tails[0][0]
+        # Row by row: the last bits of a row must not depend on the other rows.
+        for row, tail_logits in zip(logits, outputs[:, self.vocab_size : self._num_outputs], strict=True):
+            tail_logits = tail_logits + self._tail_bias
+            total = _log_sum(np.concatenate([row[:first], tail_logits]))
+            row[:first] -= total
+            for (begin, end), tail_logit in zip(self._tails, tail_logits, strict=True):
+                row[begin:end] += tail_logit - total - _log_sum(row[begin:end])
+        return logits
+
+
+def context_tables(options: Mapping[str, Any], arrays: Mapping[str, Floats]) -> dict[str, Any]:
+    """A model's context tables as the compiled kernels take them; empty for runs older than the option."""
+    tables = [(order, arrays[f"tables.{order}.weight"]) for order in options.get("table_orders", ())]
+    return {"tables": tables, "buckets": int(options.get("table_buckets", 0))}
+
+
+def with_tail_rows(arrays: Mapping[str, Floats], embedding: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """The embedding and the output matrix, each with one more row for each tail of an adaptive softmax.
+
+    No id selects the rows that are added to the embedding.
+    """
+    tails = arrays.get("tails.weight")
+    if tails is None:
+        return embedding, weight
+    unused = np.zeros((len(tails), embedding.shape[1]), np.float32)
+    return np.concatenate([embedding, unused]), np.concatenate([weight, tails])
+
+
+def _log_sum(logits: Floats) -> np.float32:
+    """log(sum(exp(logits))) of one row."""
+    top = logits.max()
+    return np.float32(top + np.log(np.exp(logits - top).sum()))

@@ -1,0 +1,47 @@
+"""Modules of torch.nn that run natively where the kernels support the inputs."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lm.kernels import autograd
+from lm.kernels.dispatch import usable
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding`."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...) int64 → (..., E); IndexError for an id outside the vocabulary."""
+        if self.sparse or self.padding_idx is not None or not usable("embedding", self.weight):
+            return super().forward(ids)
+        return autograd.embed(ids, self.weight)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., E) → (..., F)."""
+        return autograd.linear(inputs, self.weight, self.bias)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`; natively with one draw of torch's generator, which seeds the mask."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Any shape."""
+        if not self.training or self.p == 0 or not usable("dropout", inputs):
+            return super().forward(inputs)
+        return autograd.dropout(inputs, self.p)
+
+
+class RMSNorm(nn.RMSNorm):
+    """`nn.RMSNorm` with a weight over the last axis."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., E) → (..., E)."""
+        if not usable("norm", inputs):
+            return super().forward(inputs)
+        assert self.eps is not None
+        return autograd.rms_norm_rope(inputs, self.weight, self.eps, None)

@@ -1,0 +1,326 @@
+"""One optimizer step of a model: forward, backward, clipping, update. It knows no data source, run or plan.
+
+step = TrainStep(model, config)
+batches = StepBatches(corpus.splits["train"], step)
+result = step.run(batches.of_step(0), learning_rate_share=1.0)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm.config import TrainingConfig
+from lm.corpora.batches import Batch, make_batches
+from lm.corpora.prepared import TokenSplit
+from lm.errors import NonFiniteLossError
+from lm.files import Arrays
+from lm.kernels.compiled import native
+from lm.models.base import LanguageModel, State, TrainingLoss
+from lm.training import distributed
+from lm.training.distributed import World
+from lm.training.nonfinite import activations, first_nonfinite
+from lm.training.optimizers import load_optimizer_arrays, make_optimizers, optimizer_arrays
+from lm.training.plan import DEFAULT_BPTT
+from lm.training.precision import MixedPrecision
+from lm.training.weight_average import WeightAverage
+
+
+@dataclass
+class StepResult:
+    """The outcome of one step."""
+
+    loss: float = math.nan
+    """Nats per token; NaN if the loss or the gradients are not finite and the loss scale is not the cause."""
+    grad_norm: float = math.nan
+    """Before clipping."""
+    is_updated: bool = False
+    """False: the weights, moments and average are unchanged, because a number was not finite."""
+    is_clipped: bool = False
+    problem: str | None = None
+    """The non-finite number, if a lower loss scale cannot help: "the loss is nan"."""
+    first_nonfinite: str | None = None
+    """The weight, module output or gradient that was not finite first."""
+    accuracy: float | None = None
+    largest_activation: tuple[str, float] | None = None
+    """Module and absolute value."""
+
+    def raise_problem(self, number: int, remedy: str) -> None:
+        """Raise NonFiniteLossError if there is a problem.
+
+        Args:
+            number: of the step, from 1.
+            remedy: a sentence for the user.
+        """
+        if self.problem is not None:
+            raise NonFiniteLossError(f"Step {number}: {self.problem} (first in {self.first_nonfinite}). {remedy}")
+
+
+@dataclass
+class StepCheckpoint:
+    """Everything that later steps depend on, as host arrays by file and JSON values."""
+
+    tensors: dict[str, Arrays]
+    """Files "random", "hidden", "model", "optimizer", "average"; some are optional."""
+    values: dict[str, Any]
+    """"scaler", "hidden_dtype", "environment"."""
+
+
+class TrainStep:
+    """A model with all that one optimizer step needs.
+
+    Args:
+        model: with initial weights; it is moved to the device and cast.
+        config: the training options.
+        world: the processes that train it; default: those that this process has joined.
+
+    Raises:
+        ConfigError, DeviceError: the device, the number format or the model does not allow these options.
+    """
+
+    def __init__(self, model: LanguageModel, config: TrainingConfig, world: World | None = None) -> None:
+        self.config = config
+        self.world = distributed.current() if world is None else world
+        self.device = self.world.pick_device(config.device)
+        self.model = model.to(self.device)
+        self.mixed = MixedPrecision(self.model, config, self.device)
+        masters = self.mixed.masters
+        # Masters add up the gradients of several batches in fp32, so each batch's gradients must be averaged.
+        self.parallel = distributed.Parallel(model, self.world, shard=config.shard, each_part=bool(masters))
+        self.loss_function: Callable[..., TrainingLoss] = self.parallel.training_loss
+        """Computes the loss of a batch; `lm.profiling` wraps it."""
+        self.optimizers = make_optimizers(model, config, fused=self.device.type != "mps", masters=masters)
+        share = config.average_share
+        self.average = None if share is None else WeightAverage(self.model, share, self.mixed.trained)
+        self.updates = 0
+        """Steps that changed the weights."""
+        # The state of a limited window is not carried: it would grow with every batch.
+        self.carries_state = (config.batching or model.batching) == "streams" and model.context_length is None
+        self.carried_state: State | None = None
+        self._input_state: State | None = None
+        self.world.seed(config.seed)
+
+    def run(self, batches: Iterable[Batch], learning_rate_share: float, *, with_metrics: bool = False) -> StepResult:
+        """One step.
+
+        Args:
+            batches: `training.gradient_accumulation` of them.
+            learning_rate_share: of each optimizer's peak learning rate.
+            with_metrics: also measure accuracy and, with `training.log_activations`, the largest activation.
+        """
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_learning_rate"] * learning_rate_share
+        if not self.model.training:
+            self.model.train()
+        result, total, parts = StepResult(), 0.0, self.config.gradient_accumulation
+        for part, batch in enumerate(batches, start=1):
+            with self.parallel.part(last=part == parts):
+                loss, objective = self._forward(batch, result if with_metrics else None)
+                if not math.isfinite(loss):
+                    where = self.find_nonfinite(batch, self._input_state) or "the loss"
+                    return self._skip(result, where, problem=f"the loss is {loss}")
+                self.mixed.backward(objective / parts)
+            self.mixed.collect()
+            total += loss / parts
+        result.grad_norm = self.mixed.clip(self.config.grad_clip)
+        if not math.isfinite(result.grad_norm):
+            where = self.mixed.nonfinite_gradient()
+            if not self.mixed.scale.note_overflow():
+                return self._skip(result, where, problem=f"the gradient norm is {result.grad_norm}")
+            result.loss = total
+            return self._skip(result, where)
+        self.mixed.step(self.optimizers)
+        self._clear_gradients()
+        self.updates += 1
+        if self.average is not None:
+            self.average.update(self.updates)
+        result.loss, result.is_updated = total, True
+        result.is_clipped = self.config.grad_clip is not None and result.grad_norm > self.config.grad_clip
+        return result
+
+    def _forward(self, batch: Batch, result: StepResult | None) -> tuple[float, Tensor]:
+        """The loss of a batch over all processes, and this process's objective; metrics go into `result`."""
+        inputs, targets = (torch.from_numpy(array).to(self.device) for array in (batch.inputs, batch.targets))
+        self._input_state = None if batch.fresh else self.carried_state
+        if result is not None and self.config.log_activations:
+            result.largest_activation = self._largest_activation(inputs) or result.largest_activation
+        with self.mixed.computing():
+            smoothing = self.config.label_smoothing
+            found = self.loss_function(inputs, targets, self._input_state, label_smoothing=smoothing)
+        self.carried_state = found.state.detach() if self.carries_state else None
+        if result is not None and found.logits is not None:
+            accuracy = float((found.logits.argmax(dim=-1) == targets).float().mean())
+            result.accuracy = self.world.all_reduce_mean(accuracy, batch.weight)
+        objective = found.objective if batch.weight == 1 else found.objective * batch.weight
+        return self.world.all_reduce_mean(float(found.nats), batch.weight), objective
+
+    def _skip(self, result: StepResult, where: str, *, problem: str | None = None) -> StepResult:
+        """Leave weights, moments and average unchanged."""
+        self._clear_gradients()
+        if problem is not None:
+            # The state may hold the bad values, which would make every later loss NaN.
+            self.carried_state = None
+        result.first_nonfinite, result.problem = where, problem
+        return result
+
+    def _clear_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _largest_activation(self, inputs: Tensor) -> tuple[str, float] | None:
+        """Module and value, over all processes; None if any activation is not finite."""
+        own = activations(self.model, inputs, self._input_state, self.mixed.computing())
+        found = [pair for each in self.world.all_gather(own) for pair in each]
+        if not all(math.isfinite(value) for _, value in found):
+            return None
+        return max(found, key=lambda pair: pair[1])
+
+    def find_nonfinite(self, batch: Batch, state: State | None = None) -> str | None:
+        """The first weight or module output that is not finite on a batch, of any process."""
+        inputs = torch.from_numpy(batch.inputs).to(self.device)
+        found = self.world.all_gather(first_nonfinite(self.model, inputs, state, self.mixed.computing()))
+        return next(filter(None, found), None)
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the first optimizer in the last step."""
+        return float(self.optimizers[0].param_groups[0]["lr"])
+
+    # -- weights and checkpoint -----------------------------------------------------------------------
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the model has the averaged weights, if there is an average."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+
+    def weights(self) -> Arrays:
+        """The weights to validate and keep, averaged if there is an average; {} in processes that do not save.
+
+        All processes must call it.
+        """
+        if not (self.world.is_rank0 or self.config.shard):
+            return {}
+        return {**self.mixed.arrays(), **({} if self.average is None else self.average.arrays())}
+
+    def checkpoint(self) -> StepCheckpoint:
+        """Copies of everything that later steps depend on; all processes must call it, rank 0 saves its result."""
+        world = self.world
+        tensors: dict[str, Arrays] = {"random": self._random_states()}
+        if self.carried_state is not None:
+            tensors["hidden"] = {
+                name: np.array(world.all_gather_rows(t.float() if t.is_floating_point() else t).numpy())
+                for name, t in self.carried_state.tensors.items()
+            }
+        if world.is_rank0 or self.config.shard:
+            tensors["model"] = self.mixed.arrays()
+            tensors["optimizer"] = optimizer_arrays(self.optimizers)
+            if self.average is not None:
+                tensors["average"] = self.average.arrays()
+        scaler = self.mixed.scale.state()
+        dtype = _float_dtype(self.carried_state)
+        return StepCheckpoint(tensors, {"scaler": scaler, "hidden_dtype": dtype, "environment": self.environment()})
+
+    def load_checkpoint(self, saved: StepCheckpoint, *, updates: int, steps: int) -> None:
+        """Continue from a checkpoint.
+
+        Args:
+            saved: from `checkpoint` of an equal TrainStep, with any number of processes.
+            updates: steps that changed the weights.
+            steps: all steps; seeds a process that has no random generator in `saved`.
+
+        Raises:
+            KeyError, TypeError, ValueError, RuntimeError: it does not fit.
+        """
+        tensors, world = saved.tensors, self.world
+        self.mixed.load_arrays(tensors["model"])
+        load_optimizer_arrays(self.optimizers, tensors["optimizer"])
+        if self.average is not None:
+            self.average.load_arrays(tensors["average"])
+        self.mixed.scale.load_state(saved.values["scaler"])
+        self._restore_random(tensors["random"], steps)
+        if "hidden" in tensors and self.carries_state:
+            dtype = getattr(torch, (saved.values["hidden_dtype"] or "torch.float32").removeprefix("torch."))
+            rows = {name: np.array_split(array, world.size)[world.rank] for name, array in tensors["hidden"].items()}
+            own = {name: torch.from_numpy(part.copy()) for name, part in rows.items()}
+            self.carried_state = State(
+                {name: t.to(self.device, dtype if t.is_floating_point() else None) for name, t in own.items()}
+            )
+        self.updates = updates
+
+    def environment(self) -> dict[str, str]:
+        """Everything outside the options that the last bits of a result depend on."""
+        return {
+            "torch": torch.__version__,
+            "device": self.device.type,
+            "precision": self.mixed.format.precision,
+            "amp": self.mixed.format.level,
+            "optimizer": "fused" if self.optimizers[0].defaults.get("fused") else "unfused",
+            "processes": str(self.world.size),
+            "threads": str(torch.get_num_threads()),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "kernels": "none" if native() is None else native().instruction_sets()[0],
+            "MKL_CBWR": os.environ.get("MKL_CBWR", ""),
+        }
+
+    def _random_states(self) -> Arrays:
+        """The random generators of all processes: "cpu" and "cuda" of rank 0, "cpu.1" of rank 1, …"""
+        own = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            own["cuda"] = torch.cuda.get_rng_state(self.device)
+        states = {}
+        for name, state in own.items():
+            for rank, each in enumerate(self.world.all_gather_rows(state[None]).numpy()):
+                states[name if rank == 0 else f"{name}.{rank}"] = each
+        return states
+
+    def _restore_random(self, states: Arrays, steps: int) -> None:
+        end = "" if self.world.is_rank0 else f".{self.world.rank}"
+        if f"cpu{end}" not in states:
+            self.world.seed(self.config.seed, steps)
+            return
+        torch.set_rng_state(torch.from_numpy(states[f"cpu{end}"].copy()))
+        if self.device.type == "cuda" and f"cuda{end}" in states:
+            torch.cuda.set_rng_state(torch.from_numpy(states[f"cuda{end}"].copy()), self.device)
+
+
+class StepBatches:
+    """The batches of each optimizer step: this process's rows of them.
+
+    Args:
+        split: the training split.
+        step: that they are for; its options give size, order and seed.
+
+    Raises:
+        CorpusError: the split is shorter than one batch.
+    """
+
+    def __init__(self, split: TokenSplit, step: TrainStep) -> None:
+        config, model = step.config, step.model
+        self.bptt = config.bptt or model.context_length or DEFAULT_BPTT
+        kind, rows = config.batching or model.batching, config.batch_size
+        self._batches = make_batches(kind, split, rows, self.bptt, config.seed, share=step.world.share)
+        self._parts = config.gradient_accumulation
+        self.steps_per_epoch = self._batches.per_epoch / self._parts
+        self.tokens_per_step = rows * self.bptt * self._parts
+
+    def batch(self, index: int) -> Batch:
+        """The batch of this number, from 0."""
+        return self._batches.batch(index)
+
+    def of_step(self, number: int) -> Iterator[Batch]:
+        """The batches of a step, from 0: as many as `training.gradient_accumulation`."""
+        return (self._batches.batch(index) for index in range(number * self._parts, (number + 1) * self._parts))
+
+
+def _float_dtype(state: State | None) -> str | None:
+    """The dtype of a state's floats, which files hold in fp32."""
+    tensors = () if state is None else state.tensors.values()
+    return next((str(tensor.dtype) for tensor in tensors if tensor.is_floating_point()), None)

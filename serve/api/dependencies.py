@@ -1,0 +1,50 @@
+"""What the routes need from the app, and the error responses that they document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from serve.engines.model_pool import ModelPool
+from serve.http_errors import ErrorBody
+from serve.settings import ServeOptions
+
+_DESCRIPTIONS: dict[int | str, str] = {
+    400: "The request is wrong.",
+    401: "The API key is missing or wrong.",
+    404: "The model does not exist.",
+    408: "The body did not arrive in time.",
+    413: "The body is too long.",
+    429: "Too many requests. Retry after the time in Retry-After.",
+    500: "The server failed.",
+    503: "There is no memory for the model, or the server is shutting down.",
+    504: "The request took too long.",
+    # Replaces FastAPI's own 422, which this server never sends.
+    "default": "Any other error.",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text} for status, text in _DESCRIPTIONS.items()
+}
+
+
+# Coroutines: FastAPI would call plain functions in a thread.
+async def _models(request: Request) -> ModelPool:
+    models: ModelPool = request.app.state.models
+    return models
+
+
+async def _options(request: Request) -> ServeOptions:
+    options: ServeOptions = request.app.state.options
+    return options
+
+
+async def _log_fields(request: Request) -> dict[str, Any]:
+    fields: dict[str, Any] = request.state.log_fields
+    return fields
+
+
+ModelsDep = Annotated[ModelPool, Depends(_models)]
+OptionsDep = Annotated[ServeOptions, Depends(_options)]
+LogFieldsDep = Annotated[dict[str, Any], Depends(_log_fields)]
+"""Fields of the request's line in the access log."""
