@@ -29,8 +29,8 @@ from lm.runs.run import Run
 from lm.spelling import spelling_rule
 from lm.tokenizers.base import Tokenizer
 from lm.version import __version__
-from serve.engines.model_pool import Model
 from serve.engines.codec import TokenCodec
+from serve.engines.model_pool import Model
 from serve.page.text_generation import ScoredText
 
 TOP = 5

@@ -22,8 +22,8 @@ from lm.generation.request import Score
 from lm.generation.sampler import Sampler, SamplingContext
 from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import Tokenizer
-from serve.engines.model_pool import Model
 from serve.engines.codec import TokenCodec
+from serve.engines.model_pool import Model
 from serve.http_errors import RequestError
 from serve.page import token_marks
 from serve.page.browser_storage import STORED_CLASS, store
