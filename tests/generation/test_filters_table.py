@@ -50,7 +50,7 @@ from cli.options import with_sampling
 from lm.generation.sampler import Sampler
 from lm.tokenizers.char import CharTokenizer
 from serve.openai import CompletionRequest
-from serve.page.controls import Knobs
+from serve.page.controls import SamplingControls
 
 seen = {}
 tokenizer = CharTokenizer.train(["ab"], CharTokenizer.Options())
@@ -87,12 +87,13 @@ seen["docs"] = runpy.run_path("docs/make_options.py")["page"]()
 
 limits = types.SimpleNamespace(max_completion_tokens=100, max_n=4)
 with gr.Blocks():
-    knobs = Knobs(types.SimpleNamespace(options=limits), first=("temperature",), folded=("max_tokens",))
-slider = knobs.component("top_a")
+    page = types.SimpleNamespace(options=limits)
+    controls = SamplingControls(page, first=("temperature",), folded=("max_tokens",))
+slider = controls.components["top_a"]
 seen["slider"] = [slider.minimum, slider.maximum, slider.step, slider.label, slider.value, slider.info]
-values = [component.value for component in knobs.inputs]
-place = knobs.names.index("top_a")
-seen["page"] = [knobs.options([*values[:place], value, *values[place + 1 :]]).top_a for value in (0, 0.3)]
+values = [component.value for component in controls.inputs]
+place = list(controls.components).index("top_a")
+seen["page"] = [controls.options([*values[:place], value, *values[place + 1 :]]).top_a for value in (0, 0.3)]
 print(json.dumps(seen))
 """
 

@@ -1,4 +1,4 @@
-"""Train: a text goes in, and one watches a model learn from it."""
+"""Train: a visitor gives a text, and watches a model learn from it."""
 
 from __future__ import annotations
 
@@ -10,54 +10,57 @@ from typing import Any, BinaryIO, NamedTuple
 import gradio as gr
 from gradio.context import Context
 
-from serve.page.curves import COLOURS, CURVES_CSS, Curve, curves_html
-from serve.page.keeping import KEPT, keep
-from serve.page.site import QUIET, Page, for_page, refusal, safe, told
+from serve.page.assets import read_asset
+from serve.page.browser_storage import STORED_CLASS, store
+from serve.page.context import Page
+from serve.page.line_chart import COLOURS, LINE_CHART_CSS, Line, line_chart_html
+from serve.page.messages import attach, escape, page_error, without_commands
+from serve.page.tabs import Tab
 from serve.training_queue import Job, families, keep_text
 
 MINUTES = {"1 minute": 1, "5 minutes": 5, "20 minutes": 20}
 POLL_SECONDS = 1.0
 PASTED = "pasted text"
-HOW = (
-    "Training is switched off for visitors from other machines. Whoever runs this server can switch it on: "
+NOT_ALLOWED = (
+    "Training is switched off for visitors from other machines. The operator of this server can allow it: "
     "lm serve --allow-training"
 )
-CURVES = {"train_loss": ("training", "#94a3b8"), "valid_loss": ("text that it never saw", COLOURS[0])}
+LINES = {"train_loss": ("training", "#94a3b8"), "valid_loss": ("validation", COLOURS[0])}
 
 
-class _Seen(NamedTuple):
-    """What a visitor's view shows already."""
+class _Shown(NamedTuple):
+    """What a visitor's page shows already."""
 
     job: int
     version: int
-    """Of all jobs."""
+    """Of the training queue."""
     titles: list[tuple[str, int]]
-    curve: int
-    """Its last step."""
-    sample: int
-    """The step of the newest."""
+    last_step: int
+    """Of the chart."""
+    sample_step: int
+    """Of the newest sample."""
 
 
 def build(page: Page) -> None:
-    """The tab."""
-    jobs = page.jobs
-    # A word to those who may not; the handlers refuse them as well.
-    notice = gr.Markdown(safe(HOW), visible=False, elem_classes="note", elem_id="train-notice")
+    """Add the components and handlers."""
+    jobs = page.training
+    # For visitors who may not train; the handlers refuse them too.
+    notice = gr.Markdown(escape(NOT_ALLOWED), visible=False, elem_classes="note", elem_id="train-notice")
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             upload = gr.File(label="A text file", height=150, elem_id="train-file")
             pasted = gr.Textbox(
-                label="… or paste a text", lines=4, max_lines=10, elem_id="train-paste", elem_classes=KEPT,
-                placeholder="Letters, poems, recipes, code: all that is text. The more of it, the better; "
-                "from a few pages on the model begins to write words.",
+                label="… or paste a text", lines=4, max_lines=10, elem_id="train-paste", elem_classes=STORED_CLASS,
+                placeholder="Letters, poems, recipes, code: any text. More text is better. The model begins to write "
+                "words from a few pages.",
             )  # fmt: skip
             minutes = gr.Radio(
-                list(MINUTES.items()), value=1, label="How long", elem_id="train-minutes",
-                info="Longer is better, with less and less to gain. It can be stopped at any time.",
+                list(MINUTES.items()), value=1, label="Training time", elem_id="train-minutes",
+                info="Longer is better, but each minute improves the model less. You can stop at any time.",
             )  # fmt: skip
             family = gr.Radio(
-                list(families().items()), value=next(iter(families().values())), label="What kind of model",
-                info="A GRU is the quickest to a good model of a small text.", elem_id="train-family",
+                list(families().items()), value=next(iter(families().values())), label="Kind of model",
+                info="A GRU learns fastest from a small text.", elem_id="train-family",
             )  # fmt: skip
             go = gr.Button("Train", variant="primary", elem_id="train-go")
         with gr.Column(scale=3, min_width=320):
@@ -66,103 +69,102 @@ def build(page: Page) -> None:
             )  # fmt: skip
             status = gr.HTML(_status(None, 0), css_template=_CSS, apply_default_css=False, elem_id="train-status")
             stop = gr.Button("Stop", size="sm", visible=False, elem_id="train-stop")
-            plot = gr.HTML("", css_template=CURVES_CSS, apply_default_css=False, elem_id="train-plot")
+            plot = gr.HTML("", css_template=LINE_CHART_CSS, apply_default_css=False, elem_id="train-plot")
             samples = gr.HTML("", css_template=_CSS, apply_default_css=False, elem_id="train-samples")
-    keep(page, "train-paste", pasted)
+    store(page, "train-paste", pasted)
     timer = gr.Timer(POLL_SECONDS, active=False)
-    seen: gr.State = gr.State(None)
+    shown_state: gr.State = gr.State(None)
 
-    def view(number: int | None, shown: _Seen | None) -> dict[Any, Any]:
+    def show(number: int | None, shown: _Shown | None) -> dict[Any, Any]:
         """What has changed since `shown`."""
-        job = jobs.find(number) or _of_interest(jobs.jobs)
+        job = jobs.find(number) or _default_job(jobs.jobs)
         if job is None:
-            # So it is too where the server was started anew under an open page.
+            # Also after a restart of the server under an open page.
             return {
-                timer: gr.update(active=False), seen: None, chooser: gr.update(choices=[], value=None, visible=False),
-                status: _status(None, 0), stop: gr.update(visible=False), plot: "", samples: "",
+                timer: gr.update(active=False), shown_state: None, status: _status(None, 0), plot: "", samples: "",
+                chooser: gr.update(choices=[], value=None, visible=False), stop: gr.update(visible=False),
             }  # fmt: skip
         titles = [(_title(each, jobs.ahead(each)), each.number) for each in reversed(jobs.jobs)]
-        curve, sample = job.rows[-1]["step"] if job.rows else 0, job.samples[-1].step if job.samples else 0
-        now = _Seen(job.number, jobs.version, titles, curve, sample)
+        last_step, sample_step = job.rows[-1]["step"] if job.rows else 0, job.samples[-1].step if job.samples else 0
+        now = _Shown(job.number, jobs.version, titles, last_step, sample_step)
         if now == shown:
             return {}
         before = shown if shown is not None and shown.job == job.number else None
-        news: dict[Any, Any] = {
-            seen: now, timer: gr.update(active=jobs.busy),
-            status: _status(job, jobs.ahead(job)), stop: _stop_button(job),
+        update: dict[Any, Any] = {
+            shown_state: now, timer: gr.update(active=jobs.busy), status: _status(job, jobs.ahead(job)),
+            stop: _stop_button(job),
         }  # fmt: skip
         if before is None or before.titles != titles:
-            news[chooser] = gr.update(choices=titles, value=job.number, visible=len(titles) > 1)
-        if before is None or before.curve != curve:
-            news[plot] = _plot(job)
-        if before is None or before.sample != sample:
-            news[samples] = _samples(job)
-        return news
+            update[chooser] = gr.update(choices=titles, value=job.number, visible=len(titles) > 1)
+        if before is None or before.last_step != last_step:
+            update[plot] = _plot(job)
+        if before is None or before.sample_step != sample_step:
+            update[samples] = _samples(job)
+        return update
 
-    async def on_open(shown: _Seen | None, request: gr.Request) -> dict[Any, Any]:
-        allowed = page.may_change(request)
-        news = view(shown.job if shown else None, None)
-        return {notice: gr.update(visible=not allowed), go: gr.update(interactive=allowed), **news}
+    async def on_open(shown: _Shown | None, request: gr.Request) -> dict[Any, Any]:
+        allowed = page.may_train(request)
+        update = show(shown.job if shown else None, None)
+        return {notice: gr.update(visible=not allowed), go: gr.update(interactive=allowed), **update}
 
     async def on_choose(number: int | None) -> dict[Any, Any]:
-        return view(number, None)
+        return show(number, None)
 
-    async def on_tick(shown: _Seen | None) -> Any:
-        return view(shown.job if shown else None, shown) or gr.skip()
+    async def on_tick(shown: _Shown | None) -> Any:
+        return show(shown.job if shown else None, shown) or gr.skip()
 
     async def on_train(path: str | None, text: str, length: float, kind: str, request: gr.Request) -> dict[Any, Any]:
-        if not page.may_change(request):
-            raise refusal(HOW)
-        job = jobs.submit(*await asyncio.to_thread(_keep, path, text, int(page.options.max_upload)), kind, length)
-        # The text stays where it is: it may be needed again, after a failure or for another model.
-        return view(job.number, None)
+        if not page.may_train(request):
+            raise page_error(NOT_ALLOWED)
+        job = jobs.submit(*await asyncio.to_thread(_save_text, path, text, int(page.options.max_upload)), kind, length)
+        # The text stays in the form: the visitor may need it after a failure, or for another model.
+        return show(job.number, None)
 
-    async def on_stop(shown: _Seen | None, request: gr.Request) -> Any:
-        if not page.may_change(request):
-            raise refusal(HOW)
+    async def on_stop(shown: _Shown | None, request: gr.Request) -> Any:
+        if not page.may_train(request):
+            raise page_error(NOT_ALLOWED)
         job = jobs.find(shown.job) if shown else None
         if job is not None:
             jobs.stop(job)
-        return view(shown.job if shown else None, None)
+        return show(shown.job if shown else None, None)
 
-    outputs = [chooser, status, stop, plot, samples, timer, seen]
+    outputs = [chooser, status, stop, plot, samples, timer, shown_state]
     tab = Context.block
-    assert isinstance(tab, gr.Tab), "a tab is built inside of one"
-    tab.select(told(on_open), seen, [notice, go, *outputs], **QUIET)
-    chooser.input(told(on_choose), chooser, outputs, **QUIET)
-    timer.tick(told(on_tick), seen, outputs, **QUIET)
-    go.click(told(on_train), [upload, pasted, minutes, family], outputs, **QUIET)
-    stop.click(told(on_stop), seen, outputs, **QUIET)
+    assert isinstance(tab, gr.Tab), "the caller opens a gr.Tab"
+    attach(tab.select, on_open, shown_state, [notice, go, *outputs])
+    attach(chooser.input, on_choose, chooser, outputs)
+    attach(timer.tick, on_tick, shown_state, outputs)
+    attach(go.click, on_train, [upload, pasted, minutes, family], outputs)
+    attach(stop.click, on_stop, shown_state, outputs)
 
 
-def _keep(path: str | None, text: str, most_bytes: int) -> tuple[Path, str]:
-    """The text that was given, copied to where it stays, and what to call it."""
+def _save_text(path: str | None, text: str, max_bytes: int) -> tuple[Path, str]:
+    """Copy the text to the cache; returns the path of the copy, and the name to show."""
     if path and text.strip():
-        raise refusal("There is a file and a pasted text: take one of them away, so that it is clear which is meant.")
+        raise page_error("There is a file and a pasted text. Remove one of them.")
     stream: BinaryIO
     if path:
-        shown = Path(path).name
+        name = Path(path).name
         with open(path, "rb") as stream:
-            return keep_text(stream, shown, most_bytes), shown
+            return keep_text(stream, name, max_bytes), name
     if text.strip():
         stream = io.BytesIO(text.encode("utf-8", "replace"))
-        return keep_text(stream, PASTED, most_bytes), PASTED
-    raise refusal("There is no text yet: drop a file, or paste one.")
+        return keep_text(stream, PASTED, max_bytes), PASTED
+    raise page_error("There is no text yet. Drop a file or paste a text.")
 
 
-def _of_interest(jobs: list[Job]) -> Job | None:
-    """The one that runs, else the next, else the last."""
+def _default_job(jobs: list[Job]) -> Job | None:
+    """The running job, else the next one, else the last one."""
     running = [job for job in jobs if not job.ended]
     return running[0] if running else jobs[-1] if jobs else None
 
 
 # -- how it looks -------------------------------------------------------------------------------------
 
-_STATES = {
-    "waiting": "in line", "reading": "getting ready", "training": "training", "validating": "training",
+_STATUS_NAMES = {
+    "waiting": "waiting", "reading": "preparing", "training": "training", "validating": "training",
     "done": "done", "stopped": "stopped", "failed": "failed",
 }  # fmt: skip
-_STAGES = {"reading": "Reading the text"}
 
 
 def _name(job: Job) -> str:
@@ -172,42 +174,42 @@ def _name(job: Job) -> str:
 
 
 def _title(job: Job, ahead: int) -> str:
-    place = f", {ahead} before it" if job.status == "waiting" and ahead else ""
-    return f"{job.number}. {_name(job)} · {_STATES[job.status]}{place}"
+    position = f", {ahead} before it" if job.status == "waiting" and ahead else ""
+    return f"{job.number}. {_name(job)} · {_STATUS_NAMES[job.status]}{position}"
 
 
 def _status(job: Job | None, ahead: int) -> str:
-    """Where a training stands, as HTML."""
+    """Status of a job, as HTML."""
     if job is None:
         return (
-            "<div class='job empty'><p>Nothing is being trained. Give a text, press <b>Train</b>, and watch here how a "
-            "model learns to write like it: a curve that falls, and samples that get better.</p></div>"
+            "<div class='job empty'><p>No training yet. Give a text and press <b>Train</b>. The loss and samples of "
+            "the model appear here while it learns.</p></div>"
         )
-    now, share = _progress(job, ahead)
+    sentence, share = _progress(job, ahead)
     facts = []
     if job.facts:
-        facts += [f"{job.facts['parameters']:,} weights", f"on {job.facts['device']}"]
+        facts += [f"{job.facts['parameters']:,} parameters", f"on {job.facts['device']}"]
     if job.run:
         facts.append(f"run {job.run}")
     value = f"value='{share:.4f}'" if share is not None else ""
     bar = "" if job.ended else f"<progress max='1' {value} aria-label='Progress'></progress>"
     return (
-        f"<div class='job {job.status}'><h3>{safe(_name(job))}</h3>{bar}<p>{now}</p>"
-        f"<p class='facts'>{safe(' · '.join(facts))}</p></div>"
+        f"<div class='job {job.status}'><h3>{escape(_name(job))}</h3>{bar}<p>{sentence}</p>"
+        f"<p class='facts'>{escape(' · '.join(facts))}</p></div>"
     )
 
 
 def _progress(job: Job, ahead: int) -> tuple[str, float | None]:
-    """A sentence, as HTML, and how far it is; None where nobody knows."""
+    """A sentence as HTML, and the share that is done; None if that is not known."""
     share = job.step / job.steps if job.steps else None
     if job.status == "waiting":
-        return f"In line: {ahead} training{'' if ahead == 1 else 's'} before this one.", None
+        return f"Waiting for {ahead} other training{'' if ahead == 1 else 's'}.", None
     if job.stopping and not job.ended:
-        return "Stopping; what was learned is being saved and measured …", share
+        return "Stopping: the model is saved and evaluated …", share
     if job.status == "reading":
-        return "Reading the text and finding out how fast this machine is …", job.share
+        return "Reading the text and measuring the speed of this machine …", job.share
     if job.reason is not None and not job.ended:
-        return "Measuring what it has learned …", None
+        return "Evaluating the model …", None
     if job.status in ("training", "validating"):
         left = job.seconds_left
         then = f" · about {duration(left)} left" if left is not None else ""
@@ -215,26 +217,25 @@ def _progress(job: Job, ahead: int) -> tuple[str, float | None]:
         return f"Step {job.step:,} of {job.steps:,}{loss}{then}", share
     if job.status == "failed":
         what = "Your text is still there: change it, or choose another kind of model, and press Train."
-        return f"<b>It failed.</b> {safe(for_page(job.sentence or ''))} {what}", None
+        return f"<b>Training failed.</b> {escape(without_commands(job.sentence or ''))} {what}", None
     if job.report is None:
-        return (f"Stopped. What it had learned is kept in run {safe(job.run)}." if job.run
-                else "Stopped before it had learned anything."), None  # fmt: skip
-    how = "Done." if job.status == "done" else f"Stopped at step {job.step:,}; what it had learned is kept."
-    then = "It is in the model picker now: go to <b>Write</b> and let it write."
-    return f"<b>{how}</b> {score_in_words(job.report)} {then}", None
+        return (f"Stopped. The model is saved as run {escape(job.run)}." if job.run
+                else "Stopped before the first model was saved."), None  # fmt: skip
+    end = "Done." if job.status == "done" else f"Stopped at step {job.step:,}. The model is saved."
+    return f"<b>{end}</b> {score_in_words(job.report)} Go to <b>Write</b>, pick the model, and let it write.", None
 
 
 def score_in_words(report: dict[str, Any]) -> str:
-    """What a report says, for who has never seen one."""
-    piece = "character" if report["tokens"] == report["characters"] else "piece of text"
-    guesses = f"On text that it never saw, it guesses the next {piece} right {report['accuracy']:.0%} of the time"
+    """A report in one sentence for a newcomer."""
+    unit = "character" if report["tokens"] == report["characters"] else "token"
+    sentence = f"On new text, the model predicts the next {unit} correctly {report['accuracy']:.0%} of the time"
     if report["bits_per_byte"] is None:
-        return f"{guesses}."
-    return f"{guesses}, and needs {report['bits_per_byte']:.2f} bits per byte (8 is to know nothing; less is better)."
+        return f"{sentence}."
+    return f"{sentence}, and scores {report['bits_per_byte']:.2f} bits per byte (lower is better; 8 is random)."
 
 
 def duration(seconds: float) -> str:
-    """A time as one says it: 40 s, 3 min, 1 h 5 min."""
+    """A rounded time: 40 s, 3 min, 1 h 5 min."""
     if seconds < 55:
         return f"{max(5, round(seconds / 5) * 5)} s"
     minutes = max(1, round(seconds / 60))
@@ -242,16 +243,16 @@ def duration(seconds: float) -> str:
 
 
 def _stop_button(job: Job) -> Any:
-    label = "Leave the line" if job.status == "waiting" else "Stop, and keep what it has learned"
+    label = "Cancel" if job.status == "waiting" else "Stop and save the model"
     return gr.update(value=label, visible=not job.ended, interactive=not job.stopping)
 
 
 def _plot(job: Job) -> str:
-    curves = [
-        Curve(name, [(row["step"], row[field]) for row in job.rows if row[field] is not None], colour)
-        for field, (name, colour) in CURVES.items()
+    lines = [
+        Line(name, [(row["step"], row[field]) for row in job.rows if row[field] is not None], colour)
+        for field, (name, colour) in LINES.items()
     ]
-    return curves_html(curves, x_title="step", y_title="loss: how badly it predicts, lower is better", x_most=job.steps)
+    return line_chart_html(lines, x_title="step", y_title="loss (lower is better)", x_end=job.steps)
 
 
 def _samples(job: Job) -> str:
@@ -259,28 +260,12 @@ def _samples(job: Job) -> str:
         return ""
     parts = [
         f"<figure><figcaption>step {sample.step:,} · validation loss {sample.valid_loss:.3f}</figcaption>"
-        f"<pre>{safe(sample.text)}</pre></figure>"
+        f"<pre>{escape(sample.text)}</pre></figure>"
         for sample in reversed(job.samples)
     ]
-    return f"<div class='samples'><h3>What it writes, the newest first</h3>{''.join(parts)}</div>"
+    return f"<div class='samples'><h3>Samples of the model, the newest first</h3>{''.join(parts)}</div>"
 
 
-_CSS = """
-.job h3, .samples h3 { margin: 0 0 .4rem; font-size: 1rem; font-weight: 600; color: var(--body-text-color);
-  overflow-wrap: anywhere; }
-.job p { margin: .35rem 0 0; color: var(--body-text-color); overflow-wrap: anywhere; }
-.job .facts, .job.empty p, figcaption { color: var(--body-text-color-subdued); font-size: .88rem; }
-.job.failed p b { color: var(--error-text-color, #dc2626); }
-progress { appearance: none; width: 100%; height: .6rem; border: 0; border-radius: .3rem; overflow: hidden;
-  background: var(--border-color-primary); }
-progress::-webkit-progress-bar { background: var(--border-color-primary); }
-progress::-webkit-progress-value { background: var(--primary-500); transition: width .6s; }
-progress::-moz-progress-bar { background: var(--primary-500); }
-progress:indeterminate { opacity: .5; }
-figure { margin: 0 0 .7rem; }
-.samples pre { margin: .15rem 0 0; padding: .5rem .7rem; white-space: pre-wrap; overflow-wrap: anywhere;
-  font-family: Georgia, "Times New Roman", serif; font-size: .98rem; line-height: 1.5; max-height: 14rem;
-  overflow-y: auto; color: var(--body-text-color); background: var(--background-fill-secondary);
-  border-left: 3px solid var(--border-color-primary); border-radius: 3px; }
-.samples figure:first-of-type pre { border-left-color: var(--primary-500); }
-"""
+_CSS = read_asset("train.css")
+
+TAB = Tab("Train", 50, build)

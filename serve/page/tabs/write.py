@@ -1,4 +1,4 @@
-"""Write: a sheet of paper that the model continues; serve/page/sheet.py says what each button does when."""
+"""Write: a text that the model continues; serve/page/text_editor.py describes each button."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from typing import Any
 
 import gradio as gr
 
-from serve.page.controls import MOST_SAMPLES, Knobs, model_picker
-from serve.page.drawing import Written, write
-from serve.page.keeping import KEPT, keep
-from serve.page.sharing import WAYS, Recipe, tell
-from serve.page.sheet import FAILED, TAKE, Desk, Order, order_by, stream
-from serve.page.site import QUIET, Page, refusal, told
+from serve.page.browser_storage import STORED_CLASS, store
+from serve.page.context import Page
+from serve.page.controls import MAX_SAMPLES, SamplingControls, model_picker
+from serve.page.messages import attach, page_error
+from serve.page.reproduce import FORMS, TextRequest, reproduce
+from serve.page.tabs import Tab
+from serve.page.text_editor import FAILED_JS, TAKE_JS, EditorCommand, EditorSession, command_js, editor_script
+from serve.page.text_generation import GeneratedText, generate
 
-_DOWNLOAD = """(text) => {
+_DOWNLOAD_JS = """(text) => {
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([text], { type: 'text/plain' }));
   link.download = 'inkling.txt';
   link.click();
   URL.revokeObjectURL(link.href);
 }"""
+_ENDS = {"length": "ended at the length limit", "stop": "ended at a stop text"}
 
 
 def build(page: Page) -> None:
-    """The tab."""
+    """Add the components and handlers."""
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             paper = gr.Textbox(
-                label="Text", lines=14, max_lines=24, elem_classes=["paper", KEPT], elem_id="paper",
-                buttons=["copy"], placeholder="Begin something, then press Write. An empty sheet works too.",
+                label="Text", lines=14, max_lines=24, elem_classes=["paper", STORED_CLASS], elem_id="paper",
+                buttons=["copy"], placeholder="Type a beginning, then press Write. It also works without one.",
             )  # fmt: skip
             with gr.Row(elem_classes="knobs"):
                 go = gr.Button("Write", variant="primary", size="md", min_width=90)
@@ -42,134 +45,132 @@ def build(page: Page) -> None:
             status = gr.Markdown("", elem_classes="note", elem_id="write-status")
         with gr.Column(scale=2, min_width=300):
             picker = model_picker(page, "write-model")
-            knobs = Knobs(
+            controls = SamplingControls(
                 page, first=("temperature", "top_k", "seed"),
-                folded=("max_tokens", "n", "stop", "top_p", "min_p", "typical_p", "repetition_penalty",
-                        "presence_penalty", "frequency_penalty"),
+                folded=("max_tokens", "n", "stop", "top_p", "min_p", "typical_p"),
             )  # fmt: skip
-    keep(page, "paper", paper)
-    for name in knobs.names:
-        keep(page, f"write-{name}", knobs.component(name))
+    store(page, "paper", paper)
+    for name, component in controls.components.items():
+        store(page, f"write-{name}", component)
     columns, samples, takes = [], [], []
     with gr.Row(visible=False) as side_by_side:
-        for number in range(MOST_SAMPLES):
+        for number in range(1, MAX_SAMPLES + 1):
             with gr.Column(min_width=240, visible=False) as column:
                 samples.append(gr.Textbox(
-                    label=f"Sample {number + 1}", lines=8, max_lines=16, interactive=False, elem_classes="paper",
-                    elem_id=f"sample-{number + 1}",
+                    label=f"Sample {number}", lines=8, max_lines=16, interactive=False, elem_classes="paper",
+                    elem_id=f"sample-{number}",
                 ))  # fmt: skip
                 takes.append(gr.Button("Take this one", size="sm"))
             columns.append(column)
-    with gr.Accordion("Exactly this text again", open=False):
-        way = gr.Radio(WAYS, value=WAYS[0], show_label=False, container=False)
+    with gr.Accordion("Reproduce this text", open=False):
+        form = gr.Radio(FORMS, value=FORMS[0], show_label=False, container=False)
         shown = gr.Textbox(
             "", lines=3, max_lines=12, show_label=False, interactive=False, buttons=["copy"], elem_id="recipe",
-            elem_classes="recipe",
-            placeholder="Once something is written, this tells how to make it again: the same request, the same seed.",
+            elem_classes="recipe", placeholder="After the model has written: the same request with the same seed.",
         )  # fmt: skip
-    pieces = stream(sheet="#paper textarea", samples="#sample-1 textarea")
-    # Filled by the `js` of each button.
+    pieces = editor_script(text="#paper textarea", samples="#sample-1 textarea")
+    # The `js` of each button sets it.
     sent = gr.JSON(None, visible=False)
-    desk: gr.State = gr.State(Desk())
+    editor: gr.State = gr.State(EditorSession())
 
-    def known(desk: Desk, wanted: str, request: gr.Request) -> dict[Any, Any]:
-        """What is shown of the pieces on the sheet."""
-        last = desk.last()
+    def last_piece(editor: EditorSession, form: str, request: gr.Request) -> dict[Any, Any]:
+        """Updates that depend on the last piece in the text."""
+        last = editor.last_request()
         return {
             go: gr.update(value="Continue" if last else "Write"),
-            shown: tell(wanted, last, server=page.options, url=_url(request)) if last else "",
+            shown: reproduce(form, last, server=page.options, url=_url(request)) if last else "",
         }
 
     async def on_write(
-        sent: Any, desk: Desk, model: str, wanted: str, request: gr.Request, *values: Any
+        sent: Any, editor: EditorSession, model: str, form: str, request: gr.Request, *values: Any
     ) -> AsyncIterator[dict[Any, Any]]:
-        order, options = Order.read(sent), knobs.options(values)
-        if not order.done:
-            raise refusal("There is nothing to write again yet: press Write.")
-        async with desk.writing() as stop:
-            desk.stands(order.standing)
-            seed = secrets.randbelow(2**31) if order.again else desk.fresh(options.seed)
+        command, options = EditorCommand.parse(sent), controls.options(values)
+        if not command.is_possible:
+            raise page_error("No generated text to replace. Press Write.")
+        async with editor.acquire() as stop:
+            editor.keep_pieces(command.pieces)
+            seed = secrets.randbelow(2**31) if command.is_retry else editor.unused_seed(options.seed)
             options = options.model_copy(update={"seed": seed})
-            recipe = Recipe(page.models.resolve(model), order.sheet, options)
-            written, several = None, options.n > 1
+            made_by = TextRequest(page.models.resolve(model), command.text, options)
+            result, several = None, options.n > 1
             try:
-                async with contextlib.aclosing(write(page, recipe.model, order.sheet, options, stop=stop)) as writing:
-                    async for written in writing:
-                        piece = "" if several else written.texts[0]
-                        news: dict[Any, Any] = {
-                            status: _status(written, seed),
-                            pieces: {"number": order.number, "text": piece, "done": written.ended},
+                async with contextlib.aclosing(
+                    generate(page, made_by.model, command.text, options, stop=stop)
+                ) as results:
+                    async for result in results:
+                        text = "" if several else result.texts[0]
+                        update: dict[Any, Any] = {
+                            status: _status(result, seed),
+                            pieces: {"piece": command.new_piece, "text": text, "ended": result.ended},
                         }
                         if several:
-                            news |= dict(zip(samples, written.texts, strict=False))
-                        if not desk.has(order.number):
-                            desk.keep(order.number, recipe)
-                            news[side_by_side] = gr.update(visible=several)
-                            news |= {column: gr.update(visible=several and place < options.n)
-                                     for place, column in enumerate(columns)}  # fmt: skip
-                            news |= known(desk, wanted, request)
-                        if written.stopped:
-                            desk.keep(order.number, recipe.cut(written.longest))
-                        if written.ended:
-                            news |= known(desk, wanted, request)
-                        yield news
+                            update |= dict(zip(samples, result.texts, strict=False))
+                        is_first = command.new_piece not in editor
+                        if is_first:
+                            editor.set_request(command.new_piece, made_by)
+                            update[side_by_side] = gr.update(visible=several)
+                            update |= {column: gr.update(visible=several and index < options.n)
+                                       for index, column in enumerate(columns)}  # fmt: skip
+                        if result.stopped:
+                            editor.set_request(command.new_piece, made_by.with_max_tokens(result.max_length))
+                        if is_first or result.ended:
+                            update |= last_piece(editor, form, request)
+                        yield update
             except Exception:
-                # Nothing more comes, and what came stays.
-                if written is None:
+                # The text so far stays.
+                if result is None:
                     yield {status: ""}
                 else:
-                    desk.keep(order.number, recipe.cut(written.longest))
-                    yield {status: _status(written, seed, "broke off"), **known(desk, wanted, request)}
-                desk.left = None
+                    editor.set_request(command.new_piece, made_by.with_max_tokens(result.max_length))
+                    yield {status: _status(result, seed, "failed"), **last_piece(editor, form, request)}
+                editor.left_after_undo = None
                 raise
-            while desk.left is not None:
-                left, desk.left = desk.left, None
-                yield at_rest(desk, left, wanted, request)
+            while editor.left_after_undo is not None:
+                left, editor.left_after_undo = editor.left_after_undo, None
+                yield after_undo(editor, left, form, request)
 
-    def at_rest(desk: Desk, standing: Iterable[int], wanted: str, request: gr.Request) -> dict[Any, Any]:
-        """What is shown after Undo."""
-        desk.stands(standing)
-        return {status: "", side_by_side: gr.update(visible=False), **known(desk, wanted, request)}
+    def after_undo(editor: EditorSession, left: Iterable[int], form: str, request: gr.Request) -> dict[Any, Any]:
+        editor.keep_pieces(left)
+        return {status: "", side_by_side: gr.update(visible=False), **last_piece(editor, form, request)}
 
-    async def on_undo(sent: Any, desk: Desk, wanted: str, request: gr.Request) -> Any:
-        order = Order.read(sent)
-        if not order.done:
-            raise refusal("There is nothing to take back.")
-        if desk.busy:
-            # A browser may show news of two handlers in another order than they were sent: the writing itself ends with
-            # what is left.
-            desk.left = order.standing
-            desk.stop()
+    async def on_undo(sent: Any, editor: EditorSession, form: str, request: gr.Request) -> Any:
+        command = EditorCommand.parse(sent)
+        if not command.is_possible:
+            raise page_error("Nothing to undo.")
+        if editor.is_busy:
+            # A browser may show the updates of two handlers in the wrong order: `on_write` sends this one as its last.
+            editor.left_after_undo = command.pieces
+            editor.stop()
             return gr.skip()
-        return at_rest(desk, order.standing, wanted, request)
+        return after_undo(editor, command.pieces, form, request)
 
-    async def on_take(sent: Any, sample: str, desk: Desk) -> dict[Any, Any]:
-        await desk.rest()
+    async def on_take(sent: Any, sample: str, editor: EditorSession) -> dict[Any, Any]:
+        await editor.stop_and_wait()
         return {side_by_side: gr.update(visible=False)}
 
-    async def on_stop(desk: Desk) -> None:
-        desk.stop()
+    async def on_stop(editor: EditorSession) -> None:
+        editor.stop()
 
-    async def on_way(desk: Desk, wanted: str, request: gr.Request) -> Any:
-        return known(desk, wanted, request)[shown]
+    async def on_form(editor: EditorSession, form: str, request: gr.Request) -> Any:
+        return last_piece(editor, form, request)[shown]
 
     outputs = [pieces, status, go, shown, side_by_side, *columns, *samples]
-    inputs = [sent, desk, picker, way, *knobs.inputs]
+    inputs = [sent, editor, picker, form, *controls.inputs]
     for writing in (
-        gr.on([go.click, paper.submit], told(on_write), inputs, outputs, js=order_by("begin"), **QUIET),
-        again.click(told(on_write), inputs, outputs, js=order_by("again"), trigger_mode="multiple", **QUIET),
+        attach([go.click, paper.submit], on_write, inputs, outputs, js=command_js("begin")),
+        attach(again.click, on_write, inputs, outputs, js=command_js("again"), trigger_mode="multiple"),
     ):
-        writing.failure(None, js=FAILED, api_visibility="private")
-    stop.click(told(on_stop), desk, None, **QUIET)
-    pieces.halt(told(on_stop), desk, None, **QUIET)
-    undo.click(
-        told(on_undo), [sent, desk, way], [status, side_by_side, go, shown], js=order_by("undo"),
-        trigger_mode="multiple", **QUIET,
+        writing.failure(None, js=FAILED_JS, api_visibility="private")
+    attach(stop.click, on_stop, editor, None)
+    attach(pieces.halt, on_stop, editor, None)
+    attach(
+        undo.click, on_undo, [sent, editor, form], [status, side_by_side, go, shown], js=command_js("undo"),
+        trigger_mode="multiple",
     )  # fmt: skip
     for sample, take in zip(samples, takes, strict=True):
-        take.click(told(on_take), [sent, sample, desk], side_by_side, js=TAKE, **QUIET)
-    way.change(told(on_way), [desk, way], shown, **QUIET)
-    download.click(None, paper, js=_DOWNLOAD, api_visibility="private")
+        attach(take.click, on_take, [sent, sample, editor], side_by_side, js=TAKE_JS)
+    attach(form.change, on_form, [editor, form], shown)
+    download.click(None, paper, js=_DOWNLOAD_JS, api_visibility="private")
 
 
 def _url(request: gr.Request) -> str:
@@ -177,14 +178,16 @@ def _url(request: gr.Request) -> str:
     return f"{scheme}://{request.headers.get('host', '127.0.0.1:8000')}"
 
 
-def _status(written: Written, seed: int, end: str = "") -> str:
-    count = sum(map(len, written.tokens))
-    parts = [f"{count:,} tokens", f"{written.tokens_per_second:,.0f} tokens/s", f"seed {seed}"]
+def _status(result: GeneratedText, seed: int, end: str = "") -> str:
+    count = sum(map(len, result.tokens))
+    parts = [f"{count:,} tokens", f"{result.tokens_per_second:,.0f} tokens/s", f"seed {seed}"]
     if end:
         parts.append(end)
-    elif written.done:
-        why = {"length": "ended at the length", "stop": "ended before the stop text"}
-        parts += [why[reason] for reason in dict.fromkeys(written.reasons) if reason in why]
+    elif result.done:
+        parts += [_ENDS[reason] for reason in dict.fromkeys(result.finish_reasons) if reason in _ENDS]
     else:
-        parts.append("stopped" if written.stopped else "writing …")
+        parts.append("stopped" if result.stopped else "writing …")
     return " · ".join(parts)
+
+
+TAB = Tab("Write", 10, build)

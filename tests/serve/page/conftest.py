@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import lm
 from tests.serve.conftest import CONTEXT, MODELS, Serve, Server
-from tests.serve.page.house import FOREIGN, Network, listening_proxy
+from tests.serve.page.visitors import FOREIGN, Network, listening_proxy
 
 PATIENCE = 20_000
 """Milliseconds that a test waits for something to appear."""
@@ -91,7 +91,7 @@ OpenPage = Callable[..., Page]
 
 @pytest.fixture
 def open_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[OpenPage]:
-    """open_page(tab="Look"): a visitor of `site` (or `url`), with nothing left over from others.
+    """open_page(tab="Inspect"): a visitor of `site` (or `url`), with nothing left over from others.
 
     At the end of the test it fails if the page met an error of its own: an uncaught exception, or a request to
     anywhere but the server.

@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 import lm
 from tests.serve.page.conftest import OpenPage
-from tests.serve.page.test_write import paper, press, set_knob
+from tests.serve.page.test_write import paper, press, set_control
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def test_pages_that_write_at_once_do_not_disturb_each_other(open_page: OpenPage,
     for number, page in enumerate(pages):
         page.locator("#paper textarea").fill("the cat " * (number % 3))
         page.get_by_label("Seed").first.fill(str(100 + number))
-        set_knob(page, "Length", 300)
+        set_control(page, "Length", 300)
     for page in pages:
         press(page, "Write")
     run = lm.load("gru", runs_dir=runs)

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Request, expect
 
 from tests.serve.conftest import Server
 from tests.serve.page.conftest import PATIENCE
-from tests.serve.page.house import Network
+from tests.serve.page.visitors import Network
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def test_a_click_through_every_tab_asks_the_server_alone_and_breaks_no_rule(
         page.goto(f"{site.url}/page/")
         page.get_by_role("tab", name="Write").wait_for()
         names = [tab.inner_text() for tab in page.get_by_role("tab").all()]
-        assert {"Write", "Look", "Perplexity", "Compare", "Train", "Runs"} <= set(names)
+        assert {"Write", "Inspect", "Perplexity", "Compare", "Train", "Runs"} <= set(names)
         for name in (*names, *reversed(names)):
             page.get_by_role("tab", name=name, exact=True).click()
             page.get_by_role("tabpanel").locator("visible=true").first.wait_for()

@@ -18,8 +18,8 @@ from lm.tokenizers.base import Tokenizer
 from lm.tokenizers.byte import ByteOptions, ByteTokenizer
 from lm.tokenizers.char import CharOptions, CharTokenizer
 from lm.tokenizers.word import WordOptions, WordTokenizer
-from serve.page.surprise import MOST_POINTS, Difference, smoothed, token_ends, word_bounds
-from serve.page.tabs.perplexity import _text_of
+from serve.page.tabs.perplexity import _read_upload
+from serve.page.text_analysis import MAX_POINTS, Difference, smoothed, token_ends, word_bounds
 from tests.serve.conftest import CONTEXT, make_text
 from tests.serve.page.conftest import OpenPage
 
@@ -102,14 +102,14 @@ def test_the_figures_are_those_of_the_library_and_each_token_is_a_mark(open_page
         report = lm.load(name, runs_dir=runs).evaluate(text=text)
         agree(figures(page), report)
         expect(marks(page)).to_have_count(report.tokens)
-        expect(page.locator("#measure-verdict")).to_contain_text(f"{name} reads this text at")
+        expect(page.locator("#measure-verdict")).to_contain_text(f"{name} scores ")
         assert page.locator("#measure-map .marks").inner_text().replace("↵", "").replace("·", "") == text
         assert re.match(r"“.+”: .+% \(\d+\.\d\d nats\)", str(marks(page).nth(3).get_attribute("title")))
         rule = "the state is carried from the first token to the last"
         if name == "transformer":
-            rule = f"its {report.tokens} tokens fit into the model's window of {CONTEXT}"
+            rule = f"{report.tokens} tokens fit into the model's window of {CONTEXT}"
             if text == WINDOWS:
-                rule = f"at most {CONTEXT} tokens: when the window is full, its older half is forgotten"
+                rule = f"at most {CONTEXT} tokens before the token: a full window drops its older half"
         expect(page.locator("#measure-figures")).to_contain_text(rule)
     words = page.locator("#measure-words tbody tr")
     expect(words).to_have_count(10)
@@ -118,10 +118,12 @@ def test_the_figures_are_those_of_the_library_and_each_token_is_a_mark(open_page
 
 
 @slow
-def test_symbols_that_the_model_never_saw_are_named_and_marked(open_page: OpenPage) -> None:
+def test_unknown_symbols_are_listed_and_marked(open_page: OpenPage) -> None:
     page = open_page("Perplexity")
     measure(page, "the cat → saw ☃☃ its\n")
-    expect(page.locator("#measure-verdict")).to_contain_text("gru never saw “☃” (2×), “→”: read as the unknown token")
+    expect(page.locator("#measure-verdict")).to_contain_text(
+        "gru does not know “☃” (2×), “→”: read as the unknown token"
+    )
     assert marks(page, ".unknown").all_inner_texts() == ["→", "☃", "☃"]
     assert figures(page)["unknown tokens"] == ("3", "14.29%")
 
@@ -138,7 +140,7 @@ def test_two_models_are_held_side_by_side(open_page: OpenPage, runs: Path) -> No
     better, worse = sorted(reports, key=lambda report: report.bits_per_byte)
     gap = worse.bits_per_byte - better.bits_per_byte
     expect(page.locator("#measure-verdict")).to_contain_text(
-        f"{better.run} read this text better, by {gap:.3f} bits per byte: {better.bits_per_byte:.3f} against "
+        f"{better.run} is better by {gap:.3f} bits per byte: {better.bits_per_byte:.3f} against "
         f"{worse.bits_per_byte:.3f} of {worse.run}"
     )
     # Both are models of characters: token by token, warm and cool.
@@ -170,11 +172,11 @@ def test_a_text_longer_than_the_map_is_measured_whole(open_page: OpenPage, runs:
     expect(page.locator("#measure-verdict")).to_contain_text(
         f"The map shows the first 5,000 tokens; the figures are of all {len(text):,}."
     )
-    for length, told in ((33_000, "32,768 tokens"), (600_000, "524,288 characters")):
+    for length, limit in ((33_000, "32,768 tokens"), (600_000, "524,288 characters")):
         paper(page).fill("a" * length)
         page.locator("#measure").click()
         expect(page.get_by_test_id("toast-body").last).to_contain_text(
-            f"The text has more than {told}, and this server reads no more at once: measure a part of it."
+            f"The text has more than {limit}, the limit of this server. Measure a part of it."
         )
 
 
@@ -188,14 +190,16 @@ def test_a_dropped_file_becomes_the_text_and_what_is_no_text_is_refused_in_a_sen
     again(page)
     expect(marks(page)).to_have_count(len(SHORT))
     toast = page.get_by_test_id("toast-body").last
-    for data, told in ((b"ab\nc\xff", "is not UTF-8: byte 4 (line 2) is 0xff"), (b"a\0b", "looks like a binary file"),
-                       (b"a" * 600_000, "has more than 524,288 characters")):  # fmt: skip
+    for data, message in (
+        (b"ab\nc\xff", "is not UTF-8: byte 4 (line 2) is 0xff"), (b"a\0b", "looks like a binary file"),
+        (b"a" * 600_000, "has more than 524,288 characters"),
+    ):  # fmt: skip
         files.set_input_files({"name": "strange.txt", "mimeType": "text/plain", "buffer": data})
-        expect(toast).to_contain_text(told)
+        expect(toast).to_contain_text(message)
     expect(paper(page)).to_have_value(SHORT)
     paper(page).fill("")
     page.locator("#measure").click()
-    expect(toast).to_contain_text("There is no text to read: paste some.")
+    expect(toast).to_contain_text("The text is empty. Paste a text first.")
 
 
 @slow
@@ -221,7 +225,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(open_page: OpenPage) -> Non
     expect(page.locator("#measure-map .about")).to_have_text(str(mark.get_attribute("title")))
 
 
-# -- what it is made of -------------------------------------------------------------------------------
+# -- parts -------------------------------------------------------------------------------------------
 
 
 def parts(text: str, tokenizer: Tokenizer) -> list[str]:
@@ -280,11 +284,11 @@ def test_a_files_bytes_are_read_as_the_library_reads_files(tmp_path: Path) -> No
     with pytest.raises(CorpusError, match=r"f looks like a binary file: byte 2 \(line 1\) is zero"):
         decode_file(b"ab\0", "f")
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    assert _text_of(str(tmp_path / "rows.jsonl"), 100) == "one\ntwo"
+    assert _read_upload(str(tmp_path / "rows.jsonl"), 100) == "one\ntwo"
 
 
 def test_a_curve_has_few_points_however_long_the_text_is_and_ends_with_it() -> None:
     for length in (1, 5, 30_000):
         places, values = smoothed(np.arange(length + 1, dtype=np.float64) / 2)
-        assert places[0] == 0 and places[-1] == length and len(places) == min(length + 1, MOST_POINTS)
+        assert places[0] == 0 and places[-1] == length and len(places) == min(length + 1, MAX_POINTS)
         assert values == pytest.approx([0.5] * len(places))

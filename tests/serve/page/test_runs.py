@@ -12,31 +12,31 @@ import lm
 from lm.runs.run_folder import RunFolder
 from tests.serve.conftest import Server
 from tests.serve.page.conftest import STRANGE, OpenPage, folder_of
-from tests.serve.page.house import FOREIGN, foreign_page, refusal_of
 from tests.serve.page.test_write import choose, picker
+from tests.serve.page.visitors import FOREIGN, foreign_page, refusal_of
 
 pytestmark = pytest.mark.slow
 
 
 def tick(page: Page, name: str) -> None:
-    page.get_by_label(f"Look at {name}", exact=True).check()
+    page.get_by_label(f"Select {name}", exact=True).check()
 
 
 def row(page: Page, name: str) -> Locator:
-    return page.locator("#runs-table tbody tr").filter(has=page.get_by_label(f"Look at {name}", exact=True))
+    return page.locator("#runs-table tbody tr").filter(has=page.get_by_label(f"Select {name}", exact=True))
 
 
 def test_every_run_is_in_the_table_and_a_damaged_one_says_why(open_page: OpenPage, workshop: Server):
     page = open_page("Runs", url=workshop.url)
     report = lm.load("gru", runs_dir=folder_of(workshop)).reports()["valid"]
     expect(row(page, "gru")).to_contain_text(re.compile(rf"gru.*gru-char.*text.*60.*{report['bits_per_byte']:.3f}"))
-    expect(row(page, "shakespeare-gru")).to_contain_text("shipped")
+    expect(row(page, "shakespeare-gru")).to_contain_text("comes with Inkling")
     expect(row(page, "broken")).to_contain_text("cannot be read: broken/config.json is damaged")
     expect(row(page, STRANGE)).to_contain_text(STRANGE)
     # With the keyboard too.
-    page.get_by_label("Look at gru", exact=True).focus()
+    page.get_by_label("Select gru", exact=True).focus()
     page.keyboard.press("Space")
-    expect(page.locator("#runs-report")).to_contain_text("How good it is")
+    expect(page.locator("#runs-report")).to_contain_text("Scores")
 
 
 def test_a_run_shows_its_report_in_words_its_curve_and_its_card(open_page: OpenPage, workshop: Server):
@@ -51,7 +51,7 @@ def test_a_run_shows_its_report_in_words_its_curve_and_its_card(open_page: OpenP
     assert f"gru, step 60: {points[-1]['valid_loss']:.4f}" in page.locator("#runs-plot .dot title").all_text_contents()
     page.get_by_label("by time").check()
     expect(page.locator("#runs-plot .title.below")).to_have_text("seconds")
-    page.get_by_role("button", name="The whole card").click()
+    page.get_by_role("button", name="Model card").click()
     expect(page.locator("#runs-card h1")).to_have_text("gru")
     # What Markdown could make of square brackets is text.
     expect(page.locator("#runs-card")).to_contain_text("[0.9, 0.99]")
@@ -65,9 +65,9 @@ def test_several_runs_are_compared_side_by_side(open_page: OpenPage, workshop: S
     expect(page.locator("#runs-plot li")).to_have_text(["transformer", "gru"])
     expect(page.locator("#runs-plot .line")).to_have_count(2)
     expect(page.locator("#runs-report")).to_contain_text("broken cannot be read")
-    expect(page.locator("#runs-report")).to_contain_text("shakespeare-gru keeps no learning curve")
-    expect(page.get_by_role("button", name="The whole card")).to_be_hidden()
-    page.get_by_label("Look at transformer", exact=True).uncheck()
+    expect(page.locator("#runs-report")).to_contain_text("shakespeare-gru has no learning curve")
+    expect(page.get_by_role("button", name="Model card")).to_be_hidden()
+    page.get_by_label("Select transformer", exact=True).uncheck()
     expect(page.locator("#runs-plot li")).to_have_text(["gru"])
 
 
@@ -76,7 +76,7 @@ def test_a_name_with_a_tag_in_it_stays_text_everywhere(open_page: OpenPage, work
     tick(page, STRANGE)
     expect(page.locator("#runs-report thead")).to_contain_text(STRANGE)
     expect(page.locator("#runs-plot li")).to_have_text([STRANGE])
-    page.get_by_role("button", name="The whole card").click()
+    page.get_by_role("button", name="Model card").click()
     expect(page.locator("#runs-card h1")).to_have_text(STRANGE)
     page.locator("#runs-delete").click()
     expect(page.locator("#runs-question")).to_contain_text(f"Delete {STRANGE}?")
@@ -92,7 +92,7 @@ def test_a_run_is_deleted_once_that_is_confirmed_and_its_engine_retires(open_pag
     assert workshop.post("/v1/completions", model="words", prompt="the", max_tokens=1)
     tick(page, "words")
     page.locator("#runs-delete").click()
-    expect(page.locator("#runs-question")).to_contain_text("Delete words? Nothing brings it back.")
+    expect(page.locator("#runs-question")).to_contain_text("Delete words? This cannot be undone.")
     page.locator("#runs-no").click()
     expect(page.locator("#runs-question")).to_be_hidden()
     assert folder_of(workshop, "words").exists()
@@ -109,19 +109,19 @@ def test_a_run_is_deleted_once_that_is_confirmed_and_its_engine_retires(open_pag
     expect(page.locator("#runs-table input:checked")).to_have_count(0)
     tick(page, "transformer")
     page.locator("#runs-delete").click()
-    expect(page.locator("#runs-question")).to_have_text("Delete transformer? Nothing brings it back.")
+    expect(page.locator("#runs-question")).to_have_text("Delete transformer? This cannot be undone.")
     page.locator("#runs-no").click()
 
 
 def test_a_shipped_run_is_not_offered_for_deletion_and_one_that_trains_stays(open_page: OpenPage, workshop: Server):
     page = open_page("Runs", url=workshop.url)
     tick(page, "shakespeare-gru")
-    expect(page.locator("#runs-report")).to_contain_text("How good it is")
+    expect(page.locator("#runs-report")).to_contain_text("Scores")
     expect(page.locator("#runs-delete")).to_be_hidden()
     with RunFolder(folder_of(workshop, "transformer")).lock():
         tick(page, "transformer")
         page.locator("#runs-delete").click()
-        expect(page.locator("#runs-question")).to_have_text("Delete transformer? Nothing brings it back.")
+        expect(page.locator("#runs-question")).to_have_text("Delete transformer? This cannot be undone.")
         page.locator("#runs-yes").click()
         expect(page.get_by_text("is being trained by another process: wait for it, stop it.")).to_be_visible()
     expect(row(page, "transformer")).to_have_count(1)

@@ -9,12 +9,12 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.serve.conftest import Server, make_text
 from tests.serve.page.conftest import OpenPage
-from tests.serve.page.house import FOREIGN, foreign_page, refusal_of
+from tests.serve.page.visitors import FOREIGN, foreign_page, refusal_of
 
 pytestmark = pytest.mark.slow
 
 TEXT = make_text(11_000).encode()
-"""Too long to be known by heart before somebody stops the training."""
+"""Long enough that the training does not end before it is stopped."""
 PASTED = make_text(1000)
 """As well, and short enough to be filled in."""
 
@@ -36,7 +36,7 @@ def status(page: Page):
 
 def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: OpenPage, workshop: Server):
     page = open_page("Train", url=workshop.url)
-    status(page).to_contain_text("Nothing is being trained")
+    status(page).to_contain_text("No training yet")
     give(page, "hens & <b>foxes<i>.txt", TEXT)
     press_train(page)
     # Samples and a curve appear while it learns.
@@ -50,12 +50,12 @@ def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: Open
     other = open_page("Train", url=workshop.url)
     status(other).to_contain_text("Step")
     expect(other.locator("#train-samples figure").first).to_be_visible()
-    other.get_by_role("button", name="Stop, and keep what it has learned").click()
+    other.get_by_role("button", name="Stop and save the model").click()
     for visitor in (page, other):
-        status(visitor).to_contain_text("what it had learned is kept")
-        status(visitor).to_contain_text(re.compile(r"guesses the next character right \d+% of the time"))
-        status(visitor).to_contain_text("go to Write")
-        expect(visitor.get_by_role("button", name="Stop, and keep")).to_be_hidden()
+        status(visitor).to_contain_text("The model is saved.")
+        status(visitor).to_contain_text(re.compile(r"predicts the next character correctly \d+% of the time"))
+        status(visitor).to_contain_text("Go to Write")
+        expect(visitor.get_by_role("button", name="Stop and save")).to_be_hidden()
     # The name that it came with is text, and names the run after being reduced to letters.
     name = re.findall(r"run (\S+)", page.locator("#train-status").inner_text())[-1]
     assert re.fullmatch(r"[\w.-]+-gru-char(-small)?", name) and page.locator("#train-status i").count() == 0
@@ -74,20 +74,20 @@ def test_a_second_training_waits_in_line_and_can_leave_it(open_page: OpenPage, w
         press_train(page)
         status(page).to_contain_text("pasted text · GRU · 1 minute")
         if turn:
-            status(page).to_contain_text("In line: 1 training before this one.")
-    page.get_by_role("button", name="Leave the line").click()
-    status(page).to_contain_text("Stopped before it had learned anything.")
+            status(page).to_contain_text("Waiting for 1 other training.")
+    page.get_by_role("button", name="Cancel").click()
+    status(page).to_contain_text("Stopped before the first model was saved.")
     # The other one is still there to be chosen, and stops before it has learned anything either.
     page.get_by_label("Training", exact=True).click()
-    page.get_by_role("option", name=re.compile("pasted text.*(getting ready|training)")).click()
-    page.get_by_role("button", name="Stop, and keep what it has learned").click()
+    page.get_by_role("option", name=re.compile("pasted text.*(preparing|training)")).click()
+    page.get_by_role("button", name="Stop and save the model").click()
     status(page).to_contain_text("Stopped")
 
 
 def test_what_is_no_text_is_refused_with_a_sentence(open_page: OpenPage, workshop: Server):
     page = open_page("Train", url=workshop.url)
     press_train(page)
-    expect(page.get_by_text("There is no text yet: drop a file, or paste one.")).to_be_visible()
+    expect(page.get_by_text("There is no text yet. Drop a file or paste a text.")).to_be_visible()
     give(page, "cafe.txt", b"caf\xe9")
     press_train(page)
     expect(page.get_by_text("cafe.txt is not UTF-8: byte 3 (line 1) is 0xe9.")).to_be_visible()
@@ -97,7 +97,7 @@ def test_what_is_no_text_is_refused_with_a_sentence(open_page: OpenPage, worksho
     page.locator("#train-file").get_by_label("Clear").last.click()
     page.locator("#train-paste textarea").fill("a")
     press_train(page)
-    status(page).to_contain_text("It failed. pasted text is too short to split")
+    status(page).to_contain_text("Training failed. pasted text is too short to split")
     status(page).to_contain_text(
         "Your text is still there: change it, or choose another kind of model, and press Train."
     )

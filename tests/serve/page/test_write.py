@@ -30,8 +30,8 @@ def begin(page: Page, text: str) -> None:
     page.locator("#paper textarea").fill(text)
 
 
-def set_knob(page: Page, name: str, value: object) -> None:
-    """Type a number into a knob of the tab that is shown."""
+def set_control(page: Page, name: str, value: object) -> None:
+    """Type a number into a control of the visible tab."""
     if not page.get_by_label(f"number input for {name}").first.is_visible():
         page.get_by_role("button", name="More").locator("visible=true").click()
         # What is typed before a widget is alive is lost.
@@ -58,8 +58,8 @@ def test_the_text_is_the_one_that_the_library_and_the_command_line_give_for_the_
 ) -> None:
     page = open_page()
     begin(page, "the cat ")
-    set_knob(page, "Length", 60)
-    set_knob(page, "Top-k", 20)
+    set_control(page, "Length", 60)
+    set_control(page, "Top-k", 20)
     page.get_by_label("Seed").first.fill("7")
     text = write(page)
     assert text == "the cat " + lm.load("gru", runs_dir=runs).sample("the cat ", max_tokens=60, top_k=20, seed=7)
@@ -69,7 +69,7 @@ def test_the_text_is_the_one_that_the_library_and_the_command_line_give_for_the_
     assert Path(download.value.path()).read_text("utf-8") == text
     expect(page.locator("#write-status")).to_contain_text("seed 7")
 
-    page.get_by_text("Exactly this text again").click()
+    page.get_by_text("Reproduce this text").click()
     command = page.locator("#recipe textarea").input_value()
     assert command.startswith("lm sample gru ")
     path = Path(sys.executable).parent
@@ -98,7 +98,7 @@ def test_the_text_is_the_one_that_the_library_and_the_command_line_give_for_the_
 def test_a_text_is_continued_taken_back_and_written_again(open_page: OpenPage) -> None:
     page = open_page()
     begin(page, "a mat ")
-    set_knob(page, "Length", 40)
+    set_control(page, "Length", 40)
     first = write(page)
     expect(page.get_by_role("button", name="Continue", exact=True)).to_be_visible()
     press(page, "Continue")
@@ -118,12 +118,12 @@ def test_a_text_is_continued_taken_back_and_written_again(open_page: OpenPage) -
     expect(page.locator("#paper textarea")).to_have_value("a mat ")
     expect(page.get_by_role("button", name="Write", exact=True)).to_be_visible()
     press(page, "Undo")
-    expect(page.get_by_text("There is nothing to take back.")).to_be_visible()
+    expect(page.get_by_text("Nothing to undo.")).to_be_visible()
 
 
 def test_temperature_0_writes_the_same_whatever_the_seed_and_a_preset_sets_it(open_page: OpenPage) -> None:
     page = open_page()
-    set_knob(page, "Length", 50)
+    set_control(page, "Length", 50)
     texts = {}
     for preset in ("Greedy", "Lively"):
         page.get_by_role("button", name=preset, exact=True).click()
@@ -143,8 +143,8 @@ def test_temperature_0_writes_the_same_whatever_the_seed_and_a_preset_sets_it(op
 def test_several_samples_stand_side_by_side_and_one_is_taken(open_page: OpenPage, runs: Path) -> None:
     page = open_page()
     begin(page, "sat on ")
-    set_knob(page, "Length", 40)
-    set_knob(page, "Samples side by side", 3)
+    set_control(page, "Length", 40)
+    set_control(page, "Samples side by side", 3)
     press(page, "Write")
     expect(page.locator("#write-status")).to_contain_text("120 tokens")
     expect(page.locator("#write-status")).to_contain_text("ended")
@@ -165,7 +165,7 @@ def test_the_same_sheet_and_seed_give_the_same_text_and_what_was_typed_outlives_
 ) -> None:
     page = open_page()
     begin(page, "the cat ")
-    set_knob(page, "Length", 30)
+    set_control(page, "Length", 30)
     first = write(page)
     begin(page, "the cat ")
     press(page, "Continue")
@@ -203,7 +203,7 @@ def picker(page: Page) -> Locator:
 def begin_long(page: Page, text: str = "") -> None:
     """Have the slow model write a long text, and wait until some of it is there."""
     choose(page, "slow")
-    set_knob(page, "Length", 4000)
+    set_control(page, "Length", 4000)
     begin(page, text)
     press(page, "Write")
     wait_for_more(page, len(text) + 20)
@@ -222,7 +222,7 @@ def stopped(page: Page, site: Server, prompt: str) -> str:
     text = lm.load("slow", runs_dir=folder_of(site)).sample(prompt, max_tokens=tokens, seed=seed)
     expect(page.locator("#paper textarea")).to_have_value(prompt + text)
     if not page.locator("#recipe textarea").is_visible():
-        page.get_by_text("Exactly this text again").click()
+        page.get_by_text("Reproduce this text").click()
     expect(page.locator("#recipe textarea")).to_have_value(re.compile(f" --max-tokens={tokens} --seed={seed} "))
     return text
 
@@ -272,20 +272,20 @@ def test_typing_while_it_writes_stops_it_and_a_reload_brings_back_the_sheet_and_
     page.context.set_offline(False)
     page.get_by_label("number input for Temperature").locator("visible=true").fill("0.3")
     page.keyboard.press("Tab")
-    page.get_by_role("tab", name="Look").click()
+    page.get_by_role("tab", name="Inspect").click()
     page.locator("#look-prompt textarea").fill("a prompt")
     page.reload()
     expect(page.locator("#paper textarea")).to_have_value(sheet + " to be kept")
     expect(picker(page)).to_have_value(re.compile("^slow "))
     expect(page.get_by_label("number input for Temperature").locator("visible=true")).to_have_value("0.3")
-    page.get_by_role("tab", name="Look").click()
+    page.get_by_role("tab", name="Inspect").click()
     expect(page.locator("#look-prompt textarea")).to_have_value("a prompt")
 
 
 def test_a_closed_browser_frees_the_slots(open_page: OpenPage, site: Server) -> None:
     page = open_page()
     choose(page, "slow")
-    set_knob(page, "Length", 4000)
+    set_control(page, "Length", 4000)
     press(page, "Write")
     page.wait_for_function("document.querySelector('#paper textarea').value.length > 20")
     assert site.texts() == 1
@@ -297,10 +297,10 @@ def test_markup_is_text_in_prompt_sample_and_error(open_page: OpenPage) -> None:
     page = open_page()
     evil = "<script>window.hurt=1</script><img src=x onerror='window.hurt=1'>${window.hurt=1}{{value}}"
     begin(page, evil)
-    set_knob(page, "Length", 5)
+    set_control(page, "Length", 5)
     text = write(page)
     assert text.startswith(evil)
-    page.get_by_text("Exactly this text again").click()
+    page.get_by_text("Reproduce this text").click()
     assert "<script>" in page.locator("#recipe textarea").input_value()
     assert page.evaluate("window.hurt") is None
     assert page.locator("img[src=x]").count() == 0
@@ -318,7 +318,7 @@ def test_a_phone_has_no_sideways_scrolling(open_page: OpenPage) -> None:
 
 def test_the_keyboard_alone_is_enough_to_write(open_page: OpenPage) -> None:
     page = open_page()
-    set_knob(page, "Length", 20)
+    set_control(page, "Length", 20)
     page.locator("#paper textarea").focus()
     page.keyboard.type("hen ")
     for _ in range(5):

@@ -1,10 +1,10 @@
-"""What the page makes of the library's sentences."""
+"""The library's messages on the page."""
 
 from __future__ import annotations
 
 import pytest
 
-from serve.page.site import for_page
+from serve.page.messages import without_commands
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ from serve.page.site import for_page
     ],
 )
 def test_advice_for_a_command_line_does_not_reach_the_page(message: str, shown: str) -> None:
-    assert for_page(message) == shown
+    assert without_commands(message) == shown

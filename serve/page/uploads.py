@@ -1,7 +1,7 @@
-"""Which files a visitor may name: those that were uploaded, and no others.
+"""File access check: a request may name only files that were uploaded.
 
-A page that is mounted in another app gets no such check from Gradio 6: whoever names a file of the machine in a request
-would be shown it, and whoever names a web address would make the server fetch it.
+Gradio 6 does not check this for a page that is mounted in another app: a visitor could read any file of the machine, or
+make the server fetch any web address.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gradio.utils import get_upload_folder
 
 
 async def only_uploads(request: Request) -> None:
-    """Refuse a request of the page with a file that was not uploaded; every address of Gradio depends on it.
+    """Refuse a request with a file that was not uploaded. Every route of Gradio depends on it.
 
     Raises:
         HTTPException: 403.
@@ -25,16 +25,16 @@ async def only_uploads(request: Request) -> None:
     try:
         data = await request.json()
     except (ValueError, RecursionError):
-        # No handler will get it either.
+        # Gradio cannot parse it either.
         return
     uploads = Path(get_upload_folder()).resolve()
-    for path in _files(data):
+    for path in _file_paths(data):
         if not _resolved(path).is_relative_to(uploads):
             raise HTTPException(403, "The request names a file that was not uploaded here.")
 
 
-def _files(data: Any) -> Iterator[str]:
-    """The paths of files in what a handler would be given."""
+def _file_paths(data: Any) -> Iterator[str]:
+    """The file paths in the JSON of a request."""
     waiting = [data]
     while waiting:
         match waiting.pop():
