@@ -163,7 +163,7 @@ def test_a_batch_that_does_not_split_is_refused_with_sizes_that_do() -> None:
 def test_what_cannot_be_sharded_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"context tables.*model.table_orders=\[\]"):
         distributed.check(config(training__shard=True, model__table_orders=[2]), 2)
-    with pytest.raises(ConfigError, match="--shard and training.amp=O2 do not meet.*--amp O1"):
+    with pytest.raises(ConfigError, match="--shard and training.amp=O2 cannot be combined.*--amp O1"):
         distributed.check(
             config(training__shard=True, model__table_orders=[], training__amp="O2", training__precision="bf16"), 2
         )
