@@ -57,9 +57,9 @@ class Trial:
         config = self.step.config
         share = learning_rate_share(self.step.updates, ENDLESS_STEPS, config)
         result = self.step.run(self._step_batches(), share, with_metrics=with_metrics)
-        self.steps_done += 1
         if config.on_nonfinite == "stop":
-            result.raise_problem(self.steps_done, "Lower training.learning_rate, or use training.precision=fp32.")
+            result.raise_problem(self.steps_done + 1, "Lower training.learning_rate, or use training.precision=fp32.")
+        self.steps_done += 1
         return result
 
     def _step_batches(self) -> Iterable[Batch]:

@@ -210,7 +210,9 @@ class Trainer:
                     f"--init {self.folder.name}@last and a lower training.learning_rate, training.precision=fp32, or "
                     "training.on_nonfinite=skip.",
                 )
-            log.warning("Step %d: %s (first in %s). Skipped the step.", number, result.problem, result.first_nonfinite)
+            log.warning(
+                "Step %d: %s (first in %s); the step was skipped.", number, result.problem, result.first_nonfinite
+            )
         progress.step = number
         progress.skipped_steps += not result.is_updated
         progress.clipped_steps += result.is_clipped

@@ -36,11 +36,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def measured_peak(config: RunConfig, corpus: PreparedCorpus) -> int:
     forget_buffers()
     with TensorMemory(torch.device("cpu")) as memory:
-        trainer = make_trial(config, corpus)
-        trainer.run_step()
+        trial = make_trial(config, corpus)
+        trial.run_step()
         # With the moments, and a batch that is not the shorter last one of an epoch.
         memory.peak = memory.now
-        trainer.run_step()
+        trial.run_step()
     return memory.peak
 
 

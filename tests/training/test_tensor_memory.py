@@ -53,14 +53,14 @@ def test_what_was_there_before_is_not_counted_when_it_is_looked_at():
         assert memory.now == 0
 
 
-def test_moments_are_found_in_every_optimizer(make_trainer):
+def test_moments_are_found_in_every_optimizer(make_trial):
     with TensorMemory(CPU) as memory:
-        trainer = make_trainer("gru", **{"model.table_orders": "2"})
+        trainer = make_trial("gru", **{"model.table_orders": "2"})
         trainer.run_step()
-        sizes = sum(block.size for block in memory.blocks_of(state_tensors(trainer.optimizers)))
-    numbers = [parameter.numel() for parameter in trainer.model.parameters()]
-    rows = trainer.model.tables["2"].num_embeddings
-    dense = sum(numbers) - trainer.model.tables["2"].weight.numel()
+        sizes = sum(block.size for block in memory.blocks_of(state_tensors(trainer.step.optimizers)))
+    numbers = [parameter.numel() for parameter in trainer.step.model.parameters()]
+    rows = trainer.step.model.tables["2"].num_embeddings
+    dense = sum(numbers) - trainer.step.model.tables["2"].weight.numel()
     # Two moments and a counter for each of AdamW's parameters; one number a row of the table.
     assert sizes == 2 * FLOAT * dense + FLOAT * (len(numbers) - 1) + FLOAT * rows
 
