@@ -53,7 +53,7 @@ class Remote:
             answer = json.loads(response.read())
             self.model = str((answer if model else answer["data"][0])["id"])
         self.name, _, state = self.model.partition("@")
-        self.state = state or "best"
+        self.checkpoint = state or "best"
 
     @functools.cached_property
     def tokenizer(self) -> SimpleNamespace:

@@ -70,7 +70,7 @@ def _wikitext(name: str, archive_sha256: str, known: dict[str, tuple[PublishedHa
 
 
 # SHA-256 of the archives: as several public readers of WikiText pin them. SHA-1 of the files: as GluonNLP pins them
-# (its hashes of WikiText-2's valid and test are those of the files named by SHA-256 here). docs/corpora.md has more.
+# (its hashes of WikiText-2: those of the files named by SHA-256 here). See docs/reference/corpora.md.
 NAMED: dict[str, NamedCorpus] = {
     "tiny-shakespeare": NamedCorpus(
         urls=("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",),

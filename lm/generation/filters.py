@@ -1,7 +1,8 @@
 """Filters: what changes the logits of a model before a token is drawn. The same for every decoder.
 
 A filter is one row of `FILTERS`, in the order in which the filters act. The table gives the sampler its steps and its
-batch key, `SamplingOptions` (and so the flags, the API and docs/options.md) its fields, and the page its sliders.
+batch key, `SamplingOptions` its fields (and so the flags, the API and docs/reference/options.md), and the page its
+sliders.
 
 To add a filter: write its function, declare its options in `FilterOptions`, and add a row to `FILTERS`.
 

@@ -137,6 +137,6 @@ class _BufferPool(threading.local):
 buffers = _BufferPool()
 
 
-def forget_buffers() -> None:
+def release_buffers() -> None:
     """Free the buffers that this thread keeps for the next step."""
     buffers.clear()

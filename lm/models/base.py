@@ -212,7 +212,7 @@ class LanguageModel(nn.Module, ABC):
             if tuple(tensor.shape) != arrays[name].shape:
                 raise ValueError(f"{name} is {arrays[name].shape} in the file, {tuple(tensor.shape)} in the model")
         self.load_state_dict(
-            {name: spread_like(own[name], torch.from_numpy(np.array(array))) for name, array in arrays.items()}
+            {name: shard_like(own[name], torch.from_numpy(np.array(array))) for name, array in arrays.items()}
         )
 
 
@@ -227,7 +227,7 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
 
 
-def spread_like(example: Any, tensor: Tensor) -> Tensor:
+def shard_like(example: Any, tensor: Tensor) -> Tensor:
     """This process's shard of a tensor, sharded like `example`; the tensor if `example` is not sharded."""
     if not hasattr(example, "full_tensor") or tensor.shape != example.shape:
         return tensor

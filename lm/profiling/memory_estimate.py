@@ -23,7 +23,7 @@ from lm.corpora import PreparedCorpus
 from lm.device import pick_device
 from lm.errors import DeviceError
 from lm.evaluation.perplexity import tokens_at_once
-from lm.kernels.dispatch import forget_buffers
+from lm.kernels.dispatch import release_buffers
 from lm.models.base import LanguageModel
 from lm.profiling.phases import Listener, Watch
 from lm.profiling.tensor_memory import TensorMemory, TooMuchMemory, state_tensors
@@ -121,7 +121,7 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
     available = machine.available_bytes(device)
     model = build_on_meta(config.model, corpus.tokenizer.vocab_size)
     least = _min_state_bytes(model, low=config.training.amp == "O3")
-    forget_buffers()
+    release_buffers()
     memory = TensorMemory(device, limit=available and available * USABLE_SHARE)
     try:
         if memory.limit is not None and least > memory.limit:
@@ -137,7 +137,7 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
             available_bytes=available, tried_rows=0, seconds=time.perf_counter() - begun,
         )  # fmt: skip
     finally:
-        forget_buffers()
+        release_buffers()
 
 
 def refuse_what_cannot_fit(config: RunConfig, corpus: PreparedCorpus) -> int:

@@ -31,18 +31,18 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lm import machine
+from lm import host, machine
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.device import Precision, deterministic, enough_memory, memory_in_use, pick_device
 from lm.evaluation.perplexity import tokens_at_once
-from lm.kernels.dispatch import forget_buffers
+from lm.kernels.dispatch import release_buffers
 from lm.profiling.phases import PHASES, REST, Listener, Part, Times, Watch
 from lm.profiling.tensor_memory import Block, Kind, TensorMemory, gradients, state_tensors, timeline
 from lm.profiling.trial import WARM_UP_STEPS, Trial, make_trial
 from lm.runs.record import run_record
 from lm.runs.run_folder import EVENTS, RunFolder
-from lm.torch_private import kept_memory
+from lm.torch_private import keep_freed_memory
 from lm.training.async_writer import Writer
 from lm.training.callbacks import Start
 from lm.training.last_checkpoint import TrainProgress, snapshot
@@ -206,7 +206,7 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
         folder = RunFolder(Path(path) / "run")
         trial, followed = _follow(config, corpus, folder)
         step, tokens_per_step = trial.step, trial.batches.tokens_per_step
-        with deterministic(step.device), kept_memory():
+        with deterministic(step.device), keep_freed_memory():
             for _ in range(WARM_UP_STEPS):
                 trial.run_step()
             plain = _time_steps(trial, seconds)
@@ -314,7 +314,7 @@ class _Followed(Listener):
             process = (
                 (torch.cuda.memory_reserved(self.device), torch.cuda.max_memory_reserved(self.device))
                 if on_gpu
-                else (memory_in_use(self.device), machine.peak_resident_bytes())
+                else (memory_in_use(self.device), host.peak_resident_bytes())
             )
             found = PhaseMemory(self._phase, self._held_now(), peak, *process, self._begin, time.perf_counter())
             self.phases.append(found)
@@ -329,7 +329,7 @@ class _Followed(Listener):
         # Only blocks that a part makes in forward have an owner.
         self.memory.owner = ""
         self.memory.peak = self.memory.now
-        machine.reset_peak_resident()
+        host.reset_peak_resident()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
         self._phase, self._begin = name, time.perf_counter()
@@ -369,10 +369,10 @@ class _Followed(Listener):
 
 def _follow(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder) -> tuple[Trial, _Followed]:
     """A trial, and its memory over some steps, some validation and a saving in `folder`."""
-    forget_buffers()
+    release_buffers()
     device = pick_device(config.training.device)
     followed = _Followed(TensorMemory(device))
-    with followed.memory, deterministic(device), kept_memory():
+    with followed.memory, deterministic(device), keep_freed_memory():
         trial = make_trial(config, corpus)
         followed.on_made(trial.step)
         with Watch(trial, followed, backward=False).on() as watch:
@@ -502,7 +502,7 @@ def _count_arithmetic(trial: Trial, step_seconds: float) -> Arithmetic:
         flops_per_second=flops / step_seconds,
         counted_rows=rows,
         peak_flops_per_second=peaks,
-        peak_threads=machine.usable_threads(),
+        peak_threads=host.usable_threads(),
         share_of_peak=flops / step_seconds / peaks[own],
     )
 

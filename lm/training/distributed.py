@@ -42,7 +42,7 @@ from lm.config import RunConfig, TrainingConfig
 from lm.device import pick_device
 from lm.errors import ConfigError, DeviceError, LMError, RunError, TrainingError
 from lm.evaluation.score_sums import Scores
-from lm.machine import usable_threads
+from lm.host import usable_threads
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.runs.run_folder import CONFIG, RunFolder
 from lm.torch_private import ignore_in_ddp, register_tree
@@ -131,9 +131,9 @@ class World:
             except LMError as error:
                 box[1] = error
         dist.broadcast_object_list(box, src=0, group=self.long_waits)
-        result, error = box
-        if error is not None:
-            raise error
+        result, failure = box
+        if failure is not None:
+            raise failure
         return result  # type: ignore[no-any-return]
 
     def local_rank0_first(self, make: Callable[[], T]) -> T:

@@ -94,8 +94,6 @@ class ModelPool:
         self._clock = itertools.count(1)
         self._reserved_bytes = 0
 
-    offers = property(lambda self: self.available_runs)
-
     @property
     def engines(self) -> Iterator[Model]:
         """Every model with a thread, also retired ones."""

@@ -136,7 +136,7 @@ def refused(done: Any, sentence: str) -> None:
     ("arguments", "sentence"),
     [
         (["b"], "No run 'b' in checkpoints."),
-        (["a@step-9"], "Run 'a' keeps no state 'step-9'. Did you mean 'step-"),
+        (["a@step-9"], "Run 'a' has no checkpoint 'step-9'. Did you mean 'step-"),
         (["a", "the"], "'the' is one argument too many: give a prompt with --prompt"),
         (["a", "--temperature", "-1"], "sampling.temperature = '-1': give a number from 0 to 100"),
         (["a", "--temperature", "nan"], "sampling.temperature = 'nan'"),
@@ -155,7 +155,7 @@ def refused(done: Any, sentence: str) -> None:
         (["a", "--seed", "-1"], "sampling.seed = -1"),
         (["a", "--stop", ""], "a stop text must not be empty"),
         (["a", "--unknown", "guess"], "--unknown 'guess': use replace, skip, byte or error"),
-        (["a", "--device", "tpu"], "Device 'tpu' is not here"),
+        (["a", "--device", "tpu"], "Device 'tpu' is not available"),
         (["a", "--detokenize"], "--detokenize is for word models"),
     ],
 )

@@ -14,7 +14,7 @@ import lm
 from lm.config import Section
 from lm.models.base import LanguageModel, build_model
 from lm.models.ngram import NGram
-from lm.runs import card, run_folder
+from lm.runs import run_folder
 
 pytestmark = pytest.mark.slow
 
@@ -150,15 +150,15 @@ def test_a_run_is_labelled_wherever_its_score_is_shown(text: Path, tmp_path: Pat
     run = train(text, tmp_path)
     report = run.reports()["valid"]
     assert report["kind"] == "hybrid: n-gram counts and a network"
-    assert card.summary(run)["model_name"] == "hybrid-char"
-    assert "It is hybrid: n-gram counts and a network." in card.card(run)
-    assert f"{run.record['parameters']:,} parameters and {run.record['counts']:,} counts" in card.card(run)
+    assert run.summary()["model_name"] == "hybrid-char"
+    assert "It is hybrid: n-gram counts and a network." in run.card()
+    assert f"{run.record['parameters']:,} parameters and {run.record['counts']:,} counts" in run.card()
     assert run.sample("the ", seed=1, max_tokens=20) == lm.load("a", runs_dir=tmp_path).sample(
         "the ", seed=1, max_tokens=20
     )
     config = lm.compose(str(text), preset="gru-char", overrides={**SMALL, "model.type": "hybrid"})
     named = lm.train(text, config, name="b", runs_dir=tmp_path)
-    assert card.summary(named)["model_name"] == "hybrid-char"
+    assert named.summary()["model_name"] == "hybrid-char"
 
 
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(text: Path, tmp_path: Path) -> None:

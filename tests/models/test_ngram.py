@@ -15,7 +15,7 @@ from lm.errors import DeviceError
 from lm.models.base import LanguageModel, build_model
 from lm.models.kneser_ney import count_text
 from lm.models.ngram import NGram, NGramOptions
-from lm.runs import card, run_folder
+from lm.runs import run_folder
 from lm.training.callbacks import Callback, End, Row, Start
 
 
@@ -101,8 +101,8 @@ def test_a_run_is_counted_measured_sampled_and_shown(text: Path, tmp_path: Path)
     assert report.bits_per_byte < 1.7
     loaded = lm.load("counts", runs_dir=tmp_path)
     assert loaded.sample("the ", seed=3, max_tokens=50) == run.sample("the ", seed=3, max_tokens=50)
-    assert f"with {start.counts:,} counts over" in card.card(loaded)
-    assert card.summary(loaded)["model_name"] == "ngram-char"
+    assert f"with {start.counts:,} counts over" in loaded.card()
+    assert loaded.summary()["model_name"] == "ngram-char"
     assert not lm.resume("counts", runs_dir=tmp_path)[1]
 
 
@@ -123,7 +123,7 @@ def test_a_text_above_max_tokens_is_counted_from_its_start_and_the_report_notes_
         run = lm.train(text, preset=preset, overrides=overrides, runs_dir=tmp_path, name=preset, callbacks=[heard])
         total = run.record["corpus"]["splits"]["train"]["tokens"]
         noted = f"the counts are of the first 1,000 of its {total:,} tokens (model.max_tokens)"
-        assert noted in run.record["corpus"]["notes"] and noted in card.card(run)
+        assert noted in run.record["corpus"]["notes"] and noted in run.card()
         assert f"The model counts the first 1,000 of {total:,} tokens" in caplog.text
         start = heard.events[0]
         assert isinstance(start, Start) and start.tokens_per_step == {"ngram-char": 1000, "hybrid-char": 64}[preset]
@@ -144,4 +144,4 @@ def test_a_run_of_counts_starts_without_its_preset(text: Path, tmp_path: Path) -
     assert report.misses_floor
     assert "does not beat the floor" in report.notes[-1]
     # It has the name of its model, whatever its preset was.
-    assert card.summary(run)["model_name"] == "ngram-char"
+    assert run.summary()["model_name"] == "ngram-char"

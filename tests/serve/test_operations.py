@@ -61,7 +61,7 @@ def test_a_port_in_use_is_one_sentence(server, runs):
     ("arguments", "sentence"),
     [
         (["grue"], "No run 'grue'"),
-        (["gru@step-3"], "keeps no state 'step-3'"),
+        (["gru@step-3"], "has no checkpoint 'step-3'"),
         (["gru", "--port", "70000"], "serve.port = 70000: give a number of at most 65535."),
         (["gru", "--max-memory", "2 apples"], "serve.max_memory = '2 apples'"),
         (["gru", "--max-memory", "1kB"], "more than --max-memory 1,000"),

@@ -243,5 +243,5 @@ print(*(name for name in RayOptions.model_fields if name not in ServeOptions.mod
     )  # fmt: skip
     *sentences, names = ran.stdout.splitlines()
     assert sentences == list(wrong), ran.stderr
-    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    page = (ROOT / "docs" / "how-to" / "serve-on-several-machines.md").read_text("utf-8")
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == names.split()

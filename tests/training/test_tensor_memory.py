@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lm import machine
+from lm import host
 from lm.profiling.tensor_memory import Block, TensorMemory, TooMuchMemory, gradients, state_tensors, timeline
 
 CPU = torch.device("cpu")
@@ -66,14 +66,14 @@ def test_moments_are_found_in_every_optimizer(make_trial):
 
 
 def test_beyond_the_limit_nothing_is_taken():
-    machine.reset_peak_resident()
-    before = machine.peak_resident_bytes()
+    host.reset_peak_resident()
+    before = host.peak_resident_bytes()
     with TensorMemory(CPU, limit=1e6) as memory:
         kept = torch.zeros(1000)
         with pytest.raises(TooMuchMemory):
             torch.empty(500_000_000).fill_(1.0)
         assert memory.now == kept.nbytes
-    assert before is not None and machine.peak_resident_bytes() - before < 100e6
+    assert before is not None and host.peak_resident_bytes() - before < 100e6
 
 
 def test_a_timeline_is_what_was_held_after_each_change():
