@@ -52,7 +52,7 @@ def test_what_counting_reaches_stands_beside_the_score(lm: Lm) -> None:
     # A dozen steps are no match for it.
     done = lm("eval", "a")
     assert re.search(rf"floor +{bits:.4f} +7-gram counts of the training text", done.out)
-    assert "note: This does not beat the floor" in done.out
+    assert "note: The model does not beat the floor" in done.out
 
 
 @pytest.mark.parametrize("arguments", [("--split", "train"), ("--text", "all.txt")])
@@ -62,7 +62,7 @@ def test_a_text_that_was_trained_on_is_not_compared_with_counts_that_have_read_i
     (tmp_path / "all.txt").write_bytes(text.read_bytes())
     done = lm("eval", "a", *arguments)
     (note,) = re.findall("note: (.*)", done.out)
-    assert re.match(r"About (8\d|9\d|100) % of this text stands in the training text: the figures show how well", note)
+    assert re.match(r"About (8\d|9\d|100) % of this text is in the training text: the figures show how well", note)
     assert json.loads(lm("eval", "a", *arguments, "--json").out)["floor"] is None
 
 
@@ -212,7 +212,7 @@ def test_tokens_that_an_older_inkling_prepared_are_measured_again_where_the_text
     path.write_text(json.dumps(meta))
     own.rename(tmp_path / "away.txt")
     done = lm("eval", "own")
-    assert re.search(r"^bits per byte +– ", done.out, re.MULTILINE) and "Measure again" in done.out
+    assert re.search(r"^bits per byte +– ", done.out, re.MULTILINE) and "To measure it" in done.out
     assert re.search(rf"tokens alone +{first['token_bits_per_byte']:.4f} ", done.out)
     (tmp_path / "away.txt").rename(own)
     assert json.loads(lm("eval", "own", "--json").out)["bits_per_byte"] == first["bits_per_byte"]

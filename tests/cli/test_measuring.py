@@ -61,7 +61,7 @@ def test_a_run_is_profiled_with_its_own_options_and_text(lm: Lm, runs: Path) -> 
         ((), "Which text, or which run?"),
         (("nothing-here",), "nothing-here"),
         (("a", "--preset", "gru-char"), "leave --preset out"),
-        (("a", "--set", "tokenizer.unknown=skip"), "has its text and its tokenizer"),
+        (("a", "--set", "tokenizer.unknown=skip"), "keeps its text and its tokenizer"),
         (("a", "--set", "training.batch_sise=3"), "Did you mean"),
         (("a", "--html", "checkpoints/a/README.md/x"), "README.md: Not a directory"),
         (("a", "--device", "cuda:9"), "Device 'cuda:9' is not available"),

@@ -279,7 +279,7 @@ def test_the_memory_set_aside_bounds_the_slots() -> None:
         return open_decoder(options, lambda: arrays, lambda: model, max_slots=9, state_bytes=state_bytes).max_slots
 
     assert (slots(one * 5), slots(one * 100)) == (5, 9)
-    with pytest.raises(DeviceError, match="set more aside"):
+    with pytest.raises(DeviceError, match="reserve more with"):
         slots(one - 1)
 
 
