@@ -4,16 +4,13 @@ Each function uses one interface, named in its docstring. `tests/test_torch_priv
 if a release of torch changes it. So torch has an upper bound in `pyproject.toml`: raise it when these tests pass with
 the new release. One private class is used elsewhere: `lm.profiling.tensor_memory` derives from `TorchDispatchMode`.
 
-Torch is imported when a function is called, because `lm` calls `set_environment` before anything imports torch.
+Torch is imported when a function is called: `import lm` calls `set_environment`, must be quick and loads no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import inspect
 import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,6 +49,9 @@ def keep_freed_memory() -> Iterator[None]:
     Uses `mallopt` and `malloc_trim` of glibc, and does nothing on other systems. To get the pages from the system in
     every step costs a tenth of the step's time or more.
     """
+    import ctypes
+    import platform
+
     if platform.libc_ver()[0] != "glibc":
         yield
         return
@@ -74,6 +74,8 @@ def plain_step(optimizer: type[Optimizer]) -> Callable[..., Any]:
 
     The decorators import torch's compiler, which takes more than a second.
     """
+    import inspect
+
     step: Callable[..., Any] = inspect.unwrap(optimizer.step)
     return step
 
