@@ -130,7 +130,7 @@ def test_cells_of_csv_are_kept_as_they_are_written_however_long(tmp_path):
         ("a.json", b'[{"text": "a"}\n{"text": "b"}]\n', "a.json, line 2, is not JSON: Expecting ',' delimiter"),
         ("a.json", b'[{"text": "a"},\n{"text": "b"}\n', "a.json, line 3, is not JSON"),
         ("a.json", b'[{"text": "aaa"},\n{"text": "\\ud800"}]', "a.json, line 2: The text holds U+D800, half of a"),
-        ("a.jsonl", b'{"text": "aaa"}\n{"text": "\\udc00"}', "a.jsonl, line 2: the text holds U+DC00, half of a"),
+        ("a.jsonl", b'{"text": "aaa"}\n{"text": "\\udc00"}', "a.jsonl, line 2: The text holds U+DC00, half of a"),
         ("a.jsonl", b'{"text": "aaa"}\n{"text": "\\u0000"}', "a.jsonl, line 2: the text holds a zero character"),
         ("a.jsonl", b'{"text": "aaa"}\n{"text": "\0"}', "a.jsonl looks like a binary file: byte 26 (line 2) is zero"),
         ("a.csv", b'text,n\na,1\n"b\nc,3\n', "a.csv: the row that begins in line 3 opens a quotation mark"),
