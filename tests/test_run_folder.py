@@ -29,9 +29,11 @@ from lm.errors import (
 )
 from lm.files import Arrays, digest, pack_arrays, read_arrays, write_file
 from lm.runs import run_folder
+from lm.runs.run import Run
 from lm.runs.run_folder import RunFolder, find_run, list_runs
 from lm.tokenizers.char import CharOptions, CharTokenizer
 
+SHIPPED = run_folder.shipped_folder()
 TOKENIZER = CharTokenizer.train(["abc\n"], CharOptions(type="char"))
 OTHER_TOKENIZER = CharTokenizer.train(["abcd\n"], CharOptions(type="char"))
 WEIGHTS: Arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(3, np.int64)}
@@ -731,3 +733,16 @@ def test_kept_states_are_in_the_order_of_training(run: RunFolder) -> None:
     assert run.kept_checkpoints() == ["step-3", "step-20", "step-1000"]
     run.drop_step("step-20")
     assert run.kept_checkpoints() == ["step-3", "step-1000"]
+
+
+def test_old_names_of_a_runs_checkpoint_and_snapshots_still_work_with_a_warning(tmp_path: Path) -> None:
+    run = Run(make_run(tmp_path / "a"), "last")
+    with pytest.warns(DeprecationWarning, match=r"Run\.state is now Run\.checkpoint"):
+        assert run.state == run.checkpoint == "last"
+    with pytest.warns(DeprecationWarning, match=r"Run\.states is now Run\.snapshots"):
+        assert run.states is run.snapshots
+    assert run.snapshots.names() == []
+
+
+def test_the_shipped_runs_are_found() -> None:
+    assert {"shakespeare-gru", "wikitext-gru"} <= {path.parent.name for path in SHIPPED.glob("*/config.json")}

@@ -33,6 +33,11 @@ class InputFile:
         """The suffix of its format, such as ".csv"; None if it is not a table."""
         return (table_suffix(Path(self.member)) if self.member else None) or table_suffix(self.path)
 
+    @property
+    def where(self) -> str:
+        """Its name in errors."""
+        return str(self.path) if self.member is None else f"{self.path}: {self.member}"
+
     def name_in(self, folder: Path) -> str:
         """Its name in a list of the files of `folder`."""
         if self.path == folder:
@@ -64,13 +69,13 @@ def join(where: str, files: Sequence[InputFile], config: CorpusConfig, *, share:
         # Documents are joined in the same way within a table and between tables.
         one = where if len(files) == 1 else None
         rows = [
-            file_rows(file.path, file.table or "", config.encoding, member=file.member, where=one or _where(file))
+            file_rows(file.path, file.table or "", config.encoding, member=file.member, where=one or file.where)
             for file in files
         ]
         return TableText(where, rows, config.text_column, share=share)
     if len(files) == 1:
         return FileText(files[0].path, config.encoding, member=files[0].member, where=where)
-    return JoinedText(where, [join(_where(file), [file], config) for file in files])
+    return JoinedText(where, [join(file.where, [file], config) for file in files])
 
 
 def readable_files(where: str, folder: Path, files: Iterable[InputFile], config: CorpusConfig) -> list[InputFile]:
@@ -142,10 +147,6 @@ def expand(files: Iterable[Path]) -> list[InputFile]:
     return parts
 
 
-def _where(file: InputFile) -> str:
-    return str(file.path) if file.member is None else f"{file.path}: {file.member}"
-
-
 def _is_broken_link(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
@@ -154,7 +155,7 @@ def _problem(file: InputFile, config: CorpusConfig) -> str | None:
     """Why no text can be read from the beginning of a file, in a few words; None if it can."""
     if _is_broken_link(file.path):
         return "broken link"
-    text = join(_where(file), [file], config)
+    text = join(file.where, [file], config)
     if isinstance(text, TableText):
         # The actual reading warns of rows that are left out.
         text.warned = True

@@ -19,16 +19,7 @@ import numpy as np
 from lm.config import CorpusConfig, Section
 from lm.corpora.cache import cache_folder, sync
 from lm.corpora.corpus import SPLIT_NAMES, Corpus, Progress, Split, logger, silent
-from lm.corpora.encode import (
-    Counts,
-    Encoder,
-    Measure,
-    TokenSplit,
-    UnknownSymbolCounter,
-    encode_text,
-    measure_text,
-    warn_of_unknown,
-)
+from lm.corpora.encode import Encoder, Measure, UnknownSymbolCounter, warn_of_unknown
 from lm.corpora.shards import read_shards
 from lm.corpora.sources import open_corpus
 from lm.corpora.text import utf8
@@ -43,18 +34,6 @@ from lm.corpora.token_folder import (
 from lm.errors import CorpusError
 from lm.registry import TOKENIZERS
 from lm.tokenizers.base import TOKENIZER_FORMAT_VERSION, Tokenizer
-
-__all__ = [
-    "Counts",
-    "PreparedCorpus",
-    "TokenSplit",
-    "encode_text",
-    "load_prepared",
-    "load_prepared_or_prepare",
-    "measure_text",
-    "prepare",
-    "prepared_key",
-]
 
 
 def prepare(

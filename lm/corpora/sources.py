@@ -41,8 +41,6 @@ from lm.corpora.text import COMPRESSED, EMPTY, STDIN, MemoryText, Text, decode_f
 from lm.errors import CorpusError
 from lm.registry import did_you_mean
 
-__all__ = ["Corpus", "Progress", "Split", "open_corpus", "open_text"]
-
 WAIT_SECONDS = 2.0
 """Time without input from standard input or a pipe until a warning says so."""
 TEXT_SUFFIXES = (".txt", ".tokens", ".raw", ".text")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm.corpora.corpus import logger
-from lm.corpora.text import COMPRESSED, EMPTY, FileText, Text, open_binary, regroup
+from lm.corpora.text import COMPRESSED, EMPTY, FileText, Text, open_binary, regroup, utf8
 from lm.errors import CorpusError
 from lm.registry import did_you_mean
 
@@ -371,18 +371,13 @@ class TableText(Text):
 
     def _check(self, document: str, table: Rows, line: int) -> None:
         """Refuse text that no text file can hold."""
+        where = f"{table.where}, {table.unit} {line:,}"
         if "\0" in document:
-            where = f"{table.where}, {table.unit} {line:,}"
             raise CorpusError(f"{where}: the text holds a zero character, as binary files do: remove it.")
-        if not document.isascii():
-            try:
-                document.encode("utf-8")
-            except UnicodeEncodeError as error:
-                where = f"{table.where}, {table.unit} {line:,}"
-                raise CorpusError(
-                    f"{where}: the text holds U+{ord(document[error.start]):04X}, half of a surrogate pair, which is "
-                    "no character: remove it."
-                ) from None
+        try:
+            utf8(document)
+        except CorpusError as error:
+            raise CorpusError(f"{where}: {error}") from None
 
     def _no_column(self, columns: dict[str, None]) -> CorpusError:
         separator = next((table.separator for table in self._tables if table.separator), None)

@@ -32,6 +32,7 @@ EOS_CONVENTION = (
     "end-of-line mark a line, as published WikiText and Penn Treebank figures do"
 )
 
+_COUNTS = "tokens", "words", "lines", "lm_eval_words", "characters", "bytes", "unknown_tokens"
 _IN_REPR = "run", "state", "corpus", "split", "loss", "perplexity", "bits_per_byte", "tokens"
 """Fields in `repr`; `model_dump()` has all."""
 
@@ -171,13 +172,7 @@ def make_report(
             "training_overlap": floor.overlap if floor else None,
             "accuracy": scores.top1 / scores.tokens,
             "top5_accuracy": scores.top5 / scores.tokens,
-            "tokens": counts.tokens,
-            "words": counts.words,
-            "lines": counts.lines,
-            "lm_eval_words": counts.lm_eval_words,
-            "characters": counts.characters,
-            "bytes": counts.bytes,
-            "unknown_tokens": counts.unknown_tokens,
+            **{name: getattr(counts, name) for name in _COUNTS},
             "unknown_nats": scores.unknown_nats,
             "unknown_rate": counts.unknown_tokens / counts.tokens,
             "context": scores.context,

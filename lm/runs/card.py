@@ -163,22 +163,23 @@ def model_card(facts: dict[str, Any]) -> str:
 def run_summary(facts: dict[str, Any], weights: Path) -> dict[str, Any]:
     """A line of `lm list`, from `run_facts` and the path of the weights."""
     best = facts["reports"].get("valid") or {}
+    copied = (
+        "name",
+        "path",
+        "model",
+        "tokenizer",
+        "preset",
+        "parameters",
+        "corpus",
+        "size_bytes",
+        "created",
+        "shipped",
+    )
+    figures = ("loss", "bits_per_byte", "token_bits_per_byte", "unknown_rate")
     return {
-        "name": facts["name"],
-        "path": facts["path"],
+        **{name: facts[name] for name in copied},
+        **{name: best.get(name) for name in figures},
         "model_name": f"{facts['model']}-{facts['tokenizer']}",
-        "model": facts["model"],
-        "tokenizer": facts["tokenizer"],
-        "preset": facts["preset"],
-        "parameters": facts["parameters"],
-        "corpus": facts["corpus"],
         "step": read_facts(weights).get("step"),
-        "loss": best.get("loss"),
-        "bits_per_byte": best.get("bits_per_byte"),
-        "token_bits_per_byte": best.get("token_bits_per_byte"),
-        "unknown_rate": best.get("unknown_rate"),
-        "size_bytes": facts["size_bytes"],
-        "created": facts["created"],
-        "shipped": facts["shipped"],
         "problem": None,
     }

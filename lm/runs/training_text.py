@@ -36,21 +36,7 @@ def training_text(
     data_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> PreparedCorpus:
-    """The training text of a run, from the cache or read again; see `Run.own_text`.
-
-    Args:
-        folder: of the run.
-        record: the content of its `config.json`.
-        where: where the text was.
-        tokenizer: of the run.
-        source: where the text is now; None: in the cache, or where it was.
-        split: the split that must be the same; None: all.
-        data_dir: folder of the named corpora.
-        progress: called while the text is read.
-
-    Raises:
-        CorpusError: there is no text, or another one.
-    """
+    """The training text of a run, once at `where`; arguments and errors are those of `Run.own_text`."""
     known, hint = record["corpus"], ""
     if source is not None:
         where = where.model_copy(update={"source": str(source)})

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lm.config import CorpusConfig, Section
-from lm.corpora import Corpus, Split, encode_text, load_prepared, open_corpus, prepare
+from lm.corpora import Corpus, Split, encode_text, load_prepared, load_prepared_or_prepare, open_corpus, prepare
 from lm.corpora import encode as encode_module
 from lm.corpora import prepared as prepared_module
 from lm.corpora import text as text_module
@@ -290,6 +290,20 @@ def test_prepared_tokens_are_found_again_by_key_without_the_text(monkeypatch):
     assert (found.sha256, found.key, found.source) == (prepared.sha256, prepared.key, "/small")
     assert found.tokenizer.sha256 == prepared.tokenizer.sha256
     assert load_prepared("no such key") is None
+
+
+def test_a_corpus_comes_from_the_first_key_of_its_tokenizer_or_is_prepared_again(tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_text("abba " * 40)
+    where = CorpusConfig(source=str(path))
+    prepared = prepare(open_corpus(where), CHAR)
+    sha256, tokenizer = prepared.tokenizer.sha256, prepared.tokenizer
+    calls = count_encodes(monkeypatch)
+    assert load_prepared_or_prepare(["gone", prepared.key], sha256).key == prepared.key
+    assert load_prepared_or_prepare([prepared.key], "of another tokenizer") is None
+    assert calls["write"] == 0
+    again = load_prepared_or_prepare(["gone"], sha256, corpus=where, tokenizer=tokenizer)
+    assert calls["write"] == 1 and (again.sha256, again.tokenizer.sha256) == (prepared.sha256, sha256)
 
 
 def test_a_cache_folder_may_be_given(tmp_path, cache):
