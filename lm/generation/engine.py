@@ -410,7 +410,8 @@ class Engine:
 
     def _push(self, group: _Group, logits: Logits) -> bool:
         """Draw one token of each sample; True if a sample ended."""
-        tokens = group.sampler.draw(logits, group.contexts, (sample.random_number() for sample in group.samples))
+        numbers = () if group.sampler.greedy else [sample.random_number() for sample in group.samples]
+        tokens = group.sampler.draw(logits, group.contexts, numbers)
         self._drawn += len(tokens)
         scores: Iterable[Score | None] = itertools.repeat(None)
         if group.alternatives >= 0:

@@ -45,14 +45,13 @@ class Sample:
         self.context = SamplingContext.after(prompt, (), options, tokenizer.vocab_size)
         self.last = -1
         """The last token, which the decoder has not read yet."""
-        self.turn_tokens = 0
-        """Tokens generated since it got its slot."""
         self.slot: int | None = None
         self.is_done = False
         self.records = records
         self.alternatives = options.logprobs if options.logprobs is not None else -1 + (options.best_of is not None)
         """Alternatives to score for each token; -1 if tokens have no scores."""
         self._logprob = 0.0
+        self._turn_start = 0
         self._snapshot: Snapshot | None = None
         self._early, self._late = samplers
         self.sampler_change = options.min_tokens if self._early is not self._late else -1
@@ -74,6 +73,11 @@ class Sample:
         return self._late if self.context.position >= self._min_tokens else self._early
 
     @property
+    def turn_tokens(self) -> int:
+        """Tokens generated since it got its slot."""
+        return self.context.position - self._turn_start
+
+    @property
     def mean_logprob(self) -> float:
         """Mean log-probability of a token, if tokens have scores."""
         return self._logprob / max(self.context.position, 1)
@@ -91,7 +95,7 @@ class Sample:
     def resume(self, decoder: Decoder) -> None:
         """Continue in a new slot."""
         assert self._snapshot is not None, "a waiting sample has a snapshot"
-        self.slot, self._snapshot, self.turn_tokens = decoder.restore(self._snapshot), None, 0
+        self.slot, self._snapshot, self._turn_start = decoder.restore(self._snapshot), None, self.context.position
 
     def close(self, decoder: Decoder) -> None:
         """Free the slot."""
@@ -113,7 +117,6 @@ class Sample:
         """Append a drawn token; True if the sample ends."""
         context = self.context
         context.add(token)
-        self.turn_tokens += 1
         self.last = token
         if score is not None and self.alternatives >= 0:
             self._logprob += score.logprob

@@ -26,7 +26,7 @@ from pydantic import Field
 
 from lm.config import Options
 from lm.generation.distribution import softmax
-from lm.generation.filters import FILTERS, SamplingContext, Slider, value_filter
+from lm.generation.filters import FILTERS, Filter, SamplingContext, Slider
 
 
 class TopAOptions(Options):
@@ -38,7 +38,7 @@ def keep_top_a(logits, top_a):
     return np.where(probabilities >= top_a * probabilities.max(axis=-1, keepdims=True) ** 2, logits, -np.inf)
 
 
-FILTERS.append(value_filter("top_a", keep_top_a, Slider(0, 0.9, 0.1, "Top-a", off=0), fields=TopAOptions))
+FILTERS.append(Filter({"top_a": Slider(0, 0.9, 0.1, "Top-a", off=0)}, keep_top_a, fields=TopAOptions))
 
 import gradio as gr
 import typer
