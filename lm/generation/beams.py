@@ -14,7 +14,7 @@ import numpy as np
 
 from lm.generation.decoder import Decoder, Logits, Snapshot
 from lm.generation.distribution import log_softmax
-from lm.generation.request import Generation, Record, Score
+from lm.generation.request import Generation, Score
 from lm.generation.sampler import Sampler
 from lm.generation.sequence import Sample
 from lm.generation.stop_strings import StopFinder
@@ -158,7 +158,7 @@ class Beams:
                 sample.push(token, score)
         # Bans can leave fewer texts than requested: the other samples are empty.
         for index in range(len(self._found), self._options.n):
-            self.generation.records.append(Record(index, finish_reason="length"))
+            self.generation.records.append((index, "", None, None, 0, "length"))
 
 
 def _most_likely(sampler: Sampler, logits: Logits, live: list[_Text]) -> Iterator[tuple[int, int, float]]:

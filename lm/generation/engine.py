@@ -29,7 +29,7 @@ from lm.generation.decoder import Decoder, Logits
 from lm.generation.options import SamplingOptions
 from lm.generation.prefill import PREFILL_CHUNK, PromptJob, Prompts
 from lm.generation.prefix_cache import PrefixCache
-from lm.generation.request import Event, Generation, Record, Request, Score, Usage
+from lm.generation.request import Event, Generation, Request, Score, Usage
 from lm.generation.sampler import Sampler
 from lm.generation.sequence import Sample
 from lm.generation.token_scores import score_rows
@@ -445,7 +445,7 @@ class Engine:
         if options.best_of is not None:
             best = sorted(samples, key=lambda sample: -sample.mean_logprob)[: options.n]
             for index, sample in enumerate(best):
-                generation.records.extend(record._replace(sample=index) for record in sample.records)
+                generation.records.extend((index, *record[1:]) for record in sample.records)
         self._finish(generation)
 
     def _finish(self, generation: Generation) -> None:
@@ -478,7 +478,7 @@ class Engine:
                 self._finish_if_done(generation)
             else:
                 for index in range(generation.request.options.n):
-                    generation.records.append(Record(index, finish_reason=reason))
+                    generation.records.append((index, "", None, None, 0, reason))
                 self._finish(generation)
         for job in held:
             self._free_slots += job.slots_needed

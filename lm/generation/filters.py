@@ -150,9 +150,11 @@ class SamplingContext:
             Counts(vocab_size, window, generated) if "generated_counts" in counted else None,
         )
 
-    def add(self, token: int) -> None:
-        """Append a generated token."""
-        self.position += 1
+    def __post_init__(self) -> None:
+        self.has_counts = self.text_counts is not None or self.generated_counts is not None
+
+    def count(self, token: int) -> None:
+        """Count a generated token."""
         if self.text_counts is not None:
             self.text_counts.add(token)
         if self.generated_counts is not None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, create_model, field_validator, model_validator
 
 from lm.config import Options
-from lm.generation.filters import FILTERS, FilterOptions, Token
+from lm.generation.filters import FILTERS, Token
 
 MOST_ALTERNATIVES = 20
 """Alternatives of one token in a request."""
 
 if TYPE_CHECKING:
-    _Filtered = FilterOptions
+    from lm.generation.filters import FilterOptions as _Filtered
 else:
     # A filter that is added to FILTERS may bring options of its own.
     _Filtered = create_model("_Filtered", __base__=tuple(dict.fromkeys(each.fields for each in reversed(FILTERS))))

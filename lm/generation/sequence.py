@@ -116,7 +116,9 @@ class Sample:
     def push(self, token: int, score: Score | None = None) -> bool:
         """Append a drawn token; True if the sample ends."""
         context = self.context
-        context.add(token)
+        context.position += 1
+        if context.has_counts:
+            context.count(token)
         self.last = token
         if score is not None and self.alternatives >= 0:
             self._logprob += score.logprob
@@ -130,9 +132,9 @@ class Sample:
         self._length = offset + len(text)
         if self._stops is None or context.position <= self._min_tokens:
             self._emitted = self._length
-            self.records.append(Record(self.index, text, token, score, offset))
+            self.records.append((self.index, text, token, score, offset, None))
         else:
-            self._held.append(Record(self.index, "", token, score, offset))
+            self._held.append((self.index, "", token, score, offset, None))
             self._emit(self._stops.feed(text))
             if self._stops.found:
                 self._finish("stop")
@@ -146,8 +148,11 @@ class Sample:
         """Record text that cannot be part of a stop text, and the tokens that begin in it."""
         self._emitted += len(text)
         if text:
-            self.records.append(Record(self.index, text))
-        while self._held and self._held[0].offset < self._emitted:
+            self.records.append((self.index, text, None, None, 0, None))
+        while self._held:
+            *_, offset, _ = self._held[0]
+            if offset >= self._emitted:
+                return
             self.records.append(self._held.popleft())
 
     def end(self, reason: str) -> None:
@@ -167,4 +172,4 @@ class Sample:
     def _finish(self, reason: str) -> None:
         self._held.clear()
         self.is_done = True
-        self.records.append(Record(self.index, finish_reason=reason))
+        self.records.append((self.index, "", None, None, 0, reason))
