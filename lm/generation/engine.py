@@ -279,10 +279,11 @@ class Engine:
                 return
             self._waiting.popleft()
             self._free_slots -= job.slots_needed
-            job.resume(self.decoder)
             if isinstance(job, PromptJob):
                 self._prompts.add(job)
-            elif isinstance(job, Beams):
+                continue
+            job.resume(self.decoder)
+            if isinstance(job, Beams):
                 self._searches.append(job)
             else:
                 self._running.append(job)
@@ -367,7 +368,7 @@ class Engine:
         if waiting := samples[started:]:
             snapshot = self.decoder.export(slot)
             for sample in waiting:
-                sample.wait(snapshot)
+                sample.snapshot = snapshot
             self._waiting.extend(waiting)
         self._running += samples[:started]
         self._groups = None

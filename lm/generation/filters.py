@@ -11,7 +11,6 @@ of a row does not depend on the other rows, to the last bit.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -352,17 +351,10 @@ class Filter:
     fields: type[Options] = field(default=FilterOptions)
     """Declares the options."""
 
-    @functools.cached_property
-    def _off(self) -> list[tuple[str, Any, Any]]:
-        fields = self.fields.model_fields
-        return [
-            (name, fields[name].get_default(call_default_factory=True), slider and slider.off)
-            for name, slider in self.controls.items()
-        ]
-
     def is_on(self, options: Any) -> bool:
-        """Whether it changes anything with these options."""
-        return any((value := getattr(options, name)) != default and value != off for name, default, off in self._off)
+        """Whether it changes anything: None, 0 and the `off` position of a slider switch it off."""
+        values = [(getattr(options, name), slider) for name, slider in self.controls.items()]
+        return any(value and not (slider and value == slider.off) for value, slider in values)
 
 
 TEMPERATURE = Filter(

@@ -52,7 +52,8 @@ class Sample:
         """Alternatives to score for each token; -1 if tokens have no scores."""
         self._logprob = 0.0
         self._turn_start = 0
-        self._snapshot: Snapshot | None = None
+        self.snapshot: Snapshot | None = None
+        """Of a sample that waits for a slot."""
         self._early, self._late = samplers
         self.sampler_change = options.min_tokens if self._early is not self._late else -1
         """The position at which another sampler starts."""
@@ -85,17 +86,13 @@ class Sample:
     def park(self, decoder: Decoder) -> None:
         """Save a snapshot and free the slot."""
         assert self.slot is not None, "a running sample has a slot"
-        self.wait(decoder.export(self.slot))
+        self.snapshot = decoder.export(self.slot)
         self.close(decoder)
-
-    def wait(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot when there is a slot."""
-        self._snapshot = snapshot
 
     def resume(self, decoder: Decoder) -> None:
         """Continue in a new slot."""
-        assert self._snapshot is not None, "a waiting sample has a snapshot"
-        self.slot, self._snapshot, self._turn_start = decoder.restore(self._snapshot), None, self.context.position
+        assert self.snapshot is not None, "a waiting sample has a snapshot"
+        self.slot, self.snapshot, self._turn_start = decoder.restore(self.snapshot), None, self.context.position
 
     def close(self, decoder: Decoder) -> None:
         """Free the slot."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lm.generation.filters import FILTERS, FilterOptions
+from lm.generation.filters import FILTERS, TEMPERATURE, FilterOptions
 from lm.generation.options import FILTER_FIELDS, SamplingOptions
 from lm.generation.sampler import Sampler
 from tests.generation.test_filters import TOKENIZER
@@ -159,7 +159,7 @@ def test_every_option_of_a_filter_has_a_row_in_the_table() -> None:
 
 @pytest.mark.parametrize("each", FILTERS, ids=lambda each: next(iter(each.controls)))
 def test_a_filter_is_off_by_default_and_where_its_slider_says_so(each: Any) -> None:
-    assert not each.is_on(SamplingOptions())
+    assert each.is_on(SamplingOptions()) == (each is TEMPERATURE)
     for name, slider in each.controls.items():
         assert each.is_on(SamplingOptions.model_validate({name: VALUES[name]}))
         if slider is not None and slider.off:
