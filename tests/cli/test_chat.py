@@ -99,7 +99,7 @@ def test_a_state_saved_in_a_chat_is_gone_on_from(lm: Lm, runs: Path) -> None:
     flags = ("--temperature", "0", *FLAGS)
     first, second = replies(lm, "the cat", "and", flags=flags)
     done = lm("chat", "a", *flags, text="the cat\n/state here\n/state bad/name\n/state\n")
-    assert "Saved " in done.err and done.err.count("error: State ") == 2
+    assert "Saved " in done.err and done.err.count("error: Snapshot ") == 2
     assert (runs / "a" / "states" / "here.safetensors").is_file()
     assert lm("chat", "a", "--state", "here", *flags, text="and\n").out == f"{second}\n\n"
     onward = lm("sample", "a", "--state", "here", "--prompt", "and\n", "--no-echo", *flags)
