@@ -55,10 +55,7 @@ class FilterOptions(Options):
         None, ge=0, le=1, description="Draw only from tokens with at least this share of the highest probability."
     )
     typical_p: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Draw only from the tokens of most typical surprise that hold this share of probability.",
+        None, gt=0, le=1, description="Draw only from the tokens of most typical surprise that hold this share."
     )
     repetition_penalty: float | None = Field(
         None, gt=0, le=100, description="Above 1: makes tokens of the prompt and the generated text less likely."
@@ -343,7 +340,7 @@ class Filter:
     """The options that switch it on, with their sliders."""
     function: Callable[..., Logits] | None = None
     """Makes new logits (B, V) from logits, counts (B, V) if `counts` is set, and the values of the options.
-    None: the sampler does it itself."""
+    After the temperature, the maximum of each row is 0 and must stay 0. None: the sampler does it itself."""
     counts: Literal["text_counts", "generated_counts"] | None = None
     """Which counts of the contexts it reads."""
     off_in_requests: tuple[float, ...] = ()

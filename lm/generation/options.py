@@ -44,7 +44,7 @@ class SamplingOptions(_Filtered):
         None,
         ge=1,
         le=1024,
-        description="Generate this many samples and return the n with the highest mean log-probability.",
+        description="Generate this many samples, return the n with the highest mean log-probability.",
     )
     num_beams: int | None = Field(
         None, ge=1, le=64, description="Search for the most likely text with this many beams, instead of drawing."
