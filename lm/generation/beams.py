@@ -14,7 +14,7 @@ import numpy as np
 
 from lm.generation.decoder import Decoder, Logits, Snapshot
 from lm.generation.distribution import log_softmax
-from lm.generation.request import Generation, Record, Score
+from lm.generation.request import Generation, Score
 from lm.generation.sampler import Sampler
 from lm.generation.sequence import Sample
 from lm.generation.stop_strings import StopFinder
@@ -32,28 +32,8 @@ class _Text:
     logprob: float = 0.0
     tokens: tuple[int, ...] = ()
     scores: tuple[Score, ...] = ()
-    stops: _StopSearch | None = None
-    """Present if the options have stop texts."""
-
-
-class _StopSearch:
-    """Finds stop texts in one growing text."""
-
-    def __init__(self, stream: StreamDecoder, finder: StopFinder) -> None:
-        self._stream, self._finder = stream, finder
-
-    @property
-    def found(self) -> bool:
-        """Whether the text contains a stop text."""
-        return self._finder.found
-
-    def after(self, token: int, *, may_stop: bool) -> _StopSearch:
-        """A copy with one more token; `may_stop`: a stop text may contain it."""
-        stream, finder = self._stream.copy(), copy.copy(self._finder)
-        text = stream.feed(token)
-        if may_stop:
-            finder.feed(text)
-        return _StopSearch(stream, finder)
+    stops: tuple[StreamDecoder, StopFinder] | None = None
+    """Finds stop texts, if the options have any."""
 
 
 class Beams:
@@ -73,7 +53,7 @@ class Beams:
         self._stop_tokens = frozenset(options.stop_tokens)
         stops = None
         if options.stop:
-            stops = _StopSearch(tokenizer.stream(after=generation.request.prompt), StopFinder(options.stop))
+            stops = tokenizer.stream(after=generation.request.prompt), StopFinder(options.stop)
         self._live = [_Text(stops=stops)]
         self._found: list[_Text] = []
 
@@ -108,7 +88,12 @@ class Beams:
         found: list[_Text] = []
         for parent, token, logprob in _most_likely(self._samplers[may_stop], logits, self._live):
             before = self._live[parent]
-            stops = before.stops and before.stops.after(token, may_stop=may_stop)
+            stops = None
+            if before.stops is not None:
+                stream, finder = stops = before.stops[0].copy(), copy.copy(before.stops[1])
+                piece = stream.feed(token)
+                if may_stop:
+                    finder.feed(piece)
             text = _Text(logprob, (*before.tokens, token), before.scores, stops)
             if options.logprobs is not None:
                 score = score_rows(logits[parent : parent + 1], (token,), options.logprobs)
@@ -134,7 +119,7 @@ class Beams:
     def _ends(self, text: _Text) -> bool:
         if len(text.tokens) == self._options.max_tokens or text.tokens[-1] in self._stop_tokens:
             return True
-        return text.stops is not None and text.stops.found
+        return text.stops is not None and text.stops[1].found
 
     def _fork(self, parents: list[int], decoder: Decoder) -> None:
         """Give each new beam a slot with the state of its parent."""
@@ -158,7 +143,7 @@ class Beams:
                 sample.push(token, score)
         # Bans can leave fewer texts than requested: the other samples are empty.
         for index in range(len(self._found), self._options.n):
-            self.generation.records.append(Record(index, finish_reason="length"))
+            self.generation.records.append((index, "", None, None, 0, "length"))
 
 
 def _most_likely(sampler: Sampler, logits: Logits, live: list[_Text]) -> Iterator[tuple[int, int, float]]:

@@ -29,7 +29,7 @@ from lm.generation.decoder import Decoder, Logits
 from lm.generation.options import SamplingOptions
 from lm.generation.prefill import PREFILL_CHUNK, PromptJob, Prompts
 from lm.generation.prefix_cache import PrefixCache
-from lm.generation.request import Event, Generation, Record, Request, Score, Usage
+from lm.generation.request import Event, Generation, Request, Score, Usage
 from lm.generation.sampler import Sampler
 from lm.generation.sequence import Sample
 from lm.generation.token_scores import score_rows
@@ -279,10 +279,11 @@ class Engine:
                 return
             self._waiting.popleft()
             self._free_slots -= job.slots_needed
-            job.resume(self.decoder)
             if isinstance(job, PromptJob):
                 self._prompts.add(job)
-            elif isinstance(job, Beams):
+                continue
+            job.resume(self.decoder)
+            if isinstance(job, Beams):
                 self._searches.append(job)
             else:
                 self._running.append(job)
@@ -367,7 +368,7 @@ class Engine:
         if waiting := samples[started:]:
             snapshot = self.decoder.export(slot)
             for sample in waiting:
-                sample.wait(snapshot)
+                sample.snapshot = snapshot
             self._waiting.extend(waiting)
         self._running += samples[:started]
         self._groups = None
@@ -410,7 +411,8 @@ class Engine:
 
     def _push(self, group: _Group, logits: Logits) -> bool:
         """Draw one token of each sample; True if a sample ended."""
-        tokens = group.sampler.draw(logits, group.contexts, (sample.random_number() for sample in group.samples))
+        numbers = () if group.sampler.greedy else [sample.random_number() for sample in group.samples]
+        tokens = group.sampler.draw(logits, group.contexts, numbers)
         self._drawn += len(tokens)
         scores: Iterable[Score | None] = itertools.repeat(None)
         if group.alternatives >= 0:
@@ -444,7 +446,7 @@ class Engine:
         if options.best_of is not None:
             best = sorted(samples, key=lambda sample: -sample.mean_logprob)[: options.n]
             for index, sample in enumerate(best):
-                generation.records.extend(record._replace(sample=index) for record in sample.records)
+                generation.records.extend((index, *record[1:]) for record in sample.records)
         self._finish(generation)
 
     def _finish(self, generation: Generation) -> None:
@@ -477,7 +479,7 @@ class Engine:
                 self._finish_if_done(generation)
             else:
                 for index in range(generation.request.options.n):
-                    generation.records.append(Record(index, finish_reason=reason))
+                    generation.records.append((index, "", None, None, 0, reason))
                 self._finish(generation)
         for job in held:
             self._free_slots += job.slots_needed

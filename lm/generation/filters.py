@@ -12,7 +12,6 @@ of a row does not depend on the other rows, to the last bit.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -57,11 +56,7 @@ class FilterOptions(Options):
         None, ge=0, le=1, description="Draw only from tokens with at least this share of the highest probability."
     )
     typical_p: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Draw only from the tokens whose surprise is nearest to the entropy, as many as hold this share of "
-        "probability.",
+        None, gt=0, le=1, description="Draw only from the tokens of most typical surprise that hold this share."
     )
     repetition_penalty: float | None = Field(
         None, gt=0, le=100, description="Above 1: makes tokens of the prompt and the generated text less likely."
@@ -83,7 +78,7 @@ class FilterOptions(Options):
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """The schedule: one value for each token, repeated."""
+        """One value for each token, repeated."""
         return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
 
     @field_validator("temperature", mode="wrap")
@@ -148,20 +143,22 @@ class SamplingContext:
         window = options.penalty_window
         return cls(
             len(generated),
-            Counts(vocab_size, window, (*prompt, *generated)) if "text" in counted else None,
-            Counts(vocab_size, window, generated) if "generated" in counted else None,
+            Counts(vocab_size, window, (*prompt, *generated)) if "text_counts" in counted else None,
+            Counts(vocab_size, window, generated) if "generated_counts" in counted else None,
         )
 
-    def add(self, token: int) -> None:
-        """Append a generated token."""
-        self.position += 1
+    def __post_init__(self) -> None:
+        self.has_counts = self.text_counts is not None or self.generated_counts is not None
+
+    def count(self, token: int) -> None:
+        """Count a generated token."""
         if self.text_counts is not None:
             self.text_counts.add(token)
         if self.generated_counts is not None:
             self.generated_counts.add(token)
 
 
-# -- before the temperature -----------------------------------------------------------------------------
+# -- the functions, in order ----------------------------------------------------------------------------
 
 
 def ban(logits: npt.NDArray[np.floating[Any]], tokens: Sequence[int] | Ids) -> Logits:
@@ -186,33 +183,19 @@ def add_bias(logits: Logits, tokens: Sequence[int] | Ids, biases: Sequence[float
 
 
 def penalise_repetition(logits: Logits, counts: npt.NDArray[Any], penalty: float) -> Logits:
-    """Divide the positive logits of tokens that occurred by `penalty`, and multiply the negative ones.
-
-    Args:
-        logits: (..., V).
-        counts: how often each token occurred, (..., V).
-        penalty: above 1 makes these tokens less likely.
+    """Divide the positive logits (..., V) of tokens with counts (..., V) by `penalty`; multiply the negative ones.
 
     Source: Keskar et al. 2019, "CTRL".
     """
     # A tiny penalty overflows: infinite logits have no probabilities.
     with np.errstate(over="ignore"):
         changed = np.where(logits > 0, logits / penalty, logits * penalty).clip(max=_HUGE)
-    penalised: Logits = np.where(counts > 0, changed, logits)
-    return penalised
+    return np.where(counts > 0, changed, logits)
 
 
 def penalise_presence(logits: Logits, counts: npt.NDArray[Any], presence: float, frequency: float) -> Logits:
-    """Subtract `presence` from the logits of tokens that occurred, and `frequency` for each occurrence.
-
-    Args:
-        logits: (..., V).
-        counts: how often each token occurred, (..., V).
-        presence: subtracted once.
-        frequency: subtracted for each occurrence.
-    """
-    penalised: Logits = logits - (presence * (counts > 0) + frequency * counts)
-    return penalised
+    """Subtract `presence` from the logits (..., V) of tokens with counts (..., V), and `frequency` times the count."""
+    return logits - (presence * (counts > 0) + frequency * counts)
 
 
 def ensure_finite_row(logits: Logits, fallback: int) -> Logits:
@@ -222,28 +205,16 @@ def ensure_finite_row(logits: Logits, fallback: int) -> Logits:
     return finite
 
 
-# -- the temperature and the filters after it -----------------------------------------------------------
-
-
 def apply_temperature(
     logits: Logits, temperature: float | npt.NDArray[np.float64], largest: Logits | float | None = None
 ) -> Logits:
-    """Divide by the temperature; the maximum of each row becomes 0.
-
-    Args:
-        logits: (B, V).
-        temperature: above 0; one number, or one a row (B, 1).
-        largest: the maximum of each row, if known.
-    """
+    """Divide by the temperature, above 0, of all rows or of each (B, 1). The maximum of a row, `largest`, becomes 0."""
     # Shifted first: a tiny temperature would overflow, and infinity minus infinity is NaN.
     shifted: Logits = logits - (row_max(logits) if largest is None else largest)
     if isinstance(temperature, float) and temperature > 1e-6:
-        if temperature != 1.0:
-            shifted /= temperature
-        return shifted
+        return shifted if temperature == 1.0 else shifted / temperature
     with np.errstate(over="ignore"):
-        shifted /= temperature
-    return shifted
+        return shifted / temperature
 
 
 def keep_top_k(logits: Logits, top_k: int) -> Logits:
@@ -318,8 +289,7 @@ def keep_min_p(logits: Logits, min_p: float) -> Logits:
 
     Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs".
     """
-    filtered: Logits = np.where(np.exp(logits - row_max(logits)) >= min_p, logits, _MASKED)
-    return filtered
+    return np.where(np.exp(logits - row_max(logits)) >= min_p, logits, _MASKED)
 
 
 def keep_typical_p(logits: Logits, typical_p: float) -> Logits:
@@ -348,9 +318,6 @@ def keep_typical_p(logits: Logits, typical_p: float) -> Logits:
 
 # -- the table ------------------------------------------------------------------------------------------
 
-Step = Callable[[Logits, Sequence[SamplingContext]], Logits]
-"""New logits (B, V) from logits and the contexts of the rows; without contexts, nothing that depends on them."""
-
 
 @dataclass(frozen=True)
 class Slider:
@@ -372,65 +339,20 @@ class Filter:
 
     controls: Mapping[str, Slider | None]
     """The options that switch it on, with their sliders."""
-    prepare: Callable[[Any], Step] | None = None
-    """Makes the step from the options. None: the sampler itself bans tokens and applies the temperature."""
-    counts: Literal["text", "generated"] | None = None
+    function: Callable[..., Logits] | None = None
+    """Makes new logits (B, V) from logits, counts (B, V) if `counts` is set, and the values of the options.
+    After the temperature, the maximum of each row is 0 and must stay 0. None: the sampler does it itself."""
+    counts: Literal["text_counts", "generated_counts"] | None = None
     """Which counts of the contexts it reads."""
     off_in_requests: tuple[float, ...] = ()
     """Values that API clients send for "off", besides null."""
     fields: type[Options] = field(default=FilterOptions)
     """Declares the options."""
 
-    @functools.cached_property
-    def _off(self) -> tuple[tuple[str, Any, Any], ...]:
-        defaults = {
-            name: self.fields.model_fields[name].get_default(call_default_factory=True) for name in self.controls
-        }
-        return tuple((name, default, getattr(self.controls[name], "off", None)) for name, default in defaults.items())
-
     def is_on(self, options: Any) -> bool:
-        """Whether it changes anything with these options."""
-        return any((value := getattr(options, name)) != default and value != off for name, default, off in self._off)
-
-
-def value_filter(name: str, function: Callable[[Logits, Any], Logits], slider: Slider, **more: Any) -> Filter:
-    """A filter of one option, whose value is the second argument of the function."""
-
-    def prepare(options: Any) -> Step:
-        value = getattr(options, name)
-        return lambda logits, contexts: function(logits, value)
-
-    return Filter({name: slider}, prepare, **more)
-
-
-def _bias(options: FilterOptions) -> Step:
-    tokens = np.array(list(options.logit_bias), dtype=np.int64)
-    biases = np.array(list(options.logit_bias.values()), dtype=np.float64)
-    return lambda logits, contexts: add_bias(logits, tokens, biases)
-
-
-def _repetition(options: FilterOptions) -> Step:
-    penalty = options.repetition_penalty or 1.0
-    return lambda logits, contexts: _penalised(
-        logits, [each.text_counts for each in contexts], lambda rows, counts: penalise_repetition(rows, counts, penalty)
-    )
-
-
-def _presence(options: FilterOptions) -> Step:
-    presence, frequency = options.presence_penalty, options.frequency_penalty
-    return lambda logits, contexts: _penalised(
-        logits,
-        [each.generated_counts for each in contexts],
-        lambda rows, counts: penalise_presence(rows, counts, presence, frequency),
-    )
-
-
-def _penalised(logits: Logits, counts: list[Counts | None], penalise: Callable[[Logits, Ids], Logits]) -> Logits:
-    rows = [each.counts for each in counts if each is not None]
-    if len(rows) == 1:
-        # One axis is faster than two.
-        return penalise(logits[0], rows[0])[None]
-    return penalise(logits, np.stack(rows)) if rows else logits
+        """Whether it changes anything: None, 0 and the `off` position of a slider switch it off."""
+        values = [(getattr(options, name), slider) for name, slider in self.controls.items()]
+        return any(value and not (slider and value == slider.off) for value, slider in values)
 
 
 TEMPERATURE = Filter(
@@ -438,24 +360,20 @@ TEMPERATURE = Filter(
 )
 FILTERS: list[Filter] = [
     Filter({"banned_tokens": None, "allow_unknown": None}),
-    Filter({"logit_bias": None}, _bias),
-    Filter({"repetition_penalty": Slider(1, 2, 0.05, "Repetition penalty", off=1)}, _repetition, "text"),
+    Filter({"logit_bias": None}),
+    Filter({"repetition_penalty": Slider(1, 2, 0.05, "Repetition penalty", off=1)}, penalise_repetition, "text_counts"),
     Filter(
-        {
-            "presence_penalty": Slider(-2, 2, 0.1, "Presence penalty"),
-            "frequency_penalty": Slider(-2, 2, 0.1, "Frequency penalty"),
-        },
-        _presence,
-        "generated",
+        {"presence_penalty": Slider(-2, 2, 0.1, "Presence penalty"),
+         "frequency_penalty": Slider(-2, 2, 0.1, "Frequency penalty")},
+        penalise_presence, "generated_counts",
     ),
     TEMPERATURE,
-    value_filter(
-        "top_k", keep_top_k,
-        Slider(0, 100, 1, "Top-k", off=0, info="Draw only from the k most likely tokens; 0: from all."),
-        off_in_requests=(0, -1),
+    Filter(
+        {"top_k": Slider(0, 100, 1, "Top-k", off=0, info="Draw only from the k most likely tokens; 0: from all.")},
+        keep_top_k, off_in_requests=(0, -1),
     ),
-    value_filter("top_p", keep_top_p, Slider(0.01, 1, 0.01, "Top-p", off=1)),
-    value_filter("min_p", keep_min_p, Slider(0, 0.5, 0.01, "Min-p", off=0)),
-    value_filter("typical_p", keep_typical_p, Slider(0.05, 1, 0.05, "Typical-p", off=1)),
+    Filter({"top_p": Slider(0.01, 1, 0.01, "Top-p", off=1)}, keep_top_p),
+    Filter({"min_p": Slider(0, 0.5, 0.01, "Min-p", off=0)}, keep_min_p),
+    Filter({"typical_p": Slider(0.05, 1, 0.05, "Typical-p", off=1)}, keep_typical_p),
 ]  # fmt: skip
 """All filters, in the order in which they act."""

@@ -55,15 +55,15 @@ def open_decoder(
         DeviceError: int8 without a kernel, or `state_bytes` is too small for one text.
     """
     kind = str(options["type"])
-    lacks = KERNELS.resolve(kind).lacks(options) if has_kernel(kind, device) else None
-    if lacks or not has_kernel(kind, device):
+    cls = KERNELS.resolve(kind) if has_kernel(kind, device) else None
+    lacks = cls and cls.lacks(options)
+    if cls is None or lacks:
         if precision == "int8":
             reason = f"they do not have {lacks}" if lacks else _reason_without_kernel(kind, device)
             raise DeviceError(f"int8 weights need the native kernels: {reason}. Use fp32.")
         from lm.generation.torch_decoder import TorchDecoder
 
         return TorchDecoder(model())
-    cls = KERNELS.resolve(kind)
     slot_bytes = cls.slot_bytes(options)
     slots = min(max_slots, state_bytes // max(slot_bytes, 1))
     if slots < 1:

@@ -44,18 +44,15 @@ class SamplingOptions(_Filtered):
         None,
         ge=1,
         le=1024,
-        description="Generate this many samples and return the n with the highest mean log-probability of a token.",
+        description="Generate this many samples, return the n with the highest mean log-probability.",
     )
     num_beams: int | None = Field(
         None, ge=1, le=64, description="Search for the most likely text with this many beams, instead of drawing."
     )
     logprobs: int | None = Field(
-        None,
-        ge=0,
-        le=MOST_ALTERNATIVES,
-        description="Return the log-probability of each token under the model, before any filter, and this many "
-        "alternatives.",
-    )
+        None, ge=0, le=MOST_ALTERNATIVES,
+        description="Return the log-probability of each token before any filter, with this many alternatives.",
+    )  # fmt: skip
 
     @field_validator("stop", mode="before")
     @classmethod

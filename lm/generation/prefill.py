@@ -37,9 +37,6 @@ class PromptJob:
         self.shared_tokens = 0
         """Length of that prefix, in whole chunks."""
 
-    def resume(self, decoder: Decoder) -> None:
-        """Do nothing: the slot comes with the first chunk."""
-
     def close(self, decoder: Decoder) -> None:
         """Free the slot."""
         if self.slot is not None:

@@ -6,7 +6,6 @@ import functools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -77,16 +76,8 @@ class Usage:
     """Generated tokens of all samples, with those of stop texts and of samples that `best_of` drops."""
 
 
-class Record(NamedTuple):
-    """One change of a sample: text, a token, or the end."""
-
-    sample: int
-    """Its index in the request."""
-    text: str = ""
-    token: int | None = None
-    score: Score | None = None
-    offset: int = 0
-    finish_reason: str | None = None
+Record = tuple[int, str, int | None, Score | None, int, str | None]
+"""A change of a sample: its index, text, token, score, offset, finish reason. A plain tuple: one is made a token."""
 
 
 class Generation:
@@ -126,17 +117,18 @@ class Generation:
         samples: dict[int, list[Record]] = {}
         while self.records:
             record = self.records.popleft()
-            samples.setdefault(record.sample, []).append(record)
+            samples.setdefault(record[0], []).append(record)
         return [_event(samples[index], scored) for index in sorted(samples)]
 
 
 def _event(records: list[Record], scored: bool) -> Event:
-    tokens = [record for record in records if record.token is not None]
+    indices, texts, tokens, scores, offsets, reasons = zip(*records, strict=True)
+    drawn = [number for number, token in enumerate(tokens) if token is not None]
     return Event(
-        index=records[0].sample,
-        text="".join([record.text for record in records]),
-        tokens=tuple([record.token for record in tokens]),  # type: ignore[misc]
-        scores=tuple([record.score for record in tokens]) if scored else (),  # type: ignore[misc]
-        offsets=tuple([record.offset for record in tokens]),
-        finish_reason=records[-1].finish_reason,
+        index=indices[0],
+        text="".join(texts),
+        tokens=tuple([tokens[number] for number in drawn]),
+        scores=tuple([scores[number] for number in drawn]) if scored else (),
+        offsets=tuple([offsets[number] for number in drawn]),
+        finish_reason=reasons[-1],
     )

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from lm.errors import ConfigError
 from lm.generation.distribution import Logits, draw, row_max, softmax
-from lm.generation.filters import (
-    FILTERS,
-    TEMPERATURE,
-    Filter,
-    Step,
-    apply_temperature,
-    ban,
-    ensure_finite_row,
-)
+from lm.generation.filters import FILTERS, TEMPERATURE, Filter, add_bias, apply_temperature, ban, ensure_finite_row
 from lm.generation.filters import SamplingContext as SamplingContext
 from lm.generation.options import FILTER_FIELDS, SamplingOptions
 from lm.tokenizers.base import Tokenizer
+
+Step = Callable[[Logits, Sequence[SamplingContext]], Logits]
 
 
 class Sampler:
@@ -58,11 +52,17 @@ class Sampler:
             )
         self._fallback = fallback
         self._bans = np.array(sorted(bans), dtype=np.int64)
+        self._bias_tokens = np.array(list(options.logit_bias), dtype=np.int64)
+        self._biases = np.array(list(options.logit_bias.values()), dtype=np.float64)
+        self._has_bias = bool(options.logit_bias)
         self._temperatures = options.temperatures
-        self._greedy = set(options.temperatures) == {0.0}
+        self.greedy = set(options.temperatures) == {0.0}
+        """Whether all temperatures are 0."""
         split = FILTERS.index(TEMPERATURE)
-        self._before = _steps(FILTERS[:split], options)
-        self._after = _steps(FILTERS[split:], options)
+        self._before, self._after = (
+            [_step(each, options) for each in part if each.function and each.is_on(options)]
+            for part in (FILTERS[:split], FILTERS[split:])
+        )
         values = (getattr(options, name) for name in FILTER_FIELDS)
         self.key = (
             frozenset(bans),
@@ -70,59 +70,62 @@ class Sampler:
         )
 
     def draw(
-        self, logits: npt.NDArray[np.float32], contexts: Sequence[SamplingContext], numbers: Iterable[float]
+        self, logits: npt.NDArray[np.float32], contexts: Sequence[SamplingContext], numbers: Sequence[float]
     ) -> list[int]:
         """Draw the next token of each text.
 
         Args:
             logits: (B, V) of the next token.
             contexts: (B,) of the texts.
-            numbers: (B,) random numbers in [0, 1); not read if no temperature is above 0.
+            numbers: (B,) random numbers in [0, 1); not read if `greedy`.
         """
-        biased, largest = self._biased(logits, contexts)
-        if self._greedy:
-            return biased.argmax(axis=-1).tolist()  # type: ignore[no-any-return]
+        penalised, largest = self._penalised(logits, contexts)
+        if self.greedy:
+            return penalised.argmax(axis=-1).tolist()  # type: ignore[no-any-return]
         if len(self._temperatures) == 1:
-            return draw(self._filtered(biased, largest, self._temperatures[0], contexts), [*numbers])
-        temperatures, filtered = self._scheduled(biased, largest, contexts)
-        tokens = draw(filtered, [*numbers])
-        likeliest = biased.argmax(axis=-1).tolist()
+            return draw(self._filtered(penalised, largest, self._temperatures[0], contexts), numbers)
+        temperatures, filtered = self._scheduled(penalised, largest, contexts)
+        tokens = draw(filtered, numbers)
+        likeliest = penalised.argmax(axis=-1).tolist()
         return [tokens[row] if value > 0 else likeliest[row] for row, value in enumerate(temperatures)]
 
     def probabilities(self, logits: npt.NDArray[np.float32], contexts: Sequence[SamplingContext]) -> Logits:
         """The probabilities (B, V) that `draw` draws with."""
-        biased, largest = self._biased(logits, contexts)
-        temperatures, filtered = self._scheduled(biased, largest, contexts)
+        penalised, largest = self._penalised(logits, contexts)
+        temperatures, filtered = self._scheduled(penalised, largest, contexts)
         greedy = np.array(temperatures) == 0
         filtered[greedy] = -np.inf
-        filtered[greedy, biased.argmax(axis=-1)[greedy]] = 0.0
+        filtered[greedy, penalised.argmax(axis=-1)[greedy]] = 0.0
         return softmax(filtered)
 
     def biased(self, logits: npt.NDArray[np.float32]) -> Logits:
-        """The logits after bans and biases alone."""
-        return self._biased(logits, ())[0]
+        """New logits (B, V) after bans and biases alone."""
+        return self._penalised(logits, None)[0]
 
     def _scheduled(
-        self, biased: Logits, largest: Logits | float, contexts: Sequence[SamplingContext]
+        self, logits: Logits, largest: Logits | float, contexts: Sequence[SamplingContext]
     ) -> tuple[list[float], Logits]:
         """The temperature of each row, and the logits filtered with it; 1 replaces 0."""
         schedule = self._temperatures
         temperatures = [schedule[context.position % len(schedule)] for context in contexts]
         divisors = np.array([value or 1.0 for value in temperatures])[:, None]
-        return temperatures, self._filtered(biased, largest, divisors, contexts)
+        return temperatures, self._filtered(logits, largest, divisors, contexts)
 
-    def _biased(
-        self, logits: npt.NDArray[np.float32], contexts: Sequence[SamplingContext]
+    def _penalised(
+        self, logits: npt.NDArray[np.float32], contexts: Sequence[SamplingContext] | None
     ) -> tuple[Logits, Logits | float]:
-        """The logits after bans and the filters before the temperature, and the maximum of each row."""
-        biased = ban(logits, self._bans)
-        for step in self._before:
-            biased = step(biased, contexts)
-        largest = row_max(biased)
+        """The logits before the temperature, and the maximum of each row; without contexts, without penalties."""
+        penalised = ban(logits, self._bans)
+        if self._has_bias:
+            penalised = add_bias(penalised, self._bias_tokens, self._biases)
+        if contexts is not None:
+            for step in self._before:
+                penalised = step(penalised, contexts)
+        largest = row_max(penalised)
         if not (math.isfinite(largest) if isinstance(largest, float) else np.isfinite(largest).all()):
-            biased = ensure_finite_row(biased, self._fallback)
-            largest = row_max(biased)
-        return biased, largest
+            penalised = ensure_finite_row(penalised, self._fallback)
+            largest = row_max(penalised)
+        return penalised, largest
 
     def _filtered(
         self,
@@ -138,5 +141,19 @@ class Sampler:
         return logits
 
 
-def _steps(filters: Sequence[Filter], options: SamplingOptions) -> list[Step]:
-    return [each.prepare(options) for each in filters if each.prepare is not None and each.is_on(options)]
+def _step(each: Filter, options: SamplingOptions) -> Step:
+    """A filter with the values of its options."""
+    function, counts = each.function, each.counts
+    assert function is not None
+    values = [getattr(options, name) for name in each.controls]
+    if counts is None:
+        return lambda logits, contexts: function(logits, *values)
+
+    def step(logits: Logits, contexts: Sequence[SamplingContext]) -> Logits:
+        rows = [getattr(context, counts).counts for context in contexts]
+        if len(rows) == 1:
+            # One axis is faster than two.
+            return function(logits[0], rows[0], *values)[None]
+        return function(logits, np.stack(rows), *values)
+
+    return step

@@ -45,15 +45,15 @@ class Sample:
         self.context = SamplingContext.after(prompt, (), options, tokenizer.vocab_size)
         self.last = -1
         """The last token, which the decoder has not read yet."""
-        self.turn_tokens = 0
-        """Tokens generated since it got its slot."""
         self.slot: int | None = None
         self.is_done = False
         self.records = records
         self.alternatives = options.logprobs if options.logprobs is not None else -1 + (options.best_of is not None)
         """Alternatives to score for each token; -1 if tokens have no scores."""
         self._logprob = 0.0
-        self._snapshot: Snapshot | None = None
+        self._turn_start = 0
+        self.snapshot: Snapshot | None = None
+        """Of a sample that waits for a slot."""
         self._early, self._late = samplers
         self.sampler_change = options.min_tokens if self._early is not self._late else -1
         """The position at which another sampler starts."""
@@ -74,6 +74,11 @@ class Sample:
         return self._late if self.context.position >= self._min_tokens else self._early
 
     @property
+    def turn_tokens(self) -> int:
+        """Tokens generated since it got its slot."""
+        return self.context.position - self._turn_start
+
+    @property
     def mean_logprob(self) -> float:
         """Mean log-probability of a token, if tokens have scores."""
         return self._logprob / max(self.context.position, 1)
@@ -81,17 +86,13 @@ class Sample:
     def park(self, decoder: Decoder) -> None:
         """Save a snapshot and free the slot."""
         assert self.slot is not None, "a running sample has a slot"
-        self.wait(decoder.export(self.slot))
+        self.snapshot = decoder.export(self.slot)
         self.close(decoder)
-
-    def wait(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot when there is a slot."""
-        self._snapshot = snapshot
 
     def resume(self, decoder: Decoder) -> None:
         """Continue in a new slot."""
-        assert self._snapshot is not None, "a waiting sample has a snapshot"
-        self.slot, self._snapshot, self.turn_tokens = decoder.restore(self._snapshot), None, 0
+        assert self.snapshot is not None, "a waiting sample has a snapshot"
+        self.slot, self.snapshot, self._turn_start = decoder.restore(self.snapshot), None, self.context.position
 
     def close(self, decoder: Decoder) -> None:
         """Free the slot."""
@@ -112,8 +113,9 @@ class Sample:
     def push(self, token: int, score: Score | None = None) -> bool:
         """Append a drawn token; True if the sample ends."""
         context = self.context
-        context.add(token)
-        self.turn_tokens += 1
+        context.position += 1
+        if context.has_counts:
+            context.count(token)
         self.last = token
         if score is not None and self.alternatives >= 0:
             self._logprob += score.logprob
@@ -127,9 +129,9 @@ class Sample:
         self._length = offset + len(text)
         if self._stops is None or context.position <= self._min_tokens:
             self._emitted = self._length
-            self.records.append(Record(self.index, text, token, score, offset))
+            self.records.append((self.index, text, token, score, offset, None))
         else:
-            self._held.append(Record(self.index, "", token, score, offset))
+            self._held.append((self.index, "", token, score, offset, None))
             self._emit(self._stops.feed(text))
             if self._stops.found:
                 self._finish("stop")
@@ -143,8 +145,11 @@ class Sample:
         """Record text that cannot be part of a stop text, and the tokens that begin in it."""
         self._emitted += len(text)
         if text:
-            self.records.append(Record(self.index, text))
-        while self._held and self._held[0].offset < self._emitted:
+            self.records.append((self.index, text, None, None, 0, None))
+        while self._held:
+            *_, offset, _ = self._held[0]
+            if offset >= self._emitted:
+                return
             self.records.append(self._held.popleft())
 
     def end(self, reason: str) -> None:
@@ -164,4 +169,4 @@ class Sample:
     def _finish(self, reason: str) -> None:
         self._held.clear()
         self.is_done = True
-        self.records.append(Record(self.index, finish_reason=reason))
+        self.records.append((self.index, "", None, None, 0, reason))

@@ -292,9 +292,9 @@ def test_a_row_is_filtered_to_the_same_bits_alone_and_in_a_batch(options: dict[s
         ]
         assert sampler.draw(rows, contexts, numbers) == alone
         if 0.0 not in sampler._temperatures:
-            together = sampler._filtered(*sampler._biased(rows, contexts), 0.7, contexts)
+            together = sampler._filtered(*sampler._penalised(rows, contexts), 0.7, contexts)
             single = [
-                sampler._filtered(*sampler._biased(rows[[place]], [context]), 0.7, [context])
+                sampler._filtered(*sampler._penalised(rows[[place]], [context]), 0.7, [context])
                 for place, context in enumerate(contexts)
             ]
             np.testing.assert_array_equal(together, np.concatenate(single))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lm.generation.filters import FILTERS, FilterOptions
+from lm.generation.filters import FILTERS, TEMPERATURE, FilterOptions
 from lm.generation.options import FILTER_FIELDS, SamplingOptions
 from lm.generation.sampler import Sampler
 from tests.generation.test_filters import TOKENIZER
@@ -26,7 +26,7 @@ from pydantic import Field
 
 from lm.config import Options
 from lm.generation.distribution import softmax
-from lm.generation.filters import FILTERS, SamplingContext, Slider, value_filter
+from lm.generation.filters import FILTERS, Filter, SamplingContext, Slider
 
 
 class TopAOptions(Options):
@@ -38,7 +38,7 @@ def keep_top_a(logits, top_a):
     return np.where(probabilities >= top_a * probabilities.max(axis=-1, keepdims=True) ** 2, logits, -np.inf)
 
 
-FILTERS.append(value_filter("top_a", keep_top_a, Slider(0, 0.9, 0.1, "Top-a", off=0), fields=TopAOptions))
+FILTERS.append(Filter({"top_a": Slider(0, 0.9, 0.1, "Top-a", off=0)}, keep_top_a, fields=TopAOptions))
 
 import gradio as gr
 import typer
@@ -160,7 +160,7 @@ def test_every_option_of_a_filter_has_a_row_in_the_table() -> None:
 
 @pytest.mark.parametrize("each", FILTERS, ids=lambda each: next(iter(each.controls)))
 def test_a_filter_is_off_by_default_and_where_its_slider_says_so(each: Any) -> None:
-    assert not each.is_on(SamplingOptions())
+    assert each.is_on(SamplingOptions()) == (each is TEMPERATURE)
     for name, slider in each.controls.items():
         assert each.is_on(SamplingOptions.model_validate({name: VALUES[name]}))
         if slider is not None and slider.off:
