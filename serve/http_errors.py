@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -43,6 +42,10 @@ UNSUPPORTED = {
 }
 """Fields of OpenAI's API, and of similar servers, with no equivalent here."""
 
+ADDRESS_ERRORS = {
+    404: "This address does not exist. See /docs.",
+    405: "This address does not support the method. See /docs.",
+}
 MAX_SHOWN = 100
 """Characters of a value in an error message."""
 
@@ -95,28 +98,6 @@ def shutting_down() -> RequestError:
     return RequestError(503, "The server is shutting down and stopped the request. Retry it.", code="shutting_down")
 
 
-def model_not_found(name: str, known: Mapping[str, object]) -> RequestError:
-    """404: no model has this name."""
-    name = name[:MAX_SHOWN]
-    hint = did_you_mean(name, known)
-    return RequestError(
-        404,
-        f"The model {name!r} does not exist.{hint} See GET /v1/models.",
-        code="model_not_found",
-        param="model",
-    )
-
-
-def no_model() -> RequestError:
-    """404: the server has no model."""
-    return RequestError(
-        404,
-        "There is no model yet: train one on the page or with lm train FILE.",
-        code="model_not_found",
-        param="model",
-    )
-
-
 def engine_died(name: str) -> RequestError:
     """500: the engine of a model has failed."""
     return RequestError(
@@ -134,7 +115,7 @@ def error_response_for(error: Exception) -> RequestError:
         case RequestValidationError():
             return _invalid(error)
         case HTTPException():
-            made = RequestError(error.status_code, _sentence(error))
+            made = RequestError(error.status_code, ADDRESS_ERRORS.get(error.status_code, str(error.detail)))
             made.headers = error.headers
             return made
         case ConfigError() | TokenizerError():
@@ -143,16 +124,6 @@ def error_response_for(error: Exception) -> RequestError:
             return RequestError(500, str(error))
         case _:
             return RequestError(500, "Internal error of the server. See its log for this request id.")
-
-
-def _sentence(error: HTTPException) -> str:
-    match error.status_code:
-        case 404:
-            return "This address does not exist. See /docs."
-        case 405:
-            return "This address does not support the method. See /docs."
-        case _:
-            return str(error.detail)
 
 
 def _invalid(error: RequestValidationError) -> RequestError:

@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 from serve.api.response_formats import Format, Piece, blocks, encode, encode_in_parts
 from serve.engines.session import Events, GenerationSession
 from serve.event_loop import run_in_thread_if_large
-from serve.event_loop import run_in_thread_if_large as beside  # noqa: F401 (the page's, until it uses the session)
 from serve.http_errors import RequestError, shutting_down
 
 CLIENT_GONE = 499

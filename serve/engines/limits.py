@@ -1,4 +1,4 @@
-"""The limits of one request, checked before and after its prompts are tokenized."""
+"""The limits of one request. Each check raises RequestError with status 400."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ MAX_LOGPROBS = 2_000_000
 
 
 def check_sampling(sampling: SamplingOptions, options: ServeOptions, prompts: int, *, stream: bool) -> None:
-    """Check the sampling options of a request with this many prompts.
-
-    Raises:
-        RequestError: 400.
-    """
+    """Check the sampling options of a request with this many prompts."""
     for name, limit in (("n", options.max_n), ("best_of", options.max_n), ("num_beams", options.max_n),
                         ("max_tokens", options.max_completion_tokens)):  # fmt: skip
         value = getattr(sampling, name)
@@ -40,11 +36,7 @@ def check_sampling(sampling: SamplingOptions, options: ServeOptions, prompts: in
 
 
 def check_logprobs(logprobs: int) -> None:
-    """Check the number of log-probabilities of an answer that is not streamed.
-
-    Raises:
-        RequestError: 400.
-    """
+    """Check the number of log-probabilities of an answer that is not streamed."""
     if logprobs > MAX_LOGPROBS:
         raise RequestError(
             400, f"The answer could hold {logprobs:,} log-probabilities: the limit is {MAX_LOGPROBS:,}. "
@@ -53,11 +45,7 @@ def check_logprobs(logprobs: int) -> None:
 
 
 def check_length(tokens: int, options: ServeOptions) -> None:
-    """Check the number of tokens of a prompt.
-
-    Raises:
-        RequestError: 400.
-    """
+    """Check the number of tokens of a prompt."""
     if tokens > options.max_prompt_tokens:
         raise RequestError(
             400, f"The prompt has {tokens:,} tokens: this server reads at most {options.max_prompt_tokens:,}.",

@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 
 from lm.errors import ConfigError, LMError
 from lm.generation.decoder import Decoder
+from lm.registry import did_you_mean
 from lm.runs.run import Run
 from lm.tokenizers.base import Tokenizer
 from serve.engines.available_runs import AvailableRun, FoundRuns, find_runs
 from serve.engines.codec import TokenCodec
 from serve.engines.worker import Worker
-from serve.http_errors import RequestError, engine_died, model_not_found, no_model, too_many_requests
+from serve.http_errors import MAX_SHOWN, RequestError, engine_died, too_many_requests
 from serve.settings import ServeOptions
 
 log = logging.getLogger(__name__)
@@ -118,12 +119,15 @@ class ModelPool:
         if name in self.skipped and name not in self.available_runs:
             raise self._cannot_load(name)
         if not self.available_runs:
-            raise no_model()
-        if name is None:
+            message = "There is no model yet: train one on the page or with lm train FILE."
+        elif name is None:
             return next(iter(self.available_runs))
-        if name not in self.available_runs:
-            raise model_not_found(name, self.available_runs)
-        return name
+        elif name in self.available_runs:
+            return name
+        else:
+            hint = did_you_mean(name[:MAX_SHOWN], self.available_runs)
+            message = f"The model {name[:MAX_SHOWN]!r} does not exist.{hint} See GET /v1/models."
+        raise RequestError(404, message, code="model_not_found", param="model")
 
     # -- loading ------------------------------------------------------------------------------------
 

@@ -113,9 +113,9 @@ class Server:
             connection.request(method, path, data, {**given, **(headers or {})})
             answer = connection.getresponse()
             content = answer.read()
-            told = {name.lower(): value for name, value in answer.getheaders()}
-            is_json = bool(content) and told.get("content-type", "").startswith("application/json")
-            return answer.status, told, json.loads(content) if is_json else content.decode("utf-8")
+            received = {name.lower(): value for name, value in answer.getheaders()}
+            is_json = bool(content) and received.get("content-type", "").startswith("application/json")
+            return answer.status, received, json.loads(content) if is_json else content.decode("utf-8")
         finally:
             connection.close()
 
@@ -226,8 +226,8 @@ def server(serve: Serve) -> Iterator[Server]:
 
 def refusal(server: Server, body: Any, path: str = "/v1/completions", **headers: str) -> tuple[int, dict[str, Any]]:
     """The status and the error of a request that fails, in OpenAI's form."""
-    status, told, answer = server.request("POST", path, body, headers=headers)
+    status, received, answer = server.request("POST", path, body, headers=headers)
     assert status >= 400, answer
     assert answer.keys() == {"error"} and answer["error"].keys() == {"message", "type", "param", "code"}
-    assert told["x-request-id"]
+    assert received["x-request-id"]
     return status, answer["error"]

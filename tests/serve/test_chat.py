@@ -19,7 +19,7 @@ def test_a_chat_is_written_down_as_lines_and_the_template_says_the_same():
 
 
 @pytest.mark.slow
-def test_a_reply_is_what_follows_the_written_chat(server: Server):
+def test_a_reply_continues_the_chat_as_plain_text(server: Server):
     ask = {"model": "gru", "max_tokens": 30, "seed": 3}
     done = server.openai.chat.completions.create(messages=MESSAGES, **ask)
     text = server.openai.completions.create(prompt=WRITTEN, **ask).choices[0].text
@@ -41,7 +41,7 @@ def test_a_reply_ends_before_the_next_turn(server: Server):
 
 
 @pytest.mark.slow
-def test_a_stream_says_who_speaks_first_and_joins_to_the_reply(server: Server):
+def test_a_stream_starts_with_the_role_and_joins_to_the_reply(server: Server):
     ask = {"model": "gru", "messages": MESSAGES, "max_completion_tokens": 30, "seed": 3, "n": 2}
     whole = server.openai.chat.completions.create(**ask)
     texts = {0: "", 1: ""}
@@ -56,13 +56,13 @@ def test_a_stream_says_who_speaks_first_and_joins_to_the_reply(server: Server):
 
 
 @pytest.mark.slow
-def test_logprobs_tell_bytes_and_alternatives(server: Server):
+def test_logprobs_have_bytes_and_alternatives(server: Server):
     done = server.openai.chat.completions.create(
         model="pieces", messages=MESSAGES, max_tokens=12, seed=1, logprobs=True, top_logprobs=3
     )
-    told = done.choices[0].logprobs
-    assert told is not None and told.content is not None and len(told.content) == 12
-    for entry in told.content:
+    logprobs = done.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None and len(logprobs.content) == 12
+    for entry in logprobs.content:
         assert len(entry.top_logprobs) == 3 and bytes(entry.bytes or []).decode() == entry.token
         assert entry.logprob <= entry.top_logprobs[0].logprob <= 0
 
@@ -104,6 +104,6 @@ def test_content_may_come_in_parts(server: Server):
         ({"prompt": "x"}, "Unknown field 'prompt'."),
     ],
 )
-def test_what_cannot_be_done_is_400_and_says_why(server: Server, body, sentence):
+def test_an_unsupported_value_is_400_with_the_reason(server: Server, body, sentence):
     status, error = refusal(server, {"model": "gru", "messages": MESSAGES, **body}, "/v1/chat/completions")
     assert status == 400 and sentence in error["message"], error

@@ -52,7 +52,7 @@ def test_a_stream_joins_to_the_same_text_and_ends_with_usage(server: Server, run
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-def test_a_stream_ends_with_done_and_tells_no_usage_unasked(server: Server):
+def test_a_stream_ends_with_done_and_has_no_usage_by_default(server: Server):
     body = {"model": "gru", "prompt": "the", "max_tokens": 3, "stream": True}
     status, headers, text = server.request("POST", "/v1/completions", body)
     assert status == 200 and headers["content-type"].startswith("text/event-stream")
@@ -88,18 +88,18 @@ def test_echo_with_logprobs_scores_the_prompt_after_a_leading_null(server: Serve
     done = server.openai.completions.create(
         model="gru", prompt=ids, echo=True, logprobs=2, max_tokens=1, temperature=0, seed=1234
     )
-    told = done.choices[0].logprobs
-    assert told is not None
-    assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset) == 9
-    assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
-    assert "".join(told.tokens) == done.choices[0].text
-    assert told.text_offset == [0, 1, 2, 3, 4, 5, 6, 7, 8]
-    for token, logprob, top in list(zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True))[1:]:
+    scored = done.choices[0].logprobs
+    assert scored is not None
+    assert len(scored.tokens) == len(scored.token_logprobs) == len(scored.top_logprobs) == len(scored.text_offset) == 9
+    assert scored.token_logprobs[0] is None and scored.top_logprobs[0] is None
+    assert "".join(scored.tokens) == done.choices[0].text
+    assert scored.text_offset == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    for token, logprob, top in list(zip(scored.tokens, scored.token_logprobs, scored.top_logprobs, strict=True))[1:]:
         assert top[token] == logprob <= 0 and 2 <= len(top) <= 3
     # The last was drawn greedily, so it is the likeliest.
-    assert told.token_logprobs[-1] == max(told.top_logprobs[-1].values())
+    assert scored.token_logprobs[-1] == max(scored.top_logprobs[-1].values())
     report = lm.load("gru", runs_dir=runs).evaluate(text="the cat")
-    assert -math.fsum(told.token_logprobs[1:-1]) == pytest.approx(report.loss * 7, rel=1e-4)
+    assert -math.fsum(scored.token_logprobs[1:-1]) == pytest.approx(report.loss * 7, rel=1e-4)
 
 
 def test_echo_of_a_text_needs_no_tokens(server: Server):
@@ -126,7 +126,7 @@ def test_logprobs_of_a_stream_are_those_of_the_whole(server: Server):
     assert all(0 <= a <= b <= len(text) for a, b in zip(offsets, offsets[1:], strict=False))
 
 
-def test_a_seed_left_out_is_chosen_and_told_and_gives_the_text_again(server: Server):
+def test_a_missing_seed_is_chosen_and_returned_and_gives_the_same_text_again(server: Server):
     first = server.post("/v1/completions", model="gru", prompt="the", max_tokens=60)
     second = server.post("/v1/completions", model="gru", prompt="the", max_tokens=60)
     again = server.post("/v1/completions", model="gru", prompt="the", max_tokens=60, seed=first["seed"])
@@ -165,7 +165,7 @@ def test_null_counts_as_left_out(server: Server):
     assert given["choices"] == server.post("/v1/completions", model="gru", prompt="the", **SEEDED)["choices"]
 
 
-def test_ids_of_tokens_are_told_when_asked(server: Server):
+def test_token_ids_are_returned_on_request(server: Server):
     asked = {"model": "gru", "prompt": "the", "return_token_ids": True, **SEEDED}
     choice = server.post("/v1/completions", **asked)["choices"][0]
     assert server.post("/detokenize", tokens=choice["token_ids"])["prompt"] == choice["text"]
@@ -221,7 +221,7 @@ def test_plain_curl_gets_text_and_events(server: Server):
         ({"seed": -2}, "seed", "greater than or equal to 0"),
     ],
 )
-def test_what_cannot_be_done_is_400_and_names_the_field(server: Server, body, param, sentence):
+def test_an_invalid_value_is_400_and_names_the_field(server: Server, body, param, sentence):
     status, error = refusal(server, {"model": "gru", "prompt": "the", **body})
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param), error
     assert sentence in error["message"] and error["message"].endswith((".", "?")), error["message"]

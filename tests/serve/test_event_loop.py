@@ -12,17 +12,17 @@ from serve.event_loop import run_in_thread_if_large
 
 
 def test_work_that_has_begun_is_over_when_a_timeout_ends_its_request() -> None:
-    begun, ended = threading.Event(), threading.Event()
+    started, ended = threading.Event(), threading.Event()
 
     def work() -> None:
-        begun.set()
+        started.set()
         time.sleep(0.2)
         ended.set()
         raise IndexError("of a request that nobody waits for")
 
     async def story() -> None:
         request = asyncio.create_task(run_in_thread_if_large(2, work, limit=1))
-        assert await asyncio.to_thread(begun.wait, 30)
+        assert await asyncio.to_thread(started.wait, 30)
         # As a timeout does.
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -32,7 +32,7 @@ def test_work_that_has_begun_is_over_when_a_timeout_ends_its_request() -> None:
     asyncio.run(story())
 
 
-def test_requests_that_fill_their_threads_leave_those_of_others_and_give_up_in_line() -> None:
+def test_requests_cannot_fill_the_threads_of_others_and_can_be_cancelled_while_they_wait() -> None:
     go_on, done = threading.Event(), []
 
     async def story() -> None:
@@ -54,7 +54,7 @@ def test_requests_that_fill_their_threads_leave_those_of_others_and_give_up_in_l
     asyncio.run(story())
 
 
-def test_what_work_raises_is_raised() -> None:
+def test_an_exception_of_the_work_is_raised() -> None:
     async def story() -> None:
         with pytest.raises(ZeroDivisionError):
             await run_in_thread_if_large(2, lambda: 1 // 0, limit=1)

@@ -127,7 +127,7 @@ def bodies(index: int) -> list[Any]:
 
 
 @pytest.mark.parametrize(("cls", "body", "name"), bodies(0))
-def test_what_asks_for_nothing_is_accepted_and_changes_nothing(cls, body, name):
+def test_a_value_without_effect_is_accepted_and_changes_nothing(cls, body, name):
     plain = {"messages": [USER]} if cls is ChatRequest else {}
     one, other = ask(cls, body), ask(cls, plain)
     assert isinstance(one, cls) and isinstance(other, cls), one
@@ -138,7 +138,7 @@ def test_what_asks_for_nothing_is_accepted_and_changes_nothing(cls, body, name):
 
 
 @pytest.mark.parametrize(("cls", "body", "name"), bodies(1))
-def test_what_cannot_be_done_is_refused_by_name_and_in_the_words_of_json(cls, body, name):
+def test_an_unsupported_value_is_refused_by_name_with_the_terms_of_json(cls, body, name):
     error = ask(cls, body)
     assert isinstance(error, dict), "it was accepted"
     assert name in error["message"] and error["param"] is not None or name == "top_logprobs"

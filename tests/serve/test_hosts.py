@@ -53,7 +53,7 @@ def test_a_host_header_longer_than_a_name_can_be_is_refused():
     assert is_own(b"a" * MAX_HOST_BYTES) and not is_own(b"a" * (MAX_HOST_BYTES + 1))
 
 
-def test_what_is_no_browser_passes():
+def test_a_request_without_browser_headers_passes():
     assert asked(host="127.0.0.1:8000") and asked()
 
 
@@ -91,16 +91,16 @@ def test_a_page_of_another_server_does_not(origin, host):
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", ""])
-def test_what_the_browser_says_itself_decides(site):
+def test_sec_fetch_site_decides(site):
     assert not asked(sec_fetch_site=site)
     assert not asked(origin="http://a:1", host="a:1", sec_fetch_site=site)
 
 
-def test_what_a_proxy_adds_changes_nothing():
+def test_headers_of_a_proxy_change_nothing():
     assert not asked(origin="http://example.com", host="127.0.0.1:8000", x_forwarded_host="example.com")
 
 
-def test_who_asks_is_whom_the_last_trusted_proxy_names():
+def test_the_client_is_the_one_that_the_last_trusted_proxy_names():
     proxies = Proxies(["10.0.0.0/8", "::1"])
     assert proxies.client("10.1.2.3", "198.51.100.1") == "198.51.100.1"
     # Whoever asks can write the beginning of the list.
@@ -161,7 +161,7 @@ def test_one_wrong_key_that_is_sent_without_end_shuts_out_nobody_else():
     assert keys.accept(b"first", "192.0.2.1")
 
 
-def test_one_network_of_ipv6_is_one_who_guesses_and_what_is_remembered_is_bounded():
+def test_an_ipv6_network_counts_as_one_client_and_the_number_of_entries_is_limited():
     keys = Keys(KEYS)
     for number in range(10):
         assert not keys.accept(b"%d" % number, f"2001:db8::{number}")

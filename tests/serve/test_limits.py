@@ -59,7 +59,7 @@ def streaming(server: Server, **body):
 # -- keys -------------------------------------------------------------------------------------------
 
 
-def test_without_the_key_nothing_but_health_and_the_documents_is_told(serve: Serve, tmp_path):
+def test_without_the_key_only_health_and_docs_are_served(serve: Serve, tmp_path):
     (tmp_path / "keys").write_text("# ours\nfirst\n\nsecond\n")
     with serve("gru", "--api-key-file", str(tmp_path / "keys"), INKLING_API_KEY="third") as server:
         assert "needed" in server.said and "Authorization: Bearer KEY" in server.said
@@ -98,7 +98,7 @@ def test_a_prompt_that_is_too_long_says_so(narrow: Server):
 
 
 @pytest.mark.parametrize("size", [20_001, 1_000_000])
-def test_a_body_that_is_too_long_is_413_whether_its_length_is_told_or_not(narrow: Server, size):
+def test_a_body_that_is_too_long_is_413_with_and_without_a_length(narrow: Server, size):
     body = json.dumps({"prompt": "a" * size}).encode()
     assert refusal(narrow, body)[1]["code"] == "request_too_large"
     with socket.create_connection(("127.0.0.1", narrow.port), timeout=30) as connection:
@@ -126,7 +126,7 @@ def test_a_body_that_is_too_long_is_413_whether_its_length_is_told_or_not(narrow
     ],
     ids=lambda garbage: repr(garbage[:20]),
 )
-def test_what_is_no_request_ends_its_connection_and_nothing_else(narrow: Server, garbage):
+def test_an_invalid_request_ends_only_its_connection(narrow: Server, garbage):
     with socket.create_connection(("127.0.0.1", narrow.port), timeout=10) as connection, _broken_off():
         connection.sendall(garbage)
         while connection.recv(65536):
@@ -160,10 +160,10 @@ def test_a_body_that_makes_no_sense_is_never_a_failure_of_the_server(narrow: Ser
     ids=lambda body: next(iter(body)),
 )
 def test_a_body_of_nothing_but_faults_is_answered_soon_and_shortly(server: Server, body):
-    begun = time.monotonic()
+    started = time.monotonic()
     status, error = refusal(server, body)
     assert status in (400, 404) and len(error["message"]) < 2000
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - started < 4
 
 
 LINES = "the cat sat\n" * 150_000
@@ -228,10 +228,10 @@ def test_a_full_queue_is_429_with_retry_after_and_empties_again(narrow: Server):
     assert narrow.post("/v1/completions", prompt="the", max_tokens=1)
 
 
-def test_who_asks_for_little_does_not_wait_for_those_who_ask_for_much(narrow: Server):
+def test_short_requests_are_not_stuck_behind_long_ones(narrow: Server):
     alone = narrow.post("/v1/completions", prompt="a mat", max_tokens=20, seed=3)["choices"]
     with streaming(narrow), streaming(narrow):
-        # Every place is taken, by texts that go on for minutes: they are still there when the short one is answered.
+        # Texts of minutes fill every slot: they still run when the short one is answered.
         assert narrow.post("/v1/completions", prompt="a mat", max_tokens=20, seed=3)["choices"] == alone
         assert narrow.texts() == 2
     narrow.wait_idle()
@@ -252,10 +252,10 @@ def test_too_many_requests_at_once_are_429(narrow: Server):
 
 
 def test_a_request_that_takes_too_long_is_504_and_its_slot_is_free(hasty: Server):
-    begun = time.monotonic()
+    started = time.monotonic()
     status, error = refusal(hasty, LONG)
     assert (status, error["code"]) == (504, "timeout")
-    assert time.monotonic() - begun > 3.5
+    assert time.monotonic() - started > 3.5
     hasty.wait_idle()
 
 
@@ -267,7 +267,7 @@ def test_a_stream_that_takes_too_long_ends_with_an_error_event(hasty: Server):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_frees_its_slot_at_once(narrow: Server, stream):
+def test_a_client_that_disconnects_frees_its_slot_at_once(narrow: Server, stream):
     data = json.dumps({**LONG, "stream": stream}).encode()
     with socket.create_connection(("127.0.0.1", narrow.port), timeout=30) as connection:
         connection.sendall(
@@ -329,10 +329,10 @@ def test_a_body_that_does_not_come_is_408(hasty: Server):
         assert b" 408 " in connection.recv(4096)
 
 
-def test_a_connection_that_asks_nothing_is_closed(hasty: Server):
+def test_an_idle_connection_is_closed(hasty: Server):
     with socket.create_connection(("127.0.0.1", hasty.port), timeout=30) as connection:
         connection.sendall(b"GET /hea")
-        begun = time.monotonic()
+        started = time.monotonic()
         with contextlib.suppress(ConnectionError):
             assert connection.recv(4096) == b""
-        assert time.monotonic() - begun > 1
+        assert time.monotonic() - started > 1

@@ -117,13 +117,13 @@ class Clients:
 
     async def _stream(self, dice: random.Random) -> None:
         body, expected = self._ask(dice)
-        begun = time.monotonic()
+        started = time.monotonic()
         async with self._connected() as (reader, writer):
             writer.write(self._post({**body, "stream": True}))
             if await self._busy(*await self._status(reader)):
                 return
             content = (await reader.readline(), await reader.readline())[1]
-            self.tally.first.append(time.monotonic() - begun)
+            self.tally.first.append(time.monotonic() - started)
             content += await reader.read()
         text, ended = "", False
         for line in content.split(b"\n"):
@@ -137,7 +137,7 @@ class Clients:
                     return
                 text += event["choices"][0]["text"]
         self._check(text if ended else f"(broken off) {text}", expected, body)
-        (self.tally.short if body["max_tokens"] == SHORT else self.tally.long).append(time.monotonic() - begun)
+        (self.tally.short if body["max_tokens"] == SHORT else self.tally.long).append(time.monotonic() - started)
 
     async def _whole(self, dice: random.Random) -> None:
         body, expected = self._ask(dice)

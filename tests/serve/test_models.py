@@ -163,7 +163,7 @@ def test_a_stopped_engine_takes_no_request_and_ends_those_it_has(runs):
     models.close()
 
 
-def test_a_damaged_run_is_a_500_that_tells_no_path_and_harms_no_other(serve: Serve, runs, tmp_path):
+def test_a_damaged_run_is_a_500_without_a_path_and_does_not_affect_other_runs(serve: Serve, runs, tmp_path):
     for name in ("gru", "words"):
         shutil.copytree(runs / name, tmp_path / name)
     with serve("gru", runs_dir=tmp_path) as server:
@@ -367,7 +367,7 @@ def test_a_reload_keeps_to_the_memory_for_models(copies, tmp_path):
         assert set(models.loaded) == {"one"} and models.evictions == 1
         one.close()
         (await models.lease("other")).close()
-        # Nobody uses the old one: it goes first, and whoever asks loads the new files.
+        # The old model is idle: it is unloaded first, and the next request loads the new files.
         train_again("one")
         assert await models.reload() == {"one": "reloaded", "other": "unchanged"}
         assert set(models.loaded) == {"other"}
@@ -460,7 +460,7 @@ def test_two_runs_of_one_name_are_refused(runs, tmp_path):
 
 
 def test_an_engine_serves_several_loops_one_after_the_other(runs):
-    """What is mounted beside the API uses the same models."""
+    """An app that is mounted next to the API uses the same models."""
     models = ModelPool(ServeOptions(runs=("gru",), runs_dir=runs))
     models.preload()
 
@@ -531,7 +531,7 @@ def test_a_run_that_cannot_be_offered_leaves_the_others_as_they_were(runs, tmp_p
     assert list(models.available_runs) == ["gru"]
 
 
-def test_a_run_that_was_used_while_it_was_trained_is_swapped_for_what_it_became(runs, tmp_path):
+def test_a_run_that_was_used_during_its_training_is_reloaded_after_it(runs, tmp_path):
     shutil.copytree(runs / "gru", tmp_path / "gru")
     models = ModelPool(ServeOptions(runs_dir=tmp_path))
 

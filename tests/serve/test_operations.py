@@ -42,7 +42,7 @@ def lm_serve(*arguments: str, cwd, **environment: str) -> subprocess.CompletedPr
 # -- the start --------------------------------------------------------------------------------------
 
 
-def test_the_start_message_tells_address_models_and_key_and_its_curl_line_works(server):
+def test_the_start_message_has_address_models_and_key_and_its_curl_line_works(server):
     assert f"{server.url}/v1" in server.said and "gru, transformer, words, pieces" in server.said
     assert re.search(r"key +none", server.said)
     command = server.said[server.said.index("curl") :].strip()
@@ -70,7 +70,7 @@ def test_a_port_in_use_is_one_sentence(server, runs):
         (["gru", "--host", "256.0.0.1"], "Cannot listen on 256.0.0.1"),
     ],
 )
-def test_what_cannot_be_served_is_one_sentence(runs, arguments, sentence):
+def test_a_wrong_run_or_option_is_one_sentence(runs, arguments, sentence):
     done = lm_serve(*arguments, "--runs-dir", str(runs), cwd=runs)
     assert (done.returncode, done.stdout) == (1, ""), done
     assert sentence in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
@@ -86,7 +86,7 @@ def test_no_runs_at_all_says_how_to_train_one(tmp_path):
     assert "train one with lm train FILE" in done.stderr
 
 
-def test_without_the_extra_the_sentence_says_what_to_install(runs):
+def test_without_the_extra_the_message_names_what_to_install(runs):
     code = (
         "import sys; sys.modules['fastapi'] = None; sys.argv = ['lm', 'serve', 'gru']\n"
         "from cli.main import main; main()"
@@ -163,7 +163,7 @@ def test_sigterm_lets_requests_end_and_exits_0(serve: Serve):
         assert all(line["level"] == "info" for line in server.log())
 
 
-def test_what_does_not_end_in_time_is_answered_with_an_error_and_the_exit_is_0_too(serve: Serve):
+def test_a_request_that_exceeds_the_drain_time_gets_an_error_and_the_exit_code_is_0(serve: Serve):
     with serve("gru", "--drain-seconds", "1", "--max-completion-tokens", "10000000") as server:
         ask = {"model": "gru", "prompt": "the", "max_tokens": 10_000_000}
         stream = server.openai.completions.create(**ask, stream=True)
@@ -171,7 +171,7 @@ def test_what_does_not_end_in_time_is_answered_with_an_error_and_the_exit_is_0_t
         with ThreadPoolExecutor() as pool:
             whole = pool.submit(server.request, "POST", "/v1/completions", ask)
             until(lambda: server.texts() == 2)
-            begun = time.monotonic()
+            started = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             with pytest.raises(openai.APIError, match="The server is shutting down"):
                 for _ in stream:
@@ -179,7 +179,7 @@ def test_what_does_not_end_in_time_is_answered_with_an_error_and_the_exit_is_0_t
             status, _, answer = whole.result()
         assert (status, answer["error"]["code"]) == (503, "shutting_down")
         assert server.process.wait(20) == 0
-        assert time.monotonic() - begun > 0.5
+        assert time.monotonic() - started > 0.5
 
 
 def test_an_idle_server_ends_at_once_on_ctrl_c(serve: Serve):
@@ -213,12 +213,12 @@ def test_metrics_count_requests_tokens_and_texts(serve: Serve):
         assert "no/such" not in text
 
 
-def test_metrics_tell_how_late_the_event_loop_is(server):
-    begun, before = time.monotonic(), server.metric("inkling_event_loop_lag_seconds_count")
+def test_metrics_have_the_lag_of_the_event_loop(server):
+    started, before = time.monotonic(), server.metric("inkling_event_loop_lag_seconds_count")
     until(lambda: server.metric("inkling_event_loop_lag_seconds_count") >= before + 5)
     # A sample every 20 ms.
     more = server.metric("inkling_event_loop_lag_seconds_count") - before
-    assert more <= (time.monotonic() - begun) / 0.02 + 1
+    assert more <= (time.monotonic() - started) / 0.02 + 1
     assert server.metric("inkling_event_loop_lag_seconds_sum") >= 0
 
 
@@ -253,8 +253,8 @@ def test_browsers_of_other_origins_are_let_in_only_where_asked(serve: Serve, ser
     assert "access-control-allow-origin" not in server.request("GET", "/health", headers=asked)[1]
     assert server.request("OPTIONS", "/v1/completions", headers=preflight)[0] == 405
     with serve("gru", "--cors-origin", "https://a.example", key="k") as open_server:
-        told = open_server.request("GET", "/health", headers=asked)[1]
-        assert told["access-control-allow-origin"] == "https://a.example"
+        received = open_server.request("GET", "/health", headers=asked)[1]
+        assert received["access-control-allow-origin"] == "https://a.example"
         open_server.key = None
         assert open_server.request("OPTIONS", "/v1/completions", headers=preflight)[0] == 200
         other = {"Origin": "https://b.example"}
@@ -273,9 +273,9 @@ def test_the_docs_need_no_other_host(server):
     assert document["info"]["title"] == "Inkling" and "/v1/completions" in document["paths"]
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0.0, 1), (0.2, 1), (3.1, 4), (1000.0, 60)])
-def test_retry_after_is_a_whole_number_within_reason(seconds, told):
-    assert retry_after(seconds) == told
+@pytest.mark.parametrize(("seconds", "received"), [(0.0, 1), (0.2, 1), (3.1, 4), (1000.0, 60)])
+def test_retry_after_is_a_whole_number_within_reason(seconds, received):
+    assert retry_after(seconds) == received
 
 
 # -- an engine that dies ------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def ask(url: str, body=None):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_dead_engine_is_told_to_all_is_never_healthy_and_can_be_replaced(runs, stream):
+def test_a_dead_engine_ends_all_its_requests_is_unhealthy_and_can_be_replaced(runs, stream):
     options = ServeOptions(runs=("gru",), runs_dir=runs, api_key=("k",))
     app = make_app(options)
     models = app.state.models

@@ -157,7 +157,7 @@ def test_head_is_answered_as_get_without_the_body(plain: Server, path):
     assert "content-length: 0" not in headers and "content-length: " in headers
 
 
-def test_head_of_what_is_only_posted_is_405(plain: Server):
+def test_head_of_a_post_route_is_405(plain: Server):
     assert plain.request("HEAD", "/v1/completions")[0] == 405
     assert [line for line in plain.log() if line.get("method") == "HEAD"][-1]["status"] == 405
 
@@ -177,7 +177,7 @@ def test_http_1_0_may_have_none(plain: Server):
     assert talk(plain, head("GET", "/v1/models", "Host: a", "Host: a", version="1.0"))[0] == "HTTP/1.1 400 Bad Request"
 
 
-def test_what_is_no_request_is_answered_in_the_form_of_every_error(plain: Server):
+def test_an_invalid_request_gets_an_error_body(plain: Server):
     status, headers, body = talk(plain, b"GET / HTTP/9.9\r\n\r\n")
     assert status == "HTTP/1.1 400 Bad Request" and "content-type: application/json" in headers
     assert json.loads(body)["error"]["message"] == "This is not a valid HTTP request."
@@ -197,8 +197,8 @@ def test_what_is_no_request_is_answered_in_the_form_of_every_error(plain: Server
     ],
 )
 def test_a_page_of_an_origin_that_may_ask_can_read_refusals_too(plain: Server, method, path, body, status):
-    told = plain.request(method, path, body, headers=ORIGIN)
-    assert (told[0], told[1]["access-control-allow-origin"]) == (status, ORIGIN["Origin"])
+    answer = plain.request(method, path, body, headers=ORIGIN)
+    assert (answer[0], answer[1]["access-control-allow-origin"]) == (status, ORIGIN["Origin"])
     other = plain.request(method, path, body, headers={"Origin": "http://other.example"})
     assert other[0] == status and "access-control-allow-origin" not in other[1]
 

@@ -147,9 +147,9 @@ def test_requests_whose_clients_went_away_are_given_up(proxies, replicas, proxy,
 @pytest.mark.parametrize("proxy", PROXIES)
 def test_refusals_pass_as_they_are_and_the_log_names_the_client(proxies, replicas, proxy):
     headers = {"X-Forwarded-For": "203.0.113.7", "X-Request-ID": f"through-{proxy}"}
-    status, told, answer = ask(proxies[proxy], headers, max_tokens=-1)
+    status, received, answer = ask(proxies[proxy], headers, max_tokens=-1)
     assert status == 400 and "max_tokens = -1" in answer["error"]["message"]
-    assert told["x-request-id"] == f"through-{proxy}"
+    assert received["x-request-id"] == f"through-{proxy}"
     lines = [line for replica in replicas for line in replica.log()]
     (line,) = (line for line in lines if line.get("request_id") == f"through-{proxy}")
     # The proxy says that it was asked by this test, whose address is trusted too.

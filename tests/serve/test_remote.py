@@ -53,7 +53,7 @@ def test_without_a_name_it_is_the_servers_first(server: Server):
     assert Remote(server.url, "words").tokenizer.type == "word"
 
 
-def test_what_goes_wrong_is_one_sentence(serve: Serve, server: Server):
+def test_each_error_is_one_sentence(serve: Serve, server: Server):
     for url in ("localhost:80", "file:///etc/passwd"):
         with pytest.raises(ConfigError, match="give an address such as"):
             Remote(url)
@@ -114,7 +114,7 @@ def test_the_program_prints_what_it_prints_without_a_server(server: Server, runs
     assert said[0] == said[1]
 
 
-def test_what_a_server_has_not_is_one_sentence(server: Server, runs: Path) -> None:
+def test_an_option_for_local_runs_is_one_sentence(server: Server, runs: Path) -> None:
     for flags, sentence in (
         (("--out", "a.txt"), "--out is for runs on this machine"),
         (("--state", "a"), "--state is for runs on this machine"),

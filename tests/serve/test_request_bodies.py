@@ -35,14 +35,14 @@ def _short_parts() -> Iterator[None]:
 
 @settings(max_examples=50)
 @given(VALUES, st.sampled_from([None, 1]))
-def test_what_is_read_in_parts_is_what_json_reads(value: object, indent: int | None) -> None:
+def test_reading_in_parts_gives_the_value_of_json_loads(value: object, indent: int | None) -> None:
     text = json.dumps(value, indent=indent)
     assert request_bodies._Reader().decode(text) == json.loads(text)
 
 
 @settings(max_examples=50)
 @given(VALUES, st.integers(0, 200), st.sampled_from(["", ",", "]", "[", '"', "1", "}", "x", " "]))
-def test_what_json_refuses_is_refused(value: object, place: int, sign: str) -> None:
+def test_invalid_json_is_refused(value: object, place: int, sign: str) -> None:
     text = json.dumps(value)
     text = text[:place] + sign + text[place + 1 :]
     try:
@@ -56,7 +56,7 @@ def test_what_json_refuses_is_refused(value: object, place: int, sign: str) -> N
 
 @settings(max_examples=50)
 @given(VALUES)
-def test_what_is_written_in_parts_is_what_json_writes(value: object) -> None:
+def test_writing_in_parts_gives_the_text_of_the_encoder(value: object) -> None:
     # A lone surrogate is "?" on the wire.
     expected = json.loads(response_formats.encode(value).encode("utf-8", "replace"))
     assert json.loads(b"".join(response_formats.blocks(response_formats.encode_in_parts(value)))) == expected
@@ -93,7 +93,7 @@ def test_a_body_is_decoded_in_parts_as_json_decodes_the_whole(encoding: str) -> 
 
 
 @pytest.mark.parametrize("body", [b'"\xff"', b'"\xed\xa0"', b'"aaaaaaaa\xe2\x98', b'"\xc0\x80"'])
-def test_what_is_no_text_is_no_json(body: bytes) -> None:
+def test_a_body_that_is_not_text_is_not_json(body: bytes) -> None:
     with pytest.raises(RequestError, match="The body is not JSON"):
         read_body(body, CompletionRequest)
 

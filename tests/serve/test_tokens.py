@@ -16,14 +16,14 @@ TEXT = "the cat sat on dén ☂.\n"
 @pytest.mark.parametrize("model", list(MODELS))
 def test_ids_are_those_of_the_tokenizer_and_go_back_to_the_text(server: Server, runs, model):
     tokenizer = lm.load(model, runs_dir=runs).tokenizer
-    told = server.post("/tokenize", model=model, prompt=TEXT, return_token_strs=True)
-    assert told["tokens"] == tokenizer.encode(TEXT).tolist()
-    assert told["count"] == len(told["tokens"]) == len(told["token_strs"])
-    assert told["max_model_len"] == (CONTEXT if model == "transformer" else None)
-    back = server.post("/detokenize", model=model, tokens=told["tokens"])["prompt"]
-    assert back == tokenizer.decode(told["tokens"])
+    answer = server.post("/tokenize", model=model, prompt=TEXT, return_token_strs=True)
+    assert answer["tokens"] == tokenizer.encode(TEXT).tolist()
+    assert answer["count"] == len(answer["tokens"]) == len(answer["token_strs"])
+    assert answer["max_model_len"] == (CONTEXT if model == "transformer" else None)
+    back = server.post("/detokenize", model=model, tokens=answer["tokens"])["prompt"]
+    assert back == tokenizer.decode(answer["tokens"])
     started = server.post("/tokenize", model=model, prompt=TEXT, add_special_tokens=True)["tokens"]
-    assert started == [tokenizer.start_id, *told["tokens"]]
+    assert started == [tokenizer.start_id, *answer["tokens"]]
 
 
 @pytest.mark.parametrize("model", list(MODELS))
@@ -43,22 +43,22 @@ def test_an_id_outside_the_vocabulary_is_400(server: Server):
 @pytest.mark.parametrize("model", list(MODELS))
 def test_a_score_is_that_of_the_evaluation(server: Server, runs, model):
     text = make_text(1, seed=8)[: CONTEXT - 1] if model == "transformer" else make_text(40, seed=8)
-    told = server.post("/v1/score", model=model, text=text, top=3)
+    answer = server.post("/v1/score", model=model, text=text, top=3)
     report = lm.load(model, runs_dir=runs).evaluate(text=text)
-    assert told["loss"] == pytest.approx(report.loss, rel=1e-5)
-    assert told["perplexity"] == pytest.approx(report.perplexity, rel=1e-5)
-    assert told["bits_per_byte"] == pytest.approx(report.bits_per_byte, rel=1e-5)
-    assert told["bits_per_char"] == pytest.approx(report.bits_per_char, rel=1e-5)
-    assert (told["characters"], told["bytes"], len(told["tokens"])) == (
+    assert answer["loss"] == pytest.approx(report.loss, rel=1e-5)
+    assert answer["perplexity"] == pytest.approx(report.perplexity, rel=1e-5)
+    assert answer["bits_per_byte"] == pytest.approx(report.bits_per_byte, rel=1e-5)
+    assert answer["bits_per_char"] == pytest.approx(report.bits_per_char, rel=1e-5)
+    assert (answer["characters"], answer["bytes"], len(answer["tokens"])) == (
         report.characters, report.bytes, report.tokens
     )  # fmt: skip
 
 
-def test_a_scored_token_tells_its_place_its_surprise_and_what_was_likelier(server: Server):
-    told = server.post("/v1/score", model="gru", text="the cat", top=2)["tokens"]
-    assert "".join(token["token"] for token in told) == "the cat"
-    assert [token["offset"] for token in told] == list(range(7))
-    for token in told:
+def test_a_scored_token_has_its_offset_its_surprise_and_the_alternatives(server: Server):
+    answer = server.post("/v1/score", model="gru", text="the cat", top=2)["tokens"]
+    assert "".join(token["token"] for token in answer) == "the cat"
+    assert [token["offset"] for token in answer] == list(range(7))
+    for token in answer:
         assert token["surprise"] == pytest.approx(-token["logprob"] / math.log(2))
         assert len(token["top"]) == 2 and token["top"][0]["logprob"] >= max(
             token["logprob"], token["top"][1]["logprob"]

@@ -52,7 +52,7 @@ def live(
 ) -> None:
     """Tell a story on an event loop, as the server does; no process is left at its end."""
 
-    async def tell() -> None:
+    async def main() -> None:
         models = ModelPool(ServeOptions(runs_dir=runs_dir, runs=runs))
         queue = TrainingQueue(models, ServeOptions(runs_dir=runs_dir))
         try:
@@ -61,7 +61,7 @@ def live(
             await queue.close()
             models.close()
 
-    asyncio.run(tell())
+    asyncio.run(main())
 
 
 async def until(what: Callable[[], Any]) -> None:
@@ -87,7 +87,7 @@ def is_gone(number: int) -> bool:
 # -- the line -----------------------------------------------------------------------------------------
 
 
-def test_trainings_take_turns_and_each_leaves_a_run_that_is_offered(tmp_path: Path, text: Path):
+def test_trainings_run_one_after_another_and_each_leaves_an_available_run(tmp_path: Path, text: Path):
     async def story(queue: TrainingQueue, models: ModelPool) -> None:
         first = queue.submit(text, "hens.txt", "gru", 0.02)
         second = queue.submit(text, "hens.txt", "lstm", 0.02)
@@ -116,7 +116,7 @@ def test_trainings_take_turns_and_each_leaves_a_run_that_is_offered(tmp_path: Pa
     live(tmp_path, story)
 
 
-def test_a_stopped_training_keeps_what_it_learned_with_its_report(tmp_path: Path, text: Path):
+def test_a_stopped_training_is_saved_with_its_report(tmp_path: Path, text: Path):
     async def story(queue: TrainingQueue, models: ModelPool) -> None:
         job, waiting = queue.submit(text, "hens.txt", "gru", LONG), queue.submit(text, "hens.txt", "gru", LONG)
         queue.stop(waiting)
@@ -134,11 +134,11 @@ def test_a_stopped_training_keeps_what_it_learned_with_its_report(tmp_path: Path
         assert run.reports()["valid"] == job.report and run.folder.has_last()
         assert [sample.text for sample in job.samples] == [run.sample("", seed=1, temperature=0.8, max_tokens=240)]
 
-    # Where runs were named, the new one is offered beside them.
+    # If runs were named, the new one is available in addition.
     live(tmp_path, story, runs=("shakespeare-gru",))
 
 
-def test_a_killed_training_is_a_sentence_and_the_next_one_has_its_turn(tmp_path: Path, text: Path):
+def test_a_killed_training_has_a_message_and_the_next_one_runs(tmp_path: Path, text: Path):
     short = keep_text(io.BytesIO(b"ab"), "tiny.txt", MOST_BYTES)
     runs = []
 
@@ -163,16 +163,16 @@ def test_a_killed_training_is_a_sentence_and_the_next_one_has_its_turn(tmp_path:
     assert RunFolder(tmp_path / runs[0]).has_last() and os.listdir(tmp_path) == runs
 
 
-def test_closing_saves_what_was_learned_and_leaves_no_process(tmp_path: Path, text: Path):
+def test_closing_saves_the_training_and_leaves_no_process(tmp_path: Path, text: Path):
     numbers = []
 
     async def story(queue: TrainingQueue, models: ModelPool) -> None:
         job, waiting = queue.submit(text, "hens.txt", "gru", LONG), queue.submit(text, "hens.txt", "gru", LONG)
         await until(lambda: job.step)
         numbers.append(pid(queue))
-        begun = time.monotonic()
+        started = time.monotonic()
         await queue.close()
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - started < 20
         assert job.status == waiting.status == "stopped" and job.run is not None
         state, _ = RunFolder(tmp_path / job.run).read_last()
         assert state["train_state"]["stop_reason"] == "interrupted" and state["train_state"]["step"] >= job.step
@@ -208,7 +208,7 @@ def test_a_training_whose_server_died_saves_and_ends(tmp_path: Path, text: Path)
     try:
         while json.loads(process.stdout.readline())["event"] != "progress":
             pass
-        # What the end of the server, however it ends, looks like from there.
+        # The same as the end of the server.
         process.stdin.close()
         process.stdout.close()
         assert process.wait(SECONDS) == 0
@@ -218,7 +218,7 @@ def test_a_training_whose_server_died_saves_and_ends(tmp_path: Path, text: Path)
     assert folder.has_last() and folder.read_last()[0]["train_state"]["step"] > 0
 
 
-def test_what_cannot_be_trained_is_refused_and_the_line_has_an_end(tmp_path: Path, text: Path):
+def test_invalid_trainings_are_refused_and_the_queue_is_limited(tmp_path: Path, text: Path):
     async def story(queue: TrainingQueue, models: ModelPool) -> None:
         with pytest.raises(ConfigError, match="no preset for models of type 'perceptron'"):
             queue.submit(text, "hens.txt", "perceptron", 1)
@@ -310,7 +310,7 @@ def test_an_uploaded_table_stays_a_table_and_utf_16_is_text():
         (b"a" * (MOST_BYTES + 1), "mine.txt is longer than 1,048,576 bytes"),
     ],
 )
-def test_what_is_no_text_is_refused_in_the_librarys_words_and_not_kept(content: bytes, sentence: str):
+def test_a_file_that_is_not_text_is_refused_and_not_stored(content: bytes, sentence: str):
     def kept() -> list[Path]:
         return sorted((Path(os.environ["INKLING_CACHE"]) / "texts").rglob("*"))
 
