@@ -71,8 +71,8 @@ def refusal_of(server: Server, button: str, data: list[Any], *, host: str, **mor
     (component,) = (each["id"] for each in config["components"] if each["props"].get("elem_id") == button)
     (handler,) = (each["id"] for each in config["dependencies"] if [component, "click"] in each["targets"])
     session = secrets.token_hex(8)
-    requests = {"data": data, "fn_index": handler, "session_hash": session}
-    status, _, answer = server.request("POST", "/page/gradio_api/queue/join", requests, headers=headers)
+    body = {"data": data, "fn_index": handler, "session_hash": session}
+    status, _, answer = server.request("POST", "/page/gradio_api/queue/join", body, headers=headers)
     assert status == 200, answer
     stream = server.request("GET", f"/page/gradio_api/queue/data?session_hash={session}", headers=headers)[2]
     events = [json.loads(line) for line in re.findall(r"^data: (.*)$", stream, re.MULTILINE)]
