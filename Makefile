@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Another build of torch, for instance TORCH=torch==2.13.0+cpu or a wheel's path: for a new .venv.
+# Another build of torch for a new .venv, for instance TORCH=torch==2.13.0+cpu or a wheel's path.
 TORCH ?= $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 PIP_ARGS ?=
 PYTEST_ARGS ?=
@@ -10,59 +10,62 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 PYTEST := $(BIN)/python -m pytest
-# Clones of peers for the benchmarks; BENCH_ARGS: suites and further options.
+# Clones of other programs for the benchmarks; BENCH_ARGS: suites and further options.
 BENCH = $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(WLM),--wlm "$(WLM)") $(BENCH_ARGS)
-# Two files at a time; what one test makes for the others of its file stays together.
+# Two files at a time: tests of one file share what they prepare.
 TWO := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage test-fast soak check format bench bench-full options screenshots wheel clean
+.PHONY: help demo test coverage test-fast soak check format bench bench-full docs options screenshots wheel clean
 .DELETE_ON_ERROR:
 
-help: ## This list
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed ## Train on the built-in corpus, report and sample, in two minutes
+demo: $(VENV)/.installed ## Train on the built-in corpus, report and sample: two minutes
 	$(BIN)/lm demo
 
-test: $(VENV)/.installed-test ## The whole suite, two files at a time
+test: $(VENV)/.installed-dev ## Run all tests, two files at a time
 	$(PYTEST) $(TWO) --durations=15 $(PYTEST_ARGS)
 
-coverage: $(VENV)/.installed-test ## The whole suite, and which lines it reaches: a third slower
+coverage: $(VENV)/.installed-dev ## Run all tests and report the lines they reach: a third slower
 	$(PYTEST) --cov --cov-report=term $(PYTEST_ARGS)
 
-test-fast: $(VENV)/.installed-test ## What takes milliseconds: less than a minute
+test-fast: $(VENV)/.installed-test ## Run the fast tests: less than a minute
 	$(PYTEST) $(TWO) -m "not slow and not soak" $(PYTEST_ARGS)
 
-soak: $(VENV)/.installed-test ## The checks that take minutes
+soak: $(VENV)/.installed-test ## Run the tests that take minutes
 	$(PYTEST) -m soak --durations=0 $(PYTEST_ARGS)
 
-check: $(VENV)/.installed-dev ## Lint, format, types, the direction of imports
+check: $(VENV)/.installed-dev ## Check lint, format, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/.installed-dev ## Put the code into shape
+format: $(VENV)/.installed-dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-bench ## Ours beside peers, in slices: 20 minutes; NANOGPT=PATH WLM=PATH name the clones
+bench: $(VENV)/.installed-bench ## Compare with other programs: 20 minutes; NANOGPT=PATH WLM=PATH are their clones
 	$(BIN)/python -m benchmarks $(BENCH)
 
-bench-full: $(VENV)/.installed-bench ## The same with whole recipes: hours
+bench-full: $(VENV)/.installed-bench ## Compare with whole trainings: hours
 	$(BIN)/python -m benchmarks --full $(BENCH)
 
-options: $(VENV)/.installed ## docs/options.md, from the fields that declare the options
+docs: $(VENV)/.installed-dev ## Build the site under build/site; read it with: python -m http.server -d build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+options: $(VENV)/.installed ## Generate docs/reference/options.md from the fields that declare the options
 	$(BIN)/python docs/make_options.py
 
-screenshots: $(VENV)/.installed-test ## docs/images, from the page in a real browser
+screenshots: $(VENV)/.installed-test ## Take docs/images from the page in a browser
 	$(BIN)/python docs/make_screenshots.py
 
-wheel: $(VENV)/.installed-test ## Source distribution and wheel under dist/
+wheel: $(VENV)/.installed-test ## Build source distribution and wheel under dist/
 	$(BIN)/python -m build --no-isolation
 
-clean: ## Remove the venv and what tools left behind; runs stay
+clean: ## Remove the venv and the files of tools; runs stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
 	find lm cli serve tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -75,7 +78,7 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) -c $(VENV)/constraints.txt "$(TORCH)" nanobind scikit-build-core
 	@touch $@
 
-# Without isolation, so that the build uses the pinned backend too. What the kernels are made of is part of an install.
+# Without isolation, so that the build uses the pinned backend too. The sources of the kernels are part of an install.
 NATIVE := CMakeLists.txt $(wildcard lm/kernels/native/*)
 INSTALL = $(PIP) -c $(VENV)/constraints.txt --no-build-isolation -e
 

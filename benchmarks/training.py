@@ -45,7 +45,7 @@ from lm.corpora import Corpus, PreparedCorpus, open_corpus, prepare
 from lm.device import deterministic
 from lm.models.base import build_model
 from lm.profiling.trial import Trial
-from lm.torch_private import kept_memory
+from lm.torch_private import keep_freed_memory
 from lm.training.train_step import TrainStep
 
 TURN_SECONDS = 4.0
@@ -194,7 +194,7 @@ def trainer_turns(model: Section, training: TrainingConfig, prepared: PreparedCo
     trial = Trial(TrainStep(build_model(model, prepared.tokenizer.vocab_size, seed=1), training), prepared)
 
     def turn() -> float:
-        with deterministic(trial.step.device), kept_memory():
+        with deterministic(trial.step.device), keep_freed_memory():
             begun, steps = time.perf_counter(), 0
             while time.perf_counter() - begun < TURN_SECONDS:
                 trial.run_step()

@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -28,23 +29,6 @@ class RemoteRequest:
     prompt: str
     options: SamplingOptions
     unknown: UnknownPolicy | None
-
-
-@dataclass(frozen=True)
-class RemoteTokenizer:
-    """The tokenizer of a model on a server."""
-
-    type: str
-
-
-class RemoteWordTokenizer(RemoteTokenizer):
-    """A tokenizer of words, whose texts can get the spacing of print."""
-
-    def detokenize(self, text: str) -> str:
-        """See `lm.tokenizers.word.detokenize`."""
-        from lm.tokenizers.word import detokenize
-
-        return detokenize(text)
 
 
 class Remote:
@@ -69,14 +53,16 @@ class Remote:
             answer = json.loads(response.read())
             self.model = str((answer if model else answer["data"][0])["id"])
         self.name, _, state = self.model.partition("@")
-        self.state = state or "best"
+        self.checkpoint = state or "best"
 
     @functools.cached_property
-    def tokenizer(self) -> RemoteTokenizer:
-        """The type of the model's tokenizer."""
+    def tokenizer(self) -> SimpleNamespace:
+        """The `type` of the model's tokenizer; for words also the function `detokenize`."""
+        from lm.tokenizers.word import detokenize
+
         with self._open("GET", f"/tokenizer_info?model={self.model}") as response:
             kind = json.loads(response.read())["tokenizer_class"]
-        return RemoteWordTokenizer(kind) if kind == "word" else RemoteTokenizer(kind)
+        return SimpleNamespace(type=kind, **({"detokenize": detokenize} if kind == "word" else {}))
 
     def request(
         self, prompt: str, options: SamplingOptions, *, unknown: UnknownPolicy | None = None, state: None = None

@@ -1,4 +1,4 @@
-"""docs/images/*.png: the page as it is, in a real browser, for docs/page.md and the README.
+"""docs/images/*.png: pictures of the page in a browser, for docs/how-to/use-the-page.md and the README.
 
     python docs/make_screenshots.py        # or: make screenshots
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 IMAGES = Path(__file__).with_name("images")
 RUN = "shakespeare-gru"
 COLOURS = 96
-"""A picture of a page has few: so it stays small."""
+"""Colours of a picture: few, so that the file is small."""
 TEXT = (
     "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n\n"
     "The quarterly report is due on Friday; please reply to this e-mail.\n"
@@ -34,7 +34,7 @@ TEXT = (
 
 
 def main() -> None:
-    """Make all pictures."""
+    """Take all pictures."""
     IMAGES.mkdir(exist_ok=True)
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
@@ -44,7 +44,7 @@ def main() -> None:
         shutil.copytree(ROOT / "checkpoints" / RUN, runs / RUN)
         with _Server(runs) as url, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-            for picture in (write, look, perplexity, compare, train, runs_tab, phone):
+            for picture in (write, inspect_tokens, perplexity, compare, train, runs_tab, phone):
                 picture(browser, url)
             browser.close()
 
@@ -70,38 +70,38 @@ class _Server:
         self._process.wait()
 
 
-# -- the pictures -------------------------------------------------------------------------------------
+# -- pictures -----------------------------------------------------------------------------------------
 
 
 def write(browser: Browser, url: str) -> None:
-    """A text that the model goes on with."""
+    """A text that the model continues."""
     page = _open(browser, url)
     page.locator("#paper textarea").fill("ROMEO:\n")
     page.get_by_role("button", name="Write", exact=True).click()
     page.get_by_text("ended at the length").wait_for()
-    _keep(page, "write")
+    _save(page, "write")
 
 
-def look(browser: Browser, url: str) -> None:
-    """Tokens tinted by their surprise, and what else could have stood there."""
-    page = _open(browser, url, "Look")
+def inspect_tokens(browser: Browser, url: str) -> None:
+    """Tokens coloured by their surprise, and the alternatives of one."""
+    page = _open(browser, url, "Inspect")
     page.locator("#look-prompt textarea").fill("JULIET:\nO ")
     page.get_by_role("button", name="Write", exact=True).locator("visible=true").click()
     page.locator(".mark").nth(40).wait_for()
     page.wait_for_timeout(1000)
     page.locator(".mark").first.click()
     page.wait_for_timeout(800)
-    _keep(page, "look")
+    _save(page, "inspect")
 
 
 def perplexity(browser: Browser, url: str) -> None:
-    """A text that the model knows how to expect, with a line that it does not."""
+    """A text that the model predicts well, with a line that it does not."""
     page = _open(browser, url, "Perplexity")
     page.locator("#measured-text textarea").fill(TEXT)
     page.locator("#measure").click()
     page.locator("#measure-map .mark").nth(100).wait_for()
     page.wait_for_timeout(1500)
-    _keep(page, "perplexity", full=True)
+    _save(page, "perplexity", full=True)
 
 
 def compare(browser: Browser, url: str) -> None:
@@ -112,11 +112,11 @@ def compare(browser: Browser, url: str) -> None:
     page.get_by_role("button", name="Write side by side").click()
     page.get_by_text("300 tokens").nth(2).wait_for()
     page.wait_for_timeout(500)
-    _keep(page, "compare", full=True)
+    _save(page, "compare", full=True)
 
 
 def train(browser: Browser, url: str) -> None:
-    """A training, some seconds in."""
+    """A training after some seconds."""
     page = _open(browser, url, "Train")
     text = "".join(open_corpus(CorpusConfig(source=BUILTIN)).splits["train"].chunks())
     page.locator("#train-file input[type=file]").set_input_files(
@@ -125,29 +125,29 @@ def train(browser: Browser, url: str) -> None:
     page.wait_for_timeout(1500)
     page.locator("#train-go").click()
     page.wait_for_timeout(45_000)
-    _keep(page, "train", stays=True)
+    _save(page, "train", keep_open=True)
     page.locator("#train-stop").click()
     page.get_by_text("Stopped at step").wait_for()
     page.context.close()
 
 
 def runs_tab(browser: Browser, url: str) -> None:
-    """What there is."""
+    """The list of runs."""
     page = _open(browser, url, "Runs")
     page.wait_for_timeout(1000)
     for box in page.locator("#runs-table input[type=checkbox]").all():
         box.check()
     page.wait_for_timeout(1000)
-    _keep(page, "runs")
+    _save(page, "runs")
 
 
 def phone(browser: Browser, url: str) -> None:
-    """A phone in the dark."""
+    """A phone in dark mode."""
     page = _open(browser, url, query="?__theme=dark", width=390, height=844)
     page.locator("#paper textarea").fill("ROMEO:\n")
     page.get_by_role("button", name="Write", exact=True).click()
     page.get_by_text("ended at the length").wait_for()
-    _keep(page, "phone")
+    _save(page, "phone")
 
 
 def _open(
@@ -160,12 +160,12 @@ def _open(
     return page
 
 
-def _keep(page: Page, name: str, *, full: bool = False, stays: bool = False) -> None:
+def _save(page: Page, name: str, *, full: bool = False, keep_open: bool = False) -> None:
     page.mouse.move(0, 0)
     picture = Image.open(io.BytesIO(page.screenshot(full_page=full))).convert("RGB")
     picture.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE).save(IMAGES / f"{name}.png", optimize=True)
     print(f"{name}.png: {(IMAGES / f'{name}.png').stat().st_size:,} bytes")  # noqa: T201
-    if not stays:
+    if not keep_open:
         page.context.close()
 
 

@@ -553,4 +553,4 @@ def _example(cls: type[BaseModel], place: tuple[Any, ...]) -> str:
             return json.dumps(field.default, separators=(",", ":"))
         elif "tuple[" in str(annotation):
             return '["a","b"], or [] for none' if "str" in str(annotation) else "[2,3], or [] for none"
-    return "one of those in docs/options.md"
+    return "one of those in docs/reference/options.md"

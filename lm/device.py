@@ -36,7 +36,7 @@ def pick_device(name: str | None = None) -> torch.device:
     if name is None:
         return torch.device(present[0])
     if name not in present:
-        raise DeviceError(f"Device {name!r} is not here: use {' or '.join(present)}, or leave --device out.")
+        raise DeviceError(f"Device {name!r} is not available: use {' or '.join(present)}, or leave --device out.")
     return torch.device(name)
 
 

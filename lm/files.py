@@ -1,7 +1,7 @@
-"""Files that are whole or not there at all, and tensors that carry their own hash. No pickle, and no torch.
+"""Atomic writes, and tensor files with their own hash. No pickle, and no torch.
 
-A file is written beside its place, synced and renamed. A tensor file is safetensors; its facts (step, hashes, …) are
-one JSON text in the header, and equal tensors and facts give equal bytes.
+A file is written under a temporary name, synced and renamed. A tensor file is safetensors; its facts (step, hashes, …)
+are one JSON text in the header. Equal tensors and facts give equal bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEADER = "inkling"
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlive a power cut."""
+    """Force a rename in `folder` to the disk."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -40,7 +40,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
+    """Write a file and force it to the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -48,14 +48,14 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Put `content` in place of whatever is at `path`, all or nothing.
+    """Replace the file at `path` atomically.
 
     Raises:
-        RunError: the disk is full or read-only; what was at `path` is untouched.
+        RunError: the disk is full or read-only; the old file is unchanged.
     """
     if path.exists() and not path.is_file():
         raise RunError(f"Cannot write {path}: it is no file, and would be lost.")
-    # Of this process alone: two that write the same file must not tear each other's half.
+    # The name is unique to this process, so that two writers of one file do not mix.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,16 +65,14 @@ def write_file(path: Path, content: bytes | str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise RunError(
-            f"Cannot write {path}: {error.strerror or error}. What was there before is untouched."
-        ) from error
+        raise RunError(f"Cannot write {path}: {error.strerror or error}. The old file is untouched.") from error
 
 
 def check_place(path: Path) -> None:
-    """See that a file could be written at `path`, before the work whose result it is to hold; nothing is left there.
+    """Check, before long work, that a file can be written at `path`; leaves nothing there.
 
     Raises:
-        RunError: something else is there, or its folder cannot be written to or made.
+        RunError: the path is not a file, or its folder cannot be written to or made.
     """
     if path.exists() and not path.is_file():
         raise RunError(f"Cannot write {path}: it is no file, and would be lost.")
@@ -97,7 +95,7 @@ def check_folder(folder: Path) -> None:
 
 
 def digest(value: Any) -> str:
-    """sha256 of a JSON value in its canonical form."""
+    """sha256 of a JSON value in canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -111,12 +109,12 @@ def _digest_arrays(arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, A
 
 
 def pack_arrays(arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any] | None = None) -> bytes:
-    """A safetensors file that carries JSON facts, and the hash of its tensors and facts."""
-    # Not ascontiguousarray, which gives a number of no dimensions one.
+    """A safetensors file with JSON facts, and the hash of tensors and facts."""
+    # Not ascontiguousarray, which adds a dimension to a scalar.
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     known = {**(facts or {}), "format_version": FORMAT_VERSION}
     header = json.dumps({**known, "sha256": _digest_arrays(arrays, known)}, sort_keys=True)
-    # One entry: safetensors writes several in an order of its own, different each time.
+    # One entry: safetensors writes several entries in random order.
     return safetensors.numpy.save(dict(arrays), metadata={HEADER: header})
 
 
@@ -143,7 +141,7 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Facts of a file written by `pack_arrays`, without reading its tensors; empty where they cannot be read."""
+    """Facts of a file written by `pack_arrays`, without its tensors; empty if they cannot be read."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return _facts(file.metadata())
@@ -173,7 +171,7 @@ def read_json(path: Path) -> Any:
 
 
 def check_version(version: int, path: Path) -> None:
-    """Refuse what a newer Inkling wrote (FormatVersionError)."""
+    """Raise FormatVersionError for a file that a newer Inkling wrote."""
     if version > FORMAT_VERSION:
         raise FormatVersionError(
             f"{path} has format version {version}, this Inkling reads up to {FORMAT_VERSION}: upgrade Inkling "

@@ -16,9 +16,6 @@ import torch
 
 from lm import host
 from lm.device import DTYPES, Precision, computing
-from lm.host import peak_resident_bytes as peak_resident_bytes
-from lm.host import reset_peak_resident as reset_peak_resident
-from lm.host import usable_threads as usable_threads
 from lm.kernels.autograd import product
 from lm.kernels.compiled import native
 

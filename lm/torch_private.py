@@ -46,7 +46,7 @@ _DEFAULT = {-1: 128 * 2**10, -2: 128 * 2**10, -3: 128 * 2**10}
 
 
 @contextlib.contextmanager
-def kept_memory() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Inside, memory that a step frees stays with the process for the next step; released at the end.
 
     Uses `mallopt` and `malloc_trim` of glibc, and does nothing on other systems. To get the pages from the system in

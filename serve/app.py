@@ -1,14 +1,14 @@
-"""The app: `make_app(ServeOptions(...))` gives what any ASGI server runs. There is no state outside it.
+"""The ASGI app: `make_app(ServeOptions(...))`. All state belongs to the app.
 
     /v1/completions  /v1/chat/completions  /v1/models  /v1/score
     /tokenize  /detokenize  /tokenizer_info
     /health  /health/ready  /metrics  /admin/reload  /docs  /openapi.json
 
-and, once `add_page(app)` was called, the page:
+and the page, after `add_page(app)`:
 
     /page/  /login  /logout
 
-`app.state.models` holds the engines, for whoever is mounted beside the API.
+`app.state.models` has the models, also for apps that are mounted next to the API.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from serve.security.login import Keys
 from serve.settings import ServeOptions
 
 SWITCH_SECONDS = 0.001
-"""How long the engine's thread may keep Python from the event loop, instead of 5 ms."""
+"""Longest time that an engine's thread keeps the event loop from running; Python's default is 5 ms."""
 
 
 def make_app(options: ServeOptions, *, may_be_empty: bool = False) -> FastAPI:
-    """The server's app, with its models found but none loaded.
+    """The app, with no model loaded yet.
 
     Args:
-        may_be_empty: no run at all is fine, since there soon will be one.
+        may_be_empty: accept a runs folder without runs.
 
     Raises:
-        LMError: a named run does not exist, or the file of keys cannot be read.
+        LMError: a named run does not exist, or the key file cannot be read.
     """
     models = ModelPool(options, may_be_empty=may_be_empty)
     metrics = Metrics(models)
@@ -64,7 +64,7 @@ def make_app(options: ServeOptions, *, may_be_empty: bool = False) -> FastAPI:
 
     app = FastAPI(
         title="Inkling", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
-        description="Small language models behind OpenAI's API. Errors have OpenAI's form.",
+        description="Small language models behind OpenAI's API, with its form of errors.",
     )  # fmt: skip
     app.state.options, app.state.models, app.state.metrics = options, models, metrics
     app.state.keys, app.state.has_keys = keys, bool(keys)
@@ -80,17 +80,17 @@ def make_app(options: ServeOptions, *, may_be_empty: bool = False) -> FastAPI:
             "expose_headers": ["x-request-id", "retry-after"],
         }  # fmt: skip
         app.add_middleware(CORSMiddleware, **rules)
-        # What the gate refuses does not come so far.
+        # For the error answers of the gate, which is outside the middleware.
         cors = functools.partial(CORSMiddleware, **rules)
     app.add_middleware(Gate, options=options, keys=keys, metrics=metrics, proxies=proxies, cors=cors)
     return app
 
 
 def _proxies(options: ServeOptions, environment: str) -> Proxies:
-    """The proxies that are trusted; uvicorn's variable names some too.
+    """The trusted proxies, also those in uvicorn's variable FORWARDED_ALLOW_IPS.
 
     Raises:
-        ConfigError: the variable names something else.
+        ConfigError: the variable has another form.
     """
     try:
         return Proxies((*options.trusted_proxy, *(part.strip() for part in environment.split(",") if part.strip())))
@@ -99,12 +99,12 @@ def _proxies(options: ServeOptions, environment: str) -> Proxies:
 
 
 def add_page(app: FastAPI) -> None:
-    """Put the page beside the API, with the way in.
+    """Add the page and its login form.
 
     Raises:
-        ImportError: what it needs is not installed.
+        ImportError: a package for the page is not installed.
     """
-    # It takes seconds, and not every server has it.
+    # Imported here: it takes seconds, and not every server has the page.
     from serve.page import mount
 
     mount(app)

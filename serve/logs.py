@@ -1,5 +1,4 @@
-"""Logs as JSON lines on stderr: one a request, and one for what the server has to say of itself. Never a prompt, unless
-the log line's maker was told to."""
+"""Logs as JSON lines on stderr: the access log and messages of the server."""
 
 from __future__ import annotations
 
@@ -11,10 +10,10 @@ from typing import Any, TextIO
 
 
 class JSONLines(logging.Formatter):
-    """One JSON object a record; `extra={"fields": {...}}` become its fields."""
+    """One JSON object per record, with the fields of `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """The JSON of a record."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -27,7 +26,7 @@ class JSONLines(logging.Formatter):
 
 
 def start_logging(stream: TextIO | None = None) -> None:
-    """Send what this program, the library and uvicorn log to `stream` (stderr)."""
+    """Write the logs of the server, the library and uvicorn to `stream`, by default stderr."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JSONLines())
     for name, level in (("serve", logging.INFO), ("lm", logging.WARNING), ("uvicorn", logging.WARNING)):

@@ -1,7 +1,7 @@
-"""The server as a program: its socket, its signals, its end.
+"""The server as a program: its socket and its signals.
 
-SIGTERM and SIGINT: no new connections, requests in work end within `drain_seconds`, exit code 0; a second one ends at
-once. SIGHUP: swaps in runs that were trained again.
+SIGTERM and SIGINT: no new connections, open requests have `drain_seconds` to end, exit code 0. A second signal ends the
+server at once. SIGHUP: loads runs that were trained again.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ BACKLOG = 2048
 
 
 def listen(options: ServeOptions, *, or_next: int = 0) -> socket.socket:
-    """A socket that listens at the address that was asked for.
+    """A listening socket.
 
     Args:
         options: the address.
-        or_next: how many of the following ports will do as well, where that one is in use.
+        or_next: how many of the following ports to try if the port is in use.
 
     Raises:
-        ConfigError: the address is in use, or not of this machine.
+        ConfigError: the address is in use, or not an address of this machine.
     """
     for port in range(options.port, min(options.port + or_next, 65535)):
         with contextlib.suppress(_InUseError):
@@ -45,17 +45,17 @@ def listen(options: ServeOptions, *, or_next: int = 0) -> socket.socket:
 
 
 class _InUseError(ConfigError):
-    """Somebody else listens there."""
+    """Another program uses the port."""
 
 
 def _listen(options: ServeOptions, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    # With its protocol named, which connections inherit: asyncio turns Nagle's delay off for those alone.
+    # With the protocol named: asyncio turns off Nagle's algorithm only for such connections.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Inherited by each connection: the system drops a peer that takes nothing for so long.
+            # Connections inherit it: the system drops a peer that acknowledges nothing for this time.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * options.stall_seconds))
         listening.bind((options.host, port))
         listening.listen(BACKLOG)
@@ -64,23 +64,23 @@ def _listen(options: ServeOptions, port: int) -> socket.socket:
         kind = _InUseError if error.errno == errno.EADDRINUSE else ConfigError
         raise kind(
             f"Cannot listen on {options.host}, port {port}: {(error.strerror or str(error)).lower()}. "
-            "Choose another --port (0 takes a free one) or --host."
+            "Choose another --port (0 is any free port) or --host."
         ) from None
     listening.setblocking(False)
     return listening
 
 
 def run(app: FastAPI, options: ServeOptions, listening: socket.socket, started: Callable[[], None]) -> None:
-    """Serve until a signal ends it; `started` is called once requests are answered."""
-    # asyncio's own loop accepts all connections that wait, uvloop one a turn: while turns take long, they would queue.
+    """Serve until a signal; call `started` when the server accepts requests."""
+    # asyncio accepts all waiting connections in one iteration; uvloop accepts one, so that connections would queue.
     config = uvicorn.Config(
         app, loop="asyncio", http=connection_class(options), ws="none", access_log=False, log_config=None,
         server_header=False,
-        # The gate finds the client of a request that comes through a proxy.
+        # The gate reads the headers of proxies.
         proxy_headers=False,
         backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=options.drain_seconds,  # type: ignore[arg-type]
     )  # fmt: skip
-    # What was made so far stays: collecting garbage need not look at it again.
+    # The garbage collector can skip all objects that exist now.
     gc.collect()
     gc.freeze()
     _Server(config, app, started).run(sockets=[listening])
@@ -88,11 +88,11 @@ def run(app: FastAPI, options: ServeOptions, listening: socket.socket, started: 
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with signals of our own: ending as asked is no failure."""
+    """uvicorn's server with other signal handlers: SIGTERM gives exit code 0."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._app, self._started_call = app, started
+        self._app, self._on_started = app, started
         self._reloading: set[asyncio.Task[object]] = set()
 
     @contextlib.contextmanager
@@ -110,12 +110,12 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._started_call()
+        self._on_started()
 
     def _end(self) -> None:
         if self.should_exit:
             self.force_exit = True
-        log.info("Draining.")
+        log.info("Shutting down.")
         self._app.state.draining.set()
         self.should_exit = True
 

@@ -1,8 +1,8 @@
-"""What Ray's HTTP proxies do beyond passing requests on: try again what a dying replica left, and answer in JSON.
+"""Middleware for Ray's HTTP proxies: it retries requests of a dying replica, and sends errors as JSON.
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.ray_proxy:middlewares ray start --head
 
-Without it Ray answers a request whose replica died with "Internal Server Error" as plain text.
+Without it, a request whose replica died gets "Internal Server Error" as plain text.
 """
 
 from __future__ import annotations
@@ -15,86 +15,82 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.http_errors import RequestError
 
 ATTEMPTS = 3
-MOST_BYTES = 4 << 20
-"""Of a body that is kept for another attempt; longer ones have one attempt."""
+MAX_BYTES = 4 << 20
+"""A request with a longer body is not retried."""
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray puts around its proxies' app."""
+    """The middleware for Ray's proxies."""
     return [Middleware(Proxy)]
 
 
 class Proxy:
-    """ASGI middleware.
-
-    A request changes nothing on a replica, so one that has no answer yet may be asked again. An answer that has begun
-    breaks off.
-    """
+    """ASGI middleware. A request changes nothing on a replica, so it can be retried until its answer starts."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, up to `ATTEMPTS` times."""
+        """Forward a request, up to `ATTEMPTS` times."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        kept = await _kept(receive)
-        attempts = ATTEMPTS if kept and not kept[-1].get("more_body", False) else 1
+        body = await _read_body(receive)
+        attempts = ATTEMPTS if body and not body[-1].get("more_body", False) else 1
         for _ in range(attempts):
-            attempt = _Attempt(kept, receive, send)
+            attempt = _Attempt(body, receive, send)
             await self._app(scope, attempt.receive, attempt.send)
-            if attempt.begun or attempt.gone:
+            if attempt.started or attempt.disconnected:
                 return
-        error = RequestError(502, "The replica that answered went away: try again.", code="replica_gone").response()
+        error = RequestError(502, "The replica stopped: retry the request.", code="replica_gone").response()
         if (given := dict(scope["headers"]).get(b"x-request-id")) is not None:
             error.headers["x-request-id"] = given.decode("latin-1")
         await error(scope, receive, send)
 
 
-async def _kept(receive: Receive) -> list[Message]:
-    """The parts of a request's body, or as many of them as may be kept."""
-    kept: list[Message] = []
+async def _read_body(receive: Receive) -> list[Message]:
+    """The parts of a request's body, up to MAX_BYTES."""
+    parts: list[Message] = []
     size = 0
-    while size <= MOST_BYTES:
+    while size <= MAX_BYTES:
         message = await receive()
-        kept.append(message)
+        parts.append(message)
         size += len(message.get("body", b""))
         if not message.get("more_body", False):
             break
-    return kept
+    return parts
 
 
 class _Attempt:
-    """One passing on of a request."""
+    """One attempt to forward a request."""
 
-    def __init__(self, kept: list[Message], receive: Receive, send: Send) -> None:
-        self._kept, self._receive, self._send = deque(kept), receive, send
-        self._plain: Message | None = None
-        self.begun = self.gone = False
+    def __init__(self, body: list[Message], receive: Receive, send: Send) -> None:
+        self._body, self._receive, self._send = deque(body), receive, send
+        self._plain_start: Message | None = None
+        self.started = self.disconnected = False
 
     async def receive(self) -> Message:
-        """What was kept, then what comes."""
-        message = self._kept.popleft() if self._kept else await self._receive()
-        self.gone = self.gone or message["type"] == "http.disconnect"
+        """The stored parts, then new messages."""
+        message = self._body.popleft() if self._body else await self._receive()
+        self.disconnected = self.disconnected or message["type"] == "http.disconnect"
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass an answer on; an error of Ray's own, which is plain text, in the form of all others."""
-        self.begun = True
+        """Forward an answer. An error of Ray, which is plain text, becomes a JSON error."""
+        self.started = True
         if message["type"] == "http.response.start" and message["status"] >= 400 and _is_plain(message):
-            self._plain = message
+            self._plain_start = message
             return
-        if self._plain is not None:
-            status = self._plain["status"]
+        if self._plain_start is not None:
+            status = self._plain_start["status"]
             code = "rate_limit_exceeded" if status == 429 else "replica_gone" if status >= 500 else None
-            said = message.get("body", b"").decode("utf-8", "replace")
-            error = RequestError(status, said or "Ray could not pass the request on.", code=code).response()
-            mine = [
-                each for each in self._plain["headers"] if each[0].lower() not in (b"content-type", b"content-length")
+            text = message.get("body", b"").decode("utf-8", "replace")
+            error = RequestError(status, text or "Ray could not forward the request.", code=code).response()
+            other = [
+                h for h in self._plain_start["headers"] if h[0].lower() not in (b"content-type", b"content-length")
             ]
-            await self._send({**self._plain, "headers": [*mine, *error.raw_headers]})
-            self._plain = None
+            await self._send({**self._plain_start, "headers": [*other, *error.raw_headers]})
+            self._plain_start = None
             message = {"type": "http.response.body", "body": error.body}
         await self._send(message)
 

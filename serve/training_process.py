@@ -1,21 +1,21 @@
-"""A training as a process of its own, which the server starts with `python -m serve.training_process`.
+"""One training in a process of its own. The server starts it with `python -m serve.training_process`.
 
-stdin holds the order, one line of JSON, and stays open for as long as the server lives. stdout gives one line of JSON
-an event:
+stdin has a TrainingSpec as one line of JSON. It stays open as long as the server runs. stdout has one line of JSON for
+each event:
 
-    {"event": "ready"}                                          signals are heeded from here on
+    {"event": "ready"}                                          the process handles signals now
     {"event": "reading", "stage": …, "done": …, "total": …}
     {"event": "started", "run": …, "model": …, "parameters": …, "corpus": …, "steps": …, "device": …}
     {"event": "progress", "step": …, "loss": …, "seconds": …, "left": …}   about four times a second
     {"event": "validating", "done": …, "total": …}
     {"event": "row", "step": …, "seconds": …, "train_loss": …, "valid_loss": …}
-    {"event": "sample", "step": …, "valid_loss": …, "text": …}  of the best weights so far
+    {"event": "sample", "step": …, "valid_loss": …, "text": …}  from the best weights so far
     {"event": "ended", "reason": …, "step": …}
-    {"event": "report", "report": …}                            the run is whole
+    {"event": "report", "report": …}                            the run is complete
     {"event": "failed", "sentence": …}
 
-SIGINT ends the training and keeps what was learned, with its report. SIGTERM, and the end of the server, save what was
-learned and leave in haste: `lm train --resume` goes on from there.
+SIGINT stops the training and writes its report. SIGTERM and the end of the server save the training and exit at once;
+`lm train --resume` continues it.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
 
 NICENESS = 10
-"""Who waits for an answer of the server goes first."""
+"""Requests to the server have a higher priority."""
 PROGRESS_SECONDS = 0.25
 SAMPLE: dict[str, Any] = {"seed": 1, "temperature": 0.8, "max_tokens": 240}
-"""The same each time, so that samples show what changed in the model."""
+"""Always the same, so that samples differ only by the model."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be trained."""
+class TrainingSpec:
+    """What to train."""
 
     text: str
     """Path of the text."""
@@ -57,162 +57,158 @@ class Order:
     minutes: float
     runs_dir: str
     name: str | None = None
-    """Of the run; None names it after text and model."""
+    """Name of the run; None: from the text and the model."""
 
 
 def choose_config(corpus: Corpus, family: str, minutes: float) -> RunConfig:
-    """The options for a text: a preset of the family that cuts the text as suits it."""
+    """The configuration for a text: a preset of the family with the tokenizer that suits the text."""
     from lm.jobs.autoconfig import choose_config as choose
     from lm.jobs.autoconfig import suited_presets
 
     suited = suited_presets(corpus)[0]
-    cut = read_preset(suited)["tokenizer"]["type"]
+    tokenizer = read_preset(suited)["tokenizer"]["type"]
     length = {"training.minutes": minutes}
     if read_preset(suited)["model"]["type"] == family:
         return choose(corpus, lambda preset: compose(corpus.source, preset=preset, overrides=length)).config
     for preset in preset_names():
         sections = read_preset(preset)
-        if sections["model"]["type"] == family and sections["tokenizer"]["type"] == cut:
+        if sections["model"]["type"] == family and sections["tokenizer"]["type"] == tokenizer:
             return compose(corpus.source, preset=preset, overrides=length)
     return compose(corpus.source, preset=suited, overrides={"model.type": family, **length})
 
 
 class TrainingProcess(Callback):
-    """One training, and what is told of it."""
+    """Trains one run, and writes its events to `out`."""
 
-    def __init__(self, order: Order, out: TextIO) -> None:
-        self._order, self._out = order, out
-        self._told_at = 0.0
-        self._sampled: int | None = None
-        self._due: tuple[int, float] | None = None
+    def __init__(self, spec: TrainingSpec, out: TextIO) -> None:
+        self._spec, self._out = spec, out
+        self._sent_at = 0.0
+        self._sampled_step: int | None = None
+        self._sample_due: tuple[int, float] | None = None
+        """Step and validation loss of the best weights, until they are saved."""
         self._folder: RunFolder | None = None
         self._end: End | None = None
 
-    def tell(self, event: str, **facts: Any) -> None:
-        """Write a line; where nobody reads any more, the end of stdin says so too."""
+    def send(self, event: str, **fields: Any) -> None:
+        """Write one event. If the server is gone, the end of stdin stops the process."""
         with contextlib.suppress(BrokenPipeError):
-            print(json.dumps({"event": event, **facts}), file=self._out, flush=True)
+            print(json.dumps({"event": event, **fields}), file=self._out, flush=True)
 
-    def work(self) -> None:
-        """Train, and leave a run with its report."""
+    def train(self) -> None:
+        """Train the run and write its report."""
         from lm.config import CorpusConfig
         from lm.corpora import open_corpus
         from lm.jobs.train import train
 
-        order = self._order
-        corpus = open_corpus(CorpusConfig(source=order.text), progress=self._reading)
-        config = choose_config(corpus, order.family, order.minutes)
+        spec = self._spec
+        corpus = open_corpus(CorpusConfig(source=spec.text), progress=self._on_reading)
+        config = choose_config(corpus, spec.family, spec.minutes)
         run = train(
-            corpus, config, name=order.name, runs_dir=order.runs_dir, callbacks=[self], progress=self._reading
+            corpus, config, name=spec.name, runs_dir=spec.runs_dir, callbacks=[self], progress=self._on_reading
         )  # fmt: skip
-        assert self._end is not None, "who returns from training has ended it"
+        assert self._end is not None, "train calls on_end"
         if self._end.signal == signal.SIGTERM:
             return
         if self._end.reason == "interrupted":
             report = run.evaluate("valid", progress=self.on_validation)
             run.save_report(report)
-            self._sample(report.step or 0, report.loss)
-        self.tell("report", report=run.reports()["valid"])
+            self._send_sample(report.step or 0, report.loss)
+        self.send("report", report=run.reports()["valid"])
 
     def interrupt(self, number: int, frame: object) -> None:
-        """The way of a signal outside the steps, where the trainer listens itself."""
+        """Signal handler before and after the steps, where the trainer has none."""
         if number == signal.SIGINT and self._end is not None:
-            # Only the report is missing: there is no training left to stop.
+            # The training has ended, and only the report is missing.
             return
         raise KeyboardInterrupt
 
-    # -- what is told ---------------------------------------------------------------------------
-
-    def _now_and_then(self) -> bool:
+    def _send_progress(self, event: str, **fields: Any) -> None:
+        """Write an event, at most one per PROGRESS_SECONDS."""
         now = time.monotonic()
-        if now - self._told_at < PROGRESS_SECONDS:
-            return False
-        self._told_at = now
-        return True
+        if now - self._sent_at >= PROGRESS_SECONDS:
+            self._sent_at = now
+            self.send(event, **fields)
 
-    def _reading(self, stage: str, done: int, total: int) -> None:
-        if self._now_and_then():
-            self.tell("reading", stage=stage, done=done, total=total)
+    def _on_reading(self, stage: str, done: int, total: int) -> None:
+        self._send_progress("reading", stage=stage, done=done, total=total)
 
     def on_start(self, start: Start) -> None:
-        """Say what is trained."""
-        self._folder = RunFolder(Path(self._order.runs_dir) / start.run)
+        """Send the description of the run."""
+        self._folder = RunFolder(Path(self._spec.runs_dir) / start.run)
         self._time_left = TimeLeft(start)
-        self.tell(
+        self.send(
             "started", run=start.run, model=start.model, parameters=start.parameters, corpus=start.corpus,
             steps=start.plan_steps, device=start.device,
         )  # fmt: skip
 
     def on_step(self, tick: Tick) -> None:
-        """Say how far it is."""
-        if self._now_and_then():
-            loss = tick.loss if math.isfinite(tick.loss) else None
-            left = self._time_left.seconds(tick.step, tick.seconds)
-            self.tell("progress", step=tick.step, loss=loss, seconds=tick.seconds, left=left)
+        """Send the progress."""
+        loss = tick.loss if math.isfinite(tick.loss) else None
+        left = self._time_left.seconds(tick.step, tick.seconds)
+        self._send_progress("progress", step=tick.step, loss=loss, seconds=tick.seconds, left=left)
 
     def on_validation(self, done: int, total: int) -> None:
-        """Say how far the validation is."""
-        if self._now_and_then():
-            self.tell("validating", done=done, total=total)
+        """Send the progress of the validation."""
+        self._send_progress("validating", done=done, total=total)
 
     on_report = on_validation
 
     def on_log(self, row: Row) -> None:
-        """Give the point of the curve; where it is the best so far, a sample is due."""
+        """Send a point of the curve."""
         self._time_left.add(row)
-        self.tell("row", **{name: row.get(name) for name in ("step", "seconds", "train_loss", "valid_loss")})
+        self.send("row", **{name: row.get(name) for name in ("step", "seconds", "train_loss", "valid_loss")})
         if row["valid_loss"] is not None and row["best_step"] == row["step"]:
-            self._due = row["step"], row["valid_loss"]
+            self._sample_due = row["step"], row["valid_loss"]
 
     def on_save(self, step: int) -> None:
-        """Give the sample that is due: weights are written beside training, and now they are there."""
-        if self._due is not None and self._due[0] <= step:
-            self._sample(*self._due)
-            self._due = None
+        """Send a sample of the best weights, which a thread has written to disk."""
+        if self._sample_due is not None and self._sample_due[0] <= step:
+            self._send_sample(*self._sample_due)
+            self._sample_due = None
 
     def on_end(self, end: End) -> None:
-        """Say why it ended."""
+        """Send the reason for the end."""
         self._end = end
-        self.tell("ended", reason=end.reason, step=end.step)
+        self.send("ended", reason=end.reason, step=end.step)
 
-    def _sample(self, step: int, valid_loss: float) -> None:
-        if self._sampled == step:
+    def _send_sample(self, step: int, valid_loss: float) -> None:
+        if self._sampled_step == step:
             return
-        self._sampled = step
-        assert self._folder is not None, "a training that has rows has begun"
-        # A text is here to be looked at; training goes on without it.
+        self._sampled_step = step
+        assert self._folder is not None, "on_start was called"
+        # Training continues if a sample fails.
         with contextlib.suppress(LMError):
             text = Run(self._folder).sample("", **SAMPLE)
-            self.tell("sample", step=step, valid_loss=valid_loss, text=text)
+            self.send("sample", step=step, valid_loss=valid_loss, text=text)
 
 
-def _leave_with_server() -> None:
-    """Wait for the end of stdin, which is the end of the server."""
-    # The descriptor itself: a thread that holds the lock of sys.stdin would keep Python from ending.
+def _end_with_server() -> None:
+    """Send SIGTERM to this process at the end of stdin, when the server has ended."""
+    # The file descriptor: a thread that holds the lock of sys.stdin would keep Python from exiting.
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> None:
-    """Follow the order on stdin."""
-    order = Order(**json.loads(sys.stdin.readline()))
-    # Events have stdout for themselves; whatever else is printed goes to stderr.
+    """Train what stdin specifies."""
+    spec = TrainingSpec(**json.loads(sys.stdin.readline()))
+    # Events have stdout; everything else that is printed goes to stderr.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if hasattr(os, "nice"):
         os.nice(NICENESS)
-    trainee = TrainingProcess(order, out)
+    process = TrainingProcess(spec, out)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, trainee.interrupt)
-        threading.Thread(target=_leave_with_server, daemon=True).start()
-        trainee.tell("ready")
-        trainee.work()
+            signal.signal(number, process.interrupt)
+        threading.Thread(target=_end_with_server, daemon=True).start()
+        process.send("ready")
+        process.train()
     except KeyboardInterrupt:
         pass
     except LMError as error:
-        trainee.tell("failed", sentence=str(error))
+        process.send("failed", sentence=str(error))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Trainings that the page asks for: one at a time, each in a process of its own, the others in line.
+"""Trainings that the page starts: one at a time, each in a process of its own, the others in a queue.
 
-    job = jobs.submit(path, "letters.txt", family="gru", minutes=5)
+    job = queue.submit(path, "letters.txt", family="gru", minutes=5)
     job.status, job.rows, job.samples, job.seconds_left
-    jobs.stop(job)                      # keeps what was learned
+    queue.stop(job)                     # saves the run
 
-Used from the server's event loop. A training that fails cannot harm the server: it is a process of its own
-(`serve.training_process`), which sends lines of JSON.
+Used from the server's event loop. A failed training does not harm the server: the process
+(`serve.training_process`) only sends lines of JSON.
 """
 
 from __future__ import annotations
@@ -31,66 +31,61 @@ from lm.corpora.cache import cache_folder, put_in_place, unwritable, workplace
 from lm.errors import ConfigError, CorpusError, LMError, TrainingError
 from serve.engines.model_pool import ModelPool
 from serve.settings import ServeOptions
-from serve.training_process import Order
+from serve.training_process import TrainingSpec
 
 log = logging.getLogger(__name__)
 
 Status = Literal["waiting", "reading", "training", "validating", "done", "stopped", "failed"]
 
-MOST_MINUTES = 120
-MOST_WAITING = 10
-"""Trainings in line."""
-MOST_ENDED = 20
-"""Trainings that are remembered after their end."""
-MOST_ROWS = 600
-"""Points of a curve; where there are more, every second one goes."""
-MOST_SAMPLES = 20
-MOST_LINE = 1 << 20
+MAX_MINUTES = 120
+MAX_WAITING = 10
+"""Trainings in the queue."""
+MAX_ENDED = 20
+"""Ended trainings that the queue still lists."""
+MAX_ROWS = 600
+"""Points of a curve. Above that, every second point without a validation goes."""
+MAX_SAMPLES = 20
+MAX_LINE = 1 << 20
 """Bytes of one event."""
-MOST_LOGGED = 4000
-"""Characters of what a training that died had to say."""
+MAX_LOGGED = 4000
+"""Characters of the stderr of a failed training in the log."""
 CLOSE_SECONDS = 5.0
-"""How long the end of the server waits for a training to save."""
-
-SHORT_NAME = 60
-SHORT_NAME_BYTES = 120
+"""How long the end of the server waits until a training is saved."""
+MAX_NAME, MAX_NAME_BYTES = 60, 120
 
 
 def families() -> dict[str, str]:
-    """The families of models that there are presets for: what they are called, and the model's type."""
+    """The model types that have a preset, by their label."""
     types = dict.fromkeys(read_preset(name)["model"]["type"] for name in preset_names())
     return {name.upper() if len(name) <= 4 else name.capitalize(): name for name in types}
 
 
-# -- the text -----------------------------------------------------------------------------------------
-
-
 def safe_name(shown: str) -> str:
-    """A file's name without its suffix, of letters, digits and . _ - alone, that never hides and never is a path."""
+    """A file name without suffix from any text: letters, digits, and . _ - inside; never hidden, never a path."""
     stem = PurePosixPath(shown.replace("\\", "/")).stem
-    kept = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", stem)).strip("-.")[:SHORT_NAME]
-    return kept.encode()[:SHORT_NAME_BYTES].decode(errors="ignore").strip("-.") or "text"
+    name = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", stem)).strip("-.")[:MAX_NAME]
+    return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore").strip("-.") or "text"
 
 
 def text_suffix(shown: str) -> str:
-    """How the name of an uploaded file has to end for its text to be read: a table's suffix, else ".txt".
+    """The suffix for an uploaded file: that of a table of texts, else ".txt".
 
-    What unpacks to more than was sent, as parquet and packed files do, is taken for text, and refused as it is read.
+    Packed files count as text, and fail when they are read: they could unpack to any size.
     """
     suffix = PurePosixPath(shown.replace("\\", "/")).suffix.lower()
     return suffix if suffix in (".jsonl", ".json", ".csv") else ".txt"
 
 
-def keep_text(stream: BinaryIO, shown: str, most_bytes: int) -> Path:
-    """A copy of a text in the cache, where a run finds it again when it is measured or trained on.
+def keep_text(stream: BinaryIO, shown: str, max_bytes: int) -> Path:
+    """Copy an uploaded text to the cache, where later evaluations of the run find it.
 
     Args:
-        stream: what a visitor gave.
-        shown: the name it came with, which names the run too; no more of it is believed than `safe_name` keeps.
-        most_bytes: longer texts are refused.
+        stream: the upload.
+        shown: its name, which also names the run; see `safe_name`.
+        max_bytes: the size limit.
 
     Raises:
-        CorpusError: it is too long, empty, or no text.
+        CorpusError: it is too long, empty, or not text.
     """
     folder = cache_folder() / "texts"
     digest, size = hashlib.sha256(), 0
@@ -100,11 +95,8 @@ def keep_text(stream: BinaryIO, shown: str, most_bytes: int) -> Path:
             with copy.open("wb") as file:
                 while block := stream.read(1 << 20):
                     size += len(block)
-                    if size > most_bytes:
-                        raise CorpusError(
-                            f"{shown} is longer than the {most_bytes:,} bytes that this server takes: give a part of "
-                            "it."
-                        )
+                    if size > max_bytes:
+                        raise CorpusError(f"{shown} is longer than {max_bytes:,} bytes, the limit of this server.")
                     digest.update(block)
                     file.write(block)
             for _ in open_text(str(copy), where=shown).chunks():
@@ -117,12 +109,9 @@ def keep_text(stream: BinaryIO, shown: str, most_bytes: int) -> Path:
     return target
 
 
-# -- a job --------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Sample:
-    """A text that the best weights of that moment wrote."""
+    """A text that the best weights at a step wrote."""
 
     step: int
     valid_loss: float
@@ -131,61 +120,56 @@ class Sample:
 
 @dataclass(eq=False)
 class Job:
-    """One training, from the line to its end."""
+    """One training, from the queue to its end."""
 
     number: int
     text: Path
     shown: str
-    """What the visitor calls the text."""
+    """The user's name of the text."""
     family: str
     minutes: float
     status: Status = "waiting"
     stopping: bool = False
-    """Whether it was asked to stop."""
     version: int = 0
-    """Grows with everything that changes: who saw this number has seen all."""
-
+    """Increases with each change."""
     stage: str = ""
-    """What is read at present."""
+    """The stage of reading the text."""
     share: float | None = None
-    """How far the reading or the validation is."""
+    """Progress of reading or validation, 0 to 1."""
     run: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    """Of the start: model, parameters, corpus, device."""
+    """Model, parameters, corpus, device."""
     steps: int = 0
-    """In the plan."""
+    """Planned steps."""
     step: int = 0
     seconds: float = 0.0
-    """Of training."""
     left: float | None = None
-    """Seconds of training to come after the step."""
+    """Training time so far, and estimated from here."""
     loss: float | None = None
-    """Of the step."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Points of the curve: step, seconds, train_loss, valid_loss."""
-    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=MOST_SAMPLES))
-    """The newest last."""
+    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
+    """The newest is last."""
     reason: str | None = None
-    """Why the training ended, as `lm.training.callbacks.End` has it."""
+    """Why the training ended: `lm.training.callbacks.End.reason`."""
     report: dict[str, Any] | None = None
-    """Of the run that it left."""
     sentence: str | None = None
     """Why it failed."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the job is over."""
         return self.status in ("done", "stopped", "failed")
 
     @property
     def seconds_left(self) -> float | None:
-        """About how long the training goes on; None where that is not known yet."""
+        """Estimated remaining training time; None if unknown."""
         if self.status not in ("training", "validating") or not self.step or self.reason:
             return None
         return self.left
 
-    def take(self, event: dict[str, Any]) -> None:
-        """Learn from an event of the trainee."""
+    def apply(self, event: dict[str, Any]) -> None:
+        """Update the job with an event of its process."""
         match event.pop("event"):
             case "reading":
                 self.stage, self.share = str(event["stage"]), _share(event)
@@ -202,10 +186,8 @@ class Job:
                 self.status, self.share = "training", None
                 self.step, self.seconds = event["step"], event["seconds"]
                 self.rows.append(event)
-                if len(self.rows) > MOST_ROWS:
-                    self.rows = [
-                        row for number, row in enumerate(self.rows) if number % 2 or row["valid_loss"] is not None
-                    ]
+                if len(self.rows) > MAX_ROWS:
+                    self.rows = [row for i, row in enumerate(self.rows) if i % 2 or row["valid_loss"] is not None]
             case "sample":
                 self.samples.append(Sample(**event))
             case "ended":
@@ -221,9 +203,6 @@ def _share(event: dict[str, Any]) -> float | None:
     return min(1.0, event["done"] / event["total"]) if event["total"] else None
 
 
-# -- the line -----------------------------------------------------------------------------------------
-
-
 class TrainingQueue:
     """All trainings of one server."""
 
@@ -233,62 +212,61 @@ class TrainingQueue:
         self._numbers = itertools.count(1)
         self._jobs: dict[int, Job] = {}
         self._process: asyncio.subprocess.Process | None = None
-        self._heeds = False
-        """Whether the process has said that it heeds signals."""
+        self._is_ready = False
+        """Whether the process handles signals."""
         self._runner: asyncio.Task[None] | None = None
         self._closing = False
         self.version = 0
-        """Grows with everything that changes in any job."""
+        """Increases with each change of any job."""
 
     @property
     def jobs(self) -> list[Job]:
-        """In the order in which they were asked for."""
+        """All jobs, the oldest first."""
         return list(self._jobs.values())
 
     def find(self, number: int | None) -> Job | None:
-        """The job of that number, unless it is forgotten."""
+        """The job with this number, if the queue still lists it."""
         return self._jobs.get(number) if number is not None else None
 
     @property
     def busy(self) -> bool:
-        """Whether anything is still to come."""
-        return any(not job.ended for job in self._jobs.values())
+        """Whether a job runs or waits."""
+        return any(not job.ended for job in self.jobs)
 
     def ahead(self, job: Job) -> int:
-        """How many trainings have to end before this one begins."""
-        return sum(not other.ended for other in self._jobs.values() if other.number < job.number)
+        """The number of trainings before this one."""
+        return sum(not other.ended for other in self.jobs if other.number < job.number)
 
     def submit(self, text: Path, shown: str, family: str, minutes: float) -> Job:
-        """Take a training into the line.
+        """Add a training to the queue.
 
         Args:
-            text: as `keep_text` gave it.
-            shown: the name that the visitor knows it by.
-            family: one of the values of `families()`.
-            minutes: how long to train.
+            text: from `keep_text`.
+            shown: the user's name of the text.
+            family: a value of `families()`.
+            minutes: training time.
 
         Raises:
-            ConfigError: there is no such family, or nobody waits so long.
-            TrainingError: the line is full.
+            ConfigError: the family has no preset, or the time is out of range.
+            TrainingError: the queue is full.
         """
         if family not in families().values():
             raise ConfigError(f"There is no preset for models of type {family!r}.")
-        if not 0 < minutes <= MOST_MINUTES:
-            raise ConfigError(f"{minutes:g} minutes: give more than 0, and at most {MOST_MINUTES}.")
-        if sum(job.status == "waiting" for job in self.jobs) >= MOST_WAITING or self._closing:
-            raise TrainingError(f"{MOST_WAITING} trainings are in line already: try again when one has ended.")
+        if not 0 < minutes <= MAX_MINUTES:
+            raise ConfigError(f"{minutes:g} minutes: give more than 0, and at most {MAX_MINUTES}.")
+        if sum(job.status == "waiting" for job in self.jobs) >= MAX_WAITING or self._closing:
+            raise TrainingError(f"The queue is full with {MAX_WAITING} trainings: try again when one has ended.")
         job = Job(next(self._numbers), text, shown, family, minutes)
         self._jobs[job.number] = job
         self._changed(job)
-        ended = [other for other in self.jobs if other.ended]
-        for other in ended[:-MOST_ENDED]:
+        for other in [other for other in self.jobs if other.ended][:-MAX_ENDED]:
             self.forget(other)
         if self._runner is None or self._runner.done():
-            self._runner = asyncio.create_task(self._work())
+            self._runner = asyncio.create_task(self._run_all())
         return job
 
     def stop(self, job: Job) -> None:
-        """Take a job out of the line, or end its training and keep what was learned."""
+        """Remove a job from the queue, or stop its training and save the run."""
         if job.status == "waiting":
             job.status = "stopped"
         elif not job.ended and not job.stopping:
@@ -297,13 +275,13 @@ class TrainingQueue:
         self._changed(job)
 
     def forget(self, job: Job) -> None:
-        """Drop a job that has ended; its run stays."""
+        """Remove an ended job from the list. Its run stays."""
         if job.ended:
             self._jobs.pop(job.number, None)
             self.version += 1
 
     async def close(self) -> None:
-        """End everything: a training that runs has a few seconds to save what it learned."""
+        """Stop every job. A running training has CLOSE_SECONDS to save."""
         self._closing = True
         for job in self.jobs:
             if job.status == "waiting":
@@ -319,16 +297,14 @@ class TrainingQueue:
     def _signal(self, number: int) -> None:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
-                # Before it heeds signals there is nothing that could be saved.
-                self._process.send_signal(number if self._heeds else signal.SIGKILL)
+                # Before the process is ready there is nothing to save.
+                self._process.send_signal(number if self._is_ready else signal.SIGKILL)
 
     def _changed(self, job: Job) -> None:
         job.version += 1
         self.version += 1
 
-    # -- running ----------------------------------------------------------------------------------
-
-    async def _work(self) -> None:
+    async def _run_all(self) -> None:
         while job := next((job for job in self.jobs if job.status == "waiting"), None):
             job.status = "reading"
             self._changed(job)
@@ -336,82 +312,82 @@ class TrainingQueue:
                 await self._run(job)
             except Exception:
                 log.exception("A training failed.")
-                job.sentence = "The server met an error of its own; its log says more."
+                job.sentence = "An internal error of the server stopped the training. See the server's log."
                 job.status = "failed"
             self._changed(job)
 
     async def _run(self, job: Job) -> None:
-        order = Order(str(job.text), job.family, job.minutes, str(self._runs_dir))
+        spec = TrainingSpec(str(job.text), job.family, job.minutes, str(self._runs_dir))
         try:
             self._process = process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "serve.training_process", limit=MOST_LINE,
+                sys.executable, "-m", "serve.training_process", limit=MAX_LINE,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-                # Ctrl-C at the server's terminal is for the server, which tells the trainee in its own way.
+                # Ctrl-C in the server's terminal must not reach the process: the server stops it.
                 start_new_session=True,
             )  # fmt: skip
         except OSError as error:
-            job.status, job.sentence = "failed", f"The training cannot be started: {error.strerror or error}."
+            job.status, job.sentence = "failed", f"The training cannot start: {error.strerror or error}."
             return
-        self._heeds = False
+        self._is_ready = False
         try:
             if job.stopping or self._closing:
                 self._signal(signal.SIGKILL)
             assert process.stdin is not None and process.stdout is not None and process.stderr is not None
             with contextlib.suppress(ConnectionError):
-                process.stdin.write(json.dumps(asdict(order)).encode() + b"\n")
+                process.stdin.write(json.dumps(asdict(spec)).encode() + b"\n")
                 await process.stdin.drain()
-            said, _ = await asyncio.gather(_tail(process.stderr), self._listen(job, process.stdout))
+            stderr, _ = await asyncio.gather(_read_end(process.stderr), self._read_events(job, process.stdout))
             code = await process.wait()
         finally:
             if process.returncode is None:
                 process.kill()
             self._process = None
-        await self._close_job(job, code, said)
+        await self._finish(job, code, stderr)
 
-    async def _listen(self, job: Job, stream: asyncio.StreamReader) -> None:
+    async def _read_events(self, job: Job, stream: asyncio.StreamReader) -> None:
         while True:
             try:
                 line = await stream.readline()
-            except ValueError:  # a line beyond MOST_LINE
+            except ValueError:  # longer than MAX_LINE
                 continue
             if not line:
                 return
-            # Half a line, where a signal came between.
+            # A signal may cut a line.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 event = json.loads(line)
                 if event["event"] == "ready":
-                    self._heeds = True
+                    self._is_ready = True
                 else:
-                    job.take(event)
+                    job.apply(event)
                     self._changed(job)
 
-    async def _close_job(self, job: Job, code: int, said: str) -> None:
+    async def _finish(self, job: Job, code: int, stderr: str) -> None:
         job.share = None
         if job.report is not None and job.run is not None:
             try:
                 await self._models.include(job.run)
             except (LMError, OSError) as error:
-                log.error("Run %r cannot be offered. %s", job.run, error)
+                log.error("Run %r cannot be served. %s", job.run, error)
             job.status = "stopped" if job.reason == "interrupted" else "done"
         elif job.sentence is not None:
             job.status = "failed"
         elif job.stopping or self._closing:
             job.status = "stopped"
         else:
-            job.status, job.sentence = "failed", _obituary(job, code)
-            log.error("A training died.", extra={"fields": {"run": job.run, "exit_code": code, "stderr": said}})
+            job.status, job.sentence = "failed", _exit_reason(job, code)
+            log.error("A training failed.", extra={"fields": {"run": job.run, "exit_code": code, "stderr": stderr}})
 
 
-async def _tail(stream: asyncio.StreamReader) -> str:
-    """The end of what a stream says."""
+async def _read_end(stream: asyncio.StreamReader) -> str:
+    """The last MAX_LOGGED characters of a stream."""
     text = ""
     while block := await stream.read(1 << 16):
-        text = (text + block.decode(errors="replace"))[-MOST_LOGGED:]
+        text = (text + block.decode(errors="replace"))[-MAX_LOGGED:]
     return text
 
 
-def _obituary(job: Job, code: int) -> str:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "broke off"
-    why = ", perhaps because memory ran short" if code == -signal.SIGKILL else ""
-    kept = f" What it had saved is kept in run {job.run}." if job.run else ""
-    return f"The training {how}{why}; the server's log may say more.{kept}"
+def _exit_reason(job: Job, code: int) -> str:
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    why = ", perhaps because the memory was full" if code == -signal.SIGKILL else ""
+    saved = f" Run {job.run} has what was saved." if job.run else ""
+    return f"The training {how}{why}. See the server's log.{saved}"

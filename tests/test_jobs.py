@@ -40,7 +40,7 @@ from lm.jobs.prepare import PreparedJob
 from lm.jobs.train import init_config
 from lm.models.base import LanguageModel, ModelOptions, State
 from lm.registry import MODELS
-from lm.runs import card, run_folder
+from lm.runs import run_folder
 from lm.runs.run_folder import RunFolder, list_runs
 from lm.training.callbacks import Callback, End, Start
 from lm.training.trainer import Trainer
@@ -383,7 +383,7 @@ def test_a_run_whose_text_has_moved_is_resumed_from_the_new_place_which_is_recor
     train(text, tmp_path / "runs", name="whole")
     old.rename(new)
     monkeypatch.setenv("INKLING_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(CorpusError, match=r"There is no file .*lies elsewhere now: lm eval .*/runs/a --corpus PATH$"):
+    with pytest.raises(CorpusError, match=r"There is no file .*is elsewhere now: lm eval .*/runs/a --corpus PATH$"):
         lm.resume("a", runs_dir=tmp_path / "runs")
     other = tmp_path / "other.txt"
     other.write_text(make_text(5000, seed=6), "utf-8")
@@ -429,7 +429,7 @@ def test_a_cache_made_by_another_tokenizer_is_not_believed(trained: Path, monkey
     foreign = CharTokenizer.train([make_text(500)], CharOptions(type="char", unknown="skip"))
     cached = load_prepared(run.record["corpus"]["key"])
     assert cached is not None
-    monkeypatch.setattr("lm.runs.run.load_prepared", lambda key: replace(cached, tokenizer=foreign))
+    monkeypatch.setattr("lm.corpora.prepared.load_prepared", lambda key: replace(cached, tokenizer=foreign))
     assert lm.load("a", runs_dir=trained).evaluate("valid").loss == honest
 
 
@@ -544,7 +544,7 @@ def test_a_report_of_weights_that_training_replaced_is_not_shown(runs: Path, mon
     assert run.reports().keys() == {"valid", "test"}
     RunFolder(runs / "a").write_best(run.model.arrays(), step=7, valid_loss=1.0)
     assert lm.load("a", runs_dir=runs).reports() == {}
-    assert card.summary(lm.load("a", runs_dir=runs))["bits_per_byte"] is None
+    assert lm.load("a", runs_dir=runs).summary()["bits_per_byte"] is None
 
 
 def test_reports_of_other_states_lie_beside_the_best(runs: Path) -> None:
@@ -562,7 +562,7 @@ def test_a_damaged_report_is_refused_by_name(runs: Path, text_: str) -> None:
     run = lm.load("a", runs_dir=runs)
     with pytest.raises(CorruptRunError, match=r"report\.json"):
         run.reports()
-    assert "report.json" in str(card.summary(run)["problem"])
+    assert "report.json" in str(run.summary()["problem"])
 
 
 def test_the_card_says_what_the_run_is_and_how_good(trained: Path) -> None:
@@ -585,14 +585,14 @@ def test_the_summary_of_a_run_that_vanishes_while_it_is_read_survives(
         return stat(path, **options)
 
     monkeypatch.setattr(Path, "stat", vanish)
-    assert card.summary(lm.load("a", runs_dir=runs))["problem"] is None
+    assert lm.load("a", runs_dir=runs).summary()["problem"] is None
 
 
 @pytest.mark.parametrize("damage", ["{", '{"format_version": 99}', '{"format_version": 1}'])
 def test_a_broken_run_is_listed_with_its_problem(runs: Path, damage: str) -> None:
     shutil.copytree(runs / "a", runs / "b")
     (runs / "b" / "config.json").write_text(damage)
-    rows = {run.name: card.summary(lm.load(run.name, runs_dir=runs)) for run in list_runs(runs)}
+    rows = {run.name: lm.load(run.name, runs_dir=runs).summary() for run in list_runs(runs)}
     assert rows["a"]["problem"] is None
     assert "config.json" in rows["b"]["problem"]
 
@@ -615,7 +615,7 @@ def test_states_of_a_run_are_told_apart(trained: Path) -> None:
 
 
 def test_an_unknown_state_is_refused_when_it_is_asked_for(trained: Path) -> None:
-    with pytest.raises(RunNotFoundError, match=r"keeps no state 'step-3'\. Did you mean 'step-"):
+    with pytest.raises(RunNotFoundError, match=r"has no checkpoint 'step-3'\. Did you mean 'step-"):
         lm.load("a@step-3", runs_dir=trained)
 
 
@@ -651,7 +651,9 @@ def test_scores_of_a_window_that_slides_are_in_the_order_of_the_text(text: Path,
     assert [score.text for score in scores] == list(content)
     assert [score.nats for score in scores[:16]] == pytest.approx([score.nats for score in alone], abs=1e-5)
     assert np.mean([score.nats for score in scores]) == pytest.approx(run.evaluate(text=content).loss, rel=1e-12)
-    with pytest.raises(ConfigError, match="text and the start token are 17 tokens, the model reads 16 at most"):
+    with pytest.raises(
+        ConfigError, match="text and the start token are 17 tokens, but the model's context length is 16"
+    ):
         run.logits(content[:16])
 
 
@@ -677,7 +679,7 @@ def test_runs_and_reports_show_what_they_are(runs: Path) -> None:
     run = lm.load("a", runs_dir=runs)
     report = lm.Report.model_validate(run.reports()["valid"])
     assert repr(run) == (
-        f"<Run 'a', state 'best': gru-char, {run.record['parameters']:,} parameters, trained on words, "
+        f"<Run 'a', checkpoint 'best': gru-char, {run.record['parameters']:,} parameters, trained on words, "
         f"{report.bits_per_byte:.4f} bits per byte on valid>"
     )
     assert repr(report).startswith("Report(run='a', state='best', corpus='words', split='valid', loss=")
@@ -737,8 +739,8 @@ def test_reading_a_runs_card_loads_no_torch(trained: Path) -> None:
     import subprocess
 
     code = (
-        "import sys; from pathlib import Path; import lm; from lm.runs.card import facts, summary; "
-        "run = lm.load('a', runs_dir=Path(sys.argv[1])); assert summary(run)['bits_per_byte'] > 0; facts(run); "
+        "import sys; from pathlib import Path; import lm; "
+        "run = lm.load('a', runs_dir=Path(sys.argv[1])); assert run.summary()['bits_per_byte'] > 0; run.facts(); "
         "run.config, run.tokenizer; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(trained)], check=True)
@@ -823,7 +825,7 @@ def test_a_model_of_counts_is_trained_scored_sampled_saved_and_loaded(text: Path
     assert loaded.sample("the ", seed=3) == run.sample("the ", seed=3)
     assert loaded.evaluate(text="the cat sat").loss == run.evaluate(text="the cat sat").loss
     assert loaded.record["parameters"] == run.tokenizer.vocab_size**2
-    assert card.summary(loaded)["problem"] is None
+    assert loaded.summary()["problem"] is None
 
 
 def prepared_splits(run: lm.Run) -> Any:

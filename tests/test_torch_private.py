@@ -56,7 +56,7 @@ def test_mallopt() -> None:
     import ctypes
 
     library = ctypes.CDLL(None)
-    with torch_private.kept_memory():
+    with torch_private.keep_freed_memory():
         # mallopt returns 1 for an option that it knows.
         assert [library.mallopt(option, value) for option, value in torch_private._KEEP.items()] == [1, 1, 1]
         assert hasattr(library, "malloc_trim")

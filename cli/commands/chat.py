@@ -75,10 +75,10 @@ def command(
     from lm.runs.run import load
 
     loaded = load(run, runs_dir=runs_dir, device=device, precision=decode_precision(precision))
-    begin = loaded.states.read(state) if state is not None else loaded.read_text("")
+    begin = loaded.snapshots.read(state) if state is not None else loaded.read_text("")
     after_reply = loaded.tokenizer.encode(2 * loaded.newline).tolist()
     talk = Conversation(loaded.engine(), options, begin, after_reply=after_reply)
-    say(f"{loaded.name}@{loaded.state} · seed {options.seed} · /help tells what can be typed")
+    say(f"{loaded.name}@{loaded.checkpoint} · seed {options.seed} · /help tells what can be typed")
     for line in _lines():
         name, _, rest = line.strip().partition(" ")
         if name == "/quit":
@@ -137,7 +137,7 @@ def _do(name: str, argument: str, talk: Conversation, run: Run) -> None:
         case "/undo":
             say("Taken back." if talk.undo() else "There is nothing to take back.")
         case "/state":
-            path = run.states.save(argument, talk.state)
+            path = run.snapshots.save(argument, talk.state)
             say(f"Saved {talk.state.tokens:,} tokens' state as {argument!r}, {path.stat().st_size:,} bytes.")
         case "/reset":
             talk.reset()

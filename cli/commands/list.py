@@ -26,12 +26,12 @@ def command(
     from rich.table import Table
 
     from cli.output import console, print_json
-    from lm.runs.card import figure, summary
+    from lm.runs.card import figure
     from lm.runs.run import Run
     from lm.runs.run_folder import check_runs_dir, list_runs
 
     check_runs_dir(runs_dir)
-    rows: list[dict[str, Any]] = [summary(Run(folder)) for folder in list_runs(runs_dir)]
+    rows: list[dict[str, Any]] = [Run(folder).summary() for folder in list_runs(runs_dir)]
     if sort == "bits":
         rows.sort(key=_bits)
     if as_json:
@@ -67,7 +67,8 @@ def command(
     hints = ["bits/byte: of the best weights on the validation split; lower is better"]
     if both:
         hints.append(
-            "unknown words and dropped white space are charged for their spelling (docs/evaluation.md); tokens alone: "
+            "unknown words and dropped white space are charged for their spelling "
+            "(docs/reference/evaluation.md); tokens alone: "
             "without it, not comparable across tokenizers"
         )
     unknown = [row for row in rows if row.get("bits_per_byte") is None and row.get("token_bits_per_byte") is not None]

@@ -115,7 +115,7 @@ def command(
         raise ConfigError(
             f"--detokenize is for word models; run {loaded.name!r} writes {loaded.tokenizer.type} tokens."
         )
-    begin = loaded.states.read(state) if state is not None else None
+    begin = loaded.snapshots.read(state) if state is not None else None
     request = loaded.request(prompt, options, unknown=policy, state=begin)
     screen = _Screen(loaded, prompt if echo else "", options)
     if as_json:
@@ -216,7 +216,7 @@ class _Screen:
         told = {
             "prompt": prompt, "text": sample.text, "index": sample.index, "seed": self._options.seed,
             "tokens": sample.tokens, "finish_reason": sample.finish_reason, "run": self._run.name,
-            "state": self._run.state,
+            "state": self._run.checkpoint,
         }  # fmt: skip
         if self._options.logprobs is not None:
             told["logprobs"] = [
@@ -235,6 +235,6 @@ class _Screen:
         which = f", sample {sample.index + 1} of {self._options.n}" if self._options.n > 1 else ""
         speed = sample.tokens / max(sample.seconds, 1e-9)
         say(
-            f"{self._run.name}@{self._run.state} · seed {self._options.seed}{which} · {sample.tokens:,} tokens, "
+            f"{self._run.name}@{self._run.checkpoint} · seed {self._options.seed}{which} · {sample.tokens:,} tokens, "
             f"{speed:,.0f} tokens/s"
         )

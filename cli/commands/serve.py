@@ -122,7 +122,7 @@ def _welcome(app: FastAPI, options: ServeOptions, port: int, lacking: ImportErro
 
     where = address(options, port)
     models = app.state.models
-    names = list(models.offers)
+    names = list(models.available_runs)
     keyed = app.state.has_keys
     key = " -H 'Authorization: Bearer KEY'" if keyed else ""
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

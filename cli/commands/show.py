@@ -16,11 +16,11 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
     from cli.report import print_report
     from lm.config import validate
     from lm.evaluation.report import Report
-    from lm.runs.card import facts, files, numbers
+    from lm.runs.card import numbers
     from lm.runs.run import load
 
     loaded = load(run, runs_dir=runs_dir)
-    known = facts(loaded)
+    known = loaded.facts()
     if as_json:
         print_json({**known, "metrics": loaded.folder.read_metrics()})
         return
@@ -51,5 +51,7 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
         screen.print(facts_table([(name, str(value), "") for name, value in known["options"][section].items()]))
     screen.print("\n[bold]files[/bold]")
     screen.print(
-        facts_table([(str(path.relative_to(loaded.folder.path)), decimal(size), "") for path, size in files(loaded)])
+        facts_table(
+            [(str(path.relative_to(loaded.folder.path)), decimal(size), "") for path, size in loaded.folder.files()]
+        )
     )

@@ -56,7 +56,7 @@ def save(
 
     policy = unknown_policy(unknown)
     loaded = load(run, runs_dir=runs_dir, device=device)
-    loaded.states.check(name)
+    loaded.snapshots.check(name)
     own = loaded.config.corpus
     try:
         opened = open_text(str(text), text_column=text_column or own.text_column, encoding=encoding or own.encoding)
@@ -67,7 +67,7 @@ def save(
             raise
         content = ""
     state = loaded.read_text(content, unknown=policy)
-    path = loaded.states.save(name, state, text=text.name)
+    path = loaded.snapshots.save(name, state, text=text.name)
     say(f"{path}: the state after {state.tokens:,} tokens, {path.stat().st_size:,} bytes.")
     say(f"Next: lm sample {named(run, runs_dir)} --state {name}")
 
@@ -82,7 +82,7 @@ def list_(run: Run, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> 
     from cli.output import console, print_json
     from lm.runs.run import load
 
-    states = load(run, runs_dir=runs_dir).states
+    states = load(run, runs_dir=runs_dir).snapshots
     rows = [{"name": name, **states.facts(name)} for name in states.names()]
     if as_json:
         shown = ("name", "tokens", "bytes", "text", "usable")
@@ -110,4 +110,4 @@ def delete(run: Run, name: Name, runs_dir: RunsDir = DEFAULT_RUNS) -> None:
     """Delete a named state."""
     from lm.runs.run import load
 
-    load(run, runs_dir=runs_dir).states.delete(name)
+    load(run, runs_dir=runs_dir).snapshots.delete(name)

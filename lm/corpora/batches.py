@@ -1,11 +1,11 @@
-"""Tokens → training batches, each a pure function of its number.
+"""Tokens → training batches, each a pure function of its index.
 
 Shapes: B rows (batch_size), T tokens a row (bptt), N targets in the split.
 
-Resuming needs nothing but the number of the next batch: batch 1,000 is the same whether or not batches 0 to 999 were
-made before it. Randomness comes from Philox (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"), a
-generator with a key and a counter: the key is the seed and the purpose, the counter's high half the batch or epoch,
-its low half left to the draws within it.
+To resume, only the index of the next batch is needed: a batch does not depend on the batches made before it. Random
+numbers come from Philox (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"), a generator with a key
+and a counter. The key is the seed and the purpose; the counter's high half is the index of the batch or epoch, its low
+half counts the draws.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lm.tokenizers.base import Ids
 BatchingKind = Literal["streams", "random", "shuffled"]
 
 START_TOKEN_SHARE = 1 / 16
-"""Of rows whose first input is the start token, where rows begin anywhere: so that it is learned as a context."""
+"""Share of windows whose first input is the start token, so that the model learns it as a context."""
 
 _WINDOWS, _ORDER, _STARTS = 0, 1, 2
 
@@ -38,22 +38,24 @@ class Batch:
     targets: npt.NDArray[np.int64]
     """(B, T): targets[b, t] follows inputs[b, t]."""
     fresh: bool
-    """The carried state is to be reset before this batch."""
+    """Whether to reset the carried state before this batch."""
     weight: float = 1.0
-    """Of a share of a batch: its rows over those of an average share."""
+    """Of a share of a batch: its number of rows, divided by that of an average share."""
 
 
 class Batches(ABC):
-    """All batches of a split."""
+    """All batches of a split, or one share of each."""
 
     per_epoch: int
     """Batches in one pass over the split."""
     tokens_per_batch: int
-    """Targets in a full batch; the last of an epoch may have fewer."""
+    """Targets in a full batch; the last batch of an epoch may have fewer."""
 
-    def __init__(self, split: TokenSplit, batch_size: int, bptt: int, *, share: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self, split: TokenSplit, batch_size: int, bptt: int, seed: int, *, share: tuple[int, int] = (0, 1)
+    ) -> None:
         self._ids = split.ids
-        self._share = share
+        self._seed, self._share = seed, share
         self._start_id = int(split.ids[0])
         self._targets = len(split.ids) - 1
         self._batch_size, self._bptt = batch_size, bptt
@@ -70,14 +72,14 @@ class Batches(ABC):
 
     @abstractmethod
     def batch(self, index: int) -> Batch:
-        """The batch of this number, from 0; epochs follow one another without end.
+        """The batch at `index`, from 0; epochs follow one another without end.
 
-        Of several shares each has its own rows of the same batch, in order; where a batch has fewer rows than there are
-        shares, the others get a row that weighs nothing.
+        Each share has its own rows of the same batch, in order. If there are more shares than rows, a share without
+        rows gets one row of weight 0.
         """
 
     def _own(self, rows: int) -> tuple[slice, float]:
-        """Which of a batch's rows are this share's, and what they weigh."""
+        """The rows of a batch that belong to this share, and their weight."""
         number, shares = self._share
         begin, end = rows * number // shares, rows * (number + 1) // shares
         if begin == end:
@@ -85,7 +87,7 @@ class Batches(ABC):
         return slice(begin, end), (end - begin) * shares / rows
 
     def _windows(self, starts: npt.NDArray[np.int64], draws: np.random.Generator) -> Batch:
-        """The windows of T + 1 tokens from `starts`; some begin with the start token, so that it is learned."""
+        """The windows of T + 1 tokens from `starts`; some begin with the start token."""
         rows, weight = self._own(len(starts))
         windows = take(self._ids, starts[rows], self._bptt + 1)
         inputs, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
@@ -101,11 +103,12 @@ class StreamBatches(Batches):
     The N - B·S tokens at the end, fewer than B, are left out.
     """
 
-    def __init__(self, split: TokenSplit, batch_size: int, bptt: int, *, share: tuple[int, int] = (0, 1)) -> None:
-        super().__init__(split, batch_size, bptt, share=share)
-        length = self._targets // batch_size
-        self.per_epoch = -(-length // bptt)
-        self._length = length
+    def __init__(
+        self, split: TokenSplit, batch_size: int, bptt: int, seed: int, *, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        super().__init__(split, batch_size, bptt, seed, share=share)
+        self._length = self._targets // batch_size
+        self.per_epoch = -(-self._length // bptt)
 
     def batch(self, index: int) -> Batch:
         """See `Batches.batch`."""
@@ -121,13 +124,12 @@ class StreamBatches(Batches):
 
 
 class RandomWindows(Batches):
-    """Windows that start anywhere, drawn anew for every batch, with replacement."""
+    """Windows that start anywhere, drawn for every batch, with replacement."""
 
     def __init__(
         self, split: TokenSplit, batch_size: int, bptt: int, seed: int, *, share: tuple[int, int] = (0, 1)
     ) -> None:
-        super().__init__(split, batch_size, bptt, share=share)
-        self._seed = seed
+        super().__init__(split, batch_size, bptt, seed, share=share)
         self.per_epoch = max(1, self._targets // self.tokens_per_batch)
 
     def batch(self, index: int) -> Batch:
@@ -138,18 +140,16 @@ class RandomWindows(Batches):
 
 
 class ShuffledWindows(Batches):
-    """Every window once an epoch, in an order of that epoch.
+    """Every window once an epoch, in a random order.
 
-    The windows lie end to end from an offset of 0 to T - 1 that the epoch draws too, so that windows of different
-    epochs begin at different places; the up to 2·T - 2 tokens outside them are left out. The last batch of an epoch
-    may have fewer rows.
+    The windows follow one another from a random offset of 0 to T - 1, so that they begin at other tokens in each
+    epoch; the up to 2·T - 2 tokens outside them are left out. The last batch of an epoch may have fewer rows.
     """
 
     def __init__(
         self, split: TokenSplit, batch_size: int, bptt: int, seed: int, *, share: tuple[int, int] = (0, 1)
     ) -> None:
-        super().__init__(split, batch_size, bptt, share=share)
-        self._seed = seed
+        super().__init__(split, batch_size, bptt, seed, share=share)
         self._count = max(1, (self._targets - bptt + 1) // bptt)
         self._offsets = min(bptt, self._targets - self._count * bptt + 1)
         self.per_epoch = -(-self._count // batch_size)
@@ -165,30 +165,29 @@ class ShuffledWindows(Batches):
             self._offset = int(draws.integers(0, self._offsets))
             self._order = draws.permutation(self._count)
             self._epoch = epoch
-        chosen = self._order[number * self._batch_size : (number + 1) * self._batch_size]
-        starts = self._offset + chosen * self._bptt
+        windows = self._order[number * self._batch_size : (number + 1) * self._batch_size]
+        starts = self._offset + windows * self._bptt
         return self._windows(starts, _generator(self._seed, _STARTS, index))
+
+
+_KINDS: dict[BatchingKind, type[Batches]] = {
+    "streams": StreamBatches, "random": RandomWindows, "shuffled": ShuffledWindows,
+}  # fmt: skip
 
 
 def make_batches(
     kind: BatchingKind, split: TokenSplit, batch_size: int, bptt: int, seed: int, *, share: tuple[int, int] = (0, 1)
 ) -> Batches:
-    """The batches of a split, or one share of each, counted from 0, of so many.
+    """The batches of a split, or one `share` of each: (index from 0, number of shares).
 
     Raises:
         CorpusError: the split is shorter than one batch.
     """
-    match kind:
-        case "streams":
-            return StreamBatches(split, batch_size, bptt, share=share)
-        case "random":
-            return RandomWindows(split, batch_size, bptt, seed, share=share)
-        case "shuffled":
-            return ShuffledWindows(split, batch_size, bptt, seed, share=share)
+    return _KINDS[kind](split, batch_size, bptt, seed, share=share)
 
 
 def take(ids: Ids, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
-    """The tokens (R, length) from each start; nothing else of the memory-mapped files is read."""
+    """The tokens (R, length) from each start; only these are read from the memory-mapped files."""
     if isinstance(ids, np.ndarray):
         found: Ids = ids[starts[:, None] + np.arange(length)]
     else:

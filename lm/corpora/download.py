@@ -1,4 +1,4 @@
-"""Fetch a named corpus whole, or leave nothing behind."""
+"""Download a named corpus completely, or leave nothing."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def download(
     check: Callable[[int, Path], object],
     progress: Progress,
 ) -> None:
-    """Fetch the files of a corpus into the folder `target`, which appears whole or not at all.
+    """Download the files of a corpus into the folder `target`, which appears complete or not at all.
 
     Args:
-        name: what errors call it.
-        urls: tried in turn. A .zip holds the files; any other is the one file itself.
-        files: for each file its names: first the one to give it, then those it may have in the archive.
+        name: of the corpus, in errors.
+        urls: tried in order. A .zip holds the files; any other URL is the one file.
+        files: for each file its names: first the name to give it, then other names it may have in the archive.
         target: the folder to make.
-        sha256: of what is fetched; None where `check` says enough.
-        check: called with the number of a file and its path; raises CorpusError where it is not the right one.
-        progress: told of bytes fetched.
+        sha256: of the download; None: no check but `check`.
+        check: called with the index of a file and its path; raises CorpusError for a wrong file.
+        progress: called with bytes downloaded.
 
     Raises:
-        DownloadError: every URL failed; says why for each.
+        DownloadError: every URL failed; gives the reason for each.
     """
     reasons = []
     with workplace(target.parent) as place:
@@ -72,19 +72,19 @@ def download(
 
 
 def _fetch(url: str, path: Path, sha256: str | None, progress: Progress) -> None:
-    """Stream what `url` gives into `path`, checking length and hash."""
+    """Download `url` to `path`, and check length and hash."""
     digest, done = hashlib.sha256(), 0
     request = urllib.request.Request(url, headers={"User-Agent": "inkling-lm"})
     try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
-    # urllib raises URLError (an OSError) for refusals and HTTP errors, and http.client's for broken answers.
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    # urllib raises URLError (an OSError), and http.client its own errors for broken responses.
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(f"{getattr(error, 'reason', None) or error}.") from None
-    with answer, path.open("wb") as file:
-        total = int(answer.headers.get("Content-Length") or 0)
+    with response, path.open("wb") as file:
+        total = int(response.headers.get("Content-Length") or 0)
         while True:
             try:
-                block = answer.read(_BLOCK)
+                block = response.read(_BLOCK)
             except (OSError, http.client.HTTPException) as error:
                 raise DownloadError(f"the connection broke after {done:,} bytes ({error}).") from None
             if not block:
@@ -96,11 +96,11 @@ def _fetch(url: str, path: Path, sha256: str | None, progress: Progress) -> None
     if total and done != total:
         raise DownloadError(f"the connection broke after {done:,} of {total:,} bytes.")
     if sha256 and digest.hexdigest() != sha256:
-        raise DownloadError(f"what came is not the published archive (sha256 {digest.hexdigest()}).")
+        raise DownloadError(f"the download is not the published archive (sha256 {digest.hexdigest()}).")
 
 
 def _unpack(archive: Path, files: Sequence[Sequence[str]], folder: Path) -> None:
-    """Take the wanted files out of a .zip, whatever folder they lie in there."""
+    """Extract the wanted files from any folder of a .zip."""
     try:
         with zipfile.ZipFile(archive) as opened:
             members = {Path(member).name: member for member in opened.namelist()}

@@ -1,7 +1,7 @@
-"""Files → one text: which of them can be read, and how.
+"""Files → one text.
 
-A file is text as it is, or a table whose column is the text; a .zip is the files in it. Files are judged by their
-content: one that cannot be read as text is left out with a notice that says why.
+A file is plain text, or a table with a column of text; a .zip stands for its files. A file that cannot be read as text
+is left out, with a warning that gives the reason.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lm.corpora.table_files import TableText, file_rows, table_suffix
 from lm.corpora.text import FileText, JoinedText, Text, zip_members
 from lm.errors import CorpusError
 
-_NAMED = 4
-"""Files that a notice names for each reason."""
+_MAX_NAMED = 4
+"""Files that a warning names for each reason."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class InputFile:
 
     @property
     def table(self) -> str | None:
-        """The suffix of its format, such as ".csv"; None where it is no table."""
+        """The suffix of its format, such as ".csv"; None if it is not a table."""
         return (table_suffix(Path(self.member)) if self.member else None) or table_suffix(self.path)
 
-    def shown(self, folder: Path) -> str:
+    def name_in(self, folder: Path) -> str:
         """Its name in a list of the files of `folder`."""
         if self.path == folder:
             return self.member or self.path.name
@@ -47,7 +47,7 @@ def input_files(path: Path) -> list[InputFile]:
 
 
 def file_text(path: Path, config: CorpusConfig, where: str | None = None) -> tuple[Text, int]:
-    """The text of one file, and how many files it comes from: a .zip may hold several.
+    """The text of one file, and the number of files it comes from: a .zip may hold several.
 
     Raises:
         CorpusError: there is no text in it.
@@ -59,9 +59,9 @@ def file_text(path: Path, config: CorpusConfig, where: str | None = None) -> tup
 
 
 def join(where: str, files: Sequence[InputFile], config: CorpusConfig, *, share: tuple[int, int] = (0, 1)) -> Text:
-    """Some files as one text, in the order given; errors of the whole call it `where`, `share` is `TableText`'s."""
+    """Files as one text, in order; `where` is its name in errors, `share` is that of `TableText`."""
     if all(file.table for file in files):
-        # Documents are joined alike, within a table and between tables.
+        # Documents are joined in the same way within a table and between tables.
         one = where if len(files) == 1 else None
         rows = [
             file_rows(file.path, file.table or "", config.encoding, member=file.member, where=one or _where(file))
@@ -74,11 +74,11 @@ def join(where: str, files: Sequence[InputFile], config: CorpusConfig, *, share:
 
 
 def readable_files(where: str, folder: Path, files: Iterable[InputFile], config: CorpusConfig) -> list[InputFile]:
-    """The files that text can be read from; a notice names the others.
+    """The files from which text can be read; a warning names the others.
 
     Args:
-        where: what the notice and errors call the files together.
-        folder: what the names in the notice are relative to.
+        where: name of all the files in warnings and errors.
+        folder: names in the warning are relative to it.
         files: all of them.
         config: column and encoding.
 
@@ -92,7 +92,7 @@ def readable_files(where: str, folder: Path, files: Iterable[InputFile], config:
         if reason is None:
             good.append(file)
         else:
-            left_out.setdefault(reason, []).append(file.shown(folder))
+            left_out.setdefault(reason, []).append(file.name_in(folder))
     if not good:
         there = f"none of its files can be read: {_listed(left_out)}" if left_out else "there is no file in it"
         raise CorpusError(f"{where} holds no text: {there}.")
@@ -101,23 +101,21 @@ def readable_files(where: str, folder: Path, files: Iterable[InputFile], config:
 
 
 def warn_of_skipped(where: str, left_out: dict[str, list[str]]) -> None:
-    """Give the notice of files that are left out; names by reason."""
+    """Warn of files that are left out, given by reason."""
     if count := sum(map(len, left_out.values())):
         files = "1 file is" if count == 1 else f"{count:,} files are"
         logger.warning("%s: %s left out: %s.", where, files, _listed(left_out))
 
 
 def list_files(path: Path) -> list[Path]:
-    """The files that a path names, in the order of their names: one file, those of a folder, those of a glob.
-
-    Hidden files of a folder are left out.
+    """The files of a path, sorted: one file, those of a folder (without hidden files), or those of a glob.
 
     Raises:
         CorpusError: a folder cannot be read.
     """
     if path.is_dir():
         try:
-            # iterdir first: glob takes a folder that may not be read for an empty one.
+            # iterdir first: for glob, a folder without permission is empty.
             next(path.iterdir(), None)
             found = sorted(path.glob("**/*"))
         except OSError as error:
@@ -134,7 +132,7 @@ def list_files(path: Path) -> list[Path]:
 
 
 def expand(files: Iterable[Path]) -> list[InputFile]:
-    """The files, with those in a .zip in its place; a damaged .zip stays one file."""
+    """The files, with each .zip replaced by the files in it; a damaged .zip stays one file."""
     parts: list[InputFile] = []
     for path in files:
         try:
@@ -153,13 +151,13 @@ def _is_broken_link(path: Path) -> bool:
 
 
 def _problem(file: InputFile, config: CorpusConfig) -> str | None:
-    """Why no text can be read from the beginning of a file, in a few words; None where it can."""
+    """Why no text can be read from the beginning of a file, in a few words; None if it can."""
     if _is_broken_link(file.path):
         return "broken link"
     text = join(_where(file), [file], config)
     if isinstance(text, TableText):
-        # What is left out in a table is for the reading to say.
-        text.noticed = True
+        # The actual reading warns of rows that are left out.
+        text.warned = True
     try:
         next(text.chunks(), None)
     except CorpusError as error:
@@ -170,6 +168,6 @@ def _problem(file: InputFile, config: CorpusConfig) -> str | None:
 def _listed(left_out: dict[str, list[str]]) -> str:
     parts = []
     for reason, names in left_out.items():
-        more = ", …" if len(names) > _NAMED else ""
-        parts.append(f"{len(names):,} {reason} ({', '.join(names[:_NAMED])}{more})")
+        more = ", …" if len(names) > _MAX_NAMED else ""
+        parts.append(f"{len(names):,} {reason} ({', '.join(names[:_MAX_NAMED])}{more})")
     return "; ".join(parts)

@@ -5,26 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lm.corpora.corpus import SPLIT_NAMES, Corpus, Progress, SplitAt, positioned, whole
+from lm.corpora.corpus import SPLIT_ALIASES, SPLIT_NAMES, Corpus, Progress, SplitAt, positioned, whole
 from lm.corpora.table_files import ArrowRows, TableText, datasets_library
 from lm.errors import CorpusError
 
 PREFIX = "hf:"
-_SPLITS = {
-    "train": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
-}
 
 
 def readings(source: str) -> list[tuple[str, str | None]]:
     """The (name, config) pairs that `hf:...` can mean, likeliest first.
 
-    Three parts are owner/name and a configuration. Two parts are owner/name, or else the name of a data set without
-    an owner and a configuration.
+    Three parts are owner, name and configuration. Two parts are owner and name, or name and configuration.
     """
     parts = source.removeprefix(PREFIX).strip("/").split("/")
     match parts:
@@ -40,7 +31,7 @@ def readings(source: str) -> list[tuple[str, str | None]]:
 def open_hub(
     source: str, *, column: str, fractions: Sequence[float], at: SplitAt = "word", progress: Progress
 ) -> Corpus:
-    """Open a hub data set; one with a training split only is split by position.
+    """Open a hub data set; if it has only a training split, split it by position.
 
     Raises:
         CorpusError: no such data set, no network, no training or validation split, no such column.
@@ -49,7 +40,7 @@ def open_hub(
     name = source.removeprefix(PREFIX).strip("/").replace("/", "-")
     if not hasattr(data, "items"):
         data = {"train": data}
-    found = {_SPLITS[key]: rows for key, rows in data.items() if key in _SPLITS}
+    found = {SPLIT_ALIASES[key]: rows for key, rows in data.items() if key in SPLIT_ALIASES}
     texts = {key: _text(f"{source} ({key})", found[key], column) for key in SPLIT_NAMES if key in found}
     if "train" not in texts or ("valid" not in texts and "test" in texts):
         missing = "training" if "train" not in texts else "validation"
@@ -60,7 +51,7 @@ def open_hub(
 
 
 def stream_hub(source: str) -> Any:
-    """The training split of a hub data set, read from the network as it is asked for; nothing is kept on the disk.
+    """The training split of a hub data set, streamed from the network without a copy on disk.
 
     Raises:
         CorpusError: no such data set, no network, no training split.
@@ -78,7 +69,7 @@ def _load(source: str, **options: Any) -> Any:
     for name, config in readings(source):
         try:
             return datasets.load_dataset(name, *([config] if config else []), **options)
-        # The library raises errors of many kinds here: its own, the network's, the file readers'.
+        # The library raises many kinds of errors: its own, the network's, the file readers'.
         except Exception as error:
             reasons.append(str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error))
             if isinstance(error, ConnectionError):

@@ -1,7 +1,7 @@
-"""Corpora known by name: where they come from, their checksums and their customary splits.
+"""Named corpora: their URLs, checksums and usual splits.
 
-They are looked for in the data folder that was given, then in INKLING_DATA, then in the cache, each with the layout
-`NAME/FILE` below; only then are they downloaded. Whatever is found is checked against its published hash.
+A corpus is searched in the given data folder, in INKLING_DATA and in the cache, as `NAME/FILE`; if it is in none of
+them, it is downloaded. Every file is checked against its published hash.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from lm.corpora.text import FileText, MemoryText
 from lm.errors import CorpusError
 
 BUILTIN = "pydoc-topics"
-"""The corpus that needs no download: the text of Python's own `pydoc_data.topics`."""
+"""The corpus without a download: the text of Python's `pydoc_data.topics`."""
 
 
 @dataclass(frozen=True)
 class PublishedHash:
-    """A hash under which a file is known."""
+    """A published hash of a file."""
 
     algorithm: str
     digest: str
     note: str | None = None
-    """A fact to record where a file is known in several forms."""
+    """For the run's record, if the file has several published forms."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,24 @@ class NamedFile:
     """One file of a named corpus."""
 
     split: str | None
-    """train, valid or test; None where the file is split by position."""
+    """train, valid or test; None if the file is split by position."""
     name: str
     """Its name in the data folder and in the cache."""
     known: tuple[PublishedHash, ...]
     other_names: tuple[str, ...] = ()
-    """Names under which it is also accepted: those it was published under."""
+    """Other accepted names: those of the publication."""
 
 
 @dataclass(frozen=True)
 class NamedCorpus:
-    """What is known of a named corpus."""
+    """The URLs, files and hashes of a named corpus."""
 
     urls: tuple[str, ...]
-    """Tried in turn. A .zip holds the files, under one of their names each; else the one file itself."""
+    """Tried in order. A .zip holds the files, each under one of its names; else it is the one file."""
     archive_sha256: str | None
     files: tuple[NamedFile, ...]
     fractions: tuple[float, ...] = DEFAULT_FRACTIONS
-    """The customary split, where there is one file."""
+    """The usual split, if there is one file."""
 
 
 def _wikitext(name: str, archive_sha256: str, known: dict[str, tuple[PublishedHash, ...]]) -> NamedCorpus:
@@ -70,7 +70,7 @@ def _wikitext(name: str, archive_sha256: str, known: dict[str, tuple[PublishedHa
 
 
 # SHA-256 of the archives: as several public readers of WikiText pin them. SHA-1 of the files: as GluonNLP pins them
-# (its hashes of WikiText-2's valid and test are those of the files named by SHA-256 here). docs/corpora.md has more.
+# (its hashes of WikiText-2: those of the files named by SHA-256 here). See docs/reference/corpora.md.
 NAMED: dict[str, NamedCorpus] = {
     "tiny-shakespeare": NamedCorpus(
         urls=("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",),
@@ -126,11 +126,11 @@ def open_named(
     progress: Progress,
     cache: Path | None = None,
 ) -> Corpus:
-    """Open a corpus by its name; `fractions` of None takes its customary split, which is exact to the character.
+    """Open a corpus by name; `fractions` of None is its usual split, exact to the character.
 
     Raises:
-        CorpusError: a file found is not the one that the name stands for.
-        DownloadError: nothing was found, and it could not be fetched whole.
+        CorpusError: a file is not the published one.
+        DownloadError: the corpus was not found and could not be downloaded.
     """
     if name == BUILTIN:
         return _builtin(fractions or DEFAULT_FRACTIONS, at, progress)
@@ -164,7 +164,7 @@ def _builtin(fractions: Sequence[float], at: SplitAt, progress: Progress) -> Cor
         from pydoc_data.topics import topics
     except ImportError:
         raise CorpusError(
-            f"This Python was built without pydoc_data, which {BUILTIN} is read from: give a text file instead."
+            f"This Python was built without pydoc_data, the source of {BUILTIN}: give a text file instead."
         ) from None
     text = MemoryText(BUILTIN, "\n".join(topics[name] for name in sorted(topics)))
     notes = (f"from Python {platform.python_version()}",)
@@ -172,27 +172,27 @@ def _builtin(fractions: Sequence[float], at: SplitAt, progress: Progress) -> Cor
 
 
 def _find(name: str, corpus: NamedCorpus, data_dir: Path | None, root: Path) -> list[Path] | None:
-    """The files in the first place that has all of them."""
-    chosen = os.environ.get("INKLING_DATA")
-    for place in (data_dir, Path(chosen).expanduser() if chosen else None, root / "corpora"):
-        if place is None:
+    """The files in the first folder that has all of them."""
+    variable = os.environ.get("INKLING_DATA")
+    for folder in (data_dir, Path(variable).expanduser() if variable else None, root / "corpora"):
+        if folder is None:
             continue
         paths = []
         for file in corpus.files:
-            candidates = (place / name / known for known in (file.name, *file.other_names))
+            candidates = (folder / name / each for each in (file.name, *file.other_names))
             paths += [path for path in candidates if path.is_file()][:1]
         if len(paths) == len(corpus.files):
             return paths
         if paths:
-            logger.warning("%s has only a part of %s and is passed over.", place / name, name)
+            logger.warning("%s has only a part of %s and is passed over.", folder / name, name)
     return None
 
 
 def _check(file: NamedFile, path: Path, progress: Progress) -> str | None:
-    """The note of the form in which the file is known.
+    """The note of the published form of a file.
 
     Raises:
-        CorpusError: it is not a form that is known, or cannot be read.
+        CorpusError: it is no published form, or cannot be read.
     """
     hashes = {known.algorithm: hashlib.new(known.algorithm, usedforsecurity=False) for known in file.known}
     try:

@@ -1,7 +1,7 @@
-"""Which text a source means: stdin, a hub data set, a named corpus, a file, a folder or a glob.
+"""Source → text: standard input, a hub data set, a named corpus, a file, a folder or a glob.
 
-A source that is exactly a known name (`tiny-shakespeare`) means that corpus; a file or folder of the same name is
-reached by a path that says so (`./tiny-shakespeare`).
+A source that is the name of a corpus (`tiny-shakespeare`) means that corpus; for a file or folder of the same name,
+write a path (`./tiny-shakespeare`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lm.corpora import named
 from lm.corpora.cache import cache_folder, put_in_place, sync, unwritable, workplace
 from lm.corpora.corpus import (
     DEFAULT_FRACTIONS,
+    SPLIT_ALIASES,
     SPLIT_NAMES,
     Corpus,
     Progress,
@@ -43,31 +44,22 @@ from lm.registry import did_you_mean
 __all__ = ["Corpus", "Progress", "Split", "open_corpus", "open_text"]
 
 WAIT_SECONDS = 2.0
-"""How long standard input or a pipe may give nothing before a notice says that it is waited for."""
+"""Time without input from standard input or a pipe until a warning says so."""
 TEXT_SUFFIXES = (".txt", ".tokens", ".raw", ".text")
-_ROLES = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
-}
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 def open_corpus(config: CorpusConfig, *, data_dir: Path | None = None, progress: Progress | None = None) -> Corpus:
-    """Find the text that `config.source` means and its splits; text without splits is read once to cut it.
+    """Open the text of `config.source` and its splits; text without splits is read once to split it.
 
     Args:
         config: the source, its text column and split fractions.
-        data_dir: where named corpora are looked for first, `data_dir/NAME/FILE`.
-        progress: told of bytes read, checked or downloaded.
+        data_dir: first folder to search for named corpora, `data_dir/NAME/FILE`.
+        progress: called with bytes read, checked or downloaded.
 
     Raises:
-        CorpusError: there is no such text, or it cannot be used; one sentence that names file and place.
-        DownloadError: a named corpus is not here and could not be fetched.
+        CorpusError: there is no such text, or it cannot be used; names file and line.
+        DownloadError: a named corpus could not be downloaded.
         MissingExtraError: a codec is not installed.
     """
     source, watch, at = config.source, progress or silent, config.split_at
@@ -80,7 +72,9 @@ def open_corpus(config: CorpusConfig, *, data_dir: Path | None = None, progress:
     if is_sharded(path):
         return open_shards(path.resolve())
     if _is_stream(source):
-        return _one_file(_keep(source), config, watch, name="stdin" if source == "-" else "pipe", where=_named(source))
+        return _one_file(
+            _keep(source), config, watch, name="stdin" if source == "-" else "pipe", where=_name_of(source)
+        )
     if path.is_dir():
         return _folder(path.resolve(), config, watch)
     if path.exists():
@@ -97,17 +91,17 @@ def open_text(source: str, *, text_column: str = "text", encoding: str | None = 
         source: a path, or "-" for standard input.
         text_column: the column of a table that holds the text.
         encoding: of a file without a byte-order mark; None is UTF-8.
-        where: what errors call the text; None is the source.
+        where: name of the text in errors; None is the source.
 
     Raises:
         ConfigError: no such encoding.
-        CorpusError: there is no such file, or it cannot be read; some are raised when it is read.
+        CorpusError: there is no such file, or it cannot be read; some errors come later, while it is read.
     """
     given = {"source": source, "text_column": text_column, "encoding": encoding}
     config = validate(CorpusConfig, given, where="corpus")
     if _is_stream(source):
-        shown = where or _named(source)
-        return MemoryText(shown, decode_file(b"".join(_stream(source)), shown, config.encoding))
+        name = where or _name_of(source)
+        return MemoryText(name, decode_file(b"".join(_stream(source)), name, config.encoding))
     path = Path(source).expanduser()
     if path.is_dir():
         raise CorpusError(f"{where or source} is a folder: give a file.")
@@ -131,15 +125,15 @@ def _not_found(source: str, path: Path, names: Sequence[str] = named.names()) ->
     )
 
 
-# -- standard input and pipes, which can be read once -----------------------------------------------------
+# -- standard input and pipes, which can be read only once -----------------------------------------------------
 
 
-def _named(source: str) -> str:
+def _name_of(source: str) -> str:
     return STDIN if source == "-" else source
 
 
 def _is_stream(source: str) -> bool:
-    """Whether a source can be read only once: standard input, a named pipe, or what a shell's <(…) gives."""
+    """Whether a source can be read only once: standard input, a named pipe, or a shell's <(…)."""
     if source == "-":
         return True
     try:
@@ -150,9 +144,9 @@ def _is_stream(source: str) -> bool:
 
 
 def _stream(source: str) -> Iterator[bytes]:
-    """The bytes of a stream in blocks; a notice says so where nothing comes for a while."""
+    """The bytes of a stream in blocks; a warning after WAIT_SECONDS without input."""
     how = " (Ctrl-D ends it)" if source == "-" and sys.stdin.isatty() else ""
-    notice = threading.Timer(WAIT_SECONDS, logger.warning, ("%s: waiting for text%s.", _named(source), how))
+    notice = threading.Timer(WAIT_SECONDS, logger.warning, ("%s: waiting for text%s.", _name_of(source), how))
     notice.daemon = True
     notice.start()
     try:
@@ -161,13 +155,13 @@ def _stream(source: str) -> Iterator[bytes]:
                 notice.cancel()
                 yield block
     except OSError as error:
-        raise CorpusError(f"{_named(source)} cannot be read: {error.strerror or error}.") from None
+        raise CorpusError(f"{_name_of(source)} cannot be read: {error.strerror or error}.") from None
     finally:
         notice.cancel()
 
 
 def _keep(source: str) -> Path:
-    """Copy a stream into the cache under its hash, so that it can be read again; the path of the copy."""
+    """Copy a stream into the cache under its hash, so that it can be read again; returns the path of the copy."""
     folder = cache_folder() / "stdin"
     digest = hashlib.sha256()
     with workplace(folder) as place:
@@ -177,7 +171,7 @@ def _keep(source: str) -> Path:
                     copy.write(block)
                     digest.update(block)
             if not (place / "stdin").stat().st_size:
-                raise CorpusError(f"{_named(source)} is empty: there is no text to read.", kind=EMPTY)
+                raise CorpusError(f"{_name_of(source)} is empty: there is no text to read.", kind=EMPTY)
             sync(place / "stdin")
             target = folder / f"{digest.hexdigest()}.txt"
             put_in_place(place / "stdin", target)
@@ -210,14 +204,14 @@ def _folder(folder: Path, config: CorpusConfig, progress: Progress) -> Corpus:
 def _split_folder(
     folder: Path, splits: dict[str, list[Path]], found: Sequence[Path], config: CorpusConfig
 ) -> Corpus:  # fmt: skip
-    """A folder whose files are the splits; the others are left out."""
+    """A folder whose files are the splits; other files are left out."""
     used = {path for files in splits.values() for path in files}
     others = [str(path.relative_to(folder)) for path in found if path not in used]
     warn_of_skipped(str(folder), {"of no split": others})
     parts = {}
     for name, files in splits.items():
         where = f"{folder} ({name})"
-        # Shards may be empty; of one file the text itself says what is wrong with it.
+        # Empty shards are left out; the errors of a single file come from its text.
         shards = expand(files) if len(files) == 1 else readable_files(where, folder, expand(files), config)
         parts[name] = whole(name, join(str(files[0]) if len(files) == 1 else where, shards, config))
     return Corpus(_folder_name(folder), str(folder), parts, (size_note(len(used)),))
@@ -226,7 +220,7 @@ def _split_folder(
 def _several(
     name: str, source: str, folder: Path, files: Sequence[Path], config: CorpusConfig, progress: Progress
 ) -> Corpus:
-    """Files as one text; those without text are left out."""
+    """Files as one text; files without text are left out."""
     parts = expand(files)
     if len(parts) != 1 or not parts[0].path.exists():
         parts = readable_files(source, folder, parts, config)
@@ -249,26 +243,26 @@ def _until_magic(pattern: Path) -> Sequence[str]:
 
 
 def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """The files of train, valid and test in a folder; empty where it has no training file.
+    """The files of train, valid and test in a folder; empty if it has no training file.
 
     Raises:
-        CorpusError: two files claim one split, or a split that must be there is missing.
+        CorpusError: two files are for one split, or a required split is missing.
     """
-    claims: dict[str, list[Path]] = {}
+    files_of: dict[str, list[Path]] = {}
     for path in files:
         stem = _SHARD.sub("", _stem(path)).lower()
-        if role := _ROLES.get(re.split(r"[._-]", stem)[-1]):
-            claims.setdefault(role, []).append(path)
-    plain = [role for role, paths in claims.items() if any(_stem(path).lower() in _ROLES for path in paths)]
-    if "train" not in claims:
-        # A story called "the-test.txt" is only a story; "test.txt" beside no train.txt is a mistake.
+        if role := SPLIT_ALIASES.get(re.split(r"[._-]", stem)[-1]):
+            files_of.setdefault(role, []).append(path)
+    plain = [role for role, paths in files_of.items() if any(_stem(path).lower() in SPLIT_ALIASES for path in paths)]
+    if "train" not in files_of:
+        # "the-test.txt" alone is any text; "test.txt" without train.txt is a mistake.
         if plain:
             raise CorpusError(
-                f"{folder} has a file for {plain[0]} ({claims[plain[0]][0].name}) but none for training: "
+                f"{folder} has a file for {plain[0]} ({files_of[plain[0]][0].name}) but none for training: "
                 "name it train.txt."
             )
         return {}
-    for role, paths in claims.items():
+    for role, paths in files_of.items():
         shards = len({_SHARD.sub("", _stem(path)) for path in paths}) == 1 and all(
             _SHARD.search(_stem(path)) for path in paths
         )
@@ -277,12 +271,12 @@ def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
                 f"{folder} has {len(paths)} files for {role}: {', '.join(path.name for path in paths)}. "
                 "Keep one, or name the text by a glob."
             )
-    if "valid" not in claims:
+    if "valid" not in files_of:
         raise CorpusError(
-            f"{folder} has {claims['train'][0].name} but no validation split: name it valid.txt "
+            f"{folder} has {files_of['train'][0].name} but no validation split: name it valid.txt "
             "(or val, validation, dev), or give the one file to have it split by position."
         )
-    return {role: claims[role] for role in SPLIT_NAMES if role in claims}
+    return {role: files_of[role] for role in SPLIT_NAMES if role in files_of}
 
 
 def _is_text(path: Path) -> bool:
@@ -293,7 +287,7 @@ def _is_text(path: Path) -> bool:
 
 
 def _stem(path: Path) -> str:
-    """The file's name without the suffixes of packing and format: "wiki.train" of wiki.train.tokens.gz."""
+    """The file's name without the suffixes of compression and format: "wiki.train" of wiki.train.tokens.gz."""
     if path.suffix.lower() in COMPRESSED and path.stem:
         path = path.with_suffix("")
     return path.stem

@@ -1,8 +1,8 @@
 """Text in a column of .jsonl, .json, .csv, .parquet or hub data sets.
 
-Documents are joined by one newline; rows without text are left out with a notice. JSON and CSV are read here, line by
-line, through `lm.corpora.text`; parquet and hub data sets through the `datasets` library. Memory stays flat (a .json
-file that is one list is the exception: it is read whole).
+Documents are joined by one newline; rows without text are left out with a warning. JSON and CSV are read line by line
+with `lm.corpora.text`, parquet and hub data sets with the `datasets` library, all with constant memory. Only a .json
+file that is one list is read as a whole.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 _ROWS = 1000
 """Rows that `datasets` gives at a time."""
 _SEPARATORS = (",", ";", "\t")
-_LONGEST_CELL = (1 << 31) - 1
-_LINES_NAMED = 4
-"""Rows that a notice names."""
-# In no text: zero characters are refused.
+_MAX_CELL = (1 << 31) - 1
+_MAX_LINES_IN_WARNING = 4
+# In no text, as zero characters are refused.
 _END = "\0end"
 
 
@@ -44,10 +43,10 @@ def table_suffix(path: Path) -> str | None:
 
 
 def datasets_library() -> Any:
-    """The `datasets` library, told to show no progress bars and to leave the reporting of errors to us."""
+    """The `datasets` library, without progress bars and log messages."""
     datasets = importlib.import_module("datasets")
     datasets.disable_progress_bars()
-    # Else each opening, of a local file too, is counted at the hub: a request, and without a network a wait.
+    # Else each open file, even a local one, causes a request to the hub.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     for name in ("datasets", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -58,21 +57,21 @@ def datasets_library() -> Any:
 
 
 class Rows(ABC):
-    """The rows of one table, read as often as they are asked for."""
+    """The rows of one table; they can be read many times."""
 
     unit = "line"
-    """What the number of a row counts."""
+    """Unit of a row's number in messages."""
     separator: str | None = None
-    """What separates the columns, where that had to be found out."""
+    """Separator of the columns, if it was detected."""
 
     def __init__(self, where: str, size_bytes: int = 0) -> None:
-        """`where` is what errors call the table."""
+        """`where` is the name of the table in errors."""
         self.where = where
         self.size_bytes = size_bytes
 
     @abstractmethod
     def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
-        """The number of each row, from 1, and its cell; None where it has none. Names of columns go to `columns`.
+        """The number of each row, from 1, and its cell, or None. Adds the names of the columns to `columns`.
 
         Raises:
             CorpusError: the table cannot be read; names the line.
@@ -83,7 +82,7 @@ class JsonRows(Rows):
     """A file of one JSON object a line, of one list of objects, or of one object of lists."""
 
     def __init__(self, text: FileText, *, may_be_whole: bool) -> None:
-        """`may_be_whole` says that an object may take several lines, as in a .json file."""
+        """`may_be_whole`: whether an object may span several lines, as in a .json file."""
         super().__init__(text.where, text.size_bytes)
         self._text = text
         self._may_be_whole = may_be_whole
@@ -98,14 +97,14 @@ class JsonRows(Rows):
                 columns.update(dict.fromkeys(row))
                 yield number, row.get(column)
             elif isinstance(row, str):
-                # A list of texts has one column, as `datasets` names it.
+                # A list of texts has one column, "text", as in `datasets`.
                 columns["text"] = None
                 yield number, row if column == "text" else None
             else:
                 yield number, row
 
     def _is_whole(self, begin: Sequence[tuple[int, str]]) -> bool:
-        """Whether the file is one value, and not one a line."""
+        """Whether the file is one JSON value, and not one per line."""
         if not begin:
             return False
         may_be_whole = self._may_be_whole or begin[0][1].lstrip().startswith("[")
@@ -122,16 +121,16 @@ class JsonRows(Rows):
         try:
             return number, json.loads(line)
         except json.JSONDecodeError as error:
-            raise self._refusal(number, error) from None
-        # A number of thousands of digits, or brackets by the thousand.
+            raise self._not_json(number, error) from None
+        # A number of thousands of digits, or thousands of nested brackets.
         except (ValueError, RecursionError) as error:
             raise CorpusError(f"{self.where}, line {number:,}, cannot be read as JSON: {error}.") from None
 
-    def _refusal(self, number: int, error: json.JSONDecodeError) -> CorpusError:
+    def _not_json(self, number: int, error: json.JSONDecodeError) -> CorpusError:
         return CorpusError(f"{self.where}, line {number:,}, is not JSON: {error.msg} at column {error.colno:,}.")
 
     def _values(self) -> Iterator[tuple[int, Any]]:
-        """The rows of a file that is read whole, and the line where each begins."""
+        """The rows of a file that is read as a whole, each with its first line."""
         text = "".join(self._text.chunks())
         decoder, blank = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
         line, counted = 1, 0
@@ -156,20 +155,20 @@ class JsonRows(Rows):
             if listed and (at >= len(text) or skip(at + 1) < len(text)):
                 raise json.JSONDecodeError("Extra data" if at < len(text) else "Expecting value", text, at)
         except json.JSONDecodeError as error:
-            raise self._refusal(error.lineno, error) from None
+            raise self._not_json(error.lineno, error) from None
         except (ValueError, RecursionError) as error:
             raise CorpusError(f"{self.where}, line {line:,}, cannot be read as JSON: {error}.") from None
 
 
 def _from_columns(value: Any) -> Iterable[Any]:
-    """The rows of an object of lists, which are columns; any other value is one row."""
+    """The rows of an object of lists (columns); any other value is one row."""
     if not isinstance(value, dict) or not value or not all(isinstance(cells, list) for cells in value.values()):
         return [value]
     return (dict(zip(value, cells, strict=True)) for cells in zip_longest(*value.values()))
 
 
 class CsvRows(Rows):
-    """A file of comma-separated values with a header; cells stay as they are written: "NA" and "12" are text."""
+    """A file of comma-separated values with a header; all cells are text, also "NA" and "12"."""
 
     def __init__(self, text: FileText) -> None:
         super().__init__(text.where, text.size_bytes)
@@ -181,17 +180,17 @@ class CsvRows(Rows):
         rows = self._rows(separator)
         _, header = next(rows, (1, []))
         columns.update(dict.fromkeys(header))
-        place = header.index(column) if column in header else None
+        index = header.index(column) if column in header else None
         for number, row in rows:
             if any(row[len(header) :]):
                 raise CorpusError(
                     f"{self.where}, line {number:,}, has {len(row)} cells, and the header {len(header)}: put text with "
                     f"{separator!r} in it between quotation marks."
                 )
-            yield number, row[place] if place is not None and place < len(row) else None
+            yield number, row[index] if index is not None and index < len(row) else None
 
     def _find_separator(self, column: str) -> str:
-        """A comma, or the separator under which the header has the column, else under which it has the most."""
+        """A comma, or the separator that gives a header with the column, else the most columns."""
         headers = {separator: next(self._rows(separator), (1, []))[1] for separator in _SEPARATORS[:1]}
         if column not in headers[","]:
             headers |= {separator: next(self._rows(separator), (1, []))[1] for separator in _SEPARATORS[1:]}
@@ -200,9 +199,9 @@ class CsvRows(Rows):
         return best
 
     def _rows(self, separator: str) -> Iterator[tuple[int, list[str]]]:
-        """Rows that are not blank, and the line where each begins."""
-        # Its default is 128 KB, and a document may be longer.
-        csv.field_size_limit(_LONGEST_CELL)
+        """Rows that are not blank, each with its first line."""
+        # The default is 128 KB, and a document may be longer.
+        csv.field_size_limit(_MAX_CELL)
         reader = csv.reader(chain(_lines(self._text.chunks(), ""), [_END]), delimiter=separator)
         begin = 1
         try:
@@ -227,7 +226,7 @@ class ArrowRows(Rows):
     unit = "row"
 
     def __init__(self, where: str, open_: Callable[[], Any], size_bytes: int = 0) -> None:
-        """`open_` opens the data set; it is called for each reading."""
+        """`open_` opens the data set for each reading."""
         super().__init__(where, size_bytes)
         self._open = open_
 
@@ -257,7 +256,7 @@ class ParquetRows(ArrowRows):
 
     def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
         """See `Rows.cells`."""
-        # Fails here, in one sentence, where the file is missing, locked or its codec is not installed.
+        # A clear error if the file is missing or locked, or its codec is not installed.
         try:
             open_binary(self._file, self._member).close()
         except OSError as error:
@@ -266,14 +265,14 @@ class ParquetRows(ArrowRows):
             raise CorpusError(f"{self.where} is empty: there is no text to read.", kind=EMPTY)
         try:
             yield from super().cells(column, columns)
-        # The readers beneath (pyarrow, the codecs) share no error class.
+        # pyarrow and the codecs share no error class.
         except Exception as error:
             reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
             raise CorpusError(f"{self.where} cannot be read as a table: {reason}.") from None
 
 
 def file_rows(path: Path, suffix: str, encoding: str | None, *, member: str | None, where: str) -> Rows:
-    """The rows of a local file of a format in `FORMATS`; errors call it `where`."""
+    """The rows of a local file of a format in `FORMATS`; `where` is its name in errors."""
     if suffix == ".parquet":
         return ParquetRows(path, member=member, where=where)
     text = FileText(path, encoding, member=member, where=where)
@@ -281,34 +280,34 @@ def file_rows(path: Path, suffix: str, encoding: str | None, *, member: str | No
 
 
 def _lines(chunks: Iterable[str], newline: Literal["", "\n"] = "\n") -> Iterator[str]:
-    """The lines of a text, each with its end; "" takes carriage returns for ends of lines too, as `open` does."""
+    """The lines of a text, each with its end; `newline` as for `open`: "" also ends lines at carriage returns."""
     held: list[str] = []
     for chunk in chunks:
         held.append(chunk)
         if "\n" not in chunk:
             continue
         lines = list(io.StringIO("".join(held), newline=newline))
-        # What ends with a carriage return may be half of a line end.
+        # A final carriage return may be half of a line end.
         held = [lines.pop()] if not lines[-1].endswith("\n") else []
         yield from lines
     yield from io.StringIO("".join(held), newline=newline)
 
 
-# -- their text -----------------------------------------------------------------------------------------
+# -- the text of tables -----------------------------------------------------------------------------------------
 
 
 class TableText(Text):
     """The text column of one or more tables, its documents joined by a newline."""
 
     def __init__(self, where: str, tables: Sequence[Rows], column: str, *, share: tuple[int, int] = (0, 1)) -> None:
-        """`share` (NUMBER, SHARES) takes each SHARES-th row, from row NUMBER on."""
+        """`share` (NUMBER, SHARES) is every SHARES-th row, from row NUMBER on."""
         self.where = where
         self.size_bytes = sum(table.size_bytes for table in tables) if all(t.size_bytes for t in tables) else 0
         self._tables = tables
         self._column = column
         self._share = share
-        self.noticed = False
-        """Whether the notice of rows that are left out was given."""
+        self.warned = False
+        """Whether the warning of rows that are left out was given."""
 
     def chunks(self, skip: int = 0) -> Iterator[str]:
         """See `Text.chunks`."""
@@ -320,8 +319,8 @@ class TableText(Text):
     def _documents(self) -> Iterator[str]:
         number, shares = self._share
         columns: dict[str, None] = {}
-        found = missing = strange = count = 0
-        places: list[str] = []
+        found = missing = other = count = 0
+        examples: list[str] = []
         kind = ""
         for table in self._tables:
             for line, cell in table.cells(self._column, columns):
@@ -335,43 +334,43 @@ class TableText(Text):
                 elif cell is None or cell == "":
                     missing += 1
                 else:
-                    strange += 1
+                    other += 1
                     kind = kind or type(cell).__name__
-                    if len(places) < _LINES_NAMED:
-                        places.append(self._place(table, line))
-        if not (found or missing or strange):
+                    if len(examples) < _MAX_LINES_IN_WARNING:
+                        examples.append(self._position(table, line))
+        if not (found or missing or other):
             raise CorpusError(f"{self.where} is empty: there is no text to read.", kind=EMPTY)
         if self._column not in columns:
             raise self._no_column(columns)
-        if strange > found:
+        if other > found:
             raise CorpusError(
-                f"{self.where}: column {self._column!r} holds {kind} values, not text, in {strange:,} of "
-                f"{found + missing + strange:,} rows ({', '.join(places)}). Columns: {', '.join(columns)}.",
+                f"{self.where}: column {self._column!r} holds {kind} values, not text, in {other:,} of "
+                f"{found + missing + other:,} rows ({', '.join(examples)}). Columns: {', '.join(columns)}.",
                 kind=f"no text in column {self._column!r}",
             )
         if not found:
             raise CorpusError(f"{self.where}: column {self._column!r} holds no text.", kind=EMPTY)
-        if (missing or strange) and not self.noticed:
-            self.noticed = True
-            self._notice(missing, strange, places)
+        if (missing or other) and not self.warned:
+            self.warned = True
+            self._warn(missing, other, examples)
 
-    def _notice(self, missing: int, strange: int, places: Sequence[str]) -> None:
+    def _warn(self, missing: int, other: int, examples: Sequence[str]) -> None:
         if missing:
             logger.warning("%s: %d rows without text were left out.", self.where, missing)
-        if strange:
-            more = ", …" if strange > len(places) else ""
+        if other:
+            more = ", …" if other > len(examples) else ""
             logger.warning(
                 "%s: %d %s whose %r is no text %s left out (%s%s).",
-                self.where, strange, "row" if strange == 1 else "rows", self._column,
-                "was" if strange == 1 else "were", ", ".join(places), more,
+                self.where, other, "row" if other == 1 else "rows", self._column,
+                "was" if other == 1 else "were", ", ".join(examples), more,
             )  # fmt: skip
 
-    def _place(self, table: Rows, line: int) -> str:
+    def _position(self, table: Rows, line: int) -> str:
         file = "" if len(self._tables) == 1 else f"{Path(table.where).name}, "
         return f"{file}{table.unit} {line:,}"
 
     def _check(self, document: str, table: Rows, line: int) -> None:
-        """Refuse what no text file could hold either."""
+        """Refuse text that no text file can hold."""
         if "\0" in document:
             where = f"{table.where}, {table.unit} {line:,}"
             raise CorpusError(f"{where}: the text holds a zero character, as binary files do: remove it.")

@@ -1,11 +1,11 @@
-"""Text read in chunks, so that memory stays flat as the text grows.
+"""Text read in chunks, with constant memory.
 
-Every `Text` gives the same chunks each time it is read: at most half a MB, cut after a newline wherever a chunk holds
-one, else after a space, else after other white space. Where there is no white space, a chunk grows, up to 4 MB; only
-then it is cut between two characters. Text is kept as it is (line ends too); only a leading byte-order mark is dropped.
+Every `Text` gives the same chunks each time it is read: at most half a MB, cut after a newline if the chunk has one,
+else after a space, else after other white space. Without white space a chunk grows up to 4 MB, and is then cut between
+two characters. Text is not changed (nor its line ends); only a leading byte-order mark is dropped.
 
-All text comes through here: files, packed files, standard input, tables, prompts. So encodings, byte-order marks and
-zero bytes are treated alike.
+All text is read here: files, compressed files, standard input, tables, prompts. So all have the same rules for
+encodings, byte-order marks and zero bytes.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import BinaryIO, cast
 
 from lm.errors import CorpusError, MissingExtraError
 
-# Half a MB: measured 1.2 times as fast as 2 MB, since a chunk and what is made of it stay in the processor's caches.
+# 1.2 times as fast as 2 MB: a chunk and its tokens fit into the processor's caches.
 CHUNK = 1 << 19
-LONGEST_CHUNK = 1 << 22
-"""How far a chunk without white space grows before it is cut inside a word."""
+MAX_CHUNK = 1 << 22
+"""Size at which a chunk without white space is cut inside a word."""
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".lzma": "lzma", ".zip": "zip", ".zst": "zstd"}
 STDIN = "Standard input"
-"""What errors call it."""
+"""Its name in errors."""
 _NEEDS = {"zstd": "zstandard"}
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 _UTF8 = "utf-8"
@@ -48,28 +48,28 @@ _MARK_BYTES = 4
 
 
 class Text(ABC):
-    """A text somewhere, read in chunks."""
+    """A text, read in chunks."""
 
     where: str
-    """What errors call it: a path or a name."""
+    """Its name in errors: a path or a name."""
     size_bytes: int
-    """About how long it is, for progress; 0 where that is not known."""
+    """About the size, for progress; 0 if unknown."""
 
     @abstractmethod
     def chunks(self, skip: int = 0) -> Iterator[str]:
         """The text from its `skip`-th chunk on; the cuts are the same each time.
 
         Raises:
-            CorpusError: the text cannot be read, is empty or is badly encoded; names the byte and the line.
+            CorpusError: the text cannot be read, is empty or has a wrong encoding; names the byte and the line.
         """
 
     def blocks(self, skip: int = 0) -> Iterator[bytes]:
-        """The same chunks as UTF-8 bytes; from a file of UTF-8 as they lie there, not yet known to be UTF-8."""
+        """The same chunks as UTF-8 bytes; those of a UTF-8 file are not checked."""
         return map(utf8, self.chunks(skip))
 
 
 class MemoryText(Text):
-    """A text that is in memory already."""
+    """A text in memory."""
 
     def __init__(self, where: str, text: str) -> None:
         self.where = where
@@ -82,20 +82,20 @@ class MemoryText(Text):
 
 
 class BinaryText(Text):
-    """Text in bytes that can be opened again and again."""
+    """Text in bytes that can be opened many times."""
 
     def __init__(
         self, where: str, open_: Callable[[], BinaryIO], encoding: str | None, *, size_bytes: int, seekable: bool
     ) -> None:
-        """`encoding` holds where there is no byte-order mark; None is UTF-8."""
+        """`encoding` is for text without a byte-order mark; None is UTF-8."""
         self.where = where
         self.size_bytes = size_bytes
         self._open = open_
         self._encoding = encoding
         self._seekable = seekable
-        # Where each chunk starts, learned while reading, so that later reads can seek.
+        # The start of each chunk, stored while reading, so that later reads can seek.
         self._starts: list[int] = []
-        self._known: tuple[str, int] | None = None
+        self._codec: tuple[str, int] | None = None
 
     def chunks(self, skip: int = 0) -> Iterator[str]:
         """See `Text.chunks`."""
@@ -112,18 +112,18 @@ class BinaryText(Text):
         return super().blocks(skip) if codec != _UTF8 else (block for block, _ in self._read(skip, mark))
 
     def _coding(self) -> tuple[str, int]:
-        """The name of the codec, and how many bytes the byte-order mark takes."""
-        if self._known is None:
+        """The name of the codec, and the size of the byte-order mark."""
+        if self._codec is None:
             with self._opened() as file:
                 start = file.read(_MARK_BYTES)
             given = codecs.lookup(self._encoding or _UTF8).name.removesuffix("-sig")
             marks = ((codec, len(mark)) for mark, codec in _MARKS if start.startswith(mark))
-            self._known = next(marks, (given, 0))
-        return self._known
+            self._codec = next(marks, (given, 0))
+        return self._codec
 
     @contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
-        """The bytes; what goes wrong with them becomes a sentence."""
+        """The open file; its errors become CorpusErrors."""
         try:
             with self._open() as file:
                 yield file
@@ -133,7 +133,7 @@ class BinaryText(Text):
             raise _unreadable(self.where, error) from None
 
     def _read(self, skip: int, mark: int) -> Iterator[tuple[bytes, int]]:
-        """Blocks of UTF-8, and where in the file each starts."""
+        """Blocks of UTF-8, each with its offset in the file."""
         seek = self._seekable and skip < len(self._starts)
         at = self._starts[skip] if seek else mark
         number = skip if seek else 0
@@ -156,7 +156,7 @@ class BinaryText(Text):
         try:
             text = block.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self._refusal("UTF-8", at + error.start, block[error.start]) from None
+            raise self._not_decodable("UTF-8", at + error.start, block[error.start]) from None
         if "\0" in text:
             raise self._binary(at + block.index(0))
         return text
@@ -172,9 +172,9 @@ class BinaryText(Text):
                 try:
                     text = decoder.decode(block, final=not block)
                 except UnicodeDecodeError as error:
-                    # What the decoder held back of the block before comes first.
-                    place = at + len(block) - len(error.object) + error.start
-                    raise self._refusal(codec, place, error.object[error.start]) from None
+                    # `error.object` begins with bytes that the decoder held back from the last block.
+                    offset = at + len(block) - len(error.object) + error.start
+                    raise self._not_decodable(codec, offset, error.object[error.start]) from None
                 except UnicodeError as error:
                     raise CorpusError(f"{self.where} is not {codec}: {error}.", kind=f"not {codec}") from None
                 if not begun:
@@ -189,34 +189,34 @@ class BinaryText(Text):
         if not begun:
             raise _empty(self.where)
 
-    def _refusal(self, codec: str, place: int, value: int) -> CorpusError:
-        said = f"{self.where} is not {codec}: byte {place:,} (line {self._line(place):,}) is 0x{value:02x}."
-        if (fits := self._fitting()) is None:
-            return CorpusError(f"{said} It looks like a binary file: give text.", kind="binary")
+    def _not_decodable(self, codec: str, offset: int, value: int) -> CorpusError:
+        problem = f"{self.where} is not {codec}: byte {offset:,} (line {self._line(offset):,}) is 0x{value:02x}."
+        if (fits := self._possible_encoding()) is None:
+            return CorpusError(f"{problem} It looks like a binary file: give text.", kind="binary")
         return CorpusError(
-            f"{said} Name its encoding, such as --encoding {fits}, convert it to UTF-8, or remove these bytes.",
+            f"{problem} Name its encoding, such as --encoding {fits}, convert it to UTF-8, or remove these bytes.",
             kind=f"not {codec}; --encoding {fits} can read it",
         )
 
-    def _binary(self, place: int) -> CorpusError:
-        fits = self._fitting()
+    def _binary(self, offset: int) -> CorpusError:
+        fits = self._possible_encoding()
         hint = "Give UTF-8 text." if fits is None else f"If it is text, name its encoding, such as --encoding {fits}."
         return CorpusError(
-            f"{self.where} looks like a binary file: byte {place:,} (line {self._line(place):,}) is zero. {hint}",
+            f"{self.where} looks like a binary file: byte {offset:,} (line {self._line(offset):,}) is zero. {hint}",
             kind="binary",
         )
 
-    def _fitting(self) -> str | None:
-        """An encoding that all of the bytes can be text in; None where none is likely."""
+    def _possible_encoding(self) -> str | None:
+        """An encoding in which all bytes can be text; None if none is likely."""
         with self._opened() as file:
             start = file.read(CHUNK)
         if 0 not in start:
             candidates = ["cp1252", "latin-1"]
         else:
             # Every second byte of Latin text in UTF-16 is zero.
-            many = len(start) // 8
+            threshold = len(start) // 8
             zeros = {"utf-16-le": start[1::2].count(0), "utf-16-be": start[::2].count(0)}
-            candidates = [name for name, count in zeros.items() if count > many]
+            candidates = [name for name, count in zeros.items() if count > threshold]
         return next((name for name in candidates if self._is_text_in(name)), None)
 
     def _is_text_in(self, encoding: str) -> bool:
@@ -231,9 +231,9 @@ class BinaryText(Text):
                 return False
         return True
 
-    def _line(self, place: int) -> int:
-        """The line, from 1, that holds the byte at `place`."""
-        lines, left = 1, place
+    def _line(self, offset: int) -> int:
+        """The line, from 1, of the byte at `offset`."""
+        lines, left = 1, offset
         with self._opened() as file:
             while left and (block := file.read(min(left, CHUNK))):
                 lines += block.count(b"\n")
@@ -251,9 +251,9 @@ class FileText(BinaryText):
 
         Args:
             path: the file.
-            encoding: where it has no byte-order mark; None is UTF-8.
-            member: which file, of a .zip that holds several.
-            where: what errors call it; None is the path.
+            encoding: for text without a byte-order mark; None is UTF-8.
+            member: the file in a .zip of several.
+            where: its name in errors; None is the path.
         """
         where = where or (str(path) if member is None else f"{path}: {member}")
         compressed = path.suffix.lower() in COMPRESSED
@@ -267,7 +267,7 @@ class FileText(BinaryText):
 
 
 class JoinedText(Text):
-    """Several texts as one, with a newline between two where the first does not end with one."""
+    """Several texts as one, with a newline between two if the first does not end with one."""
 
     def __init__(self, where: str, parts: Sequence[Text]) -> None:
         self.where = where
@@ -289,15 +289,15 @@ class JoinedText(Text):
 
 
 def decode_text(data: bytes, where: str, encoding: str | None = None) -> str:
-    """The text of bytes that are all here, as `FileText` would read them; "" where there are none.
+    """The text of bytes in memory, read as `FileText` does; "" if it is empty.
 
     Args:
-        data: what was given.
-        where: what errors call it.
-        encoding: where there is no byte-order mark; None is UTF-8.
+        data: the bytes.
+        where: their name in errors.
+        encoding: for text without a byte-order mark; None is UTF-8.
 
     Raises:
-        CorpusError: it is badly encoded, or no text.
+        CorpusError: the encoding is wrong, or it is not text.
     """
     try:
         return decode_file(data, where, encoding)
@@ -308,13 +308,13 @@ def decode_text(data: bytes, where: str, encoding: str | None = None) -> str:
 
 
 def decode_file(data: bytes, where: str, encoding: str | None = None) -> str:
-    """The same, but an empty text is refused."""
+    """As `decode_text`, but refuses an empty text."""
     text = BinaryText(where, lambda: io.BytesIO(data), encoding, size_bytes=len(data), seekable=True)
     return "".join(text.chunks())
 
 
 def utf8(text: str) -> bytes:
-    """Raises CorpusError where the text holds half of a surrogate pair, which UTF-8 cannot express."""
+    """The text in UTF-8; raises CorpusError for half of a surrogate pair, which UTF-8 cannot express."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -324,7 +324,7 @@ def utf8(text: str) -> bytes:
         ) from None
 
 
-# -- where chunks are cut -------------------------------------------------------------------------------
+# -- boundaries of chunks -------------------------------------------------------------------------------
 
 _SPACE = re.compile(r"\s")
 # The same in UTF-8, ASCII first.
@@ -348,8 +348,8 @@ def regroup(pieces: Iterable[str]) -> Iterator[str]:
             end = (text.rfind("\n", start, stop) + 1) or (text.rfind(" ", start, stop) + 1)
             end = end or start + _after_space(text[start:stop])
             if end == start:
-                if wanted < LONGEST_CHUNK:
-                    wanted = min(2 * wanted, LONGEST_CHUNK)
+                if wanted < MAX_CHUNK:
+                    wanted = min(2 * wanted, MAX_CHUNK)
                     continue
                 end = stop
             yield text[start:end]
@@ -360,14 +360,14 @@ def regroup(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _after_space(text: str) -> int:
-    """The place after the last white space, never between the two characters of a line end; 0 where there is none."""
+    """The position after the last white space, never inside a "\\r\\n"; 0 if there is none."""
     reverse = text[::-1]
     found = _SPACE.search(reverse, 1 if text.endswith("\r") else 0)
     return len(text) - found.start() if found else 0
 
 
 def _after_space_bytes(data: bytes) -> int:
-    """The same in UTF-8."""
+    """As `_after_space`, in UTF-8."""
     end = 0
     for found in _SPACE_BYTES.finditer(data):
         if found.end() < len(data) or found[0] != b"\r":
@@ -376,9 +376,9 @@ def _after_space_bytes(data: bytes) -> int:
 
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    """Cut what is left of a file of UTF-8 into blocks: the chunks of `Text.chunks`.
+    """The rest of a UTF-8 file in blocks, the chunks of `Text.chunks`.
 
-    Where a block ends depends only on where it starts, so that reading can begin at any block.
+    The end of a block depends only on its start, so that reading can begin at any block.
     """
     rest, wanted = b"", CHUNK
     while True:
@@ -391,13 +391,13 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
             break
         end = (data.rfind(b"\n") + 1) or (data.rfind(b" ") + 1) or _after_space_bytes(data)
         if not end:
-            if wanted < LONGEST_CHUNK:
-                rest, wanted = data, min(2 * wanted, LONGEST_CHUNK)
+            if wanted < MAX_CHUNK:
+                rest, wanted = data, min(2 * wanted, MAX_CHUNK)
                 continue
             end = _between_characters(data)
         yield data[:end]
         rest, wanted = data[end:], CHUNK
-    # The file has ended: one cut at its last newline would only leave a crumb, so the rest goes out whole.
+    # The end of the file: the rest is one block.
     if data:
         yield data
 
@@ -406,11 +406,11 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def open_binary(path: Path, member: str | None = None) -> BinaryIO:
-    """The bytes of a file, unpacked as its suffix says.
+    """The bytes of a file, decompressed according to its suffix.
 
     Args:
         path: the file.
-        member: which file of a .zip; None where it holds only one.
+        member: the file in a .zip; None if it holds only one.
 
     Raises:
         MissingExtraError: the codec is not installed.
@@ -425,7 +425,7 @@ def open_binary(path: Path, member: str | None = None) -> BinaryIO:
             importlib.import_module(_NEEDS[codec])
         except ImportError:
             raise MissingExtraError(
-                f"{path} is packed with {codec}, which needs a library that is not installed: "
+                f"{path} is compressed with {codec}, which needs a library that is not installed: "
                 f"pip install {_NEEDS[codec]}"
             ) from None
     if codec == "zip":
@@ -435,7 +435,7 @@ def open_binary(path: Path, member: str | None = None) -> BinaryIO:
 
 
 def zip_members(path: Path) -> list[str]:
-    """The files in a .zip, in the order of their names; hidden ones and what macOS adds are left out.
+    """The files in a .zip, sorted by name, without hidden files and those that macOS adds.
 
     Raises:
         CorpusError: it cannot be read.
@@ -460,13 +460,13 @@ def _open_member(path: Path, member: str | None) -> BinaryIO:
         member = names[0]
     try:
         return cast(BinaryIO, zipfile.ZipFile(path).open(member))
-    # A password, or a method that Python does not know.
+    # A password, or an unsupported method.
     except (RuntimeError, NotImplementedError) as error:
         raise CorpusError(f"{path} cannot be unpacked: {error}.") from None
 
 
 def _between_characters(data: bytes) -> int:
-    """The last place in `data` that is not inside a UTF-8 character."""
+    """The last position in `data` that is not inside a UTF-8 character."""
     for start in range(len(data) - 1, max(len(data) - 5, -1), -1):
         lead = data[start]
         if lead & 0xC0 != 0x80:

@@ -1,14 +1,14 @@
-"""One summed log-likelihood over all N tokens of a split: what every figure of a report is made of.
+"""The summed log-likelihood over all N tokens of a split, from which all figures of a report come.
 
-Two context rules, chosen by the model's `context_length` alone:
+The model's `context_length` chooses one of two context rules:
 
 - None: the state is carried from the first token to the last (`rows` = 1), or within `rows` equal parts of the split
-  that are read together, which is faster. With `warm_up`, each part but the first begins with the state that the
-  tokens before it leave: this is what validation during training does;
-- C: a window of C tokens slides by `stride`; after the first window only its last `stride` tokens are scored, so that
+  that run together, which is faster. With `warm_up`, each part but the first begins with the state after the tokens
+  before it; validation during training does this;
+- C: a window of C tokens slides by `stride`. After the first window only its last `stride` tokens are scored, so that
   each is predicted from at least C - stride tokens. The last window ends with the text, and is as long as the others.
 
-Either way each token is scored exactly once, the first one conditioned on the start token, the tail included.
+Each token is scored exactly once. The first one is predicted from the start token.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from lm.models.base import LanguageModel, State
 __all__ = ["Scores", "score"]
 
 LOGITS_AT_ONCE = 16_000_000
-"""Logits held at a time, or those of one window where that is more: bounds the memory of an evaluation."""
-MOST_TOKENS_AT_ONCE = 8192
+"""Logits in memory at a time, at least those of one window; limits the memory of an evaluation."""
+MAX_TOKENS_AT_ONCE = 8192
 SCORED_PER_WARM_UP = 4
-"""Tokens that a row scores, at least, for each one that it reads to warm up: bounds the work that is not scored."""
+"""Tokens that a row scores, at least, for each warm-up token; limits the unscored work."""
 
 Ids = npt.NDArray[Any]
 
 
 def tokens_at_once(vocab_size: int) -> int:
-    """Tokens that run through a model together, but for windows longer than that."""
-    return max(1, min(MOST_TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size))
+    """Tokens that run through a model together; a longer window still runs whole."""
+    return max(1, min(MAX_TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size))
 
 
 @dataclass
@@ -54,12 +54,12 @@ class _Piece:
     targets: Ids
     skip: int = 0
     keep_row: int | None = None
-    """Go on from the state of this row alone."""
+    """Continue from the state of this row alone."""
     fresh: bool = field(default=False)
     scored_rows: int | None = None
-    """So many rows, from the first on, are scored; the others only move their state. None: all."""
+    """The first `scored_rows` rows are scored; the others only update their state. None: all."""
     counts: bool = True
-    """False where the tokens are another share's, and are run through the model only to keep step with it."""
+    """False if the tokens belong to another share; the model runs on them only to be called equally often."""
 
 
 def score(
@@ -78,18 +78,18 @@ def score(
     """Score every token of a split, or one share of them.
 
     Args:
-        model: left in the mode it was in; runs on the device it is on.
+        model: its mode and device stay as they are.
         ids: (N + 1,) the start token, then the N tokens.
-        precision: of the matrix products; the loss is float32, its sum float64. None: as set by who calls.
-        rows: for a carried state, how many equal parts of the split are read together, at most.
-        warm_up: tokens that each row but the first reads before those that it scores. A row scores at least
+        precision: of the matrix products; the loss is float32, its sum float64. None: the caller's setting.
+        rows: for a carried state, maximum number of equal parts of the split that run together.
+        warm_up: tokens that each row but the first reads before its scored tokens. A row scores at least
             `SCORED_PER_WARM_UP` times as many, so a short split has fewer rows.
-        stride: for a window, how far it slides; default: half the context length.
-        share: which share of the rows or windows, from 0, and of how many; the sums of all shares add up to those of
-            the split. All shares call the model equally often.
-        unknown_id: the token whose nats are summed apart as well.
+        stride: of a window; default: half the context length.
+        share: (index from 0, number of shares) of the rows or windows. The sums of all shares add up to those of the
+            split. All shares call the model equally often.
+        unknown_id: the token whose nats are also summed separately.
         progress: called with tokens done and tokens in all.
-        each: called with the nats of the tokens that were just scored, in the order of the text where `rows` is 1.
+        each: called with the nats of the tokens just scored, in the order of the text if `rows` is 1.
     """
     count = len(ids) - 1
     at_once = tokens_at_once(model.vocab_size)
@@ -138,7 +138,7 @@ def score(
 
 
 def _add(scores: Scores, logits: Tensor, targets: Tensor, unknown_id: int | None) -> Tensor:
-    """Add tokens to the sums; their nats, float64."""
+    """Add tokens to the sums; returns their nats, float64."""
     logits = logits.float().reshape(-1, logits.shape[-1])
     targets = targets.reshape(-1)
     nats = F.cross_entropy(logits, targets, reduction="none").double()
@@ -163,7 +163,7 @@ def _add(scores: Scores, logits: Tensor, targets: Tensor, unknown_id: int | None
 
 
 def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int], warm_up: int = 0) -> Iterator[_Piece]:
-    # All rows are equally long: the first scores what the others read to warm up.
+    # All rows are equally long: the first row scores its first `warm_up` tokens, the others do not.
     scored = (len(ids) - 1 - warm_up) // rows
     length = warm_up + scored
     first, last = (rows * number // share[1] for number in (share[0], share[0] + 1))
@@ -172,7 +172,7 @@ def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int], warm_up: in
     for begin in range(0, length, time):
         columns = starts[:, None] + np.arange(begin, min(begin + time, length))
         own = _Piece(ids[columns], ids[columns + 1], fresh=begin == 0, counts=counts)
-        # A piece may hold the end of warming up: it is cut there.
+        # If the warm-up ends inside a piece, the piece is cut there.
         skipped = min(warm_up - begin, columns.shape[1])
         if skipped <= 0:
             yield own
@@ -182,13 +182,13 @@ def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int], warm_up: in
         if skipped < columns.shape[1]:
             yield replace(own, inputs=own.inputs[:, skipped:], targets=own.targets[:, skipped:], fresh=False)
     if rest := len(ids) - 1 - warm_up - rows * scored:
-        # Fewer tokens than rows are left over: they go on from the last row, which the last share has.
+        # The remaining tokens, fewer than rows, continue the last row, which belongs to the last share.
         counts = share[0] == share[1] - 1
         yield _Piece(ids[None, -1 - rest : -1], ids[None, -rest:], keep_row=len(starts) - 1, counts=counts)
 
 
 def _in_turn(pieces: Iterator[_Piece], share: tuple[int, int]) -> Iterator[_Piece]:
-    """Every so many-th piece; where the last round has none for this share, one that does not count."""
+    """The pieces of this share; if the last round has none for it, one that does not count."""
     number, shares = share
     while turn := list(islice(pieces, shares)):
         yield turn[number] if number < len(turn) else replace(turn[0], counts=False)

@@ -1,7 +1,7 @@
 """The perplexity report: every figure with its denominator, context rule and data hash.
 
 All figures come from one sum of log-likelihoods (`lm.evaluation.score_sums`), divided by different counts. Bits per
-byte and per character include what the tokens do not say about the text (`lm.spelling`): only so are they comparable.
+byte and per character include the spelling cost (`lm.spelling`), so that they are comparable across tokenizers.
 """
 
 from __future__ import annotations
@@ -20,22 +20,20 @@ if TYPE_CHECKING:
     from lm.evaluation.score_sums import Scores
 
 FLOOR_MARGIN = 1e-4
-"""Nats per token by which a model may miss the floor before it is said: rounding, and counts that are the floor."""
+"""Nats per token above the floor without a note, for rounding and for n-gram models, which equal their floor."""
 MAX_OVERLAP = 0.1
-"""Share of a text that may stand in the training text, as a common phrase does."""
-NOTED_BITS = 0.001
-"""Bits per byte of spelling from which on a note says so."""
-REMEMBERED = (
-    "stands in the training text: the figures show how well it is remembered, not how well new text is predicted."
-)
-NOT_MEASURED = "An older Inkling did not measure what the tokens do not say (unknown words, white space)."
+"""Share of a text that may be in the training text, as common phrases are."""
+MIN_NOTED_BITS = 0.001
+"""Bits per byte of spelling cost that a note mentions."""
+REMEMBERED = "is in the training text: the figures show how well it is memorised, not how well new text is predicted."
+NOT_MEASURED = "An older Inkling did not measure the spelling cost of unknown words and white space."
 EOS_CONVENTION = (
     "words are len(text.split()); word_perplexity divides by them alone, word_eos_perplexity by words plus one "
     "end-of-line mark a line, as published WikiText and Penn Treebank figures do"
 )
 
-_SHORTLY = "run", "state", "corpus", "split", "loss", "perplexity", "bits_per_byte", "tokens"
-"""What a report shows itself as in an interpreter; all fields are in `model_dump()`."""
+_IN_REPR = "run", "state", "corpus", "split", "loss", "perplexity", "bits_per_byte", "tokens"
+"""Fields in `repr`; `model_dump()` has all."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +49,19 @@ class Floor:
 
 
 class Report(Options):
-    """What `lm eval` prints and saves."""
+    """The figures that `lm eval` prints and saves."""
 
     run: str = Field(description="Name of the run.")
-    kind: str | None = Field(None, description="What the model is, where it is no network alone.")
-    state: str = Field(description="Which weights: best, last, or a kept step.")
+    kind: str | None = Field(None, description="Kind of model, if it is not a network alone.")
+    state: str = Field(description="Checkpoint: best, last or step-N.")
     step: int | None = Field(description="Optimizer step of the weights.")
     corpus: str = Field(description="Name of the text.")
-    split: str = Field(description="Which part of it.")
+    split: str = Field(description="Split of the text.")
     text_sha256: str = Field(description="Hash of the UTF-8 text that was scored.")
 
     loss: float = Field(description="Nats per token: the sum of log-likelihoods over the number of tokens.")
-    standard_error: float = Field(description="Of the loss, taking tokens as independent.")
-    perplexity: float | None = Field(description="exp(loss): of a token; compare only between equal tokenizers.")
+    standard_error: float = Field(description="Of the loss, with tokens as independent samples.")
+    perplexity: float | None = Field(description="exp(loss), per token; comparable only between equal tokenizers.")
     perplexity_without_unknown: float | None = Field(
         None,
         description="exp(nats / tokens) of the tokens that are not the unknown token: KenLM's excluding OOVs, where "
@@ -77,31 +75,29 @@ class Report(Options):
         description="exp(nats / lm_eval_words), as lm-evaluation-harness counts."
     )
     bits_per_char: float | None = Field(
-        description="Bits per character of the original text, spelling included; null where that is not known."
+        description="Bits per character of the original text, spelling cost included; null if that is unknown."
     )
     bits_per_byte: float | None = Field(
-        description="Bits per UTF-8 byte, spelling included: comparable across all tokenizers; null where the spelling "
-        "is not known."
+        description="Bits per UTF-8 byte, spelling cost included: comparable across all tokenizers; null if the "
+        "spelling cost is unknown."
     )
     token_bits_per_byte: float | None = Field(
-        None, description="Bits of the tokens alone per UTF-8 byte, as is customary: spelling costs nothing."
+        None, description="Bits of the tokens alone per UTF-8 byte, without the spelling cost."
     )
     spelling_nats: float | None = Field(
-        None, description="Nats of what the tokens do not say: unknown words and white space; null where not known."
+        None, description="Spelling cost in nats, of unknown words and white space; null if unknown."
     )
-    spelling: str | None = Field(None, description="How these nats were counted; null where the tokens say all.")
-    floor_loss: float | None = Field(
-        None, description="Nats per token of n-gram counts on the same tokens: what a model must beat."
-    )
+    spelling: str | None = Field(None, description="Rule of the spelling cost; null if the cost is 0.")
+    floor_loss: float | None = Field(None, description="Nats per token of n-gram counts on the same tokens.")
     floor_bits_per_byte: float | None = Field(None, description="The same in bits per UTF-8 byte.")
     floor: str | None = Field(
-        None, description="What was counted; null where the training text is not at hand or holds this text."
+        None, description="The counts; null if the training text is not available or contains this text."
     )
     training_overlap: float | None = Field(
-        None, description="About the share of this text that stands in the training text; null where that is not known."
+        None, description="About the share of this text that is in the training text; null if unknown."
     )
-    accuracy: float = Field(description="Share of tokens that were the model's first choice.")
-    top5_accuracy: float = Field(description="Share of tokens among its first five choices.")
+    accuracy: float = Field(description="Share of tokens that the model predicted first.")
+    top5_accuracy: float = Field(description="Share of tokens in its first five predictions.")
 
     tokens: int = Field(description="Tokens scored: all of the split.")
     words: int = Field(description="len(text.split()).")
@@ -113,25 +109,25 @@ class Report(Options):
     unknown_nats: float | None = Field(None, description="Nats of the unknown tokens, part of the loss.")
     unknown_rate: float = Field(description="unknown_tokens / tokens.")
 
-    context: str = Field(description="What a prediction could look back on.")
+    context: str = Field(description="Context rule of the predictions.")
     convention: str = Field(EOS_CONVENTION, description="How words are counted.")
-    notes: tuple[str, ...] = Field((), description="What to know before comparing these figures.")
+    notes: tuple[str, ...] = Field((), description="Facts that matter when figures are compared.")
     tokens_per_second: float = Field(description="Speed of this evaluation.")
-    device: str = Field(description="Where it ran.")
+    device: str = Field(description="Device of this evaluation.")
     precision: str = Field(description="Number format of the matrix products.")
     version: str = Field(description="Version of Inkling.")
 
     def __repr_args__(self) -> Iterable[tuple[str, object]]:
-        return ((name, getattr(self, name)) for name in _SHORTLY)
+        return ((name, getattr(self, name)) for name in _IN_REPR)
 
     @property
     def remembered(self) -> bool:
-        """Whether so much of the text stands in the training text that its figures say how well it is remembered."""
+        """Whether too much of the text is in the training text, so that its figures show memorised text."""
         return (self.training_overlap or 0.0) > MAX_OVERLAP
 
     @property
     def misses_floor(self) -> bool:
-        """Whether counting predicts the same tokens better."""
+        """Whether the n-gram floor predicts the same tokens better."""
         return self.floor_loss is not None and self.loss > self.floor_loss + FLOOR_MARGIN
 
 
@@ -143,9 +139,9 @@ def make_report(
     Args:
         scores: sums over the whole text; `scores.tokens` must be `counts.tokens`.
         counts: how long the text is in every unit.
-        floor: what counting reaches on the same tokens; None where that is not known.
-        spelling: how `counts.spelling_nats` were counted.
-        facts: the fields that say what was measured and where.
+        floor: of the same tokens; None if unknown.
+        spelling: rule of `counts.spelling_nats`.
+        facts: the other fields: what was measured, and where.
     """
     assert scores.tokens == counts.tokens, "every token is scored once"
     words_and_lines = counts.words + counts.lines
@@ -193,24 +189,23 @@ def make_report(
 
 
 def _notes(report: Report, counts: Counts) -> Iterator[str]:
-    """What to know before comparing the figures."""
     if counts.spelling_nats is None:
-        yield f"{NOT_MEASURED} Measure again where the text is at hand: lm eval {report.run}."
+        yield f"{NOT_MEASURED} To measure it, run this where the text is: lm eval {report.run}."
     elif report.spelling_nats is None:
         yield (
-            "Symbols outside the vocabulary were left out, so that the tokens do not determine the text: there are no "
-            "bits per byte and per character."
+            "Symbols outside the vocabulary were left out, so the tokens do not determine the text. There are no bits "
+            "per byte and per character."
         )
     if report.unknown_tokens:
         yield (
-            f"{report.unknown_tokens:,} of the tokens are the unknown token, scored as such: loss, perplexities and "
-            "accuracies leave out what they stand for. Bits per byte and per character include it."
+            f"{report.unknown_tokens:,} of the tokens are the unknown token and are scored as such. Loss, perplexities "
+            "and accuracies do not include the words they replace; bits per byte and per character do."
         )
     if report.spelling and report.token_bits_per_byte is not None and report.bits_per_byte is not None:
         share = report.bits_per_byte - report.token_bits_per_byte
-        if share >= NOTED_BITS:
+        if share >= MIN_NOTED_BITS:
             yield (
-                f"Bits per byte and per character include {share:.4f} bits per byte for what the tokens do not say: "
+                f"Bits per byte and per character include a spelling cost of {share:.4f} bits per byte: "
                 f"{report.spelling}."
             )
     if report.remembered:
@@ -220,20 +215,20 @@ def _notes(report: Report, counts: Counts) -> Iterator[str]:
         if report.bits_per_byte is None:
             figures = report.floor_loss, report.loss, "nats per token"
         yield (
-            f"This does not beat the floor: {report.floor}, predict these tokens better, at "
-            f"{figures[0]:.4f} {figures[2]} against {figures[1]:.4f}."
+            f"The model does not beat the floor: {report.floor}, predict these tokens better "
+            f"({figures[0]:.4f} {figures[2]}, the model {figures[1]:.4f})."
         )
 
 
 def as_measured_now(report: dict[str, Any], *, lossless: bool) -> dict[str, Any]:
-    """A saved report with today's fields.
+    """A saved report with the current fields.
 
-    An older Inkling gave the bits of the tokens alone. Where the tokens determine the text, that is the same; elsewhere
-    it is not comparable across tokenizers, and the figures that are have to be measured again.
+    An older Inkling gave the bits of the tokens alone. If the tokens do not determine the text, these are not
+    comparable across tokenizers: such figures become null and a note asks for a new measurement.
 
     Args:
         report: as it was saved.
-        lossless: whether the run's tokens determine the text, unknown symbols apart.
+        lossless: whether the run's tokens, except unknown symbols, determine the text.
     """
     if "spelling_nats" in report:
         return report
@@ -252,5 +247,5 @@ def _bits(nats: float | None, count: int) -> float | None:
 
 
 def _exp(nats: float) -> float | None:
-    """exp, or None where it does not fit a float: text without white space is one word of very many nats."""
+    """exp, or None if it exceeds a float, as for a text without white space, which is one word of many nats."""
     return math.exp(nats) if nats < 709 else None

@@ -1,4 +1,4 @@
-"""The sums that every figure of a report is a quotient of; needs no torch, whoever did the scoring."""
+"""The sums behind every figure of a report; without torch, so that the server can use them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 @dataclass
 class Scores:
-    """Sums over the tokens scored so far; every figure is a quotient of two of them."""
+    """Sums over the scored tokens; every figure of a report is a quotient of two of them."""
 
     context: str
-    """The context rule in words."""
+    """The context rule as text."""
     tokens: int = 0
     nats: float = 0.0
     squared_nats: float = 0.0
@@ -23,14 +23,14 @@ class Scores:
     seconds: float = 0.0
 
     def add(self, nats: Iterable[float], ranks: Iterable[int | None]) -> None:
-        """Add tokens by their nats and their ranks among the model's choices: 0 the first, None beyond five."""
+        """Add tokens by their nats and their ranks in the model's predictions: 0 is the first, None is above 5."""
         values = list(nats)
         self.tokens += len(values)
         self.nats += math.fsum(values)
         self.squared_nats += math.fsum(value * value for value in values)
-        told = [rank for rank in ranks if rank is not None]
-        self.top1 += sum(rank < 1 for rank in told)
-        self.top5 += sum(rank < 5 for rank in told)
+        known = [rank for rank in ranks if rank is not None]
+        self.top1 += sum(rank < 1 for rank in known)
+        self.top5 += sum(rank < 5 for rank in known)
 
     @property
     def loss(self) -> float:
@@ -39,11 +39,11 @@ class Scores:
 
     @property
     def accuracy(self) -> float:
-        """Share of tokens that were the model's first choice."""
+        """Share of tokens that the model predicted first."""
         return self.top1 / self.tokens
 
     @property
     def standard_error(self) -> float:
-        """Of `loss`, taking tokens as independent: deviation of a token's nats over the root of their number."""
+        """Of `loss`, with tokens as independent samples."""
         variance = max(self.squared_nats / self.tokens - self.loss**2, 0.0)
         return float((variance / self.tokens) ** 0.5)

@@ -1,1 +1,1 @@
-"""From logits to text: options → filters → draw → decoder → text."""
+"""Generates text: options → filters → sampler → engine, over a decoder."""

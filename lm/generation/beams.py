@@ -1,8 +1,7 @@
-"""Beam search: the likeliest texts, without randomness.
+"""Beam search: finds the most likely texts, without randomness.
 
-What counts is the sum of a text's log-probabilities under the model after bans and biases, the token or text that ends
-it included. The temperature and all filters after it play no part. With as many beams as there are texts, the search is
-exhaustive.
+The score of a text is the sum of its log-probabilities after bans and biases, with the token or text that ends it. The
+temperature, the penalties and the filters after them are not used. With as many beams as texts, the search is exact.
 """
 
 from __future__ import annotations
@@ -22,43 +21,43 @@ from lm.generation.stop_strings import StopFinder
 from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import StreamDecoder, Tokenizer
 
-_SORTED_AT_FIRST = 256
-"""Most searches go no further down the list of what may follow."""
+_FIRST_SORTED = 256
+"""Continuations that are sorted first; most steps need no more."""
 
 
 @dataclass(frozen=True)
 class _Text:
-    """A text that is searched from, or one that is found."""
+    """An unfinished or finished text of the search."""
 
     logprob: float = 0.0
     tokens: tuple[int, ...] = ()
     scores: tuple[Score, ...] = ()
-    watch: _Watch | None = None
-    """What looks for stop texts in it, where there are any."""
+    stops: _StopSearch | None = None
+    """Present if the options have stop texts."""
 
 
-class _Watch:
-    """Looks for stop texts in one text that grows."""
+class _StopSearch:
+    """Finds stop texts in one growing text."""
 
     def __init__(self, stream: StreamDecoder, finder: StopFinder) -> None:
         self._stream, self._finder = stream, finder
 
     @property
     def found(self) -> bool:
-        """Whether the text holds a stop text."""
+        """Whether the text contains a stop text."""
         return self._finder.found
 
-    def after(self, token: int, *, counts: bool) -> _Watch:
-        """The same after one more token; `counts`: a stop text may stand in it."""
+    def after(self, token: int, *, may_stop: bool) -> _StopSearch:
+        """A copy with one more token; `may_stop`: a stop text may contain it."""
         stream, finder = self._stream.copy(), copy.copy(self._finder)
         text = stream.feed(token)
-        if counts:
+        if may_stop:
             finder.feed(text)
-        return _Watch(stream, finder)
+        return _StopSearch(stream, finder)
 
 
 class Beams:
-    """The search of one request. It holds a slot for each beam while it runs, and snapshots while it waits."""
+    """The search of one request. Each beam has a slot while the search runs, and a snapshot while it waits."""
 
     def __init__(self, generation: Generation, tokenizer: Tokenizer, samplers: tuple[Sampler, Sampler]) -> None:
         options = generation.request.options
@@ -72,27 +71,26 @@ class Beams:
         self._samplers = samplers
         self._options = options
         self._stop_tokens = frozenset(options.stop_tokens)
-        watch = None
+        stops = None
         if options.stop:
-            watch = _Watch(tokenizer.stream(after=generation.request.prompt), StopFinder(options.stop))
-        self._live = [_Text(watch=watch)]
+            stops = _StopSearch(tokenizer.stream(after=generation.request.prompt), StopFinder(options.stop))
+        self._live = [_Text(stops=stops)]
         self._found: list[_Text] = []
 
     @property
     def last(self) -> list[int]:
-        """The token of each beam that the decoder has not read yet."""
+        """The last token of each beam, which the decoder has not read yet."""
         return [text.tokens[-1] for text in self._live]
 
     def park(self, decoder: Decoder) -> None:
-        """Give the slots back."""
+        """Save snapshots and free the slots."""
         self._snapshots = [decoder.export(slot) for slot in self.slots]
         self.close(decoder)
 
     def resume(self, decoder: Decoder) -> None:
-        """Take slots again."""
+        """Continue in new slots."""
         self.turn_tokens = 0
-        for snapshot in self._snapshots:
-            self.slots.append(decoder.restore(snapshot))
+        self.slots += [decoder.restore(snapshot) for snapshot in self._snapshots]
         self._snapshots = []
 
     def close(self, decoder: Decoder) -> None:
@@ -101,17 +99,17 @@ class Beams:
             decoder.close(self.slots.pop())
 
     def advance(self, decoder: Decoder, logits: Logits) -> bool:
-        """Go one token on, from the logits (S, V) after each beam; True if the search is over."""
+        """Add one token, from the logits (S, V) after each beam; True if the search is done."""
         self.turn_tokens += 1
         position = len(self._live[0].tokens)
         options = self._options
-        sampler = self._samplers[position >= options.min_tokens]
+        may_stop = position >= options.min_tokens
         live: list[tuple[int, _Text]] = []
         found: list[_Text] = []
-        for parent, token, logprob in _likeliest(sampler, logits, self._live):
+        for parent, token, logprob in _most_likely(self._samplers[may_stop], logits, self._live):
             before = self._live[parent]
-            watch = before.watch and before.watch.after(token, counts=position >= options.min_tokens)
-            text = _Text(logprob, (*before.tokens, token), before.scores, watch)
+            stops = before.stops and before.stops.after(token, may_stop=may_stop)
+            text = _Text(logprob, (*before.tokens, token), before.scores, stops)
             if options.logprobs is not None:
                 score = score_rows(logits[parent : parent + 1], (token,), options.logprobs)
                 text = replace(text, scores=(*before.scores, *score))
@@ -122,59 +120,58 @@ class Beams:
             if len(live) == self.slots_needed or (position + 1 == options.max_tokens and len(found) == options.n):
                 break
         self.generation.usage.drawn_tokens += len(live)
-        # Stable: of equals the one found first.
+        # A stable sort: among equals, the text that was found first.
         self._found = sorted([*self._found, *found], key=lambda text: -text.logprob)[: options.n]
         if not live or (len(self._found) == options.n and self._found[-1].logprob >= live[0][1].logprob):
-            # Sums only fall: no text that is still searched can become likelier than those found.
+            # A sum never grows: no unfinished text can pass the finished ones.
             self.close(decoder)
-            self._tell()
+            self._record()
             return True
-        self._move([parent for parent, _ in live], decoder)
+        self._fork([parent for parent, _ in live], decoder)
         self._live = [text for _, text in live]
         return False
 
     def _ends(self, text: _Text) -> bool:
-        options = self._options
-        if len(text.tokens) == options.max_tokens or text.tokens[-1] in self._stop_tokens:
+        if len(text.tokens) == self._options.max_tokens or text.tokens[-1] in self._stop_tokens:
             return True
-        return text.watch is not None and text.watch.found
+        return text.stops is not None and text.stops.found
 
-    def _move(self, parents: list[int], decoder: Decoder) -> None:
-        """Give each new beam a slot with its parent's state."""
-        for place, slot in enumerate(self.slots):
-            if place not in parents:
-                # First, so that there are never more slots than beams.
+    def _fork(self, parents: list[int], decoder: Decoder) -> None:
+        """Give each new beam a slot with the state of its parent."""
+        for index, slot in enumerate(self.slots):
+            if index not in parents:
+                # Closed first: a search never has more slots than beams.
                 decoder.close(slot)
-        owned: set[int] = set()
+        used: set[int] = set()
         slots = []
         for parent in parents:
-            slots.append(decoder.fork(self.slots[parent]) if parent in owned else self.slots[parent])
-            owned.add(parent)
+            slots.append(decoder.fork(self.slots[parent]) if parent in used else self.slots[parent])
+            used.add(parent)
         self.slots = slots
 
-    def _tell(self) -> None:
+    def _record(self) -> None:
+        """Record the texts as samples."""
         for index, text in enumerate(self._found):
-            # Through the rules of a sample, which say what is given out.
             sample = Sample(self.generation, index, self._tokenizer, self._samplers, self.generation.records)
             scores = text.scores or (None,) * len(text.tokens)
             for token, score in zip(text.tokens, scores, strict=True):
                 sample.push(token, score)
-        # Where bans leave fewer texts than were asked for, the rest is empty.
+        # Bans can leave fewer texts than requested: the other samples are empty.
         for index in range(len(self._found), self._options.n):
             self.generation.records.append(Record(index, finish_reason="length"))
 
 
-def _likeliest(sampler: Sampler, logits: Logits, live: list[_Text]) -> Iterator[tuple[int, int, float]]:
-    """What may follow, likeliest first: beam, token, sum of log-probabilities; of equals the lower beam and id."""
+def _most_likely(sampler: Sampler, logits: Logits, live: list[_Text]) -> Iterator[tuple[int, int, float]]:
+    """Yield continuations by falling sum: beam, token, sum; among equals the lower beam, then the lower id first."""
     logprobs = log_softmax(sampler.biased(logits))
     sums = (logprobs + np.array([text.logprob for text in live])[:, None]).reshape(-1)
-    size, given, most = logits.shape[-1], 0, _SORTED_AT_FIRST
+    size, yielded, count = logits.shape[-1], 0, _FIRST_SORTED
     while True:
-        border = np.partition(sums, len(sums) - most)[len(sums) - most] if most < len(sums) else -np.inf
-        places = np.flatnonzero((sums >= border) & np.isfinite(sums))
-        order = places[np.argsort(-sums[places], kind="stable")]
-        for place in order[given:].tolist():
-            yield *divmod(place, size), float(sums[place])
-        if most >= len(sums):
+        border = np.partition(sums, len(sums) - count)[len(sums) - count] if count < len(sums) else -np.inf
+        candidates = np.flatnonzero((sums >= border) & np.isfinite(sums))
+        order = candidates[np.argsort(-sums[candidates], kind="stable")]
+        for candidate in order[yielded:].tolist():
+            yield *divmod(candidate, size), float(sums[candidate])
+        if count >= len(sums):
             return
-        given, most = len(order), 8 * most
+        yielded, count = len(order), 8 * count

@@ -1,7 +1,7 @@
-"""A text that a user and a model write in turns; the model's state is kept between them.
+"""A text that a user and a model write in turns, with a snapshot between the turns.
 
-There is no template but plain text: what the user said, as it is; the model's reply, which ends before a stop text, a
-stop token or at `max_tokens`; then `after_reply`, whatever ended it. Undoing goes back to the state before a turn.
+The text has no template: the user's text, then the model's reply, then `after_reply`. A reply ends before a stop text
+or stop token, or at `max_tokens`.
 """
 
 from __future__ import annotations
@@ -13,37 +13,37 @@ from lm.generation.engine import Engine, Event, Request, Score
 from lm.generation.options import SamplingOptions
 from lm.generation.snapshots import NamedSnapshot
 
-MOST_UNDONE = 100
-"""Turns that can be taken back."""
+MAX_UNDO = 100
+"""Turns that can be undone."""
 
 
 class Conversation:
-    """Turns of a user and a model over one engine."""
+    """The turns of a user and a model."""
 
     def __init__(
         self, engine: Engine, options: SamplingOptions, begin: NamedSnapshot, *, after_reply: Sequence[int]
     ) -> None:
-        """Start with no turns.
+        """Start without turns.
 
         Args:
-            engine: computes the replies.
-            options: how they are drawn; reply k, counted from 0, has the seed `options.seed` + k.
-            begin: what was read before.
-            after_reply: tokens that follow each reply, at least one.
+            engine: generates the replies.
+            options: of the replies; reply k, counted from 0, has the seed `options.seed` + k.
+            begin: the text before the first turn.
+            after_reply: tokens after each reply, at least one.
         """
         self.state = begin
-        """After the last reply."""
+        """The snapshot after the last reply."""
         self.scores: tuple[Score, ...] = ()
-        """Of the tokens of the last reply, where `logprobs` is asked for."""
+        """Of the tokens of the last reply, if the options set `logprobs`."""
         self._engine = engine
         self._options = options
         self._begin = begin
         self._after_reply = tuple(after_reply)
-        self._before: deque[NamedSnapshot] = deque(maxlen=MOST_UNDONE)
+        self._before: deque[NamedSnapshot] = deque(maxlen=MAX_UNDO)
         self._turns = 0
 
     def say(self, ids: Sequence[int]) -> Iterator[Event]:
-        """Add tokens, and let the model reply; a reply that is not taken to its end stays as far as it was taken."""
+        """Add the user's tokens and generate a reply; if the iterator is closed early, the reply ends there."""
         before = self.state
         prompt = (*before.unread, *ids)
         options = self._options.model_copy(update={"seed": (self._options.seed + self._turns) % 2**63, "n": 1})
@@ -67,7 +67,7 @@ class Conversation:
                 self._turns += 1
 
     def undo(self) -> bool:
-        """Take the last turn back; False if there is none."""
+        """Undo the last turn; False if there is none."""
         if not self._before:
             return False
         self.state = self._before.pop()
@@ -76,6 +76,6 @@ class Conversation:
         return True
 
     def reset(self) -> None:
-        """Begin again."""
+        """Remove all turns."""
         self.state, self.scores, self._turns = self._begin, (), 0
         self._before.clear()

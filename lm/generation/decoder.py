@@ -1,14 +1,14 @@
-"""The Decoder contract, and the reference decoder that wraps any LanguageModel.
+"""The Decoder contract: texts in slots, logits on the host.
 
     slot = decoder.open()
     logits = decoder.prefill(slot, ids)      # (T, V) numpy float32, one row after each id
     logits = decoder.step([slot], [token])   # (1, V)
 
-Past a model's context length the window slides by half: when `context_length` tokens are held, the older half is
-forgotten and the newer half is read again. What is held depends on the position in the text alone, never on how the
-text arrived. A model with a carried state goes on forever.
+Beyond the context length, the window slides by half: when it holds `context_length` tokens, the older half is dropped
+and the newer half is read again. So the window depends only on the position in the text. A model with a carried state
+has no window.
 
-A slot's logits do not depend on its company: the same ids give the same bits alone and among others.
+The logits of a slot do not depend on other slots: the same ids give the same bits.
 """
 
 from __future__ import annotations
@@ -25,58 +25,61 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a slot holds, on the host; immutable, so that it may be shared, kept and saved."""
+    """The arrays of one slot, on the host. It is immutable, and any decoder of the model can continue from it.
+
+    `lm.generation.snapshots` gives snapshots names and saves them in files.
+    """
 
     arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    """The model's state of one text, by the names of `lm.models.base.State` and without its batch axis; empty before
-    the first token."""
+    """The model's state, by the names of `lm.models.base.State`, without the batch axis; empty before the first
+    token."""
     growing: frozenset[str] = frozenset()
     """Names of the arrays whose first axis is time."""
     window: tuple[int, ...] = ()
-    """The tokens that the state has read; kept only where the context is limited."""
+    """The tokens in the window; empty if the context has no limit."""
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Size in memory."""
         return sum(array.nbytes for array in self.arrays.values()) + 32 * len(self.window)
 
 
 class Decoder(Protocol):
-    """What generation steps through: texts in slots, logits on the host."""
+    """Computes the logits of several texts, each in a slot."""
 
     @property
     def name(self) -> str:
-        """Which arithmetic this is, in words: "native fp32, avx512", "torch fp32, cuda:0"."""
+        """The implementation: "native fp32, avx512", "torch fp32, cuda:0"."""
 
     @property
     def vocab_size(self) -> int:
-        """V of the model."""
+        """V of the logits."""
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens that a prediction looks back on; None for a carried state without limit."""
+        """Size of the window in tokens; None for a carried state without limit."""
 
     @property
     def max_slots(self) -> int | None:
-        """Slots that may be open at once; None: as many as memory holds."""
+        """Slots that can be open at once; None: as many as memory holds."""
 
     def open(self) -> int:
-        """A new, empty slot."""
+        """Open an empty slot."""
 
     def prefill(self, slot: int, ids: Sequence[int], *, only_last: bool = False) -> Logits:
-        """Read `ids` (T >= 1); (T, V) logits of what follows each of them, or (1, V) of what follows the last."""
+        """Read `ids` (T >= 1). Returns the logits after each id, (T, V), or only after the last, (1, V)."""
 
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> Logits:
-        """Read one id in each of S different slots; (S, V) logits of what follows, good until the next call."""
+        """Read one id in each of S different slots. Returns logits (S, V), valid until the next call."""
 
     def fork(self, slot: int) -> int:
-        """A new slot that goes on from the same text."""
+        """Open a slot with a copy of another slot."""
 
     def export(self, slot: int) -> Snapshot:
-        """What the slot holds, for `restore`."""
+        """Copy a slot to the host."""
 
     def restore(self, snapshot: Snapshot) -> int:
-        """A new slot that goes on from an exported one."""
+        """Open a slot with an exported snapshot."""
 
     def close(self, slot: int) -> None:
         """Free the slot."""

@@ -1,4 +1,4 @@
-"""A decoder as a LanguageModel, so that the one exact evaluator can score what decoding computes."""
+"""A decoder as a LanguageModel: the evaluator can score it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lm.models.base import LanguageModel, State
 
 
 class Decoded(LanguageModel):
-    """The logits of a decoder; for evaluation alone, since it has no weights to train.
+    """The logits of a decoder, for evaluation: it has no weights.
 
-    A carried state is a slot, so that there must be as many as rows; windows are read one after the other.
+    A carried state is a slot: the decoder needs one for each row. Windows are read one after the other in one slot.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -22,17 +22,17 @@ class Decoded(LanguageModel):
 
     @property
     def context_length(self) -> int | None:
-        """The decoder's."""
+        """See `Decoder.context_length`."""
         return self._decoder.context_length
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
-        going_on = [] if state is None else state.tensors["slots"].tolist()
-        for slot in self._open.difference(going_on):
+        carried = [] if state is None else state.tensors["slots"].tolist()
+        for slot in self._open.difference(carried):
             self._close(slot)
         rows, slots = [], []
         for index, row in enumerate(ids.tolist()):
-            slot = going_on[index] if going_on else self._decoder.open()
+            slot = carried[index] if carried else self._decoder.open()
             self._open.add(slot)
             rows.append(torch.from_numpy(self._decoder.prefill(slot, row)))
             slots.append(slot)

@@ -1,17 +1,17 @@
-"""The engine: many requests at once through one decoder, each text as if it were alone.
+"""The engine: generates text for many requests at once. Each text is the same as if it were alone.
 
     engine = Engine(decoder, tokenizer)
     for event in engine.run(Request(prompt=(tokenizer.start_id, *ids), options=SamplingOptions(seed=7))):
         print(event.text, end="")
 
-Or, where others decide when to compute: `submit` from any thread, `step` on one thread until it says False, and
-`Generation.take` for the news. Requests join and leave at any step; what one gives depends on the request alone.
+A server calls `submit` from any thread, `step` on one thread until it returns False, and `Generation.take` for the
+events. Requests join and leave at any step.
 
-    waiting ──► prompts (64 tokens a step, in turns) ──► running (a token a step, all together) ──► ended
-       ▲                                                  │ drew QUANTUM tokens while others wait
+    waiting ──► prefill (64 tokens a step, in turns) ──► running (a token a step, all together) ──► done
+       ▲                                                  │ generated QUANTUM tokens while others wait
        └──────────────────────────────────────────────────┘
 
-`pause` takes a request's samples out of the round, without slots, until `resume`: for news that nobody reads yet.
+`pause` removes the samples of a request from the batch until `resume`: the client does not read its events.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lm.errors import ConfigError
 from lm.generation.beams import Beams
 from lm.generation.decoder import Decoder, Logits
 from lm.generation.options import SamplingOptions
-from lm.generation.prefill import PREFILL_CHUNK, Prompts, Reading
+from lm.generation.prefill import PREFILL_CHUNK, PromptJob, Prompts
 from lm.generation.prefix_cache import PrefixCache
 from lm.generation.request import Event, Generation, Record, Request, Score, Usage
 from lm.generation.sampler import Sampler
@@ -39,125 +38,106 @@ from lm.tokenizers.base import Tokenizer
 __all__ = ["PREFILL_CHUNK", "QUANTUM", "Engine", "EngineStats", "Event", "Generation", "Request", "Score", "Usage"]
 
 QUANTUM = 256
-"""Tokens that a sample draws before it makes room, if others wait."""
+"""Tokens that a sample generates before it gives up its slot, if others wait."""
 
-Job = Reading | Sample | Beams
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """What the engine is at, and what it has done so far."""
-
-    running: int
-    """Samples and searches that draw."""
-    prefilling: int
-    """Requests whose prompt is being read."""
-    waiting: int
-    """Requests that have not begun, and samples that made room or are paused."""
-    slots: int
-    """Slots held; at most `Engine.max_batch`."""
-    steps: int
-    drawn_tokens: int
-    prefilled_tokens: int
-    cached_tokens: int
-    """Tokens of prompts that did not have to be read again."""
-    cache_bytes: int
+Job = PromptJob | Sample | Beams
 
 
-@dataclass
-class _Task:
-    """What the engine knows of a request."""
-
-    samples: list[Sample] = field(default_factory=list)
-    """Empty until the prompt is read, and where beams are searched."""
-    live: int = 0
-    """Samples that are not over."""
-
-
-class _JobCounts(NamedTuple):
-    """Where the jobs were at one moment between two steps."""
+class EngineStats(NamedTuple):
+    """The load of an engine after its last step, and its totals."""
 
     running: int = 0
+    """Samples and beam searches that generate tokens."""
     prefilling: int = 0
+    """Requests whose prompt is read."""
     waiting: int = 0
-    """Of the requests that were taken in."""
+    """Requests that have not started, and samples without a slot."""
     slots: int = 0
-    taken: int = 0
-    """Requests taken in until then."""
+    """Slots in use; at most `Engine.max_batch`."""
+    steps: int = 0
+    drawn_tokens: int = 0
+    prefilled_tokens: int = 0
+    cached_tokens: int = 0
+    """Tokens of prompts that came from the prefix cache."""
+    cache_bytes: int = 0
 
 
 class _Group:
-    """Samples that one sampler draws for."""
+    """Samples for which one sampler draws."""
 
-    def __init__(self, sampler: Sampler, samples: list[Sample]) -> None:
-        self.sampler = sampler
+    def __init__(self, samples: list[Sample]) -> None:
+        self.sampler = samples[0].sampler
         self.samples = samples
         self.contexts = [sample.context for sample in samples]
-        self.alternatives = max((sample.alternatives for sample in samples), default=-1)
-        """The most that one of them wants to be told; -1 where no scores are kept."""
+        self.alternatives = max(sample.alternatives for sample in samples)
+        """The most alternatives that a sample scores; -1 if none has scores."""
 
 
 class Engine:
-    """Draws for many requests at once.
+    """Generates text for many requests at once.
 
-    `submit`, `cancel`, `resume` and `stats` may be called from any thread; `step`, `run` and `pause` from one at a
-    time.
+    Any thread may call `submit`, `cancel`, `resume` and `stats`. Only one thread at a time may call `step`, `run` and
+    `pause`.
     """
 
     def __init__(
         self, decoder: Decoder, tokenizer: Tokenizer, *, max_batch: int = 32, prefix_cache_bytes: int = 64 * 2**20
     ) -> None:
-        """An engine without requests.
+        """Create an engine without requests.
 
         Args:
             decoder: of the model.
             tokenizer: of the model.
-            max_batch: samples computed together; each takes a slot of the decoder.
-            prefix_cache_bytes: memory for the states of prompt starts.
+            max_batch: samples that are computed together, each in a slot of the decoder.
+            prefix_cache_bytes: memory for snapshots of prompt prefixes.
         """
         self.decoder = decoder
         self.tokenizer = tokenizer
         self.max_batch = max_batch if decoder.max_slots is None else min(max_batch, decoder.max_slots)
-        # From other threads; a deque's ends are safe to share.
-        self._submitted: deque[Reading] = deque()
-        self._submitted_count = self._taken_count = 0
-        """Requests that were submitted so far, and those of them that the stepping thread has taken in."""
-        self._submit_lock = threading.Lock()
-        self._jobs_now = _JobCounts()
+        # Other threads append to these: the ends of a deque are thread-safe.
+        self._submitted: deque[PromptJob] = deque()
         self._cancelled: deque[Generation] = deque()
         self._resumed: deque[Generation] = deque()
-        self._tasks: dict[Generation, _Task] = {}
+        self._submitted_count = self._accepted_count = 0
+        self._submit_lock = threading.Lock()
+        self._stats = EngineStats(), 0
+        """The figures after the last step, and the accepted requests at that time."""
+        self._samplers: tuple[SamplingOptions, tuple[Sampler, Sampler]] | None = None
+        """Those of the last request: the prompts of one API request share their options."""
+
+        self._samples: dict[Generation, list[Sample]] = {}
+        """Of each unfinished request; empty before the prompt is read, and for a beam search."""
         self._waiting: deque[Job] = deque()
         self._paused: dict[Generation, list[Job]] = {}
         self._cache = PrefixCache(prefix_cache_bytes)
         self._prompts = Prompts(decoder, self._cache)
         self._running: list[Sample] = []
-        self._searching: list[Beams] = []
-        self._free = self.max_batch
+        self._searches: list[Beams] = []
         self._groups: list[_Group] | None = None
-        """The running samples by who draws for them; None when that has changed."""
+        """The running samples by sampler; None after a change."""
         self._slots: list[int] = []
-        self._samplers: tuple[SamplingOptions, tuple[Sampler, Sampler]] | None = None
-        """Those of the last request: the prompts of one request have their options in common."""
-        self._news: dict[Generation, None] = {}
+        """Of the running samples, in the order of the groups."""
+        self._free_slots = self.max_batch
+        self._updated: dict[Generation, None] = {}
+        """Requests with new events in this step."""
         self._steps = self._drawn = 0
 
     # -- from any thread ------------------------------------------------------------------------
 
     def submit(self, request: Request, on_event: Callable[[Generation], None] | None = None) -> Generation:
-        """Put a request in line.
+        """Add a request to the queue.
 
         Args:
-            request: what to draw.
-            on_event: called on the stepping thread after each step in which the generation has news.
+            request: a prompt and its options.
+            on_event: called on the stepping thread after each step in which the request has new events.
 
         Raises:
-            ConfigError: the request cannot be done, whatever the model says.
+            ConfigError: the request is not possible with this model.
         """
         generation = Generation(request, on_event)
-        job = Reading(generation, self._check(request))
+        job = PromptJob(generation, self._samplers_of(request))
         with self._submit_lock:
-            # Counted first: a request that is taken in was counted.
+            # Counted first: an accepted request was counted.
             self._submitted_count += 1
             self._submitted.append(job)
         return generation
@@ -167,53 +147,42 @@ class Engine:
         self._cancelled.append(generation)
 
     def pause(self, generation: Generation) -> None:
-        """Draw nothing more for a request until `resume`; its samples give their slots back and lose nothing.
+        """Stop a request until `resume`; its samples free their slots and lose nothing.
 
-        On the stepping thread, between steps or in `on_event`, once there is news of the request. It changes nothing
-        for one that has ended.
+        Call it on the stepping thread, between steps or in `on_event`, after the first event. It does nothing for a
+        request that is done.
         """
-        if generation not in self._tasks or generation in self._paused:
+        if generation not in self._samples or generation in self._paused:
             return
         running = [sample for sample in self._running if sample.generation is generation]
         for sample in running:
             sample.park(self.decoder)
-            self._leave(sample)
+            self._remove(sample)
         waiting = [job for job in self._waiting if job.generation is generation]
         self._waiting = deque(job for job in self._waiting if job.generation is not generation)
         self._paused[generation] = [*running, *waiting]
-        self._count_jobs()
+        self._update_stats()
 
     def resume(self, generation: Generation) -> None:
-        """Put the samples of a paused request in line again."""
+        """Continue a paused request."""
         self._resumed.append(generation)
 
     def stats(self) -> EngineStats:
-        """What the engine is at, after its last step: each request and sample that is not over is counted once."""
-        jobs = self._jobs_now
-        return EngineStats(
-            running=jobs.running,
-            prefilling=jobs.prefilling,
-            waiting=jobs.waiting + self._submitted_count - jobs.taken,
-            slots=jobs.slots,
-            steps=self._steps,
-            drawn_tokens=self._drawn,
-            prefilled_tokens=self._prompts.tokens,
-            cached_tokens=self._cache.found_tokens,
-            cache_bytes=self._cache.nbytes,
-        )
+        """The figures after the last step. Each unfinished request and sample counts once."""
+        stats, accepted = self._stats
+        return stats._replace(waiting=stats.waiting + self._submitted_count - accepted)
 
-    def _count_jobs(self) -> None:
-        """Let `stats` see where the jobs are: during a step, some are on their way between two lists."""
-        self._jobs_now = _JobCounts(
-            running=len(self._running) + len(self._searching),
-            prefilling=len(self._prompts.jobs),
-            waiting=len(self._waiting) + sum(map(len, self._paused.values())),
-            slots=self.max_batch - self._free,
-            taken=self._taken_count,
-        )
+    def _update_stats(self) -> None:
+        """Publish the figures: during a step, a job can be between two lists."""
+        stats = EngineStats(
+            len(self._running) + len(self._searches), len(self._prompts.jobs),
+            len(self._waiting) + sum(map(len, self._paused.values())), self.max_batch - self._free_slots,
+            self._steps, self._drawn, self._prompts.tokens, self._cache.found_tokens, self._cache.nbytes,
+        )  # fmt: skip
+        self._stats = stats, self._accepted_count
 
-    def _check(self, request: Request) -> tuple[Sampler, Sampler]:
-        """The samplers before and after `min_tokens`."""
+    def _samplers_of(self, request: Request) -> tuple[Sampler, Sampler]:
+        """Check a request, and make its samplers before and after `min_tokens`."""
         if not request.prompt:
             raise ConfigError("The prompt is empty: an empty text begins with the tokenizer's start token.")
         size, options = self.tokenizer.vocab_size, request.options
@@ -227,18 +196,19 @@ class Engine:
             raise ConfigError(
                 f"sampling.num_beams = {options.num_beams}: no more than {self.max_batch} texts are computed at once."
             )
-        made = self._samplers
-        if made is None or made[0] is not options:
-            late = early = Sampler(options, self.tokenizer)
-            if options.stop_tokens and options.min_tokens:
-                early = Sampler(options, self.tokenizer, banned=options.stop_tokens)
-            made = self._samplers = (options, (early, late))
-        return made[1]
+        last = self._samplers
+        if last is not None and last[0] is options:
+            return last[1]
+        late = early = Sampler(options, self.tokenizer)
+        if options.stop_tokens and options.min_tokens:
+            early = Sampler(options, self.tokenizer, banned=options.stop_tokens)
+        self._samplers = options, (early, late)
+        return early, late
 
     # -- the loop -------------------------------------------------------------------------------
 
     def run(self, request: Request) -> Iterator[Event]:
-        """Events of one request, as they are made; whoever else is in the engine is computed along.
+        """Yield the events of one request as they occur; other requests of the engine continue too.
 
         Closing the iterator cancels the request.
         """
@@ -251,13 +221,13 @@ class Engine:
             if not generation.done:
                 self.cancel(generation)
                 self._drop_cancelled()
-                self._count_jobs()
+                self._update_stats()
 
     def step(self) -> bool:
-        """One round: take requests in, read some of a prompt, draw one token for every running sample.
+        """Start waiting jobs, read a chunk of a prompt, and generate one token of each running sample.
 
         Returns:
-            False if there was nothing to do.
+            False if there was no work.
         """
         try:
             if self._cancelled:
@@ -266,93 +236,96 @@ class Engine:
                 self._waiting.extend(self._paused.pop(self._resumed.popleft(), ()))
             if self._submitted or self._waiting:
                 self._admit()
-            busy = bool(self._prompts.jobs or self._running or self._searching)
+            busy = bool(self._prompts.jobs or self._running or self._searches)
             if self._prompts.jobs:
-                self._read_prompts()
-            if self._running or self._searching:
+                self._prefill()
+            if self._running or self._searches:
                 self._decode()
             self._steps += busy
         except BaseException as error:
             self._fail(error)
             raise
         finally:
-            self._count_jobs()
-            if self._news:
-                self._tell()
+            self._update_stats()
+            if self._updated:
+                self._notify()
         return busy
 
-    def _tell(self) -> None:
-        news, self._news = self._news, {}
-        for generation in news:
+    def _notify(self) -> None:
+        updated, self._updated = self._updated, {}
+        for generation in updated:
             if generation.on_event is not None and generation.records:
                 generation.on_event(generation)
 
-    # -- who has a slot -------------------------------------------------------------------------
+    # -- admission ------------------------------------------------------------------------------
 
-    def _take_in(self) -> None:
+    def _accept(self) -> None:
+        """Move submitted requests to the queue of this thread."""
         while self._submitted:
             job = self._submitted.popleft()
-            self._taken_count += 1
-            self._tasks[job.generation] = _Task()
+            self._accepted_count += 1
+            self._samples[job.generation] = []
             self._waiting.append(job)
 
     def _admit(self) -> None:
-        self._take_in()
+        """Give slots to waiting jobs, in order."""
+        self._accept()
         while self._waiting:
             job = self._waiting[0]
-            if job.slots_needed > self._free:
-                self._make_room(job.slots_needed)
-            if job.slots_needed > self._free:
-                # Nobody overtakes: else a search for many slots would wait forever.
+            if job.slots_needed > self._free_slots:
+                self._preempt(job.slots_needed)
+            if job.slots_needed > self._free_slots:
+                # No job overtakes another: a search for many slots would wait forever.
                 return
             self._waiting.popleft()
-            self._free -= job.slots_needed
+            self._free_slots -= job.slots_needed
             job.resume(self.decoder)
-            if isinstance(job, Reading):
+            if isinstance(job, PromptJob):
                 self._prompts.add(job)
             elif isinstance(job, Beams):
-                self._searching.append(job)
+                self._searches.append(job)
             else:
                 self._running.append(job)
                 self._groups = None
 
-    def _make_room(self, slots: int) -> None:
-        """Park who has drawn most since they got their slots, if that frees so many."""
-        everybody: list[Sample | Beams] = [*self._running, *self._searching]
-        long = [job for job in everybody if job.turn_tokens >= QUANTUM]
+    def _preempt(self, slots: int) -> None:
+        """Park the jobs with the longest turns, if that frees enough slots."""
+        running: list[Sample | Beams] = [*self._running, *self._searches]
+        long = [job for job in running if job.turn_tokens >= QUANTUM]
         long.sort(key=lambda job: -job.turn_tokens)
-        if self._free + sum(job.slots_needed for job in long) < slots:
+        if self._free_slots + sum(job.slots_needed for job in long) < slots:
             return
         for job in long:
-            if self._free < slots:
+            if self._free_slots < slots:
                 job.park(self.decoder)
-                self._leave(job)
+                self._remove(job)
                 self._waiting.append(job)
 
-    def _leave(self, job: Sample | Beams) -> None:
-        """Take a job from those that run."""
+    def _remove(self, job: Sample | Beams) -> None:
+        """Remove a running job and free its slots."""
         if isinstance(job, Beams):
-            self._searching.remove(job)
+            self._searches.remove(job)
         else:
             self._running.remove(job)
             self._groups = None
         job.close(self.decoder)
-        self._free += job.slots_needed
+        self._free_slots += job.slots_needed
 
-    # -- from prompt to samples -----------------------------------------------------------------
+    # -- prefill --------------------------------------------------------------------------------
 
-    def _read_prompts(self) -> None:
-        """Read a chunk of one prompt, or of several short ones about as much."""
-        enough = self._prompts.tokens + PREFILL_CHUNK
-        while self._prompts.jobs and self._prompts.tokens < enough:
-            read = self._prompts.read_chunk()
-            if read is not None:
-                self._begin(*read)
+    def _prefill(self) -> None:
+        """Read a chunk of a prompt, or several short prompts of about that length."""
+        limit = self._prompts.tokens + PREFILL_CHUNK
+        while self._prompts.jobs and self._prompts.tokens < limit:
+            finished = self._prompts.read_chunk()
+            if finished is not None:
+                self._start(*finished)
 
-    def _begin(self, job: Reading, logits: Logits) -> None:
-        """The prompt is read: make the samples, and draw the first token of each."""
+    def _start(self, job: PromptJob, logits: Logits) -> None:
+        """Start the samples or the search of a request from the logits (1, V) after its prompt."""
         generation, slot = job.generation, job.slot
         request = generation.request
+        options = request.options
         assert slot is not None, "a prompt that was read has a slot"
         if request.score_prompt:
             generation.prompt_scores = tuple(job.scores)
@@ -360,92 +333,83 @@ class Engine:
             generation.state = self.decoder.export(slot)
         if request.keep_logits:
             generation.logits = logits.copy()
-        self._news[generation] = None
-        if request.options.num_beams is not None and request.options.max_tokens:
+        self._updated[generation] = None
+        if options.num_beams is not None and options.max_tokens:
             beams = Beams(generation, self.tokenizer, job.samplers)
             beams.slots.append(slot)
-            self._searching.append(beams)
+            self._searches.append(beams)
             self._search(beams, logits)
             return
-        task = self._tasks[generation]
-        count = request.options.best_of or request.options.n
-        task.samples = [
-            Sample(
-                generation, index, self.tokenizer, job.samplers,
-                # Who may lose keeps its news to itself.
-                deque() if request.options.best_of else generation.records,
-            )
-            for index in range(count)
-        ]  # fmt: skip
-        task.live = count
-        if request.options.max_tokens:
-            group = _Group(task.samples[0].sampler, task.samples)
-            self._push(group, logits.repeat(count, axis=0))
-            self._share(slot, [sample for sample in task.samples if not sample.is_done])
+        samples = self._samples[generation] = [
+            # A sample that `best_of` may drop has records of its own.
+            Sample(generation, index, self.tokenizer, job.samplers, deque() if options.best_of else generation.records)
+            for index in range(options.best_of or options.n)
+        ]
+        if options.max_tokens:
+            self._push(_Group(samples), logits.repeat(len(samples), axis=0))
         else:
-            for sample in task.samples:
+            for sample in samples:
                 sample.end("length")
-                self._ended(sample)
-            self._share(slot, [])
+            self._finish_if_done(generation)
+        self._share_slot(slot, [sample for sample in samples if not sample.is_done])
 
-    def _share(self, slot: int, samples: list[Sample]) -> None:
-        """Let samples go on from one slot: the first in it, others in forks of it, the rest when there is room."""
+    def _share_slot(self, slot: int, samples: list[Sample]) -> None:
+        """Start samples from one slot: the first in it, others in forks; the rest wait with a snapshot."""
         if not samples:
             self.decoder.close(slot)
-            self._free += 1
+            self._free_slots += 1
             return
         samples[0].slot = slot
-        forked = 1 + min(len(samples) - 1, self._free)
-        for sample in samples[1:forked]:
+        started = 1 + min(len(samples) - 1, self._free_slots)
+        for sample in samples[1:started]:
             sample.slot = self.decoder.fork(slot)
-            self._free -= 1
-        if rest := samples[forked:]:
+            self._free_slots -= 1
+        if waiting := samples[started:]:
             snapshot = self.decoder.export(slot)
-            for sample in rest:
+            for sample in waiting:
                 sample.wait(snapshot)
-            self._waiting.extend(rest)
-        self._running += samples[:forked]
+            self._waiting.extend(waiting)
+        self._running += samples[:started]
         self._groups = None
 
-    # -- drawing --------------------------------------------------------------------------------
+    # -- decode ---------------------------------------------------------------------------------
 
     def _decode(self) -> None:
-        """Read the last token of everybody, and draw the next."""
-        if self._groups is None:
-            self._group()
-            assert self._groups is not None
+        """Read the last token of each running text, and draw the next."""
+        groups = self._grouped() if self._groups is None else self._groups
         slots, ids = self._slots, [sample.last for sample in self._running]
-        if self._searching:
-            slots = slots + [slot for beams in self._searching for slot in beams.slots]
-            ids += [token for beams in self._searching for token in beams.last]
+        if self._searches:
+            slots = slots + [slot for beams in self._searches for slot in beams.slots]
+            ids += [token for beams in self._searches for token in beams.last]
         logits = self.decoder.step(slots, ids)
-        if self._searching:
-            # They fork slots before all rows are used, which are good until the decoder's next call.
+        if self._searches:
+            # A search forks slots, and these logits are valid only until the next call of the decoder.
             logits = logits.copy()
         begin = 0
-        for group in self._groups:
+        for group in groups:
             end = begin + len(group.samples)
             if self._push(group, logits if end - begin == len(logits) else logits[begin:end]):
                 for sample in group.samples:
                     if sample.is_done:
-                        self._leave(sample)
+                        self._remove(sample)
             begin = end
-        for beams in tuple(self._searching):
+        for beams in tuple(self._searches):
             end = begin + len(beams.slots)
             self._search(beams, logits[begin:end])
             begin = end
 
-    def _group(self) -> None:
-        """Put samples beside each other that one sampler can draw for."""
-        groups: dict[object, list[Sample]] = {}
+    def _grouped(self) -> list[_Group]:
+        """Sort the running samples by sampler."""
+        by_key: dict[object, list[Sample]] = {}
         for sample in self._running:
-            groups.setdefault(sample.sampler.key, []).append(sample)
-        self._groups = [_Group(samples[0].sampler, samples) for samples in groups.values()]
+            by_key.setdefault(sample.sampler.key, []).append(sample)
+        self._groups = [_Group(samples) for samples in by_key.values()]
         self._running = [sample for group in self._groups for sample in group.samples]
         self._slots = [sample.slot for sample in self._running if sample.slot is not None]
+        return self._groups
 
     def _push(self, group: _Group, logits: Logits) -> bool:
-        """Draw one token for each sample; True if that was the last of some."""
+        """Draw one token of each sample; True if a sample ended."""
         tokens = group.sampler.draw(logits, group.contexts, (sample.random_number() for sample in group.samples))
         self._drawn += len(tokens)
         scores: Iterable[Score | None] = itertools.repeat(None)
@@ -455,74 +419,75 @@ class Engine:
         for sample, token, score in zip(group.samples, tokens, scores, strict=False):
             generation = sample.generation
             generation.usage.drawn_tokens += 1
-            self._news[generation] = None
+            self._updated[generation] = None
             if sample.push(token, score):
-                self._ended(sample)
+                self._finish_if_done(generation)
                 ended = True
             elif sample.context.position == sample.sampler_change:
                 self._groups = None
         return ended
 
     def _search(self, beams: Beams, logits: Logits) -> None:
+        """Advance a beam search by one token."""
         self._drawn += len(logits)
         if beams.advance(self.decoder, logits):
-            self._leave(beams)
-            self._over(beams.generation)
+            self._remove(beams)
+            self._finish(beams.generation)
 
     # -- ends -----------------------------------------------------------------------------------
 
-    def _ended(self, sample: Sample) -> None:
-        task = self._tasks[sample.generation]
-        task.live -= 1
-        if not task.live:
-            options = sample.generation.request.options
-            if options.best_of is not None:
-                best = sorted(task.samples, key=lambda each: -each.mean_logprob)[: options.n]
-                for index, winner in enumerate(best):
-                    sample.generation.records.extend(record._replace(index=index) for record in winner.records)
-            self._over(sample.generation)
+    def _finish_if_done(self, generation: Generation) -> None:
+        """Finish a request if all its samples have ended."""
+        samples, options = self._samples[generation], generation.request.options
+        if not all(sample.is_done for sample in samples):
+            return
+        if options.best_of is not None:
+            best = sorted(samples, key=lambda sample: -sample.mean_logprob)[: options.n]
+            for index, sample in enumerate(best):
+                generation.records.extend(record._replace(sample=index) for record in sample.records)
+        self._finish(generation)
 
-    def _over(self, generation: Generation) -> None:
-        del self._tasks[generation]
-        self._news[generation] = None
+    def _finish(self, generation: Generation) -> None:
+        del self._samples[generation]
+        self._updated[generation] = None
         generation.done = True
 
     def _drop_cancelled(self) -> None:
-        self._take_in()
+        self._accept()
         cancelled = []
         while self._cancelled:
             cancelled.append(self._cancelled.popleft())
-        self._drop(dict.fromkeys(generation for generation in cancelled if generation in self._tasks), "cancelled")
+        self._drop([*dict.fromkeys(each for each in cancelled if each in self._samples)], "cancelled")
 
-    def _drop(self, dropped: Iterable[Generation], reason: str) -> None:
-        """End all that belongs to some generations, and free their slots."""
+    def _drop(self, dropped: list[Generation], reason: str) -> None:
+        """End requests, and free their slots."""
         gone = set(dropped)
-        held: list[Job] = [*self._prompts.jobs, *self._running, *self._searching]
+        held: list[Job] = [*self._prompts.jobs, *self._running, *self._searches]
         held = [job for job in held if job.generation in gone]
         self._waiting = deque(job for job in self._waiting if job.generation not in gone)
         self._prompts.jobs = deque(job for job in self._prompts.jobs if job.generation not in gone)
-        self._running = [job for job in self._running if job.generation not in gone]
-        self._searching = [job for job in self._searching if job.generation not in gone]
+        self._running = [sample for sample in self._running if sample.generation not in gone]
+        self._searches = [beams for beams in self._searches if beams.generation not in gone]
         self._groups = None
         for generation in dropped:
             self._paused.pop(generation, None)
-            samples = [sample for sample in self._tasks[generation].samples if not sample.is_done]
-            for sample in samples:
-                sample.end(reason)
-                self._ended(sample)
-            if not samples:
+            if samples := [sample for sample in self._samples[generation] if not sample.is_done]:
+                for sample in samples:
+                    sample.end(reason)
+                self._finish_if_done(generation)
+            else:
                 for index in range(generation.request.options.n):
                     generation.records.append(Record(index, finish_reason=reason))
-                self._over(generation)
+                self._finish(generation)
         for job in held:
-            self._free += job.slots_needed
+            self._free_slots += job.slots_needed
             job.close(self.decoder)
 
     def _fail(self, error: BaseException) -> None:
-        """Nobody can go on after the decoder failed."""
-        self._take_in()
-        for generation in self._tasks:
+        """End all requests: the decoder failed."""
+        self._accept()
+        for generation in self._samples:
             generation.error = error
-        # What it holds cannot be told any more: whoever catches the error makes a new decoder.
+        # The slots may be lost: the caller makes a new decoder.
         with contextlib.suppress(Exception):
-            self._drop(tuple(self._tasks), "error")
+            self._drop([*self._samples], "error")

@@ -1,7 +1,8 @@
 """Filters: what changes the logits of a model before a token is drawn. The same for every decoder.
 
 A filter is one row of `FILTERS`, in the order in which the filters act. The table gives the sampler its steps and its
-batch key, `SamplingOptions` (and so the flags, the API and docs/options.md) its fields, and the page its sliders.
+batch key, `SamplingOptions` its fields (and so the flags, the API and docs/reference/options.md), and the page its
+sliders.
 
 To add a filter: write its function, declare its options in `FilterOptions`, and add a row to `FILTERS`.
 
@@ -45,40 +46,40 @@ class FilterOptions(Options):
 
     temperature: Temperature | Annotated[tuple[Temperature, ...], Field(min_length=1, max_length=1000)] = Field(
         0.8,
-        description="Divides the logits: below 1 safer, above 1 wilder, 0 always the likeliest token. Several values "
-        "take turns, one a token.",
+        description="Divides the logits. Below 1: safer text; above 1: more varied; 0: always the most likely token. "
+        "Several values apply in turn, one a token.",
     )
-    top_k: int | None = Field(None, ge=1, description="Draw from the k likeliest tokens only.")
+    top_k: int | None = Field(None, ge=1, description="Draw only from the k most likely tokens.")
     top_p: float | None = Field(
-        None, gt=0, le=1, description="Draw from the fewest tokens that hold this share of the probability."
+        None, gt=0, le=1, description="Draw only from the smallest set of tokens that holds this share of probability."
     )
     min_p: float | None = Field(
-        None, ge=0, le=1, description="Draw from tokens with at least this share of the likeliest one's probability."
+        None, ge=0, le=1, description="Draw only from tokens with at least this share of the highest probability."
     )
     typical_p: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Draw from the tokens whose surprise is nearest to the expected one and that hold this share of "
-        "the probability.",
+        description="Draw only from the tokens whose surprise is nearest to the entropy, as many as hold this share of "
+        "probability.",
     )
     repetition_penalty: float | None = Field(
-        None, gt=0, le=100, description="Above 1: makes tokens of the prompt and the text so far less likely."
+        None, gt=0, le=100, description="Above 1: makes tokens of the prompt and the generated text less likely."
     )
     presence_penalty: float = Field(
-        0.0, ge=-100, le=100, description="Taken from the logit of each token that was drawn before."
+        0.0, ge=-100, le=100, description="Subtracted from the logit of each token that was generated before."
     )
     frequency_penalty: float = Field(
-        0.0, ge=-100, le=100, description="Taken from the logit of a token for each time it was drawn before."
+        0.0, ge=-100, le=100, description="Subtracted from the logit of a token for each time it was generated before."
     )
     penalty_window: int | None = Field(
-        None, ge=1, description="The penalties look at so many of the last tokens; default: all."
+        None, ge=1, description="The penalties count only this many of the last tokens; default: all."
     )
     logit_bias: dict[Token, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default_factory=dict, description="Added to the logits of some tokens, by id; -100 or less bans the token."
+        default_factory=dict, description="Added to the logits of tokens, by id; -100 bans the token."
     )
     banned_tokens: tuple[Token, ...] = Field((), description="Tokens, by id, that are never drawn.")
-    allow_unknown: bool = Field(False, description="Let the unknown token be drawn.")
+    allow_unknown: bool = Field(False, description="Allow the unknown token.")
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -433,7 +434,7 @@ def _penalised(logits: Logits, counts: list[Counts | None], penalise: Callable[[
 
 
 TEMPERATURE = Filter(
-    {"temperature": Slider(0, 2, 0.05, "Temperature", info="Low: safe and repetitive. High: daring, then nonsense.")}
+    {"temperature": Slider(0, 2, 0.05, "Temperature", info="Low: safe and repetitive. High: varied, then nonsense.")}
 )
 FILTERS: list[Filter] = [
     Filter({"banned_tokens": None, "allow_unknown": None}),
@@ -450,7 +451,7 @@ FILTERS: list[Filter] = [
     TEMPERATURE,
     value_filter(
         "top_k", keep_top_k,
-        Slider(0, 100, 1, "Top-k", off=0, info="Draw from the k likeliest tokens only; 0: from all."),
+        Slider(0, 100, 1, "Top-k", off=0, info="Draw only from the k most likely tokens; 0: from all."),
         off_in_requests=(0, -1),
     ),
     value_filter("top_p", keep_top_p, Slider(0.01, 1, 0.01, "Top-p", off=1)),

@@ -1,4 +1,4 @@
-"""The native decoder: a kernel's slots behind the Decoder contract."""
+"""The native decoder: the slots of a kernel as a Decoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lm.kernels.decoding import Kernel
 
 
 class KernelDecoder:
-    """Texts in the preallocated slots of a kernel; needs no torch."""
+    """Decodes in the preallocated slots of a kernel, without torch."""
 
     def __init__(self, kernel: Kernel, slots: int, precision: str) -> None:
         self._kernel = kernel

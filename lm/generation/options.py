@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, create_model, field_validator, model_validator
 
 from lm.config import Options
-from lm.generation.filters import FILTERS, FilterOptions, Token
+from lm.generation.filters import FILTERS, Token
 
 MOST_ALTERNATIVES = 20
-"""Alternatives a token that can be asked for."""
+"""Alternatives of one token in a request."""
 
 if TYPE_CHECKING:
-    _Filtered = FilterOptions
+    from lm.generation.filters import FilterOptions as _Filtered
 else:
     # A filter that is added to FILTERS may bring options of its own.
     _Filtered = create_model("_Filtered", __base__=tuple(dict.fromkeys(each.fields for each in reversed(FILTERS))))
@@ -31,29 +31,30 @@ class SamplingOptions(_Filtered):
     # "Infinity" is not a temperature and not a bias.
     model_config = {**Options.model_config, "allow_inf_nan": False}
 
-    # -- how long ---------------------------------------------------------------------------------
-    max_tokens: int = Field(300, ge=0, le=10_000_000, description="Tokens to draw at most.")
-    min_tokens: int = Field(0, ge=0, description="No stop text or stop token counts before so many tokens.")
-    stop: tuple[str, ...] = Field((), description="End before this text appears; may be given several times.")
+    # -- length -----------------------------------------------------------------------------------
+    max_tokens: int = Field(300, ge=0, le=10_000_000, description="Maximum number of tokens to generate.")
+    min_tokens: int = Field(0, ge=0, description="Stop texts and stop tokens have no effect before this many tokens.")
+    stop: tuple[str, ...] = Field((), description="End before this text; may be given several times.")
     stop_tokens: tuple[Token, ...] = Field((), description="End before this token, by id; may be given several times.")
 
-    # -- how many, and what is told ---------------------------------------------------------------
+    # -- samples and scores -----------------------------------------------------------------------
     seed: int = Field(1, ge=0, le=2**63 - 1, description="The same seed and options give the same text.")
-    n: int = Field(1, ge=1, le=1024, description="Samples of the same prompt, each with randomness of its own.")
+    n: int = Field(1, ge=1, le=1024, description="Samples of the same prompt, each with other random numbers.")
     best_of: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="Draw so many samples and keep the n with the best mean log-likelihood a token.",
+        description="Generate this many samples and return the n with the highest mean log-probability of a token.",
     )
     num_beams: int | None = Field(
-        None, ge=1, le=64, description="Search the likeliest text with so many beams, instead of drawing."
+        None, ge=1, le=64, description="Search for the most likely text with this many beams, instead of drawing."
     )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=MOST_ALTERNATIVES,
-        description="Tell each token's log-probability under the model (before any filter), and so many alternatives.",
+        description="Return the log-probability of each token under the model, before any filter, and this many "
+        "alternatives.",
     )
 
     @field_validator("stop", mode="before")

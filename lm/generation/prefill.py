@@ -1,4 +1,4 @@
-"""Reading prompts: one chunk at a time, in turns, and equal starts only once."""
+"""Prefill: reads prompts in chunks, in turns, and reads a prefix that several prompts share only once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lm.generation.sampler import Sampler
 from lm.generation.token_scores import score_rows
 
 PREFILL_CHUNK = 64
-"""Tokens of a prompt that are read in one step, while others draw. Chunks begin at its multiples, counted from the
-first token of the prompt: so a prompt's logits never depend on what else was going on."""
+"""Tokens of a prompt that are read in one step. Chunks begin at multiples of it, counted from the first token of the
+prompt: the logits of a prompt do not depend on other requests."""
 
 
-class Reading:
-    """A request whose prompt has yet to be read. It has its slot from its first chunk on."""
+class PromptJob:
+    """A request whose prompt must be read. It gets its slot with its first chunk."""
 
     def __init__(self, generation: Generation, samplers: tuple[Sampler, Sampler]) -> None:
         self.generation = generation
@@ -29,15 +29,16 @@ class Reading:
         """Tokens read so far."""
         self.scores: list[Score | None] = [None]
         self.keys: list[Key] = []
-        self.to_keep: set[int] = set()
-        """Borders, counted from 1, at which the state is kept for others."""
-        self.leader: Reading | None = None
-        """Reads the same start, which this one waits for."""
-        self.led = 0
-        """Tokens that both begin with, in whole chunks."""
+        """Of the prefixes that end at a chunk boundary."""
+        self.boundaries_to_save: set[int] = set()
+        """Chunk boundaries, counted from 1, at which a snapshot goes into the cache."""
+        self.prefix_owner: PromptJob | None = None
+        """Another job that reads the same prefix; this job waits for its snapshot."""
+        self.shared_tokens = 0
+        """Length of that prefix, in whole chunks."""
 
     def resume(self, decoder: Decoder) -> None:
-        """Nothing yet: a slot is taken at the first chunk."""
+        """Do nothing: the slot comes with the first chunk."""
 
     def close(self, decoder: Decoder) -> None:
         """Free the slot."""
@@ -45,51 +46,54 @@ class Reading:
             decoder.close(self.slot)
             self.slot = None
 
+    @property
+    def must_wait(self) -> bool:
+        """Whether the snapshot of the shared prefix is still missing."""
+        return self.prefix_owner is not None and self.prefix_owner.done < self.shared_tokens
+
 
 class Prompts:
     """The prompts that are being read."""
 
     def __init__(self, decoder: Decoder, cache: PrefixCache) -> None:
-        self.jobs: deque[Reading] = deque()
+        self.jobs: deque[PromptJob] = deque()
         self.tokens = 0
-        """Read so far."""
+        """Tokens read so far."""
         self._decoder = decoder
         self._cache = cache
 
-    def add(self, job: Reading) -> None:
-        """Put a prompt in line."""
+    def add(self, job: PromptJob) -> None:
+        """Add a prompt to the queue."""
         request = job.generation.request
         job.keys = self._cache.keys(request.prompt, request.state, PREFILL_CHUNK)
         if job.keys:
-            job.to_keep = self._cache.borders_to_keep(job.keys)
+            job.boundaries_to_save = self._cache.boundaries_to_save(job.keys)
             if not request.score_prompt:
-                self._follow(job)
+                self._find_prefix_owner(job)
         self.jobs.append(job)
 
-    def _follow(self, job: Reading) -> None:
-        """Find who is about to read most of the same start, and have its state kept there."""
-        ready, _ = self._cache.find(job.keys)
+    def _find_prefix_owner(self, job: PromptJob) -> None:
+        """Find the job that will read the longest common prefix, and let it save a snapshot there."""
+        cached, _ = self._cache.find(job.keys)
         for other in self.jobs:
             shared = sum(one == two for one, two in zip(job.keys, other.keys, strict=False))
-            if shared > max(ready, job.led // PREFILL_CHUNK) and shared * PREFILL_CHUNK > other.done:
-                job.leader, job.led = other, shared * PREFILL_CHUNK
-        if job.leader is not None:
-            job.leader.to_keep.add(job.led // PREFILL_CHUNK)
+            if shared > max(cached, job.shared_tokens // PREFILL_CHUNK) and shared * PREFILL_CHUNK > other.done:
+                job.prefix_owner, job.shared_tokens = other, shared * PREFILL_CHUNK
+        if job.prefix_owner is not None:
+            job.prefix_owner.boundaries_to_save.add(job.shared_tokens // PREFILL_CHUNK)
 
-    def read_chunk(self) -> tuple[Reading, Logits] | None:
-        """Read one chunk of the prompt whose turn it is; where it was the last, the job and what follows, (1, V)."""
-        # Who waits for another lets the next go first; the oldest of them waits for nobody.
-        while self._waits(self.jobs[0]):
+    def read_chunk(self) -> tuple[PromptJob, Logits] | None:
+        """Read one chunk of the next prompt; after the last chunk, return the job and the logits (1, V)."""
+        # A job that waits lets the next one go first. The oldest job never waits.
+        while self.jobs[0].must_wait and self.jobs[0].prefix_owner in self.jobs:
             self.jobs.rotate(-1)
         job = self.jobs[0]
         self.jobs.rotate(-1)
         request = job.generation.request
-        if job.slot is None:
-            self._open(job)
-            assert job.slot is not None
+        slot = self._open(job) if job.slot is None else job.slot
         end = min(job.done + PREFILL_CHUNK, len(request.prompt))
         ids = request.prompt[job.done : end]
-        logits = self._decoder.prefill(job.slot, ids, only_last=not request.score_prompt)
+        logits = self._decoder.prefill(slot, ids, only_last=not request.score_prompt)
         self.tokens += len(ids)
         if request.score_prompt:
             following = request.prompt[job.done + 1 : end + 1]
@@ -98,21 +102,20 @@ class Prompts:
         if end == len(request.prompt):
             self.jobs.remove(job)
             return job, logits[-1:]
-        if (place := end // PREFILL_CHUNK) in job.to_keep:
-            self._cache.keep(job.keys[place - 1], self._decoder.export(job.slot))
+        if (boundary := end // PREFILL_CHUNK) in job.boundaries_to_save:
+            self._cache.save(job.keys[boundary - 1], self._decoder.export(slot))
         return None
 
-    def _waits(self, job: Reading) -> bool:
-        return job.leader is not None and job.leader.done < job.led and job.leader in self.jobs
-
-    def _open(self, job: Reading) -> None:
+    def _open(self, job: PromptJob) -> int:
+        """Open a slot, from the cached snapshot of the longest prefix if there is one."""
         request = job.generation.request
-        place, snapshot = 0, None
+        boundary, snapshot = 0, None
         # Scores need the logits of every token.
         if job.keys and not request.score_prompt:
-            place, snapshot = self._cache.find(job.keys)
+            boundary, snapshot = self._cache.find(job.keys)
         snapshot = snapshot or request.state
-        job.slot = self._decoder.open() if snapshot is None else self._decoder.restore(snapshot)
-        job.done, job.leader = place * PREFILL_CHUNK, None
+        slot = job.slot = self._decoder.open() if snapshot is None else self._decoder.restore(snapshot)
+        job.done, job.prefix_owner = boundary * PREFILL_CHUNK, None
         job.generation.usage.cached_tokens = job.done
         self._cache.found_tokens += job.done
+        return slot

@@ -80,7 +80,8 @@ class Usage:
 class Record(NamedTuple):
     """One change of a sample: text, a token, or the end."""
 
-    index: int
+    sample: int
+    """Its index in the request."""
     text: str = ""
     token: int | None = None
     score: Score | None = None
@@ -125,14 +126,14 @@ class Generation:
         samples: dict[int, list[Record]] = {}
         while self.records:
             record = self.records.popleft()
-            samples.setdefault(record.index, []).append(record)
+            samples.setdefault(record.sample, []).append(record)
         return [_event(samples[index], scored) for index in sorted(samples)]
 
 
 def _event(records: list[Record], scored: bool) -> Event:
     tokens = [record for record in records if record.token is not None]
     return Event(
-        index=records[0].index,
+        index=records[0].sample,
         text="".join([record.text for record in records]),
         tokens=tuple([record.token for record in tokens]),  # type: ignore[misc]
         scores=tuple([record.score for record in tokens]) if scored else (),  # type: ignore[misc]

@@ -1,7 +1,7 @@
-"""Named states: what a model holds after a text, kept in a file beside the run, to go on from at once.
+"""Named snapshots: the state of a model after a text, saved in the run folder.
 
-A state is a safetensors file with the house's hashed header. It belongs to the weights and the tokenizer that made it,
-not to a decoder: any decoder goes on from it.
+`decoder.Snapshot` holds the arrays of one slot. Here such arrays get a name and a safetensors file with a hashed header
+(the commands of `lm state`). A file belongs to the weights and the tokenizer that made it. Any decoder can use it.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class NamedSnapshot:
-    """A text that a model has read, and can go on from."""
+    """The arrays after a text, with the facts that are needed to continue it."""
 
     unread: tuple[int, ...]
-    """The last tokens of the text, at least one, which are read first: what follows them is then known."""
+    """The last tokens of the text, at least one. A request reads them first: it needs the logits after them."""
     tokens: int
-    """Tokens of the text in all."""
+    """Number of tokens of the whole text."""
     snapshot: Snapshot = field(default_factory=Snapshot)
-    """What was held before `unread`."""
+    """The arrays before `unread`."""
 
 
 class Snapshots:
-    """The named states of one run."""
+    """The named snapshots of one run: a folder with one file each."""
 
     def __init__(self, folder: Path, run: str, argument: str | None = None, **belongs: str) -> None:
-        """See the states in a folder.
+        """Open a folder, which may not exist yet.
 
         Args:
-            folder: where the files lie, or will.
-            run: the run's name.
-            argument: how a command names the run; None: by its name.
-            **belongs: hashes of what a state must have been made with, by name; kept in its file.
+            folder: of the files.
+            run: name of the run.
+            argument: the run as an argument of a command; None: its name.
+            **belongs: hashes, by name, that a file must have: of the weights and the tokenizer.
         """
         self._folder = folder
         self._run = run
@@ -53,11 +53,11 @@ class Snapshots:
         self._belongs = belongs
 
     def names(self) -> list[str]:
-        """All there are, sorted."""
+        """The names, sorted."""
         return sorted(path.stem for path in self._folder.glob("*.safetensors") if _NAME.fullmatch(path.stem))
 
     def check(self, name: str) -> None:
-        """See that a state could be saved under a name.
+        """Check that a snapshot can be saved with this name.
 
         Raises:
             ConfigError, RunError: as `save`.
@@ -65,16 +65,16 @@ class Snapshots:
         check_place(self._path(name))
 
     def facts(self, name: str) -> dict[str, Any]:
-        """What a state's file tells of it, with "bytes" and "usable"; empty facts where it is damaged."""
+        """The facts in a file, with "bytes" and "usable"; only these two if the file is damaged."""
         path = self._path(name)
         facts = read_facts(path)
         return {**facts, "bytes": path.stat().st_size, "usable": self._fits(facts)}
 
     def save(self, name: str, state: NamedSnapshot, **facts: Any) -> Path:
-        """Write a state, in place of an earlier one of its name.
+        """Save a snapshot; replaces one of the same name.
 
         Raises:
-            ConfigError: the name is none that a file can have everywhere.
+            ConfigError: the name is not a portable file name.
             RunError: the disk is full or read-only.
         """
         snapshot = state.snapshot
@@ -85,19 +85,19 @@ class Snapshots:
         return self._path(name)
 
     def read(self, name: str) -> NamedSnapshot:
-        """A state, known to belong to this run's weights and tokenizer.
+        """Load a snapshot.
 
         Raises:
-            RunNotFoundError: there is none of this name.
+            RunNotFoundError: the run has no snapshot of this name.
             CorruptRunError: the file is damaged.
-            RunError: it was made with other weights.
+            RunError: the snapshot was made with other weights or another tokenizer.
         """
         path = self._existing(name)
         arrays, facts = read_arrays(path)
         if not self._fits(facts):
             raise RunError(
-                f"State {name!r} was made with other weights than those of run {self._run!r}, which were probably "
-                f"trained on since. Make it again with: lm state save {self._argument} --text FILE {name}"
+                f"Snapshot {name!r} was made with other weights than those of run {self._run!r}, which were probably "
+                f"trained further since. Make it again with: lm state save {self._argument} --text FILE {name}"
             )
         try:
             window = tuple(arrays.pop(_WINDOW).tolist())
@@ -105,13 +105,13 @@ class Snapshots:
             snapshot = Snapshot(held, frozenset(facts["growing"]), window)
             return NamedSnapshot(tuple(map(int, facts["unread"])), int(facts["tokens"]), snapshot)
         except (KeyError, TypeError, ValueError):
-            raise CorruptRunError(f"{path} is not a state of a run: delete it, or save it again.") from None
+            raise CorruptRunError(f"{path} is not a snapshot of a run: delete it, or save it again.") from None
 
     def delete(self, name: str) -> None:
-        """Remove a state.
+        """Delete a snapshot.
 
         Raises:
-            RunNotFoundError: there is none of this name.
+            RunNotFoundError: the run has no snapshot of this name.
         """
         self._existing(name).unlink()
 
@@ -121,7 +121,7 @@ class Snapshots:
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise ConfigError(
-                f"State {name!r}: use letters, digits, '.', '_' and '-', beginning with a letter or digit."
+                f"Snapshot {name!r}: use letters, digits, '.', '_' and '-', beginning with a letter or digit."
             )
         return self._folder / f"{name}.safetensors"
 
@@ -130,5 +130,5 @@ class Snapshots:
         if not path.is_file():
             names = self.names()
             known = f" Snapshots: {', '.join(names[:8])}." if names else " It has none yet: lm state save makes one."
-            raise RunNotFoundError(f"Run {self._run!r} has no state {name!r}.{did_you_mean(name, names)}{known}")
+            raise RunNotFoundError(f"Run {self._run!r} has no snapshot {name!r}.{did_you_mean(name, names)}{known}")
         return path

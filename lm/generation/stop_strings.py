@@ -1,9 +1,9 @@
-"""Stop texts, found across token borders.
+"""Finds stop texts, across token boundaries.
 
     finder = StopFinder(("END", "\\n\\n"))
     finder.feed("abE")                          # "ab": "E" may begin "END"
 
-Every character of a text is looked at once, however many stop texts there are and whatever they have in common.
+Each character of a text is processed once, for any number of stop texts.
 
 Source: Aho and Corasick 1975, "Efficient string matching: an aid to bibliographic search".
 """
@@ -15,18 +15,18 @@ from collections import deque
 
 
 class StopTexts:
-    """Some stop texts as an automaton. Its state is the longest end of the text that begins a stop text."""
+    """An automaton of stop texts. Its state is the longest suffix of the text that is a prefix of a stop text."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
-        """Time and memory are linear in the characters of `stops`."""
+        """Build the automaton; time and memory are linear in the characters of `stops`."""
         self.next: list[dict[str, int]] = [{}]
-        """By state: the state after a character that continues a stop text."""
+        """By state: the next state for each character that continues a stop text."""
         self.shorter = [0]
-        """By state: the state of the longest shorter end that begins a stop text."""
+        """By state: the state of the longest proper suffix."""
         self.depth = [0]
-        """By state: the characters of that end."""
+        """By state: the length of the suffix, in characters."""
         self.found = [0]
-        """By state: the characters of the longest stop text that the text ends with; 0 for none."""
+        """By state: the length of the longest stop text at the end of the text; 0 for none."""
         for stop in stops:
             state = 0
             for char in stop:
@@ -39,7 +39,7 @@ class StopTexts:
                     self.found.append(0)
                 state = following
             self.found[state] = len(stop)
-        # By growing depth: what a state refers to is complete before it.
+        # By depth: the states that a state refers to are complete before it.
         states = deque(self.next[0].values())
         while states:
             state = states.popleft()
@@ -59,12 +59,12 @@ class StopTexts:
 
 @functools.lru_cache(maxsize=8)
 def stop_texts(stops: tuple[str, ...]) -> StopTexts:
-    """The automaton of some stop texts, the same one for all samples and prompts of a request."""
+    """The automaton of these stop texts, shared by the samples of a request."""
     return StopTexts(stops)
 
 
 class StopFinder:
-    """Gives out text up to the first stop text, and holds back what may be the start of one."""
+    """Returns text up to the first stop text; holds back text that may begin a stop text."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stop_texts(stops)
@@ -73,7 +73,7 @@ class StopFinder:
         self.found = False
 
     def feed(self, text: str) -> str:
-        """The text that is now known to come before any stop text."""
+        """Add text; returns the text that is before any stop text."""
         stops, state = self._stops, self._state
         held = self._held + text
         cut = len(held)
@@ -81,7 +81,7 @@ class StopFinder:
             state = stops.step(state, char)
             if length := stops.found[state]:
                 self.found = True
-                # Of the stop texts that end in this piece, the one that begins first.
+                # Several stop texts may end in this piece: the one that begins first counts.
                 cut = min(cut, end - length)
         if not self.found:
             cut -= stops.depth[state]
@@ -89,6 +89,6 @@ class StopFinder:
         return held[:cut]
 
     def end(self) -> str:
-        """What was held back, when no more text comes."""
-        given, self._held, self._state = self._held, "", 0
-        return given
+        """End the text; returns the text that was held back."""
+        held, self._held, self._state = self._held, "", 0
+        return held

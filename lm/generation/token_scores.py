@@ -1,4 +1,4 @@
-"""How likely a token was, and what else was likely: under the model, before any filter."""
+"""Log-probabilities of tokens and their alternatives, under the model, before any filter."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from lm.generation.distribution import log_softmax
 from lm.generation.request import Score
 
 _SMALL = 256
-"""Rows of so few tokens are sorted whole."""
+"""Rows of at most this many tokens are sorted whole."""
 
 
 def score_rows(logits: Logits, tokens: Sequence[int], alternatives: int) -> list[Score]:
-    """The score of one token a row.
+    """Score one token of each row.
 
     Args:
-        logits: (T, V) float32, of what follows.
-        tokens: (T,) what followed.
-        alternatives: how many of the likeliest tokens to tell beside each.
+        logits: (T, V) float32.
+        tokens: (T,) the tokens.
+        alternatives: how many of the most likely tokens to add to each score.
     """
     if not len(tokens):
         return []
     logprobs = log_softmax(logits.astype(np.float64))
-    tops = _likeliest(logprobs, alternatives)
+    tops = _most_likely(logprobs, alternatives)
     own = logprobs[np.arange(len(tokens)), list(tokens)].tolist()
     return [Score(token, logprob, top) for token, logprob, top in zip(tokens, own, tops, strict=True)]
 
 
-def _likeliest(logprobs: np.ndarray, count: int) -> list[tuple[tuple[int, float], ...]]:
-    """The `count` likeliest tokens of each row with their log-probabilities; the lower id first among equals."""
+def _most_likely(logprobs: np.ndarray, count: int) -> list[tuple[tuple[int, float], ...]]:
+    """The `count` most likely tokens of each row with their log-probabilities; among equals the lower id first."""
     size = logprobs.shape[-1]
     count = min(count, size)
     if count == 0:

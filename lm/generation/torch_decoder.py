@@ -1,4 +1,4 @@
-"""The reference decoder: any LanguageModel, on any device torch has."""
+"""The reference decoder: any LanguageModel, on any device of torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from lm.generation.decoder import Logits, Snapshot
 from lm.models.base import LanguageModel, State
 
-READ_AT_ONCE = 512
-"""Tokens run through a carried state at once: bounds the memory of a long text."""
+MAX_READ_TOKENS = 512
+"""Tokens of one forward pass with a carried state: limits the memory for a long text."""
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A slot: the state, and the tokens it has read where the context is limited."""
+class _SlotState:
+    """The state, and the tokens in the window if the context is limited."""
 
     state: State | None = None
     window: tuple[int, ...] = ()
@@ -27,7 +27,7 @@ class _Held:
 class TorchDecoder:
     """The reference decoder, in fp32.
 
-    Each slot is computed by itself, so that its logits do not depend on its company.
+    It computes each slot separately: the logits do not depend on other slots.
     """
 
     max_slots = None
@@ -35,7 +35,7 @@ class TorchDecoder:
     def __init__(self, model: LanguageModel) -> None:
         self._model = model.eval()
         self._device = next(model.parameters(), torch.empty(0)).device
-        self._slots: dict[int, _Held] = {}
+        self._slots: dict[int, _SlotState] = {}
         self._numbers = itertools.count()
         self.name = f"torch fp32, {self._device}"
         self.vocab_size = model.vocab_size
@@ -43,11 +43,11 @@ class TorchDecoder:
 
     def open(self) -> int:
         """See `Decoder.open`."""
-        return self._hold(_Held())
+        return self._new_slot(_SlotState())
 
-    def _hold(self, held: _Held) -> int:
+    def _new_slot(self, slot_state: _SlotState) -> int:
         slot = next(self._numbers)
-        self._slots[slot] = held
+        self._slots[slot] = slot_state
         return slot
 
     def restore(self, snapshot: Snapshot) -> int:
@@ -56,19 +56,19 @@ class TorchDecoder:
             return self.open()
         tensors = {name: torch.from_numpy(np.array(array))[None] for name, array in snapshot.arrays.items()}
         state = State(tensors, growing=snapshot.growing).to(self._device)
-        return self._hold(_Held(state, snapshot.window))
+        return self._new_slot(_SlotState(state, snapshot.window))
 
     def export(self, slot: int) -> Snapshot:
         """See `Decoder.export`."""
-        held = self._slots[slot]
-        if held.state is None:
+        slot_state = self._slots[slot]
+        if slot_state.state is None:
             return Snapshot()
-        arrays = {name: tensor[0].cpu().numpy() for name, tensor in held.state.tensors.items()}
-        return Snapshot(arrays, held.state.growing, held.window)
+        arrays = {name: tensor[0].cpu().numpy() for name, tensor in slot_state.state.tensors.items()}
+        return Snapshot(arrays, slot_state.state.growing, slot_state.window)
 
     def fork(self, slot: int) -> int:
         """See `Decoder.fork`."""
-        return self._hold(self._slots[slot])
+        return self._new_slot(self._slots[slot])
 
     def close(self, slot: int) -> None:
         """See `Decoder.close`."""
@@ -80,21 +80,21 @@ class TorchDecoder:
 
     def prefill(self, slot: int, ids: Sequence[int], *, only_last: bool = False) -> Logits:
         """See `Decoder.prefill`."""
-        held, limit, ids = self._slots[slot], self.context_length, list(ids)
+        slot_state, limit, ids = self._slots[slot], self.context_length, list(ids)
         parts: list[Logits] = []
         while ids:
-            if limit is not None and len(held.window) == limit:
-                held, _ = self._read(_Held(), held.window[limit - limit // 2 :])
-            room = READ_AT_ONCE if limit is None else limit - len(held.window)
-            held, logits = self._read(held, ids[:room])
-            # Only one row is asked for: a long text must not hold a row of logits for each of its tokens.
+            if limit is not None and len(slot_state.window) == limit:
+                slot_state, _ = self._read(_SlotState(), slot_state.window[limit - limit // 2 :])
+            room = MAX_READ_TOKENS if limit is None else limit - len(slot_state.window)
+            slot_state, logits = self._read(slot_state, ids[:room])
+            # Keep one row only: the logits of a long text would need much memory.
             parts = [logits[-1:]] if only_last else [*parts, logits]
             ids = ids[room:]
-        self._slots[slot] = held
+        self._slots[slot] = slot_state
         return np.concatenate(parts)
 
     @torch.inference_mode()
-    def _read(self, held: _Held, ids: Sequence[int]) -> tuple[_Held, Logits]:
-        logits, state = self._model(torch.tensor([list(ids)], device=self._device), held.state)
-        window = (*held.window, *ids) if self.context_length is not None else ()
-        return _Held(state, window), logits[0].float().cpu().numpy()
+    def _read(self, slot_state: _SlotState, ids: Sequence[int]) -> tuple[_SlotState, Logits]:
+        logits, state = self._model(torch.tensor([list(ids)], device=self._device), slot_state.state)
+        window = (*slot_state.window, *ids) if self.context_length is not None else ()
+        return _SlotState(state, window), logits[0].float().cpu().numpy()

@@ -36,7 +36,7 @@ MIN_EPOCHS = {"gru-char": 8}
 """Epochs that a preset needs in addition: with fewer, a smaller one or one of subwords is better."""
 SHORT_TOKENS = 400_000
 """A shorter training text is read for at most `MAX_EPOCHS` in a plan by time: recorded runs with twice as many epochs
-ended with a worse loss (docs/recipes.md)."""
+ended with a worse loss (benchmarks/TRIALS.md)."""
 MAX_EPOCHS = 30.0
 MAX_CHARACTERS_FOR_CHAR = 1000
 """Texts with more different characters than this are tokenized into subwords."""

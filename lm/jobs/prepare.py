@@ -188,7 +188,7 @@ def share_job(world: World, request: TrainRequest | ResumeRequest, make: Callabl
     def decide() -> tuple[PreparedJob, PreparedCorpusRef | None, str | None]:
         own.append(job := make())
         ref = None if job.corpus is None else PreparedCorpusRef.of(job.corpus)
-        init = f"{job.init.folder.path}@{job.init.state}" if job.init else None
+        init = f"{job.init.folder.path}@{job.init.checkpoint}" if job.init else None
         return replace(job, corpus=None, init=None), ref, init
 
     job, ref, init_name = world.broadcast_from_rank0(decide)

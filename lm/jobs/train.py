@@ -281,7 +281,7 @@ def _model_factory(job: PreparedJob) -> Callable[[], LanguageModel]:
             model.notes = notes
             return model
         if job.init is not None:
-            arrays, _ = job.init.folder.read_weights(job.init.state)
+            arrays, _ = job.init.folder.read_weights(job.init.checkpoint)
             try:
                 model.load_arrays(arrays)
             except ValueError as error:

@@ -89,7 +89,7 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
         data_dir, init = request.data_dir and str(request.data_dir), job.init
         task = {
             "config": config.model_dump(mode="json"), "runs_dir": folder, "data_dir": data_dir,
-            "init": init and [init.name + "@" + init.state, str(init.folder.path.parent)],
+            "init": init and [init.name + "@" + init.checkpoint, str(init.folder.path.parent)],
         }  # fmt: skip
         _process({**task, "name": STRAIGHT})
         _process({**task, "name": KILLED, "kill_at": half + 1}, expected=-signal.SIGKILL)

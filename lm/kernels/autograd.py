@@ -39,7 +39,7 @@ def _set_pointers(run: Any, tensors: Mapping[str, Tensor | None]) -> None:
 
 
 def _keep(ctx: Any, run: Any, memory: Tensor, *tensors: Tensor | None) -> None:
-    """Keep what backward needs, if it will come."""
+    """Save what backward needs, if there will be a backward pass."""
     if not any(ctx.needs_input_grad):
         buffers.give_back(memory)
         return
@@ -49,7 +49,7 @@ def _keep(ctx: Any, run: Any, memory: Tensor, *tensors: Tensor | None) -> None:
 
 
 def _kept(ctx: Any) -> tuple[Any, Tensor]:
-    """The pass and the memory of `_keep`, once."""
+    """The pass and the memory that `_keep` saved; only once."""
     if ctx.memory is None:
         raise RuntimeError("The native layers support one backward pass only: backward overwrites the saved gates.")
     memory, ctx.memory = ctx.memory, None

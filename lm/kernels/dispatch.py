@@ -44,7 +44,7 @@ def usable(kind: str, inputs: Tensor) -> bool:
 
 
 def usable_for_all(kind: str, tensors: Sequence[Tensor]) -> bool:
-    """Whether an operation that changes these tensors in place runs natively."""
+    """Whether an in-place operation on these tensors runs natively: contiguous, fp32, on the CPU."""
     plain = all(
         (type(each) is Tensor or type(each) is nn.Parameter)
         and each.dtype is torch.float32
@@ -53,11 +53,6 @@ def usable_for_all(kind: str, tensors: Sequence[Tensor]) -> bool:
         for each in tensors
     )
     return kind in KINDS and plain and _installed()
-
-
-def project_per_token(vocab_size: int, positions: int) -> bool:
-    """Whether one input product for each token of the vocabulary is faster than one for each position."""
-    return 2 * vocab_size < positions
 
 
 def _installed() -> bool:
@@ -77,7 +72,7 @@ def _warn_of_missing_kernels() -> None:
 
 
 def isa_and_threads() -> tuple[str, int]:
-    """The last two arguments of each native call."""
+    """The instruction set and the number of threads: the last two arguments of each native call."""
     return isa or _best_isa(), torch.get_num_threads()
 
 
@@ -142,6 +137,6 @@ class _BufferPool(threading.local):
 buffers = _BufferPool()
 
 
-def forget_buffers() -> None:
+def release_buffers() -> None:
     """Free the buffers that this thread keeps for the next step."""
     buffers.clear()

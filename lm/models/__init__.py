@@ -1,1 +1,1 @@
-"""Models: one file a family; `base` holds the contract."""
+"""Models: one file for each family; `base` has the contract."""

@@ -10,10 +10,10 @@ To add a model: one file here, with an options class, a subclass of `LanguageMod
 A module declares the needs of its own parameters (not of its submodules'), as attributes of its class or by `declare`:
 
     optimizer_kind    "adamw" (default); "muon": matrices, if training.optimizer=muon; "row_adagrad": sparse gradients
-    stays_fp32        True: fp32 at every level of mixed precision
-    shardable         False: the parameters cannot be spread over processes
+    stays_fp32        True (default False): fp32 at every level of mixed precision
+    shardable         False (default True): the parameters cannot be spread over processes
 
-Optimizers, precision and distributed training read these by `declared` and know no module by name.
+Optimizers, precision and distributed training read these attributes and know no module by name.
 """
 
 from __future__ import annotations
@@ -36,21 +36,12 @@ from lm.models.profiled_parts import LOSS, run_part
 
 M = TypeVar("M", bound=nn.Module)
 
-DECLARATIONS: dict[str, Any] = {"optimizer_kind": "adamw", "stays_fp32": False, "shardable": True}
-"""What a module may declare, with the defaults."""
 
-
-def declare(module: M, **declarations: Any) -> M:
-    """The module, after setting some of `DECLARATIONS` on it."""
-    for name, value in declarations.items():
+def declare(module: M, **needs: Any) -> M:
+    """The module, after it has declared these needs of its parameters."""
+    for name, value in needs.items():
         setattr(module, name, value)
     return module
-
-
-def declared(model: nn.Module, name: str) -> dict[nn.Parameter, Any]:
-    """The value of one of `DECLARATIONS` for each parameter, in the order of `model.parameters()`."""
-    owners = {parameter: module for module in model.modules() for parameter in module.parameters(recurse=False)}
-    return {parameter: getattr(owners[parameter], name, DECLARATIONS[name]) for parameter in model.parameters()}
 
 
 class ModelOptions(Options):
@@ -221,7 +212,7 @@ class LanguageModel(nn.Module, ABC):
             if tuple(tensor.shape) != arrays[name].shape:
                 raise ValueError(f"{name} is {arrays[name].shape} in the file, {tuple(tensor.shape)} in the model")
         self.load_state_dict(
-            {name: spread_like(own[name], torch.from_numpy(np.array(array))) for name, array in arrays.items()}
+            {name: shard_like(own[name], torch.from_numpy(np.array(array))) for name, array in arrays.items()}
         )
 
 
@@ -236,7 +227,7 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
 
 
-def spread_like(example: Any, tensor: Tensor) -> Tensor:
+def shard_like(example: Any, tensor: Tensor) -> Tensor:
     """This process's shard of a tensor, sharded like `example`; the tensor if `example` is not sharded."""
     if not hasattr(example, "full_tensor") or tensor.shape != example.shape:
         return tensor

@@ -52,7 +52,6 @@ class Hybrid(LanguageModel):
     Options = HybridOptions
     trained_by = "both"
     kind = "hybrid: n-gram counts and a network"
-    batching = "streams"
 
     options: HybridOptions
 

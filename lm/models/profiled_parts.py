@@ -36,7 +36,7 @@ def run_part(name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwa
 
 
 @contextlib.contextmanager
-def watched_by(observer: Observer) -> Iterator[None]:
+def observe_parts(observer: Observer) -> Iterator[None]:
     """Inside, `observer` observes the parts that this thread runs."""
     token = _observer.set(observer)
     try:

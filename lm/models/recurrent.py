@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lm.kernels import autograd, layers
-from lm.kernels.dispatch import MIN_STEPS, cast_floats, in_its_format, project_per_token, stays_in_fp32, usable
+from lm.kernels.dispatch import MIN_STEPS, cast_floats, in_its_format, stays_in_fp32, usable
 from lm.models.base import LanguageModel, State, TrainingLoss, declare
 from lm.models.context_tables import ContextTables, TableOptions
 from lm.models.output_head import HeadOptions, OutputHead, make_tails
@@ -72,7 +72,6 @@ class Recurrent(LanguageModel):
     """A recurrent language model; `options.type` is the cell."""
 
     Options = RecurrentOptions
-    batching = "streams"
 
     options: RecurrentOptions
 
@@ -213,7 +212,7 @@ class Recurrent(LanguageModel):
     def _reads_embedding(self, ids: Tensor) -> bool:
         """Whether the first layer's inputs are unchanged rows of an embedding that is small enough."""
         dropped = self.training and (self.input_dropout.p > 0 or self.options.embedding_dropout > 0)
-        return not dropped and not self.embedding.sparse and project_per_token(self.vocab_size, ids.numel())
+        return not dropped and not self.embedding.sparse and 2 * self.vocab_size < ids.numel()
 
     def _weights(self, layer: int) -> list[Tensor]:
         weights = [getattr(self.cell, f"{name}_l{layer}") for name in WEIGHTS]

@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from lm import machine
+from lm import host, machine
 from lm.config import RunConfig, merge
 from lm.corpora import PreparedCorpus, load_prepared
 from lm.device import deterministic, enough_memory, pick_device
 from lm.errors import CorpusError, LMError
 from lm.profiling.trial import WARM_UP_STEPS, make_trial
-from lm.torch_private import kept_memory
+from lm.torch_private import keep_freed_memory
 from lm.training import distributed
 from lm.training.precision import formats
 
@@ -81,7 +81,7 @@ class Row:
 
 def settings() -> Iterator[Setting]:
     """All that is here: a CPU with one thread and with all, one GPU, all GPUs, each in every format."""
-    threads = sorted({1, machine.usable_threads()})
+    threads = sorted({1, host.usable_threads()})
     for count in threads:
         yield from _levels("cpu", count)
     gpus = machine.gpus()
@@ -145,7 +145,7 @@ def _program(order: Path) -> list[str]:
 def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:
     """In a row's own process: its steps, timed."""
     device = pick_device(config.training.device)
-    with enough_memory(), deterministic(device), kept_memory():
+    with enough_memory(), deterministic(device), keep_freed_memory():
         trial = make_trial(config, corpus, learns=True)
         for _ in range(WARM_UP_STEPS):
             loss = trial.run_step().loss
@@ -158,7 +158,7 @@ def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:
             machine.wait(device)
             taken.append(time.perf_counter() - begun)
         on_gpu = device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(trial.step.device) if on_gpu else machine.peak_resident_bytes()
+        peak = torch.cuda.max_memory_allocated(trial.step.device) if on_gpu else host.peak_resident_bytes()
         peak = max((found for found in world.all_gather(peak) if found is not None), default=None)
     step_seconds = statistics.median(taken)
     return {

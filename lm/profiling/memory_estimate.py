@@ -1,13 +1,13 @@
-"""Whether a model and its batch fit in the memory there is: said in seconds, before any long work.
+"""Whether a model and its batch fit in memory, estimated in seconds before any long work.
 
     fit = estimate(config, corpus)
     fit.fits, fit.needed_bytes, fit.largest_batch, fit.advice()
 
-Steps are run on one row of the batch, two, four, …, every tensor followed, for a second or so or until half of the
-memory would be taken; what a step of the whole batch takes is a straight line through the last two of them, since all
-that grows with the batch is kept once a row. Where the whole batch was reached, it is what was measured. Validation
-counts where it takes more, and so do the copies that are saved while training goes on. What goes beyond the free memory
-is stopped before it is written to, so that nothing is ever short of it.
+Steps run on one row of the batch, two, four, …, for about a second or until half of the free memory would be needed,
+and every tensor is tracked. The need of the whole batch is a straight line through the last two sizes, because a row's
+memory is the same in each row. If the whole batch was reached, its need is measured. Validation counts if it needs
+more, and so do the copies that are saved during training. Allocations beyond the free memory are stopped before
+anything is written to them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lm.corpora import PreparedCorpus
 from lm.device import pick_device
 from lm.errors import DeviceError
 from lm.evaluation.perplexity import tokens_at_once
-from lm.kernels.dispatch import forget_buffers
+from lm.kernels.dispatch import release_buffers
 from lm.models.base import LanguageModel
 from lm.profiling.phases import Listener, Watch
 from lm.profiling.tensor_memory import TensorMemory, TooMuchMemory, state_tensors
@@ -33,57 +33,54 @@ from lm.training.plan import bptt_of
 from lm.training.validation import VALIDATION_ROWS, validate
 
 USABLE_SHARE = 0.9
-"""Of the memory that is free: allocators round up and leave gaps, and kernels take some for themselves."""
+"""Share of the free memory that tensors may use: allocators round up, and kernels need some."""
 TRIED_SHARE = 0.5
-"""Nothing is tried that would take more of the free memory than this."""
+"""Largest share of the free memory that a measurement may use."""
 SECONDS = 1.5
-"""Trials of larger batches end after this."""
-SHORTEST_ROW = 512
-"""Of longer rows, a part is tried first."""
+"""Time for measurements of larger batches."""
+MAX_FIRST_ROW = 512
+"""Tokens of the first row that is measured; a longer one is cut."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What training would take, and what there is; bytes of tensors."""
+    """The memory that training needs, and that there is; bytes of tensors."""
 
     device: str
     batch_size: int
     bptt: int
     parameters: int
     state_bytes: int
-    """Whatever the batch: weights, gradients, moments."""
+    """For weights, gradients and moments, with any batch."""
     row_bytes: int | None
-    """What each row of the batch adds; None where nothing was tried."""
+    """For each row of the batch; None if nothing was measured."""
     step_bytes: int | None
     evaluation_bytes: int | None
     saving_bytes: int | None
-    """Copies of weights and moments that are written while training goes on, packed ones included; on the host."""
+    """On the host, for copies of weights and moments that are written during training."""
     needed_bytes: int
-    """On the device, of all together where it is most."""
+    """The peak on the device, of all of it."""
     available_bytes: int | None
     tried_rows: int
-    """Rows of the largest batch that was really run."""
+    """Rows of the largest batch that was measured."""
     seconds: float
 
     @property
     def fits(self) -> bool:
-        """Whether there is memory enough; true where it is not known how much there is."""
+        """Whether the memory is enough; true if the free memory is unknown."""
         return self.available_bytes is None or self.needed_bytes <= self.available_bytes * USABLE_SHARE
 
     @property
     def largest_batch(self) -> int | None:
-        """Rows that would fit, as far as a step goes; None where not even one does, or nothing is known."""
+        """Rows that would fit in a step; None if not even one does, or nothing was measured."""
         if self.available_bytes is None or not self.row_bytes or self.step_bytes is None:
             return None
-        beside = self.needed_bytes - max(self.step_bytes, self.evaluation_bytes or 0)
-        fixed = self.step_bytes + beside - self.batch_size * self.row_bytes
+        saving = self.needed_bytes - max(self.step_bytes, self.evaluation_bytes or 0)
+        fixed = self.step_bytes + saving - self.batch_size * self.row_bytes
         return max(0, int((self.available_bytes * USABLE_SHARE - fixed) // self.row_bytes)) or None
 
     def advice(self) -> str:
-        """What does not fit, and what to lower so that it does.
-
-        Only where it does not fit.
-        """
+        """A sentence for a training that does not fit: its need, and the options to lower."""
         assert self.available_bytes is not None
         head = (
             f"A batch of {self.batch_size:,} rows of {self.bptt:,} tokens and a model of {self.parameters:,} "
@@ -95,10 +92,10 @@ class Fit:
             parts = -(-self.batch_size // rows)
             return head + (
                 f"lower training.batch_size to {self.batch_size // parts} and raise training.gradient_accumulation "
-                f"{parts}-fold, which learns the same, or lower training.bptt or model.hidden_size."
+                f"{parts}-fold, which trains the same way, or lower training.bptt or model.hidden_size."
             )
         return head + (
-            f"weights, gradients and moments alone take {gigabytes(self.state_bytes)}. Lower model.hidden_size or "
+            f"weights, gradients and moments alone need {gigabytes(self.state_bytes)}. Lower model.hidden_size or "
             "model.num_layers, or use a device with more memory."
         )
 
@@ -109,12 +106,12 @@ def gigabytes(size: float) -> str:
 
 
 def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECONDS) -> Fit:
-    """What training with these options would take.
+    """The memory that training with these options needs.
 
     Args:
         config: of the run.
         corpus: its prepared text.
-        seconds: how long larger and larger batches are tried; 0 tries one row and two.
+        seconds: time for measurements of larger batches; 0: only one row and two.
 
     Raises:
         ConfigError: the model is trained by counting.
@@ -123,50 +120,34 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
     device = pick_device(config.training.device)
     available = machine.available_bytes(device)
     model = build_on_meta(config.model, corpus.tokenizer.vocab_size)
-    least = _least_state_bytes(model, low=config.training.amp == "O3")
-    forget_buffers()
+    least = _min_state_bytes(model, low=config.training.amp == "O3")
+    release_buffers()
     memory = TensorMemory(device, limit=available and available * USABLE_SHARE)
     try:
         if memory.limit is not None and least > memory.limit:
             raise TooMuchMemory
         with memory:
-            return _Sizes(make_trial(config, corpus), memory, available).fit(seconds, begun)
+            return _measured(make_trial(config, corpus), memory, available, seconds, begun)
     except TooMuchMemory:
-        # Not even one row of the batch.
+        # Not even one row of the batch fits.
         return Fit(
-            device=str(device),
-            batch_size=config.training.batch_size,
-            bptt=bptt_of(config),
-            parameters=model.num_parameters(),
-            state_bytes=least,
-            row_bytes=None,
-            step_bytes=None,
-            evaluation_bytes=None,
-            saving_bytes=None,
-            needed_bytes=max(least, memory.peak),
-            available_bytes=available,
-            tried_rows=0,
-            seconds=time.perf_counter() - begun,
-        )
+            device=str(device), batch_size=config.training.batch_size, bptt=bptt_of(config),
+            parameters=model.num_parameters(), state_bytes=least, row_bytes=None, step_bytes=None,
+            evaluation_bytes=None, saving_bytes=None, needed_bytes=max(least, memory.peak),
+            available_bytes=available, tried_rows=0, seconds=time.perf_counter() - begun,
+        )  # fmt: skip
     finally:
-        forget_buffers()
-
-
-def _least_state_bytes(model: LanguageModel, *, low: bool) -> int:
-    """Weights, and for those whose gradients are not of a few rows alone, a gradient and at least one moment."""
-    needs = module_needs(model)
-    whole = sum(weight.nbytes * (1 if need.optimizer_kind == "row_adagrad" else 3) for weight, need in needs.items())
-    return whole // 2 if low else whole
+        release_buffers()
 
 
 def refuse_what_cannot_fit(config: RunConfig, corpus: PreparedCorpus) -> int:
-    """A quick look at one row and two, made before training; a closer one where that says no.
+    """A quick estimate before training; if it does not fit, a more exact one.
 
     Returns:
-        Bytes of tensors that are expected to be needed at most.
+        Bytes of tensors that training needs at its peak.
 
     Raises:
-        DeviceError: model and batch do not fit; the sentence says what to lower.
+        DeviceError: model and batch do not fit; the message names the options to lower.
     """
     fit = estimate(config, corpus, seconds=0)
     if not fit.fits:
@@ -176,8 +157,15 @@ def refuse_what_cannot_fit(config: RunConfig, corpus: PreparedCorpus) -> int:
     return fit.needed_bytes
 
 
+def _min_state_bytes(model: LanguageModel, *, low: bool) -> int:
+    """Bytes of the weights and, except where gradients are sparse, of a gradient and one moment."""
+    needs = module_needs(model)
+    whole = sum(weight.nbytes * (1 if need.optimizer_kind == "row_adagrad" else 3) for weight, need in needs.items())
+    return whole // 2 if low else whole
+
+
 Peaks = dict[str, int]
-"""The most memory in each phase of something that was tried."""
+"""The peak of memory in each phase of a measurement."""
 
 
 class _Peaks(Listener):
@@ -192,102 +180,79 @@ class _Peaks(Listener):
         self._phase = name
 
 
-class _Sizes:
-    """Steps and validations of rising size, with their peaks."""
+def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds: float, begun: float) -> Fit:
+    """The estimate from steps and validations of rising size."""
+    step, length, splits = trial.step, trial.batches.bptt, trial.corpus.splits
+    model, all_rows = step.model, step.config.batch_size
+    ids = splits["valid" if "valid" in splits else "train"].ids
 
-    def __init__(self, trial: Trial, memory: TensorMemory, available: int | None) -> None:
-        self.trial, self.memory, self.available = trial, memory, available
-        self.rows = trial.step.config.batch_size
-        self.time = trial.batches.bptt
-
-    def fit(self, seconds: float, begun: float) -> Fit:
-        step = self.trial.step
-        sizes = list(self._batches())
-        # The moments are made in the first step, and are there in all later ones.
-        self._step(sizes[0])
-        fixed, a_token, tried = self._grown(self._step, sizes, seconds)
-        step_bytes = fixed + a_token * self.rows * self.time
-        lengths = list(_doubled(self._fewest_tokens(), tokens_at_once(step.model.vocab_size)))
-        begin, slope, _ = self._grown(self._validate, lengths, seconds / 2)
-        evaluation_bytes = begin + slope * lengths[-1]
-        kept = [*step.model.parameters(), *state_tensors(step.optimizers)]
-        saving_bytes = 2 * sum(block.size for block in self.memory.blocks_of(kept))
-        on_cpu = step.device.type == "cpu"
-        return Fit(
-            device=str(step.device),
-            batch_size=self.rows,
-            bptt=self.time,
-            parameters=step.model.num_parameters(),
-            state_bytes=fixed,
-            row_bytes=a_token * self.time,
-            step_bytes=step_bytes,
-            evaluation_bytes=evaluation_bytes,
-            saving_bytes=saving_bytes,
-            needed_bytes=max(step_bytes, evaluation_bytes) + (saving_bytes if on_cpu else 0),
-            available_bytes=self.available,
-            tried_rows=tried // self.time,
-            seconds=time.perf_counter() - begun,
-        )
-
-    def _batches(self) -> Iterator[int]:
-        """Tokens of the batches to try: a part of a long row, whole rows, all of them."""
-        shortest = self.time
-        while shortest > SHORTEST_ROW:
-            shortest //= 2
-        yield from _doubled(shortest, self.time)
-        for rows in list(_doubled(1, self.rows))[1:]:
-            yield rows * self.time
-
-    def _step(self, tokens: int) -> Peaks:
-        peaks = _Peaks(self.memory)
-        rows, length = max(1, tokens // self.time), min(tokens, self.time)
+    def train(tokens: int) -> Peaks:
+        peaks = _Peaks(memory)
         with (
-            self.trial.smaller_batches(rows, length),
-            Watch(self.trial, peaks, backward=False).on() as watch,
+            trial.smaller_batches(max(1, tokens // length), min(tokens, length)),
+            Watch(trial, peaks, backward=False).on() as watch,
         ):
-            # In the first step of a larger batch the kernels' buffers are changed for larger ones.
+            # In the first step of a larger batch the kernels replace their buffers by larger ones.
             watch.step()
             peaks.found.clear()
             watch.step()
         return peaks.found
 
-    def _validate(self, tokens: int) -> Peaks:
-        splits = self.trial.corpus.splits
-        ids = splits["valid" if "valid" in splits else "train"].ids
-        self.memory.peak = self.memory.now
-        # A first window is read by itself.
-        step = self.trial.step
-        validate(step, ids[: tokens + (step.model.context_length or 0) + 1])
-        return {"evaluation": self.memory.peak}
+    def evaluate(tokens: int) -> Peaks:
+        memory.peak = memory.now
+        # A first window is read separately.
+        validate(step, ids[: tokens + (model.context_length or 0) + 1])
+        return {"evaluation": memory.peak}
 
-    def _fewest_tokens(self) -> int:
-        return max(8 * VALIDATION_ROWS, self.trial.step.model.context_length or 0)
+    shortest = length
+    while shortest > MAX_FIRST_ROW:
+        shortest //= 2
+    sizes = [*_doubled(shortest, length), *(rows * length for rows in list(_doubled(1, all_rows))[1:])]
+    # The first step makes the moments, which all later ones have.
+    train(sizes[0])
+    fixed, token_bytes, tried = _extrapolated(train, sizes, memory, available, seconds)
+    step_bytes = fixed + token_bytes * all_rows * length
+    shortest = max(8 * VALIDATION_ROWS, model.context_length or 0)
+    sizes = list(_doubled(shortest, tokens_at_once(model.vocab_size)))
+    base, scored_bytes, _ = _extrapolated(evaluate, sizes, memory, available, seconds / 2)
+    evaluation_bytes = base + scored_bytes * sizes[-1]
+    saved = memory.blocks_of([*model.parameters(), *state_tensors(step.optimizers)])
+    saving_bytes = 2 * sum(block.size for block in saved)
+    return Fit(
+        device=str(step.device), batch_size=all_rows, bptt=length, parameters=model.num_parameters(),
+        state_bytes=fixed, row_bytes=token_bytes * length, step_bytes=step_bytes, evaluation_bytes=evaluation_bytes,
+        saving_bytes=saving_bytes,
+        needed_bytes=max(step_bytes, evaluation_bytes) + (saving_bytes if step.device.type == "cpu" else 0),
+        available_bytes=available, tried_rows=tried // length, seconds=time.perf_counter() - begun,
+    )  # fmt: skip
 
-    def _grown(self, measure: Callable[[int], Peaks], sizes: list[int], seconds: float) -> tuple[int, int, int]:
-        """What larger and larger sizes take: without any of it, for each unit more, and up to which size it was tried.
 
-        The first two are of the phase that takes most at the last size.
-        """
-        until = time.perf_counter() + seconds
-        held, took = self.memory.now, 0.0
-        points: list[tuple[int, Peaks]] = []
-        for size in sizes:
-            if points:
-                growth = max(points[-1][1].values()) * size / points[-1][0]
-                too_much = self.available is not None and growth > self.available * TRIED_SHARE
-                if too_much or (len(points) > 1 and time.perf_counter() + took * size > until):
-                    break
-            started = time.perf_counter()
-            points.append((size, measure(size)))
-            took = (time.perf_counter() - started) / size
-        (last, peaks), (before, others) = points[-1], points[-2] if len(points) > 1 else (0, {})
-        lines = []
-        for phase, peak in peaks.items():
-            slope = (peak - others.get(phase, held)) / (last - before)
-            lines.append((peak + slope * (sizes[-1] - last), slope))
-        most, slope = max(lines)
-        slope = max(slope, 0.0)
-        return int(most - slope * sizes[-1]), math.ceil(slope), last
+def _extrapolated(
+    measure: Callable[[int], Peaks], sizes: list[int], memory: TensorMemory, available: int | None, seconds: float
+) -> tuple[int, int, int]:
+    """Bytes without any token, bytes for each token, and the largest size that was measured.
+
+    The first two are of the phase that needs most at the last size.
+    """
+    until, held, token_seconds = time.perf_counter() + seconds, memory.now, 0.0
+    points: list[tuple[int, Peaks]] = []
+    for size in sizes:
+        if points:
+            growth = max(points[-1][1].values()) * size / points[-1][0]
+            too_much = available is not None and growth > available * TRIED_SHARE
+            if too_much or (len(points) > 1 and time.perf_counter() + token_seconds * size > until):
+                break
+        started = time.perf_counter()
+        points.append((size, measure(size)))
+        token_seconds = (time.perf_counter() - started) / size
+    (last, peaks), (before, others) = points[-1], points[-2] if len(points) > 1 else (0, {})
+    lines = []
+    for phase, peak in peaks.items():
+        growth = (peak - others.get(phase, held)) / (last - before)
+        lines.append((peak + growth * (sizes[-1] - last), growth))
+    most, growth = max(lines)
+    growth = max(growth, 0.0)
+    return int(most - growth * sizes[-1]), math.ceil(growth), last
 
 
 def _doubled(first: int, last: int) -> Iterator[int]:

@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from lm.kernels import autograd as kernels
 from lm.machine import wait
 from lm.models.base import TrainingLoss
-from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, watched_by
+from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, observe_parts
 from lm.profiling.trial import Trial
 from lm.torch_private import after_backward, function_of_node
 
@@ -112,7 +112,7 @@ class Watch:
         def loss_function(*args: Any, **kwargs: Any) -> TrainingLoss:
             self._listener.on_phase("forward")
             self._listener.on_part(REST)
-            with watched_by(self._part):
+            with observe_parts(self._part):
                 found = plain(*args, **kwargs)
             self._own(found.objective, REST)
             self._follow(found.objective)

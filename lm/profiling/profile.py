@@ -1,14 +1,14 @@
-"""Where the memory and the time of training go: what `lm profile` measures.
+"""The memory and the time of training, as `lm profile` measures them.
 
     profile = profile_training(config, corpus)
     profile.layers, profile.memory, profile.evaluation, profile.speed, profile.logging, profile.arithmetic
 
-All is measured on the trainer's own steps, one thing after the other so that none stands in another's way:
+Real training steps are measured, one thing after the other so that no measurement disturbs another:
 
-1. memory, of two steps, a few batches of validation and a saving, all tensors followed (`lm.profiling.tensor_memory`);
-2. time, of steps that nobody watches, then of steps in which each part is timed (`lm.profiling.phases`);
-3. what a line of metrics costs;
-4. arithmetic: the matrix products of the model, counted by torch, and the most that this machine computes a second.
+1. memory of two steps, a few batches of validation and a save, with all tensors tracked (`lm.profiling.tensor_memory`);
+2. time of plain steps, then of steps in which each part is timed (`lm.profiling.phases`);
+3. the cost of a line of metrics;
+4. arithmetic: the model's matrix products, counted by torch, and the peak that this machine reaches.
 
 Sizes are in bytes, times in seconds.
 """
@@ -31,18 +31,18 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lm import machine
+from lm import host, machine
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.device import Precision, deterministic, enough_memory, memory_in_use, pick_device
 from lm.evaluation.perplexity import tokens_at_once
-from lm.kernels.dispatch import forget_buffers
+from lm.kernels.dispatch import release_buffers
 from lm.profiling.phases import PHASES, REST, Listener, Part, Times, Watch
 from lm.profiling.tensor_memory import Block, Kind, TensorMemory, gradients, state_tensors, timeline
 from lm.profiling.trial import WARM_UP_STEPS, Trial, make_trial
 from lm.runs.record import run_record
 from lm.runs.run_folder import EVENTS, RunFolder
-from lm.torch_private import kept_memory
+from lm.torch_private import keep_freed_memory
 from lm.training.async_writer import Writer
 from lm.training.callbacks import Start
 from lm.training.last_checkpoint import TrainProgress, snapshot
@@ -54,29 +54,35 @@ from lm.training.validation import validate
 FOLLOWED_STEPS = 2
 EVALUATION_BATCHES = 6
 LOG_INTERVALS = 1, 10, 100
-FEWEST_STEPS = 3
+MIN_STEPS = 3
 IDLE_SHARE = 0.001
+"""Layers below this share of the time have no row of their own, unless they have parameters or keep memory."""
+COUNTED_TOKENS = 1024
+"""Tokens of the rows on which arithmetic is counted: attention then keeps all scores in memory."""
 Spent = dict[tuple[str, str], float]
 """Seconds by phase and part."""
-COUNTED_TOKENS = 1024
-"""Arithmetic is counted on rows of about so many tokens: attention as it can be counted keeps all scores."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A part of the model and its own work, without that of the parts inside it; together they are the whole step."""
+    """A part of the model and its own work, without inner parts; all layers together are the whole step."""
 
     name: str
     shape: tuple[int, ...] | None
     """Of its output."""
     parameters: int
-    """Numbers that are trained; those that are shared stand where they are used first."""
+    """Shared ones belong to their first user."""
     kept_bytes: int
     """Made here, and still held when backward begins."""
     forward_seconds: float
     backward_seconds: float
     runs_on: str
     """native, or torch."""
+
+    @property
+    def seconds(self) -> float:
+        """Forward and backward."""
+        return self.forward_seconds + self.backward_seconds
 
 
 @dataclass(frozen=True)
@@ -85,51 +91,50 @@ class PhaseMemory:
 
     name: str
     held_bytes: int
-    """By tensors, at its end."""
+    """Of tensors, at its end."""
     peak_bytes: int
-    """By tensors, the most within it."""
+    """Of tensors."""
     process_bytes: int | None
     """At its end: resident (on a CPU), reserved by torch (on a GPU)."""
     process_peak_bytes: int | None
-    """The most of it within the phase."""
     begin: float
     end: float
 
 
 @dataclass(frozen=True)
 class EvaluationMemory:
-    """Memory while validating, which must not grow with the text."""
+    """Memory during validation, which must not grow with the text."""
 
     tokens: int
     held_bytes: tuple[int, ...]
-    """By tensors, after each batch."""
+    """Of tensors, after each batch."""
     growth_bytes: int
-    """From the second batch, where the first state is there, to the one before the last, which may be a shorter one."""
+    """From the second batch, which has a state first, to the one before the last, which may be short."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How long a step takes."""
+    """The time of a step."""
 
     steps: int
     step_seconds: float
-    """The median of steps that nobody watched."""
+    """The median of plain steps."""
     least_seconds: float
     most_seconds: float
     tokens_per_second: float
     phase_seconds: dict[str, float]
     """Of steps with each part timed, which are a little slower."""
     data_seconds: float
-    """To make a batch and to bring it to the device."""
+    """To make the batches and move them to the device."""
 
 
 @dataclass(frozen=True)
 class Logging:
-    """What a line of metrics costs: accuracy of the batch, waiting for the device, the file, TensorBoard."""
+    """The cost of a line of metrics: accuracy of the batch, waiting for the device, file, TensorBoard."""
 
     line_seconds: float
     share_of_time: dict[int, float]
-    """By the steps from one line to the next."""
+    """By the number of steps between lines."""
 
 
 @dataclass(frozen=True)
@@ -140,17 +145,17 @@ class Arithmetic:
     flops_per_token: float
     flops_per_second: float
     counted_rows: int
-    """Rows of a batch that were counted; the others are taken to be like them."""
+    """Rows of the batch that were counted; the others need the same."""
     peak_flops_per_second: dict[str, float]
-    """The most that square matrix products reach here on all threads, by number format."""
+    """Of square matrix products on all threads, by number format."""
     peak_threads: int
     share_of_peak: float
-    """Of the peak in the precision of this training."""
+    """Of the peak in this training's precision."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """All that was measured."""
+    """All measurements."""
 
     model: str
     parameters: int
@@ -165,33 +170,33 @@ class Profile:
     precision: str
     threads: int
     runs_on: str
-    """What does the work: native kernels, torch, or which part each."""
+    """native kernels, torch, or the share of each."""
     layers: list[Layer]
     memory: list[PhaseMemory]
     peak_phase: str
     peak_kinds: dict[Kind, int]
-    """What memory is for where a step takes most of it."""
+    """Purposes of memory at the peak of a step."""
     evaluation: EvaluationMemory
     speed: Speed
     logging: Logging
     arithmetic: Arithmetic
     followed: list[PhaseMemory]
-    """All phases while memory was followed: of two steps, validation and saving."""
+    """All phases with tracked memory: two steps, validation and save."""
     timeline: list[tuple[float, dict[Kind, int]]]
     """Bytes by kind after each change in that time."""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the course of memory, which is long."""
+        """All but the long `followed` and `timeline`."""
         return {name: part for name, part in dataclasses.asdict(self).items() if name not in ("followed", "timeline")}
 
 
 def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = 2.0) -> Profile:
-    """Measure the training that these options give, on a model that is thrown away.
+    """Measure the training with these options, on a throw-away model.
 
     Args:
         config: of the run.
         corpus: its prepared text.
-        seconds: how long plain steps are measured, about; everything together takes some four times as long.
+        seconds: time for plain steps; everything together takes about four times as long.
 
     Raises:
         ConfigError: the model is trained by counting, without steps.
@@ -200,8 +205,8 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
     with tempfile.TemporaryDirectory(prefix="inkling-profile-") as path, enough_memory():
         folder = RunFolder(Path(path) / "run")
         trial, followed = _follow(config, corpus, folder)
-        step = trial.step
-        with deterministic(step.device), kept_memory():
+        step, tokens_per_step = trial.step, trial.batches.tokens_per_step
+        with deterministic(step.device), keep_freed_memory():
             for _ in range(WARM_UP_STEPS):
                 trial.run_step()
             plain = _time_steps(trial, seconds)
@@ -210,32 +215,21 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
             logging = _time_logging(trial, folder, step_seconds, seconds / 2)
             data_seconds = _time_data(trial)
         arithmetic = _count_arithmetic(trial, step_seconds)
-    sizes = [parameter.numel() for parameter in step.model.parameters()]
-    layers = [
-        Layer(
-            name=part.name,
-            shape=part.shape,
-            parameters=sum(sizes[number] for number in part.parameters),
-            kept_bytes=followed.kept.get(part.name, 0),
-            forward_seconds=times["forward", part.name] + times["loss", part.name],
-            backward_seconds=times["backward", part.name],
-            runs_on="native" if part.native else "torch",
-        )
-        for part in sorted(parts.values(), key=lambda part: part.name == REST)
-    ]
-    layers = _without_idle(layers)
+    layers = _layers(parts, times, followed.kept, [parameter.numel() for parameter in step.model.parameters()])
     line = timeline(followed.kinds(), followed.phases[0].begin, followed.phases[-1].end)
     steps = [phase for phase in followed.phases if phase.name in PHASES]
     moment, held = max((entry for entry in line if entry[0] <= steps[-1].end), key=lambda entry: sum(entry[1].values()))
+    phase_seconds = {phase: sum(spent for (name, _), spent in times.items() if name == phase) for phase in PHASES}
+    training = config.training
     return Profile(
         model=config.model.type,
         parameters=step.model.num_parameters(),
         vocab_size=step.model.vocab_size,
         corpus=corpus.name,
-        batch_size=config.training.batch_size,
+        batch_size=training.batch_size,
         bptt=trial.batches.bptt,
-        gradient_accumulation=config.training.gradient_accumulation,
-        tokens_per_step=trial.batches.tokens_per_step,
+        gradient_accumulation=training.gradient_accumulation,
+        tokens_per_step=tokens_per_step,
         device=str(step.device),
         device_name=machine.name_of(step.device),
         precision=str(step.mixed.format),
@@ -248,88 +242,95 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
         peak_kinds=held,
         evaluation=followed.evaluation(),
         speed=Speed(
-            steps=len(plain),
-            step_seconds=step_seconds,
-            least_seconds=min(plain),
-            most_seconds=max(plain),
-            tokens_per_second=trial.batches.tokens_per_step / step_seconds,
-            phase_seconds={
-                phase: sum(spent for (name, _), spent in times.items() if name == phase) for phase in PHASES
-            },
-            data_seconds=data_seconds * config.training.gradient_accumulation,
+            len(plain), step_seconds, min(plain), max(plain), tokens_per_step / step_seconds, phase_seconds,
+            data_seconds * training.gradient_accumulation,
         ),
         logging=logging,
         arithmetic=arithmetic,
         timeline=line,
-    )
+    )  # fmt: skip
 
 
-def _without_idle(layers: list[Layer]) -> list[Layer]:
-    """The layers that do something; what little the others take goes to the work between the parts, which is last."""
-    whole = sum(layer.forward_seconds + layer.backward_seconds for layer in layers)
-    shown, rest = [], layers[-1]
-    for layer in layers[:-1]:
-        spent = layer.forward_seconds + layer.backward_seconds
-        if layer.parameters or layer.kept_bytes or spent > IDLE_SHARE * whole:
-            shown.append(layer)
-        else:
-            rest = dataclasses.replace(
-                rest,
-                forward_seconds=rest.forward_seconds + layer.forward_seconds,
-                backward_seconds=rest.backward_seconds + layer.backward_seconds,
-            )
-    return [*shown, rest]
+def _layers(parts: dict[str, Part], times: Spent, kept: dict[str, int], sizes: list[int]) -> list[Layer]:
+    """The layers with parameters, memory or time; the little time of the others is added to `REST`, the last one."""
+    layers = [
+        Layer(
+            name=part.name,
+            shape=part.shape,
+            parameters=sum(sizes[number] for number in part.parameters),
+            kept_bytes=kept.get(part.name, 0),
+            forward_seconds=times["forward", part.name] + times["loss", part.name],
+            backward_seconds=times["backward", part.name],
+            runs_on="native" if part.native else "torch",
+        )
+        for part in parts.values()
+    ]
+    least = IDLE_SHARE * sum(layer.seconds for layer in layers)
+    (rest,) = (layer for layer in layers if layer.name == REST)
+    busy = [layer for layer in layers if layer.parameters or layer.kept_bytes or layer.seconds > least]
+    idle = [layer for layer in layers if layer not in busy and layer is not rest]
+    forward = rest.forward_seconds + sum(layer.forward_seconds for layer in idle)
+    backward = rest.backward_seconds + sum(layer.backward_seconds for layer in idle)
+    rest_row = dataclasses.replace(rest, forward_seconds=forward, backward_seconds=backward)
+    return [*(layer for layer in busy if layer is not rest), rest_row]
 
 
 def _runs_on(layers: list[Layer]) -> str:
-    by_path: dict[str, list[str]] = defaultdict(list)
-    for layer in layers:
-        if layer.parameters:
-            by_path[layer.runs_on].append(layer.name)
-    if "native" not in by_path:
+    if not any(layer.parameters and layer.runs_on == "native" for layer in layers):
         return "torch"
-    busy = sum(layer.forward_seconds + layer.backward_seconds for layer in layers)
-    ours = sum(layer.forward_seconds + layer.backward_seconds for layer in layers if layer.runs_on == "native")
-    return f"native kernels ({ours / busy:.0%} of the time of forward and backward), else torch"
+    native = sum(layer.seconds for layer in layers if layer.runs_on == "native")
+    share = native / sum(layer.seconds for layer in layers)
+    return f"native kernels ({share:.0%} of the time of forward and backward), else torch"
 
 
 # -- memory ---------------------------------------------------------------------------------------------
 
 
 class _Followed(Listener):
-    """Notes the memory of each phase, and what each block was for."""
+    """Stores the memory of each phase, and the purpose of each block."""
 
     def __init__(self, memory: TensorMemory) -> None:
         self.memory = memory
         self.device = memory.device
-        self.step: TrainStep | None = None
         self.phases: list[PhaseMemory] = []
         self.kept: dict[str, int] = {}
-        """Bytes that each part had made and that were held as the last backward began."""
+        """Bytes by part that were made in it, and held when the last backward began."""
         self._kinds: dict[Block, Kind] = {}
         self._phase, self._begin = "", 0.0
         self._held: list[tuple[int, int]] = []
-        """While validating: tokens done, and bytes held then."""
+        """Tokens scored, and bytes held then."""
+
+    def on_made(self, step: TrainStep) -> None:
+        """After a step was made: all blocks are its weights and their copies."""
+        self._step = step
+        self._set_kind("weights", self.memory.live())
 
     def on_phase(self, name: str) -> None:
-        """See `Listener.on_phase`; no name: nothing runs."""
+        """See `Listener.on_phase`; "": nothing runs."""
         machine.wait(self.device)
+        on_gpu = self.device.type == "cuda"
         if self._phase:
-            now, peak = self._held_now(), self.memory.peak
-            if self.device.type == "cuda":
-                peak = torch.cuda.max_memory_allocated(self.device)
-            self.phases.append(PhaseMemory(self._phase, now, peak, *self._process(), self._begin, time.perf_counter()))
-        match name:
-            case "backward":
-                self._note_kept()
-            case "optimizer":
-                assert self.step is not None
-                self._note("gradients", self.memory.blocks_of(gradients(self.step.model)))
-        # What a part makes on its way forward is that part's, and nothing else is.
+            peak = torch.cuda.max_memory_allocated(self.device) if on_gpu else self.memory.peak
+            process = (
+                (torch.cuda.memory_reserved(self.device), torch.cuda.max_memory_reserved(self.device))
+                if on_gpu
+                else (memory_in_use(self.device), host.peak_resident_bytes())
+            )
+            found = PhaseMemory(self._phase, self._held_now(), peak, *process, self._begin, time.perf_counter())
+            self.phases.append(found)
+        if name == "backward":
+            self.kept = defaultdict(int)
+            made = [block for block in self.memory.live() if block.owner and self._kinds.get(block, "kept") == "kept"]
+            self._set_kind("kept", made)
+            for block in made:
+                self.kept[block.owner] += block.size
+        elif name == "optimizer":
+            self._set_kind("gradients", self.memory.blocks_of(gradients(self._step.model)))
+        # Only blocks that a part makes in forward have an owner.
         self.memory.owner = ""
         self.memory.peak = self.memory.now
-        machine.reset_peak_resident()
-        if self.device.type == "cuda":
+        host.reset_peak_resident()
+        if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
         self._phase, self._begin = name, time.perf_counter()
 
@@ -338,58 +339,40 @@ class _Followed(Listener):
         self.memory.owner = name if self._phase in ("forward", "loss") else ""
 
     def on_validation(self, done: int, total: int) -> None:
-        """See `Callback.on_validation`."""
+        """After a batch of validation."""
         self._held.append((done, self._held_now()))
 
-    def on_made(self, step: TrainStep) -> None:
-        """A trainer was made: what is there now are its weights, and copies of them."""
-        self.step = step
-        self._note("weights", self.memory.live())
-
     def kinds(self) -> list[tuple[Block, Kind]]:
-        """All blocks there have been, and what each was for."""
-        assert self.step is not None
-        self._note("optimizer", self.memory.blocks_of(state_tensors(self.step.optimizers)))
+        """All blocks, and the purpose of each."""
+        self._set_kind("optimizer", self.memory.blocks_of(state_tensors(self._step.optimizers)))
         return [(block, self._kinds.get(block, "other")) for block in self.memory.blocks]
 
     def shown(self) -> list[PhaseMemory]:
-        """The phases of the last step, in which moments and buffers are there from the start, and what came after."""
-        begin = max(place for place, phase in enumerate(self.phases) if phase.name == "data")
+        """The phases from the last step on, which has moments and buffers from its start."""
+        begin = max(index for index, phase in enumerate(self.phases) if phase.name == "data")
         return [dataclasses.replace(self.phases[begin], name="start"), *self.phases[begin + 1 :]]
 
     def evaluation(self) -> EvaluationMemory:
-        """What was noted while validating."""
+        """The memory during validation."""
         held = tuple(size for _, size in self._held)
         whole = held[1:-1] or held[-1:]
         return EvaluationMemory(self._held[-1][0], held, whole[-1] - whole[0])
 
-    def _note(self, kind: Kind, blocks: Iterable[Block]) -> None:
+    def _set_kind(self, kind: Kind, blocks: Iterable[Block]) -> None:
         for block in blocks:
             if self._kinds.get(block) != "weights":
                 self._kinds[block] = kind
 
-    def _note_kept(self) -> None:
-        self.kept = defaultdict(int)
-        made = [block for block in self.memory.live() if block.owner and self._kinds.get(block, "kept") == "kept"]
-        self._note("kept", made)
-        for block in made:
-            self.kept[block.owner] += block.size
-
     def _held_now(self) -> int:
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else self.memory.now
-
-    def _process(self) -> tuple[int | None, int | None]:
-        if self.device.type == "cuda":
-            return torch.cuda.memory_reserved(self.device), torch.cuda.max_memory_reserved(self.device)
-        return memory_in_use(self.device), machine.peak_resident_bytes()
 
 
 def _follow(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder) -> tuple[Trial, _Followed]:
     """A trial, and its memory over some steps, some validation and a saving in `folder`."""
-    forget_buffers()
+    release_buffers()
     device = pick_device(config.training.device)
     followed = _Followed(TensorMemory(device))
-    with followed.memory, deterministic(device), kept_memory():
+    with followed.memory, deterministic(device), keep_freed_memory():
         trial = make_trial(config, corpus)
         followed.on_made(trial.step)
         with Watch(trial, followed, backward=False).on() as watch:
@@ -411,10 +394,10 @@ def _follow(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder) -> tup
 # -- time -----------------------------------------------------------------------------------------------
 
 
-def _turns(seconds: float, fewest: int = FEWEST_STEPS) -> Iterator[None]:
-    """Turns until the time is over, at least `fewest`."""
+def _turns(seconds: float, at_least: int = MIN_STEPS) -> Iterator[None]:
+    """Turns until the time is over, at least `at_least` of them."""
     until, done = time.perf_counter() + seconds, 0
-    while done < fewest or time.perf_counter() < until:
+    while done < at_least or time.perf_counter() < until:
         yield
         done += 1
 
@@ -474,7 +457,7 @@ def _time_logging(trial: Trial, folder: RunFolder, step_seconds: float, seconds:
 
     try:
         with Watch(trial, times, backward=False).on() as watch:
-            for _ in _turns(seconds, fewest=2 * FEWEST_STEPS):
+            for _ in _turns(seconds, at_least=2 * MIN_STEPS):
                 for with_metrics in (True, False):
                     watch.step(with_metrics=with_metrics)
                     spent = times.take()
@@ -519,7 +502,7 @@ def _count_arithmetic(trial: Trial, step_seconds: float) -> Arithmetic:
         flops_per_second=flops / step_seconds,
         counted_rows=rows,
         peak_flops_per_second=peaks,
-        peak_threads=machine.usable_threads(),
+        peak_threads=host.usable_threads(),
         share_of_peak=flops / step_seconds / peaks[own],
     )
 

@@ -1,15 +1,13 @@
-"""Where the memory of tensors goes: every block from its making to its end, and what it was for.
+"""The memory of tensors: each block with its begin, its end and its purpose.
 
     with TensorMemory(device) as memory:
-        trainer = make()
-        memory.owner = "cell.l0"           # who makes the blocks that come now
+        step = TrainStep(model, config)
+        memory.owner = "cell.l0"           # the owner of the next blocks
         …
     memory.now, memory.peak                # bytes
-    memory.timeline(kinds)                 # bytes of each kind after each change
 
-Blocks are the storages of tensors that torch's operators give out, views of one storage counted once; what a kernel
-takes and returns within one call is not seen. This is the same on every device, and on a CPU the only way to know:
-there the allocator keeps no counters.
+Blocks are the storages of tensors that torch's operators return; views of one storage count once. Memory that a kernel
+allocates and frees within one call is not seen. This works on every device; on a CPU the allocator has no counters.
 """
 
 from __future__ import annotations
@@ -32,9 +30,9 @@ KINDS: dict[Kind, str] = {
     "optimizer": "optimizer's moments",
     "gradients": "gradients",
     "kept": "kept for backward",
-    "other": "in passing: logits, carried state, intermediate results",
+    "other": "temporary: logits, carried state, intermediate results",
 }
-"""What memory is for, in the order in which a picture stacks it."""
+"""The purposes of memory, in the order in which a picture stacks them."""
 
 
 @dataclass(eq=False)
@@ -43,48 +41,47 @@ class Block:
 
     size: int
     owner: str
-    """Who made it."""
     made: float
-    """Seconds, as `time.perf_counter` counts them."""
+    """Seconds, as from `time.perf_counter`."""
     freed: float | None = None
 
 
 class TooMuchMemory(Exception):  # noqa: N818
-    """Tensors would take more than they may; raised before what is new was written to, so that it was never taken."""
+    """Tensors would exceed the limit; raised before anything is written to the new one."""
 
 
 class TensorMemory(TorchDispatchMode):
-    """Follows the memory of all tensors that are made on one device, in this thread and its backward passes.
+    """Tracks the memory of all tensors that this thread and its backward passes make on one device.
 
     Args:
         device: whose tensors are counted.
-        limit: bytes that tensors may hold; what goes beyond raises `TooMuchMemory`. None: no limit.
+        limit: bytes; a tensor beyond it raises `TooMuchMemory`. None: no limit.
     """
 
     def __init__(self, device: torch.device, *, limit: float | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.device, self.limit = device, limit
         self.owner = ""
-        """Who is at work: noted with each block."""
+        """Stored with each new block."""
         self.now = 0
         """Bytes that tensors hold."""
         self.peak = 0
-        """The most of it; set it to `now` to count from here."""
+        """The largest `now`; set it to `now` to restart."""
         self.blocks: list[Block] = []
         self._live: dict[int, Block] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Else torch's compiler is imported, which takes seconds and has nothing to do here.
+        # Else torch's compiler is imported, which takes seconds.
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator and note the memory of what it gives."""
+        """Run the operator and count the memory of its result."""
         result = func(*args, **(kwargs or {}))
-        # What was there before anyone looked, and is only seen in another way now, is not new.
-        given = {key for tensor in tree_tensors((args, kwargs)) for key, _ in storages(tensor)}
+        # An older tensor that is first seen now, through a view, is not new.
+        inputs = {key for tensor in tree_tensors((args, kwargs)) for key, _ in storages(tensor)}
         for tensor in tree_tensors(result):
-            self._note(tensor, given)
+            self._count(tensor, inputs)
         return result
 
     def blocks_of(self, tensors: Iterable[Tensor]) -> list[Block]:
@@ -96,12 +93,12 @@ class TensorMemory(TorchDispatchMode):
         """All blocks that are held now."""
         return list(self._live.values())
 
-    def _note(self, tensor: Tensor, given: set[int]) -> None:
+    def _count(self, tensor: Tensor, inputs: set[int]) -> None:
         if tensor.device.type != self.device.type:
             return
         for key, storage in storages(tensor):
             size = storage.nbytes()
-            if size and key not in self._live and key not in given:
+            if size and key not in self._live and key not in inputs:
                 block = Block(size, self.owner, time.perf_counter())
                 self.blocks.append(block)
                 self._live[key] = block
@@ -118,7 +115,7 @@ class TensorMemory(TorchDispatchMode):
 
 
 def timeline(blocks: Iterable[tuple[Block, Kind]], begin: float, end: float) -> list[tuple[float, dict[Kind, int]]]:
-    """Bytes of each kind after each change between two moments; the first entry is what was held at `begin`."""
+    """Bytes of each kind at `begin`, and after each change until `end`."""
     changes: list[tuple[float, Kind, int]] = []
     for block, kind in blocks:
         if block.made <= end and (block.freed is None or block.freed > begin):
@@ -126,25 +123,17 @@ def timeline(blocks: Iterable[tuple[Block, Kind]], begin: float, end: float) -> 
             if block.freed is not None and block.freed <= end:
                 changes.append((block.freed, kind, -block.size))
     held: dict[Kind, int] = dict.fromkeys(KINDS, 0)
-    found = [(begin, dict(held))]
+    found = {begin: dict(held)}
     for moment, kind, change in sorted(changes, key=lambda each: each[0]):
         held[kind] += change
-        if moment == found[-1][0]:
-            found[-1] = (moment, dict(held))
-        else:
-            found.append((moment, dict(held)))
-    return found
+        found[moment] = dict(held)
+    return list(found.items())
 
 
 def state_tensors(optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
-    """All tensors that optimizers keep between steps."""
-    return [
-        value
-        for optimizer in optimizers
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    ]
+    """All tensors in the state of optimizers."""
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
 def gradients(model: nn.Module) -> list[Tensor]:

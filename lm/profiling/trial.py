@@ -17,7 +17,7 @@ from lm.device import deterministic
 from lm.errors import ConfigError
 from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
-from lm.torch_private import kept_memory
+from lm.torch_private import keep_freed_memory
 from lm.training.learning_rate import learning_rate_share
 from lm.training.train_step import StepBatches, StepResult, TrainStep
 from lm.training.validation import VALIDATION_ROWS, validate
@@ -57,9 +57,9 @@ class Trial:
         config = self.step.config
         share = learning_rate_share(self.step.updates, ENDLESS_STEPS, config)
         result = self.step.run(self._step_batches(), share, with_metrics=with_metrics)
-        self.steps_done += 1
         if config.on_nonfinite == "stop":
-            result.raise_problem(self.steps_done, "Lower training.learning_rate, or use training.precision=fp32.")
+            result.raise_problem(self.steps_done + 1, "Lower training.learning_rate, or use training.precision=fp32.")
+        self.steps_done += 1
         return result
 
     def _step_batches(self) -> Iterable[Batch]:
@@ -82,7 +82,7 @@ class Trial:
     def measure(self, seconds: float) -> Speed:
         """Time steps and a validation, for about `seconds`; the same result in all processes."""
         step, times = self.step, list[float]()
-        with deterministic(step.device), kept_memory():
+        with deterministic(step.device), keep_freed_memory():
             begun = time.perf_counter()
             while len(times) < WARM_UP_STEPS + 2 or self._since(begun) < seconds * 0.75:
                 before = time.perf_counter()

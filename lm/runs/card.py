@@ -182,26 +182,3 @@ def run_summary(facts: dict[str, Any], weights: Path) -> dict[str, Any]:
         "shipped": facts["shipped"],
         "problem": None,
     }
-
-
-# -- old names ----------------------------------------------------------------------------------------
-
-
-def facts(run: Any) -> dict[str, Any]:
-    """Old name of `Run.facts`."""
-    return run.facts()  # type: ignore[no-any-return]
-
-
-def files(run: Any) -> list[tuple[Path, int]]:
-    """Old name of `RunFolder.files`."""
-    return run.folder.files()  # type: ignore[no-any-return]
-
-
-def card(run: Any) -> str:
-    """Old name of `Run.card`."""
-    return run.card()  # type: ignore[no-any-return]
-
-
-def summary(run: Any) -> dict[str, Any]:
-    """Old name of `Run.summary`."""
-    return run.summary()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Learning curves: from the metrics of runs to a picture, or to lines of a terminal.
+"""Learning curves: from the metrics of runs to a picture, or to lines for a terminal.
 
 metrics.jsonl ──► curves ──► draw (PNG, SVG, PDF: matplotlib)   or   sketch (text: uniplot)
 """
@@ -20,31 +20,31 @@ Axis = Literal["step", "tokens", "time"]
 AXES: dict[Axis, tuple[str, str]] = {
     "step": ("step", "step"), "tokens": ("tokens", "tokens of training"), "time": ("seconds", "minutes of training"),
 }  # fmt: skip
-"""Axis → field of a line of metrics.jsonl, and what is written below it."""
+"""Axis → field of metrics.jsonl, and title."""
 UNITS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "memory_bytes": "memory (bytes)"}
 FORMATS = ("png", "svg", "pdf")
-MOST_NATS = 700.0
-"""Beyond it a perplexity is no float: it has no point in the picture."""
-MOST_SKETCHED = 8
+MAX_NATS = 700.0
+"""A higher loss has no perplexity that fits a float, so no point in the picture."""
+MAX_SKETCHED = 8
 START = 0.03
-"""Share of the way in which a training curve may fall out of the picture."""
+"""First share of a training curve that may lie outside the picture."""
 BORDER = 14
-"""Characters beside a plot in the terminal: the frame and the numbers."""
+"""Characters left and right of a plot in the terminal: the frame and the numbers."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of the picture."""
+    """One curve of the picture."""
 
     run: str
     split: str
-    """train, valid, or nothing for a figure of training itself."""
+    """train, valid, or "" for a figure of training itself."""
     x: list[float]
     y: list[float]
 
     @property
     def label(self) -> str:
-        """For the legend."""
+        """In the legend."""
         return f"{self.run} {self.split}".strip()
 
 
@@ -57,8 +57,8 @@ def curves(runs: Sequence[RunFolder], metric: str = "loss", by: str = "step") ->
         by: step, tokens or time.
 
     Raises:
-        ConfigError: there is no such metric or axis.
-        RunError: a run has no lines with them.
+        ConfigError: no such metric or axis.
+        RunError: a run has no lines with it.
     """
     if by not in get_args(Axis):
         raise ConfigError(f"--by {by!r}: use {', '.join(get_args(Axis))}.")
@@ -86,7 +86,7 @@ def curves(runs: Sequence[RunFolder], metric: str = "loss", by: str = "step") ->
 def _with_perplexity(row: dict[str, Any]) -> dict[str, Any]:
     losses = {name: row[name] for name in ("train_loss", "valid_loss") if _is_number(row.get(name))}
     return row | {
-        name.replace("loss", "perplexity"): math.exp(loss) for name, loss in losses.items() if loss < MOST_NATS
+        name.replace("loss", "perplexity"): math.exp(loss) for name, loss in losses.items() if loss < MAX_NATS
     }
 
 
@@ -106,10 +106,10 @@ def _titles(metric: str, by: str) -> tuple[str, str]:
 
 
 def draw(drawn: Sequence[Curve], path: Path, *, metric: str, by: str) -> None:
-    """Write the picture, in the format that the file's name ends with.
+    """Write the picture; the file's suffix gives the format.
 
     Raises:
-        ConfigError: it ends with another one.
+        ConfigError: the suffix is no known format.
         MissingExtraError: matplotlib is not installed.
         RunError: the file cannot be written.
     """
@@ -123,21 +123,21 @@ def draw(drawn: Sequence[Curve], path: Path, *, metric: str, by: str) -> None:
         from matplotlib.ticker import EngFormatter
     except ImportError:
         raise MissingExtraError(
-            "Pictures need matplotlib: pip install '.[plot]' in a checkout of Inkling, or look in the terminal with "
+            "Pictures need matplotlib: pip install '.[plot]' in a checkout of Inkling. Or plot in the terminal with "
             "--terminal."
         ) from None
-    # A figure of its own: no window, and no state of pyplot.
+    # Not pyplot, which has global state and opens windows.
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     colors = {run: f"C{number % 10}" for number, run in enumerate(dict.fromkeys(curve.run for curve in drawn))}
     for curve in drawn:
-        looks: dict[str, Any] = {"color": colors[curve.run], "label": curve.label}
+        style: dict[str, Any] = {"color": colors[curve.run], "label": curve.label}
         if curve.split == "train":
-            # What was learned from stands behind what counts.
-            looks |= {"alpha": 0.4, "linewidth": 1}
+            # Validation curves matter more than training curves.
+            style |= {"alpha": 0.4, "linewidth": 1}
         elif curve.split == "valid":
-            looks |= {"marker": "o", "markersize": 3.5, "linewidth": 1.8}
-        axes.plot(curve.x, curve.y, **looks)
+            style |= {"marker": "o", "markersize": 3.5, "linewidth": 1.8}
+        axes.plot(curve.x, curve.y, **style)
     x_title, y_title = _titles(metric, by)
     axes.set(xlabel=x_title, ylabel=y_title)
     axes.set_ylim(*_span(drawn))
@@ -153,25 +153,25 @@ def draw(drawn: Sequence[Curve], path: Path, *, metric: str, by: str) -> None:
 
 
 def _span(drawn: Sequence[Curve]) -> tuple[float, float]:
-    """What the vertical axis shows: all but the first falls of training, which would flatten everything after them."""
+    """Range of the vertical axis, without the first drop of the training loss, which would flatten the rest."""
     begun = START * max(curve.x[-1] for curve in drawn)
     values = [
         y for curve in drawn for x, y in zip(curve.x, curve.y, strict=True) if curve.split != "train" or x >= begun
     ]
-    least, most = min(values), max(values)
-    margin = 0.05 * (most - least) or 0.05 * abs(most) or 1.0
-    return least - margin, most + margin
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
 
 
 def sketch(drawn: Sequence[Curve], *, metric: str, by: str, width: int, height: int, color: bool) -> list[str]:
-    """Lines for a terminal: the picture, and its legend.
+    """Lines for a terminal: the picture and its legend.
 
     Args:
-        drawn: the curves; of many, only those of validation.
+        drawn: the curves; if there are many, only those of validation are drawn.
         metric, by: for the titles.
         width: of the terminal, in characters.
         height: of the plot, in lines.
-        color: whether colours tell the curves apart; else they are drawn with letters.
+        color: whether the curves have colours; else they are drawn with letters.
 
     Raises:
         MissingExtraError: uniplot is not installed.
@@ -181,7 +181,7 @@ def sketch(drawn: Sequence[Curve], *, metric: str, by: str, width: int, height: 
     except ImportError:
         needed = "Plots in the terminal need uniplot: pip install '.[plot]' in a checkout of Inkling."
         raise MissingExtraError(needed) from None
-    if len(drawn) > MOST_SKETCHED:
+    if len(drawn) > MAX_SKETCHED:
         drawn = [curve for curve in drawn if curve.split != "train"]
     x_title, y_title = _titles(metric, by)
     picture: str = plot_to_string(

@@ -1,16 +1,16 @@
-"""A run folder: what lies where, atomic writes, verified reads; and finding runs by name.
+"""A run folder: its files, atomic writes, verified reads; and the search for runs by name.
 
     checkpoints/<run>/
         config.json          every option, the corpus and tokenizer hashes, the plan       (format_version)
         model.safetensors    the best weights
         tokenizer.json
         metrics.jsonl · report.json · README.md · samples/ · states/ · events/
-        steps/step-500/      kept weights
-        last/                all that resuming needs: model, optimizer, hidden state, state.json
+        steps/step-500/      other checkpoints
+        last/                the last checkpoint, to resume from: model, optimizer, hidden state, state.json
 
-Every weights file carries the hash of its own tensors and of the tokenizer and model options it belongs to, so that
-files which drifted apart are refused. A folder, like a file (`lm.files`), is written beside its place, synced and
-renamed; a kill at any instant leaves the state before or the state after. This module needs no torch.
+Every weights file stores the hash of its tensors, and of its tokenizer and model options, so that files of different
+runs are refused. A folder, like a file (`lm.files`), is written under a temporary name, synced and renamed: a kill
+leaves the old or the new content. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ LAST, LAST_OLD, STEPS, SAMPLES, EVENTS, LOCK = "last", "last.old", "steps", "sam
 SNAPSHOTS = "states"
 """The folder of saved snapshots."""
 DELETED = ".deleted-"
-"""How the name of a run's folder begins while it is removed."""
+"""Prefix of the name of a run's folder while it is removed."""
 LOCK_SECONDS = 0.5
-"""How long a trainer waits for the lock: whoever only looks whether it is held, holds it for an instant."""
+"""How long a trainer waits for the lock; `is_training` of another process holds it for a moment."""
 _RECORD: dict[str, Any] = {
     "tokenizer_sha256": str, "vocab_size": int, "parameters": int, "created": str, "inkling": str, "config.model": dict,
     "corpus.name": str, "corpus.key": str, "corpus.sha256": str, "corpus.notes": list, "corpus.splits": dict,
 }  # fmt: skip
-"""What `config.json` must hold, by place and type."""
+"""Required fields of `config.json`, with their types."""
 
 
 # -- the folder -------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ class RunFolder:
 
     @property
     def argument(self) -> str:
-        """How a printed command names the run, quoted for a shell: its name where that is enough, else its path."""
+        """The run in a printed command, quoted for a shell: its name if that is enough, else its path."""
         return shlex.quote(self.name if self.path.parent in (DEFAULT_RUNS_DIR, shipped_folder()) else str(self.path))
 
     # -- making ---------------------------------------------------------------------------------
@@ -96,23 +96,23 @@ class RunFolder:
         """Make the folder, with its configuration and tokenizer.
 
         Raises:
-            RunExistsError: the folder holds something, and `overwrite` was not said or it is no run.
+            RunExistsError: the folder is not empty, and `overwrite` is False or it is not a run.
         """
         if self.taken:
             if not (overwrite and ((self.path / CONFIG).is_file() or self._half_made)):
                 raise RunExistsError(
-                    f"{self.path} exists already: choose another --name, or say --overwrite to replace that run."
+                    f"{self.path} exists already: choose another --name, or add --overwrite to replace that run."
                 )
             if self.shipped:
                 raise RunExistsError(f"{self.path} is shipped with Inkling and read-only: choose another --name.")
-            # config.json last: what a kill leaves is still a run, which --overwrite may replace.
+            # config.json last: after a kill the folder is still a run, which --overwrite may replace.
             for old in sorted(self._content(), key=lambda entry: entry.name == CONFIG):
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         write_file(self.path / TOKENIZER, tokenizer.to_json())
         self.write_record({"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, **record})
 
     def check_new(self, *, overwrite: bool = False) -> None:
-        """See that a new run can be made here, before the work whose result it is to hold.
+        """Check, before long work, that a new run can be made here.
 
         Raises:
             RunExistsError: the name is taken.
@@ -120,19 +120,19 @@ class RunFolder:
         """
         if self.taken and not overwrite:
             raise RunExistsError(
-                f"{self.path} exists already: choose another --name, say --overwrite to replace that run, or go "
-                f"on with it: lm train --resume {self.argument}"
+                f"{self.path} exists already: choose another --name, add --overwrite to replace that run, or resume "
+                f"it: lm train --resume {self.argument}"
             )
         check_place(self.path / CONFIG)
 
     @property
     def taken(self) -> bool:
-        """Whether there is something at its place; the lock that a killed process left is nothing."""
+        """Whether the folder exists and is not empty; the lock of a killed process does not count."""
         return self.path.exists() and (not self.path.is_dir() or any(self._content()))
 
     @property
     def _half_made(self) -> bool:
-        """Whether it holds what a kill in `create` leaves."""
+        """Whether it holds only the files that a kill in `create` leaves."""
         return self.path.is_dir() and all(
             entry.name == TOKENIZER or entry.name.endswith(".partial") for entry in self._content()
         )
@@ -160,15 +160,15 @@ class RunFolder:
         try:
             yield
         finally:
-            # A job that was refused before it made its run leaves nothing behind. The lock goes first, while it is
-            # held: whoever takes it afterwards finds the folder gone and makes its own.
+            # A job that was refused before it made its run leaves nothing. The folder is removed while the lock is
+            # held: the next process makes its own.
             if self.path.is_dir() and not any(self._content()):
                 shutil.rmtree(self.path, ignore_errors=True)
             lock.release()
 
     @property
     def is_training(self) -> bool:
-        """Whether a trainer holds the run; False where this process may not ask."""
+        """Whether a trainer holds the lock of the run; False if this process may not test it."""
         if not (self.path / LOCK).exists():
             return False
         try:
@@ -180,19 +180,19 @@ class RunFolder:
             return False
 
     def sweep(self) -> None:
-        """Remove the halves of files that a kill left; only for who holds the lock."""
+        """Remove the partial files that a kill left. The caller must hold the lock."""
         for left in self.path.rglob(".*.partial"):
             with contextlib.suppress(OSError):
                 if left.is_file():
                     left.unlink()
 
     def delete(self) -> None:
-        """Remove the run with everything in its folder; from one instant to the next it is no run any more.
+        """Remove the run with everything in its folder; the first step, a rename, is atomic.
 
         Raises:
             RunNotFoundError: there is no run here.
-            RunLockedError: it is being trained.
-            RunError: it is shipped, or reached through a link, or the disk refuses.
+            RunLockedError: it is in training.
+            RunError: it is shipped, is a link, or cannot be renamed.
         """
         if not (self.path / CONFIG).is_file():
             raise RunNotFoundError(f"{self.path} is not a run. See them with: lm list")
@@ -201,7 +201,7 @@ class RunFolder:
         if self.path.is_symlink():
             raise RunError(f"{self.path} is a link to another folder: remove the link by hand.")
         with self.lock():
-            # A name that no run has, so that what a kill leaves of it is not listed; the next deletion sweeps it away.
+            # No run has such a name, so the rest after a kill is not listed; the next deletion removes it.
             aside = self.path.with_name(f"{DELETED}{os.urandom(6).hex()}")
             try:
                 self.path.rename(aside)
@@ -223,7 +223,7 @@ class RunFolder:
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write `config.json`, with its own hash."""
-        # Through JSON and back, so that what is hashed is what will be read.
+        # Through JSON and back, so that the hash is of the values as they will be read.
         content = json.loads(json.dumps({"format_version": FORMAT_VERSION, **record}))
         content.pop("sha256", None)
         content["sha256"] = digest(content)
@@ -239,12 +239,12 @@ class RunFolder:
         if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
             raise CorruptRunError(f"{self.path / CONFIG} is not the configuration of a run: restore it from a copy.")
         check_version(record["format_version"], self.path / CONFIG)
-        for place, kind in _RECORD.items():
+        for field, kind in _RECORD.items():
             value: Any = record
-            for part in place.split("."):
+            for part in field.split("."):
                 value = value.get(part) if isinstance(value, dict) else None
             if not isinstance(value, kind):
-                raise CorruptRunError(f"{self.path / CONFIG} has no proper {place!r}: restore it from a copy.")
+                raise CorruptRunError(f"{self.path / CONFIG} has no proper {field!r}: restore it from a copy.")
         for name, part in record["corpus"]["splits"].items():
             if not (isinstance(part, dict) and part.keys() >= {"sha256", "tokens", "characters"}):
                 raise CorruptRunError(
@@ -259,7 +259,7 @@ class RunFolder:
 
     @property
     def shipped(self) -> bool:
-        """True for a run that travels with Inkling; it is read-only."""
+        """Whether the run comes with Inkling; such a run is read-only."""
         with contextlib.suppress(RunError):
             return bool(self.read_record().get("shipped", False))
         return False
@@ -268,7 +268,7 @@ class RunFolder:
         """The run's tokenizer, checked against the hash in `config.json`.
 
         Raises:
-            VocabMismatchError: it is another tokenizer than the one the model was trained with.
+            VocabMismatchError: the model was trained with another tokenizer.
         """
         record = self.read_record()
         try:
@@ -288,7 +288,7 @@ class RunFolder:
         return {"tokenizer_sha256": record["tokenizer_sha256"], "model_sha256": digest(record["config"]["model"])}
 
     def pack_weights(self, arrays: Arrays, **facts: Any) -> bytes:
-        """A weights file of this run; `facts` (step, valid_loss, …) are kept in its header."""
+        """The bytes of a weights file of this run, with `facts` (step, valid_loss, …) in its header."""
         return pack_arrays(arrays, {**facts, **self._belongs(self.read_record())})
 
     def write_best(self, arrays: Arrays, **facts: Any) -> None:
@@ -296,7 +296,7 @@ class RunFolder:
         write_file(self.path / MODEL, self.pack_weights(arrays, **facts))
 
     def write_step(self, name: str, arrays: Arrays, **facts: Any) -> None:
-        """Keep weights under steps/<name>/."""
+        """Write a checkpoint under steps/<name>/."""
         write_file(self.path / STEPS / name / MODEL, self.pack_weights(arrays, **facts))
 
     def weights_path(self, checkpoint: str) -> Path:
@@ -318,7 +318,7 @@ class RunFolder:
         return self.path / STEPS / checkpoint / MODEL
 
     def kept_checkpoints(self) -> list[str]:
-        """Names under steps/, in the order of training."""
+        """Names under steps/, in training order."""
         found = (self.path / STEPS).glob(f"*-*/{MODEL}")
         return sorted(
             (path.parent.name for path in found),
@@ -326,11 +326,11 @@ class RunFolder:
         )
 
     def drop_step(self, name: str) -> None:
-        """Remove a kept state."""
+        """Remove a checkpoint under steps/."""
         shutil.rmtree(self.path / STEPS / name, ignore_errors=True)
 
     def read_weights(self, checkpoint: str = "best") -> tuple[Arrays, dict[str, Any]]:
-        """Weights and their facts, checked against the run's tokenizer and model options.
+        """Weights of a checkpoint and their facts, checked against the run's tokenizer and model options.
 
         Raises:
             CorruptRunError, VocabMismatchError, RunNotFoundError: they cannot be used.
@@ -339,7 +339,7 @@ class RunFolder:
         return arrays, {name: facts[name] for name in ("step", "valid_loss", "epoch") if name in facts}
 
     def _read_own(self, path: Path) -> tuple[Arrays, dict[str, Any]]:
-        """Tensors and facts of a file of this run, known to belong to its tokenizer and model options."""
+        """Tensors and facts of a file, checked against the run's tokenizer and model options."""
         arrays, facts = read_arrays(path)
         for name, expected in self._belongs(self.read_record()).items():
             if facts.get(name) != expected:
@@ -350,43 +350,43 @@ class RunFolder:
                 )
         return arrays, facts
 
-    # -- all that resuming needs --------------------------------------------------------------------
+    # -- the last checkpoint ------------------------------------------------------------------------
 
     def _last(self) -> Path:
         # Between the two renames of write_last only last.old exists.
         return self.path / (LAST if (self.path / LAST).is_dir() else LAST_OLD)
 
     def has_last(self) -> bool:
-        """True if training can be resumed from this folder."""
+        """Whether training can be resumed."""
         return self._last().is_dir()
 
     def write_last(self, files: Mapping[str, bytes]) -> None:
-        """Replace `last/` by a folder of these files, all or nothing.
+        """Replace `last/` atomically by a folder of these files.
 
         Raises:
-            RunError: the disk is full or read-only; the old `last/` is untouched.
+            RunError: the disk is full or read-only; the old `last/` is unchanged.
         """
-        partial, place, old = self.path / f".{LAST}.partial", self.path / LAST, self.path / LAST_OLD
+        partial, target, old = self.path / f".{LAST}.partial", self.path / LAST, self.path / LAST_OLD
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             for name, content in files.items():
                 write_synced(partial / name, content)
             sync_folder(partial)
-            if place.is_dir():
+            if target.is_dir():
                 shutil.rmtree(old, ignore_errors=True)
-                place.rename(old)
-            partial.rename(place)
+                target.rename(old)
+            partial.rename(target)
             sync_folder(self.path)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RunError(
-                f"Cannot write {place}: {error.strerror or error}. The state saved before is untouched."
+                f"Cannot write {target}: {error.strerror or error}. The last checkpoint is untouched."
             ) from error
 
     def read_last(self) -> tuple[dict[str, Any], dict[str, Arrays]]:
-        """`state.json`, and the tensors of every safetensors file of `last/` by file stem, all checked.
+        """`state.json`, and the tensors of each safetensors file of `last/` by file stem, all checked.
 
         Raises:
             RunNotFoundError: the run has nothing to resume from.
@@ -416,7 +416,7 @@ class RunFolder:
         return state
 
     def pack_state(self, state: dict[str, Any]) -> bytes:
-        """`state.json` with its own hash."""
+        """The bytes of `state.json`, with its own hash."""
         return (json.dumps({**state, "sha256": digest(state)}, indent=1) + "\n").encode()
 
     # -- metrics --------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ class RunFolder:
             raise RunError(f"Cannot write {self.path / METRICS}: {error.strerror or error}.") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a line cut short by a kill is left out."""
+        """The lines of metrics.jsonl, without a line that a kill cut short."""
         rows = []
         with contextlib.suppress(FileNotFoundError):
             for line in (self.path / METRICS).read_text("utf-8", errors="replace").splitlines():
@@ -445,7 +445,7 @@ class RunFolder:
         return rows
 
     def cut_metrics(self, step: int) -> None:
-        """Drop lines after `step`: training resumes there and will write them again."""
+        """Drop lines after `step`; training resumes there and writes them again."""
         if (self.path / METRICS).exists():
             kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
             write_file(self.path / METRICS, "".join(kept))
@@ -455,20 +455,20 @@ class RunFolder:
 
 
 def shipped_folder() -> Path:
-    """Where the runs that travel with Inkling lie: package data in a wheel, `checkpoints/` in a checkout."""
+    """Folder of the shipped runs: package data in a wheel, `checkpoints/` in a checkout."""
     packaged = Path(__file__).parents[1] / "shipped"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "checkpoints"
 
 
 def list_runs(runs_dir: Path) -> list[RunFolder]:
-    """The runs to choose from: the user's, newest first, then the shipped ones."""
+    """All runs: the user's, newest first, then the shipped ones."""
     own: list[RunFolder] = []
     shipped: dict[str, RunFolder] = {}
     for folder in dict.fromkeys((runs_dir, shipped_folder())):
         if not folder.is_dir():
             continue
         for path in folder.iterdir():
-            # Not Path.is_file, which raises for a folder that this user may not enter.
+            # Not Path.is_file, which raises for a folder without permission.
             if path.name.startswith(DELETED) or not os.path.isfile(path / CONFIG):
                 continue
             run = RunFolder(path)
@@ -482,7 +482,7 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
 
 
 def check_runs_dir(runs_dir: Path) -> None:
-    """Refuse a folder of runs that was named and is not there: what is in it would be the shipped runs alone.
+    """Refuse a given folder of runs that does not exist; without this check, only shipped runs would be found.
 
     Raises:
         RunNotFoundError: there is no such folder.
@@ -495,12 +495,12 @@ def check_runs_dir(runs_dir: Path) -> None:
 
 
 def _train_one(runs_dir: Path) -> str:
-    """The command that makes a run in a folder."""
+    """The command that trains a run in a folder."""
     return "lm train FILE" + ("" if runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {shlex.quote(str(runs_dir))}")
 
 
 def _mtime(path: Path) -> float:
-    """0 for a file that is not there, or that was deleted since it was listed."""
+    """0 for a file that does not exist."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -508,10 +508,10 @@ def _mtime(path: Path) -> float:
 
 
 def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
-    """The folder and kept state that RUN names: NAME, PATH, NAME@last, NAME@step-500, or None for the newest.
+    """The folder and checkpoint of NAME, PATH, NAME@last or NAME@step-500; None is the newest run.
 
     Raises:
-        RunNotFoundError: nothing of that name; the sentence says what there is.
+        RunNotFoundError: no such run; the message lists those there are.
     """
     runs = list_runs(runs_dir)
     if name is None:
@@ -519,15 +519,15 @@ def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
         if not runs:
             raise RunNotFoundError(f"There is no run in {runs_dir}: train one with: {_train_one(runs_dir)}")
         return runs[0], "best"
-    # The whole name first: a path may hold an @ of its own.
+    # The whole name first: a path may contain an @.
     before, _, after = name.rpartition("@")
-    for base, state in ((name, "best"), (before, after or "best")):
+    for base, checkpoint in ((name, "best"), (before, after or "best")):
         for candidate in (runs_dir / base, expanded(base)) if base else ():
             if (candidate / CONFIG).is_file():
-                return RunFolder(candidate.resolve() if candidate.name in ("", "..") else candidate), state
+                return RunFolder(candidate.resolve() if candidate.name in ("", "..") else candidate), checkpoint
         for run in runs:
             if run.name == base:
-                return run, state
+                return run, checkpoint
     base = before or name
     if expanded(base).is_dir():
         raise RunNotFoundError(f"{base} is a folder without {CONFIG}, so it is not a run. See them with: lm list")

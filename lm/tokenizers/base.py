@@ -1,7 +1,7 @@
 """The Tokenizer contract: text ↔ token ids, saved to one readable file.
 
-A tokenizer is trained on the training split alone, then frozen. Every tokenizer has a start token, on which the first
-token of a text and an empty prompt are conditioned, so that all N tokens of a text are scored.
+A tokenizer is trained on the training split alone, then never changes. Every tokenizer has a start token, from which
+the first token of a text is predicted, so that all N tokens of a text are scored.
 
     tokenizer = CharTokenizer.train(["hello\n"], CharOptions())
     ids = tokenizer.encode("hello")        # array([...], dtype=uint8)
@@ -43,16 +43,16 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class TokenizerOptions(Options):
     """Options that every tokenizer has; subclasses narrow `type` to their registered name."""
 
-    type: str = Field(description="Which tokenizer; see the registered names.")
+    type: str = Field(description="Registered name of the tokenizer.")
     unknown: UnknownPolicy = Field(
         "replace",
-        description="What a symbol outside the vocabulary becomes: replace (the unknown token), skip (nothing), "
-        "byte (its UTF-8 bytes, where the vocabulary has them), error (refuse the text).",
+        description="Policy for symbols outside the vocabulary: replace (the unknown token), skip (nothing), "
+        "byte (their UTF-8 bytes, if the vocabulary has them), error (refuse the text).",
     )
 
 
 class ByteFreeOptions(TokenizerOptions):
-    """Options of a tokenizer whose vocabulary holds no bytes: the policy `byte` is refused."""
+    """Options of a tokenizer without bytes in its vocabulary: the policy `byte` is refused."""
 
     @field_validator("unknown")
     @classmethod
@@ -63,37 +63,37 @@ class ByteFreeOptions(TokenizerOptions):
 
 
 class Tokenizer(ABC):
-    """Text ↔ ids. Subclasses set `options`, `vocab_size`, `start_id` and `unknown_id` when built.
+    """Text ↔ ids. Subclasses set `options`, `vocab_size`, `start_id` and `unknown_id`.
 
-    A lone surrogate (U+D800 to U+DFFF) is half of a UTF-16 pair, no character, and has no UTF-8 bytes. Every tokenizer
-    treats it as a symbol outside its vocabulary; where bytes exist, `replace` and `byte` make it U+FFFD.
+    A lone surrogate (U+D800 to U+DFFF) is half of a UTF-16 pair, and has no UTF-8 bytes. Every tokenizer treats it as
+    a symbol outside its vocabulary; with bytes in the vocabulary, `replace` and `byte` encode it as U+FFFD.
     """
 
     Options: ClassVar[type[TokenizerOptions]]
     type: ClassVar[str]
     lossless: ClassVar[bool]
-    """Whether `decode(encode(s)) == s` for every `s` that the vocabulary covers."""
+    """Whether `decode(encode(s)) == s` for every `s` without unknown symbols."""
     words: Sequence[str] | None = None
-    """The tokens in order of id, where they are words that white space parts and each newline is the start token."""
+    """The tokens by id, if they are words separated by white space and each newline is the start token."""
     whole_lines: ClassVar[bool] = False
-    """Whether `encode` takes a line in one call, in which no other thread runs: then a long line takes long."""
+    """Whether `encode` processes a line in one call that blocks other threads, so that long lines block them long."""
 
     options: TokenizerOptions
     vocab_size: int
     start_id: int
     """The token before the first: `<eos>` for words and subwords, a newline for characters and bytes."""
     unknown_id: int | None
-    """The token `<unk>`, which sampling should not emit; None where the vocabulary has none."""
+    """The token `<unk>`, which sampling should not emit; None if the vocabulary has none."""
 
     @classmethod
     @abstractmethod
     def train(cls, texts: Iterable[str], options: Any) -> Self:
-        """Learn the vocabulary from pieces of text, in order, in one pass and with flat memory.
+        """Learn the vocabulary from pieces of text, in order, in one pass and with constant memory.
 
         The pieces may be cut anywhere.
 
         Raises:
-            TokenizerError: there is no text to learn from, or the options do not fit it.
+            TokenizerError: the text is empty, or the options do not fit it.
         """
 
     @abstractmethod
@@ -104,8 +104,8 @@ class Tokenizer(ABC):
 
         Args:
             text: any text. Pieces cut after a newline give the same ids as the whole.
-            unknown: the policy for this call; None takes `options.unknown`.
-            met: where given, each symbol outside the vocabulary is counted here, whatever the policy.
+            unknown: the policy for this call; None is `options.unknown`.
+            unknown_counts: each symbol outside the vocabulary is counted here, with any policy.
 
         Raises:
             UnknownSymbolError: under the policy `error`; names the symbol and its line and column in `text`.
@@ -124,24 +124,24 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def pieces(self, ids: Sequence[int] | Ids) -> list[str]:
-        """One displayable string a token: never empty.
+        """One string per token for display, never empty.
 
-        A newline shows as "\\n" and other control characters as their escapes, a space as "▁", a byte that is not a
-        character of its own as "<0xE2>".
+        A newline is "\\n", other control characters are their escapes, a space is "▁", and a byte that is not a whole
+        character is "<0xE2>".
         """
 
     def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
-        """A decoder that takes one id at a time and never gives out half a character.
+        """A decoder that takes one id at a time and never gives half a character.
 
         Args:
-            after: the ids that stand before the stream (a prompt): decode(after) and the text of the stream joined
-                equal the text of all the ids, where `after` ends with a whole character.
+            after: the ids before the stream (a prompt). If it ends with a whole character, decode(after) and the text
+                of the stream, joined, equal the text of all ids.
         """
         return StreamDecoder(self)
 
     @functools.cached_property
     def token_texts(self) -> dict[int, str]:
-        """The text of single tokens that a stream has met: looking one up takes a fiftieth of `decode`."""
+        """Cache of the text of single tokens, for streams; 50 times as fast as `decode`."""
         return {}
 
     @property
@@ -150,7 +150,7 @@ class Tokenizer(ABC):
         return np.dtype(np.min_scalar_type(self.vocab_size - 1))
 
     def checked(self, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
-        """The ids as an array (N,), each known to be inside the vocabulary.
+        """The ids as an array (N,), each checked to be inside the vocabulary.
 
         Raises:
             TokenizerError: one is not.
@@ -165,7 +165,7 @@ class Tokenizer(ABC):
         return array
 
     def policy(self, unknown: UnknownPolicy | None) -> UnknownPolicy:
-        """The policy of one call: `unknown`, or the option where it is None.
+        """The policy of one call: `unknown`, or the option if it is None.
 
         Raises:
             ConfigError: it is `byte` and the vocabulary holds no bytes.
@@ -182,7 +182,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def payload(self) -> dict[str, Any]:
-        """What `from_payload` needs beside the options; JSON values, vocabulary readable."""
+        """What `from_payload` needs in addition to the options: JSON values, with a readable vocabulary."""
 
     @classmethod
     @abstractmethod
@@ -190,7 +190,7 @@ class Tokenizer(ABC):
         """The tokenizer that gave `payload`."""
 
     def to_json(self) -> str:
-        """The text of the file: stable, so that its hash names the tokenizer."""
+        """The text of the file; equal tokenizers give equal text."""
         content = {
             "format_version": TOKENIZER_FORMAT_VERSION,
             "type": self.type,
@@ -211,10 +211,10 @@ class Tokenizer(ABC):
 
 
 class StreamDecoder:
-    """Text of a growing list of ids, given out piece by piece.
+    """Decodes a growing list of ids, piece by piece.
 
-    All that `feed` and `end` give, joined, equals `decode` of all the ids. This base version serves tokenizers whose
-    tokens decode to whole characters, each on its own.
+    The texts of `feed` and `end`, joined, equal `decode` of all the ids. This base class is for tokenizers whose tokens
+    are whole characters.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -230,16 +230,16 @@ class StreamDecoder:
         return text
 
     def end(self) -> str:
-        """What is still held back."""
+        """The rest of the text."""
         return ""
 
     def copy(self) -> Self:
-        """A decoder of the same ids so far; what one of the two is fed next does not change the other."""
+        """An independent decoder with the same ids so far."""
         return copy.copy(self)
 
 
 class Utf8StreamDecoder(StreamDecoder):
-    """For tokens that are bytes: holds back the bytes of a character until it is whole or known to be broken."""
+    """For tokens that are bytes: holds the bytes of a character until it is complete or invalid."""
 
     def __init__(self, tokenizer: Tokenizer, table: Sequence[bytes]) -> None:
         """Start a stream of `tokenizer`'s ids; `table` holds the bytes of each."""
@@ -254,7 +254,7 @@ class Utf8StreamDecoder(StreamDecoder):
         return self._decoder.decode(self._table[token])
 
     def end(self) -> str:
-        """U+FFFD where the last bytes began a character that never came, else ""."""
+        """U+FFFD if the last character is incomplete, else ""."""
         return self._decoder.decode(b"", final=True)
 
     def copy(self) -> Self:
@@ -265,7 +265,7 @@ class Utf8StreamDecoder(StreamDecoder):
         return twin
 
 
-# -- what the tokenizers share ----------------------------------------------------------------------
+# -- shared by the tokenizers ------------------------------------------------------------------------
 
 
 def line_blocks(text: str, size: int) -> Iterator[str]:
@@ -288,12 +288,12 @@ def visible(text: str) -> str:
 
 
 def visible_byte(value: int) -> str:
-    """One byte for display: the character where it is ASCII, else "<0xE2>"."""
+    """One byte for display: the character if it is ASCII, else "<0xE2>"."""
     return visible(chr(value)) if value < 128 else f"<0x{value:02X}>"
 
 
 def unknown_symbol(text: str, position: int, symbol: str, *, remedy: str) -> UnknownSymbolError:
-    """The error for `symbol` at `position` of `text`, with its place counted from line 1, column 1."""
+    """The error for `symbol` at `position` of `text`; names line and column, from 1."""
     line = text.count("\n", 0, position) + 1
     column = position - text.rfind("\n", 0, position)
     code = f" (U+{ord(symbol):04X})" if len(symbol) == 1 else ""
@@ -304,7 +304,7 @@ def without_surrogates(text: str, policy: UnknownPolicy, unknown_counts: Counter
     """`text` with every lone surrogate dropped (`skip`), made U+FFFD (`replace`, `byte`) or refused (`error`).
 
     Raises:
-        UnknownSymbolError: under `error`, where there is one.
+        UnknownSymbolError: under `error`, if there is one.
     """
     try:
         text.encode("utf-8")  # ten times as fast as the search

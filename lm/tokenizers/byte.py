@@ -1,4 +1,4 @@
-"""Bytes as tokens: 256 of them, nothing to train, nothing unknown.
+"""Bytes as tokens: 256 of them, without training and without unknown symbols.
 
 ByteTokenizer(ByteOptions()).encode("é\n")        # array([195, 169, 10], dtype=uint8)
 """
@@ -46,18 +46,18 @@ class ByteTokenizer(Tokenizer):
     unknown_id = None
 
     def __init__(self, options: ByteOptions) -> None:
-        """Build; there is no vocabulary to give."""
+        """A byte tokenizer has no vocabulary to give."""
         self.options = options
 
     @classmethod
     def train(cls, texts: Iterable[str], options: ByteOptions) -> Self:
-        """Nothing to learn; looks only whether there is any text.
+        """Checks only that there is text.
 
         Raises:
             TokenizerError: the text is empty.
         """
         if not any(texts):
-            raise TokenizerError("The training text is empty: there is nothing to learn from.")
+            raise TokenizerError("The training text is empty: give a text.")
         return cls(options)
 
     def encode(
@@ -69,7 +69,7 @@ class ByteTokenizer(Tokenizer):
             raw = bytearray(text, "utf-8")
         except UnicodeEncodeError:
             raw = bytearray(without_surrogates(text, policy, unknown_counts), "utf-8")
-        # A bytearray and not bytes, so that the array over it is writable.
+        # A bytearray, so that the array is writable.
         return np.frombuffer(raw, dtype=np.uint8)
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
@@ -81,11 +81,11 @@ class ByteTokenizer(Tokenizer):
         return [visible_byte(value) for value in self.checked(ids).tolist()]
 
     def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
-        """A decoder that gives out whole characters."""
+        """A decoder that gives whole characters."""
         return Utf8StreamDecoder(self, _BYTES)
 
     def payload(self) -> dict[str, Any]:
-        """Nothing: all byte tokenizers are alike."""
+        """Empty: all byte tokenizers are equal."""
         return {}
 
     @classmethod

@@ -27,7 +27,7 @@ from lm.tokenizers.base import (
 
 REGISTERS = {"char": "CharTokenizer"}
 
-_BLOCK = 1 << 18  # characters handled at a time: small enough for the caches, large enough to amortise the calls
+_BLOCK = 1 << 18  # characters processed at a time: fits the caches, and amortises the calls
 _UNICODE = 0x110000
 _SURROGATES = slice(0xD800, 0xE000)
 
@@ -36,9 +36,7 @@ class CharOptions(ByteFreeOptions):
     """Options of the character tokenizer."""
 
     type: Literal["char"] = "char"
-    min_count: int = Field(
-        1, ge=1, description="Characters met less often than this in the training split become <unk>."
-    )
+    min_count: int = Field(1, ge=1, description="Characters that occur less often in the training split become <unk>.")
 
 
 class CharTokenizer(Tokenizer):
@@ -61,7 +59,7 @@ class CharTokenizer(Tokenizer):
         self.start_id = vocabulary.index("\n")
         self.unknown_id = len(vocabulary)
         known = _codes(vocabulary)
-        # One entry more than the highest code point: whatever lies above is clipped to it and found unknown.
+        # One entry more than the highest code point: higher code points are clipped to it, and are unknown.
         self._ids = np.full(int(known[-1]) + 2, self.unknown_id, dtype=self.dtype)
         self._ids[known] = np.arange(len(known))
         self._codes = np.append(known, ord(REPLACEMENT)).astype("<u4")
@@ -81,15 +79,15 @@ class CharTokenizer(Tokenizer):
         few: Counter[str] = Counter()
         for text in texts:
             if len(text) < _BLOCK // 8:
-                few.update(text)  # short pieces: cheaper than an array over the code points
+                few.update(text)  # short pieces: faster than an array over the code points
             for block in _blocks(text) if len(text) >= _BLOCK // 8 else ():
                 found = np.bincount(_codes(block))
                 counts[: len(found)] += found
         for char, count in few.items():
             counts[ord(char)] += count
         if not counts.any():
-            raise TokenizerError("The training text is empty: there is nothing to learn from.")
-        counts[_SURROGATES] = 0  # no characters, and the file could not hold them
+            raise TokenizerError("The training text is empty: give a text.")
+        counts[_SURROGATES] = 0  # not characters, and UTF-8 has no bytes for them
         counts[ord("\n")] = max(counts[ord("\n")], options.min_count)
         kept = np.flatnonzero(counts >= options.min_count)
         return cls(options, kept.astype("<u4").tobytes().decode("utf-32-le"))
@@ -105,18 +103,18 @@ class CharTokenizer(Tokenizer):
             ids = np.empty(len(text), dtype=self.dtype)
             for index, block in enumerate(_blocks(text)):
                 ids[index * _BLOCK : index * _BLOCK + len(block)] = self._lookup(block)
-        strange = ids == self.unknown_id
-        if strange.any():
-            places = np.flatnonzero(strange)
+        is_unknown = ids == self.unknown_id
+        if is_unknown.any():
+            positions = np.flatnonzero(is_unknown)
             if unknown_counts is not None:
-                unknown_counts.update(text[place] for place in places.tolist())
+                unknown_counts.update(text[position] for position in positions.tolist())
             if policy == "error":
-                first = int(places[0])
+                first = int(positions[0])
                 raise unknown_symbol(
                     text, first, text[first], remedy="Set unknown to replace or skip, or train on text that has it."
                 )
             if policy == "skip":
-                ids = ids[~strange]
+                ids = ids[~is_unknown]
         return ids
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
@@ -124,14 +122,14 @@ class CharTokenizer(Tokenizer):
         return self._codes[self.checked(ids)].tobytes().decode("utf-32-le")
 
     def pieces(self, ids: Sequence[int] | Ids) -> list[str]:
-        """Each character, made visible; `<unk>` as itself."""
+        """Each character for display; `<unk>` as itself."""
         return [
             "<unk>" if token == self.unknown_id else visible(self.vocabulary[token])
             for token in self.checked(ids).tolist()
         ]
 
     def payload(self) -> dict[str, Any]:
-        """The characters in order of id, as one string; `<unk>` follows them."""
+        """The characters by id, as one string, without `<unk>`, which is last."""
         return {"vocabulary": self.vocabulary}
 
     @classmethod
@@ -139,7 +137,7 @@ class CharTokenizer(Tokenizer):
         """The tokenizer of these characters.
 
         Raises:
-            ValueError: they are not distinct characters in order of code point, or lack the newline.
+            ValueError: they are not distinct characters in order of code point, or have no newline.
         """
         vocabulary = payload["vocabulary"]
         if not isinstance(vocabulary, str) or "\n" not in vocabulary:
@@ -153,7 +151,7 @@ class CharTokenizer(Tokenizer):
         """Ids of one block, by table."""
         if self._latin_bytes is not None:
             try:
-                # A bytearray and not bytes, so that the array over it is writable.
+                # A bytearray, so that the array is writable.
                 return np.frombuffer(bytearray(text, "latin-1").translate(self._latin_bytes), dtype=np.uint8)
             except UnicodeEncodeError:
                 pass

@@ -3,8 +3,8 @@
     tokenizer = SubwordTokenizer.train(texts, SubwordOptions(algorithm="bpe", size=8000))
     tokenizer.decode(tokenizer.encode(any_text)) == any_text
 
-The round trip is exact: text is not normalised, no space is added or dropped, and what no piece covers is spelled in
-bytes (newline and tab always are, one token each).
+The round trip is exact: text is not normalised, and no space is added or dropped. Text without a piece is encoded as
+bytes; newline and tab always are, one token each.
 
 Sources: Kudo 2018, "Subword Regularization"; Sennrich et al. 2016, "Neural Machine Translation of Rare Words with
 Subword Units"; Kudo and Richardson 2018, "SentencePiece".
@@ -46,11 +46,11 @@ REGISTERS = {"subword": "SubwordTokenizer"}
 _log = logging.getLogger("lm.tokenizers")
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space inside a piece
-_BATCH = 1 << 17  # characters encoded at a time: other threads wait for 10 ms, and the ids in flight are few
-_SAMPLE_BLOCK = 4096  # characters: grain of the training sample
-_LONGEST_SENTENCE = 4096  # characters: longer lines are cut for training, where sentencepiece would drop them
-# Never part of a piece: sentencepiece drops whole lines that hold U+0000 or U+2585, takes tab for a boundary of its
-# own and U+2581 for a space; lone surrogates are no characters.
+_BATCH = 1 << 17  # characters encoded at a time: other threads wait for 10 ms
+_SAMPLE_BLOCK = 4096  # characters: unit of the training sample
+_LONGEST_SENTENCE = 4096  # characters: longer lines are cut for training; sentencepiece would drop them
+# Never part of a piece: sentencepiece drops lines with U+0000 or U+2585, uses tab as a separator and U+2581 as the
+# space; lone surrogates are not characters.
 _NOT_LEARNED = re.compile("[\n\t\0\u2581\u2585\ud800-\udfff]+")
 _LITERAL = [2 + value for value in _SPACE.encode("utf-8")]  # the ids of a U+2581 of the text: its bytes
 _FEW_WORDS = re.compile("(?: *[^ ]+){1,4}| +")
@@ -69,27 +69,27 @@ class SubwordOptions(TokenizerOptions):
         8000,
         ge=260,
         le=1_000_000,
-        description="Tokens in the vocabulary, 256 bytes, <unk> and <eos> included; lowered with a notice where the "
-        "text has fewer pieces, raised where it has more characters.",
+        description="Tokens in the vocabulary, with 256 bytes, <unk> and <eos>; lowered with a warning if the text has "
+        "fewer pieces, raised if it has more characters.",
     )
     character_coverage: float = Field(
         0.9995,
         ge=0.9,
         le=1,
-        description="Share of the sample's characters that get tokens of their own; the rest is spelled in bytes.",
+        description="Share of the sample's characters with their own tokens; the rest is encoded as bytes.",
     )
     train_sample_characters: int = Field(
         10_000_000,
         ge=1000,
-        description="Characters of the training split, taken evenly over its length, that the pieces are learned from.",
+        description="Characters of the training split, spread evenly over it, from which the pieces are learned.",
     )
 
 
 class SubwordTokenizer(Tokenizer):
     """A sentencepiece model; ids are its own: `<unk>` 0, `<eos>` 1 (the start token), 256 bytes, then the pieces.
 
-    `encode` gives neither `<unk>`, since everything can be spelled in bytes, nor `<eos>`: text that spells out
-    "<unk>", "<eos>" or "<0x41>" is encoded letter by letter like any other.
+    `encode` gives neither `<unk>`, as bytes can encode everything, nor `<eos>`: "<unk>", "<eos>" or "<0x41>" in the
+    text are encoded like any other text.
     """
 
     Options = SubwordOptions
@@ -104,7 +104,7 @@ class SubwordTokenizer(Tokenizer):
         """Build from a serialised sentencepiece model.
 
         Raises:
-            ValueError: these bytes are no such model, or one that was trained otherwise.
+            ValueError: the bytes are no sentencepiece model, or one with other options.
         """
         from sentencepiece import SentencePieceProcessor
 
@@ -114,7 +114,7 @@ class SubwordTokenizer(Tokenizer):
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError:
-            raise ValueError("the model is not one of sentencepiece.") from None
+            raise ValueError("it is not a sentencepiece model.") from None
         self.vocab_size = self._processor.get_piece_size()
         spelled = [self._processor.id_to_piece(token) for token in range(self.vocab_size)]
         if spelled[:3] != ["<unk>", "<eos>", "<0x00>"] or spelled[257:258] != ["<0xFF>"] or _SPACE not in spelled:
@@ -129,18 +129,18 @@ class SubwordTokenizer(Tokenizer):
     def train(cls, texts: Iterable[str], options: SubwordOptions) -> Self:
         """Learn the pieces from an even sample of the training split; the same text gives the same model.
 
-        A `size` that cannot hold the characters that `character_coverage` asks for is raised, with a notice.
+        A `size` that is too small for the characters of `character_coverage` is raised, with a warning.
 
         Raises:
-            TokenizerError: there is no text.
+            TokenizerError: the text is empty.
         """
         sample = even_sample(texts, options.train_sample_characters)
         if not any(True for _ in _sentences(sample)):
-            raise TokenizerError("The training text is empty or blank: there is nothing to learn from.")
+            raise TokenizerError("The training text is empty or blank: give a text.")
         size = options.size
         model = _learn(sample, options, size)
         if isinstance(model, int):
-            # The bytes and the characters alone need more: as many again of the asked size are left for pieces.
+            # Bytes and characters need more: add a quarter of the option for pieces.
             size = model + options.size // 4
             _log.warning(
                 "A vocabulary of %d cannot hold the 256 bytes and the characters of this text: %d tokens are used.",
@@ -166,14 +166,14 @@ class SubwordTokenizer(Tokenizer):
         parts: list[Ids] = []
         for block in line_blocks(text, _BATCH):
             literal = _SPACE in block
-            # Strictly line by line: sentencepiece sums scores in 32-bit floats, so that what stands before a line
-            # could sway how it is cut.
+            # Line by line: sentencepiece sums scores in 32-bit floats, so the text before a line could change its
+            # tokens.
             lines = _LINE_OR_SPACE.findall(block) if literal else _LINE.findall(block)
             encoded: list[list[int]] = self._processor.encode(
                 lines, out_type=int, num_threads=min(usable_threads(), len(lines))
             )
             if literal:
-                # sentencepiece would take a U+2581 of the text for a space.
+                # For sentencepiece, a U+2581 of the text is a space.
                 encoded = [_LITERAL if line == _SPACE else ids for line, ids in zip(lines, encoded, strict=True)]
             parts.append(np.fromiter(chain.from_iterable(encoded), dtype=self.dtype))
         return np.concatenate(parts) if parts else np.empty(0, dtype=self.dtype)
@@ -194,7 +194,7 @@ class SubwordTokenizer(Tokenizer):
         return Utf8StreamDecoder(self, self._table)
 
     def payload(self) -> dict[str, Any]:
-        """The pieces with their scores in order of id, to read; the sentencepiece model in base64, to run."""
+        """The pieces with their scores by id, for readers; the sentencepiece model in base64."""
         return {"pieces": self._scores(), "model": base64.b64encode(self._model).decode("ascii")}
 
     @classmethod
@@ -202,7 +202,7 @@ class SubwordTokenizer(Tokenizer):
         """The tokenizer of this model.
 
         Raises:
-            ValueError: the model is damaged, or is not the one of the pieces listed beside it.
+            ValueError: the model is damaged, or is not the model of the listed pieces.
         """
         tokenizer = cls(options, base64.b64decode(payload["model"], validate=True))
         if list(payload["pieces"].items()) != list(tokenizer._scores().items()):
@@ -217,7 +217,7 @@ class SubwordTokenizer(Tokenizer):
 
 
 def _learn(sample: list[str], options: SubwordOptions, size: int) -> bytes | int:
-    """A sentencepiece model of at most `size` pieces; or the size that the bytes and characters alone need.
+    """A sentencepiece model of at most `size` pieces; if that is too small, the size that bytes and characters need.
 
     Raises:
         TokenizerError: sentencepiece refuses the text for another reason.
@@ -238,7 +238,7 @@ def _learn(sample: list[str], options: SubwordOptions, size: int) -> bytes | int
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             byte_fallback=True,
-            # Without a token of its own a space would be spelled in bytes, which decode to U+2581.
+            # Without its own token, a space would be encoded as bytes that decode to U+2581.
             required_chars=_SPACE,
             unk_id=SubwordTokenizer.unknown_id,
             eos_id=SubwordTokenizer.start_id,
@@ -246,7 +246,7 @@ def _learn(sample: list[str], options: SubwordOptions, size: int) -> bytes | int
             pad_id=-1,
             eos_piece="<eos>",
             max_sentence_length=4 * _LONGEST_SENTENCE,  # bytes
-            num_threads=8,  # whatever the machine: sums of floats depend on it
+            num_threads=8,  # the same on all machines, as sums of floats depend on it
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -263,13 +263,13 @@ def _learn(sample: list[str], options: SubwordOptions, size: int) -> bytes | int
 
 
 def even_sample(texts: Iterable[str], characters: int) -> list[str]:
-    """Blocks of the text, in order, that lie evenly over its whole length and hold at most `characters` together.
+    """Blocks of the text, in order, spread evenly over it, of at most `characters` in total.
 
-    One pass over a stream of unknown length, in memory of `characters`. The same text gives the same blocks, however
-    it is cut into pieces; a text that fits is taken whole.
+    One pass over a stream of unknown length, in memory of `characters`. The blocks do not depend on how the text is cut
+    into pieces; a text that fits is used as a whole.
     """
-    # Multiples of the golden ratio, modulo 1, lie evenly in every interval of indices: so do the blocks whose value is
-    # below a threshold. The heap lowers the threshold as the text grows.
+    # Multiples of the golden ratio, modulo 1, are spread evenly over every interval of indices; so are the blocks whose
+    # value is below a threshold. The heap lowers the threshold as the text grows.
     golden = (5**0.5 - 1) / 2
     heap: list[tuple[float, int, str]] = []
     held = 0
@@ -282,7 +282,7 @@ def even_sample(texts: Iterable[str], characters: int) -> list[str]:
 
 
 def _sample_blocks(texts: Iterable[str]) -> Iterator[str]:
-    """The text in blocks of one to two `_SAMPLE_BLOCK`, cut after a newline where there is one."""
+    """The text in blocks of one to two `_SAMPLE_BLOCK`, cut after a newline if there is one."""
     rest = ""
     for text in texts:
         rest += text
@@ -298,11 +298,11 @@ def _sample_blocks(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _sentences(sample: Iterable[str]) -> Iterator[str]:
-    """What sentencepiece learns from: a few words of a line at a time, free of characters that it would stumble over.
+    """The training text of sentencepiece: a few words of a line at a time, without characters that it cannot use.
 
-    Neither algorithm looks across words, so the cuts change no count. But unigram takes its first candidates from
-    substrings that occur with different neighbours to the right: in text with spaces about all words, such as
-    WikiText's, " which" would never be one, were it not at the end of a sentence now and then.
+    Neither algorithm crosses words, so the cuts change no count. But the first candidates of unigram are substrings
+    with different right neighbours. In text with spaces around all words, such as WikiText, " which" is a candidate
+    only because it is sometimes at the end of such a sentence.
     """
     for block in sample:
         for line in _NOT_LEARNED.split(block):

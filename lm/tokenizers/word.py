@@ -1,9 +1,9 @@
-"""Words as tokens, by the convention of WikiText: text already cut into words by white space.
+"""Words as tokens, as in WikiText: white space separates the words.
 
     tokenizer = WordTokenizer.train(["the cat sat\n"], WordOptions())
     tokenizer.decode(tokenizer.encode("the cat ran\n"))              # "the cat <unk>\n"
 
-`detokenize` gives such text the spacing that a reader expects.
+`detokenize` gives such text normal spacing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REGISTERS = {"word": "WordTokenizer"}
 
 EOS = "<eos>"
 UNK = "<unk>"
-_BLOCK = 1 << 18  # characters handled at a time
+_BLOCK = 1 << 18  # characters processed at a time
 _SPACE = re.compile(r"\s")
 
 
@@ -41,7 +41,7 @@ class WordOptions(ByteFreeOptions):
     """Options of the word tokenizer."""
 
     type: Literal["word"] = "word"
-    min_count: int = Field(1, ge=1, description="Words met less often than this in the training split become <unk>.")
+    min_count: int = Field(1, ge=1, description="Words that occur less often in the training split become <unk>.")
     max_size: int | None = Field(
         None, ge=3, description="Largest vocabulary, <eos> and <unk> included: the most frequent words; default: all."
     )
@@ -60,8 +60,8 @@ def _word_blocks(text: str) -> Iterator[str]:
 class WordTokenizer(Tokenizer):
     """`<eos>` (id 0, the start token), `<unk>` (id 1), then the words by falling frequency, ties by first appearance.
 
-    Every "\\n" is one `<eos>`; a last line without newline gets none. `<eos>` and `<unk>` written out in the text are
-    those very tokens, as WikiText and PTB mean them: a written `<unk>` counts as no unknown symbol under any policy.
+    Every "\\n" is one `<eos>`; a last line without newline has none. `<eos>` and `<unk>` in the text are these tokens,
+    as in WikiText and PTB: an `<unk>` in the text is not an unknown symbol under any policy.
     """
 
     Options = WordOptions
@@ -72,7 +72,7 @@ class WordTokenizer(Tokenizer):
     unknown_id = 1
 
     def __init__(self, options: WordOptions, vocabulary: list[str]) -> None:
-        """Build from the words in order of id, `<eos>` and `<unk>` first."""
+        """Build from the words by id, `<eos>` and `<unk>` first."""
         self.options = options
         self.vocabulary = self.words = vocabulary
         self.vocab_size = len(vocabulary)
@@ -80,13 +80,13 @@ class WordTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str], options: WordOptions) -> Self:
-        """Count the words of the training split; memory grows with the distinct words alone.
+        """Count the words of the training split; memory grows only with the number of distinct words.
 
         Raises:
             TokenizerError: the text has no words.
         """
         counts: Counter[str] = Counter()
-        rest = ""  # a word that the cut between two pieces may have split
+        rest = ""  # the part of a word at the end of a piece
         for text in texts:
             for block in line_blocks(text, _BLOCK):
                 words = (rest + block).split()
@@ -94,8 +94,8 @@ class WordTokenizer(Tokenizer):
                 counts.update(words)
         counts.update([rest] if rest else [])
         if not counts:
-            raise TokenizerError("The training text has no words: there is nothing to learn from.")
-        # Sorting is stable: words of one count stay in order of first appearance.
+            raise TokenizerError("The training text has no words: give a text.")
+        # The sort is stable: words of equal count stay in order of first appearance.
         ranked = sorted(counts.items(), key=lambda item: -item[1])
         words = [w for w, count in ranked if count >= options.min_count and w not in (EOS, UNK) and _is_text(w)]
         return cls(options, [EOS, UNK, *words][: options.max_size])
@@ -109,26 +109,26 @@ class WordTokenizer(Tokenizer):
         for block in _word_blocks(text):
             words = block.replace("\n", f" {EOS} ").split()
             ids = np.fromiter(map(self._ids.get, words, repeat(-1)), dtype=np.int64, count=len(words))
-            strange = ids < 0
-            if strange.any():
+            is_unknown = ids < 0
+            if is_unknown.any():
                 if unknown_counts is not None:
-                    unknown_counts.update(words[place] for place in np.flatnonzero(strange).tolist())
+                    unknown_counts.update(words[index] for index in np.flatnonzero(is_unknown).tolist())
                 if policy == "error":
-                    raise self._refusal(text)
+                    raise self._unknown_word(text)
                 if policy == "skip":
-                    ids = ids[~strange]
+                    ids = ids[~is_unknown]
                 else:
-                    ids[strange] = self.unknown_id
+                    ids[is_unknown] = self.unknown_id
             parts.append(ids.astype(self.dtype))
         return np.concatenate(parts) if parts else np.empty(0, dtype=self.dtype)
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
-        """The words with single spaces between them; `<eos>` is a newline without spaces about it."""
+        """The words with single spaces between them; `<eos>` is a newline without spaces around it."""
         words = [self.vocabulary[token] if token else "\n" for token in self.checked(ids).tolist()]
         return " ".join(words).replace(" \n", "\n").replace("\n ", "\n")
 
     def detokenize(self, text: str) -> str:
-        """Decoded text with the spacing of print; see the function of this name."""
+        """Decoded text with normal spacing; see the function `detokenize`."""
         return detokenize(text)
 
     def pieces(self, ids: Sequence[int] | Ids) -> list[str]:
@@ -136,11 +136,11 @@ class WordTokenizer(Tokenizer):
         return [visible(self.vocabulary[token]) for token in self.checked(ids).tolist()]
 
     def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
-        """A decoder that gives " word" where the word follows another, and "word" at the start of a line."""
+        """A decoder that gives " word" after another word, and "word" at the start of a line."""
         return _WordStreamDecoder(self, at_line_start=len(after) == 0 or int(after[-1]) == self.start_id)
 
     def payload(self) -> dict[str, Any]:
-        """The words in order of id."""
+        """The words by id."""
         return {"vocabulary": self.vocabulary}
 
     @classmethod
@@ -159,7 +159,7 @@ class WordTokenizer(Tokenizer):
             raise ValueError("the vocabulary holds a word twice.")
         return cls(options, words)
 
-    def _refusal(self, text: str) -> Exception:
+    def _unknown_word(self, text: str) -> Exception:
         """The error that names the first unknown word of `text`."""
         found = next(match for match in re.finditer(r"\S+", text) if match[0] not in self._ids)
         return unknown_symbol(
@@ -168,7 +168,7 @@ class WordTokenizer(Tokenizer):
 
 
 class _WordStreamDecoder(StreamDecoder):
-    """Puts the space before a word, so that nothing needs to be held back."""
+    """Puts the space before a word, so that it never has to wait for the next token."""
 
     def __init__(self, tokenizer: WordTokenizer, *, at_line_start: bool) -> None:
         super().__init__(tokenizer)
@@ -182,7 +182,7 @@ class _WordStreamDecoder(StreamDecoder):
 
 
 def _is_text(word: str) -> bool:
-    """Whether `word` is free of lone surrogates, which no file could hold."""
+    """Whether `word` has no lone surrogates, which UTF-8 cannot express."""
     try:
         word.encode("utf-8")
     except UnicodeEncodeError:
@@ -190,7 +190,7 @@ def _is_text(word: str) -> bool:
     return True
 
 
-# -- spacing for readers ----------------------------------------------------------------------------
+# -- normal spacing ---------------------------------------------------------------------------------
 
 _JOINERS = {"@-@": "-", "@,@": ",", "@.@": "."}
 _AFTER_WORD = {".", ",", ";", ":", "!", "?", "%", ")", "]", "}", "...", "…", "''", "’", "”", "n't", "n’t"}
@@ -200,12 +200,12 @@ _PTB_QUOTES = {"``": '"', "''": '"'}
 
 
 def detokenize(text: str) -> str:
-    """WikiText or PTB words with the spacing of print, line by line.
+    """WikiText or PTB words with normal spacing, line by line.
 
         detokenize('He said , " it is @-@ well ( nearly ) 1 @,@ 000 " .')   # He said, "it is-well (nearly) 1,000".
 
-    Straight quotes are taken to open and close in turn within a line; a lone apostrophe closes an open single quote,
-    else it is a possessive after "s" and opens a quote elsewhere.
+    Straight quotes open and close in turn within a line. A lone apostrophe closes an open single quote; else it is a
+    possessive after "s", and opens a quote elsewhere.
     """
     return "\n".join(_detokenize_line(line) for line in text.split("\n"))
 

@@ -1,14 +1,14 @@
-"""Several processes that train one model, on torch's own engine: DistributedDataParallel, or FSDP2 with `shard`.
+"""Training by several processes, with torch's DistributedDataParallel, or FSDP2 for `--shard`.
 
     lm train --devices N  (launch) ─┐
-    torchrun … lm train …          ─┴─► joined() ─► World ─► Parallel (the model's loss and its gradients' mean)
+    torchrun … lm train …          ─┴─► joined() ─► World ─► Parallel (the model's loss and its averaged gradients)
 
-All processes make the same steps of the same plan, each on its share of the rows of the same batches, so that the
-tokens of a step do not depend on how many they are. The first process (rank 0) alone reads the text, names the run,
-measures, writes and shows, and tells the others. Whatever stops training is agreed on between two steps.
+All processes make the same steps of the same plan, each on its share of the rows of the same batches. So the tokens of
+a step do not depend on the number of processes. Rank 0 alone reads the text, names the run, measures, writes and
+shows, and broadcasts its decisions. All processes agree between two steps on when to stop.
 
-A process that dies or hangs ends the wait of the others: at once where its connection closes, else after
-`training.timeout_seconds`. Tensors on a GPU travel by NCCL, everything else by gloo.
+If a process dies or hangs, the others stop waiting: at once if its connection closes, else after
+`training.timeout_seconds`. Tensors on a GPU use NCCL, everything else gloo.
 
 Sources: Li et al. 2020 (DistributedDataParallel); Zhao et al. 2023 (FSDP).
 """
@@ -42,7 +42,7 @@ from lm.config import RunConfig, TrainingConfig
 from lm.device import pick_device
 from lm.errors import ConfigError, DeviceError, LMError, RunError, TrainingError
 from lm.evaluation.score_sums import Scores
-from lm.machine import usable_threads
+from lm.host import usable_threads
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.runs.run_folder import CONFIG, RunFolder
 from lm.torch_private import ignore_in_ddp, register_tree
@@ -50,17 +50,18 @@ from lm.training.module_needs import build_on_meta, module_needs
 
 T = TypeVar("T")
 
-JOINING = datetime.timedelta(minutes=10)
-"""The longest wait for all processes to start."""
-PATIENCE = datetime.timedelta(hours=24)
-"""The longest wait for work that the first process does alone: preparing a corpus, the report at the end."""
+START_TIMEOUT = datetime.timedelta(minutes=10)
+"""Longest wait for all processes to start."""
+RANK0_TIMEOUT = datetime.timedelta(hours=24)
+"""Longest wait for work of rank 0 alone, such as preparing a corpus."""
 PAUSE_SECONDS = 2.0
-"""A process that fails because another one did waits so long before it says so: by then it has mostly been ended."""
+"""Wait of a process that fails because another one failed: the launcher usually ends it before it prints an error."""
 SHARED_FOLDER_SECONDS = 60.0
-"""How long a file system of several machines may take to show a new file."""
+"""Time that a file system of several machines may need to show a new file."""
 SAVING_SECONDS = 300
-"""How long processes that are asked to end may take to save."""
+"""Time to save for processes that get a signal to end."""
 _LOST = re.compile(r"gloo|NCCL|onnection (closed|reset|refused)|imed out|wait timeout|Broken pipe", re.IGNORECASE)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class LostError(TrainingError):
@@ -69,19 +70,19 @@ class LostError(TrainingError):
 
 @dataclass(frozen=True)
 class World:
-    """The processes of this job, as one of them sees them; alone by default."""
+    """The processes of this job; by default only this one."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     """Among the processes of this machine."""
     local_size: int = 1
-    patient: Any = None
-    """The group for waits that may be long."""
+    long_waits: Any = None
+    """The process group for waits up to `RANK0_TIMEOUT`."""
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this is the process that reads, writes and shows."""
+        """Whether this process reads, writes and shows."""
         return self.rank == 0
 
     # renamed: delete these aliases when all rooms use the new names
@@ -97,7 +98,7 @@ class World:
 
     @property
     def share(self) -> tuple[int, int]:
-        """Which part of shared work is this process's, and of how many."""
+        """This process's share of divided work: its number from 0, and the number of shares."""
         return self.rank, self.size
 
     def pick_device(self, name: str | None) -> torch.device:
@@ -117,10 +118,10 @@ class World:
         check_devices(self.local_size, name)
         return torch.device("cuda", self.local_rank)
 
-    # -- telling and asking -------------------------------------------------------------------------
+    # -- communication ------------------------------------------------------------------------------
 
     def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first process, in all of them; an LMError that it raises is raised in all."""
+        """The result of `make` in rank 0, in all processes; all raise an LMError that it raises."""
         if self.size == 1:
             return make()
         box: list[Any] = [None, None]
@@ -129,31 +130,31 @@ class World:
                 box[0] = make()
             except LMError as error:
                 box[1] = error
-        dist.broadcast_object_list(box, src=0, group=self.patient)
-        told, refusal = box
-        if refusal is not None:
-            raise refusal
-        return told  # type: ignore[no-any-return]
+        dist.broadcast_object_list(box, src=0, group=self.long_waits)
+        result, failure = box
+        if failure is not None:
+            raise failure
+        return result  # type: ignore[no-any-return]
 
     def local_rank0_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns: called by one process of each machine first, so that the others find its files."""
+        """The result of `make`, called by one process of each machine first, so that the others find its files."""
         found = [make()] if self.local_rank == 0 else []
         self.barrier()
         return found[0] if found else make()
 
     def barrier(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.size > 1:
-            # Not a barrier: the object travels by the patient group on every backend.
+            # Not dist.barrier: objects use the group for long waits with every backend.
             self.broadcast_from_rank0(lambda: None)
             self.all_gather(None)
 
     def all_gather(self, own: T) -> list[T]:
-        """What each process has, in their order; for small things."""
+        """The small object of each process, by rank."""
         if self.size == 1:
             return [own]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, own, group=self.patient)
+        dist.all_gather_object(found, own, group=self.long_waits)
         return found
 
     def all_reduce_sum(self, *numbers: float) -> list[float]:
@@ -165,14 +166,14 @@ class World:
         return sums.tolist()
 
     def all_reduce_mean(self, value: float, weight: float = 1.0) -> float:
-        """The mean over all processes."""
+        """The weighted mean over all processes."""
         if self.size == 1:
             return value
         total, weights = self.all_reduce_sum(value * weight, weight)
         return total / weights
 
     def sync_clock(self, seconds: float, signal_number: int | None = None) -> tuple[float, int | None]:
-        """The first process's clock, and a signal that any process was sent."""
+        """The clock of rank 0, and a signal that any process received."""
         if self.size == 1:
             return seconds, signal_number
         sent = (signal_number == each for each in _SIGNALS)
@@ -180,13 +181,13 @@ class World:
         return clock, next((number for number, count in zip(_SIGNALS, counts, strict=True) if count), None)
 
     def sum_scores(self, scores: Scores) -> Scores:
-        """The scores of a split from those of all shares of it."""
+        """The scores of a split, from those of each process's share."""
         counted = scores.tokens, scores.nats, scores.squared_nats, scores.top1, scores.top5
         tokens, nats, squared_nats, top1, top5 = self.all_reduce_sum(*counted)
         return replace(scores, tokens=int(tokens), nats=nats, squared_nats=squared_nats, top1=int(top1), top5=int(top5))
 
     def all_gather_rows(self, tensor: Tensor) -> Tensor:
-        """The rows (axis 0) of all processes in their order, on the CPU; each has as many."""
+        """The rows (axis 0) of all processes by rank, on the CPU; each process has the same number."""
         tensor = tensor.cpu().contiguous()
         if self.size == 1:
             return tensor
@@ -194,16 +195,13 @@ class World:
         dist.all_gather(parts, tensor)
         return torch.cat(parts)
 
-    # -- random numbers -----------------------------------------------------------------------------
-
     def seed(self, seed: int, step: int = 0) -> None:
-        """Give each process but the first dropout of its own; the first draws as it would alone."""
+        """Seed the dropout of all processes but rank 0, which draws the same numbers as a single process."""
         if not self.is_rank0:
             state = np.random.SeedSequence([seed, step, self.rank]).generate_state(1, np.uint64)
             torch.manual_seed(int(state[0]))
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _world = World()
 
 
@@ -213,7 +211,7 @@ def current() -> World:
 
 
 def started() -> bool:
-    """Whether a launcher (torchrun, `launch`) started this process, also where it is the only one."""
+    """Whether a launcher (torchrun, `launch`) started this process, even as the only one."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -224,10 +222,10 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def joined(training: TrainingConfig | None = None) -> Iterator[World]:
-    """Join the processes that were started together with this one; inside another `joined`, and alone, does nothing.
+    """Join the processes that were started with this one. A single process, or one that has joined, does nothing.
 
     Args:
-        training: its device and timeout; None: the defaults.
+        training: for device and timeout; None: the defaults.
 
     Raises:
         DeviceError: this process has no device.
@@ -238,16 +236,16 @@ def joined(training: TrainingConfig | None = None) -> Iterator[World]:
     if _world.size > 1 or not started() or int(os.environ["WORLD_SIZE"]) == 1:
         yield _world
         return
-    told = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **os.environ}
-    world = World(*(int(told[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+    known = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **os.environ}
+    world = World(*(int(known[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
     try:
-        place = world.pick_device(training.device)
-        with _words():
-            _world = replace(world, patient=_connect(world, place, training.timeout_seconds))
+        device = world.pick_device(training.device)
+        with _lost_errors():
+            _world = replace(world, long_waits=_connect(world, device, training.timeout_seconds))
             yield _world
     except Exception as error:
         if not world.is_rank0 or isinstance(error, LostError):
-            # The process that began it speaks first; this one is mostly ended by the launcher meanwhile.
+            # The process that failed first prints first; the launcher usually ends this one meanwhile.
             time.sleep(PAUSE_SECONDS)
         raise
     else:
@@ -256,29 +254,29 @@ def joined(training: TrainingConfig | None = None) -> Iterator[World]:
         _world = World()
 
 
-def _connect(world: World, place: torch.device, timeout_seconds: float) -> Any:
-    """Connect to the others; the group for waits that may be long."""
+def _connect(world: World, device: torch.device, timeout_seconds: float) -> Any:
+    """Connect to the others; the process group for long waits."""
     timeout = datetime.timedelta(seconds=timeout_seconds)
-    store, _, _ = next(rendezvous("env://", timeout=JOINING))
+    store, _, _ = next(rendezvous("env://", timeout=START_TIMEOUT))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         store = PrefixStore(_attempt(store, world), store)
     shared: dict[str, Any] = {"store": store, "rank": world.rank, "world_size": world.size, "timeout": timeout}
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=place, **shared)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **shared)
     else:
         dist.init_process_group("gloo", **shared)
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    return dist.new_group(backend="gloo", timeout=RANK0_TIMEOUT)
 
 
 def _attempt(store: Any, world: World) -> str:
-    """A name for this start of the job, agreed on by all processes.
+    """A unique name for this start of the job, the same in all processes.
 
-    The launcher keeps one store through all restarts, in which the addresses of processes that are gone still stand
-    (pytorch issue 135712), and no number that it hands out is the same on all machines. So each process leaves a name
-    that no other ever had; the first one proposes what it finds, until all have found themselves in it.
+    The launcher keeps one store through all restarts, with addresses of processes that have ended (pytorch issue
+    135712), and it has no number that is the same on all machines. So each process stores a unique id, rank 0 proposes
+    the ids that it finds, and all wait until every process has found its own id in the proposal.
     """
-    own, until = uuid.uuid4().hex, time.monotonic() + JOINING.total_seconds()
+    own, until = uuid.uuid4().hex, time.monotonic() + START_TIMEOUT.total_seconds()
     store.set(f"inkling/here/{world.rank}", own)
     ranks = range(world.size)
     while time.monotonic() < until:
@@ -297,7 +295,7 @@ def _attempt(store: Any, world: World) -> str:
                     return found.partition(",")[0]
         time.sleep(0.02)
     raise LostError(
-        f"Not all {world.size} processes of this job were there in {JOINING.total_seconds() / 60:g} minutes: look at "
+        f"Not all {world.size} processes of this job started in {START_TIMEOUT.total_seconds() / 60:g} minutes: see "
         "the log of the machine that is missing."
     )
 
@@ -307,8 +305,8 @@ def _read(store: Any, key: str) -> str:
 
 
 @contextlib.contextmanager
-def _words() -> Iterator[None]:
-    """A sentence in place of what torch raises when another process is gone."""
+def _lost_errors() -> Iterator[None]:
+    """Replace torch's errors about a lost process by LostError."""
     try:
         yield
     except RuntimeError as error:
@@ -316,14 +314,14 @@ def _words() -> Iterator[None]:
             raise
         reason = str(error).strip().splitlines()[0][:200]
         raise LostError(
-            f"Another process of this job ended, or did not answer in training.timeout_seconds ({reason}). What it "
-            "said stands above, or in its own log; what was saved is intact: go on with lm train --resume."
+            f"Another process of this job ended, or did not answer in training.timeout_seconds ({reason}). Its error "
+            "is above, or in its own log. The saved state is intact: continue with lm train --resume."
         ) from error
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Inside, what the first process does concerns no other."""
+def single_process() -> Iterator[None]:
+    """Inside, this process works without the others."""
     global _world
     before, _world = _world, World()
     try:
@@ -332,11 +330,14 @@ def alone() -> Iterator[None]:
         _world = before
 
 
-# -- what is refused --------------------------------------------------------------------------------
+alone = single_process  # renamed: delete
+
+
+# -- checks -----------------------------------------------------------------------------------------
 
 
 def check(config: RunConfig, size: int) -> None:
-    """Refuse, before any long work, what `size` processes cannot train.
+    """Check, before any long work, that `size` processes can train.
 
     Raises:
         ConfigError: the batch cannot be split, or the model or optimizer cannot be sharded.
@@ -346,44 +347,46 @@ def check(config: RunConfig, size: int) -> None:
         fits = sorted({max(size, training.batch_size // size * size), -(-training.batch_size // size) * size})
         raise ConfigError(
             f"training.batch_size={training.batch_size} rows cannot be split evenly over {size} processes: use "
-            f"{' or '.join(map(str, fits))} (it counts the rows of all of them together), or another number of "
-            "processes."
+            f"{' or '.join(map(str, fits))} (the rows of all processes together), or another number of processes."
         )
     if not training.shard:
         return
     whole = {needs.module for needs in module_needs(build_on_meta(config.model, 16)).values() if not needs.shardable}
     if whole:
         raise ConfigError(
-            f"--shard cannot spread the modules {', '.join(sorted(whole))} of this model over processes: leave them "
-            "out (context tables: --set model.table_orders=[]), or leave --shard out."
+            f"--shard cannot spread the modules {', '.join(sorted(whole))} of this model over processes: remove them "
+            "(context tables: --set model.table_orders=[]), or leave --shard out."
         )
     if training.amp in ("O2", "O3") or training.fp32_modules:
-        what = f"training.amp={training.amp}" if training.amp in ("O2", "O3") else "training.fp32_modules"
+        option = f"training.amp={training.amp}" if training.amp in ("O2", "O3") else "training.fp32_modules"
         raise ConfigError(
-            f"--shard and {what} do not meet: FSDP spreads weights in fp32. Use --amp O1, which computes in "
+            f"--shard and {option} cannot be combined: FSDP spreads weights in fp32. Use --amp O1, which computes in "
             "bf16 or fp16, or leave --shard out."
         )
     if training.optimizer == "muon":
         raise ConfigError(
-            "--shard and training.optimizer=muon do not meet, because Muon needs whole matrices: use adamw or sgd, or "
-            "leave --shard out."
+            "--shard and training.optimizer=muon cannot be combined, because Muon needs whole matrices: use adamw or "
+            "sgd, or leave --shard out."
         )
 
 
-def own_part(config: RunConfig, processes: int) -> RunConfig:
-    """The options as if one process's rows were all."""
+def config_per_process(config: RunConfig, processes: int) -> RunConfig:
+    """The options of one process: with its rows of the batch."""
     rows = max(1, config.training.batch_size // processes)
     return config.model_copy(update={"training": config.training.model_copy(update={"batch_size": rows})})
 
 
+own_part = config_per_process  # renamed: delete
+
+
 def check_devices(count: int, name: str | None) -> None:
-    """Refuse more processes than this machine has devices for.
+    """Check that this machine has devices for `count` processes.
 
     Raises:
-        DeviceError: there are fewer GPUs, or fewer cores where the CPU computes.
+        DeviceError: there are fewer GPUs, or fewer cores if the CPU computes.
     """
     device = pick_device(name)
-    there = torch.cuda.device_count() if device.type == "cuda" else usable_threads() if device.type == "cpu" else 1
+    there = {"cuda": torch.cuda.device_count, "cpu": usable_threads}.get(device.type, lambda: 1)()
     if count > there:
         kind = {"cuda": "GPU", "cpu": "CPU core"}.get(device.type, f"{device.type} device")
         other = ", or --device cpu" if device.type != "cpu" else ""
@@ -397,12 +400,12 @@ def check_devices(count: int, name: str | None) -> None:
 
 
 def launch(devices: int, program: Sequence[str]) -> int:
-    """Run a program in `devices` processes on this machine, as torchrun would, and wait for all of them.
+    """Run a program in `devices` processes on this machine, as torchrun does, and wait for all of them.
 
-    The CPU's threads are divided among them, unless OMP_NUM_THREADS says how many each has.
+    The processes share the CPU's threads evenly, unless OMP_NUM_THREADS is set.
 
     Returns:
-        The exit code: 0, or that of the process that failed first, which has said why.
+        The exit code: 0, or that of the process that failed first.
 
     Raises:
         TrainingError: a process was killed; the others were ended.
@@ -411,20 +414,13 @@ def launch(devices: int, program: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The processes speak for themselves.
+    # The processes print their own errors.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_threads() // devices)))
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=devices,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        max_restarts=0,
-        shutdown_timeout=SAVING_SECONDS,
-    )
+        min_nodes=1, max_nodes=1, nproc_per_node=devices, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=0, shutdown_timeout=SAVING_SECONDS,
+    )  # fmt: skip
     try:
         elastic_launch(config, program[0])(*program[1:])
     except SignalException as stopped:
@@ -435,21 +431,21 @@ def launch(devices: int, program: Sequence[str]) -> int:
             return int(failure.exitcode)
         name = signal.Signals(-failure.exitcode).name
         raise TrainingError(
-            f"Process {number + 1} of {devices} was ended by {name}, so the others were ended too. What was saved is "
-            "intact: go on with lm train --resume."
+            f"Process {number + 1} of {devices} was ended by {name}, so the others were ended too. The saved state is "
+            "intact: continue with lm train --resume."
         ) from None
     return 0
 
 
 def job_name() -> str | None:
-    """What names this job through all its restarts; None where no elastic launcher started it."""
+    """A name of this job that stays through restarts; None if no elastic launcher started it."""
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
-    # Without a rendezvous all jobs are called "none"; the launcher's process outlives the restarts.
+    # Without a rendezvous all jobs are called "none"; the launcher's process stays through restarts.
     return f"{platform.node()}:{os.getppid()}" if run_id == "none" else run_id
 
 
 def restarted() -> bool:
-    """Whether the launcher has started this job before, because a process failed."""
+    """Whether the launcher restarted this job, because a process failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
@@ -457,23 +453,23 @@ def restarted() -> bool:
 
 
 class ReadOnlyRunFolder(RunFolder):
-    """The run's folder as all but the first process have it: they read it, and what they would write is left out."""
+    """The run's folder in all processes but rank 0: methods that write do nothing."""
 
-    def _leave(self, *args: Any, **kwargs: Any) -> None:
+    def _skip(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    create = write_record = write_best = write_step = drop_step = write_last = append_metrics = cut_metrics = _leave
+    create = write_record = write_best = write_step = drop_step = write_last = append_metrics = cut_metrics = _skip
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """The first process holds it for all."""
+        """Rank 0 holds it for all."""
         yield
 
     def await_record(self) -> None:
         """Wait until this machine sees the run.
 
         Raises:
-            RunError: it never did.
+            RunError: it does not within `SHARED_FOLDER_SECONDS`.
         """
         until = time.monotonic() + SHARED_FOLDER_SECONDS
         while not (self.path / CONFIG).is_file():
@@ -486,7 +482,7 @@ class ReadOnlyRunFolder(RunFolder):
 
 
 def folder_of(world: World, path: Path) -> RunFolder | ReadOnlyRunFolder:
-    """The run's folder: to write for the first process, to read for the others."""
+    """The run's folder: writable for rank 0, read-only for the others."""
     return RunFolder(path) if world.is_rank0 else ReadOnlyRunFolder(path)
 
 
@@ -494,13 +490,13 @@ def folder_of(world: World, path: Path) -> RunFolder | ReadOnlyRunFolder:
 
 
 class Parallel:
-    """A model whose gradients, after `backward`, are those of the rows of all processes.
+    """A model whose gradients, after `backward`, are averaged over the rows of all processes.
 
     Args:
         model: on its device, with equal weights in all processes.
-        world: which processes.
+        world: the processes.
         shard: spread weights, gradients and moments over the processes (FSDP2), instead of a copy in each.
-        each_part: exchange the gradients of each part of a step, because they are taken away after it.
+        each_part: average the gradients of each part of a step, because they are moved away after it.
     """
 
     def __init__(self, model: LanguageModel, world: World, *, shard: bool, each_part: bool = False) -> None:
@@ -515,18 +511,17 @@ class Parallel:
 
     @property
     def sharded(self) -> bool:
-        """Whether a pass through the model is for all processes together."""
+        """Whether all processes must take part in each forward pass."""
         return self._sharded is not None
 
     def training_loss(self, *args: Any, **kwargs: Any) -> TrainingLoss:
         """See `LanguageModel.training_loss`; of this process's rows."""
-        # Asked anew each time: a profile may stand in for it meanwhile.
         loss: Callable[..., TrainingLoss] = self._copies or self._model.training_loss
         return loss(*args, **kwargs)
 
     @contextlib.contextmanager
     def part(self, *, last: bool) -> Iterator[None]:
-        """Around forward and backward of a part of a step: the gradients travel with the last one alone."""
+        """Around forward and backward of a part of a step: gradients are averaged with the last one only."""
         last_dense = last or self._each_part
         if self._sharded is not None:
             self._sharded.set_requires_gradient_sync(last_dense)
@@ -535,11 +530,11 @@ class Parallel:
             yield
         if last:
             for parameter in self._sparse:
-                _mean_of_rows(parameter, self._world)
+                _average_sparse_grad(parameter, self._world)
 
 
 class _Loss(nn.Module):
-    """A module whose forward is the training loss: what DistributedDataParallel wraps."""
+    """A module whose forward is the training loss, for DistributedDataParallel."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -551,45 +546,45 @@ class _Loss(nn.Module):
 
 
 def _copy(model: LanguageModel) -> tuple[DistributedDataParallel, list[nn.Parameter]]:
-    """A copy of the model in each process; the context tables' sparse gradients are left to `_mean_of_rows`."""
+    """A copy of the model in each process, and the parameters with sparse gradients, which it ignores."""
     module = _Loss(model)
-    by_rows = {p for p, needs in module_needs(model).items() if needs.optimizer_kind == "row_adagrad"}
+    by_rows = {p: True for p, needs in module_needs(model).items() if needs.optimizer_kind == "row_adagrad"}
     ignore_in_ddp(module, [name for name, parameter in module.named_parameters() if parameter in by_rows])
-    # An embedding that is the output layer too gets a dense gradient, to which its rows are added.
+    # A tied embedding gets a dense gradient from the output layer, to which its sparse one is added.
     sparse: list[Any] = [part for part in model.modules() if getattr(part, "sparse", False)]
     for part in sparse:
         part.sparse = False
     copies = DistributedDataParallel(module, gradient_as_bucket_view=True)
     for part in sparse:
         part.sparse = True
-    return copies, [p for p in model.parameters() if p in by_rows]
+    return copies, list(by_rows)
 
 
-def _mean_of_rows(parameter: nn.Parameter, world: World) -> None:
+def _average_sparse_grad(parameter: nn.Parameter, world: World) -> None:
     """Replace a sparse gradient by the mean over all processes: their rows one after the other."""
     if parameter.grad is None:
         return
-    gradient = parameter.grad.coalesce()
-    rows, slopes = gradient.indices()[0], gradient.values() / world.size
+    grad = parameter.grad.coalesce()
+    rows, values = grad.indices()[0], grad.values() / world.size
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world.size)]
     dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
     lengths = [int(count) for count in counts]
     longest = max(lengths)
-    # All processes send as many rows; what fills them up is cut off again.
+    # All processes send the same number of rows; the padding is cut off again.
     all_rows = [rows.new_empty(longest) for _ in lengths]
-    all_slopes = [slopes.new_empty(longest, slopes.shape[1]) for _ in lengths]
+    all_values = [values.new_empty(longest, values.shape[1]) for _ in lengths]
     dist.all_gather(all_rows, nn.functional.pad(rows, (0, longest - len(rows))))
-    dist.all_gather(all_slopes, nn.functional.pad(slopes, (0, 0, 0, longest - len(rows))))
+    dist.all_gather(all_values, nn.functional.pad(values, (0, 0, 0, longest - len(rows))))
     rows = torch.cat([part[:length] for part, length in zip(all_rows, lengths, strict=True)])
-    slopes = torch.cat([part[:length] for part, length in zip(all_slopes, lengths, strict=True)])
-    parameter.grad = torch.sparse_coo_tensor(rows[None], slopes, parameter.shape, check_invariants=False)
+    values = torch.cat([part[:length] for part, length in zip(all_values, lengths, strict=True)])
+    parameter.grad = torch.sparse_coo_tensor(rows[None], values, parameter.shape, check_invariants=False)
 
 
 def _shard(model: LanguageModel) -> Any:
-    """Spread the model over the processes: each block of a list of blocks by itself, then what is left."""
+    """Spread the model over the processes: each block of a list of blocks separately, then the rest."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    # FSDP finds the tensors of an output by these; without them backward would not gather the weights again.
+    # FSDP finds an output's tensors through pytree; else backward would not gather the weights again.
     for kind in (State, TrainingLoss):
         register_tree(kind)
     # Native layers keep the addresses of their weights from forward to backward: on the CPU the weights stay gathered.

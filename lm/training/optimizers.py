@@ -22,7 +22,7 @@ from lm.config import TrainingConfig
 from lm.kernels.autograd import adamw_step
 from lm.kernels.compiled import native
 from lm.kernels.dispatch import usable_for_all
-from lm.models.base import LanguageModel, host_array, spread_like
+from lm.models.base import LanguageModel, host_array, shard_like
 from lm.torch_private import keep_compiler_away_from_optimizers, plain_step, sparse_rows
 from lm.training.module_needs import module_needs
 
@@ -169,6 +169,6 @@ def load_optimizer_arrays(optimizers: list[Optimizer], arrays: dict[str, npt.NDA
         for key, array in arrays.items():
             owner, index, name = key.split(".", 2)
             if int(owner) == number:
-                value = spread_like(parameters[int(index)], torch.from_numpy(np.array(array)))
+                value = shard_like(parameters[int(index)], torch.from_numpy(np.array(array)))
                 content["state"].setdefault(int(index), {})[name] = value
         optimizer.load_state_dict(content)

@@ -26,7 +26,7 @@ from lm.errors import DivergedError
 from lm.files import Arrays
 from lm.models.base import LanguageModel
 from lm.runs.run_folder import MODEL, RunFolder
-from lm.torch_private import kept_memory
+from lm.torch_private import keep_freed_memory
 from lm.training import last_checkpoint
 from lm.training.async_writer import Writer
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
@@ -105,7 +105,7 @@ class Trainer:
             RunError: the disk is full or read-only; earlier checkpoints are intact.
         """
         try:
-            with self._signals(), deterministic(self.device), kept_memory(), Writer() as self._writer:
+            with self._signals(), deterministic(self.device), keep_freed_memory(), Writer() as self._writer:
                 return self._train(plan, stop_after)
         finally:
             # Each of them, even if one fails: a terminal must be restored whatever the disk does.
@@ -210,7 +210,9 @@ class Trainer:
                     f"--init {self.folder.name}@last and a lower training.learning_rate, training.precision=fp32, or "
                     "training.on_nonfinite=skip.",
                 )
-            log.warning("Step %d: %s (first in %s). Skipped the step.", number, result.problem, result.first_nonfinite)
+            log.warning(
+                "Step %d: %s (first in %s); the step was skipped.", number, result.problem, result.first_nonfinite
+            )
         progress.step = number
         progress.skipped_steps += not result.is_updated
         progress.clipped_steps += result.is_clipped

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lm.models.base import host_array, spread_like
+from lm.models.base import host_array, shard_like
 from lm.torch_private import foreach
 
 
@@ -61,7 +61,7 @@ class WeightAverage:
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Set the average from `arrays` of an equal model; KeyError or RuntimeError where they do not fit."""
         for name, tensor in zip(self._names, self._average, strict=True):
-            tensor.copy_(spread_like(tensor, torch.from_numpy(np.array(arrays[name]))))
+            tensor.copy_(shard_like(tensor, torch.from_numpy(np.array(arrays[name]))))
 
 
 # FSDP looks for the weights that it has spread where they were: they are copied, and any others exchanged.

@@ -46,12 +46,6 @@ async def chat(
     with session.closed_on_error():
         text, ids = await run_in_thread_if_large(sum(len(message.text) for message in body.messages), read_chat)
         session.start([EngineRequest(ids, sampling)], live=body.stream, prompt_tokens=len(ids) - 1)
-    model = session.model
-    body_format = ChatFormat(
-        model.tokens, model.name, sampling.seed, scored=body.logprobs, ids=body.return_token_ids,
-        usage=body.include_usage,
-    )  # fmt: skip
-    log_request(log_fields, body, sampling, session)
-    if options.log_prompts:
-        log_fields["prompt"] = text
+    log_request(log_fields, session, body, sampling, text)
+    body_format = ChatFormat(session.model, body, sampling)
     return await SessionAnswer(session, [Prompt(ids[1:])], body_format, log_fields).respond(request, stream=body.stream)

@@ -31,26 +31,19 @@ async def complete(
     The server puts the model's start token in front of a text. It reads token ids exactly as they are.
     """
     sampling = sampling_of(body)
-    prompts = body.prompts
-    check_sampling(sampling, options, len(prompts), stream=body.stream)
+    check_sampling(sampling, options, len(body.prompts), stream=body.stream)
     scored = body.echo and sampling.logprobs is not None
     session = await GenerationSession.open(models, options, body.model)
     with session.closed_on_error():
         requests, shown = await run_in_thread_if_large(
-            sum(map(len, prompts)), lambda: _prepare(session, body, sampling, scored=scored)
+            sum(map(len, body.prompts)), lambda: _prepare(session, body, sampling, scored=scored)
         )
         prompt_tokens = sum(len(prompt.ids) for prompt in shown)
         if scored:
             check_logprobs(sampling.n * prompt_tokens * (1 + (sampling.logprobs or 0)))
         session.start(requests, live=body.stream, prompt_tokens=prompt_tokens)
-    model = session.model
-    body_format = CompletionFormat(
-        model.tokens, model.name, sampling.seed, scored=sampling.logprobs is not None, ids=body.return_token_ids,
-        usage=body.include_usage,
-    )  # fmt: skip
-    log_request(log_fields, body, sampling, session)
-    if options.log_prompts:
-        log_fields["prompt"] = body.prompt
+    log_request(log_fields, session, body, sampling, body.prompt)
+    body_format = CompletionFormat(session.model, body, sampling)
     return await SessionAnswer(session, shown, body_format, log_fields).respond(request, stream=body.stream)
 
 
@@ -71,10 +64,12 @@ def sampling_of(body: Sampled, **changed: Any) -> SamplingOptions:
 
 
 def log_request(
-    log_fields: dict[str, Any], body: Sampled, sampling: SamplingOptions, session: GenerationSession
+    log_fields: dict[str, Any], session: GenerationSession, body: Sampled, sampling: SamplingOptions, prompt: Any
 ) -> None:
-    """Add the model and the sampling to the access log."""
+    """Add the model, the sampling and, with `log_prompts`, the prompt to the access log."""
     log_fields.update(model=session.model.name, stream=body.stream, seed=sampling.seed, max_tokens=sampling.max_tokens)
+    if session.options.log_prompts:
+        log_fields["prompt"] = prompt
 
 
 def _prepare(

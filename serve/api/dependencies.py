@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from serve.engines.model_pool import ModelPool
 from serve.http_errors import ErrorBody
+from serve.metrics import Metrics
 from serve.settings import ServeOptions
 
 _DESCRIPTIONS: dict[int | str, str] = {
@@ -28,23 +29,22 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-# Coroutines: FastAPI would call plain functions in a thread.
-async def _models(request: Request) -> ModelPool:
-    models: ModelPool = request.app.state.models
-    return models
+def _from_app(name: str) -> Any:
+    """Injects an object of `app.state`."""
+
+    # A coroutine: FastAPI would call a plain function in a thread.
+    async def get(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return Depends(get)
 
 
-async def _options(request: Request) -> ServeOptions:
-    options: ServeOptions = request.app.state.options
-    return options
+async def _log_fields(request: Request) -> Any:
+    return request.state.log_fields
 
 
-async def _log_fields(request: Request) -> dict[str, Any]:
-    fields: dict[str, Any] = request.state.log_fields
-    return fields
-
-
-ModelsDep = Annotated[ModelPool, Depends(_models)]
-OptionsDep = Annotated[ServeOptions, Depends(_options)]
+ModelsDep = Annotated[ModelPool, _from_app("models")]
+OptionsDep = Annotated[ServeOptions, _from_app("options")]
+MetricsDep = Annotated[Metrics, _from_app("metrics")]
 LogFieldsDep = Annotated[dict[str, Any], Depends(_log_fields)]
 """Fields of the request's line in the access log."""

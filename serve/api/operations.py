@@ -1,26 +1,25 @@
-"""What operators ask: /v1/models, /health, /health/ready, /metrics, /admin/reload."""
+"""Routes for operators: /v1/models, /health, /health/ready, /metrics, /admin/reload."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Path, Request
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from serve.api.dependencies import ERRORS, ModelsDep
+from serve.api.dependencies import ERRORS, MetricsDep, ModelsDep
 from serve.api.responses import ModelCard, ModelList
 from serve.engines.model_pool import ModelPool
 from serve.http_errors import RequestError
-from serve.metrics import Metrics
 
 router = APIRouter(tags=["operation"])
 
 
 class Health(BaseModel):
-    """What /health says."""
+    """The answer of /health."""
 
     status: str
     dead: list[str]
@@ -28,7 +27,7 @@ class Health(BaseModel):
 
 
 class Reloaded(BaseModel):
-    """What /admin/reload did."""
+    """The answer of /admin/reload."""
 
     models: dict[str, str]
 
@@ -47,58 +46,52 @@ def _card(models: ModelPool, name: str) -> dict[str, Any]:
 
 @router.get("/v1/models", response_model=ModelList, responses=ERRORS)
 async def list_models(models: ModelsDep) -> Response:
-    """The models that may be asked for."""
+    """The available models."""
     skipped = [{"id": name, "reason": reason} for name, reason in models.skipped.items()]
     data = [_card(models, name) for name in models.available_runs]
     return JSONResponse({"object": "list", "data": data, "skipped": skipped})
 
 
 @router.get("/v1/models/{model}", response_model=ModelCard, responses=ERRORS)
-async def show_model(models: ModelsDep, model: Annotated[str, Path(description="Its id.")]) -> Response:
+async def show_model(models: ModelsDep, model: Annotated[str, Path(description="The model's id.")]) -> Response:
     """One model."""
     return JSONResponse(_card(models, models.resolve(model)))
 
 
 def _health(models: ModelPool, *, draining: bool) -> Response:
-    dead = [name for name, model in models.loaded.items() if not model.worker.healthy]
-    status = "dead" if dead else "draining" if draining else "ok"
-    # A run that cannot be loaded makes no server unhealthy: the others are served.
-    told = {"status": status, "dead": dead, "skipped": list(models.skipped)}
-    return JSONResponse(told, 200 if status == "ok" else 503)
+    status = "dead" if models.dead else "draining" if draining else "ok"
+    # A run that cannot be loaded does not make the server unhealthy.
+    content = {"status": status, "dead": models.dead, "skipped": list(models.skipped)}
+    return JSONResponse(content, 200 if status == "ok" else 503)
 
 
 @router.get("/health", response_model=Health, responses={503: {"model": Health, "description": "An engine died."}})
 async def health(models: ModelsDep) -> Response:
-    """Live: 200 unless an engine died or hangs, and then for good: restart or reload the server."""
+    """Liveness: 200, or 503 if an engine died or hangs. Then restart the server or reload its models."""
     return _health(models, draining=False)
 
 
 @router.get(
     "/health/ready", response_model=Health,
-    responses={503: {"model": Health, "description": "An engine died, or the server is about to end."}},
+    responses={503: {"model": Health, "description": "An engine died, or the server is shutting down."}},
 )  # fmt: skip
 async def ready(request: Request, models: ModelsDep) -> Response:
-    """Ready: live, and taking requests."""
+    """Readiness: live, and not shutting down."""
     return _health(models, draining=request.app.state.draining.is_set())
-
-
-async def _metrics(request: Request) -> Metrics:
-    metrics: Metrics = request.app.state.metrics
-    return metrics
 
 
 @router.get(
     "/metrics", responses={**ERRORS, 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     response_model=None, response_class=Response,
 )  # fmt: skip
-async def metrics(figures: Annotated[Metrics, Depends(_metrics)]) -> Response:
-    """Figures for Prometheus."""
-    return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+async def metrics(app_metrics: MetricsDep) -> Response:
+    """Metrics for Prometheus."""
+    return Response(generate_latest(app_metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @router.post("/admin/reload", response_model=Reloaded, responses={**ERRORS, 403: ERRORS[401]})
 async def reload(request: Request, models: ModelsDep) -> Response:
-    """Swap in runs that were trained again, and list new ones; streams go on with the weights they began with."""
+    """Load runs that were trained again, and list new ones. Open streams keep their weights."""
     if not request.app.state.has_keys:
-        raise RequestError(403, "This server has no API key, so that nobody may reload it here: send it SIGHUP.")
+        raise RequestError(403, "Without an API key, a reload over HTTP is not allowed: send the server SIGHUP.")
     return JSONResponse({"models": await models.reload()})

@@ -1,9 +1,9 @@
-"""Bodies of requests: read and checked without holding up the event loop.
+"""Reads and validates the bodies of requests without blocking the event loop.
 
     router = APIRouter(route_class=BodyRoute)
 
-A C function such as `json.loads` lets no other thread run until it returns: a third of a second for four megabytes of
-small lists. So what is long is read in a thread, and there in parts.
+A C function such as `json.loads` blocks all other threads until it returns: a third of a second for four megabytes of
+small lists. So a long body is read in a thread, and there in parts.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from serve.event_loop import run_in_thread_if_large
 from serve.http_errors import RequestError, error_response_for
 
 SHORT_BYTES = 16_384
-"""Bodies up to here are read at once: it takes less than two milliseconds, whatever they hold."""
+"""Shorter bodies are read on the event loop: this takes less than two milliseconds."""
 PART = 65_536
-"""Bytes that are decoded, and characters of a list of numbers that are read, at a time."""
-MOST_LISTS = 20_000
-"""Lists and objects of one body: how long the garbage collector stops all threads grows with their number."""
-MOST_FIELDS = 10_000
-"""Fields of one object: it is made of all of them in one call of C."""
+"""Bytes to decode, and characters of a list of numbers to read, in one call."""
+MAX_LISTS = 20_000
+"""Lists and objects in one body: the garbage collector blocks all threads for longer the more there are."""
+MAX_FIELDS = 10_000
+"""Fields of one object: one call of a C function creates it."""
 
 
 class BodyRoute(APIRoute):
-    """A route whose body, if it has one, is a model of pydantic."""
+    """A route whose body is a pydantic model."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See FastAPI, "Custom Request and APIRoute class"."""
@@ -51,27 +51,27 @@ class BodyRoute(APIRoute):
 
 
 class _Request(Request):
-    """A request whose JSON is the model itself, which FastAPI then has nothing to do for."""
+    """A request whose `json` is the validated model. FastAPI accepts it as it is."""
 
     def __init__(self, request: Request, model: type[BaseModel]) -> None:
         super().__init__(request.scope, request.receive, request._send)
         self._model = model
 
     async def json(self) -> Any:
-        """The body.
+        """The validated body.
 
         Raises:
-            RequestError: it is no JSON, or not what the model says.
+            RequestError: it is not JSON, or not valid.
         """
         body = await self.body()
         return await run_in_thread_if_large(len(body), lambda: read_body(body, self._model), limit=SHORT_BYTES)
 
 
 def read_body(body: bytes, model: type[BaseModel]) -> BaseModel:
-    """What a body says.
+    """The validated body.
 
     Raises:
-        RequestError: it is no JSON, or not what the model says.
+        RequestError: it is not JSON, or not valid.
     """
     try:
         text = _decode(body)
@@ -86,14 +86,14 @@ def read_body(body: bytes, model: type[BaseModel]) -> BaseModel:
 
 
 def _decode(body: bytes) -> str:
-    """The text of JSON as json.loads has it: half a surrogate pair may pass, which takes long where there are many."""
+    """The text of a body, decoded as json.loads does: lone surrogates pass, but take long."""
     decoder = codecs.getincrementaldecoder(json.detect_encoding(body))("surrogatepass")
     parts = [decoder.decode(body[begin : begin + PART]) for begin in range(0, len(body), PART)]
     return "".join([*parts, decoder.decode(b"", final=True)])
 
 
 class _Reader(json.JSONDecoder):
-    """Reads JSON as json.loads does, step by step in Python; texts and lists of numbers by the C functions."""
+    """Decodes JSON like json.loads, in Python, but texts and lists of numbers in C."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,28 +103,28 @@ class _Reader(json.JSONDecoder):
 
     def _count(self) -> None:
         self._lists += 1
-        if self._lists > MOST_LISTS:
-            raise RequestError(400, f"The body has more than {MOST_LISTS:,} lists and objects: send less at a time.")
+        if self._lists > MAX_LISTS:
+            raise RequestError(400, f"The body has more than {MAX_LISTS:,} lists and objects: send less at a time.")
 
-    def _object(self, place: tuple[str, int], strict: bool, scan_once: Any, *arguments: Any) -> Any:
+    def _object(self, position: tuple[str, int], strict: bool, scan_once: Any, *arguments: Any) -> Any:
         self._count()
         fields = 0
 
         def scan_value(text: str, begin: int) -> Any:
             nonlocal fields
             fields += 1
-            if fields > MOST_FIELDS:
-                raise RequestError(400, f"An object of the body has more than {MOST_FIELDS:,} fields: send less.")
+            if fields > MAX_FIELDS:
+                raise RequestError(400, f"An object of the body has more than {MAX_FIELDS:,} fields: send less.")
             return scan_once(text, begin)
 
-        return json.decoder.JSONObject(place, strict, scan_value, *arguments)  # type: ignore[attr-defined]
+        return json.decoder.JSONObject(position, strict, scan_value, *arguments)  # type: ignore[attr-defined]
 
-    def _array(self, place: tuple[str, int], scan_once: Any) -> tuple[list[Any], int]:
+    def _array(self, position: tuple[str, int], scan_once: Any) -> tuple[list[Any], int]:
         self._count()
-        text, begin = place
+        text, begin = position
         end = text.find("]", begin)
         if end < 0 or any(text.find(sign, begin, end) >= 0 for sign in '"[{'):
-            array: tuple[list[Any], int] = json.decoder.JSONArray(place, scan_once)  # type: ignore[attr-defined]
+            array: tuple[list[Any], int] = json.decoder.JSONArray(position, scan_once)  # type: ignore[attr-defined]
             return array
         values: list[Any] = []
         while end - begin > PART and (cut := text.rfind(",", begin, begin + PART)) >= 0:

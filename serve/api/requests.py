@@ -1,7 +1,7 @@
-"""Bodies of requests. What is drawn and how is declared in `SamplingOptions` alone: requests inherit it.
+"""Bodies of requests. They inherit the sampling options from `SamplingOptions`.
 
-A field that is null, or has a value that asks for nothing, counts as left out. A field that nobody knows is refused,
-and so is a value that asks for what OpenAI's server can do and this one cannot.
+A field counts as absent if it is null or has a value without effect (`NO_EFFECT`). Unknown fields are errors, and so
+are values that need a feature of OpenAI's API that this server does not have.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lm.generation.filters import FILTERS
 from lm.generation.options import MOST_ALTERNATIVES, SamplingOptions
 from lm.tokenizers.base import UnknownPolicy
 
-NOTHING: dict[str, tuple[Any, ...]] = {
+NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -52,43 +52,44 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "stop": ("", [""]),
     **{name: each.off_in_requests for each in FILTERS if each.off_in_requests for name in each.controls},
 }
-"""Values that ask for nothing: what a field is where it is left out, or what other servers take for "off"."""
-UNREAD_PARTS = ("image_url", "input_audio", "file", "refusal")
-"""Types of a message's parts that are no text."""
-
-MOST_AT_ONCE = 16_384
-"""Entries of a list that pydantic checks in one call, in which no other thread runs."""
+"""Values that mean the same as an absent field, or that other servers use for "off"."""
+UNSUPPORTED_PARTS = ("image_url", "input_audio", "file", "refusal")
+"""Types of message parts that are not text."""
+MAX_PART = 16_384
+"""Entries of a list in one call of pydantic, which blocks all other threads."""
+MAX_ITEMS = 10_000
+"""Entries of a list or map that is not a prompt."""
+MAX_FIELDS = 1000
+LONG_FIELDS = ("prompt", "tokens")
+"""Fields without the limit MAX_ITEMS."""
+UNUSED = "Accepted and ignored."
 
 
 def _in_parts(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    if not isinstance(value, list) or len(value) <= MOST_AT_ONCE:
+    """Validate a long list in parts."""
+    if not isinstance(value, list) or len(value) <= MAX_PART:
         return check(value)
     checked: list[Any] = []
-    for begin in range(0, len(value), MOST_AT_ONCE):
-        checked += check(value[begin : begin + MOST_AT_ONCE])
+    for begin in range(0, len(value), MAX_PART):
+        checked += check(value[begin : begin + MAX_PART])
     return tuple(checked)
 
 
-def _asks_nothing(name: str, value: Any) -> bool:
-    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in NOTHING[name])
+def _has_no_effect(name: str, value: Any) -> bool:
+    same = (each for each in NO_EFFECT.get(name, ()) if isinstance(value, bool) == isinstance(each, bool))
+    return value is None or any(value == each for each in same)
 
 
-# Neither true nor "5" is the id of a token.
+# Strict: true and "5" are not token ids.
 Token = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-# The first fault of a long list is told, and not each.
+# fail_fast: report only the first error of a long list.
 Ids = Annotated[tuple[Token, ...], Field(min_length=1, fail_fast=True), WrapValidator(_in_parts)]
 Texts = Annotated[tuple[str, ...], Field(min_length=1, fail_fast=True), WrapValidator(_in_parts)]
 Prompt = str | Ids | Texts | Annotated[tuple[Ids, ...], Field(min_length=1, fail_fast=True)]
-UNUSED = "Taken and not used: it would not change the text."
-IDS = ("prompt", "tokens")
-"""What may be very long."""
-MOST_ITEMS = 10_000
-"""Entries of a list or map that is no prompt."""
-MOST_FIELDS = 1000
 
 
-def _as_sent(schema: dict[str, Any]) -> None:
-    """What OpenAI's clients may send beside the types of the fields: null, one stop text, no seed."""
+def _openai_types(schema: dict[str, Any]) -> None:
+    """Add to the schema what OpenAI's clients may send too: null, one stop string, no seed."""
     for name in SamplingOptions.model_fields:
         about = schema["properties"][name]
         kept = {key: about.pop(key) for key in ("title", "description", "default") if key in about}
@@ -100,70 +101,70 @@ def _as_sent(schema: dict[str, Any]) -> None:
             choices[0]["minimum"] = choices[0].pop("exclusiveMinimum")
         if name == "seed":
             del kept["default"]
-            kept["description"] += " Left out: a new one, told in the answer."
+            kept["description"] += " Default: a random seed, which the answer contains."
         about.clear()
         about.update(kept, anyOf=[*(choice for choice in choices if choice != {"type": "null"}), {"type": "null"}])
 
 
 class Part(Options):
-    """Base of all that is sent. Bodies of nothing but faults are refused before each fault costs time."""
+    """Base of all parts of a body. It checks the size first: to report thousands of errors takes long."""
 
     @model_validator(mode="before")
     @classmethod
-    def _what_is_asked(cls, value: Any) -> Any:
+    def _without_empty_fields(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        if len(value) > MOST_FIELDS:
+        if len(value) > MAX_FIELDS:
             raise ValueError(f"{len(value):,} fields are too many")
-        asked, numbers = {}, _numbers(cls)
+        fields, numbers = {}, _number_fields(cls)
         for name, part in value.items():
             parts: Collection[Any] = (part,)
-            if isinstance(part, list | dict) and name not in IDS:
+            if isinstance(part, list | dict) and name not in LONG_FIELDS:
                 parts = part if isinstance(part, list) else part.values()
-                if len(parts) > MOST_ITEMS:
-                    raise ValueError(f"{name[:50]} has {len(part):,} entries: {MOST_ITEMS:,} is the most")
-            if part is None or (name in NOTHING and _asks_nothing(name, part)):
+                if len(parts) > MAX_ITEMS:
+                    raise ValueError(f"{name[:50]} has {len(part):,} entries: the limit is {MAX_ITEMS:,}")
+            if _has_no_effect(name, part):
                 continue
             if name in numbers and any(each is True or each is False for each in parts):
-                wrong = PydanticCustomError("bool_as_number", "true and false are no numbers")
+                wrong = PydanticCustomError("bool_as_number", "true and false are not numbers")
                 raise ValidationError.from_exception_data(
                     cls.__name__, [{"type": wrong, "loc": (name,), "input": part}]
                 )
-            asked[name] = part
-        return asked
+            fields[name] = part
+        return fields
 
 
 @functools.cache
-def _numbers(cls: type[Part]) -> frozenset[str]:
-    """The fields that take numbers, whose own types do not tell them from true and false."""
+def _number_fields(cls: type[Part]) -> frozenset[str]:
+    """The fields with numbers: their types would accept true and false."""
 
     def types(annotation: Any) -> set[Any]:
         parts = get_args(annotation)
         return {annotation}.union(*(types(part) for part in parts)) if parts else {annotation}
 
     found = {name: types(about.annotation) for name, about in cls.model_fields.items()}
-    return frozenset(name for name, kinds in found.items() if kinds & {int, float} and name not in IDS)
+    return frozenset(name for name, kinds in found.items() if kinds & {int, float} and name not in LONG_FIELDS)
 
 
 class Body(Part):
     """Base of all requests."""
 
-    model: str | None = Field(None, description="Which model; see GET /v1/models. Default: the first.")
+    model: str | None = Field(None, description="Name of the model; see GET /v1/models. Default: the first.")
 
 
 class StreamOptions(Part):
-    """What a stream tells beside the text."""
+    """Options of a stream."""
 
-    include_usage: bool = Field(False, description="End with an event that counts the tokens.")
+    include_usage: bool = Field(False, description="End with an event that has the token counts.")
 
 
 class Sampled(Body, SamplingOptions):
-    """What requests for text have in common."""
+    """Base of requests for text."""
 
-    model_config = ConfigDict(json_schema_extra=_as_sent)
+    model_config = ConfigDict(json_schema_extra=_openai_types)
 
     stream: bool = Field(False, description="Send the text as it is written, as server-sent events.")
-    stream_options: StreamOptions | None = Field(None, description="What a stream tells beside the text.")
+    stream_options: StreamOptions | None = Field(None, description="Options of a stream.")
     user: str | None = Field(None, description=UNUSED)
     safety_identifier: str | None = Field(None, description=UNUSED)
     metadata: dict[str, str] | None = Field(None, description=UNUSED)
@@ -172,15 +173,14 @@ class Sampled(Body, SamplingOptions):
     prompt_cache_options: dict[str, Any] | None = Field(None, description=UNUSED)
     prompt_cache_retention: str | None = Field(None, description=UNUSED)
     unknown: UnknownPolicy | None = Field(
-        None,
-        description="What symbols of the prompt that the model never saw become; default: as the model was trained.",
+        None, description="Policy for unknown symbols of the prompt. Default: the policy of the training."
     )
-    return_token_ids: bool = Field(False, description="Tell the ids of the tokens too.")
+    return_token_ids: bool = Field(False, description="Return the token ids too.")
 
     @field_validator("top_p", mode="before")
     @classmethod
     def _smallest(cls, value: Any) -> Any:
-        # None of the probability is held by the likeliest token alone.
+        # OpenAI's 0 keeps only the most probable token.
         return sys.float_info.min if value == 0 and not isinstance(value, bool) else value
 
     @property
@@ -189,7 +189,7 @@ class Sampled(Body, SamplingOptions):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self, **changed: Any) -> SamplingOptions:
-        """The options alone; a seed that was left out is chosen here."""
+        """The sampling options; without a seed, a random one."""
         given = {name: getattr(self, name) for name in SamplingOptions.model_fields if name in self.model_fields_set}
         given.setdefault("seed", secrets.randbelow(2**31))
         return validate(SamplingOptions, {**given, **changed})
@@ -198,17 +198,13 @@ class Sampled(Body, SamplingOptions):
 class CompletionRequest(Sampled):
     """POST /v1/completions."""
 
-    prompt: Prompt = Field(
-        "", description="A text, a list of texts, the ids of a text's tokens, or a list of such lists."
-    )
-    echo: bool = Field(False, description="Begin with the prompt; with logprobs its tokens are scored too.")
+    prompt: Prompt = Field("", description="A text, a list of texts, a list of token ids, or a list of such lists.")
+    echo: bool = Field(False, description="Start the text with the prompt; logprobs then include its tokens.")
 
     @property
     def prompts(self) -> list[str | tuple[int, ...]]:
-        """The prompts, one by one."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
+        """The prompts as a list."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
 
@@ -222,11 +218,11 @@ class TextPart(Part):
 
 
 class Message(Part):
-    """One turn of a chat; what a model answered can be sent back as it is."""
+    """One message of a chat. A message of an answer can be sent back."""
 
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="Who speaks.")
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="The author.")
     content: str | Annotated[tuple[TextPart, ...], Field(fail_fast=True)] = Field(
-        "", description="What is said; an assistant may have said nothing."
+        "", description="The text. Only an assistant may leave it out."
     )
     name: str | None = Field(None, description=UNUSED)
 
@@ -235,14 +231,14 @@ class Message(Part):
     def _of_text(cls, value: Any) -> Any:
         for part in value if isinstance(value, list) else ():
             kind = part.get("type") if isinstance(part, dict) else None
-            if kind in UNREAD_PARTS:
-                raise ValueError(f"a part of the type {kind} is not supported: models read text only")
+            if kind in UNSUPPORTED_PARTS:
+                raise ValueError(f"a part of type {kind} is not supported: models read text only")
         return value
 
     @model_validator(mode="after")
     def _said(self) -> Message:
         if self.role != "assistant" and "content" not in self.model_fields_set:
-            raise ValueError(f"content is missing in a message of the role {self.role}")
+            raise ValueError(f"content is missing in a message of role {self.role}")
         return self
 
     @property
@@ -255,10 +251,10 @@ class ChatRequest(Sampled):
     """POST /v1/chat/completions."""
 
     messages: Annotated[tuple[Message, ...], Field(min_length=1)] = Field(description="The chat so far.")
-    max_completion_tokens: int | None = Field(None, ge=0, description="Another name of max_tokens.")
-    logprobs: bool = Field(False, description="Tell each token's log-probability.")
+    max_completion_tokens: int | None = Field(None, ge=0, description="The same as max_tokens.")
+    logprobs: bool = Field(False, description="Return the log-probability of each token.")
     top_logprobs: int | None = Field(
-        None, ge=0, le=MOST_ALTERNATIVES, description="With logprobs: this many alternatives of each token."
+        None, ge=0, le=MOST_ALTERNATIVES, description="With logprobs: the number of alternatives for each token."
     )
 
     @model_validator(mode="after")
@@ -267,7 +263,7 @@ class ChatRequest(Sampled):
             raise ValueError("top_logprobs needs logprobs: true")
         given = self.max_tokens if "max_tokens" in self.model_fields_set else None
         if self.max_completion_tokens is not None and given not in (None, self.max_completion_tokens):
-            raise ValueError("max_completion_tokens and max_tokens are two names of one thing: give one")
+            raise ValueError("max_completion_tokens and max_tokens mean the same: give one")
         return self
 
 
@@ -275,20 +271,20 @@ class TokenizeRequest(Body):
     """POST /tokenize."""
 
     prompt: str = Field(description="A text.")
-    add_special_tokens: bool = Field(False, description="Put the start token in front, as the server does itself.")
-    return_token_strs: bool = Field(False, description="Tell the text of each token too.")
+    add_special_tokens: bool = Field(False, description="Put the start token in front, as the server does for prompts.")
+    return_token_strs: bool = Field(False, description="Return the text of each token too.")
 
 
 class DetokenizeRequest(Body):
     """POST /detokenize."""
 
     tokens: Annotated[tuple[Token, ...], Field(fail_fast=True), WrapValidator(_in_parts)] = Field(
-        description="Ids of tokens."
+        description="Token ids."
     )
 
 
 class ScoreRequest(Body):
     """POST /v1/score."""
 
-    text: str = Field(min_length=1, description="The text to score; its first token is predicted from the start token.")
-    top: int = Field(0, ge=0, le=MOST_ALTERNATIVES, description="Tell so many alternatives of each token.")
+    text: str = Field(min_length=1, description="The text to score; the start token predicts its first token.")
+    top: int = Field(0, ge=0, le=MOST_ALTERNATIVES, description="Number of alternatives for each token.")

@@ -1,7 +1,7 @@
-"""How texts look on the wire: OpenAI's two forms, whole and as the events of a stream.
+"""The JSON of OpenAI's two forms of answers: as one body, and as the events of a stream.
 
-Events are built from strings: a stream makes hundreds of them a second. What may be long is encoded in parts, since
-the encoder holds up all other threads until it returns.
+Events are built from strings, because a stream has hundreds per second. Long values are encoded in parts, because one
+call of the encoder blocks all other threads.
 """
 
 from __future__ import annotations
@@ -17,39 +17,41 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lm.generation.options import SamplingOptions
 from lm.generation.request import Event, Score
-from serve.engines.codec import TokenCodec
+from serve.api.requests import Sampled
+from serve.engines.model_pool import Model
 
-LEAST_LOGPROB = -9999.0
-"""What stands for minus infinity, which JSON has not."""
+MIN_LOGPROB = -9999.0
+"""Replaces minus infinity, which JSON does not have."""
 
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-MOST_NUMBERS, MOST_ENTRIES = 8192, 32
-"""Numbers or texts of a list, and larger entries of an iterator, that are encoded at a time: about a millisecond."""
+MAX_NUMBERS, MAX_ENTRIES = 8192, 32
+"""Numbers or texts of a list, and entries of an iterator, in one call of the encoder: about a millisecond."""
 BLOCK_BYTES = 1 << 16
-"""About what is sent at a time."""
+"""The approximate size of one message to the client."""
 
 
 def encode_in_parts(value: Any) -> Iterator[str]:
-    """The JSON of a value, each part short work.
+    """The JSON of a value in parts that take little time.
 
-    An iterator becomes a list of its entries, each of them small, which need not be in memory together; an array (T,)
-    becomes a list of its numbers.
+    An iterator becomes a list of its small entries, which are never in memory together. An array (T,) becomes a list of
+    numbers.
     """
     if isinstance(value, dict):
         yield "{"
-        for place, (name, each) in enumerate(value.items()):
-            yield f"{',' if place else ''}{encode(name)}:"
+        for index, (name, each) in enumerate(value.items()):
+            yield f"{',' if index else ''}{encode(name)}:"
             yield from encode_in_parts(each)
         yield "}"
     elif isinstance(value, np.ndarray):
-        # Slice by slice: as one list, the numbers would take as long to free as they are many.
+        # In slices: to free one long list blocks all threads.
         yield "["
-        for begin in range(0, len(value), MOST_NUMBERS):
-            yield f"{',' if begin else ''}{encode(value[begin : begin + MOST_NUMBERS].tolist())[1:-1]}"
+        for begin in range(0, len(value), MAX_NUMBERS):
+            yield f"{',' if begin else ''}{encode(value[begin : begin + MAX_NUMBERS].tolist())[1:-1]}"
         yield "]"
-    elif isinstance(value, Iterator) or (isinstance(value, list) and len(value) > MOST_NUMBERS):
-        most = MOST_NUMBERS if isinstance(value, list) else MOST_ENTRIES
+    elif isinstance(value, Iterator) or (isinstance(value, list) and len(value) > MAX_NUMBERS):
+        most = MAX_NUMBERS if isinstance(value, list) else MAX_ENTRIES
         entries = iter(value)
         before = "["
         while some := list(itertools.islice(entries, most)):
@@ -68,7 +70,7 @@ def encode_in_parts(value: Any) -> Iterator[str]:
 
 
 def blocks(parts: Iterable[str]) -> Iterator[bytes]:
-    """UTF-8 of some parts, joined to blocks of about BLOCK_BYTES; half a surrogate pair of a prompt becomes "?"."""
+    """UTF-8 of the parts, joined to blocks of about BLOCK_BYTES. A lone surrogate becomes "?"."""
     some, size = [], 0
     for part in parts:
         some.append(part)
@@ -82,7 +84,7 @@ def blocks(parts: Iterable[str]) -> Iterator[bytes]:
 
 @dataclass
 class Piece:
-    """Some text of one choice, with what is told about its tokens."""
+    """New text of one choice, with its tokens."""
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
@@ -91,7 +93,7 @@ class Piece:
     finish_reason: str | None = None
 
     def add(self, event: Event, shift: int) -> None:
-        """Join what comes after it; `shift` is the length of the prompt that the choice repeats."""
+        """Append an event; `shift` is the length of the prompt that the choice repeats."""
         self.text += event.text
         self.tokens += event.tokens
         self.scores += event.scores
@@ -106,17 +108,17 @@ class Format(ABC):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, tokens: TokenCodec, model: str, seed: int, *, scored: bool, ids: bool, usage: bool) -> None:
-        """`scored`: with log-probabilities; `ids`: with the ids of tokens; `usage`: a stream ends with the usage."""
-        self._tokens, self._scored, self._ids, self._usage = tokens, scored, ids, usage
+    def __init__(self, model: Model, body: Sampled, sampling: SamplingOptions) -> None:
+        self._tokens, self._scored = model.tokens, sampling.logprobs is not None
+        self._ids, self._usage = body.return_token_ids, body.include_usage
         self.id = f"{self.prefix}-{secrets.token_hex(12)}"
-        self._head = {"created": int(time.time()), "model": model, "seed": seed}
+        self._head = {"created": int(time.time()), "model": model.name, "seed": sampling.seed}
         head = encode({"id": self.id, "object": self.chunk_object, **self._head})
         self._before = f'data: {head[:-1]},"choices":['
-        self._after = '],"usage":null}\n\n' if usage else "]}\n\n"
+        self._after = '],"usage":null}\n\n' if self._usage else "]}\n\n"
 
     def whole(self, pieces: Sequence[Piece], usage: dict[str, Any]) -> dict[str, Any]:
-        """The answer that is sent at once."""
+        """The body of an answer."""
         choices = [self._choice(index, piece) for index, piece in enumerate(pieces)]
         return {"id": self.id, "object": self.whole_object, **self._head, "choices": choices, "usage": usage}
 
@@ -127,22 +129,22 @@ class Format(ABC):
         yield self._after
 
     def opening(self, index: int) -> str:
-        """The event before a choice's first, or ""."""
+        """The event before the first one of a choice, or ""."""
         return ""
 
     def closing(self, usage: dict[str, Any]) -> str:
-        """The events after the last."""
+        """The last events of a stream."""
         counted = f'{self._before}],"usage":{encode(usage)}}}\n\n' if self._usage else ""
         return f"{counted}data: [DONE]\n\n"
 
-    def _told(self, index: int, piece: Piece) -> dict[str, Any]:
-        """What every choice has."""
-        told: dict[str, Any] = {
+    def _common(self, index: int, piece: Piece) -> dict[str, Any]:
+        """The fields that both forms have."""
+        fields: dict[str, Any] = {
             "index": index,
             "logprobs": self._logprobs(piece) if self._scored else None,
             "finish_reason": piece.finish_reason,
         }
-        return {**told, "token_ids": piece.tokens} if self._ids else told
+        return {**fields, "token_ids": piece.tokens} if self._ids else fields
 
     @abstractmethod
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]: ...
@@ -155,13 +157,13 @@ class Format(ABC):
 
 
 class CompletionFormat(Format):
-    """Of /v1/completions."""
+    """The form of /v1/completions."""
 
     prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
 
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
-        return {"text": piece.text, **self._told(index, piece)}
+        return {"text": piece.text, **self._common(index, piece)}
 
     def _chunk(self, index: int, piece: Piece) -> Iterator[str]:
         if self._scored or self._ids:
@@ -179,18 +181,18 @@ class CompletionFormat(Format):
         }
 
     def _top(self, score: Score) -> dict[str, float]:
-        found: dict[str, float] = {}
-        # The token itself first, as itself: of two tokens with one text the other is told by its number.
+        top: dict[str, float] = {}
+        # The token itself comes first. If two tokens have the same text, the second one gets its id as the name.
         for token, logprob in ((score.token, score.logprob), *score.top):
-            if token == score.token and found:
+            if token == score.token and top:
                 continue
             text = self._tokens.text(token)
-            found[text if text not in found else f"token_id:{token}"] = finite(logprob)
-        return found
+            top[text if text not in top else f"token_id:{token}"] = finite(logprob)
+        return top
 
 
 class ChatFormat(Format):
-    """Of /v1/chat/completions."""
+    """The form of /v1/chat/completions."""
 
     prefix = "chatcmpl"
     whole_object = "chat.completion"
@@ -198,14 +200,14 @@ class ChatFormat(Format):
 
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
         message = {"role": "assistant", "content": piece.text, "refusal": None}
-        return {"message": message, **self._told(index, piece)}
+        return {"message": message, **self._common(index, piece)}
 
     def _chunk(self, index: int, piece: Piece) -> Iterator[str]:
         delta = {"content": piece.text} if piece.text else {}
-        return encode_in_parts({"delta": delta, **self._told(index, piece)})
+        return encode_in_parts({"delta": delta, **self._common(index, piece)})
 
     def opening(self, index: int) -> str:
-        """Who speaks."""
+        """The event with the role."""
         delta = '{"role":"assistant","content":""}'
         return f'{self._before}{{"index":{index},"delta":{delta},"logprobs":null,"finish_reason":null}}{self._after}'
 
@@ -225,4 +227,4 @@ class ChatFormat(Format):
 
 def finite(logprob: float) -> float:
     """A number that JSON has."""
-    return max(logprob, LEAST_LOGPROB)
+    return max(logprob, MIN_LOGPROB)

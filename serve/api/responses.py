@@ -1,4 +1,4 @@
-"""Bodies of responses, for /docs and /openapi.json. What is sent is built in `serve.api.response_formats`."""
+"""Bodies of answers, for /docs and /openapi.json. `serve.api.response_formats` builds what is sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Usage(BaseModel):
 
 
 class Logprobs(BaseModel):
-    """Beside each token of a text; the first token of a text that begins with the prompt has none."""
+    """One entry for each token of a text. The first token of a repeated prompt has no log-probability."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -25,27 +25,30 @@ class Logprobs(BaseModel):
     text_offset: list[int]
 
 
-FinishReason = Literal["stop", "length"]
-
-
-class Choice(BaseModel):
-    """One text."""
-
-    text: str
+class _Choice(BaseModel):
     index: int
-    logprobs: Logprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: Literal["stop", "length"] | None
     token_ids: list[int] | None = None
 
 
-class Completion(BaseModel):
-    """The answer of /v1/completions."""
-
+class _Generated(BaseModel):
     id: str
-    object: Literal["text_completion"]
     created: int
     model: str
     seed: int
+
+
+class Choice(_Choice):
+    """One text."""
+
+    text: str
+    logprobs: Logprobs | None
+
+
+class Completion(_Generated):
+    """The answer of /v1/completions."""
+
+    object: Literal["text_completion"]
     choices: list[Choice]
     usage: Usage | None = None
 
@@ -65,38 +68,31 @@ class ChatLogprob(TopLogprob):
 
 
 class ChatLogprobs(BaseModel):
-    """Beside each token of a reply."""
+    """One entry for each token of a reply."""
 
     content: list[ChatLogprob]
     refusal: None = None
 
 
 class Reply(BaseModel):
-    """What the model says."""
+    """A message of the model."""
 
     role: Literal["assistant"]
     content: str
     refusal: None = None
 
 
-class ChatChoice(BaseModel):
+class ChatChoice(_Choice):
     """One reply."""
 
-    index: int
     message: Reply
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
-    token_ids: list[int] | None = None
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(_Generated):
     """The answer of /v1/chat/completions."""
 
-    id: str
     object: Literal["chat.completion"]
-    created: int
-    model: str
-    seed: int
     choices: list[ChatChoice]
     usage: Usage
 
@@ -109,14 +105,14 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str
     loaded: bool
-    context_length: int | None = Field(description="Of a loaded model; null: no limit, or not loaded.")
+    context_length: int | None = Field(description="Of a loaded model. Null: no limit, or not loaded.")
 
 
 class SkippedModel(BaseModel):
     """A run that cannot be loaded."""
 
     id: str
-    reason: str = Field(description="What is wrong with its files.")
+    reason: str = Field(description="Why it cannot be loaded.")
 
 
 class ModelList(BaseModel):
@@ -124,7 +120,7 @@ class ModelList(BaseModel):
 
     object: Literal["list"]
     data: list[ModelCard]
-    skipped: list[SkippedModel] = Field(description="Runs that cannot be loaded, and why.")
+    skipped: list[SkippedModel] = Field(description="Runs that cannot be loaded.")
 
 
 class Tokenized(BaseModel):
@@ -156,7 +152,7 @@ class TokenizerInfo(BaseModel):
 
 
 class Alternative(BaseModel):
-    """A token that could have stood there."""
+    """An alternative token."""
 
     id: int
     token: str
@@ -166,7 +162,7 @@ class Alternative(BaseModel):
 class ScoredToken(Alternative):
     """One token of the text."""
 
-    offset: int = Field(description="Where its text begins, in characters.")
+    offset: int = Field(description="Position of its text, in characters.")
     surprise: float = Field(description="Bits: -logprob / ln 2.")
     top: list[Alternative]
 
@@ -178,12 +174,12 @@ class Scored(BaseModel):
     model: str
     loss: float = Field(description="Nats per token.")
     perplexity: float | None = Field(description="exp(loss); null beyond the range of a float.")
-    bits_per_char: float | None = Field(description="Spelling included; null where symbols were left out.")
-    bits_per_byte: float | None = Field(description="The same per UTF-8 byte: comparable across tokenizers.")
-    token_bits_per_byte: float = Field(description="Of the tokens alone, as is customary: spelling costs nothing.")
-    spelling_nats: float | None = Field(description="Nats of what the tokens do not say: unknown words, white space.")
+    bits_per_char: float | None = Field(description="With spelling; null if symbols were left out.")
+    bits_per_byte: float | None = Field(description="The same per UTF-8 byte: comparable between tokenizers.")
+    token_bits_per_byte: float = Field(description="Of the tokens without spelling, as is customary.")
+    spelling_nats: float | None = Field(description="Nats to spell what the tokens leave out, such as unknown words.")
     characters: int
     bytes: int
-    context: str = Field(description="What a prediction could look back on.")
+    context: str = Field(description="The text that each prediction used.")
     tokens: list[ScoredToken]
     usage: Usage

@@ -55,13 +55,12 @@ async def score(
 
 def _tokenize(model: Model, text: str, options: ServeOptions) -> tuple[tuple[int, ...], float | None]:
     """The start token and the tokens of a text; and the nats to spell its unknown words, None if symbols are lost."""
-    met: Counter[str] = Counter()
-    tokenizer = model.tokenizer
+    tokenizer, unknown_counts = model.tokenizer, Counter[str]()
     model.tokens.check_lines(text)
-    ids = tokenizer.encode(text, unknown_counts=met)
+    ids = tokenizer.encode(text, unknown_counts=unknown_counts)
     # First the length: the spelling takes longer than everything else.
     check_length(len(ids), options)
-    nats = spelling_nats(tokenizer, text, ids, met)
+    nats = spelling_nats(tokenizer, text, ids, unknown_counts)
     return (tokenizer.start_id, *ids.tolist()), nats if math.isfinite(nats) else None
 
 

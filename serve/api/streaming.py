@@ -46,8 +46,8 @@ class BodyFormat(Protocol):
         """The body from all choices in order."""
 
 
-class SessionAnswer:
-    """The answer to one request; it closes the session at the end.
+class SessionAnswer(Response):
+    """The answer to one request, as server-sent events or one body. It closes the session at the end.
 
     Args:
         session: started.
@@ -63,6 +63,7 @@ class SessionAnswer:
         body_format: BodyFormat,
         log_fields: dict[str, Any],
     ) -> None:
+        super().__init__(media_type="text/event-stream")
         self._session, self._prompts, self._format = session, prompts, body_format
         self._log_fields = log_fields
         sampling = session.generations[0].request.options
@@ -73,8 +74,8 @@ class SessionAnswer:
         """By choice, for a JSON body."""
 
     async def respond(self, request: HTTPRequest, *, stream: bool) -> Response:
-        """The response: an event stream, or the whole body when it is complete."""
-        return EventStream(self) if stream else await self._whole(request)
+        """The response: this event stream, or the body when it is complete."""
+        return self if stream else await self._whole(request)
 
     @contextlib.asynccontextmanager
     async def _until_disconnect(self, receive: Receive) -> AsyncGenerator[None, None]:
@@ -152,7 +153,7 @@ class SessionAnswer:
             choices = [self._pieces[index] for index in sorted(self._pieces)]
             return await run_in_thread_if_large(self._size(), lambda: Body(self._format.whole(choices, usage)))
 
-    async def stream(self, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer as server-sent events."""
 
         async def write(body: bytes, *, more: bool = True) -> None:
@@ -196,20 +197,6 @@ class SessionAnswer:
         self._log_fields["code"] = error.code
         with contextlib.suppress(TimeoutError):
             await write(f"data: {encode(error.body())}\n\n".encode(), more=False)
-
-
-class EventStream(Response):
-    """A response that streams a SessionAnswer."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, answer: SessionAnswer) -> None:
-        super().__init__()
-        self._answer = answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events."""
-        await self._answer.stream(receive, send)
 
 
 class Body(Response):

@@ -1,4 +1,4 @@
-"""Text to ids and back, as the API shows them."""
+"""Text to token ids and back, in parts so short that other threads can run."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-"""How a chat becomes a text, as Jinja for clients that do it themselves; `chat_text` does the same."""
+"""The chat format as a Jinja template, for clients that apply it themselves. See `chat_text`."""
 TURN_ENDS = ("\nUser:", "\nSystem:", "\nDeveloper:", "\nAssistant:")
-"""A reply ends where another turn would begin."""
-MOST_AT_ONCE = 16_384
-"""Tokens that are worked on in one call of C, in which no other thread runs."""
-LONGEST_LINE = 250_000
-"""Characters of a line, for tokenizers that cut each line into tokens in one call: about 10 milliseconds."""
+"""Stop strings of a reply: the starts of the next message."""
+MAX_PART = 16_384
+"""Tokens in one call of a C function, which blocks all other threads."""
+MAX_LINE = 250_000
+"""Characters of a line, for tokenizers that encode a line in one call: about 10 milliseconds."""
 
 
 def chat_text(turns: Sequence[tuple[str, str]]) -> str:
-    """The text that a model goes on from: a line "Role: content" a turn, then "Assistant:"."""
+    """The text that a model continues: a line "Role: content" for each message, then "Assistant:"."""
     return "".join(f"{role.capitalize()}: {content}\n" for role, content in turns) + "Assistant:"
 
 
 def numbers(ids: npt.NDArray[np.integer[Any]]) -> Iterator[int]:
-    """The ids of an array (T,), each part short work."""
-    for begin in range(0, len(ids), MOST_AT_ONCE):
-        yield from ids[begin : begin + MOST_AT_ONCE].tolist()
+    """The ids of an array (T,), converted in parts."""
+    for begin in range(0, len(ids), MAX_PART):
+        yield from ids[begin : begin + MAX_PART].tolist()
 
 
 class TokenCodec:
-    """The tokens of one model."""
+    """Encodes and decodes for one model."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -53,33 +53,33 @@ class TokenCodec:
         return self._tokenizer.pieces([start])[0]
 
     def check_lines(self, text: str) -> None:
-        """Refuse a text for which the tokenizer would hold up all other threads.
+        """Check that the tokenizer does not block other threads for long.
 
         Raises:
-            TokenizerError: a line is too long to be cut into tokens while others wait.
+            TokenizerError: a line is too long.
         """
         begin = 0
-        while self._tokenizer.whole_lines and len(text) - begin > LONGEST_LINE:
-            end = text.rfind("\n", begin, begin + LONGEST_LINE + 1)
+        while self._tokenizer.whole_lines and len(text) - begin > MAX_LINE:
+            end = text.rfind("\n", begin, begin + MAX_LINE + 1)
             if end < 0:
                 raise TokenizerError(
-                    f"The text has a line of more than {LONGEST_LINE:,} characters, which this server does not cut "
-                    "into tokens: break it into lines."
+                    f"The text has a line of more than {MAX_LINE:,} characters, the limit of this server: break it "
+                    "into lines."
                 )
             begin = end + 1
 
     def encode_array(self, text: str, unknown: UnknownPolicy | None = None) -> npt.NDArray[np.integer[Any]]:
-        """Ids of a text (T,), without the start token. An array is made and freed faster than a list of as many ids.
+        """Ids of a text (T,), without the start token.
 
         Raises:
-            UnknownSymbolError, ConfigError: as the policy says.
-            TokenizerError: a line is too long to be cut into tokens while others wait.
+            UnknownSymbolError, ConfigError: from the policy for unknown symbols.
+            TokenizerError: a line is too long.
         """
         self.check_lines(text)
         return self._tokenizer.encode(text, unknown=unknown)
 
     def encode(self, text: str, unknown: UnknownPolicy | None = None) -> list[int]:
-        """The same as a list."""
+        """`encode_array` as a list."""
         return [*numbers(self.encode_array(text, unknown))]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -88,22 +88,21 @@ class TokenCodec:
         Raises:
             TokenizerError: an id is outside the vocabulary.
         """
-        if len(ids) <= MOST_AT_ONCE:
+        if len(ids) <= MAX_PART:
             return self._tokenizer.decode(ids)
-        for begin in range(0, len(ids), MOST_AT_ONCE):
-            self._tokenizer.checked(ids[begin : begin + MOST_AT_ONCE])
+        for begin in range(0, len(ids), MAX_PART):
+            self._tokenizer.checked(ids[begin : begin + MAX_PART])
         return self.offsets(ids)[0]
 
     def read_from(
         self, text: str, unknown: UnknownPolicy | None = None, *, check: Callable[[int], None] | None = None
     ) -> tuple[int, ...]:
-        """Ids of a prompt, the start token in front: what a model reads before it continues.
+        """Ids of a prompt after the start token.
 
         Args:
             text: the prompt.
-            unknown: what unknown symbols become.
-            check: called with the number of the text's tokens before they are made Python's numbers, which takes long
-                where there are many; may raise.
+            unknown: the policy for unknown symbols.
+            check: called with the number of tokens, before the slow conversion to a tuple. May raise.
         """
         ids = self.encode_array(text, unknown)
         if check is not None:
@@ -111,14 +110,14 @@ class TokenCodec:
         return (self._tokenizer.start_id, *numbers(ids))
 
     def text(self, token: int) -> str:
-        """A token's own text; its name where it has none, such as "<eos>" or "<0xE2>"."""
-        known = self._texts.get(token)
-        if known is None:
-            known = self._tokenizer.decode([token])
-            if not known or REPLACEMENT in known:
-                known = self._tokenizer.pieces([token])[0]
-            self._texts[token] = known
-        return known
+        """The text of a token, or its name if it has no text, such as "<eos>" or "<0xE2>"."""
+        text = self._texts.get(token)
+        if text is None:
+            text = self._tokenizer.decode([token])
+            if not text or REPLACEMENT in text:
+                text = self._tokenizer.pieces([token])[0]
+            self._texts[token] = text
+        return text
 
     def unknown_text(self) -> str | None:
         """The name of the unknown token."""
@@ -126,7 +125,7 @@ class TokenCodec:
         return None if unknown is None else self._tokenizer.pieces([unknown])[0]
 
     def offsets(self, ids: Sequence[int]) -> tuple[str, list[int]]:
-        """The text of some ids, and where in it each begins."""
+        """The text of some ids, and the position of each token in it."""
         stream, parts, length, offsets = self._tokenizer.stream(), [], 0, []
         for token in ids:
             offsets.append(length)

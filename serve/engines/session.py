@@ -43,7 +43,7 @@ class SessionUsage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
-    """Prompt tokens that the prefix cache provided."""
+    """Prompt tokens from the prefix cache."""
 
 
 class GenerationSession:
@@ -51,13 +51,13 @@ class GenerationSession:
 
     def __init__(self, lease: Lease, options: ServeOptions) -> None:
         self._lease, self.options = lease, options
-        self._job: Job | None = None
-        self._prompt_tokens = 0
-        self._has_events = False
-        self._started = time.monotonic()
+        self.model: Model = lease.model
         self.cancelled = False
         self.first_text_seconds: float | None = None
         """Seconds from `start` to the first event."""
+        self._job: Job | None = None
+        self._prompt_tokens = 0
+        self._started = time.monotonic()
 
     @classmethod
     async def open(cls, models: ModelPool, options: ServeOptions, model: str | None) -> Self:
@@ -67,11 +67,6 @@ class GenerationSession:
             RequestError: 404 no such model, 503 no memory for it, 500 it cannot be loaded.
         """
         return cls(await models.lease(model), options)
-
-    @property
-    def model(self) -> Model:
-        """The leased model."""
-        return self._lease.model
 
     @property
     def generations(self) -> Sequence[Generation]:
@@ -95,8 +90,6 @@ class GenerationSession:
         cached = min(sum(usage.cached_tokens for usage in usages), self._prompt_tokens)
         return SessionUsage(self._prompt_tokens, sum(usage.drawn_tokens for usage in usages), cached)
 
-    # -- prompts and start ------------------------------------------------------------------------
-
     def encode(self, prompt: str | Sequence[int], unknown: UnknownPolicy | None = None) -> tuple[int, ...]:
         """Ids of a prompt: the start token and the tokens of a text, or the given ids. Runs in any thread.
 
@@ -105,11 +98,10 @@ class GenerationSession:
             TokenizerError, ConfigError: it cannot be tokenized.
         """
         if isinstance(prompt, str):
-            return self.model.tokens.read_from(prompt, unknown, check=lambda tokens: check_length(tokens, self.options))
-        ids = tuple(prompt)
-        check_length(len(ids), self.options)
-        self.model.tokenizer.checked(ids)
-        return ids
+            return self.model.tokens.read_from(prompt, unknown, check=lambda n: check_length(n, self.options))
+        check_length(len(prompt), self.options)
+        self.model.tokenizer.checked(prompt)
+        return tuple(prompt)
 
     async def tokenize(self, prompt: str | Sequence[int], unknown: UnknownPolicy | None = None) -> tuple[int, ...]:
         """`encode`, in a thread if the prompt is long."""
@@ -131,15 +123,12 @@ class GenerationSession:
         try:
             self._job = self.model.worker.start(requests, live=live)
         except QueueFullError:
-            raise too_many_requests(
-                retry_after(self.model.request_seconds), "The queue is full. Retry after the time in Retry-After."
-            ) from None
+            retry = retry_after(self.model.request_seconds)
+            raise too_many_requests(retry, "The queue is full. Retry after the time in Retry-After.") from None
         except EngineDeadError:
             raise engine_died(self.model.name) from None
         self._started = time.monotonic()
         self._prompt_tokens = sum(len(r.prompt) for r in requests) if prompt_tokens is None else prompt_tokens
-
-    # -- results ------------------------------------------------------------------------------------
 
     async def updates(self, convert: Callable[[Events], T]) -> AsyncGenerator[T, None]:
         """Give `convert(events)` for each batch of new events, until every request ends or `cancel` is called.
@@ -150,9 +139,8 @@ class GenerationSession:
         Raises:
             RequestError: 500 the engine died, 504 the time limit has passed.
         """
-        job = self._job
-        assert job is not None, "updates follow start"
-        done = False
+        job, done = self._job, False
+        assert job is not None, "call start first"
         while not done:
             try:
                 async with asyncio.timeout(max(0.0, self.options.timeout_seconds - self.seconds)):
@@ -163,12 +151,12 @@ class GenerationSession:
                 raise engine_died(self.model.name) from None
             if self.cancelled:
                 return
-            # Read before the events are taken: what comes later wakes the job again.
+            # Read before the events are taken: later events wake the job again.
             done = job.done
             yield await run_in_thread_if_large(self._unread_numbers(), lambda: convert(self.take()))
 
     async def wait(self) -> None:
-        """Wait for the end of every request, without its events; `generations` has the results.
+        """Wait for the end of every request; `generations` has the results.
 
         Raises:
             RequestError: as `updates`.
@@ -177,12 +165,12 @@ class GenerationSession:
             pass
 
     def take(self) -> Events:
-        """The events that nobody has read yet; of a job that is not live, only those of finished requests.
+        """The unread events; of a job that is not live, only those of finished requests.
 
         Raises:
             RequestError: 500 the engine failed.
         """
-        assert self._job is not None, "take follows start"
+        assert self._job is not None, "call start first"
         events = [
             (index, event)
             for index, generation in enumerate(self._job.generations)
@@ -191,8 +179,7 @@ class GenerationSession:
         ]
         if any(event.finish_reason == "error" for _, event in events):
             raise engine_died(self.model.name)
-        if events and not self._has_events:
-            self._has_events = True
+        if events and self.first_text_seconds is None:
             self.first_text_seconds = self.seconds
         return events
 
@@ -207,22 +194,17 @@ class GenerationSession:
 
     def _timed_out(self) -> RequestError:
         return RequestError(
-            504,
-            f"The request took longer than {self.options.timeout_seconds:g} seconds and was stopped. "
-            "Request fewer tokens, or retry when the server is less busy.",
-            code="timeout",
-        )
+            504, f"The request took longer than {self.options.timeout_seconds:g} seconds and was stopped. "
+            "Request fewer tokens, or retry when the server is less busy.", code="timeout",
+        )  # fmt: skip
 
     def _unread_numbers(self) -> int:
-        """Tokens and alternatives that the next `take` and its conversion work on."""
+        """Tokens and alternatives in the next batch."""
         assert self._job is not None
-        generations = self._job.generations
-        unread = sum(generation.behind for generation in generations)
-        if self._has_events and self._job.live:
-            return unread
-        return unread + sum(len(g.prompt_scores) * (1 + (g.request.options.logprobs or 0)) for g in generations)
-
-    # -- the end ------------------------------------------------------------------------------------
+        unread = sum(generation.behind for generation in self.generations)
+        if self.first_text_seconds is None or not self._job.live:
+            unread += sum(len(g.prompt_scores) * (1 + (g.request.options.logprobs or 0)) for g in self.generations)
+        return unread
 
     def cancel(self) -> None:
         """End `updates`; the slots are free after the engine's next step. Unread events can still be taken."""

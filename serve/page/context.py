@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
-from lm.runs.card import summary
 from lm.runs.run import Run
 from serve.engines.model_pool import ModelPool
 from serve.security.hosts import host_name, is_loopback
@@ -67,7 +66,7 @@ class Page:
         """
         choices, sort_keys = [], {}
         for offer in self.models.available_runs.values():
-            known = summary(Run(offer.folder, offer.checkpoint))
+            known = Run(offer.folder, offer.checkpoint).summary()
             score = known.get("bits_per_byte")
             facts = [part for part in (known.get("model_name"), f"{score:.2f} bits/byte" if score else None) if part]
             choices.append((f"{offer.name} ({', '.join(facts)})" if facts else offer.name, offer.name))

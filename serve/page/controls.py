@@ -15,7 +15,7 @@ import gradio as gr
 
 from lm.config import validate
 from lm.generation.filters import FILTERS, Slider
-from lm.generation.options import SamplingOptions
+from lm.generation.options import FILTER_FIELDS, SamplingOptions
 from serve.page.browser_storage import store_at
 from serve.page.context import ModelPicker, Page
 
@@ -32,9 +32,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Values of filter options; a preset sets all others to their default."""
 
-_FILTER_SLIDERS = {name: slider for each in FILTERS for name, slider in each.controls.items() if slider is not None}
+_FOUND = {name: slider for each in FILTERS for name, slider in each.controls.items() if slider is not None}
+FILTER_SLIDERS = {name: _FOUND[name] for name in FILTER_FIELDS if name in _FOUND}
+"""The slider of each filter option that has one, in the order of the options."""
 _SLIDERS: dict[str, Slider] = {
-    **_FILTER_SLIDERS,
+    **FILTER_SLIDERS,
     "max_tokens": Slider(1, MAX_TOKENS, 1, "Length", info="Maximum number of tokens."),
     "n": Slider(1, MAX_SAMPLES, 1, "Samples side by side", info="Several continuations of the same text."),
 }
@@ -61,7 +63,7 @@ class SamplingControls:
         for name in first:
             self._components[name] = self._component(name)
         with gr.Accordion("More", open=False):
-            for name in (*folded, *(_FILTER_SLIDERS if presets else ())):
+            for name in (*folded, *(FILTER_SLIDERS if presets else ())):
                 if name not in self._components:
                     self._components[name] = self._component(name)
         for preset, button in buttons.items():
@@ -84,7 +86,7 @@ class SamplingControls:
     @property
     def filters(self) -> dict[str, Any]:
         """The component of each option of a filter."""
-        return {name: component for name, component in self._components.items() if name in _FILTER_SLIDERS}
+        return {name: component for name, component in self._components.items() if name in FILTER_SLIDERS}
 
     def options(self, values: Sequence[Any], **more: Any) -> SamplingOptions:
         """The options from the components' values.

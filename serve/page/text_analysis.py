@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.corpora.prepared import TokenSplit, measure_text
+from lm.corpora import TokenSplit, measure_text
 from lm.evaluation.report import Report, make_report
 from lm.evaluation.score_sums import Scores
 from lm.runs.run import Run

@@ -1,7 +1,7 @@
-"""Where a request was sent to, and where it comes from: the names and addresses in its headers.
+"""The host that a request names, its client, and its origin, from its headers.
 
-Without keys, whoever reaches the server may ask. A web site reaches it too, through a visitor's browser, when it lets a
-name of its own point to the server's address. So without keys the server answers only for names that no web site has.
+Without keys, any client may send requests. A web site can do so through a user's browser, if the site's name points to
+the server's address (DNS rebinding). So without keys the server answers only to names that no web site can have.
 """
 
 from __future__ import annotations
@@ -13,69 +13,62 @@ from collections.abc import Callable, Mapping, Sequence
 
 from serve.settings import ServeOptions, parse_network
 
-OF_PROXIES = (b"forwarded", b"via", b"x-real-ip")
-"""Headers that proxies add, as they do X-Forwarded-For and others of that kind."""
-LONGEST_HOST = 300
-"""Bytes of a Host header; a name of the domain name system has at most 253."""
-MOST_REMEMBERED = 1024
-"""Host headers whose examination is kept."""
+PROXY_HEADERS = (b"forwarded", b"via", b"x-real-ip")
+"""Headers of proxies, apart from X-Forwarded-*."""
+MAX_HOST_BYTES = 300
+"""Bytes of a Host header. A domain name has at most 253."""
+MAX_CACHED = 1024
+"""Host headers in the cache of `name_check`."""
 
 
 def host_name(header: str) -> str:
-    """The name in a Host header: in lower case, without its port and the brackets of an IPv6 address."""
+    """The name in a Host header, in lower case, without the port and the brackets of an IPv6 address."""
     header = header.strip().lower()
     if header.startswith("["):
         return header[1:].partition("]")[0]
-    # An IPv6 address that stands by itself has no port.
+    # An IPv6 address without brackets has no port.
     name = header if header.count(":") > 1 else header.partition(":")[0]
     return name.rstrip(".")
 
 
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address can only mean the machine itself."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def is_address(host: str) -> bool:
-    """Whether this is an IP address."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    """Whether a name or an address is always this machine."""
+    address = _address(host)
+    return host == "localhost" or host.endswith(".localhost") or (address is not None and address.is_loopback)
 
 
 def name_check(options: ServeOptions) -> Callable[[bytes], bool]:
-    """What says whether a Host header names this server, rather than a web site that points to it.
+    """A function: whether a Host header names this server, and not a web site that points to it.
 
-    That is any IP address, any name without a dot, which no web site has, the machine's own name, and what
-    `--host` and `--allowed-host` name.
+    True for an IP address, a name without a dot, the name of the machine, `--host` and `--allowed-host`.
     """
     machine = socket.gethostname().lower()
     own = {host_name(name) for name in (options.host, machine, f"{machine}.local", *options.allowed_host)}
 
-    @functools.lru_cache(MOST_REMEMBERED)
+    @functools.lru_cache(MAX_CACHED)
     def is_own(header: bytes) -> bool:
         name = host_name(header.decode("latin-1"))
-        return "*" in own or name in own or "." not in name or is_loopback(name) or is_address(name)
+        return "*" in own or name in own or "." not in name or is_loopback(name) or _address(name) is not None
 
-    # A longer one is refused before it is remembered: many of them would fill the memory.
-    return lambda header: len(header) <= LONGEST_HOST and is_own(header)
+    # A longer header is not cached: many of them would fill the memory.
+    return lambda header: len(header) <= MAX_HOST_BYTES and is_own(header)
 
 
 class Proxies:
-    """The proxies that are trusted to say who asked them.
+    """The trusted proxies: the server believes their X-Forwarded-For.
 
     Args:
-        networks: addresses and networks; * is any.
+        networks: addresses and networks; * is all.
 
     Raises:
-        ValueError: one is neither.
+        ValueError: an entry is neither.
     """
 
     def __init__(self, networks: Sequence[str]) -> None:
@@ -83,56 +76,51 @@ class Proxies:
         self._networks = [parse_network(each) for each in (*everywhere, *networks) if each != "*"]
 
     def __contains__(self, address: str) -> bool:
-        if not self._networks:
-            return False
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._networks)
+        parsed = _address(address) if self._networks else None
+        return parsed is not None and any(parsed in network for network in self._networks)
 
     def client(self, peer: str, forwarded_for: str) -> str:
         """The address of the client of a request.
 
         Args:
-            peer: the address at the other end of the connection.
-            forwarded_for: the request's X-Forwarded-For, to which each proxy adds whom it was asked by.
+            peer: the address of the connection.
+            forwarded_for: X-Forwarded-For, where each proxy appends its client.
         """
         client = peer
         for each in reversed(forwarded_for.split(",")):
             address = host_name(each)
-            if client not in self or not is_address(address):
+            if client not in self or _address(address) is None:
                 break
             client = address
         return client
 
 
 def is_local(peer: str, http_version: str, headers: Mapping[bytes, bytes], proxies: Proxies) -> bool:
-    """Whether a browser's request comes from this machine, as far as can be seen, and through no proxy.
+    """Whether a browser's request comes from this machine without a proxy.
 
-    A browser behind a proxy may be anywhere. A proxy says that it is one in a header, or is named by `--trusted-proxy`,
-    or asks in HTTP/1.0, which no browser speaks. A proxy that does none of these cannot be recognized.
+    A proxy shows by its headers, by `--trusted-proxy`, or by HTTP/1.0, which no browser uses. Any other proxy is not
+    recognized.
     """
     return (
         is_loopback(peer)
         and peer not in proxies
         and http_version != "1.0"
-        and not any(name in OF_PROXIES or name.startswith(b"x-forwarded-") for name in headers)
+        and not any(name in PROXY_HEADERS or name.startswith(b"x-forwarded-") for name in headers)
     )
 
 
 def from_same_site(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a browser that sent these headers did so for a page of this server.
+    """Whether the request comes from a page of this server, or not from a browser.
 
-    Browsers do not let a page choose Origin and Sec-Fetch-Site; what other programs send has neither and passes. Only
-    Host counts, not X-Forwarded-Host, which whoever asks could choose: a proxy has to pass Host on.
+    A page cannot choose Origin and Sec-Fetch-Site; other programs send neither. X-Forwarded-Host is ignored, because a
+    client can choose it: a proxy must pass Host on.
     """
     if headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none"):
         return False
     origin = headers.get(b"origin")
     if origin is None:
         return True
-    scheme, _, asked_from = origin.lower().partition(b"://")
-    # A browser leaves the usual port out of Origin; a proxy may write it into Host.
-    usual = {b"http": b":80", b"https": b":443"}.get(scheme, b"")
-    return bool(asked_from) and asked_from == headers.get(b"host", b"").lower().removesuffix(usual)
+    scheme, _, origin_host = origin.lower().partition(b"://")
+    # Browsers leave the default port out of Origin; a proxy may add it to Host.
+    default_port = {b"http": b":80", b"https": b":443"}.get(scheme, b"")
+    return bool(origin_host) and origin_host == headers.get(b"host", b"").lower().removesuffix(default_port)

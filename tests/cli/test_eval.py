@@ -159,7 +159,7 @@ def test_figures_in_another_precision_do_not_replace_the_reference(lm: Lm, runs:
         (["a", "--text-column", "body"], "--text-column is for the text of --text"),
         (["a", "--text", "empty.txt", "--encoding", "klingon"], "corpus.encoding = 'klingon'"),
         (["a", "--precision", "fp64"], "--precision 'fp64': use fp32, bf16, fp16 or int8"),
-        (["a", "--device", "tpu"], "Device 'tpu' is not here"),
+        (["a", "--device", "tpu"], "Device 'tpu' is not available"),
     ],
 )
 def test_bad_input_is_one_sentence(lm: Lm, tmp_path: Path, arguments: list[str], sentence: str) -> None:

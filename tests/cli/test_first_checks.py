@@ -33,7 +33,7 @@ IN_A_FILE = "checkpoints/a/README.md/x"
         (["sample", "a", "--out", IN_A_FILE], f"{IN_A_FILE.rpartition('/')[0]}: "),
         (["sample", "a", "--seed", "-1"], "sampling.seed = -1: give a number of at least 0."),
         (["chat", "a", "--seed", "-1"], "sampling.seed = -1"),
-        (["state", "save", "a", "a/b", "--text", "none.txt"], "State 'a/b': use letters"),
+        (["state", "save", "a", "a/b", "--text", "none.txt"], "Snapshot 'a/b': use letters"),
         (["eval", "a", "--split", "tset"], "Run 'a' has no 'tset' split"),
         (["eval", "a", "--text", "none.txt"], "There is no file 'none.txt'"),
         (["plot", "a", "--output", IN_A_FILE], f"{IN_A_FILE.rpartition('/')[0]}: "),

@@ -64,7 +64,7 @@ def test_a_run_is_profiled_with_its_own_options_and_text(lm: Lm, runs: Path) -> 
         (("a", "--set", "tokenizer.unknown=skip"), "has its text and its tokenizer"),
         (("a", "--set", "training.batch_sise=3"), "Did you mean"),
         (("a", "--html", "checkpoints/a/README.md/x"), "README.md: Not a directory"),
-        (("a", "--device", "cuda:9"), "Device 'cuda:9' is not here"),
+        (("a", "--device", "cuda:9"), "Device 'cuda:9' is not available"),
         (("TEXT", "--preset", "ngram-char"), "trained by counting"),
     ],
 )

@@ -118,11 +118,11 @@ CASES = {
     ),
     "a text that has moved": Case(
         "train --resume moved",
-        r"There is no file or folder .* If the text lies elsewhere now: lm (eval moved --corpus )PATH$",
+        r"There is no file or folder .* If the text is elsewhere now: lm (eval moved --corpus )PATH$",
         ("train --resume moved --corpus words.txt", "train --resume moved --max-steps 3"),
     ),
     "a text that has moved, to be scored": Case(
-        "eval moved", r"If the text lies elsewhere now: lm (eval moved --corpus )PATH$", ("{0}words.txt", "eval moved"),
+        "eval moved", r"If the text is elsewhere now: lm (eval moved --corpus )PATH$", ("{0}words.txt", "eval moved"),
     ),
     "a run's name": Case("sample aa", r"Did you mean '(a)'", ("sample {0} --max-tokens 2",)),
     "a run's state": Case("sample a@steep-4", r"Did you mean '(step-4)'", ("sample a@{0} --max-tokens 2",)),

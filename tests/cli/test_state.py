@@ -69,7 +69,7 @@ def test_a_state_of_other_weights_is_refused_and_marked(lm: Lm, chapter: Path) -
     lm("state", "save", "a@step-4", "--text", str(chapter), "early")
     done = lm("sample", "a", "--state", "early")
     assert done.code == 1 and done.out == ""
-    assert "error: State 'early' was made with other weights than those of run 'a'" in done.err
+    assert "error: Snapshot 'early' was made with other weights than those of run 'a'" in done.err
     assert lm("sample", "a@step-4", "--state", "early", *FLAGS).code == 0
     assert "of other weights" in lm("state", "list", "a").out
 
@@ -93,9 +93,9 @@ def test_states_of_a_shipped_run_leave_it_as_it_is(
         (["save", "a", "--text", "missing.txt", "one"], "There is no file 'missing.txt'"),
         (["save", "a", "--text", ".", "one"], ". is a folder: give a file"),
         (["save", "a", "--text", "latin.txt", "one"], "latin.txt is not UTF-8: byte 1 (line 1)"),
-        (["save", "a", "--text", "chapter.txt", "../one"], "State '../one': use letters"),
+        (["save", "a", "--text", "chapter.txt", "../one"], "Snapshot '../one': use letters"),
         (["save", "b", "--text", "chapter.txt", "one"], "No run 'b'"),
-        (["delete", "a", "one"], "Run 'a' has no state 'one'"),
+        (["delete", "a", "one"], "Run 'a' has no snapshot 'one'"),
         (["delete", "a", "../../config"], "use letters"),
     ],
 )

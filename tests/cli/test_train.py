@@ -359,7 +359,7 @@ def refused(done: Any, sentence: str) -> None:
             ["words.txt", "--amp", "O2", "--set", "training.fp32_modules=outputt", "--max-steps", "1", *SMALL],
             "model has no module 'outputt'. Did you mean 'output'?",
         ),
-        (["words.txt", "--device", "tpu"], "Device 'tpu' is not here: use "),
+        (["words.txt", "--device", "tpu"], "Device 'tpu' is not available: use "),
         (["words.txt", "--seed", "-1"], "training.seed = -1"),
         (
             ["words.txt", "--set", "corpus.source=x.txt"],

@@ -206,7 +206,7 @@ def test_the_next_address_is_tried_when_one_fails(monkeypatch, url):
         ("one", "/broken/text.txt", None, "the connection broke after 100 of 1,100 bytes"),
         ("parts", "/broken/parts.zip", None, "the connection broke after"),
         ("one", "/gone.txt", None, "Not Found"),
-        ("parts", "/parts.zip", "0" * 64, "what came is not the published archive"),
+        ("parts", "/parts.zip", "0" * 64, "the download is not the published archive"),
         ("one", "/not.zip", None, "the archive is damaged"),
         ("one", "/parts.zip", None, "the archive lacks input.txt"),
     ],

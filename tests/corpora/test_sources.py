@@ -37,7 +37,7 @@ def texts(corpus: Corpus) -> dict[str, str]:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_module, "CHUNK", 7)
-    monkeypatch.setattr(text_module, "LONGEST_CHUNK", 28)
+    monkeypatch.setattr(text_module, "MAX_CHUNK", 28)
 
 
 # -- one file ---------------------------------------------------------------------------------------

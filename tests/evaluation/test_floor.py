@@ -142,16 +142,16 @@ def test_a_report_says_when_counting_is_better(corpus: PreparedCorpus) -> None:
     above, below, alone = (report(corpus, nats, given) for nats, given in ((1.3, floor), (1.1, floor), (1.3, None)))
     assert above.misses_floor and not below.misses_floor and not alone.misses_floor  # type: ignore[attr-defined]
     # A character is a byte here: 1.2 nats are 1.2 / ln 2 bits.
-    bits = f"{1.2 / np.log(2):.4f} bits per byte against {1.3 / np.log(2):.4f}"
+    bits = f"{1.2 / np.log(2):.4f} bits per byte, the model {1.3 / np.log(2):.4f}"
     assert above.notes == (  # type: ignore[attr-defined]
-        "This does not beat the floor: 2-gram counts of the training text, without a network, predict these tokens "
-        f"better, at {bits}.",
+        "The model does not beat the floor: 2-gram counts of the training text, without a network, predict these "
+        f"tokens better ({bits}).",
     )
     assert below.notes == alone.notes == ()  # type: ignore[attr-defined]
     # Where the text was read before, that is all there is to say.
     seen = report(corpus, 1.3, Floor(None, None, 0.93))
     assert seen.notes == (  # type: ignore[attr-defined]
-        "About 93 % of this text stands in the training text: the figures show how well it is remembered, not how well "
+        "About 93 % of this text is in the training text: the figures show how well it is memorised, not how well "
         "new text is predicted.",
     )
     assert report(corpus, 1.3, Floor(None, None, 0.03)).notes == ()  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ def test_what_the_tokens_do_not_say_is_part_of_bits_per_byte_and_of_no_perplexit
     # KenLM's excluding OOVs: 12 bits over 16 tokens.
     assert report.perplexity_without_unknown == pytest.approx(2**0.75)
     assert "4 of the tokens are the unknown token" in report.notes[0]
-    assert "include 0.6000 bits per byte for what the tokens do not say: letter by letter" in report.notes[1]
+    assert "include a spelling cost of 0.6000 bits per byte: letter by letter" in report.notes[1]
 
 
 @pytest.mark.parametrize(

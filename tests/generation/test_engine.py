@@ -762,9 +762,9 @@ def test_no_more_slots_are_used_than_the_decoder_has(gru: House) -> None:
     class Small(TorchDecoder):
         max_slots = 2
 
-        def _hold(self, held: Any) -> int:
+        def _new_slot(self, state: Any) -> int:
             assert len(self._slots) < 2
-            return super()._hold(held)
+            return super()._new_slot(state)
 
     engine = Engine(Small(gru.model), gru.tokenizer)
     assert engine.max_batch == 2

@@ -61,13 +61,13 @@ def test_a_state_of_other_weights_is_refused(gru: House, tmp_path: Path) -> None
     Snapshots(tmp_path / "states", "a", weights_sha256="old", tokenizer_sha256="t").save("a", state_after(gru, "the"))
     states = Snapshots(tmp_path / "states", "a", weights_sha256="new", tokenizer_sha256="t")
     assert not states.facts("a")["usable"]
-    with pytest.raises(RunError, match="State 'a' was made with other weights"):
+    with pytest.raises(RunError, match="Snapshot 'a' was made with other weights"):
         states.read("a")
 
 
 def test_a_state_that_is_not_there_is_told_with_those_that_are(gru: House, tmp_path: Path) -> None:
     states = Snapshots(tmp_path / "states", "a")
-    with pytest.raises(RunNotFoundError, match="has no state 'chapter'. It has none yet"):
+    with pytest.raises(RunNotFoundError, match="has no snapshot 'chapter'. It has none yet"):
         states.read("chapter")
     states.save("chapter", state_after(gru, "the"))
     with pytest.raises(RunNotFoundError, match="Did you mean 'chapter'"):

@@ -1,4 +1,4 @@
-"""The native steps against the torch models they must equal, and the promise that company changes no bit."""
+"""The native decoding steps equal the torch models, and a text's bits do not depend on other texts in the batch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def model_of(shape: dict[str, Any], vocab_size: int = V) -> LanguageModel:
     model = build_model(Section(**shape), vocab_size, seed=3).eval()
     for name, parameter in model.named_parameters():
         if name.startswith("tables."):
-            # Tables begin as zeros, which would hide what they are looked up by.
+            # Zeros, their initial values, would hide which row is used.
             torch.nn.init.normal_(parameter.data[:-1])
     return model
 
@@ -93,7 +93,7 @@ def log_softmax(logits: Logits) -> Logits:
 
 
 def test_this_install_has_the_kernels() -> None:
-    # A compiler that fails leaves an install without them, and nobody would notice but by the speed.
+    # If the compiler fails the install has no kernels, and only the speed would show it.
     assert native() is not None
     assert native().instruction_sets()[-1] == "plain"
 
@@ -121,7 +121,7 @@ def test_a_vocabulary_too_large_for_a_gate_table_is_looked_up_token_by_token(tie
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_bit_depends_on_company_chunks_or_threads(shape: str, precision: str) -> None:
+def test_no_bit_depends_on_other_slots_chunks_or_threads(shape: str, precision: str) -> None:
     model = model_of(SHAPES[shape])
     alone = read(decoder_of(model, isa=native().instruction_sets()[0], precision=precision, threads=1), IDS)
     for isa in native().instruction_sets():
@@ -186,7 +186,7 @@ def test_int8_stays_near(shape: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_exported_slot_goes_on_with_the_same_bits(shape: str, precision: str) -> None:
+def test_an_exported_slot_continues_with_the_same_bits(shape: str, precision: str) -> None:
     decoder = decoder_of(model_of(SHAPES[shape]), precision=precision)
     slot = decoder.open()
     decoder.prefill(slot, IDS[:45])
@@ -262,7 +262,7 @@ def test_a_matrix_of_another_shape_is_refused_whichever_it_is(shape: str) -> Non
     options, arrays = model.options.model_dump(), model.arrays()
     for name, array in arrays.items():
         wrongs = [array[..., :-1]]
-        if name != "embed_tokens.weight":  # where it is tied, a smaller vocabulary is as good
+        if name != "embed_tokens.weight":  # a tied model with a smaller vocabulary is valid
             wrongs.append(array[:-1])
         for wrong in wrongs:
             with pytest.raises(CorruptRunError):

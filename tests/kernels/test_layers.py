@@ -1,4 +1,4 @@
-"""The native training layers against those of torch that they must equal."""
+"""The native training layers equal torch's."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def weights_of(cell: nn.RNNBase, layer: int = 0) -> list[Tensor]:
 def both_ways(
     kind: str, hidden: int, batch: int, time: int, *, states: bool, looked_up: bool, num_layers: int = 1
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs, last states and all gradients of torch's layers, and of the native ones."""
+    """Outputs, last states and all gradients of torch's layers and of the native ones."""
     torch.manual_seed(hidden + batch)
     cell = CELLS[kind](7, hidden, num_layers, batch_first=True)
     embedding = torch.randn(V, 7, requires_grad=True)
@@ -101,7 +101,7 @@ def test_two_layers_equal_those_of_torch(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_a_gradient_is_the_slope_of_the_loss(kind: str) -> None:
+def test_a_gradient_equals_the_finite_difference_of_the_loss(kind: str) -> None:
     torch.manual_seed(0)
     cell, inputs = CELLS[kind](3, 4, batch_first=True), torch.randn(2, 8, 3)
     weight = cell.weight_hh_l0
@@ -110,7 +110,7 @@ def test_a_gradient_is_the_slope_of_the_loss(kind: str) -> None:
     def loss() -> Tensor:
         return autograd.recurrent_layer(kind, inputs, weights_of(cell), None)[0].square().sum()
 
-    (slope,) = torch.autograd.grad(loss(), weight)
+    (grad,) = torch.autograd.grad(loss(), weight)
     for place in [(0, 0), (5, 2), (11, 3)]:
         with torch.no_grad():
             weight[place] += 1e-2
@@ -118,7 +118,7 @@ def test_a_gradient_is_the_slope_of_the_loss(kind: str) -> None:
             weight[place] -= 2e-2
             below = loss()
             weight[place] += 1e-2
-        assert float(above - below) / 2e-2 == pytest.approx(float(slope[place]), rel=0.01, abs=1e-3)
+        assert float(above - below) / 2e-2 == pytest.approx(float(grad[place]), rel=0.01, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -158,11 +158,11 @@ def test_a_state_that_is_cut_from_the_graph_gets_no_gradient() -> None:
     first, last = autograd.recurrent_layer("gru", inputs, weights_of(cell), [before])
     (second, _) = autograd.recurrent_layer("gru", inputs, weights_of(cell), [last.detach()])
     assert torch.autograd.grad(second.sum(), before, allow_unused=True, retain_graph=True) == (None,)
-    (slope,) = torch.autograd.grad(first.sum(), before)
-    assert float(slope.abs().sum()) > 0
+    (grad,) = torch.autograd.grad(first.sum(), before)
+    assert float(grad.abs().sum()) > 0
 
 
-def test_going_backward_twice_is_refused() -> None:
+def test_a_second_backward_pass_is_refused() -> None:
     cell = nn.GRU(3, 16, batch_first=True)
     outputs = autograd.recurrent_layer("gru", torch.randn(2, 8, 3), weights_of(cell), None)[0]
     outputs.sum().backward(retain_graph=True)
@@ -176,8 +176,8 @@ def test_a_token_outside_the_embedding_is_refused() -> None:
         autograd.recurrent_layer("gru", torch.randn(V, 3), weights_of(cell), None, ids=torch.full((2, 8), V))
 
 
-def test_a_number_that_is_none_does_not_stay_behind() -> None:
-    # Buffers are used again, and their padding is multiplied by zeros.
+def test_nan_does_not_stay_in_a_buffer() -> None:
+    # Buffers are reused, and their padding is multiplied by zeros.
     cell = nn.GRU(3, 5, batch_first=True)
     autograd.recurrent_layer("gru", torch.full((2, 8, 3), torch.nan), weights_of(cell), None)[0].sum().backward()
     cell.zero_grad()
@@ -190,11 +190,11 @@ def test_a_number_that_is_none_does_not_stay_behind() -> None:
 def test_a_linear_layer_equals_that_of_torch(rows: int, width: int, wide: int, isa: str) -> None:
     torch.manual_seed(0)
     leaves = [torch.randn(shape, requires_grad=True) for shape in ((rows, width), (wide, width), (wide,))]
-    slope = torch.randn(rows, wide)
+    grad = torch.randn(rows, wide)
     found = []
     for linear in (F.linear, autograd.linear):
         outputs = linear(*leaves)
-        found.append([outputs.detach(), *torch.autograd.grad(outputs, leaves, slope)])
+        found.append([outputs.detach(), *torch.autograd.grad(outputs, leaves, grad)])
     for one, other in zip(found[1], found[0], strict=True):
         close(one, other)
 
@@ -217,22 +217,22 @@ def test_a_product_of_any_shape_equals_that_of_torch(rows: int, depth: int, wide
 
 
 @pytest.mark.parametrize(("rows", "wide"), [(1, 1), (7, 40), (90, 1003)])
-def test_cross_entropies_and_their_slopes_are_those_of_torch(rows: int, wide: int, isa: str, threads: None) -> None:
+def test_cross_entropies_and_their_gradients_equal_torchs(rows: int, wide: int, isa: str, threads: None) -> None:
     torch.manual_seed(0)
     logits, targets = (10 * torch.randn(rows, wide)).requires_grad_(), torch.randint(wide, (rows,))
     wanted = F.cross_entropy(logits, targets, reduction="none")
-    (slopes,) = torch.autograd.grad(wanted.sum(), logits)
+    (grads,) = torch.autograd.grad(wanted.sum(), logits)
     for count in (1, 2):
         torch.set_num_threads(count)
         found, d_bias = logits.detach().clone(), torch.ones(wide)
         close(autograd.entropies(found, targets, into=found, d_bias=d_bias), wanted)
-        close(found, slopes)
-        close(d_bias, 1 + slopes.sum(0))
+        close(found, grads)
+        close(d_bias, 1 + grads.sum(0))
     with pytest.raises(IndexError, match="outside the logits"):
         autograd.entropies(found, targets + wide, into=found)
 
 
-def test_a_logit_that_is_no_number_makes_a_loss_that_is_none(isa: str) -> None:
+def test_a_logit_that_is_not_finite_gives_a_loss_that_is_not_finite(isa: str) -> None:
     for odd in (torch.nan, torch.inf):
         logits = torch.zeros(2, 40)
         logits[1, 3] = odd
@@ -248,21 +248,21 @@ def test_a_mean_cross_entropy_and_its_gradient_are_those_of_torch(factor: float,
     found = autograd.cross_entropy(logits.T[:, :33], targets % 33)
     close(found, wanted)
     for _ in range(2):
-        (slope,) = torch.autograd.grad(factor * found, logits, retain_graph=True)
-        close(slope, torch.autograd.grad(factor * wanted, logits, retain_graph=True)[0])
+        (grad,) = torch.autograd.grad(factor * found, logits, retain_graph=True)
+        close(grad, torch.autograd.grad(factor * wanted, logits, retain_graph=True)[0])
 
 
 def test_an_embedding_and_its_gradient_are_those_of_torch(isa: str, threads: None) -> None:
     torch.manual_seed(0)
     embedding, ids = layers.Embedding(50, 37), torch.randint(50, (60, 40))
-    slope = torch.randn(60, 40, 37)
+    grad = torch.randn(60, 40, 37)
     wanted = F.embedding(ids, embedding.weight)
-    (gradient,) = torch.autograd.grad(wanted, embedding.weight, slope)
+    (gradient,) = torch.autograd.grad(wanted, embedding.weight, grad)
     found = []
     for count in (1, 2):
         torch.set_num_threads(count)
         assert torch.equal(embedding(ids), wanted)
-        found.append(torch.autograd.grad(embedding(ids), embedding.weight, slope)[0])
+        found.append(torch.autograd.grad(embedding(ids), embedding.weight, grad)[0])
     close(found[0], gradient)
     assert torch.equal(*found)
     for odd in (-1, 50):
@@ -293,7 +293,7 @@ def test_gradients_are_clipped_as_by_torch(most: float, isa: str, threads: None)
     assert torch.equal(copies[0], before)
 
 
-def test_adamw_goes_where_that_of_torch_goes(isa: str) -> None:
+def test_adamw_equals_that_of_torch(isa: str) -> None:
     torch.manual_seed(0)
     shapes = [(3,), (200, 300), (1, 17)]
     begun = [torch.randn(shape) for shape in shapes]
@@ -305,7 +305,7 @@ def test_adamw_goes_where_that_of_torch_goes(isa: str) -> None:
         source = torch.Generator().manual_seed(3)
         for step in range(5):
             for weight in weights:
-                # One that has had fewer steps than the others.
+                # One weight has fewer steps than the others.
                 weight.grad = None if step == 1 and weight.ndim == 1 else torch.randn(weight.shape, generator=source)
             optimizer.step()
         ways.append(weights)
@@ -314,7 +314,7 @@ def test_adamw_goes_where_that_of_torch_goes(isa: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_dropout_keeps_its_share_and_drops_the_same_on_the_way_back() -> None:
+def test_dropout_drops_at_its_rate_and_uses_the_same_mask_in_backward() -> None:
     dropout, ones = layers.Dropout(0.25), torch.ones(500, 401, requires_grad=True)
     torch.manual_seed(1)
     dropped = dropout(ones)
@@ -359,14 +359,14 @@ def test_a_block_in_one_call_has_the_keys_values_and_gradients_of_its_parts(
 ) -> None:
     torch.manual_seed(size)
     block, inputs, rotation = transformer_block(size, heads, kv_heads)
-    slopes = torch.randn_like(inputs), torch.randn(3, 70, kv_heads, size // heads)
+    grads = torch.randn_like(inputs), torch.randn(3, 70, kv_heads, size // heads)
     found = []
     for watched in (False, True):
         handle = block.get_submodule("mlp").register_forward_hook(lambda *_: None) if watched else None
         outputs, (keys, values) = block(inputs, rotation, None, None, True)
         wanted = [inputs, *block.parameters()]
-        # Keys and values are used on their own, too, as a later piece of the text does.
-        used = (outputs, keys, values), (slopes[0], slopes[1], slopes[1])
+        # Keys and values are used directly too, as by a later chunk of the text.
+        used = (outputs, keys, values), (grads[0], grads[1], grads[1])
         found.append([outputs, keys, values, *torch.autograd.grad(used[0], wanted, used[1])])
         if handle is not None:
             handle.remove()
@@ -390,12 +390,12 @@ def test_dropout_in_a_block_is_that_of_its_parts_in_the_mean_and_changes_with_th
     torch.manual_seed(4)
     assert torch.equal(block(inputs, rotation, None, None, True)[0], drawn[0]) and not torch.equal(drawn[0], drawn[1])
     assert torch.equal(block.eval()(inputs, rotation, None, None, True)[0], whole)
-    # Over 13,440 numbers: their means agree, and so does how much they vary.
+    # Over 13,440 numbers, means and variances agree.
     assert float((drawn.mean(0) - by_parts.mean(0)).abs().mean()) < 0.1 * float(drawn.std(0).mean())
     assert float(drawn.var(0).mean()) == pytest.approx(float(by_parts.var(0).mean()), rel=0.02)
 
 
-def test_gradients_through_dropout_in_a_block_are_those_of_differences() -> None:
+def test_gradients_through_dropout_in_a_block_equal_finite_differences() -> None:
     torch.manual_seed(5)
     block, inputs, rotation = transformer_block(64, 4, 2)
     for part in block.modules():
@@ -408,7 +408,7 @@ def test_gradients_through_dropout_in_a_block_are_those_of_differences() -> None
         return (outputs * torch.linspace(-1, 1, outputs.numel()).view_as(outputs)).sum()
 
     for parameter in block.parameters():
-        (slope,) = torch.autograd.grad(total(), parameter)
+        (grad,) = torch.autograd.grad(total(), parameter)
         way = torch.randn_like(parameter)
         with torch.no_grad():
             parameter.add_(1e-3 * way)
@@ -416,7 +416,7 @@ def test_gradients_through_dropout_in_a_block_are_those_of_differences() -> None
             parameter.sub_(2e-3 * way)
             below = total()
             parameter.add_(1e-3 * way)
-        assert float(above - below) / 2e-3 == pytest.approx(float((slope * way).sum()), rel=0.02, abs=1e-2)
+        assert float(above - below) / 2e-3 == pytest.approx(float((grad * way).sum()), rel=0.02, abs=1e-2)
 
 
 TRANSFORMERS: dict[str, dict[str, object]] = {
@@ -454,7 +454,7 @@ def test_a_transformer_has_the_logits_and_gradients_of_torch(
 
 
 def losses(model: LanguageModel, steps: int) -> list[float]:
-    # Each row counts in steps of its own.
+    # Each row counts in its own steps.
     ids = torch.arange(321) * torch.arange(1, 17)[:, None] % V
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     state, found = None, []
@@ -490,7 +490,7 @@ def test_the_switch_leaves_training_and_decoding_to_torch(monkeypatch: pytest.Mo
         open_decoder(options, lambda: arrays, lambda: model, precision="int8")
 
 
-def test_an_install_without_kernels_says_once_that_torch_trains(
+def test_an_install_without_kernels_warns_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(compiled, "compiled", lambda: None)

@@ -1,4 +1,4 @@
-"""Context tables: which rows are looked up, what they add, and that they learn from the rows they meet alone."""
+"""Context tables: the selected rows, the added logits, and updates of the selected rows only."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def model(kind: str = "gru", **options: object) -> LanguageModel:
 
 
 def test_an_exact_row_is_the_last_tokens_read_as_one_number_in_base_v() -> None:
-    # Previous · 5 + current; the trigram of the first token is not whole, and has the row after the last, 25.
+    # Previous · 5 + current; the first token has no trigram, so it gets the row after the last, 25.
     assert rows(tables(2, 3), [3, 1, 4]) == {2: [3, 1, 4], 3: [25, 3 * 5 + 1, 1 * 5 + 4]}
 
 
-def test_a_row_goes_on_from_the_tokens_of_an_earlier_chunk() -> None:
+def test_a_row_depends_on_the_tokens_of_an_earlier_chunk() -> None:
     found = tables(4)
     _, state = found(torch.tensor([[3, 1, 4]]), None, State({}))
     assert state.tensors["recent"].tolist() == [[1, 4]]
@@ -43,7 +43,7 @@ def test_a_row_goes_on_from_the_tokens_of_an_earlier_chunk() -> None:
 
 
 def test_a_context_of_more_than_the_buckets_is_hashed_as_the_native_step_hashes_it() -> None:
-    # The tokens 1, 4, the last one first: (0 · f + 4 + 1) · f + 1 + 1, in 32 bits; then spread, and the remainder.
+    # The tokens 1, 4, last one first: (0 · f + 4 + 1) · f + 1 + 1 in 32 bits; then the mixed bits modulo the buckets.
     factor = 1_540_483_477
     hashed = (5 * factor + 2) % 2**32
     spread = (hashed ^ hashed >> 15) * factor % 2**32
@@ -54,12 +54,12 @@ def test_hashed_contexts_spread_over_the_buckets() -> None:
     found = tables(4, vocab_size=65, buckets=65_536)
     text = torch.cartesian_prod(*(torch.arange(40),) * 3)
     taken = len(torch.unique(found.contexts(text, 1)[4]))
-    # 64,000 balls thrown into 65,536 bins leave e^(-64,000/65,536) of them empty.
+    # 64,000 random contexts leave e^(-64,000/65,536) of 65,536 buckets empty.
     assert taken == pytest.approx(65_536 * (1 - math.exp(-64_000 / 65_536)), rel=0.03)
 
 
 @pytest.mark.parametrize("kind", ["gru", "transformer"])
-def test_training_starts_at_the_plain_model(kind: str) -> None:
+def test_training_starts_with_the_network_alone(kind: str) -> None:
     ids = torch.tensor([[0, 1, 2, 3]])
     with_tables, plain = model(kind), model(kind, table_orders=())
     assert torch.equal(with_tables(ids)[0], plain(ids)[0])
@@ -79,7 +79,7 @@ def test_the_rows_of_all_orders_are_added_to_the_logits(kind: str) -> None:
     assert added[0].tolist() == [pytest.approx([0] * 5), pytest.approx([11, 2, 3, 4, 5], rel=1e-5)]
 
 
-def test_dropout_leaves_out_whole_rows_of_each_order_by_itself_and_keeps_their_mean() -> None:
+def test_dropout_drops_whole_rows_of_each_order_independently_and_preserves_their_mean() -> None:
     found = tables(2, 3).train()
     found.dropout = 0.75
     for value, weight in zip((1.0, 10.0), found.parameters(), strict=True):
@@ -87,7 +87,7 @@ def test_dropout_leaves_out_whole_rows_of_each_order_by_itself_and_keeps_their_m
     torch.manual_seed(0)
     added = found(torch.zeros(1, 20_000, dtype=torch.int64), None, State({}))[0].detach()
     assert torch.equal(added, added[..., :1].expand_as(added))
-    # Divided by the quarter that is kept: 4 or 0 and 40 or 0.
+    # Divided by the quarter that is not dropped: 4 or 0 and 40 or 0.
     assert set(added.unique().tolist()) == {0.0, 4.0, 40.0, 44.0}
     assert float(added.mean()) == pytest.approx(11, rel=0.05)
     assert found.eval()(torch.tensor([[0, 0]]), None, State({}))[0][0, :, 0].tolist() == [1.0, 11.0]
@@ -95,7 +95,7 @@ def test_dropout_leaves_out_whole_rows_of_each_order_by_itself_and_keeps_their_m
 
 @pytest.fixture(params=["native", "torch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the native step, and without."""
+    """With and without the native step."""
     monkeypatch.setenv("INKLING_NATIVE", "1" if request.param == "native" else "0")
     return str(request.param)
 
@@ -114,7 +114,7 @@ def test_a_step_of_adagrad_by_row_by_hand() -> None:
 
 
 @pytest.mark.usefixtures("way")
-def test_a_row_that_is_met_several_times_takes_the_sum_of_its_slopes() -> None:
+def test_a_row_that_occurs_several_times_gets_the_sum_of_its_gradients() -> None:
     table = torch.nn.Embedding.from_pretrained(torch.zeros(3, 2), freeze=False, sparse=True)
     optimizer = RowAdagrad(table.parameters(), lr=1.0)
     (table(torch.tensor([2, 0, 2])) * torch.tensor([[1.0, 0.0], [0.0, 5.0], [2.0, 4.0]])).sum().backward()
@@ -126,22 +126,22 @@ def test_a_row_that_is_met_several_times_takes_the_sum_of_its_slopes() -> None:
 def test_the_native_step_equals_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(40, (6, 200), generator=generator)
-    slopes = torch.randn(6, 200, 33, generator=generator)
+    grads = torch.randn(6, 200, 33, generator=generator)
     found = []
     for native in ("1", "0"):
         monkeypatch.setenv("INKLING_NATIVE", native)
         table = torch.nn.Embedding.from_pretrained(torch.zeros(40, 33), freeze=False, padding_idx=39, sparse=True)
         optimizer = RowAdagrad(table.parameters(), lr=0.5)
-        for part, slope in zip(ids, slopes, strict=True):
+        for part, grad in zip(ids, grads, strict=True):
             optimizer.zero_grad()
-            (table(part) * slope).sum().backward()
+            (table(part) * grad).sum().backward()
             optimizer.step()
         found.append(table.weight.detach())
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
     assert found[0][39].abs().max() == 0
 
 
-def test_a_training_step_touches_the_rows_it_met_alone_and_never_that_of_unwhole_contexts() -> None:
+def test_a_training_step_changes_only_the_selected_rows_and_never_that_of_incomplete_contexts() -> None:
     found = model()
     optimizers = make_optimizers(found, TrainingConfig(), fused=False)
     found.training_loss(torch.tensor([[3, 1]]), torch.tensor([[1, 0]])).objective.backward()
@@ -151,7 +151,7 @@ def test_a_training_step_touches_the_rows_it_met_alone_and_never_that_of_unwhole
     assert touched == {2: [1, 3], 3: [16]}
 
 
-def test_tables_for_a_large_vocabulary_are_refused_with_the_way_out() -> None:
+def test_tables_for_a_large_vocabulary_are_refused_with_a_remedy() -> None:
     with pytest.raises(ConfigError, match="lower table_buckets"):
         build_model(Section(type="gru", table_orders=(2,)), 33_000)
 
@@ -162,6 +162,6 @@ def test_orders_can_be_given_as_text_and_are_sorted(orders: object) -> None:
 
 
 @pytest.mark.parametrize("orders", [1, (2, 2), (17,), "two"])
-def test_orders_that_mean_nothing_are_refused(orders: object) -> None:
+def test_invalid_orders_are_refused(orders: object) -> None:
     with pytest.raises(ConfigError, match="table_orders"):
         build_model(Section(type="gru", table_orders=orders), 5)

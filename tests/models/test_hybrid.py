@@ -1,4 +1,4 @@
-"""The hybrid: a network beside counts, which in training are without what they are to predict."""
+"""The hybrid: a network and counts, which leave out each target's own occurrence in training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import lm
 from lm.config import Section
 from lm.models.base import LanguageModel, build_model
 from lm.models.ngram import NGram
-from lm.runs import card, run_folder
+from lm.runs import run_folder
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def fitted(**options: Any) -> tuple[LanguageModel, NGram, np.ndarray]:
 
 
 def trust(model: Any, bias: float) -> None:
-    """Have the gate say the same everywhere: how far the counts are trusted, in log-odds."""
+    """Set the gate to the same log-odds at all positions."""
     with torch.no_grad():
         model.network.gate.weight.zero_()
         model.network.gate.bias.fill_(bias)
@@ -71,7 +71,7 @@ def text_of(text: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_the_mixture_lies_between_the_network_and_the_counts_as_the_gate_says(cell: str) -> None:
+def test_the_gate_weighs_the_network_and_the_counts(cell: str) -> None:
     model, ngram, _ = fitted(cell=cell)
     ids = torch.from_numpy(np.random.default_rng(2).integers(5, size=(2, 30)))
     found = {}
@@ -84,14 +84,14 @@ def test_the_mixture_lies_between_the_network_and_the_counts_as_the_gate_says(ce
     torch.testing.assert_close(found[-40.0].sum(dim=-1), torch.ones(2, 30))
 
 
-def test_training_begins_with_most_trust_in_the_counts() -> None:
+def test_the_counts_have_most_of_the_weight_at_first() -> None:
     model, ngram, _ = fitted()
     ids = torch.from_numpy(np.random.default_rng(2).integers(5, size=(2, 30)))
     ours, theirs = (each.eval()(ids)[0].exp() for each in (model, ngram))
     assert (ours - theirs).abs().max() < 0.12
 
 
-def test_the_gate_looks_at_how_sure_the_counts_are() -> None:
+def test_the_gate_depends_on_the_entropy_of_the_counts() -> None:
     model: Any
     model, ngram, _ = fitted()
     ids = torch.from_numpy(np.random.default_rng(2).integers(5, size=(1, 30)))
@@ -113,7 +113,7 @@ def test_in_training_each_token_is_left_out_of_the_counts() -> None:
     loss = model.training_loss(ids, targets)
     logs, _ = ngram.log_probabilities(ids, None, targets)
     assert float(loss.nats) == pytest.approx(-float(logs.gather(2, targets[..., None]).mean()), rel=1e-5)
-    # Random text: whoever has not seen it knows nothing, and whoever has counted it knows much.
+    # Random text: it can only be predicted from its own counts.
     seen = torch.nn.functional.cross_entropy(model.eval()(ids)[0][0].detach(), targets[0])
     assert float(seen) < 1.4 < np.log(5) < float(loss.nats)
 
@@ -127,7 +127,7 @@ def test_the_network_learns_as_it_would_alone_and_the_gate_from_the_mixture() ->
     alone.training_loss(ids, targets).objective.backward()
     for name, parameter in alone.named_parameters():
         torch.testing.assert_close(model.network.get_parameter(name).grad, parameter.grad, msg=name)
-    # Of this text the counts know less than nothing once a token is left out of them.
+    # On this text, leave-one-out counts are worse than the uniform distribution.
     assert model.network.gate.bias.grad > 0
 
 
@@ -140,7 +140,7 @@ def test_a_carried_state_gives_training_the_counts_of_one_pass() -> None:
     assert float(whole.nats) * 80 == pytest.approx(float(first.nats) * 30 + float(rest.nats) * 50, rel=1e-5)
 
 
-def test_its_parameters_are_the_networks_and_its_counts_are_told_apart() -> None:
+def test_parameters_are_those_of_the_network_and_counts_are_separate() -> None:
     model, ngram, _ = fitted()
     assert model.num_parameters() == sum(parameter.numel() for parameter in model.parameters())
     assert model.num_counts() == ngram.num_counts() > 200
@@ -150,15 +150,15 @@ def test_a_run_is_labelled_wherever_its_score_is_shown(text: Path, tmp_path: Pat
     run = train(text, tmp_path)
     report = run.reports()["valid"]
     assert report["kind"] == "hybrid: n-gram counts and a network"
-    assert card.summary(run)["model_name"] == "hybrid-char"
-    assert "It is hybrid: n-gram counts and a network." in card.card(run)
-    assert f"{run.record['parameters']:,} parameters and {run.record['counts']:,} counts" in card.card(run)
+    assert run.summary()["model_name"] == "hybrid-char"
+    assert "It is hybrid: n-gram counts and a network." in run.card()
+    assert f"{run.record['parameters']:,} parameters and {run.record['counts']:,} counts" in run.card()
     assert run.sample("the ", seed=1, max_tokens=20) == lm.load("a", runs_dir=tmp_path).sample(
         "the ", seed=1, max_tokens=20
     )
     config = lm.compose(str(text), preset="gru-char", overrides={**SMALL, "model.type": "hybrid"})
     named = lm.train(text, config, name="b", runs_dir=tmp_path)
-    assert card.summary(named)["model_name"] == "hybrid-char"
+    assert named.summary()["model_name"] == "hybrid-char"
 
 
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(text: Path, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_the_text_is_counted_once_for_all_trainers_of_a_job(
         fit(self, ids)
 
     monkeypatch.setattr(NGram, "fit", counted)
-    # Minutes are measured on a trainer of their own.
+    # The speed is measured on another trainer.
     train(text, tmp_path, **{"training.max_steps": 2, "training.minutes": 0.02})
     assert len(fits) == 1
     lm.resume("a", runs_dir=tmp_path, max_steps=4)

@@ -1,4 +1,4 @@
-"""Smoothed n-gram counts, against figures by hand and a computation that shares no code with them."""
+"""Smoothed n-gram counts, against values by hand and an independent computation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lm.models.kneser_ney import NGramCounts, count_text, histories_of
 # Start token 0, then 1 2 1 2 1. Pairs: 0 1 once, 1 2 twice, 2 1 twice.
 TINY = np.array([0, 1, 2, 1, 2, 1])
 DISCOUNTS = np.array([0, 0.6, 1.1, 1.4])
-"""Where they are not what is looked at."""
+"""For tests that do not test the discounts."""
 
 
 def tokens(count: int, vocab_size: int, seed: int = 0) -> np.ndarray:
-    """Text with structure: each token leans on the one before it."""
+    """A text in which each token depends on the one before it."""
     rng = np.random.default_rng(seed)
     ids = [0]
     for _ in range(count):
@@ -29,8 +29,8 @@ def tokens(count: int, vocab_size: int, seed: int = 0) -> np.ndarray:
 
 
 def kneser_ney(ids: np.ndarray, order: int, vocab_size: int, history: tuple[int, ...], token: int) -> float:
-    """P(token | history) word for word as Chen and Goodman write it, from dictionaries."""
-    text = [None, *ids.tolist()]  # None: where the text begins, which stands before the first n-grams
+    """P(token | history) by the formulas of Chen and Goodman, from dictionaries."""
+    text = [None, *ids.tolist()]  # None: the start of the text, before the first n-grams
 
     def level(length: int) -> Counter[tuple[int, ...]]:
         # n-grams of `length` + 1 tokens that end in a target, that is not in the start token
@@ -56,37 +56,37 @@ def kneser_ney(ids: np.ndarray, order: int, vocab_size: int, history: tuple[int,
     return probability
 
 
-def test_probabilities_of_a_tiny_text_are_those_worked_out_by_hand() -> None:
+def test_probabilities_of_a_tiny_text_by_hand() -> None:
     counts = count_text(TINY, order=2, vocab_size=3)
-    # Too short to estimate discounts: 0.5, 1, 1.5. Empty context: 1 stands after two tokens, 2 after one, 3 in all;
-    # 1.5 of 3 is handed down to all three alike.
+    # Too short to estimate discounts: 0.5, 1, 1.5. Empty context: 1 follows two different tokens, 2 one, 3 in all;
+    # 1.5 of 3 backs off to the uniform distribution.
     unigram = [1 / 6, 1 / 3 + 1 / 6, 1 / 6 + 1 / 6]
     after_1 = [unigram[0] / 2, unigram[1] / 2, 1 / 2 + unigram[2] / 2]
     found = counts.probabilities(np.array([[-1], [1]]))
     assert found == pytest.approx(np.array([unigram, after_1]), rel=1e-6)
 
 
-def test_discounts_are_estimated_from_how_many_counts_are_small() -> None:
-    # 4 pairs seen once, 2 twice, 1 three times, 1 four times: Y = 4 / (4 + 2 · 2) = 1/2.
+def test_discounts_are_estimated_from_the_numbers_of_small_counts() -> None:
+    # 4 pairs with count 1, 2 with 2, 1 with 3, 1 with 4: Y = 4 / (4 + 2 · 2) = 1/2.
     counts = np.array([1, 1, 1, 1, 2, 2, 3, 4])
     # 1 - 2Y · 2/4, 2 - 3Y · 1/2, 3 - 4Y · 1/1
     assert counts_module._discounts(counts) == pytest.approx([0, 0.5, 1.25, 1.0])
-    # More of 4 than of 3 would make the last one negative: 1.5 instead.
+    # More counts of 4 than of 3 would make the last one negative: 1.5 instead.
     assert counts_module._discounts(np.append(counts, [4, 4])) == pytest.approx([0, 0.5, 1.25, 1.5])
 
 
-def test_a_context_that_was_never_seen_is_answered_by_the_shorter_one() -> None:
+def test_an_unknown_context_backs_off_to_the_shorter_one() -> None:
     counts = count_text(tokens(200, 5)[:-1], order=4, vocab_size=6)
     known, unknown = counts.probabilities(np.array([[-1, -1, 2], [5, 5, 2]]))
     assert np.array_equal(known, unknown)
 
 
-def test_leaving_a_token_out_by_hand() -> None:
+def test_leave_one_out_by_hand() -> None:
     counts = count_text(TINY, order=2, vocab_size=3)
     twice, once = counts.probabilities(np.array([[1], [0]]), np.array([2, 1]))
-    # 1 2 was there twice and is there once: half is its own, half is handed down; the unigrams are as before.
+    # The count of 1 2 falls from 2 to 1: half is its share, half backs off; the unigrams do not change.
     assert twice == pytest.approx([1 / 12, 1 / 4, 1 / 2 + 1 / 6], rel=1e-6)
-    # 0 1 is gone, and with it the context 0; only one token is left that stands before 1.
+    # 0 1 has no occurrence left, nor has the context 0; only one different token is left before 1.
     assert once == pytest.approx([1 / 6, 1 / 4 + 1 / 6, 1 / 4 + 1 / 6], rel=1e-6)
 
 
@@ -105,7 +105,7 @@ def test_probabilities_are_those_of_the_textbook(order: int, monkeypatch: pytest
 
 @pytest.mark.parametrize("vocab_size", [7, 1000])
 @pytest.mark.parametrize("length", [0, 1, 2, 5, 40, 3000])
-def test_every_distribution_sums_to_one_and_leaves_nothing_out(length: int, vocab_size: int) -> None:
+def test_every_distribution_sums_to_one_and_has_no_zero(length: int, vocab_size: int) -> None:
     ids = tokens(length, vocab_size, seed=length)
     counts = count_text(ids, order=5, vocab_size=vocab_size)
     histories = histories_of(np.concatenate([ids, tokens(30, vocab_size, seed=9)])[None], 4)[0][-60:]
@@ -117,7 +117,7 @@ def test_every_distribution_sums_to_one_and_leaves_nothing_out(length: int, voca
         assert found.min() > 0
 
 
-def test_whole_distributions_that_are_kept_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_distributions_change_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = tokens(2000, 9)
     histories = histories_of(ids[None], 4)[0][:-1]
     kept = count_text(ids, order=5, vocab_size=9)
@@ -137,7 +137,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
     assert np.array_equal(counts.probabilities(histories[700:701])[0], together[700])
 
 
-def test_the_tokens_of_a_text_have_the_probabilities_that_their_distributions_give(
+def test_log_probabilities_of_tokens_equal_those_of_whole_distributions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counts = count_text(tokens(2000, 9), order=4, vocab_size=9)
@@ -150,9 +150,11 @@ def test_the_tokens_of_a_text_have_the_probabilities_that_their_distributions_gi
 
 
 @pytest.mark.parametrize("cut", [30, 100, 399, 400])
-def test_leaving_out_a_token_is_counting_the_text_without_it(monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
-    # The last token of a text is no other's context, so that the text without it is the text cut short. Discounts are
-    # estimated once, and not anew without the token.
+def test_leave_one_out_of_the_last_token_equals_counts_of_the_text_without_it(
+    monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    # The last token of a text is in no context, so the text without it is the text cut short. The discounts are
+    # those with the token.
     monkeypatch.setattr(counts_module, "_discounts", lambda counts: DISCOUNTS)
     ids = tokens(cut, 6, seed=cut)
     whole, without = (count_text(part, order=4, vocab_size=6) for part in (ids, ids[:-1]))
@@ -162,7 +164,7 @@ def test_leaving_out_a_token_is_counting_the_text_without_it(monkeypatch: pytest
     assert found[0, ids[-1]] < whole.probabilities(history)[0, ids[-1]]
 
 
-def test_a_token_that_is_not_in_the_text_leaves_the_distribution_as_it_is() -> None:
+def test_leaving_out_a_token_that_is_not_in_the_text_changes_nothing() -> None:
     counts = count_text(TINY, order=2, vocab_size=4)
     history = np.array([[1]])
     assert counts.probabilities(history, np.array([3])) == pytest.approx(counts.probabilities(history), rel=1e-6)
@@ -174,15 +176,15 @@ def test_a_text_of_one_kind_of_token_is_nearly_certain() -> None:
     assert math.isfinite(counts.log_probabilities_of(np.ones(5)).sum())
 
 
-def test_a_large_vocabulary_takes_memory_for_what_was_seen_alone() -> None:
+def test_memory_grows_with_the_text_and_not_with_the_vocabulary() -> None:
     ids = np.random.default_rng(0).integers(30_000, size=5001)
     counts = count_text(ids, order=4, vocab_size=30_000)
-    # At most one pair a token and level.
+    # At most one pair for each token and level.
     assert counts.size <= 4 * 5000
     assert sum(array.nbytes for array in counts.arrays().values()) < 1_000_000
 
 
-def test_counts_are_saved_and_loaded_whole() -> None:
+def test_counts_are_saved_and_loaded() -> None:
     ids = tokens(300, 7)
     counts = count_text(ids, order=3, vocab_size=7)
     loaded = NGramCounts.from_arrays(counts.arrays(), order=3, vocab_size=7)
@@ -202,7 +204,7 @@ def test_counts_are_saved_and_loaded_whole() -> None:
         ("keys.1", lambda array: array + 100, "do not fit together"),
     ],
 )
-def test_arrays_that_are_no_counts_are_refused(name: str, change: object, message: str) -> None:
+def test_inconsistent_arrays_are_refused(name: str, change: object, message: str) -> None:
     arrays = count_text(tokens(300, 7), order=3, vocab_size=7).arrays()
     arrays[name] = change(arrays[name])  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):

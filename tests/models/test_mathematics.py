@@ -1,4 +1,4 @@
-"""The models' arithmetic, against figures worked out by hand."""
+"""The models' arithmetic, against values by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_one_gru_step_by_hand() -> None:
     assert isinstance(model, Recurrent)
     with torch.no_grad():
         model.embedding.weight.copy_(torch.tensor([[0.0], [1.0]]))
-        # Rows are reset, update, new; torch keeps the update gate's share of the old state.
+        # Rows are reset, update, new; in torch the update gate is the weight of the old state.
         model.cell.weight_ih_l0.copy_(torch.tensor([[0.5], [-0.5], [1.0]]))
         model.cell.weight_hh_l0.copy_(torch.tensor([[0.25], [0.75], [2.0]]))
         model.cell.bias_ih_l0.copy_(torch.tensor([0.1, 0.2, 0.3]))
@@ -53,7 +53,7 @@ def test_attention_over_two_positions_by_hand() -> None:
         attention.v_proj.weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
     hidden = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
     mixed, _ = attention(hidden, rotary_tables(torch.tensor([[0, 1]]), 2, 10_000.0), None, None, True)
-    # Position 0 sees only itself: its value is (1, 0).
+    # Position 0 attends only to itself: its value is (1, 0).
     assert mixed[0, 0].tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
     # query 1 = (cos 1, sin 1); key 0 = (0, 1), key 1 = (cos 1, sin 1); scores over sqrt(2).
     scores = [math.sin(1) / math.sqrt(2), 1 / math.sqrt(2)]
@@ -62,7 +62,7 @@ def test_attention_over_two_positions_by_hand() -> None:
     assert mixed[0, 1].tolist() == pytest.approx(weights, abs=1e-6)
 
 
-def test_rotation_keeps_length_and_depends_on_distance_alone() -> None:
+def test_rotation_preserves_length_and_depends_on_distance_alone() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
 
@@ -122,7 +122,7 @@ def test_options_that_do_not_fit_are_refused_with_their_names(options: dict[str,
         build_model(Section(type="transformer", **options), 5)
 
 
-def test_each_dropout_can_be_set_apart() -> None:
+def test_each_dropout_can_be_set_separately() -> None:
     model = build_model(
         Section(type="gru", num_layers=2, dropout=0.1, input_dropout=0.2, layer_dropout=0.3, output_dropout=0.0), 5
     )

@@ -15,12 +15,12 @@ from lm.errors import DeviceError
 from lm.models.base import LanguageModel, build_model
 from lm.models.kneser_ney import count_text
 from lm.models.ngram import NGram, NGramOptions
-from lm.runs import card, run_folder
+from lm.runs import run_folder
 from lm.training.callbacks import Callback, End, Row, Start
 
 
 class Heard(Callback):
-    """What a training told."""
+    """Events of a training."""
 
     def __init__(self) -> None:
         self.events: list[Start | End | Row | str] = []
@@ -70,7 +70,7 @@ def test_logits_are_the_log_probabilities_of_the_counts(order: int) -> None:
     assert own.numpy() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_model_that_has_counted_nothing_finds_all_tokens_alike() -> None:
+def test_a_model_without_counts_has_a_uniform_distribution() -> None:
     model = build_model(Section(type="ngram"), 5)
     logits, _ = model(torch.zeros(1, 3, dtype=torch.int64))
     assert logits.exp().numpy() == pytest.approx(np.full((1, 3, 5), 0.2), rel=1e-6)
@@ -101,12 +101,12 @@ def test_a_run_is_counted_measured_sampled_and_shown(text: Path, tmp_path: Path)
     assert report.bits_per_byte < 1.7
     loaded = lm.load("counts", runs_dir=tmp_path)
     assert loaded.sample("the ", seed=3, max_tokens=50) == run.sample("the ", seed=3, max_tokens=50)
-    assert f"with {start.counts:,} counts over" in card.card(loaded)
-    assert card.summary(loaded)["model_name"] == "ngram-char"
+    assert f"with {start.counts:,} counts over" in loaded.card()
+    assert loaded.summary()["model_name"] == "ngram-char"
     assert not lm.resume("counts", runs_dir=tmp_path)[1]
 
 
-def test_a_text_of_more_tokens_than_are_counted_is_counted_from_its_beginning_and_that_is_recorded(
+def test_a_text_above_max_tokens_is_counted_from_its_start_and_the_report_notes_it(
     text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = np.array([0, 1, 2, 1, 2, 3, 3, 3])
@@ -123,14 +123,14 @@ def test_a_text_of_more_tokens_than_are_counted_is_counted_from_its_beginning_an
         run = lm.train(text, preset=preset, overrides=overrides, runs_dir=tmp_path, name=preset, callbacks=[heard])
         total = run.record["corpus"]["splits"]["train"]["tokens"]
         noted = f"the counts are of the first 1,000 of its {total:,} tokens (model.max_tokens)"
-        assert noted in run.record["corpus"]["notes"] and noted in card.card(run)
+        assert noted in run.record["corpus"]["notes"] and noted in run.card()
         assert f"The model counts the first 1,000 of {total:,} tokens" in caplog.text
         start = heard.events[0]
         assert isinstance(start, Start) and start.tokens_per_step == {"ngram-char": 1000, "hybrid-char": 64}[preset]
 
 
-def test_counts_that_the_memory_cannot_hold_are_one_sentence_with_what_helps() -> None:
-    # Of a text of ten trillion tokens that takes no memory itself.
+def test_too_little_memory_for_the_counts_is_one_sentence_with_a_remedy() -> None:
+    # A text of ten trillion tokens, which needs no memory itself.
     endless = np.broadcast_to(np.int64(0), (10**13,))
     with pytest.raises(DeviceError, match=r"at order 6: lower model\.max_tokens or model\.order\.$"):
         NGram(NGramOptions(max_tokens=None), 4).fit(endless)
@@ -143,5 +143,5 @@ def test_a_run_of_counts_starts_without_its_preset(text: Path, tmp_path: Path) -
     report = run.evaluate("valid")
     assert report.misses_floor
     assert "does not beat the floor" in report.notes[-1]
-    # It is called what it is, whatever preset it began with.
-    assert card.summary(run)["model_name"] == "ngram-char"
+    # It has the name of its model, whatever its preset was.
+    assert run.summary()["model_name"] == "ngram-char"

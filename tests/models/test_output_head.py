@@ -1,4 +1,4 @@
-"""Output layers: one distribution whichever way it is made, and one loss."""
+"""The output head: full, tied and adaptive, at once and in chunks, give one distribution and one loss."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def gradients(model: LanguageModel, loss: Tensor) -> dict[str, Tensor]:
 
 
 def test_two_tails_by_hand() -> None:
-    # Five tokens of width 1, cut at 1 and 3: token 0 stands beside the entries of {1, 2} and of {3, 4}.
+    # Five tokens of width 1, cut at 1 and 3: token 0 and the entries of {1, 2} and of {3, 4}.
     tails = Tails((1, 3), 1)
     with torch.no_grad():
         tails.weight.copy_(torch.tensor([[1.0], [0.0]]))
@@ -105,7 +105,7 @@ def test_tails_without_a_target_get_no_gradient() -> None:
     assert own[:10].any()
 
 
-def test_label_smoothing_sees_the_whole_distribution() -> None:
+def test_label_smoothing_uses_the_whole_distribution() -> None:
     model, (ids, targets) = model_of("lstm", adaptive_cutoffs=CUTS), some_batch()
     logits, _ = model(ids)
     found: TrainingLoss = model.training_loss(ids, targets, label_smoothing=0.1)
@@ -132,7 +132,7 @@ def test_cuts_that_do_not_rise_are_refused(cuts: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("cuts", "tails"), [([10, 30], 2), ([10, VOCAB], 1), ([VOCAB], 0)])
-def test_cuts_beyond_the_vocabulary_are_left_out(cuts: list[int], tails: int) -> None:
+def test_cuts_beyond_the_vocabulary_are_ignored(cuts: list[int], tails: int) -> None:
     weights = model_of("lstm", adaptive_cutoffs=cuts).arrays()
     assert len(weights["tails.weight"]) == tails if tails else "tails.weight" not in weights
 

@@ -1,4 +1,4 @@
-"""Dropout and penalties of the recurrent family: what each drops, and that off means off, bit for bit."""
+"""Dropout and penalties of the recurrent family: their effects, and no change of a bit if they are off."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_locked_dropout_drops_the_same_units_at_every_step() -> None:
     assert not torch.equal(out[0], out[1])
 
 
-def test_locked_dropout_lets_all_through_in_use_and_at_rate_zero() -> None:
+def test_locked_dropout_drops_nothing_in_evaluation_or_at_rate_zero() -> None:
     vectors = torch.randn(2, 3, 4)
     assert LockedDropout(0.5).eval()(vectors) is vectors
     assert LockedDropout(0.0)(vectors) is vectors
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_layers_run_one_by_one_give_what_torchs_stack_gives(name: str) -> None:
+def test_layers_run_one_by_one_equal_torchs_stack(name: str) -> None:
     plain, locked = model_of(name), model_of(name, locked_dropout=True)
     ids, targets = some_batch()
     before, after = plain(ids)[1], locked(ids)[1]
@@ -81,7 +81,7 @@ def test_rates_of_zero_give_the_bits_of_a_model_without_the_options(name: str) -
     assert torch.equal(*losses)
 
 
-def test_embedding_dropout_drops_a_word_wherever_it_stands() -> None:
+def test_embedding_dropout_drops_a_token_at_all_its_positions() -> None:
     model = model_of("gru", embedding_dropout=0.5)
     torch.manual_seed(0)
     ids = torch.arange(20).repeat(2)[None]
@@ -100,7 +100,7 @@ def test_weight_dropout_leaves_the_weights_themselves_alone() -> None:
     found.objective.backward()
     assert all((array == model.arrays()[name]).all() for name, array in before.items())
     gradient = model.cell.weight_hh_l0.grad
-    # What was dropped has no gradient: about half of the matrix.
+    # Dropped weights have no gradient: about half of the matrix.
     assert isinstance(gradient, Tensor)
     assert 0.3 < float((gradient == 0).float().mean()) < 0.7
 

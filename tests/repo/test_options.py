@@ -1,4 +1,4 @@
-"""docs/options.md says what the fields say."""
+"""docs/reference/options.md has the options that the fields declare."""
 
 import runpy
 from pathlib import Path
@@ -11,11 +11,11 @@ from lm.registry import MODELS, TOKENIZERS
 from serve.settings import ServeOptions
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "options.md").read_text("utf-8")
+PAGE = (DOCS / "reference" / "options.md").read_text("utf-8")
 
 
 def test_the_page_is_what_the_fields_give():
-    assert runpy.run_path(str(DOCS / "make_options.py"))["page"]() == PAGE, "docs/options.md is old: make options"
+    assert runpy.run_path(str(DOCS / "make_options.py"))["page"]() == PAGE, "out of date: make options"
 
 
 @pytest.mark.parametrize("options", [

@@ -1,14 +1,14 @@
-"""The commands of README.md and of docs/ are run as they stand.
+"""The commands of README.md and of docs/ work.
 
-A fenced `sh` or `console` block of README.md says in its info string who runs it:
+The info string of a fenced `sh` or `console` block of README.md says who runs it:
 
     ```sh run         here, in `make test`: all such blocks of a file in order, in one new folder with an input.txt
     ```sh soak        the same, in `make soak`: for what takes minutes (blocks marked `run` are run too, in order)
     ```sh ci          .ci/run, which holds each of its lines: make demo, make test
     ```sh norun       nobody: only for lines that begin with git clone, cd or pip install, which need a network
 
-In a `console` block the lines after "$ " are commands and the others their output, which is not compared. Blocks of
-docs/ may bear the same words; those that bear none are not run. A ```python run block is a program for Python.
+In a `console` block the lines after "$ " are commands; the others are their output, which is not compared. Blocks of
+docs/ may have the same words; those without are not run. A ```python run block is a Python program.
 """
 
 import os
@@ -54,7 +54,7 @@ def blocks(path: Path) -> list[Block]:
 
 
 def files_with(mark: str) -> list[Path]:
-    """README.md whatever it holds, and the pages of docs/ that bear the mark."""
+    """README.md, and the pages of docs/ with this mark."""
     return [README, *(path for path in DOCS if any(block.mark == mark for block in blocks(path)))]
 
 
@@ -98,7 +98,7 @@ def test_what_the_readme_leaves_to_ci_is_in_ci():
 def test_the_shipped_run_writes_what_the_readme_shows(tmp_path):
     text = README.read_text("utf-8")
     (command,) = re.findall(r"^lm (sample shakespeare-gru --prompt .*--top-k .*--seed 7)$", text, re.MULTILINE)
-    shown = text.partition("The first one prints\n\n```text\n")[2].partition("\n```\n")[0]
+    shown = text.partition("\nprints\n\n```text\n")[2].partition("\n```\n")[0]
     ran = subprocess.run(
         [sys.executable, "-m", "cli.main", *shlex.split(command), "--device", "cpu"],
         cwd=ROOT, env={**os.environ, "INKLING_CACHE": str(tmp_path)}, stdin=subprocess.DEVNULL,

@@ -93,13 +93,13 @@ def test_content_may_come_in_parts(server: Server):
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ({"tools": [{"type": "function"}]}, "tools is not supported: models call no functions."),
+        ({"tools": [{"type": "function"}]}, "tools is not supported: models do not call functions."),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
         ({"messages": []}, "at least 1 item"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "'system', 'developer', 'user' or 'assistant'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url is not supported"),
         ({"top_logprobs": 2}, "top_logprobs needs logprobs: true"),
-        ({"max_tokens": 2, "max_completion_tokens": 3}, "two names of one thing"),
+        ({"max_tokens": 2, "max_completion_tokens": 3}, "mean the same: give one"),
         ({"max_completion_tokens": 20_000}, "at most 16,384"),
         ({"prompt": "x"}, "Unknown field 'prompt'."),
     ],

@@ -189,7 +189,7 @@ def test_plain_curl_gets_text_and_events(server: Server):
 @pytest.mark.parametrize(
     ("body", "param", "sentence"),
     [
-        ({"suffix": "x"}, "suffix", "suffix is not supported: models write forwards only."),
+        ({"suffix": "x"}, "suffix", "suffix is not supported: models write no text before a suffix."),
         ({"topk": 1}, "topk", "Unknown field 'topk'. Did you mean 'top_k'?"),
         ({"stream_options": {"include_use": True}}, "stream_options.include_use", "Unknown field"),
         ({"temperature": 500}, "temperature", "from 0 to 100"),
@@ -197,7 +197,7 @@ def test_plain_curl_gets_text_and_events(server: Server):
         ({"max_tokens": -1}, "max_tokens", "max_tokens = -1: input should be greater than or equal to 0"),
         ({"max_tokens": 20_000}, "max_tokens", "at most 16,384"),
         ({"n": 17}, "n", "at most 16"),
-        ({"n": 16, "prompt": ["a"] * 100}, "prompt", "asks for 1,600 texts"),
+        ({"n": 16, "prompt": ["a"] * 100}, "prompt", "is for 1,600 texts"),
         ({"best_of": 2, "n": 3}, None, "best_of 2 must not be less than n 3"),
         ({"best_of": 2, "stream": True}, "best_of", "cannot be streamed"),
         ({"num_beams": 33}, "num_beams", "num_beams = 33"),
@@ -208,8 +208,12 @@ def test_plain_curl_gets_text_and_events(server: Server):
         ({"prompt": [-1]}, "prompt", "prompt"),
         ({"prompt": "☃", "unknown": "error"}, None, "Line 1, column 1: '☃' (U+2603) is outside the vocabulary"),
         ({"stop": ["a", ""]}, "stop", "must not be empty"),
-        ({"stop": ["zz"] * 1001}, "stop", "1,001 stop texts with 2,002 characters: at most 1,000 with 10,000 together"),
-        ({"stop": ["z" * 10_001]}, "stop", "1 stop texts with 10,001 characters"),
+        (
+            {"stop": ["zz"] * 1001},
+            "stop",
+            "1,001 stop strings with 2,002 characters. The limit is 1,000 strings with",
+        ),
+        ({"stop": ["z" * 10_001]}, "stop", "1 stop strings with 10,001 characters"),
         ({"prompt": ["a" * 10_000] * 10, "echo": True, "logprobs": 20}, "logprobs", "2,100,000 log-probabilities"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "valid integer"),
         ({"logit_bias": {"1": float("nan")}}, "logit_bias", "finite number"),

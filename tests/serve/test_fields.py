@@ -159,5 +159,5 @@ def test_only_an_assistant_may_have_said_nothing():
     for role in ("user", "system", "developer"):
         error = ask(ChatRequest, {"messages": [{"role": role, "content": None}]})
         assert isinstance(error, dict) and error["message"] == (
-            f"messages.0: content is missing in a message of the role {role}."
+            f"messages.0: content is missing in a message of role {role}."
         )

@@ -4,7 +4,7 @@ import pytest
 
 from lm.config import validate
 from lm.errors import ConfigError
-from serve.security.hosts import LONGEST_HOST, Proxies, from_same_site, host_name, is_local, is_loopback, name_check
+from serve.security.hosts import MAX_HOST_BYTES, Proxies, from_same_site, host_name, is_local, is_loopback, name_check
 from serve.security.login import Backoff, Keys, TooManyGuessesError
 from serve.settings import ServeOptions
 
@@ -50,7 +50,7 @@ def asked(**headers: str) -> bool:
 
 def test_a_host_header_longer_than_a_name_can_be_is_refused():
     is_own = name_check(ServeOptions(allowed_host=("*",)))
-    assert is_own(b"a" * LONGEST_HOST) and not is_own(b"a" * (LONGEST_HOST + 1))
+    assert is_own(b"a" * MAX_HOST_BYTES) and not is_own(b"a" * (MAX_HOST_BYTES + 1))
 
 
 def test_what_is_no_browser_passes():
@@ -169,9 +169,9 @@ def test_one_network_of_ipv6_is_one_who_guesses_and_what_is_remembered_is_bounde
         keys.accept(b"first", "2001:db8::ffff")
     assert keys.accept(b"first", "2001:db8:0:1::1")
     backoff = Backoff()
-    for number in range(3 * Backoff.MOST):
+    for number in range(3 * Backoff.MAX_ENTRIES):
         backoff.fail(number)
-    assert len(backoff) == Backoff.MOST
+    assert len(backoff) == Backoff.MAX_ENTRIES
 
 
 def test_guesses_at_the_cookie_are_guesses():
@@ -185,7 +185,7 @@ def test_guesses_at_the_cookie_are_guesses():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"host": ""}, "must not be empty: 0.0.0.0 is every address"),
+        ({"host": ""}, "must not be empty: 0.0.0.0 is all addresses"),
         ({"host": " "}, "must not be empty"),
         ({"trusted_proxy": ("proxy.example",)}, "give addresses or networks, such as 127.0.0.1 or 10.0.0.0/8"),
         ({"allowed_host": ("",)}, "must not be empty"),

@@ -91,7 +91,7 @@ def test_a_model_in_use_is_not_evicted_and_another_has_to_wait(serve: Serve, run
         next(iter(stream))
         status, headers, answer = server.request("POST", "/v1/completions", {"model": "words", "prompt": "the"})
         assert (
-            status == 429 and headers["retry-after"] and "no room for the model 'words'" in answer["error"]["message"]
+            status == 429 and headers["retry-after"] and "no memory for the model 'words'" in answer["error"]["message"]
         )
         stream.close()
         server.wait_idle()
@@ -172,7 +172,7 @@ def test_a_damaged_run_is_a_500_that_tells_no_path_and_harms_no_other(serve: Ser
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with serve(runs_dir=tmp_path) as server:
         status, error = refusal(server, {"model": "words", "prompt": "the"})
-        assert status == 500 and str(tmp_path) not in error["message"] and "log says why" in error["message"]
+        assert status == 500 and str(tmp_path) not in error["message"] and "See the server's log" in error["message"]
         assert server.post("/v1/completions", model="gru", prompt="the", max_tokens=1)
         status, _, health = server.request("GET", "/health")
         assert (status, health) == (200, {"status": "ok", "dead": [], "skipped": ["words"]})
@@ -254,7 +254,7 @@ def test_a_broken_run_keeps_no_other_from_being_reloaded_and_serves_on_with_its_
         weights = tmp_path / "whole" / "model.safetensors"
         weights.write_bytes(weights.read_bytes())
         assert await models.reload() == {"whole": "reloaded", **dict.fromkeys(BROKEN, "failed")}
-        assert models.skipped.keys() == BROKEN.keys() and models.healthy
+        assert models.skipped.keys() == BROKEN.keys() and not models.dead
         for name in BROKEN:
             (await models.lease(name)).close()
 
@@ -360,7 +360,7 @@ def test_a_reload_keeps_to_the_memory_for_models(copies, tmp_path):
         train_again("one")
         # Both are in use: there is no room for a second copy, and the old one stays.
         assert await models.reload() == {"one": "failed", "other": "unchanged"}
-        assert "no room for the model 'one'" in models.skipped["one"] and models.loaded["one"] is one.model
+        assert "no memory for the model 'one'" in models.skipped["one"] and models.loaded["one"] is one.model
         # The other can make room.
         other.close()
         assert await models.reload() == {"one": "reloaded", "other": "unchanged"}
@@ -455,7 +455,7 @@ def test_reloading_over_http_needs_a_key_to_be_set(server):
 
 def test_two_runs_of_one_name_are_refused(runs, tmp_path):
     shutil.copytree(runs / "gru", tmp_path / "gru")
-    with pytest.raises(ConfigError, match="Two runs are called 'gru'"):
+    with pytest.raises(ConfigError, match="Two runs have the name 'gru'"):
         ModelPool(ServeOptions(runs=("gru", str(tmp_path / "gru")), runs_dir=runs))
 
 

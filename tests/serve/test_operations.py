@@ -61,7 +61,7 @@ def test_a_port_in_use_is_one_sentence(server, runs):
     ("arguments", "sentence"),
     [
         (["grue"], "No run 'grue'"),
-        (["gru@step-3"], "keeps no state 'step-3'"),
+        (["gru@step-3"], "has no checkpoint 'step-3'"),
         (["gru", "--port", "70000"], "serve.port = 70000: give a number of at most 65535."),
         (["gru", "--max-memory", "2 apples"], "serve.max_memory = '2 apples'"),
         (["gru", "--max-memory", "1kB"], "more than --max-memory 1,000"),
@@ -83,7 +83,7 @@ def test_no_runs_at_all_says_how_to_train_one(tmp_path):
         "ModelPool(ServeOptions())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert "train one with: lm train FILE" in done.stderr
+    assert "train one with lm train FILE" in done.stderr
 
 
 def test_without_the_extra_the_sentence_says_what_to_install(runs):
@@ -159,7 +159,7 @@ def test_sigterm_lets_requests_end_and_exits_0(serve: Serve):
         parts += [chunk.choices[0].text for chunk in stream]
         assert len("".join(parts)) == 60_000
         assert server.process.wait(20) == 0
-        assert any(line["event"] == "Draining." for line in server.log())
+        assert any(line["event"] == "Shutting down." for line in server.log())
         assert all(line["level"] == "info" for line in server.log())
 
 
@@ -173,7 +173,7 @@ def test_what_does_not_end_in_time_is_answered_with_an_error_and_the_exit_is_0_t
             until(lambda: server.texts() == 2)
             begun = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
-            with pytest.raises(openai.APIError, match="The server shuts down"):
+            with pytest.raises(openai.APIError, match="The server is shutting down"):
                 for _ in stream:
                     pass
             status, _, answer = whole.result()

@@ -1,4 +1,4 @@
-"""The configurations of docs/scaling.md for HAProxy and nginx, as they stand there, in front of two replicas."""
+"""Documented configurations of HAProxy and nginx (docs/how-to/serve-on-several-machines.md), before two replicas."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def free_port() -> int:
 
 def documented(language: str, ports: dict[str, int]) -> str:
     """The configuration of the page, with other ports."""
-    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    page = (ROOT / "docs" / "how-to" / "serve-on-several-machines.md").read_text("utf-8")
     (found,) = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     for port, other in ports.items():
         assert port in found

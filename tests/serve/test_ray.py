@@ -25,7 +25,7 @@ import openai
 import pytest
 
 import lm
-from serve.ray_proxy import MOST_BYTES, Proxy
+from serve.ray_proxy import MAX_BYTES, Proxy
 
 pytestmark = pytest.mark.slow
 ROOT = Path(lm.__file__).parents[1]
@@ -195,9 +195,9 @@ def test_a_request_without_an_answer_is_asked_again_with_its_whole_body():
     # An answer that has begun is not begun again, and nobody is left to answer a client that is gone.
     assert through_proxy([start]) == ([b"ab"], [start])
     assert through_proxy([], body=[{"type": "http.disconnect"}]) == ([b""], [])
-    long = {"type": "http.request", "body": b"a" * (MOST_BYTES + 1), "more_body": True}
+    long = {"type": "http.request", "body": b"a" * (MAX_BYTES + 1), "more_body": True}
     bodies, sent = through_proxy([], body=[long, BODY[1]])
-    assert [len(each) for each in bodies] == [MOST_BYTES + 2] and sent[0]["status"] == 502
+    assert [len(each) for each in bodies] == [MAX_BYTES + 2] and sent[0]["status"] == 502
 
 
 @pytest.mark.parametrize(("status", "code"), [(429, "rate_limit_exceeded"), (503, "replica_gone"), (404, None)])
@@ -243,5 +243,5 @@ print(*(name for name in RayOptions.model_fields if name not in ServeOptions.mod
     )  # fmt: skip
     *sentences, names = ran.stdout.splitlines()
     assert sentences == list(wrong), ran.stderr
-    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    page = (ROOT / "docs" / "how-to" / "serve-on-several-machines.md").read_text("utf-8")
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == names.split()

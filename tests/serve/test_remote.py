@@ -33,7 +33,7 @@ def test_events_are_those_of_the_engine(server: Server, runs, options):
 
     options = {"max_tokens": 40, "seed": 3, **options}
     remote = Remote(server.url, "gru")
-    assert (remote.name, remote.state) == ("gru", "best")
+    assert (remote.name, remote.checkpoint) == ("gru", "best")
     run = lm.load("gru", runs_dir=runs)
     request = run.request("the", SamplingOptions(**options))
     expected = [""] * options.get("n", 1)

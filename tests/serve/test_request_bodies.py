@@ -28,8 +28,8 @@ def _short_parts() -> Iterator[None]:
     """Parts so short that small values have several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(request_bodies, "PART", 8)
-        patch.setattr(response_formats, "MOST_NUMBERS", 3)
-        patch.setattr(response_formats, "MOST_ENTRIES", 2)
+        patch.setattr(response_formats, "MAX_NUMBERS", 3)
+        patch.setattr(response_formats, "MAX_ENTRIES", 2)
         yield
 
 

@@ -23,7 +23,7 @@ from lm.errors import ConfigError, CorpusError, TrainingError
 from lm.runs.run_folder import RunFolder, list_runs
 from serve.engines.model_pool import ModelPool
 from serve.settings import ServeOptions
-from serve.training_queue import MOST_ENDED, MOST_ROWS, MOST_WAITING, Job, TrainingQueue, families, keep_text, safe_name
+from serve.training_queue import MAX_ENDED, MAX_ROWS, MAX_WAITING, Job, TrainingQueue, families, keep_text, safe_name
 from tests.serve.conftest import ROOT, make_text
 
 pytestmark = pytest.mark.slow
@@ -149,7 +149,7 @@ def test_a_killed_training_is_a_sentence_and_the_next_one_has_its_turn(tmp_path:
         await until(lambda: job.ended)
         assert job.status == "failed" and job.report is None
         assert job.sentence is not None and "killed by SIGKILL" in job.sentence
-        assert f"What it had saved is kept in run {job.run}." in job.sentence
+        assert f"Run {job.run} has what was saved." in job.sentence
         runs.append(job.run)
         await until(lambda: other.ended)
         # The library's sentence, with the name that the visitor knows.
@@ -225,27 +225,27 @@ def test_what_cannot_be_trained_is_refused_and_the_line_has_an_end(tmp_path: Pat
         for minutes in (0, -1, float("nan"), 1e9):
             with pytest.raises(ConfigError, match="give more than 0"):
                 queue.submit(text, "hens.txt", "gru", minutes)
-        for _ in range(MOST_WAITING):
+        for _ in range(MAX_WAITING):
             queue.submit(text, "hens.txt", "gru", 1)
-        with pytest.raises(TrainingError, match="in line already"):
+        with pytest.raises(TrainingError, match="queue is full"):
             queue.submit(text, "hens.txt", "gru", 1)
         for _ in range(3):
             for job in queue.jobs:
                 queue.stop(job)
-            for _ in range(MOST_WAITING):
+            for _ in range(MAX_WAITING):
                 queue.submit(text, "hens.txt", "gru", 1)
-        assert sum(job.ended for job in queue.jobs) <= MOST_ENDED
+        assert sum(job.ended for job in queue.jobs) <= MAX_ENDED
 
     live(tmp_path, story)
 
 
 def test_a_long_training_keeps_a_curve_of_bounded_length_with_every_validation():
     job = Job(1, Path("x"), "x", "gru", 1)
-    for step in range(1, 20 * MOST_ROWS):
+    for step in range(1, 20 * MAX_ROWS):
         valid = 1.0 if step % 1000 == 0 else None
-        job.take({"event": "row", "step": step, "seconds": step, "train_loss": 1.0, "valid_loss": valid})
-    assert len(job.rows) <= MOST_ROWS
-    assert [row["step"] for row in job.rows if row["valid_loss"]] == list(range(1000, 20 * MOST_ROWS, 1000))
+        job.apply({"event": "row", "step": step, "seconds": step, "train_loss": 1.0, "valid_loss": valid})
+    assert len(job.rows) <= MAX_ROWS
+    assert [row["step"] for row in job.rows if row["valid_loss"]] == list(range(1000, 20 * MAX_ROWS, 1000))
 
 
 def test_every_family_that_has_a_preset_can_be_asked_for():
@@ -307,7 +307,7 @@ def test_an_uploaded_table_stays_a_table_and_utf_16_is_text():
         (b"", "mine.txt is empty: there is no text to read."),
         (b"caf\xe9 au lait", "mine.txt is not UTF-8: byte 3 (line 1) is 0xe9"),
         (b"a\0b", "mine.txt looks like a binary file"),
-        (b"a" * (MOST_BYTES + 1), "mine.txt is longer than the 1,048,576 bytes"),
+        (b"a" * (MOST_BYTES + 1), "mine.txt is longer than 1,048,576 bytes"),
     ],
 )
 def test_what_is_no_text_is_refused_in_the_librarys_words_and_not_kept(content: bytes, sentence: str):

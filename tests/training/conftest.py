@@ -13,6 +13,8 @@ import pytest
 from lm.config import CorpusConfig, RunConfig, compose
 from lm.corpora import PreparedCorpus, open_corpus, prepare
 from lm.models.base import build_model
+from lm.profiling import trial
+from lm.profiling.trial import Trial
 from lm.runs.record import run_record
 from lm.runs.run_folder import RunFolder
 from lm.training.trainer import Trainer
@@ -64,6 +66,12 @@ def options(prepared: PreparedCorpus) -> Callable[..., RunConfig]:
         return compose(prepared.source, preset="gru-char", overrides=overrides)
 
     return make
+
+
+@pytest.fixture
+def make_trial(prepared: PreparedCorpus, options: Callable[..., RunConfig]) -> Callable[..., Trial]:
+    """make_trial("gru", dropout=…, learning_rate=…): training steps without a run."""
+    return lambda model="gru", **training: trial.make_trial(options(model, **training), prepared, learns=True)
 
 
 @pytest.fixture

@@ -119,11 +119,11 @@ def put_up(look_out: LookOut) -> None:
     """Look-outs around all that `PHASES` names."""
     from lm import files
     from lm.runs import run_folder
-    from lm.training import last_checkpoint
-    from lm.training.trainer import Trainer
+    from lm.training import last_checkpoint, trainer
+    from lm.training.train_step import TrainStep
 
     for owner, name, phase in (
-        (Trainer, "run_step", "step"), (Trainer, "_score", "evaluation"), (last_checkpoint, "snapshot", "copying"),
+        (TrainStep, "run", "step"), (trainer, "validate", "evaluation"), (TrainStep, "checkpoint", "copying"),
     ):  # fmt: skip
         look_out.around(owner, name, lambda phase=phase: phase)
     for owner, name, what in (

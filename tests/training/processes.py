@@ -90,8 +90,8 @@ def train(text: Path, path: Path, case: str, *, stop_after: int | None = None, r
     """All of a case's steps, or those up to one, or those after it."""
     trainer = open_trainer(text, path, case, resumes=resumes)
     trainer.train(PLAN, stop_after=stop_after)
-    sums = [float(whole(weight.detach()).double().sum()) for weight in trainer.mixed.trained]
-    assert all(other == sums for other in trainer.world.gather(sums)), "processes ended with different weights"
+    sums = [float(whole(weight.detach()).double().sum()) for weight in trainer.step.mixed.trained]
+    assert all(other == sums for other in trainer.world.all_gather(sums)), "processes ended with different weights"
 
 
 def main() -> None:
@@ -103,10 +103,10 @@ def main() -> None:
             path = Path(folder) / (f"{case}-{part}" if part else f"{case}-{world.size}")
             if part != "end":
                 train(Path(text), path, case, stop_after=STOP if part else None)
-                world.wait()
+                world.barrier()
             if part in ("end", "halves"):
                 train(Path(text), path, case, resumes=True)
-                world.wait()
+                world.barrier()
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def test_a_batch_that_does_not_split_is_refused_with_sizes_that_do() -> None:
 def test_what_cannot_be_sharded_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"context tables.*model.table_orders=\[\]"):
         distributed.check(config(training__shard=True, model__table_orders=[2]), 2)
-    with pytest.raises(ConfigError, match="--shard and training.amp=O2 do not meet.*--amp O1"):
+    with pytest.raises(ConfigError, match="--shard and training.amp=O2 cannot be combined.*--amp O1"):
         distributed.check(
             config(training__shard=True, model__table_orders=[], training__amp="O2", training__precision="bf16"), 2
         )
@@ -173,7 +173,7 @@ def test_what_cannot_be_sharded_is_refused() -> None:
 
 
 def test_more_devices_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "cores", lambda: 2)
+    monkeypatch.setattr(distributed, "usable_threads", lambda: 2)
     with pytest.raises(DeviceError, match=r"--devices 3: this machine has 2 CPU cores; use --devices 2 or fewer\."):
         distributed.check_devices(3, "cpu")
     distributed.check_devices(2, "cpu")
@@ -184,14 +184,14 @@ def test_processes_that_share_one_named_gpu_are_refused(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert World(1, 2, 1, 2).place("cuda") == torch.device("cuda", 1)
-    assert World(1, 2, 1, 2).place("cpu") == torch.device("cpu")
+    assert World(1, 2, 1, 2).pick_device("cuda") == torch.device("cuda", 1)
+    assert World(1, 2, 1, 2).pick_device("cpu") == torch.device("cpu")
     with pytest.raises(DeviceError, match="'cuda:0' is one device and 2 processes train: use cuda"):
-        World(1, 2, 1, 2).place("cuda:0")
+        World(1, 2, 1, 2).pick_device("cuda:0")
     with pytest.raises(
         DeviceError, match="--devices 4: this machine has 2 GPUs; use --devices 2 or fewer, or --device"
     ):
-        World(3, 4, 3, 4).place(None)
+        World(3, 4, 3, 4).pick_device(None)
 
 
 # -- whole jobs ---------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from lm import machine
+from lm import host, machine
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.errors import DeviceError
 from lm.jobs.train import train
-from lm.kernels.dispatch import forget_buffers
+from lm.kernels.dispatch import release_buffers
 from lm.profiling import memory_estimate
 from lm.profiling.memory_estimate import estimate, refuse_what_cannot_fit
 from lm.profiling.tensor_memory import TensorMemory
@@ -34,13 +34,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def measured_peak(config: RunConfig, corpus: PreparedCorpus) -> int:
-    forget_buffers()
+    release_buffers()
     with TensorMemory(torch.device("cpu")) as memory:
-        trainer = make_trial(config, corpus)
-        trainer.run_step()
+        trial = make_trial(config, corpus)
+        trial.run_step()
         # With the moments, and a batch that is not the shorter last one of an epoch.
         memory.peak = memory.now
-        trainer.run_step()
+        trial.run_step()
     return memory.peak
 
 
@@ -66,12 +66,12 @@ def test_with_time_the_whole_batch_is_tried_and_the_figure_is_exact(options: Opt
 def test_a_model_that_is_far_too_large_is_refused_at_once_without_being_made(
     options: Options, prepared: PreparedCorpus
 ) -> None:
-    machine.reset_peak_resident()
-    before, begun = machine.peak_resident_bytes(), time.process_time()
+    host.reset_peak_resident()
+    before, begun = host.peak_resident_bytes(), time.process_time()
     with pytest.raises(DeviceError, match=r"need about [\d,.]+ GB on cpu, where .* free: .*Lower model.hidden_size"):
         refuse_what_cannot_fit(options("gru", **{"model.hidden_size": 200_000}), prepared)
     assert time.process_time() - begun < 5
-    after = machine.peak_resident_bytes()
+    after = host.peak_resident_bytes()
     assert before is None or after is None or after - before < 100e6
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,22 @@ from torch import nn
 from lm.config import TrainingConfig, compose
 from lm.errors import ConfigError, DeviceError, NonFiniteLossError
 from lm.models.base import build_model
+from lm.profiling.trial import Trial
 from lm.training.callbacks import Row
 from lm.training.plan import Plan
 from lm.training.precision import Format, LossScale, MixedPrecision, choose_format, formats
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
+from lm.training.validation import validate
 
 Make = Callable[..., Trainer]
+MakeTrial = Callable[..., Trial]
 CPU = torch.device("cpu")
 LOW = [(precision, level) for precision in ("bf16", "fp16") for level in ("O1", "O2", "O3")]
 
 
-def weights(trainer: Trainer) -> dict[str, Any]:
-    return trainer.mixed.arrays()
+def weights(trainer: Trainer | Trial) -> dict[str, Any]:
+    return trainer.step.mixed.arrays()
 
 
 def config(**training: Any) -> TrainingConfig:
@@ -118,11 +122,11 @@ def test_parts_of_a_model_in_a_model_can_be_named_and_a_whole_one_cannot() -> No
 # -- what is in which format ----------------------------------------------------------------------------
 
 
-def dtypes(trainer: Trainer) -> dict[str, str]:
-    return {name: str(own.dtype).removeprefix("torch.") for name, own in trainer.model.named_parameters()}
+def dtypes(trainer: Trainer | Trial) -> dict[str, str]:
+    return {name: str(own.dtype).removeprefix("torch.") for name, own in trainer.step.model.named_parameters()}
 
 
-def outputs(trainer: Trainer) -> dict[str, torch.dtype]:
+def outputs(trainer: Trial) -> dict[str, torch.dtype]:
     """The format of what each module gives in a step."""
     found: dict[str, torch.dtype] = {}
 
@@ -133,15 +137,15 @@ def outputs(trainer: Trainer) -> dict[str, torch.dtype]:
 
         return hook
 
-    for name, module in trainer.model.named_modules():
+    for name, module in trainer.step.model.named_modules():
         if not name.endswith(("dropout", "tables")):
             module.register_forward_hook(note(name))
     trainer.run_step()
     return found
 
 
-def test_o1_keeps_fp32_weights_and_computes_products_in_low_precision(make_trainer: Make) -> None:
-    trainer = make_trainer("transformer", precision="bf16")
+def test_o1_keeps_fp32_weights_and_computes_products_in_low_precision(make_trial: MakeTrial) -> None:
+    trainer = make_trial("transformer", precision="bf16")
     assert set(dtypes(trainer).values()) == {"float32"}
     seen = outputs(trainer)
     assert seen["layers.0.mlp.down_proj"] == torch.bfloat16 and seen["embed_tokens"] == torch.float32
@@ -149,44 +153,44 @@ def test_o1_keeps_fp32_weights_and_computes_products_in_low_precision(make_train
 
 @pytest.mark.parametrize(("precision", "name"), [("bf16", "bfloat16"), ("fp16", "float16")])
 def test_o2_has_low_weights_with_norms_masters_moments_and_loss_in_fp32(
-    make_trainer: Make, precision: str, name: str
+    make_trial: MakeTrial, precision: str, name: str
 ) -> None:
-    trainer = make_trainer("transformer", precision=precision, amp="O2", **{"model.table_orders": (2,)})
+    trainer = make_trial("transformer", precision=precision, amp="O2", **{"model.table_orders": (2,)})
     low = {key for key, dtype in dtypes(trainer).items() if dtype == name}
     assert {"embed_tokens.weight", "layers.0.self_attn.q_proj.weight", "lm_head.weight"} <= low
     kept = dtypes(trainer).keys() - low
     assert kept == {key for key in dtypes(trainer) if "norm" in key or key.startswith("tables")}
     seen = outputs(trainer)
     assert seen["norm"] == seen["layers.0.mlp.down_proj"] == seen["embed_tokens"] == getattr(torch, name)
-    for optimizer in trainer.optimizers:
+    for optimizer in trainer.step.optimizers:
         for group in optimizer.param_groups:
             assert {weight.dtype for weight in group["params"]} == {torch.float32}
         assert {each.dtype for kept in optimizer.state.values() for each in kept.values()} == {torch.float32}
-    assert trainer.model.loss_dtype == torch.float32
+    assert trainer.step.model.loss_dtype == torch.float32
 
 
 def test_a_norm_at_o2_adds_up_squares_that_are_beyond_fp16(make_trainer: Make) -> None:
     exact, low = make_trainer("transformer"), make_trainer("transformer", precision="fp16", amp="O2")
     large = torch.linspace(100, 3000, 16)
-    normed = low.model.get_submodule("norm")(large.half())
+    normed = low.step.model.get_submodule("norm")(large.half())
     assert normed.dtype == torch.float16
-    torch.testing.assert_close(normed.float(), exact.model.get_submodule("norm")(large), atol=2e-3, rtol=0)
+    torch.testing.assert_close(normed.float(), exact.step.model.get_submodule("norm")(large), atol=2e-3, rtol=0)
 
 
-def test_o3_is_low_everywhere_but_in_context_tables(make_trainer: Make) -> None:
-    trainer = make_trainer("transformer", precision="bf16", amp="O3", **{"model.table_orders": (2,)})
+def test_o3_is_low_everywhere_but_in_context_tables(make_trial: MakeTrial) -> None:
+    trainer = make_trial("transformer", precision="bf16", amp="O3", **{"model.table_orders": (2,)})
     trainer.run_step()
     assert {key for key, dtype in dtypes(trainer).items() if dtype != "bfloat16"} == {"tables.2.weight"}
-    assert trainer.model.loss_dtype == torch.bfloat16
-    moments = trainer.optimizers[0].state.values()
+    assert trainer.step.model.loss_dtype == torch.bfloat16
+    moments = trainer.step.optimizers[0].state.values()
     assert {kept["exp_avg_sq"].dtype for kept in moments} == {torch.bfloat16}
 
 
-def test_the_models_weights_are_the_rounded_masters_after_every_step(make_trainer: Make) -> None:
-    trainer = make_trainer("gru", precision="bf16", amp="O2")
+def test_the_models_weights_are_the_rounded_masters_after_every_step(make_trial: MakeTrial) -> None:
+    trainer = make_trial("gru", precision="bf16", amp="O2")
     for _ in range(3):
         trainer.run_step()
-        for parameter, master in trainer.mixed.masters.items():
+        for parameter, master in trainer.step.mixed.masters.items():
             assert torch.equal(parameter, master.to(torch.bfloat16))
             assert not torch.equal(parameter.float(), master)
 
@@ -206,18 +210,18 @@ def test_the_models_weights_are_the_rounded_masters_after_every_step(make_traine
     ],
 )
 def test_named_modules_stay_in_fp32_and_the_rest_goes_on_in_its_level(
-    make_trainer: Make, model: str, names: list[str], settings: dict[str, Any], level: str
+    make_trial: MakeTrial, model: str, names: list[str], settings: dict[str, Any], level: str
 ) -> None:
-    trainer = make_trainer(model, precision="bf16", amp=level, fp32_modules=names, **settings)
+    trainer = make_trial(model, precision="bf16", amp=level, fp32_modules=names, **settings)
     found = dtypes(trainer)
     inside = {key for key in found if key.startswith(tuple(f"{name}." for name in names))}
     assert inside and {found[key] for key in inside} == {"float32"}
     if level != "O1":
         assert "bfloat16" in found.values()
     begun = weights(trainer)
-    losses = [trainer.run_step() for _ in range(3)]
+    losses = [trainer.run_step().loss for _ in range(3)]
     assert all(map(math.isfinite, losses)) and math.isfinite(
-        trainer._score(trainer.corpus.splits["valid"].ids[:99]).loss
+        validate(trainer.step, trainer.corpus.splits["valid"].ids[:99]).loss
     )
     assert all(not np.array_equal(begun[name], array) for name, array in weights(trainer).items() if name in inside)
 
@@ -230,8 +234,8 @@ def test_logits_of_an_output_layer_kept_in_fp32_are_not_rounded(make_trainer: Ma
     ids = torch.from_numpy(kept.batches.batch(0).inputs)
 
     def logits(trainer: Trainer) -> torch.Tensor:
-        with torch.no_grad(), trainer.mixed.computing():
-            return trainer.model(ids)[0].float()
+        with torch.no_grad(), trainer.step.mixed.computing():
+            return trainer.step.model(ids)[0].float()
 
     assert torch.equal(logits(rounded), logits(rounded).bfloat16().float())
     assert not torch.equal(logits(kept), logits(kept).bfloat16().float())
@@ -241,10 +245,10 @@ def test_a_frequent_tokens_gradient_is_not_lost_in_a_low_embedding(make_trainer:
     exact, low = make_trainer("gru"), make_trainer("gru", precision="bf16", amp="O2")
     ids = torch.zeros(40, 100, dtype=torch.int64)
     for trainer in (exact, low):
-        trainer.model.get_submodule("embedding")(ids).sum().backward()
+        trainer.step.model.get_submodule("embedding")(ids).sum().backward()
     # Added up one by one in bf16, 4,000 ones are 256.
     for trainer in (exact, low):
-        gradient = trainer.model.get_parameter("embedding.weight").grad
+        gradient = trainer.step.model.get_parameter("embedding.weight").grad
         assert gradient is not None and float(gradient[0, 0]) == 4000
 
 
@@ -253,12 +257,12 @@ def test_a_frequent_tokens_gradient_is_not_lost_in_a_low_embedding(make_trainer:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["gru", "transformer"])
-def test_master_weights_follow_fp32_where_o3_stands_still(make_trainer: Make, model: str) -> None:
+def test_master_weights_follow_fp32_where_o3_stands_still(make_trial: MakeTrial, model: str) -> None:
     # Steps of 1e-4 are far below the distance of two bf16 numbers near most weights.
     options = {"learning_rate": 1e-4, "schedule": "constant"}
     moved: dict[str, dict[str, Any]] = {}
     for level in ("O0", "O2", "O3"):
-        trainer = make_trainer(model, amp=level, **options)
+        trainer = make_trial(model, amp=level, **options)
         begun = weights(trainer)
         for _ in range(40):
             trainer.run_step()
@@ -274,30 +278,32 @@ def test_master_weights_follow_fp32_where_o3_stands_still(make_trainer: Make, mo
 @pytest.mark.parametrize(("precision", "level"), [("bf16", "O1"), ("bf16", "O2"), ("fp16", "O1"), ("fp16", "O2")])
 @pytest.mark.parametrize("model", ["gru", "lstm", "transformer"])
 def test_half_precision_trains_as_fp32_does_to_two_digits(
-    make_trainer: Make, model: str, precision: str, level: str
+    make_trial: MakeTrial, model: str, precision: str, level: str
 ) -> None:
     options = {"schedule": "constant", "learning_rate": 0.01}
-    exact, rounded = make_trainer(model, **options), make_trainer(model, precision=precision, amp=level, **options)
-    reference = [exact.run_step() for _ in range(10)][-1]
-    assert [rounded.run_step() for _ in range(10)][-1] == pytest.approx(reference, abs=0.02)
+    exact, rounded = make_trial(model, **options), make_trial(model, precision=precision, amp=level, **options)
+    reference = [exact.run_step().loss for _ in range(10)][-1]
+    assert [rounded.run_step().loss for _ in range(10)][-1] == pytest.approx(reference, abs=0.02)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize(("precision", "level"), LOW)
-def test_every_optimizer_learns_at_every_level(make_trainer: Make, precision: str, level: str, optimizer: str) -> None:
+def test_every_optimizer_learns_at_every_level(
+    make_trial: MakeTrial, precision: str, level: str, optimizer: str
+) -> None:
     rates = {"adamw": 0.01, "sgd": 0.3, "muon": 0.01}
-    trainer = make_trainer(
+    trainer = make_trial(
         "gru", precision=precision, amp=level, optimizer=optimizer, learning_rate=rates[optimizer], schedule="constant",
         muon_learning_rate=0.01, loss_scale_init=1024, average_share=0.5, **{"model.table_orders": (2,)},
     )  # fmt: skip
-    losses = [trainer.run_step() for _ in range(12)]
+    losses = [trainer.run_step().loss for _ in range(12)]
     assert losses[-1] < losses[0] - 0.1
-    averaged, fresh = trainer._weights(), weights(make_trainer("gru", **{"model.table_orders": (2,)}))
+    averaged, fresh = trainer.step.weights(), weights(make_trial("gru", **{"model.table_orders": (2,)}))
     assert {array.dtype for array in averaged.values()} == {np.dtype("float32")}
     assert 0 < distance(averaged, weights(trainer)) < distance(fresh, weights(trainer))
 
 
-def test_accumulated_gradients_are_added_up_in_fp32(make_trainer: Make) -> None:
+def test_accumulated_gradients_are_added_up_in_fp32(make_trial: MakeTrial) -> None:
     options = {
         "batching": "shuffled",
         "learning_rate": 1.0,
@@ -306,7 +312,7 @@ def test_accumulated_gradients_are_added_up_in_fp32(make_trainer: Make) -> None:
         "schedule": "constant",
     }
     options |= {"gradient_accumulation": 8, "weight_decay": 0.0, "grad_clip": None}
-    exact, low = make_trainer("gru", **options), make_trainer("gru", precision="bf16", amp="O2", **options)
+    exact, low = make_trial("gru", **options), make_trial("gru", precision="bf16", amp="O2", **options)
     begun = weights(exact)
     exact.run_step(), low.run_step()
     moved = [{name: array - begun[name] for name, array in weights(trainer).items()} for trainer in (exact, low)]
@@ -369,117 +375,117 @@ def test_a_scale_saved_by_torchs_scaler_is_gone_on_from() -> None:
 
 
 @pytest.mark.parametrize(("precision", "level"), [("fp16", "O1"), ("fp16", "O2"), ("bf16", "O3")])
-def test_the_loss_scale_does_not_change_the_step(make_trainer: Make, precision: str, level: str) -> None:
+def test_the_loss_scale_does_not_change_the_step(make_trial: MakeTrial, precision: str, level: str) -> None:
     options = {"optimizer": "sgd", "learning_rate": 0.1, "grad_clip": 0.01, "precision": precision, "amp": level}
-    scaled, plain = make_trainer("gru", loss_scale=256, **options), make_trainer("gru", loss_scale=None, **options)
+    scaled, plain = make_trial("gru", loss_scale=256, **options), make_trial("gru", loss_scale=None, **options)
     begun = weights(plain)
-    scaled.run_step(), plain.run_step()
-    # Clipping saw true gradients: the norm is the same.
-    assert scaled._grad_norm == pytest.approx(plain._grad_norm, rel=1e-2) and plain._grad_norm > 0.1
+    norms = [trial.run_step().grad_norm for trial in (scaled, plain)]
+    # Clipping used the true gradients: the norm is the same.
+    assert norms[0] == pytest.approx(norms[1], rel=1e-2) and norms[1] > 0.1
     assert distance(weights(scaled), weights(plain)) <= 0.02 * distance(weights(plain), begun)
 
 
-def overflowing(make: Make, model: str = "gru", **options: Any) -> Trainer:
-    """A trainer whose first step's scaled gradients are too large for fp16."""
-    trainer = make(model, precision="fp16", loss_scale_init=2.0**28, **options)
-    trainer.plan = Plan(40, 40)
-    return trainer
+def overflowing(make: MakeTrial, model: str = "gru", **options: Any) -> Trial:
+    """Steps, of which the first one's scaled gradients are too large for fp16."""
+    return make(model, precision="fp16", loss_scale_init=2.0**28, **options)
 
 
-def moments(trainer: Trainer) -> dict[str, Any]:
+def skipped(trial: Trial) -> int:
+    return trial.steps_done - trial.step.updates
+
+
+def moments(trainer: Trial) -> dict[str, Any]:
     from lm.training.optimizers import optimizer_arrays
 
-    return optimizer_arrays(trainer.optimizers)
+    return optimizer_arrays(trainer.step.optimizers)
 
 
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
 @pytest.mark.parametrize("tables", [(), (2, 3)])
 def test_an_overflow_changes_neither_weights_nor_schedule_nor_moments_nor_average(
-    make_trainer: Make, level: str, tables: tuple[int, ...]
+    make_trial: MakeTrial, level: str, tables: tuple[int, ...]
 ) -> None:
-    options = {"schedule": "linear", "warmup_steps": 0, "average_share": 0.5, "model.table_orders": tables}
-    trainer = overflowing(make_trainer, amp=level, loss_scale=None, **options)
+    options = {"warmup_steps": 10, "average_share": 0.5, "model.table_orders": tables}
+    trainer = overflowing(make_trial, amp=level, loss_scale=None, **options)
     for _ in range(2):
         trainer.run_step()
-    trainer.mixed.scale = LossScale(TrainingConfig(loss_scale_init=2.0**28), "fp16")
-    before, kept, average = weights(trainer), moments(trainer), trainer.average
+    trainer.step.mixed.scale = LossScale(TrainingConfig(loss_scale_init=2.0**28), "fp16")
+    before, kept, average = weights(trainer), moments(trainer), trainer.step.average
     assert average is not None and kept
     averaged = average.arrays()
-    assert math.isfinite(trainer.run_step())
-    assert trainer.mixed.scale.value == 2.0**27
-    assert (trainer.state.step, trainer.state.skipped_steps, trainer.state.updates) == (3, 1, 2)
+    assert math.isfinite(trainer.run_step().loss)
+    assert trainer.step.mixed.scale.value == 2.0**27
+    assert (trainer.steps_done, skipped(trainer), trainer.step.updates) == (3, 1, 2)
     for old, new in ((before, weights(trainer)), (kept, moments(trainer)), (averaged, average.arrays())):
         assert all(np.array_equal(old[name], array) for name, array in new.items())
-    rate = trainer.optimizers[0].param_groups[0]["lr"]
+    rate = trainer.step.learning_rate
     trainer.run_step()
-    assert trainer.optimizers[0].param_groups[0]["lr"] == rate
-    while trainer.state.updates == 2:
+    assert trainer.step.learning_rate == rate
+    while trainer.step.updates == 2:
         trainer.run_step()
     assert not np.array_equal(before["output.weight"], weights(trainer)["output.weight"])
 
 
-def test_a_run_with_skipped_steps_learns_as_one_that_began_with_the_right_scale(make_trainer: Make) -> None:
+def test_a_run_with_skipped_steps_learns_as_one_that_began_with_the_right_scale(make_trial: MakeTrial) -> None:
     # The batches of the skipped steps are the only difference: with one batch for all there is none.
-    options = {"schedule": "linear", "learning_rate": 0.01, "average_share": 0.3}
-    low = make_trainer("gru", precision="fp16", loss_scale_init=1024, **options)
-    high = overflowing(make_trainer, **options)
-    for trainer in (low, high):
-        batch = trainer.batches.batch(0)
-        trainer.batches.batch = lambda index, batch=batch: batch  # type: ignore[method-assign]
-        trainer.carries = False
-        trainer.plan = Plan(40, 40)
-        while trainer.state.updates < 6:
-            trainer.run_step()
-    assert high.state.skipped_steps > 2 and low.state.skipped_steps == 0
-    assert distance(weights(low), weights(high)) < 1e-3 * distance(weights(low), weights(make_trainer("gru")))
+    options = {"learning_rate": 0.01, "average_share": 0.3}
+    low = make_trial("gru", precision="fp16", loss_scale_init=1024, **options)
+    high = overflowing(make_trial, **options)
+    skips = {low: 0, high: 0}
+    for trial in skips:
+        # A fresh batch uses no carried state.
+        batch = replace(trial.batches.batch(0), fresh=True)
+        while trial.step.updates < 6:
+            skips[trial] += not trial.step.run([batch], 1 - trial.step.updates / 40).is_updated
+    assert skips[high] > 2 and skips[low] == 0
+    assert distance(weights(low), weights(high)) < 1e-3 * distance(weights(low), weights(make_trial("gru")))
 
 
-def test_an_overflow_skips_the_step_for_both_of_muons_optimizers(make_trainer: Make) -> None:
-    trainer = make_trainer("transformer", precision="fp16", optimizer="muon")
+def test_an_overflow_skips_the_step_for_both_of_muons_optimizers(make_trial: MakeTrial) -> None:
+    trainer = make_trial("transformer", precision="fp16", optimizer="muon")
     before = weights(trainer)
     # Only a matrix of Muon's overflows; AdamW's gradients are well.
-    trainer.model.get_parameter("layers.0.mlp.down_proj.weight").register_hook(lambda grad: grad * math.inf)
-    trainer.run_step()
-    assert trainer.state.skipped_steps == 1
+    trainer.step.model.get_parameter("layers.0.mlp.down_proj.weight").register_hook(lambda grad: grad * math.inf)
+    assert not trainer.run_step().is_updated
     assert all(np.array_equal(before[name], array) for name, array in weights(trainer).items())
 
 
-def test_an_overflow_in_a_context_table_skips_the_step(make_trainer: Make) -> None:
-    trainer = make_trainer("gru", precision="fp16", **{"model.table_orders": (2,)})
+def test_an_overflow_in_a_context_table_skips_the_step(make_trial: MakeTrial) -> None:
+    trainer = make_trial("gru", precision="fp16", **{"model.table_orders": (2,)})
     before = weights(trainer)
-    table: Any = trainer.model.get_submodule("tables.2")
+    table: Any = trainer.step.model.get_submodule("tables.2")
 
     def overflow(own: torch.Tensor) -> None:
         assert own.grad is not None and own.grad.is_sparse
         own.grad._values().fill_(math.inf)
 
     table.weight.register_post_accumulate_grad_hook(overflow)
-    trainer.run_step()
-    assert trainer.state.skipped_steps == 1 and trainer._seen["first_nonfinite"] == "the gradient of tables.2.weight"
+    result = trainer.run_step()
+    assert not result.is_updated and result.first_nonfinite == "the gradient of tables.2.weight"
     assert all(np.array_equal(before[name], array) for name, array in weights(trainer).items())
 
 
 @pytest.mark.parametrize("scale", ["dynamic", 64, None])
-def test_gradients_that_no_loss_scale_can_save_stop_the_run(make_trainer: Make, scale: Any) -> None:
-    trainer = make_trainer("gru", precision="fp16", loss_scale=scale)
-    trainer.model.get_parameter("output.bias").register_hook(lambda grad: grad * math.nan)
+def test_gradients_that_no_loss_scale_can_save_stop_the_run(make_trial: MakeTrial, scale: Any) -> None:
+    trainer = make_trial("gru", precision="fp16", loss_scale=scale)
+    trainer.step.model.get_parameter("output.bias").register_hook(lambda grad: grad * math.nan)
     with pytest.raises(NonFiniteLossError, match=r"gradient norm is nan \(first in the gradient of output.bias\)"):
         for _ in range(30):
             trainer.run_step()
-    assert trainer.state.skipped_steps == {"dynamic": 17, 64: 20, None: 0}[scale]
+    assert skipped(trainer) == {"dynamic": 17, 64: 20, None: 0}[scale]
 
 
 def test_gradients_that_no_loss_scale_can_save_are_skipped_on_request(
     make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = make_trainer("gru", precision="fp16", on_nonfinite="skip")
-    trainer.model.get_parameter("output.bias").register_hook(lambda grad: grad * math.nan)
+    trainer.step.model.get_parameter("output.bias").register_hook(lambda grad: grad * math.nan)
     before = weights(trainer)
     with caplog.at_level(logging.WARNING, logger="lm"):
-        for _ in range(30):
-            trainer.run_step()
-    assert (trainer.state.step, trainer.state.skipped_steps, trainer.state.updates) == (30, 30, 0)
-    # Those that a lower scale might have mended are no news.
+        trainer.train(Plan(30, 30))
+    progress = trainer.progress
+    assert (progress.step, progress.skipped_steps, progress.updates) == (30, 30, 0)
+    # Overflows that a lower scale may prevent give no warning.
     assert len(caplog.messages) == 13
     assert all(np.array_equal(before[name], array) for name, array in weights(trainer).items())
 
@@ -538,15 +544,15 @@ def test_the_largest_activation_is_told_on_request_and_looking_changes_nothing(
 
 
 def test_an_activation_that_overflows_fp16_and_not_fp32_is_found_in_the_level_that_is_trained(
-    make_trainer: Make,
+    make_trial: MakeTrial,
 ) -> None:
-    def large(**options: Any) -> Trainer:
-        trainer = make_trainer("transformer", **options)
+    def large(**options: Any) -> Trial:
+        trainer = make_trial("transformer", **options)
         with torch.no_grad():
             for name, value in {"gate_proj": 1.0, "up_proj": 1.0, "down_proj": 3e4}.items():
-                trainer.model.get_parameter(f"layers.0.mlp.{name}.weight").fill_(value)
+                trainer.step.model.get_parameter(f"layers.0.mlp.{name}.weight").fill_(value)
         return trainer
 
-    assert math.isfinite(large().run_step())
+    assert math.isfinite(large().run_step().loss)
     with pytest.raises(NonFiniteLossError, match=r"the loss is nan \(first in the output of layers.0.mlp.down_proj\)"):
         large(precision="fp16").run_step()

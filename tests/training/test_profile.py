@@ -15,7 +15,7 @@ from lm.corpora import PreparedCorpus
 from lm.profiling.phases import PHASES, REST, Times, Watch
 from lm.profiling.profile import Profile, count_flops, profile_training
 from lm.profiling.profile_html import page
-from lm.profiling.trial import make_trial, smaller_batches
+from lm.profiling.trial import make_trial
 
 Options = Callable[..., RunConfig]
 FLOAT = 4
@@ -60,16 +60,16 @@ def test_a_watched_step_leaves_the_weights_of_an_unwatched_one(
     model, changes = VARIANTS[variant]
     weights = []
     for watches in (False, True):
-        trainer = make_trial(options(model, **changes), prepared, learns=True)
+        trial = make_trial(options(model, **changes), prepared, learns=True)
         torch.manual_seed(0)
         if watches:
-            with Watch(trainer, Times(trainer.device), backward=True).on() as watch:
+            with Watch(trial, Times(trial.step.device), backward=True).on() as watch:
                 for _ in range(3):
                     watch.step()
         else:
             for _ in range(3):
-                trainer.run_step()
-        weights.append(trainer.model.arrays())
+                trial.run_step()
+        weights.append(trial.step.model.arrays())
     for name, array in weights[0].items():
         assert (array == weights[1][name]).all(), name
 
@@ -153,12 +153,11 @@ def test_operations_of_a_transformer(options: Options, prepared: PreparedCorpus)
 
 
 def test_counting_leaves_weights_and_gradients_alone(options: Options, prepared: PreparedCorpus) -> None:
-    trainer = make_trial(options("gru"), prepared)
-    before = trainer.model.arrays()
-    with smaller_batches(trainer, 2, 8):
-        count_flops(trainer)
-    assert all(parameter.grad is None for parameter in trainer.model.parameters())
-    assert all((before[name] == array).all() for name, array in trainer.model.arrays().items())
+    trial = make_trial(options("gru"), prepared)
+    before = trial.step.model.arrays()
+    count_flops(trial, 2)
+    assert all(parameter.grad is None for parameter in trial.step.model.parameters())
+    assert all((before[name] == array).all() for name, array in trial.step.model.arrays().items())
 
 
 # -- what it says -------------------------------------------------------------------------------------------

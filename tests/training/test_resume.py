@@ -19,6 +19,7 @@ from lm.runs.run_folder import MODEL
 from lm.training.callbacks import Callback, Tick
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
+from lm.training.validation import validate
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,7 @@ def run_to_end(make: Make, model: str, settings: dict[str, Any], *, stop: int | 
         torch.manual_seed(999)
         trainer = make(model, run=trainer.folder, **settings)
         trainer.load()
-        assert trainer.state.step == stop
+        assert trainer.progress.step == stop
         trainer.train(PLAN)
     return trainer
 
@@ -91,7 +92,7 @@ def test_half_and_half_equals_straight(make_trainer: Make, model: str, batching:
     settings = {**RICH, "batching": batching, **FORMATS[precision]}
     straight, halves = (run_to_end(make_trainer, model, settings, stop=stop) for stop in (None, 7))
     assert_same(straight, halves)
-    assert (straight.state.skipped_steps > 0) == (precision == "fp16")
+    assert (straight.progress.skipped_steps > 0) == (precision == "fp16")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_half_and_half_equals_straight_at_every_level(
         settings |= {"loss_scale_init": 2.0**24, "loss_scale_window": 3}
     straight, halves = (run_to_end(make_trainer, model, settings, stop=stop) for stop in (None, 7))
     assert_same(straight, halves)
-    assert straight.state.updates + straight.state.skipped_steps == 16
+    assert straight.progress.updates + straight.progress.skipped_steps == 16
     if precision == "fp16":
         scales = [row["loss_scale"] for row in straight.folder.read_metrics()]
         assert any(later > earlier for earlier, later in pairwise(scales)) and min(scales) < 2.0**24
@@ -159,16 +160,15 @@ def test_a_plateau_is_remembered_wherever_the_run_was_stopped(
     settings = {**RICH, "decay_patience": 2}
     # The best at step 4, stalls at 8 and 12: the rate is divided there, and not again at 16.
     losses = {4: 2.0, 8: 3.0, 12: 3.0, 16: 3.0}
-    score = Trainer._score
 
-    def scripted(self: Trainer, ids: Any, *, report: bool = False) -> Any:
-        found = score(self, ids, report=report)
-        return replace(found, nats=losses[self.state.step] * found.tokens)
+    def scripted(step: Any, ids: Any, *, progress: Any) -> Any:
+        found = validate(step, ids)
+        return replace(found, nats=losses[step.updates] * found.tokens)
 
-    monkeypatch.setattr(Trainer, "_score", scripted)
+    monkeypatch.setattr("lm.training.trainer.validate", scripted)
     straight, halves = (run_to_end(make_trainer, "gru", settings, stop=at) for at in (None, stop))
     assert_same(straight, halves)
-    assert halves.state.rate_scale == 0.5 and halves.state.best_step == 4
+    assert halves.progress.rate_scale == 0.5 and halves.progress.best_step == 4
     assert halves.folder.read_metrics()[-1]["learning_rate"] == pytest.approx(0.025)
 
 
@@ -179,7 +179,7 @@ def test_a_run_stopped_where_its_patience_ends_does_not_go_on(
     straight = make_trainer("gru", **settings)
     assert straight.train(PLAN).reason == "no_progress"
     stopped = make_trainer("gru", **settings)
-    assert stopped.train(PLAN, stop_after=straight.state.step).reason == "no_progress"
+    assert stopped.train(PLAN, stop_after=straight.progress.step).reason == "no_progress"
 
 
 class Kill(Callback):
@@ -202,7 +202,7 @@ def test_a_kill_costs_the_steps_since_the_last_save_and_nothing_else(make_traine
     assert [row["step"] for row in killed.folder.read_metrics()][-1] == 9
     again = make_trainer("gru", run=killed.folder, **RICH)
     again.load()
-    assert again.state.step == 8
+    assert again.progress.step == 8
     assert [row["step"] for row in killed.folder.read_metrics()] == [3, 4, 6, 8]
     again.train(PLAN)
     assert_same(straight, again)
@@ -213,7 +213,7 @@ def test_a_kill_between_best_and_last_changes_nothing(make_trainer: Make, monkey
     killed = make_trainer("gru", **RICH)
 
     def die() -> None:
-        if killed.state.step == 8:
+        if killed.progress.step == 8:
             raise SystemExit
         Trainer.save(killed)
 
@@ -223,7 +223,7 @@ def test_a_kill_between_best_and_last_changes_nothing(make_trainer: Make, monkey
     assert killed.folder.read_weights("best")[1]["step"] == 8
     again = make_trainer("gru", run=killed.folder, **RICH)
     again.load()
-    assert (again.state.step, again.state.best_step) == (4, 8)
+    assert (again.progress.step, again.progress.best_step) == (4, 8)
     again.train(PLAN)
     assert_same(straight, again)
 
@@ -245,10 +245,10 @@ def test_last_of_another_model_is_refused(make_trainer: Make) -> None:
     for trainer in (gru, lstm):
         trainer.train(PLAN, stop_after=2)
     (gru.folder.path / "last" / MODEL).write_bytes((lstm.folder.path / "last" / MODEL).read_bytes())
-    before = asdict(gru.state)
+    before = asdict(gru.progress)
     with pytest.raises(VocabMismatchError, match="not trained with the model options in this folder"):
         make_trainer("gru", run=gru.folder).load()
-    assert asdict(gru.state) == before
+    assert asdict(gru.progress) == before
 
 
 def test_an_optimizer_state_that_does_not_fit_is_refused(make_trainer: Make) -> None:
@@ -257,7 +257,7 @@ def test_an_optimizer_state_that_does_not_fit_is_refused(make_trainer: Make) -> 
     with pytest.raises(CorruptRunError, match="last does not fit this run"):
         other = make_trainer("gru", optimizer="adamw", run=trainer.folder)
         other.load()
-        other.run_step()
+        other.train(PLAN)
 
 
 def test_a_full_disk_while_saving_ends_the_run_and_leaves_a_state_to_resume(
@@ -271,7 +271,7 @@ def test_a_full_disk_while_saving_ends_the_run_and_leaves_a_state_to_resume(
     monkeypatch.undo()
     again = make_trainer("gru", run=trainer.folder, **RICH)
     again.load()
-    assert again.state.step == 8
+    assert again.progress.step == 8
     again.train(PLAN)
     assert_same(straight, again)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lm import machine
+from lm import host
 from lm.profiling.tensor_memory import Block, TensorMemory, TooMuchMemory, gradients, state_tensors, timeline
 
 CPU = torch.device("cpu")
@@ -53,27 +53,27 @@ def test_what_was_there_before_is_not_counted_when_it_is_looked_at():
         assert memory.now == 0
 
 
-def test_moments_are_found_in_every_optimizer(make_trainer):
+def test_moments_are_found_in_every_optimizer(make_trial):
     with TensorMemory(CPU) as memory:
-        trainer = make_trainer("gru", **{"model.table_orders": "2"})
+        trainer = make_trial("gru", **{"model.table_orders": "2"})
         trainer.run_step()
-        sizes = sum(block.size for block in memory.blocks_of(state_tensors(trainer.optimizers)))
-    numbers = [parameter.numel() for parameter in trainer.model.parameters()]
-    rows = trainer.model.tables["2"].num_embeddings
-    dense = sum(numbers) - trainer.model.tables["2"].weight.numel()
+        sizes = sum(block.size for block in memory.blocks_of(state_tensors(trainer.step.optimizers)))
+    numbers = [parameter.numel() for parameter in trainer.step.model.parameters()]
+    rows = trainer.step.model.tables["2"].num_embeddings
+    dense = sum(numbers) - trainer.step.model.tables["2"].weight.numel()
     # Two moments and a counter for each of AdamW's parameters; one number a row of the table.
     assert sizes == 2 * FLOAT * dense + FLOAT * (len(numbers) - 1) + FLOAT * rows
 
 
 def test_beyond_the_limit_nothing_is_taken():
-    machine.reset_peak_resident()
-    before = machine.peak_resident_bytes()
+    host.reset_peak_resident()
+    before = host.peak_resident_bytes()
     with TensorMemory(CPU, limit=1e6) as memory:
         kept = torch.zeros(1000)
         with pytest.raises(TooMuchMemory):
             torch.empty(500_000_000).fill_(1.0)
         assert memory.now == kept.nbytes
-    assert before is not None and machine.peak_resident_bytes() - before < 100e6
+    assert before is not None and host.peak_resident_bytes() - before < 100e6
 
 
 def test_a_timeline_is_what_was_held_after_each_change():

@@ -17,29 +17,23 @@ import torch.nn.functional as F
 
 from lm.corpora.batches import Batch
 from lm.errors import CorpusError, DivergedError, NonFiniteLossError
+from lm.profiling.trial import Trial
 from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
 from lm.training.learning_rate import learning_rate_share
 from lm.training.plan import Plan
+from lm.training.train_step import StepResult
 from lm.training.trainer import Trainer
+from lm.training.validation import validate
 
 Make = Callable[..., Trainer]
 
 
-class Fixed:
-    """Batches given by hand."""
-
-    per_epoch = 4
-
-    def __init__(self, batches: list[Batch]) -> None:
-        self._batches = batches
-
-    def batch(self, index: int) -> Batch:
-        return self._batches[index % len(self._batches)]
+MakeTrial = Callable[..., Trial]
 
 
-def weights(trainer: Trainer) -> dict[str, Any]:
-    return trainer.model.arrays()
+def weights(trainer: Trainer | Trial) -> dict[str, Any]:
+    return trainer.step.model.arrays()
 
 
 def losses(trainer: Trainer) -> list[tuple[int, float, float | None]]:
@@ -50,44 +44,38 @@ def losses(trainer: Trainer) -> list[tuple[int, float, float | None]]:
 
 
 @pytest.mark.parametrize("model", ["gru", "transformer"])
-def test_accumulated_batches_equal_one_batch_of_all_their_rows(make_trainer: Make, model: str) -> None:
+def test_accumulated_batches_equal_one_batch_of_all_their_rows(make_trial: MakeTrial, model: str) -> None:
     options = {"batching": "shuffled", "optimizer": "sgd", "learning_rate": 0.5, "schedule": "constant"}
-    parts, whole = make_trainer(model, gradient_accumulation=3, **options), make_trainer(model, **options)
-    small = [parts.batches.batch(index) for index in range(6)]
-    large = [
-        Batch(
-            np.concatenate([batch.inputs for batch in small[begin : begin + 3]]),
-            np.concatenate([batch.targets for batch in small[begin : begin + 3]]),
-            fresh=True,
-        )
-        for begin in (0, 3)
-    ]
-    parts.batches, whole.batches = Fixed(small), Fixed(large)  # type: ignore[assignment]
-    for _ in range(2):
-        assert parts.run_step() == pytest.approx(whole.run_step(), abs=1e-5)
+    parts, whole = make_trial(model, gradient_accumulation=3, **options), make_trial(model, **options)
+    for number in range(2):
+        small = list(parts.batches.of_step(number))
+        inputs, targets = ([getattr(batch, name) for batch in small] for name in ("inputs", "targets"))
+        large = Batch(np.concatenate(inputs), np.concatenate(targets), fresh=True)
+        loss = whole.step.run([large], 1.0).loss
+        assert parts.step.run(small, 1.0).loss == pytest.approx(loss, abs=1e-5)
     for name, array in weights(parts).items():
         np.testing.assert_allclose(array, weights(whole)[name], atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_loss_of_a_step_is_in_true_nats_whatever_the_smoothing(make_trainer: Make, smoothing: float) -> None:
-    trainer = make_trainer("gru", label_smoothing=smoothing)
+def test_the_loss_of_a_step_is_in_true_nats_whatever_the_smoothing(make_trial: MakeTrial, smoothing: float) -> None:
+    trainer = make_trial("gru", label_smoothing=smoothing)
     batch = trainer.batches.batch(0)
     with torch.no_grad():
-        logits, _ = trainer.model(torch.from_numpy(batch.inputs))
+        logits, _ = trainer.step.model(torch.from_numpy(batch.inputs))
     nats = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten())
-    assert trainer.run_step() == pytest.approx(float(nats), abs=1e-6)
+    assert trainer.run_step().loss == pytest.approx(float(nats), abs=1e-6)
 
 
-def test_smoothing_changes_the_update(make_trainer: Make) -> None:
-    plain, smooth = make_trainer("gru"), make_trainer("gru", label_smoothing=0.3)
-    assert plain.run_step() == smooth.run_step()
-    assert plain.run_step() != smooth.run_step()
+def test_smoothing_changes_the_update(make_trial: MakeTrial) -> None:
+    plain, smooth = make_trial("gru"), make_trial("gru", label_smoothing=0.3)
+    assert plain.run_step().loss == smooth.run_step().loss
+    assert plain.run_step().loss != smooth.run_step().loss
 
 
-def test_clipping_scales_the_whole_gradient_to_the_norm(make_trainer: Make) -> None:
+def test_clipping_scales_the_whole_gradient_to_the_norm(make_trial: MakeTrial) -> None:
     options = {"optimizer": "sgd", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
-    free, clipped = make_trainer("gru", grad_clip=None, **options), make_trainer("gru", grad_clip=0.01, **options)
+    free, clipped = make_trial("gru", grad_clip=None, **options), make_trial("gru", grad_clip=0.01, **options)
     before = weights(free)
     free.run_step(), clipped.run_step()
     moved = {name: before[name] - array for name, array in weights(free).items()}
@@ -103,25 +91,24 @@ def test_the_clip_rate_is_the_share_of_clipped_steps_since_the_last_line(make_tr
         trainer.train(Plan(10, 10))
     assert [row["clip_rate"] for row in always.folder.read_metrics()] == [1.0, 1.0]
     assert [row["clip_rate"] for row in never.folder.read_metrics()] == [0.0, 0.0]
-    assert always.state.clipped_steps == 10
+    assert always.progress.clipped_steps == 10
 
 
-def test_state_is_carried_from_batch_to_batch_and_cut_at_the_epochs_end(make_trainer: Make) -> None:
-    trainer = make_trainer("gru", learning_rate=1e-9)
-    carried = [trainer.run_step() for _ in range(2)]
-    cut = make_trainer("gru", learning_rate=1e-9)
+def test_state_is_carried_from_batch_to_batch_and_cut_at_the_epochs_end(make_trial: MakeTrial) -> None:
+    trial, cut = make_trial("gru", learning_rate=1e-9), make_trial("gru", learning_rate=1e-9)
+    carried = [trial.run_step().loss for _ in range(2)]
     cut.run_step()
-    cut.hidden = None
-    assert cut.run_step() != pytest.approx(carried[1], abs=1e-6)
-    trainer.state.step = trainer.batches.per_epoch
-    assert trainer.run_step() == pytest.approx(carried[0], abs=1e-5)
+    cut.step.carried_state = None
+    assert cut.run_step().loss != pytest.approx(carried[1], abs=1e-6)
+    first_of_epoch = trial.batches.of_step(round(trial.batches.steps_per_epoch))
+    assert trial.step.run(first_of_epoch, 1.0).loss == pytest.approx(carried[0], abs=1e-5)
 
 
-def test_a_window_of_limited_length_carries_nothing_however_it_is_batched(make_trainer: Make) -> None:
-    trainer = make_trainer("transformer", batching="streams")
+def test_a_window_of_limited_length_carries_nothing_however_it_is_batched(make_trial: MakeTrial) -> None:
+    trial = make_trial("transformer", batching="streams")
     for _ in range(3):
-        trainer.run_step()
-    assert trainer.hidden is None
+        trial.run_step()
+    assert trial.step.carried_state is None
 
 
 @pytest.mark.parametrize("batching", ["streams", "random", "shuffled"])
@@ -214,8 +201,8 @@ def test_validation_may_be_limited_to_a_fixed_part_of_the_split(make_trainer: Ma
     full.train(Plan(1, 1)), part.train(Plan(1, 1, validation_tokens=80))
     (_, _, whole), (_, _, limited) = *losses(full), *losses(part)
     assert whole != limited
-    assert limited == pytest.approx(part._score(part.corpus.splits["valid"].ids[:81]).loss)
-    assert part._score(part.corpus.splits["valid"].ids[:81]).tokens == 80
+    scores = validate(part.step, part.corpus.splits["valid"].ids[:81])
+    assert limited == pytest.approx(scores.loss) and scores.tokens == 80
 
 
 def test_tensorboard_has_every_number_and_forgets_what_a_resume_repeats(make_trainer: Make, tmp_path: Any) -> None:
@@ -283,11 +270,10 @@ def test_the_best_weights_are_kept_apart_from_the_last(make_trainer: Make, monke
 
 def script_validation(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Let validation find these losses, one after another."""
-    scores, given = trainer._score(trainer.corpus.splits["valid"].ids[:50]), iter(values)
+    scores, given = validate(trainer.step, trainer.corpus.splits["valid"].ids[:50]), iter(values)
     monkeypatch.setattr(
-        trainer,
-        "_score",
-        lambda ids, report=False: dataclasses.replace(scores, nats=next(given) * scores.tokens),
+        "lm.training.trainer.validate",
+        lambda step, ids, progress: dataclasses.replace(scores, nats=next(given) * scores.tokens),
     )
 
 
@@ -302,7 +288,7 @@ def test_a_plan_by_time_stops_where_more_steps_do_harm(make_trainer: Make, monke
 def test_a_loss_far_above_that_of_no_training_is_an_error_and_keeps_what_was_there(make_trainer: Make) -> None:
     trainer = make_trainer("gru", learning_rate=30.0)
     before = weights(trainer)
-    with pytest.raises(DivergedError, match=r"Step 20: .* far above the 3\.0\d+ of a model .* \(now 30\)"):
+    with pytest.raises(DivergedError, match=r"Step 20: .* far above the 3\.0\d+ of an untrained model.* \(now 30\)"):
         trainer.train(Plan(40, 20))
     best, facts = trainer.folder.read_weights("best")
     assert facts["step"] == 0
@@ -359,10 +345,10 @@ def test_the_state_is_saved_before_the_first_step(make_trainer: Make) -> None:
     trainer = make_trainer("gru")
     fresh = weights(trainer)
 
-    def fail() -> float:
+    def fail(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    trainer.run_step = fail  # type: ignore[method-assign]
+    trainer.step.run = fail  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         trainer.train(Plan(5, 5))
     state, tensors = trainer.folder.read_last()
@@ -383,7 +369,7 @@ def test_a_timed_run_stops_at_its_time_and_a_resume_spends_what_is_left(
     # Steps of 1 s in a plan of 40 steps and 10.5 s: the machine turned out slower than measured.
     plan = Plan(40, 10, seconds=10.5)
     assert trainer.train(plan, stop_after=4).reason == "stop_after"
-    assert 4 <= trainer.state.seconds < 5
+    assert 4 <= trainer.progress.seconds < 5
     clock.now += 10_000
     again = slow(make_trainer("gru", run=trainer.folder), clock)
     again.load()
@@ -418,13 +404,13 @@ class FakeClock:
 
 
 def slow(trainer: Trainer, clock: FakeClock) -> Trainer:
-    step = trainer.run_step
+    step = trainer.step.run
 
-    def run() -> float:
+    def run(*args: Any, **options: Any) -> StepResult:
         clock.now += 1.0
-        return step()
+        return step(*args, **options)
 
-    trainer.run_step = run  # type: ignore[method-assign]
+    trainer.step.run = run  # type: ignore[method-assign]
     return trainer
 
 
@@ -438,8 +424,8 @@ def test_a_signal_that_comes_while_processes_agree_is_not_forgotten(
 
     asked: list[int] = []
 
-    def agree(world: Any, seconds: float, sent: int | None) -> tuple[float, int | None]:
-        asked.append(trainer.state.step)
+    def sync_clock(world: Any, seconds: float, sent: int | None = None) -> tuple[float, int | None]:
+        asked.append(trainer.progress.step)
         if asked[-1] == 3 and asked.count(3) == 1:
             # Too late for this step: `sent` is read already.
             signal.raise_signal(signal.SIGTERM)
@@ -447,7 +433,7 @@ def test_a_signal_that_comes_while_processes_agree_is_not_forgotten(
                 """Python calls its handlers between rounds of a loop."""
         return seconds, sent
 
-    monkeypatch.setattr(type(trainer.world), "agree", agree)
+    monkeypatch.setattr(type(trainer.world), "sync_clock", sync_clock)
     end = trainer.train(Plan(8, 8))
     assert (end.reason, end.step, end.signal) == ("interrupted", 4, signal.SIGTERM)
 
@@ -462,22 +448,22 @@ def test_a_diverging_run_stops_naming_step_and_place_and_leaves_last_intact(make
     state, _ = trainer.folder.read_last()
     again = make_trainer("gru", learning_rate=1e38, grad_clip=None, schedule="constant", run=trainer.folder)
     again.load()
-    assert again.state.step == state["train_state"]["step"] < 50
+    assert again.progress.step == state["train_state"]["step"] < 50
 
 
-def test_an_infinite_weight_is_named(make_trainer: Make) -> None:
-    trainer = make_trainer("gru")
+def test_an_infinite_weight_is_named(make_trial: MakeTrial) -> None:
+    trainer = make_trial("gru")
     with torch.no_grad():
-        trainer.model.get_parameter("cell.weight_hh_l0")[0, 0] = math.inf
+        trainer.step.model.get_parameter("cell.weight_hh_l0")[0, 0] = math.inf
     with pytest.raises(NonFiniteLossError, match=r"Step 1: the loss is nan \(first in the weight cell.weight_hh_l0\)"):
         trainer.run_step()
 
 
-def test_a_module_whose_output_overflows_is_named(make_trainer: Make) -> None:
-    trainer = make_trainer("transformer")
+def test_a_module_whose_output_overflows_is_named(make_trial: MakeTrial) -> None:
+    trainer = make_trial("transformer")
     with torch.no_grad():
         for name in ("gate_proj", "up_proj"):
-            trainer.model.get_parameter(f"layers.0.mlp.{name}.weight").fill_(1e25)
+            trainer.step.model.get_parameter(f"layers.0.mlp.{name}.weight").fill_(1e25)
     with pytest.raises(NonFiniteLossError, match=r"first in the output of layers.0.mlp"):
         trainer.run_step()
 
@@ -486,24 +472,35 @@ def test_a_skipped_step_is_told_takes_its_batch_and_changes_nothing(
     make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = make_trainer("gru", on_nonfinite="skip", schedule="linear", learning_rate=0.01)
-    trainer.plan = Plan(10, 10)
-    trainer.run_step()
-    kept = trainer.model.get_parameter("output.bias").detach().clone()
-    with torch.no_grad():
-        trainer.model.get_parameter("output.bias")[0] = math.nan
-    before = weights(trainer)
+    bias = trainer.model.get_parameter("output.bias")
+    kept = bias.detach().clone()
+    before: dict[str, Any] = {}
+
+    class Break(Callback):
+        """The bias is NaN in the second step alone."""
+
+        def on_step(self, tick: Tick) -> None:
+            with torch.no_grad():
+                if tick.step == 1:
+                    kept.copy_(bias)
+                    bias[0] = math.nan
+                    before.update(weights(trainer))
+                elif tick.step == 2:
+                    assert math.isnan(tick.loss)
+                    after = weights(trainer)
+                    assert all(np.array_equal(before[name], after[name], equal_nan=True) for name in before)
+                    bias.copy_(kept)
+                else:
+                    assert math.isfinite(tick.loss)
+
+    trainer.callbacks = [Break()]
     with caplog.at_level(logging.WARNING, logger="lm"):
-        assert math.isnan(trainer.run_step())
+        trainer.train(Plan(10, 10), stop_after=3)
     assert "Step 2: the loss is nan (first in the weight output.bias); the step was skipped." in caplog.text
-    assert (trainer.state.step, trainer.state.skipped_steps) == (2, 1)
-    after = weights(trainer)
-    assert all(np.array_equal(before[name], after[name], equal_nan=True) for name in before)
-    with torch.no_grad():
-        trainer.model.get_parameter("output.bias").copy_(kept)
-    assert math.isfinite(trainer.run_step())
     # The second update of ten, with the third batch.
-    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * (0.02 + 0.98 * 8 / 9))
-    assert (trainer.state.step, trainer.state.updates) == (3, 2)
+    assert trainer.step.learning_rate == pytest.approx(0.01 * (0.02 + 0.98 * 8 / 9))
+    progress = trainer.progress
+    assert (progress.step, progress.skipped_steps, progress.updates) == (3, 1, 2)
 
 
 def test_a_validation_loss_that_is_not_finite_is_told_and_never_the_best(

@@ -14,9 +14,9 @@ from lm.corpora import open_corpus, prepare
 from lm.evaluation.perplexity import score
 from lm.models.base import build_model
 from lm.registry import MODELS
-from lm.runs.run_folder import RunFolder
-from lm.training.plan import Plan
-from lm.training.trainer import Trainer
+from lm.training.learning_rate import learning_rate_share
+from lm.training.train_step import StepBatches, TrainStep
+from lm.training.validation import validate
 
 BOUND = 0.005
 """Nats per token."""
@@ -46,15 +46,15 @@ def test_validation_while_training_is_the_report_s_loss_on_short_and_long_splits
     built = build_model(config.model, corpus.tokenizer.vocab_size, seed=1)
     if built.trained_by == "both":
         built.fit(np.asarray(corpus.splits["train"].ids))
-    trainer = Trainer(RunFolder(tmp_path / "unused"), config.training, built, corpus)
-    trainer.plan = Plan(200, 200)
-    for _ in range(200):
-        trainer.run_step()
+    step = TrainStep(built, config.training)
+    batches = StepBatches(corpus.splits["train"], step)
+    for number in range(200):
+        step.run(batches.of_step(number), learning_rate_share(number, 200, config.training))
     valid = corpus.splits["valid"].ids
     for tokens in (10, 150, 763, 2100, 12_000):
-        exact = score(trainer.model, valid[: tokens + 1])
-        assert trainer._score(valid[: tokens + 1]).loss == pytest.approx(exact.loss, abs=BOUND), tokens
+        exact = score(step.model, valid[: tokens + 1])
+        assert validate(step, valid[: tokens + 1]).loss == pytest.approx(exact.loss, abs=BOUND), tokens
     # Long enough for several rows of a carried state, or there would be nothing to bound.
-    assert model == "transformer" or "11 equal parts" in trainer._score(valid).context
+    assert model == "transformer" or "11 equal parts" in validate(step, valid).context
     # And the model did learn something that it could forget.
     assert exact.loss < 1.3

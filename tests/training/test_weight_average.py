@@ -52,8 +52,8 @@ def test_the_best_weights_are_the_average_that_was_validated(make_trainer: Make)
     trainer = make_trainer(average_share=0.3)
     trainer.train(Plan(12, 12))
     arrays, facts = trainer.folder.read_weights("best")
-    assert trainer.average is not None
-    for name, array in trainer.average.arrays().items():
+    assert trainer.step.average is not None
+    for name, array in trainer.step.average.arrays().items():
         np.testing.assert_array_equal(arrays[name], array)
         assert not np.array_equal(array, trainer.model.arrays()[name])
     trainer.model.load_arrays(arrays)

@@ -13,7 +13,7 @@ from gradio.context import Context
 
 from lm.errors import LMError, RunError
 from lm.evaluation.report import Report
-from lm.runs.card import card, figure, figures_of, summary
+from lm.runs.card import figure, figures_of
 from lm.runs.run import Run
 from lm.runs.run_folder import RunFolder, list_runs
 from serve.page.assets import read_asset
@@ -166,7 +166,7 @@ def _details(folders: list[RunFolder]) -> tuple[dict[str, list[dict[str, Any]]],
             if not reports:
                 notes.append(f"{folder.name} has no report yet. Measure it on a text in the tab Perplexity.")
             if len(folders) == 1:
-                text = _plain(card(run))
+                text = _plain(run.card())
         except (LMError, OSError, KeyError, TypeError, AttributeError) as error:
             message = without_commands(str(error).replace(str(folder.path), folder.name))
             notes.append(f"{folder.name} cannot be read: {message}")
@@ -192,7 +192,7 @@ _HEADS = ("", "run", "model", "text", "step", "bits per byte", "size", "date")
 
 
 def _table(runs_dir: Path) -> str:
-    rows = [summary(Run(folder)) for folder in list_runs(runs_dir)]
+    rows = [Run(folder).summary() for folder in list_runs(runs_dir)]
     if not rows:
         return "<p class='hint'>There are no runs yet. Train one in the tab <b>Train</b>.</p>"
     heads = "".join(f"<th scope='col' class='c{number}'>{head}</th>" for number, head in enumerate(_HEADS))
