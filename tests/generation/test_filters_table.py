@@ -49,7 +49,7 @@ from cli.commands import sample
 from cli.options import with_sampling
 from lm.generation.sampler import Sampler
 from lm.tokenizers.char import CharTokenizer
-from serve.openai import CompletionRequest
+from serve.api.requests import CompletionRequest
 from serve.page.controls import SamplingControls
 
 seen = {}
