@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
 
 from serve.page.assets import read_asset
 from serve.page.messages import escape
@@ -86,4 +90,8 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(step * number, 12) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-LINE_CHART_CSS = read_asset("line_chart.css")
+# No subclass of gr.HTML: Gradio would write a .pyi file for it.
+LineChart: Callable[..., Any] = functools.partial(
+    gr.HTML, "", css_template=read_asset("line_chart.css"), apply_default_css=False
+)
+"""The component for `line_chart_html`."""

@@ -30,12 +30,6 @@ class TextRequest:
         return replace(self, options=self.options.model_copy(update={"max_tokens": tokens}))
 
 
-def changed_options(options: SamplingOptions) -> dict[str, Any]:
-    """The options that differ from their default, and always the seed."""
-    given, defaults = options.model_dump(mode="json"), SamplingOptions().model_dump(mode="json")
-    return {name: value for name, value in given.items() if value != defaults[name] or name == "seed"}
-
-
 def reproduce(form: str, request: TextRequest, *, server: ServeOptions, url: str) -> str:
     """How to generate the same text.
 
@@ -47,7 +41,9 @@ def reproduce(form: str, request: TextRequest, *, server: ServeOptions, url: str
     """
     model, prompt = request.model, request.prompt
     has_key = bool(server.keys(os.environ.get("INKLING_API_KEY")))
-    options = {name: value for name, value in changed_options(request.options).items() if name != "logprobs"}
+    given, defaults = request.options.model_dump(mode="json"), SamplingOptions().model_dump(mode="json")
+    del given["logprobs"]
+    options = {name: value for name, value in given.items() if value != defaults[name] or name == "seed"}
     if form == "Command line":
         flags = " ".join([*(_flag(name, value) for name, value in options.items()), *_server_flags(server)])
         # One word with its flag: a prompt may begin with a dash.

@@ -198,9 +198,6 @@ def smoothed(cumulative: Floats) -> tuple[list[int], list[float]]:
     return positions.tolist(), ((cumulative[high] - cumulative[low]) / (high - low)).tolist()
 
 
-# -- two models ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class Difference:
     """The losses of two models on each part of a text."""
@@ -213,15 +210,9 @@ class Difference:
     """Whether the parts are tokens; otherwise they are words."""
 
     @property
-    def excess(self) -> Floats:
-        """(P,) nats of the first model minus those of the second."""
-        difference: Floats = self.nats[:, 0] - self.nats[:, 1]
-        return difference
-
-    @property
     def may_be_chance(self) -> bool:
         """Whether the sum is within two standard errors of 0, if the parts are independent."""
-        excess = self.excess
+        excess = self.nats[:, 0] - self.nats[:, 1]
         return bool(abs(excess.sum()) < 2 * excess.std() * math.sqrt(len(excess)))
 
 

@@ -114,7 +114,7 @@ def editor_script(*, text: str, samples: str) -> Any:
         text: CSS selector of the text area.
         samples: CSS selector of the first of several samples, which is visible while they are open.
     """
-    script = _SCRIPT.replace("TEXT", text).replace("SAMPLES", samples)
+    script = read_asset("text_editor.js").replace("TEXT", text).replace("SAMPLES", samples)
     return gr.HTML({}, html_template="", js_on_load=script, visible="hidden", apply_default_css=False)
 
 
@@ -128,5 +128,3 @@ FAILED_JS = "() => { window.inklingEditor.fail(); }"
 
 TAKE_JS = "(command, sample, ...others) => [window.inklingEditor.take(sample), sample, ...others]"
 """The `js` of the button that takes a sample."""
-
-_SCRIPT = read_asset("text_editor.js")

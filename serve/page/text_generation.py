@@ -39,8 +39,6 @@ class GeneratedText:
     """What a request has generated so far; each list has one item a sample."""
 
     model: Model
-    prompt: tuple[int, ...]
-    """The ids that were read, start token included."""
     texts: list[str]
     tokens: list[list[int]]
     scores: list[list[Score]]
@@ -150,9 +148,7 @@ async def generate(
     async with await GenerationSession.open(page.models, page.options, name) as session:
         ids, n = await _tokenize(page, session, prompt), options.n
         session.start([Request(ids, options)], live=True)
-        result = GeneratedText(
-            session.model, ids, [""] * n, [[] for _ in range(n)], [[] for _ in range(n)], [None] * n
-        )  # fmt: skip
+        result = GeneratedText(session.model, [""] * n, [[] for _ in range(n)], [[] for _ in range(n)], [None] * n)
         stopping = asyncio.create_task(_cancel_after(stop or asyncio.Event(), session))
         try:
             shown = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,19 +40,19 @@ class Mark:
     """Whether the symbol is outside the vocabulary."""
 
 
-def marks_html(marks: Iterable[Mark], *, picked: int | None = None, first: int = 0) -> str:
+def marks_html(marks: Iterable[Mark], *, first: int = 0) -> str:
     """One `<span class="mark">` a token; `first` is the index of the first one."""
-    return "".join(_mark(index, mark, index == picked) for index, mark in enumerate(marks, start=first))
+    return "".join(_mark(index, mark) for index, mark in enumerate(marks, start=first))
 
 
-def _mark(index: int, mark: Mark, is_picked: bool) -> str:
-    classes = f"mark {mark.tone}" + (" unknown" if mark.unknown else "") + (" chosen" if is_picked else "")
-    shown = (
-        escape(mark.text).replace("\n", '<i aria-hidden="true">↵</i>\n').replace("\t", '<i aria-hidden="true">→</i>\t')
+def _mark(index: int, mark: Mark) -> str:
+    classes = f"mark {mark.tone}" + (" unknown" if mark.unknown else "")
+    shown = re.sub(
+        r"[\n\t]", lambda found: f'<i aria-hidden="true">{visible(found[0])}</i>{found[0]}', escape(mark.text)
     )
     note = f' title="{escape(mark.note)}"' if mark.note else ""
     return (
-        f'<span class="{classes}" data-index="{index}" tabindex="{0 if is_picked or index == 0 else -1}" role="button"'
+        f'<span class="{classes}" data-index="{index}" tabindex="{0 if index == 0 else -1}" role="button"'
         f' style="--strength:{min(max(mark.strength, 0.0), 1.0):.3f}"{note}>{shown or "·"}</span>'
     )
 
@@ -63,18 +64,16 @@ def surprise_strength(logprob: float) -> float:
 
 def score_note(score: Score, text_of: Callable[[int], str]) -> str:
     """Tooltip of a token: its probability, and those of `score.top`."""
-    note = f"{quoted(text_of(score.token))}: {percent(math.exp(score.logprob))} ({-score.logprob:.2f} nats)"
+    note = f"“{visible(text_of(score.token))}”: {percent(math.exp(score.logprob))} ({-score.logprob:.2f} nats)"
     others = [
-        f"{quoted(text_of(token))} {percent(math.exp(logprob))}" for token, logprob in score.top if token != score.token
+        f"“{visible(text_of(token))}” {percent(math.exp(logprob))}"
+        for token, logprob in score.top
+        if token != score.token
     ]
     if not others:
         return note
     is_first = score.top[0][0] == score.token
     return f"{note}{', the first choice' if is_first else ''}; alternatives: {', '.join(others)}"
-
-
-SCALE_CSS = read_asset("scale.css")
-"""For the `css_template` of a component that shows a scale."""
 
 
 def scale_html(low: str, high: str, tone: str = "surprise") -> str:
@@ -84,6 +83,9 @@ def scale_html(low: str, high: str, tone: str = "surprise") -> str:
     )
 
 
+SCALE_CSS = read_asset("scale.css")
+"""For the `css_template` of a component that shows a scale."""
+
 SURPRISE_SCALE = scale_html("expected", "surprising (1 in 400)")
 """Legend of `surprise_strength`."""
 
@@ -91,15 +93,12 @@ _MARKS = """
 <div class="marks" role="group" aria-label="Tokens; arrow keys move, Enter picks">${value}</div>
 <p class="about" aria-live="polite"></p>
 """
-_MARKS_CSS = read_asset("token_marks.css")
-_MARKS_JS = read_asset("token_marks.js")
-
-
 _SETTINGS: dict[str, Any] = {"container": True, "padding": True, "show_label": False, "apply_default_css": False}
 # No subclasses of gr.HTML: Gradio would write a .pyi file for each next to this module.
 Marks: Callable[..., Any] = functools.partial(
-    gr.HTML, html_template=_MARKS, css_template=_MARKS_CSS, js_on_load=_MARKS_JS, **_SETTINGS
-)
+    gr.HTML, html_template=_MARKS, css_template=read_asset("token_marks.css"),
+    js_on_load=read_asset("token_marks.js"), **_SETTINGS,
+)  # fmt: skip
 """Marks that a visitor picks by mouse or keyboard (Tab, arrow keys, Enter)."""
 
 
@@ -128,20 +127,18 @@ class Rest:
     after: float
 
 
-def bars_html(bars: Sequence[Bar], *, actual: int | None = None, hint: str = "", rest: Rest | None = None) -> str:
+def bars_html(bars: Sequence[Bar], rest: Rest, *, actual: int | None, hint: str) -> str:
     """One button a token, with a pale bar for the model and a full bar for the probability after the filters.
 
     Args:
         bars: the most likely first.
+        rest: the other tokens, in one line without a button.
         actual: the token in the text.
         hint: what a click does.
-        rest: the other tokens, in one line without a button.
     """
-    if not bars:
-        return ""
     scale = max(max(bar.before, bar.after) for bar in bars) or 1.0
     rows = "".join(_bar(bar, scale, bar.token == actual, hint) for bar in bars)
-    if rest is not None and rest.count:
+    if rest.count:
         rows += (
             f'<div class="rest"><span>{rest.count:,} other{"s" if rest.count > 1 else ""}</span>'
             f"{_shares(rest.before, rest.after)}</div>"
@@ -154,11 +151,10 @@ def bars_html(bars: Sequence[Bar], *, actual: int | None = None, hint: str = "",
 
 
 def _bar(bar: Bar, scale: float, is_actual: bool, hint: str) -> str:
-    label = escape(visible(bar.text))
     return (
         f'<button type="button" class="bar{" chosen" if is_actual else ""}{" out" if bar.after == 0 else ""}"'
         f' data-token="{bar.token}" title="{escape(hint)}">'
-        f'<span class="token">{label}</span>'
+        f'<span class="token">{escape(visible(bar.text))}</span>'
         f'<span class="lanes"><span class="lane before" style="width:{100 * bar.before / scale:.2f}%"></span>'
         f'<span class="lane after" style="width:{100 * bar.after / scale:.2f}%"></span></span>'
         f"{_shares(bar.before, bar.after)}</button>"
@@ -168,11 +164,6 @@ def _bar(bar: Bar, scale: float, is_actual: bool, hint: str) -> str:
 def _shares(before: float, after: float) -> str:
     shown = escape(percent(after)) if after else "–"
     return f'<span class="share">{escape(percent(before))}</span><b class="share">{shown}</b>'
-
-
-def quoted(text: str) -> str:
-    """A token's text in quotation marks."""
-    return f"“{visible(text)}”"
 
 
 def visible(text: str) -> str:
@@ -187,15 +178,8 @@ def percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}" if share >= 0.001 else "<0.1%"
 
 
-_BARS_CSS = read_asset("bars.css")
-_BARS_JS = """
-element.addEventListener('click', (event) => {
-  const bar = event.target.closest('.bar');
-  if (bar) trigger('pick', { token: Number(bar.dataset.token) });
-});
-"""
-
 Bars: Callable[..., Any] = functools.partial(
-    gr.HTML, html_template="<div class='bars'>${value}</div>", css_template=_BARS_CSS, js_on_load=_BARS_JS, **_SETTINGS
-)
+    gr.HTML, html_template="<div class='bars'>${value}</div>", css_template=read_asset("bars.css"),
+    js_on_load=read_asset("bars.js"), **_SETTINGS,
+)  # fmt: skip
 """Bars that a visitor picks."""

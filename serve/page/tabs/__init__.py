@@ -20,7 +20,7 @@ class Tab(NamedTuple):
 
     label: str
     position: int
-    """Tabs stand in ascending order from the left."""
+    """Sort key: the tab with the lowest number is on the left."""
     build: Callable[[Page], None]
     """Adds the tab's components to the current Gradio block."""
 

@@ -143,7 +143,7 @@ def build(page: Page) -> None:
     def show(position: Position, values: Sequence[Any]) -> dict[Any, Any]:
         return {position_state: position, chart: chart_html(position, controls.options(values))}
 
-    async def show_prompt(text: str, name: str | None, values: Sequence[Any]) -> dict[Any, Any]:
+    async def on_enter(text: str, name: str | None, *values: Any) -> dict[Any, Any]:
         return show(await position_at(await new_sequence(text, name), 0), values)
 
     async def on_blur(text: str, name: str | None, position: Position | None, *values: Any) -> Any:
@@ -151,19 +151,16 @@ def build(page: Page) -> None:
             return gr.skip()
         if position is not None and (position.sequence.prompt, position.sequence.model) == (text, name):
             return gr.skip()
-        return await show_prompt(text, name, values)
-
-    async def on_enter(text: str, name: str | None, *values: Any) -> Any:
-        return await show_prompt(text, name, values)
+        return await on_enter(text, name, *values)
 
     async def on_model(lock: GenerationLock, text: str, name: str | None, *values: Any) -> Any:
         await lock.stop_and_wait()
         # The old text is from another model.
-        return {sequence_state: None, shown: _NO_TEXT, status: "", **await show_prompt(text, name, values)}
+        return {sequence_state: None, shown: _NO_TEXT, status: "", **await on_enter(text, name, *values)}
 
     async def on_settings(text: str, name: str | None, position: Position | None, *values: Any) -> Any:
         if position is None:
-            return await show_prompt(text, name, values)
+            return await on_enter(text, name, *values)
         # Without the position: the visitor may have picked another one in the meantime.
         return {chart: show(position, values)[chart]}
 
@@ -289,9 +286,8 @@ def chart_html(position: Position, options: SamplingOptions) -> str:
     others = np.ones(len(before), dtype=np.bool_)
     others[ranked] = False
     rest = token_marks.Rest(int(others.sum()), float(before[others].sum()), float(after[others].sum()))
-    hint = "Pick one to continue with it."
-    sentence = _sentence(position, before, after, tokens)
-    return sentence + token_marks.bars_html(bars, actual=position.actual, hint=hint, rest=rest)
+    html = token_marks.bars_html(bars, rest, actual=position.actual, hint="Pick one to continue with it.")
+    return _sentence(position, before, after, tokens) + html
 
 
 def _sentence(position: Position, before: Floats, after: Floats, tokens: TokenCodec) -> str:

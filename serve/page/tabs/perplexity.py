@@ -16,26 +16,16 @@ from lm.evaluation.report import Report
 from lm.runs.card import figure, figures_of
 from lm.runs.run import Run
 from serve.http_errors import RequestError
+from serve.page import token_marks
 from serve.page.assets import read_asset
 from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.context import Page
 from serve.page.controls import model_picker
-from serve.page.line_chart import LINE_CHART_CSS, Line, line_chart_html
+from serve.page.line_chart import Line, LineChart, line_chart_html
 from serve.page.messages import attach, escape, page_error
 from serve.page.tabs import Tab
 from serve.page.text_analysis import TOP, Difference, TextAnalysis, analyze, compare, smoothed, surprising_words
 from serve.page.text_generation import MAX_CHARACTERS_PER_TOKEN, score
-from serve.page.token_marks import (
-    MAX_MARKS,
-    SCALE_CSS,
-    SURPRISE_SCALE,
-    Mark,
-    Marks,
-    marks_html,
-    scale_html,
-    score_note,
-    surprise_strength,
-)
 from serve.training_queue import text_suffix
 
 MAX_WORDS = 10
@@ -48,20 +38,20 @@ _WARM, _COOL = "#f97316", "#0ea5e9"
 # The server refuses longer texts anyway, and they may exceed the size limit of a request.
 _CUT_JS = "(text, ...others) => [text.slice(0, LIMIT), ...others]"
 
-# Of each figure: what it means, its denominator in the plural, and in the singular.
+# Of each figure: its meaning and its denominator.
 MEANINGS = {
-    "loss": ("Average loss of a token. Lower is better.", "tokens", "token"),
+    "loss": ("Average loss of a token. Lower is better.", "tokens"),
     "perplexity": (
         "exp(loss): the model chooses among this many equally likely tokens. Compare only models with the same "
-        "tokenizer.", "tokens", "token",
+        "tokenizer.", "tokens",
     ),
-    "perplexity_without_unknown": ("Perplexity without the unknown tokens.", "tokens", "token"),
-    "word_perplexity": ("Perplexity of a word, for any tokenizer.", "words", "word"),
-    "bits_per_char": ("Bits to encode a character.", "characters", "character"),
-    "bits_per_byte": ("Bits to encode a byte of the file. Comparable between all models.", "bytes", "byte"),
-    "token_bits_per_byte": ("Bits per byte without the spelling of unknown words and white space.", "bytes", "byte"),
-    "accuracy": ("How often the next token was the model's first choice.", "tokens", "token"),
-    "top5_accuracy": ("How often it was among the first five choices.", "tokens", "token"),
+    "perplexity_without_unknown": ("Perplexity without the unknown tokens.", "tokens"),
+    "word_perplexity": ("Perplexity of a word, for any tokenizer.", "words"),
+    "bits_per_char": ("Bits to encode a character.", "characters"),
+    "bits_per_byte": ("Bits to encode a byte of the file. Comparable between all models.", "bytes"),
+    "token_bits_per_byte": ("Bits per byte without the spelling of unknown words and white space.", "bytes"),
+    "accuracy": ("How often the next token was the model's first choice.", "tokens"),
+    "top5_accuracy": ("How often it was among the first five choices.", "tokens"),
 }  # fmt: skip
 _START = (
     "<p class='hint'>Paste a text or drop a file, and press Measure. Try a page of the training text, a newspaper, or "
@@ -75,7 +65,7 @@ def build(page: Page) -> None:
         with gr.Column(scale=3, min_width=320):
             paper = gr.Textbox(
                 label="Text to measure", lines=11, max_lines=16, elem_classes=["paper", STORED_CLASS],
-                elem_id="measured-text", placeholder="Paste a text here, or drop a file on the right.",
+                elem_id="measured-text", placeholder="Paste a text here, or drop a file.",
             )  # fmt: skip
         with gr.Column(scale=2, min_width=300):
             first = model_picker(page, "measure-model")
@@ -84,14 +74,14 @@ def build(page: Page) -> None:
             dropped = gr.File(label="Or drop a text file", height=150, elem_id="measure-file")
             go = gr.Button("Measure", variant="primary", elem_id="measure")
     store(page, "measured-text", paper)
-    report: dict[str, Any] = {"css_template": _REPORT_CSS, "apply_default_css": False}
+    report: dict[str, Any] = {"css_template": read_asset("perplexity.css"), "apply_default_css": False}
     note = gr.HTML(_START, elem_id="measure-note", **report)
     with gr.Column(visible=False) as results:
         verdict = gr.HTML("", elem_id="measure-verdict", **report)
         which = gr.Radio([], show_label=False, container=False, visible=False, elem_id="measure-map-choice")
-        scale = gr.HTML("", elem_id="measure-scale", css_template=SCALE_CSS, apply_default_css=False)
-        shown = Marks("", elem_id="measure-map")
-        plot = gr.HTML("", css_template=LINE_CHART_CSS, apply_default_css=False, elem_id="measure-plot")
+        scale = gr.HTML("", elem_id="measure-scale", css_template=token_marks.SCALE_CSS, apply_default_css=False)
+        shown = token_marks.Marks("", elem_id="measure-map")
+        plot = LineChart(elem_id="measure-plot")
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 figures = gr.HTML("", elem_id="measure-figures", **report)
@@ -147,12 +137,12 @@ def build(page: Page) -> None:
 
     def show(analyses: list[TextAnalysis]) -> dict[Any, Any]:
         names = _names(analyses)
-        drawn = {name: (SURPRISE_SCALE, _map(each)) for name, each in zip(names, analyses, strict=True)}
+        drawn = {name: (token_marks.SURPRISE_SCALE, _map(each)) for name, each in zip(names, analyses, strict=True)}
         if len(analyses) == 1:
             head = _verdict(analyses[0], names[0])
         else:
             difference = compare(*analyses)
-            legend = f"More surprised: {scale_html(names[1], names[0], 'both')}"
+            legend = f"More surprised: {token_marks.scale_html(names[1], names[0], 'both')}"
             drawn = {"Difference": (legend, _difference_map(difference, analyses, names)), **drawn}
             head = _comparison(difference, [each.report for each in analyses], names)
         chosen = next(iter(drawn))
@@ -264,8 +254,8 @@ def _cautions(analyses: Sequence[TextAnalysis], names: Sequence[str]) -> str:
         for caution in cautions:
             lines.setdefault(caution, []).append(name)
     tokens = max(len(analysis.ends) for analysis in analyses)
-    if tokens > MAX_MARKS:
-        lines[f"shows the first {MAX_MARKS:,} tokens; the figures are of all {tokens:,}."] = ["The map"]
+    if tokens > token_marks.MAX_MARKS:
+        lines[f"shows the first {token_marks.MAX_MARKS:,} tokens; the figures are of all {tokens:,}."] = ["The map"]
     return "".join(f"<p class='caution'>{escape(' and '.join(who) + ' ' + what)}</p>" for what, who in lines.items())
 
 
@@ -276,14 +266,14 @@ def _map(analysis: TextAnalysis) -> str:
     """A mark a token."""
     model = analysis.scored.model
 
-    def marks() -> Iterator[Mark]:
-        for text, token_score in zip(analysis.parts(MAX_MARKS), analysis.scored.scores, strict=False):
+    def marks() -> Iterator[token_marks.Mark]:
+        for text, token_score in zip(analysis.parts(token_marks.MAX_MARKS), analysis.scored.scores, strict=False):
             is_unknown = token_score.token == model.tokenizer.unknown_id
-            note = score_note(token_score, model.tokens.text)
+            note = token_marks.score_note(token_score, model.tokens.text)
             note = f"outside the vocabulary, read as {note}" if is_unknown else note
-            yield Mark(text, surprise_strength(token_score.logprob), note, unknown=is_unknown)
+            yield token_marks.Mark(text, token_marks.surprise_strength(token_score.logprob), note, unknown=is_unknown)
 
-    return marks_html(marks())
+    return token_marks.marks_html(marks())
 
 
 def _difference_map(difference: Difference, analyses: Sequence[TextAnalysis], names: Sequence[str]) -> str:
@@ -291,18 +281,18 @@ def _difference_map(difference: Difference, analyses: Sequence[TextAnalysis], na
     text = analyses[0].scored.text
     full = _FULL_COLOUR_NATS[difference.by_token]
     bounds = difference.bounds.tolist()
-    losses, excesses = difference.nats[:MAX_MARKS].tolist(), difference.excess[:MAX_MARKS].tolist()
 
-    def marks() -> Iterator[Mark]:
-        for index, (nats, excess) in enumerate(zip(losses, excesses, strict=True)):
+    def marks() -> Iterator[token_marks.Mark]:
+        for index, nats in enumerate(difference.nats[: token_marks.MAX_MARKS].tolist()):
+            excess = nats[0] - nats[1]
             note = ", ".join(f"{name} {value:.2f} nats" for name, value in zip(names, nats, strict=True))
             is_unknown = difference.by_token and any(
                 each.scored.tokens[index] == each.scored.model.tokenizer.unknown_id for each in analyses
             )
             part, tone = text[bounds[index] : bounds[index + 1]], "surprise" if excess > 0 else "less"
-            yield Mark(part, abs(excess) / full, note, tone, unknown=is_unknown)
+            yield token_marks.Mark(part, abs(excess) / full, note, tone, unknown=is_unknown)
 
-    return marks_html(marks())
+    return token_marks.marks_html(marks())
 
 
 def _plot(analyses: Sequence[TextAnalysis], names: Sequence[str]) -> str:
@@ -320,13 +310,13 @@ def figures_html(reports: Sequence[Report], names: Sequence[str]) -> str:
     """The figures of `lm eval`, each with its denominator and meaning."""
     rows = []
     for field, (name, unit, form) in figures_of([report.model_dump() for report in reports]).items():
-        meaning, plural, singular = MEANINGS[field]
+        meaning, denominator = MEANINGS[field]
         cells = ""
         for report in reports:
-            count = getattr(report, plural)
+            count = getattr(report, denominator)
             if field == "perplexity_without_unknown":
                 count -= report.unknown_tokens
-            over = f"of {count:,} {singular if count == 1 else plural}"
+            over = f"of {count:,} {denominator.removesuffix('s') if count == 1 else denominator}"
             if field == "loss":
                 over = f"± {report.standard_error:.4f}, {over}"
             cells += _cell(figure(getattr(report, field), f",{form}"), over)
@@ -372,7 +362,5 @@ def _cell(value: str, detail: str) -> str:
 def _shorten(word: str, limit: int = 28) -> str:
     return word if len(word) <= limit else word[: limit - 1] + "…"
 
-
-_REPORT_CSS = read_asset("perplexity.css")
 
 TAB = Tab("Perplexity", 30, build)

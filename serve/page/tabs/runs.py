@@ -18,7 +18,7 @@ from lm.runs.run import Run
 from lm.runs.run_folder import RunFolder, list_runs
 from serve.page.assets import read_asset
 from serve.page.context import Page
-from serve.page.line_chart import COLOURS, LINE_CHART_CSS, Line, line_chart_html
+from serve.page.line_chart import COLOURS, Line, LineChart, line_chart_html
 from serve.page.messages import attach, escape, page_error, without_commands
 from serve.page.tabs import Tab
 
@@ -38,8 +38,8 @@ COUNTS = ("kind", "tokens", "characters", "bytes", "unknown_tokens", "context")
 def build(page: Page) -> None:
     """Add the components and handlers."""
     runs_dir = page.options.runs_dir
-    plain: dict[str, Any] = {"css_template": _CSS, "apply_default_css": False}
-    table = gr.HTML("", js_on_load=_TABLE_JS, elem_id="runs-table", **plain)
+    plain: dict[str, Any] = {"css_template": read_asset("runs.css"), "apply_default_css": False}
+    table = gr.HTML("", js_on_load=read_asset("runs_table.js"), elem_id="runs-table", **plain)
     # Only the table in the browser knows which runs are selected. _SELECTED_JS reads it at each event: an event that
     # waits for another one loses its data.
     selected = gr.JSON([], visible=False)
@@ -59,7 +59,7 @@ def build(page: Page) -> None:
             info="Validation loss during training, in nats per token (lower is better). Compare only runs with the "
             "same text and tokenizer.",
         )  # fmt: skip
-        plot = gr.HTML("", elem_id="runs-plot", apply_default_css=False, css_template=LINE_CHART_CSS)
+        plot = LineChart(elem_id="runs-plot")
     with gr.Accordion("Model card", open=False, visible=False) as card_box:
         shown_card = gr.Markdown("", sanitize_html=True, latex_delimiters=[], elem_id="runs-card")
 
@@ -185,7 +185,6 @@ def _plain(markdown: str) -> str:
 # -- how it looks -------------------------------------------------------------------------------------
 
 
-_TABLE_JS = read_asset("runs_table.js")
 _SELECTED_JS = """(by, _, ...others) => [
   by, [...document.querySelectorAll('#runs-table input:checked')].map((box) => box.value), ...others
 ]"""
@@ -261,7 +260,5 @@ def _plot(validations: dict[str, list[dict[str, Any]]], by: str) -> str:
     ]
     return line_chart_html(lines, x_title=by, y_title="validation loss")
 
-
-_CSS = read_asset("runs.css")
 
 TAB = Tab("Runs", 60, build)

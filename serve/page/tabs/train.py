@@ -13,7 +13,7 @@ from gradio.context import Context
 from serve.page.assets import read_asset
 from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.context import Page
-from serve.page.line_chart import COLOURS, LINE_CHART_CSS, Line, line_chart_html
+from serve.page.line_chart import COLOURS, Line, LineChart, line_chart_html
 from serve.page.messages import attach, escape, page_error, without_commands
 from serve.page.tabs import Tab
 from serve.training_queue import Job, families, keep_text
@@ -44,6 +44,7 @@ class _Shown(NamedTuple):
 def build(page: Page) -> None:
     """Add the components and handlers."""
     jobs = page.training
+    plain: dict[str, Any] = {"css_template": read_asset("train.css"), "apply_default_css": False}
     # For visitors who may not train; the handlers refuse them too.
     notice = gr.Markdown(escape(NOT_ALLOWED), visible=False, elem_classes="note", elem_id="train-notice")
     with gr.Row():
@@ -67,10 +68,10 @@ def build(page: Page) -> None:
             chooser: gr.Dropdown = gr.Dropdown(
                 [], label="Training", visible=False, elem_id="train-chooser", interactive=True
             )  # fmt: skip
-            status = gr.HTML(_status(None, 0), css_template=_CSS, apply_default_css=False, elem_id="train-status")
+            status = gr.HTML(_status(None, 0), elem_id="train-status", **plain)
             stop = gr.Button("Stop", size="sm", visible=False, elem_id="train-stop")
-            plot = gr.HTML("", css_template=LINE_CHART_CSS, apply_default_css=False, elem_id="train-plot")
-            samples = gr.HTML("", css_template=_CSS, apply_default_css=False, elem_id="train-samples")
+            plot = LineChart(elem_id="train-plot")
+            samples = gr.HTML("", elem_id="train-samples", **plain)
     store(page, "train-paste", pasted)
     timer = gr.Timer(POLL_SECONDS, active=False)
     shown_state: gr.State = gr.State(None)
@@ -265,7 +266,5 @@ def _samples(job: Job) -> str:
     ]
     return f"<div class='samples'><h3>Samples of the model, the newest first</h3>{''.join(parts)}</div>"
 
-
-_CSS = read_asset("train.css")
 
 TAB = Tab("Train", 50, build)

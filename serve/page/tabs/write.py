@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from serve.page.assets import read_asset
 from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.context import Page
 from serve.page.controls import MAX_SAMPLES, SamplingControls, model_picker
@@ -18,13 +19,6 @@ from serve.page.tabs import Tab
 from serve.page.text_editor import FAILED_JS, TAKE_JS, EditorCommand, EditorSession, command_js, editor_script
 from serve.page.text_generation import GeneratedText, generate
 
-_DOWNLOAD_JS = """(text) => {
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([text], { type: 'text/plain' }));
-  link.download = 'inkling.txt';
-  link.click();
-  URL.revokeObjectURL(link.href);
-}"""
 _ENDS = {"length": "ended at the length limit", "stop": "ended at a stop text"}
 
 
@@ -170,7 +164,7 @@ def build(page: Page) -> None:
     for sample, take in zip(samples, takes, strict=True):
         attach(take.click, on_take, [sent, sample, editor], side_by_side, js=TAKE_JS)
     attach(form.change, on_form, [editor, form], shown)
-    download.click(None, paper, js=_DOWNLOAD_JS, api_visibility="private")
+    download.click(None, paper, js=read_asset("download.js"), api_visibility="private")
 
 
 def _url(request: gr.Request) -> str:

@@ -22,14 +22,14 @@ expect.set_options(timeout=PATIENCE)
 
 @pytest.fixture(scope="session")
 def network() -> Iterator[Network]:
-    """What `site` would ask if it went beyond this machine."""
+    """A proxy that records the requests of `site` to other machines."""
     with listening_proxy() as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="session")
 def site(serve: Serve, runs: Path, network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`lm serve` of all runs, and of one called "slow", with the page."""
+    """`lm serve` with the page, for all runs and a slow one named "slow"."""
     folder = tmp_path_factory.mktemp("site")
     for name in MODELS:
         shutil.copytree(runs / name, folder / name)
@@ -49,7 +49,7 @@ def site(serve: Serve, runs: Path, network: Network, tmp_path_factory: pytest.Te
 
 
 STRANGE = "<img src=x onerror=document.title='pwned'>"
-"""A folder can be called anything, whatever Inkling would call it."""
+"""A folder may have any name, also one that Inkling would not give."""
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def folder_of(server: Server, name: str = "") -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for the tests of a file; its absence is a failure, not a skip.
+    """One Chromium for the tests of a file; a test fails without it.
 
     Not for all files: while it runs, nothing else in this process can run an event loop.
     """
@@ -91,9 +91,9 @@ OpenPage = Callable[..., Page]
 
 @pytest.fixture
 def open_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[OpenPage]:
-    """open_page(tab="Inspect"): a visitor of `site` (or `url`), with nothing left over from others.
+    """open_page(tab="Inspect"): a visitor of `site` (or `url`), with an empty browser storage.
 
-    At the end of the test it fails if the page met an error of its own: an uncaught exception, or a request to
+    At the end of the test it fails if the page had an error: an uncaught exception, or a request to
     anywhere but the server.
     """
     contexts, troubles = [], []

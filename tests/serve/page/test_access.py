@@ -1,4 +1,4 @@
-"""Who gets to the page, what it lets out, and how its requests are counted and ended."""
+"""Access to the page, its headers and files, and the limits and counts of its requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ with gradio.Blocks(analytics_enabled=False) as blocks:
 paths = App.create_app(blocks).openapi()["paths"]
 print(json.dumps([(method.upper(), path) for path, methods in paths.items() for method in methods]))
 """
-"""Prints what Gradio answers."""
+"""Prints the routes of Gradio."""
 
 
 def cookie_of(key: str) -> str:
@@ -54,7 +54,7 @@ def refused(answer: tuple[int, dict[str, str], object]) -> str:
 
 @pytest.fixture(scope="module")
 def closed(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with keys and little patience."""
+    """A server with keys and short time limits."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text("\n".join(KEYS), "utf-8")
     with serve(
@@ -73,7 +73,7 @@ def test_the_root_leads_to_the_page_and_the_start_message_names_it(site: Server)
     assert f"{site.url}/page/" in site.said
     status, headers, text = site.request("GET", "/page/")
     assert status == 200 and "Inkling" in text
-    # There is nothing to log in to.
+    # Without keys there is no login.
     for method in ("GET", "POST"):
         status, headers, _ = site.request(method, "/login", None if method == "GET" else b"key=x")
         assert (status, headers["location"]) == (303, "/page/")
@@ -83,8 +83,8 @@ def test_the_root_leads_to_the_page_and_the_start_message_names_it(site: Server)
 @pytest.mark.parametrize(
     "path", ["/page/", "/page/config", "/page/theme.css", "/page/nowhere", "/page/gradio_api/nowhere"]
 )
-def test_every_answer_tells_the_browser_to_load_nothing_from_elsewhere(site: Server, path):
-    # Gradio would let every site read its answers.
+def test_every_answer_forbids_the_browser_to_load_from_other_sites(site: Server, path):
+    # Gradio allows every site to read its answers.
     _, headers, _ = site.request("GET", path, headers={"Origin": "http://example.com", "Host": "192.0.2.1"})
     policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
     assert policy["default-src"] == policy["connect-src"] == policy["form-action"] == policy["base-uri"] == "'self'"
@@ -112,11 +112,11 @@ def test_another_site_cannot_change_anything_though_no_key_is_set(site: Server, 
             assert refused(site.request(method, path, b"{}", headers=foreign)) == "403 cross_site", foreign
     for fine in (own, {"Origin": site.url}, {"Sec-Fetch-Site": "none"}, {}):
         assert site.request("POST", path, b"{}", headers=fine)[0] != 403
-    # A link may lead here from anywhere.
+    # Links from other sites work.
     assert site.request("GET", "/page/", headers={"Sec-Fetch-Site": "cross-site"})[0] == 200
 
 
-def test_files_of_the_machine_are_not_given_away(site: Server, runs):
+def test_the_page_serves_no_files_of_the_machine(site: Server, runs):
     upload = b'--x\r\nContent-Disposition: form-data; name="files"; filename="../../a.txt"\r\n\r\nmine\r\n--x--\r\n'
     status, _, kept = site.request(
         "POST", "/page/gradio_api/upload", upload, headers={"Content-Type": "multipart/form-data; boundary=x"}
@@ -138,7 +138,7 @@ def test_files_of_the_machine_are_not_given_away(site: Server, runs):
             assert status >= 400, (address, answer)
 
 
-def test_a_visitor_names_no_file_but_what_was_uploaded(site: Server, runs):
+def test_a_visitor_may_name_only_uploaded_files(site: Server, runs):
     handlers = site.request("GET", "/page/config")[2]
     kinds = {component["id"]: component["type"] for component in handlers["components"]}
     takes_files = [each for each in handlers["dependencies"] if "file" in {kinds[id_] for id_ in each["inputs"]}]
@@ -189,7 +189,7 @@ def test_a_request_of_the_page_is_logged_if_it_failed_and_counted_under_one_name
     until(lambda: site.metric("inkling_requests_total") >= counted + 6)
 
 
-def test_without_the_page_its_addresses_are_nothing(serve: Serve):
+def test_without_the_page_its_addresses_do_not_exist(serve: Serve):
     with serve("gru") as server:
         assert "/page/" not in server.said
         for path in ("/", "/page/", "/page", "/login", "/page/gradio_api/queue/join"):
@@ -214,13 +214,13 @@ def test_everything_that_gradio_answers_needs_the_key(closed: Server):
             continue
         address = f"/page{re.sub(r'{[^}]*}', 'x', path)}"
         for headers in ({}, {"Cookie": "inkling_page=" + "0" * 64}, {"Authorization": "Bearer guess"}):
-            status, told, answer = closed.request(method, address, b"{}" if method == "POST" else None, headers=headers)
-            # A wrong key that is sent again and again is not looked at any more.
+            status, headers_sent, answer = closed.request(method, address, b"{}" if method == "POST" else None, headers=headers)
+            # Repeated wrong keys are refused without a check.
             code = {401: "invalid_api_key", 429: "rate_limit_exceeded"}[status]
             assert status == 401 or headers, (method, address)
-            assert told["content-security-policy"]
+            assert headers_sent["content-security-policy"]
             assert method == "HEAD" or answer["error"]["code"] == code
-    # Not even what a browser asks before it asks.
+    # The browser's preflight request too.
     assert closed.request("OPTIONS", "/page/config")[0] == 401
 
 
@@ -247,20 +247,20 @@ def test_each_key_opens_the_page_and_nothing_else(closed: Server, key):
         given = {"Cookie": cookie}
         assert closed.request("GET", "/page/", headers=given)[0] == 200
         assert closed.request("GET", "/page/config", headers=given)[0] == 200
-        # The API wants the key itself, or another site could ask it in a visitor's name.
+        # The API needs the key itself: with a cookie, another site could send requests for a visitor.
         for path in ("/v1/models", "/metrics"):
             assert refused(closed.request("GET", path, headers=given)) == "401 invalid_api_key"
     for cookie in (f"x{value}", f"{value}0", value.upper(), value.replace("inkling_page", "inkling"), f'"{value}"'):
         assert closed.request("GET", "/page/config", headers={"Cookie": cookie})[0] == 401
 
 
-def test_a_program_brings_the_key_to_the_page_as_it_does_to_the_api(closed: Server):
+def test_the_page_accepts_the_key_in_the_header_as_the_api_does(closed: Server):
     for path in ("/page/", "/page/config", "/v1/models"):
         assert closed.request("GET", path, headers={"Authorization": f"Bearer {KEYS[0]}"})[0] == 200
         assert closed.request("GET", path, headers={"Authorization": "Bearer x"})[0] == 401
 
 
-def test_the_cookie_is_for_tls_alone_where_there_is_tls(closed: Server):
+def test_the_cookie_is_secure_behind_tls(closed: Server):
     cookie = log_in(closed, KEYS[0], **{"X-Forwarded-Proto": "https"})[1]["set-cookie"]
     assert "Secure" in cookie
 
@@ -279,14 +279,14 @@ def test_the_cookie_is_for_tls_alone_where_there_is_tls(closed: Server):
         b"key=first-key" + b"%20" * 10_000,
     ],
 )
-def test_a_wrong_key_is_told_in_the_form(closed: Server, body):
+def test_the_form_reports_a_wrong_key(closed: Server, body):
     status, headers, form = closed.request("POST", "/login", body)
     assert status == 401 and "set-cookie" not in headers
     assert '<p role="alert">That is not a key of this server.</p>' in form and 'name="key"' in form
     assert headers["content-security-policy"]
 
 
-def test_whoever_guesses_at_the_form_has_to_wait(closed: Server):
+def test_many_wrong_keys_in_the_form_have_to_wait(closed: Server):
     there, elsewhere = {"X-Forwarded-For": "192.0.2.1"}, {"X-Forwarded-For": "192.0.2.2"}
     for number in range(10):
         assert log_in(closed, f"guess {number}", **there)[0] == 401
@@ -306,7 +306,7 @@ def test_logging_out_takes_the_cookie_away(closed: Server):
     assert closed.request("GET", "/logout")[0] == 405
 
 
-# -- how much ---------------------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------
 
 
 def test_a_text_may_be_longer_than_a_request_but_not_endless(closed: Server):
@@ -319,12 +319,12 @@ def test_a_text_may_be_longer_than_a_request_but_not_endless(closed: Server):
     assert upload(200_000)[0] == 200
     assert upload(200_001)[0] == 413
     assert refused(upload(2_000_000)) == "413 request_too_large"
-    # What is pasted is a request's text, and may be as long; everything else keeps to the limit of requests.
+    # A pasted text is part of a request to queue/join, with a higher limit; other requests keep the usual one.
     for path, status in (("queue/join", 422), ("cancel", 413)):
         assert closed.request("POST", f"/page/gradio_api/{path}", b"a" * 50_001, headers=given)[0] == status
 
 
-def test_an_upload_has_time_while_it_gets_on_and_no_longer(closed: Server):
+def test_an_upload_may_last_while_it_makes_progress(closed: Server):
     head = (
         f"POST /page/gradio_api/upload HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEYS[0]}\r\n"
         "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n\r\n"
@@ -346,7 +346,7 @@ def test_an_upload_has_time_while_it_gets_on_and_no_longer(closed: Server):
         assert time.monotonic() - begun > 1.5
 
 
-def test_pages_that_are_only_open_take_no_request_s_place(closed: Server):
+def test_open_pages_do_not_use_up_the_request_limit(closed: Server):
     with contextlib.ExitStack() as stack:
         for number in range(8):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", closed.port), timeout=10))
@@ -357,7 +357,7 @@ def test_pages_that_are_only_open_take_no_request_s_place(closed: Server):
             assert b" 200 " in connection.recv(4096)
         for _ in range(3):
             assert closed.request("GET", "/page/config", headers={"Cookie": cookie_of(KEYS[0])})[0] == 200
-        # They have as many places of their own.
+        # Open pages have a limit of the same size.
         given = {"Cookie": cookie_of(KEYS[0])}
         assert refused(closed.request("GET", "/page/gradio_api/heartbeat/more", headers=given)).startswith("429")
         assert closed.request("GET", "/v1/models", headers={"Authorization": f"Bearer {KEYS[0]}"})[0] == 200
@@ -374,7 +374,7 @@ def test_the_form_fits_a_phone(browser: Browser, closed: Server, scheme):
         box = page.get_by_label("API key").bounding_box()
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 40
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        # The first thing that is typed goes into the field.
+        # The field has the focus.
         page.keyboard.type("wrong")
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).to_have_text("That is not a key of this server.")
@@ -392,7 +392,7 @@ def test_a_visitor_logs_in_and_the_server_ends_at_once_though_the_page_is_open(b
         page.goto(server.url)
         assert page.url == f"{server.url}/login"
         page.get_by_label("API key").fill("open sesame")
-        # With it the server learns when a visitor goes; it stays open till then.
+        # This request stays open until the visitor leaves.
         with page.expect_request("**/heartbeat/*"):
             page.get_by_role("button", name="Log in").click()
         page.get_by_role("tab", name="Write").wait_for()

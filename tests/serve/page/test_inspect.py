@@ -29,7 +29,7 @@ slow = pytest.mark.slow
 
 def begin(page: Page, text: str) -> None:
     page.locator("#look-prompt textarea").wait_for()
-    # What is typed before a widget is alive is lost.
+    # A component ignores keys before it is ready.
     page.wait_for_timeout(250)
     page.locator("#look-prompt textarea").fill(text)
 
@@ -97,7 +97,7 @@ def test_the_chart_shows_the_prompts_next_token_before_anything_is_written(open_
     ids = [run.tokenizer.start_id, *run.tokenizer.encode(PROMPT).tolist()]
     shares = np.sort(softmax(decoder.prefill(decoder.open(), ids)[-1:].astype(np.float64))[0])[::-1]
     assert bars(page).locator(".share:not(b)").all_inner_texts() == [percent(share) for share in shares[:12]]
-    # A prompt that is only left does as well.
+    # The chart also appears when the prompt loses the focus.
     begin(page, "a mat")
     page.locator("#look-prompt textarea").press("Tab")
     expect(said(page)).to_contain_text("After “a mat”")
@@ -126,7 +126,7 @@ def test_the_chart_follows_the_settings(open_page: OpenPage) -> None:
 
 
 @slow
-def test_a_mark_is_picked_by_mouse_and_by_keyboard_and_another_token_leads_elsewhere(
+def test_a_mark_is_picked_by_mouse_and_by_keyboard_and_another_token_continues_the_text(
     open_page: OpenPage, runs: Path
 ) -> None:
     page = open_page("Inspect")
@@ -166,7 +166,7 @@ def test_tokens_that_are_not_characters_are_marks_too(open_page: OpenPage, runs:
     expect(said(page)).to_contain_text("After “the cat”")
     set_control(page, "Length", 25)
     text = "".join(write(page, tokens=25))
-    # Of a character of several tokens the first ones show a dot.
+    # The first tokens of a character with several tokens show a dot.
     assert text.replace("·", "") == lm.load(name, runs_dir=runs).sample("the cat", max_tokens=25)
 
 

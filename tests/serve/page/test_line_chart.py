@@ -33,7 +33,7 @@ def test_few_points_are_marked_with_their_values_and_many_are_a_line():
     assert 'class="line"' in html and 'class="dot"' not in html
 
 
-def test_a_name_is_text_whatever_it_is():
+def test_a_name_with_markup_is_text():
     html = draw(Line("<script>x</script>${1}'\"", [(1, 1)]))
     assert "<script" not in html and "${" not in html and "&lt;script&gt;" in html
     assert not re.search(r"[<=][^>]*['\"]\"", html.replace('""', ""))

@@ -1,4 +1,4 @@
-"""The page needs no network but the way to its server, and the server needs none at all."""
+"""The page sends requests only to its server, and the server to nobody."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.serve.page.visitors import Network
 pytestmark = pytest.mark.slow
 
 
-def test_a_click_through_every_tab_asks_the_server_alone_and_breaks_no_rule(
+def test_a_click_through_every_tab_uses_only_the_server_and_breaks_no_policy(
     browser: Browser, site: Server, network: Network
 ):
     with contextlib.closing(browser.new_context(viewport={"width": 1280, "height": 860})) as visit:
@@ -40,7 +40,7 @@ def test_a_click_through_every_tab_asks_the_server_alone_and_breaks_no_rule(
         page.get_by_role("tab", name="Write").click()
         page.get_by_role("button", name="Write", exact=True).locator("visible=true").first.click()
         page.wait_for_function("[...document.querySelectorAll('textarea')].some(area => area.value.length > 50)")
-        # A file goes up, and a curve is drawn: what a strict policy would be the first to break.
+        # An upload and a chart: the first things that a strict policy breaks.
         page.get_by_role("tab", name="Perplexity").click()
         text = {
             "name": "a text.txt",
@@ -56,5 +56,5 @@ def test_a_click_through_every_tab_asks_the_server_alone_and_breaks_no_rule(
         strangers = [each.url for each in requests if not each.url.startswith((f"{site.url}/", "data:", "blob:"))]
         assert not strangers
         assert not [line for line in console if line.startswith(("error", "uncaught")) or "Content Security" in line]
-        # Neither versions nor figures of use are looked up or sent.
-        assert not network.asked
+        # No version check, no usage statistics.
+        assert not network.requests

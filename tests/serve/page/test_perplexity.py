@@ -26,7 +26,7 @@ from tests.serve.page.conftest import OpenPage
 SHORT = "the cat sat on a mat.\n"
 LONG = make_text(3, seed=11)
 WINDOWS = make_text(1, seed=2)[: CONTEXT + CONTEXT // 2]
-"""One and a half times what the Transformer holds: the last window ends with the text."""
+"""One and a half times the Transformer's context: the last window ends with the text."""
 NASTY = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'> {{value}} ${1 + 1} &amp;"
 
 slow = pytest.mark.slow
@@ -34,7 +34,7 @@ slow = pytest.mark.slow
 
 def measure(page: Page, text: str) -> None:
     paper(page).wait_for()
-    # What is typed before a widget is alive is lost.
+    # A component ignores keys before it is ready.
     page.wait_for_timeout(250)
     paper(page).fill(text)
     again(page)
@@ -42,7 +42,7 @@ def measure(page: Page, text: str) -> None:
 
 def again(page: Page) -> None:
     """Press Measure, and wait for the end."""
-    # What is drawn anew loses the mark.
+    # A new verdict does not have this attribute.
     page.evaluate("document.querySelector('#measure-verdict .verdict')?.setAttribute('data-old', '')")
     page.locator("#measure").click()
     expect(page.locator("#measure-verdict .verdict:not([data-old])")).to_be_visible()
@@ -62,7 +62,7 @@ def choose(page: Page, label: str, name: str) -> None:
 
 
 def figures(page: Page, column: int = 0) -> dict[str, tuple[str, str]]:
-    """What the table says of each figure, and over how many of what."""
+    """Value and denominator of each figure in the table."""
     script = """rows => rows.map(row => {
       const [name, ...cells] = row.children, cell = cells[COLUMN];
       return [name.firstChild.data, cell.firstChild.data, cell.querySelector('small').innerText];
@@ -72,7 +72,7 @@ def figures(page: Page, column: int = 0) -> dict[str, tuple[str, str]]:
 
 
 def agree(shown: dict[str, tuple[str, str]], report: Report) -> None:
-    """To the digits that are shown, but for the last one's rounding."""
+    """Compare to the shown digits, up to the rounding of the last one."""
     for name, value in {
         "loss, nats per token": report.loss, "bits per character": report.bits_per_char,
         "bits per byte": report.bits_per_byte,
@@ -129,7 +129,7 @@ def test_unknown_symbols_are_listed_and_marked(open_page: OpenPage) -> None:
 
 
 @slow
-def test_two_models_are_held_side_by_side(open_page: OpenPage, runs: Path) -> None:
+def test_two_models_are_compared(open_page: OpenPage, runs: Path) -> None:
     page = open_page("Perplexity")
     page.locator("#measure-two input").check()
     choose(page, "Second model", "transformer")
@@ -143,7 +143,7 @@ def test_two_models_are_held_side_by_side(open_page: OpenPage, runs: Path) -> No
         f"{better.run} is better by {gap:.3f} bits per byte: {better.bits_per_byte:.3f} against "
         f"{worse.bits_per_byte:.3f} of {worse.run}"
     )
-    # Both are models of characters: token by token, warm and cool.
+    # Both are models of characters: token by token, orange and blue.
     expect(marks(page)).to_have_count(len(SHORT))
     assert marks(page, ".surprise").count() and marks(page, ".less").count()
     assert re.fullmatch(
@@ -181,7 +181,7 @@ def test_a_text_longer_than_the_map_is_measured_whole(open_page: OpenPage, runs:
 
 
 @slow
-def test_a_dropped_file_becomes_the_text_and_what_is_no_text_is_refused_in_a_sentence(open_page: OpenPage) -> None:
+def test_a_dropped_file_becomes_the_text_and_a_binary_file_is_refused_in_a_sentence(open_page: OpenPage) -> None:
     page = open_page("Perplexity")
     page.wait_for_timeout(250)
     files = page.locator("#measure-file input[type=file]")
@@ -210,7 +210,7 @@ def test_a_script_in_a_text_is_a_text(open_page: OpenPage) -> None:
     inserted = page.locator("[id^=measure] script, #measure-map img, #measure-words img, #measure-verdict img")
     assert inserted.count() == 0
     assert page.evaluate("window.hit") is None
-    # Neither can it be a symbol that is named.
+    # Also as a listed unknown symbol.
     expect(page.locator("#measure-verdict")).to_contain_text("“<”")
 
 
@@ -229,16 +229,16 @@ def test_a_phone_shows_it_without_scrolling_sideways(open_page: OpenPage) -> Non
 
 
 def parts(text: str, tokenizer: Tokenizer) -> list[str]:
-    """The part of the text that each of its tokens stands for."""
+    """The text of each token."""
     ends = token_ends(text, tokenizer, tokenizer.encode(text).tolist())
     return [text[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def test_a_characters_part_is_itself_also_where_it_is_unknown() -> None:
+def test_a_characters_part_is_itself_also_if_it_is_unknown() -> None:
     assert parts("ab☃a", CharTokenizer(CharOptions(), "\nab")) == ["a", "b", "☃", "a"]
 
 
-def test_a_character_that_was_left_out_belongs_to_the_one_before() -> None:
+def test_a_skipped_character_belongs_to_the_one_before() -> None:
     assert parts("☃a☃☃b", CharTokenizer(CharOptions(unknown="skip"), "\nab")) == ["☃a☃☃", "b"]
 
 
@@ -255,7 +255,7 @@ def test_a_word_takes_the_space_before_it(unknown: str, expected: list[str]) -> 
     assert parts("the  hen \n\ta cat ", tokenizer) == expected
 
 
-def test_words_end_where_their_letters_do_and_the_text_is_whole() -> None:
+def test_words_end_with_their_letters_and_cover_the_text() -> None:
     assert word_bounds("  a bc\n d \n").tolist() == [0, 3, 6, 11]
     assert word_bounds(" \n").tolist() == [0, 2]
 
@@ -287,7 +287,7 @@ def test_a_files_bytes_are_read_as_the_library_reads_files(tmp_path: Path) -> No
     assert _read_upload(str(tmp_path / "rows.jsonl"), 100) == "one\ntwo"
 
 
-def test_a_curve_has_few_points_however_long_the_text_is_and_ends_with_it() -> None:
+def test_a_line_has_few_points_for_any_text_and_ends_with_it() -> None:
     for length in (1, 5, 30_000):
         places, values = smoothed(np.arange(length + 1, dtype=np.float64) / 2)
         assert places[0] == 0 and places[-1] == length and len(places) == min(length + 1, MAX_POINTS)

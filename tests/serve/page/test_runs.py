@@ -33,7 +33,7 @@ def test_every_run_is_in_the_table_and_a_damaged_one_says_why(open_page: OpenPag
     expect(row(page, "shakespeare-gru")).to_contain_text("comes with Inkling")
     expect(row(page, "broken")).to_contain_text("cannot be read: broken/config.json is damaged")
     expect(row(page, STRANGE)).to_contain_text(STRANGE)
-    # With the keyboard too.
+    # By keyboard too.
     page.get_by_label("Select gru", exact=True).focus()
     page.keyboard.press("Space")
     expect(page.locator("#runs-report")).to_contain_text("Scores")
@@ -53,7 +53,7 @@ def test_a_run_shows_its_report_in_words_its_curve_and_its_card(open_page: OpenP
     expect(page.locator("#runs-plot .title.below")).to_have_text("seconds")
     page.get_by_role("button", name="Model card").click()
     expect(page.locator("#runs-card h1")).to_have_text("gru")
-    # What Markdown could make of square brackets is text.
+    # Square brackets of Markdown are text.
     expect(page.locator("#runs-card")).to_contain_text("[0.9, 0.99]")
 
 
@@ -87,7 +87,7 @@ def test_a_name_with_a_tag_in_it_stays_text_everywhere(open_page: OpenPage, work
     assert not folder_of(workshop, STRANGE).exists()
 
 
-def test_a_run_is_deleted_once_that_is_confirmed_and_its_engine_retires(open_page: OpenPage, workshop: Server):
+def test_a_run_is_deleted_after_confirmation_and_its_engine_ends(open_page: OpenPage, workshop: Server):
     page = open_page("Runs", url=workshop.url)
     assert workshop.post("/v1/completions", model="words", prompt="the", max_tokens=1)
     tick(page, "words")
@@ -103,9 +103,9 @@ def test_a_run_is_deleted_once_that_is_confirmed_and_its_engine_retires(open_pag
     assert not folder_of(workshop, "words").exists()
     assert workshop.request("POST", "/v1/completions", {"model": "words", "prompt": "the"})[0] == 404
     assert workshop.request("GET", "/health")[0] == 200
-    # The others serve on.
+    # The other models still work.
     assert workshop.post("/v1/completions", model="gru", prompt="the", max_tokens=1)
-    # The tick went with its run: the next question names what is ticked then, and no more.
+    # Its selection is gone too: the next question has only what is selected then.
     expect(page.locator("#runs-table input:checked")).to_have_count(0)
     tick(page, "transformer")
     page.locator("#runs-delete").click()
@@ -126,7 +126,7 @@ def test_a_shipped_run_is_not_offered_for_deletion_and_one_that_trains_stays(ope
         expect(page.get_by_text("is being trained by another process: wait for it, stop it.")).to_be_visible()
     expect(row(page, "transformer")).to_have_count(1)
     assert folder_of(workshop, "transformer").exists()
-    # What is still there is still ticked.
+    # The runs that remain are still selected.
     checked = page.locator("#runs-table input:checked")
     assert {box.get_attribute("value") for box in checked.all()} == {"transformer", "shakespeare-gru"}
 
@@ -140,11 +140,11 @@ def test_a_picker_begins_with_the_best_run_and_has_what_another_process_made(ope
     }
     best = min(scores, key=scores.__getitem__)
     expect(picker(page)).to_have_value(re.compile(rf"^{re.escape(best)} .*, {scores[best]:.2f} bits/byte\)$"))
-    # The newest is there to be picked as soon as the picker opens, with its figure.
+    # A new run is offered as soon as the picker opens, with its score.
     shutil.copytree(folder_of(workshop, "gru"), folder_of(workshop, "late"))
     choose(page, "late")
     expect(picker(page)).to_have_value(f"late (gru-char, {scores['gru']:.2f} bits/byte)")
-    # A choice is kept until its run is gone.
+    # The browser stores a choice until its run is deleted.
     page.reload()
     expect(picker(page)).to_have_value(re.compile("^late "))
     shutil.rmtree(folder_of(workshop, "late"))
@@ -154,7 +154,7 @@ def test_a_picker_begins_with_the_best_run_and_has_what_another_process_made(ope
     expect(picker(page)).to_have_value(re.compile(f"^{re.escape(best)} "))
 
 
-def test_who_comes_from_elsewhere_may_look_and_not_delete(browser: Browser, workshop: Server):
+def test_a_visitor_from_another_machine_may_see_runs_but_not_delete_them(browser: Browser, workshop: Server):
     with foreign_page(browser, workshop) as page:
         page.get_by_role("tab", name="Runs").click()
         tick(page, "gru")

@@ -1,4 +1,4 @@
-"""Tabs are found by themselves."""
+"""The page finds its tabs."""
 
 from __future__ import annotations
 

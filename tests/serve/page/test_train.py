@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 TEXT = make_text(11_000).encode()
 """Long enough that the training does not end before it is stopped."""
 PASTED = make_text(1000)
-"""As well, and short enough to be filled in."""
+"""The same, and short enough for the text box."""
 
 
 def give(page: Page, name: str, content: bytes) -> None:
@@ -34,7 +34,7 @@ def status(page: Page):
     return expect(page.locator("#train-status"))
 
 
-def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: OpenPage, workshop: Server):
+def test_a_training_shows_its_progress_and_after_a_stop_the_model_can_write(open_page: OpenPage, workshop: Server):
     page = open_page("Train", url=workshop.url)
     status(page).to_contain_text("No training yet")
     give(page, "hens & <b>foxes<i>.txt", TEXT)
@@ -46,7 +46,7 @@ def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: Open
     assert page.locator("#train-status progress").get_attribute("value")
     steps = [int(step) for step in re.findall(r"step (\d+) ", page.locator("#train-samples").inner_text())]
     assert steps == sorted(steps, reverse=True)
-    # Who opens the page anew sees the same training.
+    # A page that is opened later shows the same training.
     other = open_page("Train", url=workshop.url)
     status(other).to_contain_text("Step")
     expect(other.locator("#train-samples figure").first).to_be_visible()
@@ -56,7 +56,7 @@ def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: Open
         status(visitor).to_contain_text(re.compile(r"predicts the next character correctly \d+% of the time"))
         status(visitor).to_contain_text("Go to Write")
         expect(visitor.get_by_role("button", name="Stop and save")).to_be_hidden()
-    # The name that it came with is text, and names the run after being reduced to letters.
+    # The file name is shown as text; the run's name has only its safe characters.
     name = re.findall(r"run (\S+)", page.locator("#train-status").inner_text())[-1]
     assert re.fullmatch(r"[\w.-]+-gru-char(-small)?", name) and page.locator("#train-status i").count() == 0
     text = workshop.post("/v1/completions", model=name, prompt="the", max_tokens=20, seed=1)["choices"][0]["text"]
@@ -67,7 +67,7 @@ def test_one_watches_a_model_learn_and_stops_it_and_it_can_write(open_page: Open
     expect(page.get_by_role("option", name=name)).to_be_visible()
 
 
-def test_a_second_training_waits_in_line_and_can_leave_it(open_page: OpenPage, workshop: Server):
+def test_a_second_training_waits_and_can_be_cancelled(open_page: OpenPage, workshop: Server):
     page = open_page("Train", url=workshop.url)
     for turn in range(2):
         page.locator("#train-paste textarea").fill(PASTED)
@@ -77,14 +77,14 @@ def test_a_second_training_waits_in_line_and_can_leave_it(open_page: OpenPage, w
             status(page).to_contain_text("Waiting for 1 other training.")
     page.get_by_role("button", name="Cancel").click()
     status(page).to_contain_text("Stopped before the first model was saved.")
-    # The other one is still there to be chosen, and stops before it has learned anything either.
+    # The first one can still be chosen and stopped.
     page.get_by_label("Training", exact=True).click()
     page.get_by_role("option", name=re.compile("pasted text.*(preparing|training)")).click()
     page.get_by_role("button", name="Stop and save the model").click()
     status(page).to_contain_text("Stopped")
 
 
-def test_what_is_no_text_is_refused_with_a_sentence(open_page: OpenPage, workshop: Server):
+def test_missing_and_unreadable_texts_are_refused_with_a_sentence(open_page: OpenPage, workshop: Server):
     page = open_page("Train", url=workshop.url)
     press_train(page)
     expect(page.get_by_text("There is no text yet. Drop a file or paste a text.")).to_be_visible()
@@ -104,7 +104,7 @@ def test_what_is_no_text_is_refused_with_a_sentence(open_page: OpenPage, worksho
     expect(page.locator("#train-paste textarea")).to_have_value("a")
 
 
-def test_who_comes_from_elsewhere_is_told_how_it_is_switched_on_and_refused(browser: Browser, workshop: Server):
+def test_a_visitor_from_another_machine_sees_how_to_allow_training_and_is_refused(browser: Browser, workshop: Server):
     with foreign_page(browser, workshop) as page:
         page.get_by_role("tab", name="Train").click()
         expect(page.get_by_text("lm serve --allow-training")).to_be_visible()
@@ -112,6 +112,6 @@ def test_who_comes_from_elsewhere_is_told_how_it_is_switched_on_and_refused(brow
     for button, data in (("train-go", [None, PASTED, 1, "gru"]), ("train-stop", [None])):
         assert "switched off for visitors from other machines" in refusal_of(workshop, button, data, host=FOREIGN)
         assert "--allow-training" in refusal_of(workshop, button, data, host=FOREIGN)
-        # A proxy may put a name of this machine in the place of what its visitor asked for.
+        # A proxy may replace the host by a name of this machine.
         for sign in ("X-Forwarded-For", "X-Forwarded-Port", "Forwarded", "Via"):
             assert "--allow-training" in refusal_of(workshop, button, data, host="localhost", **{sign: "a"})

@@ -34,7 +34,7 @@ def set_control(page: Page, name: str, value: object) -> None:
     """Type a number into a control of the visible tab."""
     if not page.get_by_label(f"number input for {name}").first.is_visible():
         page.get_by_role("button", name="More").locator("visible=true").click()
-        # What is typed before a widget is alive is lost.
+        # A component ignores keys before it is ready.
         page.wait_for_timeout(250)
     field = page.get_by_label(f"number input for {name}").locator("visible=true")
     field.fill(str(value))
@@ -73,11 +73,11 @@ def test_the_text_is_the_one_that_the_library_and_the_command_line_give_for_the_
     command = page.locator("#recipe textarea").input_value()
     assert command.startswith("lm sample gru ")
     path = Path(sys.executable).parent
-    told = subprocess.run(
+    printed = subprocess.run(
         ["bash", "-c", command.replace("lm sample", f"{path / 'python'} -m cli.main sample", 1)], check=True,
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     ).stdout  # fmt: skip
-    assert told == text + "\n"
+    assert printed == text + "\n"
     page.get_by_label("curl").check()
     expect(page.locator("#recipe textarea")).to_have_value(re.compile("^curl http"))
     answer = subprocess.run(
@@ -86,23 +86,23 @@ def test_the_text_is_the_one_that_the_library_and_the_command_line_give_for_the_
     assert "the cat " + json.loads(answer)["choices"][0]["text"] == text
     page.get_by_label("Python").check()
     expect(page.locator("#recipe textarea")).to_have_value(re.compile("^from openai"))
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", page.locator("#recipe textarea").input_value()],
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    assert "the cat " + told == text + "\n"
+    assert "the cat " + printed == text + "\n"
 
 
-def test_a_text_is_continued_taken_back_and_written_again(open_page: OpenPage) -> None:
+def test_a_text_is_continued_undone_and_regenerated(open_page: OpenPage) -> None:
     page = open_page()
     begin(page, "a mat ")
     set_control(page, "Length", 40)
     first = write(page)
     expect(page.get_by_role("button", name="Continue", exact=True)).to_be_visible()
     press(page, "Continue")
-    # The seed moves on: the same luck again would write much the same.
+    # The seed changes: the same one would give a similar text.
     expect(page.locator("#write-status")).to_contain_text("seed 2")
     expect(page.locator("#write-status")).to_contain_text("ended")
     second = paper(page)
@@ -121,7 +121,7 @@ def test_a_text_is_continued_taken_back_and_written_again(open_page: OpenPage) -
     expect(page.get_by_text("Nothing to undo.")).to_be_visible()
 
 
-def test_temperature_0_writes_the_same_whatever_the_seed_and_a_preset_sets_it(open_page: OpenPage) -> None:
+def test_temperature_0_gives_the_same_text_for_any_seed_and_a_preset_sets_it(open_page: OpenPage) -> None:
     page = open_page()
     set_control(page, "Length", 50)
     texts = {}
@@ -140,7 +140,7 @@ def test_temperature_0_writes_the_same_whatever_the_seed_and_a_preset_sets_it(op
     assert len(set(texts.values())) == 3
 
 
-def test_several_samples_stand_side_by_side_and_one_is_taken(open_page: OpenPage, runs: Path) -> None:
+def test_several_samples_are_side_by_side_and_one_is_taken(open_page: OpenPage, runs: Path) -> None:
     page = open_page()
     begin(page, "sat on ")
     set_control(page, "Length", 40)
@@ -160,7 +160,7 @@ def test_several_samples_stand_side_by_side_and_one_is_taken(open_page: OpenPage
     expect(page.locator("#sample-1 textarea")).to_be_hidden()
 
 
-def test_the_same_sheet_and_seed_give_the_same_text_and_what_was_typed_outlives_undo_and_regenerate(
+def test_the_same_text_and_seed_give_the_same_piece_and_typed_text_stays_after_undo_and_regenerate(
     open_page: OpenPage,
 ) -> None:
     page = open_page()
@@ -171,7 +171,7 @@ def test_the_same_sheet_and_seed_give_the_same_text_and_what_was_typed_outlives_
     press(page, "Continue")
     expect(page.locator("#paper textarea")).to_have_value(first)
     expect(page.locator("#write-status")).to_contain_text("seed 1 · ended")
-    # Typed before the piece, behind it and into it.
+    # Typed before, after and inside the piece.
     for keys, typed in (("Control+Home", "See: "), ("Control+End", " END"), ("Control+End ArrowLeft*10", "MIDDLE")):
         for key in keys.split():
             name, _, times = key.partition("*")
@@ -190,18 +190,18 @@ def test_the_same_sheet_and_seed_give_the_same_text_and_what_was_typed_outlives_
 
 
 def choose(page: Page, model: str) -> None:
-    """Pick a model in the tab that is shown."""
+    """Pick a model in the visible tab."""
     page.get_by_role("combobox").locator("visible=true").first.click()
     page.get_by_role("option", name=re.compile(f"^{model} ")).click()
 
 
 def picker(page: Page) -> Locator:
-    """What shows the model of the tab Write."""
+    """The model picker of the tab Write."""
     return page.get_by_role("combobox", name="Model", exact=True).locator("visible=true").first
 
 
 def begin_long(page: Page, text: str = "") -> None:
-    """Have the slow model write a long text, and wait until some of it is there."""
+    """Start a long text with the slow model, and wait for its beginning."""
     choose(page, "slow")
     set_control(page, "Length", 4000)
     begin(page, text)
@@ -214,7 +214,7 @@ def wait_for_more(page: Page, length: int) -> None:
 
 
 def stopped(page: Page, site: Server, prompt: str) -> str:
-    """The text that was written until it was stopped, which is exactly what the status and the recipe say."""
+    """The text after a stop; checks that status and command reproduce exactly this text."""
     expect(page.locator("#write-status")).to_contain_text(re.compile(r"tokens · .* · seed \d+ · stopped"))
     site.wait_idle()
     said = re.findall(r"^([\d,]+) tokens.* seed (\d+) ", page.locator("#write-status").inner_text())[0]
@@ -227,7 +227,7 @@ def stopped(page: Page, site: Server, prompt: str) -> str:
     return text
 
 
-def test_stop_keeps_what_is_written_and_says_how_much_it_is(open_page: OpenPage, site: Server) -> None:
+def test_the_text_stays_after_stop_with_its_number_of_tokens(open_page: OpenPage, site: Server) -> None:
     page = open_page()
     begin_long(page)
     press(page, "Stop")
@@ -237,7 +237,7 @@ def test_stop_keeps_what_is_written_and_says_how_much_it_is(open_page: OpenPage,
     expect(page.locator("#recipe textarea")).to_have_value("")
 
 
-def test_another_button_while_it_writes_ends_the_old_writing_first(open_page: OpenPage, site: Server) -> None:
+def test_another_button_during_a_piece_ends_the_piece_first(open_page: OpenPage, site: Server) -> None:
     page = open_page()
     begin_long(page, "a mat ")
     press(page, "Regenerate")
@@ -254,7 +254,7 @@ def test_another_button_while_it_writes_ends_the_old_writing_first(open_page: Op
     expect(page.locator("#paper textarea")).to_have_value("a mat ")
 
 
-def test_typing_while_it_writes_stops_it_and_a_reload_brings_back_the_sheet_and_the_knobs(
+def test_typing_during_a_piece_stops_it_and_a_reload_restores_the_text_and_the_controls(
     open_page: OpenPage, site: Server
 ) -> None:
     page = open_page()
@@ -265,17 +265,17 @@ def test_typing_while_it_writes_stops_it_and_a_reload_brings_back_the_sheet_and_
     site.wait_idle()
     sheet = paper(page)
     assert sheet.startswith("It is: a mat ") and len(sheet) > 30
-    # Also what is typed while the server cannot be reached.
+    # Text that is typed while the server is away is stored too.
     page.context.set_offline(True)
     page.locator("#paper textarea").press("Control+End")
-    page.keyboard.type(" to be kept")
+    page.keyboard.type(" to be stored")
     page.context.set_offline(False)
     page.get_by_label("number input for Temperature").locator("visible=true").fill("0.3")
     page.keyboard.press("Tab")
     page.get_by_role("tab", name="Inspect").click()
     page.locator("#look-prompt textarea").fill("a prompt")
     page.reload()
-    expect(page.locator("#paper textarea")).to_have_value(sheet + " to be kept")
+    expect(page.locator("#paper textarea")).to_have_value(sheet + " to be stored")
     expect(picker(page)).to_have_value(re.compile("^slow "))
     expect(page.get_by_label("number input for Temperature").locator("visible=true")).to_have_value("0.3")
     page.get_by_role("tab", name="Inspect").click()
