@@ -71,13 +71,6 @@ class TrainingView(Callback):
                 "The report at the end scores all of them.",
                 soft_wrap=True,
             )
-        if start.expected is not None and start.step == 0:
-            least, most = start.expected
-            self._screen.print(
-                f"Expected at the end: a validation loss of {least:.2f} to {most:.2f} nats per token, as far from "
-                "n-gram counts of the text as recorded runs of this preset and length ended.",
-                soft_wrap=True,
-            )
         if self._screen.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}%")

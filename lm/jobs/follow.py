@@ -111,7 +111,6 @@ class Follower:
                 validations=-(-plan.steps // plan.evaluate_every),
                 validation_tokens=plan.validation_tokens,
                 valid_tokens=record["corpus"]["splits"].get("valid", {}).get("tokens", 0),
-                expected=plan.expected,
                 memory_bytes=plan.expected_bytes,
             )
         )

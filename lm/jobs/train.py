@@ -31,7 +31,6 @@ from lm.errors import ConfigError, CorpusError, CorruptRunError, RunError
 from lm.files import check_folder
 from lm.generation.options import SamplingOptions
 from lm.jobs.autoconfig import EVERY, choose_config, first_that_fits
-from lm.jobs.expected_loss import expected_loss
 from lm.models.base import build_model
 from lm.profiling.memory_estimate import refuse_what_cannot_fit
 from lm.registry import MODELS
@@ -392,8 +391,6 @@ def _start(
     config, plan = _fix_plan(config, make)
     trainer = make()
     plan = replace(plan, expected_bytes=job.memory)
-    if init is None and world.first:
-        plan = _with_expectation(plan, config, prepared, trainer)
     record = {**run_record(config, prepared, trainer.model, init), "plan": plan.to_json()}
     if (name := distributed.job_name()) is not None:
         record["job"] = name
@@ -448,7 +445,7 @@ def _reopen(
         if max_steps < max(done, 1):
             raise ConfigError(f"--max-steps {max_steps}: run {folder.name!r} is at step {done} already.")
         if max_steps > done or stopped not in ENDINGS:
-            plan = replace(plan, steps=max_steps, seconds=None, expected_least=None, expected_most=None)
+            plan = replace(plan, steps=max_steps, seconds=None)
             patient, stopped = stopped == "no_progress", None
     if stopped == "out_of_time" and not again:
         # The steps of the plan are there to be finished; its time is spent.
@@ -592,11 +589,6 @@ def _fix_plan(config: RunConfig, make: Any) -> tuple[RunConfig, Plan]:
         return config, fixed_plan(training, trial.steps_per_epoch, trial.tokens_per_step, valid)
     step_seconds, token_seconds = trial.measure(min(4.0, training.minutes * 60 * 0.05))
     return config, timed_plan(training, trial.steps_per_epoch, step_seconds, token_seconds, valid)
-
-
-def _with_expectation(plan: Plan, config: RunConfig, corpus: PreparedCorpus, trainer: Trainer) -> Plan:
-    expected = expected_loss(config, corpus, plan, plan.steps * trainer.tokens_per_step)
-    return plan if expected is None else replace(plan, expected_least=expected[0], expected_most=expected[1])
 
 
 def _run(trainer: Trainer, plan: Plan, stop_after: int | None, callbacks: Sequence[Callback]) -> Run:
