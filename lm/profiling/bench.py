@@ -1,7 +1,7 @@
-"""The same few training steps on every device and number format that are here: what `lm bench` runs.
+"""The same few training steps on every device and in every number format of this machine: `lm bench`.
 
-Each row is a process of its own (several GPUs: one for each, as `lm train --devices` has them), so that its peak of
-memory and its threads are its own; it is told its options in a file and answers with one line of JSON:
+Each row runs in its own process (several GPUs: one process each, as with `lm train --devices`), so that it has its own
+threads and its own memory peak. The process reads its options from a file and prints one line of JSON:
 
     python -m lm.profiling.bench row.json
 """
@@ -35,14 +35,14 @@ from lm.training.precision import formats
 STEPS = 10
 """Timed in each row, after the warm-up."""
 ROW_SECONDS = 10.0
-"""A row that takes longer ends after the step that it is in."""
-LONGEST_SECONDS = 600.0
-"""A row that says nothing for so long is given up."""
+"""A row that takes longer ends after the current step."""
+TIMEOUT_SECONDS = 600.0
+"""Longest time for a row."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how a row trains."""
+    """Device and number format of a row."""
 
     device: str
     devices: int
@@ -53,13 +53,13 @@ class Setting:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What the options of training become."""
+        """The training options to change."""
         return {"training.device": self.device, "training.precision": self.precision, "training.amp": self.level}
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a setting gave, or why it gave nothing."""
+    """The measurements of a setting, or why there are none."""
 
     setting: Setting
     tokens_per_second: float | None = None
@@ -67,115 +67,105 @@ class Row:
     speed_up: float | None = None
     """Over the first row."""
     peak_bytes: int | None = None
-    """Resident memory of the process on a CPU, the allocator's peak on a GPU; of several, the fullest one's."""
+    """Resident memory of the process on a CPU, the allocator's peak on a GPU; the largest of several."""
     steps: int = 0
     loss: float | None = None
-    """Of the last step: the same number of steps in each row, unless time ran out."""
+    """Of the last step: the same step in each row, unless time ran out."""
     problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, the setting's fields first."""
+        """All fields, those of the setting first."""
         content = asdict(self)
         return {**content.pop("setting"), **content}
 
 
 def settings() -> Iterator[Setting]:
-    """All that is here: a CPU with one thread and with all, one GPU, all GPUs, each in every format."""
-    threads = sorted({1, host.usable_threads()})
-    for count in threads:
-        yield from _levels("cpu", count)
+    """All settings of this machine: a CPU with one thread and with all, one GPU, all GPUs, each in every format."""
     gpus = machine.gpus()
-    for count in sorted({1, len(gpus)}) if gpus else ():
-        yield from _levels(gpus[0]["device"] if count == 1 else "cuda", None, count)
-
-
-def _levels(device: str, threads: int | None, devices: int = 1) -> Iterator[Setting]:
-    for each in formats(torch.device(device)):
-        yield Setting(device, devices, threads, each.precision, each.level)
+    places: list[tuple[str, int, int | None]] = [("cpu", 1, n) for n in sorted({1, host.usable_threads()})]
+    places += [(gpus[0]["device"] if n == 1 else "cuda", n, None) for n in sorted({1, len(gpus)}) if gpus]
+    for device, devices, threads in places:
+        for each in formats(torch.device(device)):
+            yield Setting(device, devices, threads, each.precision, each.level)
 
 
 def run(config: RunConfig, corpus: PreparedCorpus, chosen: list[Setting]) -> Iterator[Row]:
-    """The rows, as each is done.
+    """The rows, one after the other.
 
     Args:
-        config: of the model and its training; the rows change device and number format alone.
+        config: of the model and its training; only device and number format change.
         corpus: its prepared text, which the rows read from the cache.
-        chosen: where and how, the first one to compare with.
+        chosen: the settings; the first one is the reference of `speed_up`.
     """
     first: float | None = None
     for setting in chosen:
-        found = _row(config, corpus, setting)
-        first = first or found.get("tokens_per_second")
+        found = _run_row(config, corpus, setting)
         speed = found.get("tokens_per_second")
+        first = first or speed
         yield Row(setting, speed_up=speed / first if speed and first else None, **found)
 
 
-def _row(config: RunConfig, corpus: PreparedCorpus, setting: Setting) -> dict[str, Any]:
+def _run_row(config: RunConfig, corpus: PreparedCorpus, setting: Setting) -> dict[str, Any]:
     content = {
         "config": config.model_dump(mode="json"), "overrides": setting.overrides, "key": corpus.key,
         "threads": setting.threads, "devices": setting.devices,
     }  # fmt: skip
-    environment = dict(os.environ)
+    names = "OMP_NUM_THREADS", "MKL_NUM_THREADS"
+    environment = {name: value for name, value in os.environ.items() if name not in names}
     if setting.threads is not None:
-        environment |= {"OMP_NUM_THREADS": str(setting.threads), "MKL_NUM_THREADS": str(setting.threads)}
-    else:
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            environment.pop(name, None)
+        environment |= dict.fromkeys(names, str(setting.threads))
     try:
         with tempfile.TemporaryDirectory(prefix="inkling-bench-") as folder:
-            order = Path(folder) / "row.json"
-            order.write_text(json.dumps(content), "utf-8")
+            file = Path(folder) / "row.json"
+            file.write_text(json.dumps(content), "utf-8")
             ran = subprocess.run(
-                _program(order), env=environment, capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False
+                _program(file), env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
             )
     except subprocess.TimeoutExpired:
-        return {"problem": f"gave no answer in {LONGEST_SECONDS:.0f} seconds"}
+        return {"problem": f"no answer in {TIMEOUT_SECONDS:.0f} seconds"}
     lines = ran.stdout.splitlines()
     if ran.returncode == 0 and lines:
         found: dict[str, Any] = json.loads(lines[-1])
         return found
-    said = ran.stderr.strip().splitlines()
-    return {"problem": f"ended with code {ran.returncode}: {said[-1] if said else 'without a word'}"}
+    errors = ran.stderr.strip().splitlines()
+    return {"problem": f"ended with code {ran.returncode}: {errors[-1] if errors else 'no error message'}"}
 
 
-def _program(order: Path) -> list[str]:
-    return [sys.executable, "-m", "lm.profiling.bench", str(order)]
+def _program(file: Path) -> list[str]:
+    return [sys.executable, "-m", "lm.profiling.bench", str(file)]
 
 
 def measure(config: RunConfig, corpus: PreparedCorpus) -> dict[str, Any]:
-    """In a row's own process: its steps, timed."""
+    """Time the steps of a row, in its own process."""
     device = pick_device(config.training.device)
     with enough_memory(), deterministic(device), keep_freed_memory():
         trial = make_trial(config, corpus, learns=True)
         for _ in range(WARM_UP_STEPS):
             loss = trial.run_step().loss
-        taken: list[float] = []
+        times: list[float] = []
         world = trial.step.world
-        while world.broadcast_from_rank0(lambda: len(taken) < STEPS and sum(taken) < ROW_SECONDS):
+        while world.broadcast_from_rank0(lambda: len(times) < STEPS and sum(times) < ROW_SECONDS):
             machine.wait(device)
             begun = time.perf_counter()
             loss = trial.run_step().loss
             machine.wait(device)
-            taken.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - begun)
         on_gpu = device.type == "cuda"
         peak = torch.cuda.max_memory_allocated(trial.step.device) if on_gpu else host.peak_resident_bytes()
         peak = max((found for found in world.all_gather(peak) if found is not None), default=None)
-    step_seconds = statistics.median(taken)
+    step_seconds = statistics.median(times)
     return {
-        "tokens_per_second": trial.batches.tokens_per_step / step_seconds,
-        "step_seconds": step_seconds,
-        "peak_bytes": peak,
-        "steps": len(taken),
-        "loss": loss,
-    }
+        "tokens_per_second": trial.batches.tokens_per_step / step_seconds, "step_seconds": step_seconds,
+        "peak_bytes": peak, "steps": len(times), "loss": loss,
+    }  # fmt: skip
 
 
 def main() -> None:
-    """One row: from the file that is named to standard output."""
-    order = Path(sys.argv[1])
-    content = json.loads(order.read_text("utf-8"))
+    """Run one row: from the file in the first argument to standard output."""
+    file = Path(sys.argv[1])
+    content = json.loads(file.read_text("utf-8"))
     if content["devices"] > 1 and not distributed.started():
-        sys.exit(distributed.launch(content["devices"], _program(order)))
+        sys.exit(distributed.launch(content["devices"], _program(file)))
     if content["threads"] is not None:
         torch.set_num_threads(content["threads"])
     try:

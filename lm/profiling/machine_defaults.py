@@ -1,4 +1,4 @@
-"""What this machine has, and what training and sampling take here unless an option says otherwise."""
+"""The hardware of this machine, and the defaults of training and sampling on it: `lm devices`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from lm.training.precision import choose_format, formats
 
 
 def describe() -> dict[str, Any]:
-    """Everything, as `lm devices` shows it."""
+    """Hardware, number formats and defaults."""
     known = machine.describe()
-    for gpu in known["gpus"]:
-        gpu["formats"] = _formats(gpu["device"])
-    known["cpu"]["formats"] = _formats("cpu")
+    for device, facts in [("cpu", known["cpu"]), *((gpu["device"], gpu) for gpu in known["gpus"])]:
+        facts["formats"] = [str(each) for each in formats(torch.device(device))]
     return {**known, "defaults": defaults()}
 
 
 def defaults() -> dict[str, Any]:
-    """What is chosen where nothing is asked for."""
+    """The choices that the program makes without options."""
     device = pick_device()
     kernels = native() is not None
     return {
@@ -33,7 +32,3 @@ def defaults() -> dict[str, Any]:
         "training": "native kernels" if kernels and device.type == "cpu" else "torch",
         "sampling": f"native step on the CPU, threads: {default_threads()}" if kernels else f"torch on {device}",
     }
-
-
-def _formats(device: str) -> list[str]:
-    return [str(each) for each in formats(torch.device(device))]

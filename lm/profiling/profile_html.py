@@ -1,4 +1,4 @@
-"""A profile as one page of HTML: what memory is for over time, stacked, and all layers; nothing is fetched."""
+"""A profile as one HTML page without external files: memory over time by purpose, and all layers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from lm.profiling.tensor_memory import KINDS, Kind
 from lm.version import __version__
 
 WIDTH, HEIGHT, LEFT, TOP, BELOW = 1100, 380, 78, 26, 42
-"""Of the picture, and the room for its labels."""
+"""Of the picture, and the margins for its labels."""
 COLUMNS = 1000
-"""Moments drawn; within each, the one where memory is most."""
-NARROWEST, NARROWEST_LABEL = 1.5, 52
-"""Phases that are given a shade, and a name."""
+"""Of the picture; each shows the peak of its time."""
+MIN_WIDTH, MIN_LABEL_WIDTH = 1.5, 52
+"""Of phases that get a band, and a name."""
 COLORS: dict[Kind, str] = {
-    # Okabe and Ito's palette, which the colour-blind can tell apart.
+    # Okabe and Ito's palette, for colour-blind readers.
     "weights": "#0072b2",
     "optimizer": "#56b4e9",
     "gradients": "#d55e00",
     "kept": "#009e73",
     "other": "#e69f00",
 }
+SIZES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --line: #d5d9de; --soft: #5d6670; --band: #f2f4f6; }
@@ -59,29 +60,24 @@ def page(found: Profile) -> str:
         f"{found.model} of {found.parameters:,} parameters on {escape(found.corpus)}: {found.batch_size} rows of "
         f"{found.bptt} tokens a batch, {found.precision} on {escape(found.device_name)}"
     )
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-            f"<title>Profile: {found.model} on {escape(found.corpus)}</title><style>{STYLE}</style></head><body>",
-            "<h1>Where memory and time go</h1>",
-            f"<p>{head}. Runs on: {escape(found.runs_on)}. Inkling {__version__}.</p>",
-            "<h2>Memory of tensors over time</h2>",
-            _legend(),
-            _picture(found),
-            "<p>Two steps, some batches of validation and a saving, each with a width of its own. Following every "
-            "tensor takes time: read sizes here, and durations below. Native kernels keep their buffers for the next "
-            "step.</p>",
-            _memory(found),
-            "<h2>Time</h2>",
-            _facts(found),
-            "<h2>Layers</h2>",
-            "<p>Each row is the layer's own work, without that of the layers inside it. Kept: made here, and still "
-            "held when backward begins.</p>",
-            _layers(found),
-            "</body></html>\n",
-        ]
-    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Profile: {found.model} on {escape(found.corpus)}</title><style>{STYLE}</style></head><body>
+<h1>Memory and time of training</h1>
+<p>{head}. Runs on: {escape(found.runs_on)}. Inkling {__version__}.</p>
+<h2>Memory of tensors over time</h2>
+{_legend()}
+{_picture(found)}
+<p>Two steps, some batches of validation and a save, each in its own scale of time. Tracking every tensor takes time:
+read sizes here, and durations below. Native kernels keep their buffers for the next step.</p>
+{_memory(found)}
+<h2>Time</h2>
+{_facts(found)}
+<h2>Layers</h2>
+<p>Each row is the layer's own work, without inner layers. Kept: made here, and still held when backward begins.</p>
+{_layers(found)}
+</body></html>
+"""
 
 
 def _legend() -> str:
@@ -91,40 +87,42 @@ def _legend() -> str:
 
 # -- the picture ------------------------------------------------------------------------------------------
 
+Stretch = tuple[str, float, float, list[PhaseMemory]]
+"""A step, the validation or the save: name, begin, end, phases."""
+SHARES = {"first step": 3, "a step": 3, "validation": 3, "saving": 1}
+"""Of the width: steps are short, but matter most."""
+
 
 class _Axes:
-    """Where moments and sizes lie in the picture. Each stretch has a width of its own, and is to scale within."""
+    """Moments and sizes as positions in the picture; each stretch has its own scale of time."""
 
     def __init__(self, stretches: Sequence[Stretch], most: int) -> None:
         self.stretches = stretches
         whole, left = sum(SHARES[name] for name, *_ in stretches), float(LEFT)
-        self._places = []
+        self._spans = []
         for name, begin, end, _ in stretches:
             width = (WIDTH - LEFT) * SHARES[name] / whole
-            self._places.append((begin, end, left, width))
+            self._spans.append((begin, end, left, width))
             left += width
-        self.tick = _round_step(most / 4)
+        # Lines at 1, 2, 5, 10, … bytes.
+        power = 10.0 ** math.floor(math.log10(max(most / 4, 1)))
+        self.tick = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= most / 4)
         self.top = self.tick * -(-most // self.tick)
 
     def x(self, moment: float) -> float:
-        begin, end, left, width = next((place for place in self._places if moment <= place[1]), self._places[-1])
+        begin, end, left, width = next((span for span in self._spans if moment <= span[1]), self._spans[-1])
         return left + width * min(1.0, max(0.0, (moment - begin) / (end - begin)))
 
     def y(self, size: float) -> float:
         return TOP + HEIGHT * (1 - size / self.top)
 
 
-Stretch = tuple[str, float, float, list[PhaseMemory]]
-"""A step, the validation or the saving: name, begin, end, phases."""
-SHARES = {"first step": 3, "a step": 3, "validation": 3, "saving": 1}
-"""Of the width: steps are short, and what is in them is what one looks for."""
-
-
 def _stretches(phases: Sequence[PhaseMemory]) -> list[Stretch]:
     found: list[Stretch] = []
     for phase in phases:
         if phase.name not in PHASES:
-            found.append(({"evaluation": "validation"}.get(phase.name, phase.name), phase.begin, phase.end, [phase]))
+            name = "validation" if phase.name == "evaluation" else phase.name
+            found.append((name, phase.begin, phase.end, [phase]))
         elif phase.name == "data" and (not found or found[-1][3][-1].name == "optimizer"):
             found.append(("a step" if found else "first step", phase.begin, phase.end, [phase]))
         else:
@@ -135,70 +133,64 @@ def _stretches(phases: Sequence[PhaseMemory]) -> list[Stretch]:
 
 def _picture(found: Profile) -> str:
     axes = _Axes(_stretches(found.followed), max(sum(held.values()) for _, held in found.timeline))
-    moments, rows = _columns(found.timeline, axes)
+    borders = [LEFT + (WIDTH - LEFT) * column / COLUMNS for column in range(COLUMNS + 1)]
+    columns = _columns(found.timeline, axes, borders)
+
+    def edge(sizes: Sequence[int]) -> list[str]:
+        pairs = zip(pairwise(borders), sizes, strict=True)
+        return [f"{x:.1f},{axes.y(size):.1f}" for sides, size in pairs for x in sides]
+
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {TOP + HEIGHT + BELOW}" role="img" aria-label="Memory of tensors over time, '
-        'stacked by what it is for">',
+        'stacked by purpose">',
         *_bands(axes),
     ]
-    below = [0] * len(rows)
+    below = [0] * COLUMNS
     for kind, name in KINDS.items():
-        above = [size + held[kind] for size, held in zip(below, rows, strict=True)]
-        points = " ".join(_edge(moments, above, axes) + _edge(moments, below, axes)[::-1])
+        above = [size + held[kind] for size, held in zip(below, columns, strict=True)]
+        points = " ".join(edge(above) + edge(below)[::-1])
         parts.append(f'<polygon points="{points}" fill="{COLORS[kind]}"><title>{escape(name)}</title></polygon>')
         below = above
     return "".join([*parts, "</svg>"])
 
 
+def _columns(
+    timeline: Sequence[tuple[float, dict[Kind, int]]], axes: _Axes, borders: Sequence[float]
+) -> list[dict[Kind, int]]:
+    """The bytes of each kind at the peak of each column."""
+    positions = [axes.x(moment) for moment, _ in timeline]
+    sums = [sum(held.values()) for _, held in timeline]
+    columns = []
+    for left, right in pairwise(borders):
+        first = max(0, bisect_right(positions, left) - 1)
+        last = max(first + 1, bisect_left(positions, right))
+        columns.append(timeline[max(range(first, last), key=sums.__getitem__)][1])
+    return columns
+
+
 def _bands(axes: _Axes) -> Iterator[str]:
-    """What lies behind the curves: phases in turns of two shades, with their names, and lines of equal size."""
+    """Behind the curves: phases in two alternating shades, with their names, and lines of equal size."""
     number = 0
     for name, begin, end, phases in axes.stretches:
         left, right = axes.x(begin), axes.x(end)
         yield f'<text x="{(left + right) / 2:.1f}" y="{TOP - 10}" text-anchor="middle">{name}</text>'
         for phase in phases:
-            start, stop = axes.x(phase.begin), axes.x(phase.end)
-            if stop - start < NARROWEST:
+            start, width = axes.x(phase.begin), axes.x(phase.end) - axes.x(phase.begin)
+            if width < MIN_WIDTH:
                 continue
             number += 1
             yield (
-                f'<rect x="{start:.1f}" y="{TOP}" width="{stop - start:.1f}" height="{HEIGHT}" '
+                f'<rect x="{start:.1f}" y="{TOP}" width="{width:.1f}" height="{HEIGHT}" '
                 f'fill="var(--band)" opacity="{number % 2}"><title>{phase.name}</title></rect>'
             )
-            if stop - start > NARROWEST_LABEL and len(phases) > 1:
-                middle, base = (start + stop) / 2, TOP + HEIGHT + 18
+            if width > MIN_LABEL_WIDTH and len(phases) > 1:
+                middle, base = start + width / 2, TOP + HEIGHT + 18
                 yield f'<text x="{middle:.1f}" y="{base}" text-anchor="middle">{phase.name}</text>'
         yield f'<line x1="{right:.1f}" x2="{right:.1f}" y1="{TOP}" y2="{TOP + HEIGHT}" stroke="var(--soft)"/>'
     for count in range(int(axes.top / axes.tick) + 1):
         y = axes.y(count * axes.tick)
         yield f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
         yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_size(count * axes.tick)}</text>'
-
-
-def _columns(
-    timeline: Sequence[tuple[float, dict[Kind, int]]], axes: _Axes
-) -> tuple[list[float], list[dict[Kind, int]]]:
-    """The borders of equally wide columns in the picture, and what was held in each where that was most."""
-    places = [axes.x(moment) for moment, _ in timeline]
-    sums = [sum(held.values()) for _, held in timeline]
-    borders = [LEFT + (WIDTH - LEFT) * column / COLUMNS for column in range(COLUMNS + 1)]
-    rows = []
-    for left, right in pairwise(borders):
-        first = max(0, bisect_right(places, left) - 1)
-        last = max(first + 1, bisect_left(places, right))
-        rows.append(timeline[max(range(first, last), key=sums.__getitem__)][1])
-    return borders, rows
-
-
-def _edge(borders: Sequence[float], sizes: Sequence[int], axes: _Axes) -> list[str]:
-    columns = zip(pairwise(borders), sizes, strict=True)
-    return [f"{x:.1f},{axes.y(size):.1f}" for sides, size in columns for x in sides]
-
-
-def _round_step(least: float) -> float:
-    """The next of 1, 2, 5, 10, … bytes."""
-    power = 10.0 ** math.floor(math.log10(max(least, 1)))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least)
 
 
 # -- tables -----------------------------------------------------------------------------------------------
@@ -212,7 +204,7 @@ def _memory(found: Profile) -> str:
     ]
     held = " ".join(_size(size) for size in found.evaluation.held_bytes)
     note = f"<p>Held after each of {len(found.evaluation.held_bytes)} batches of validation: {held}.</p>"
-    return _table(["Phase", "Tensors after", "At most", f"{process} after", "At most"], rows) + note
+    return _table(["Phase", "Tensors after", "Peak", f"{process} after", "Peak"], rows) + note
 
 
 def _facts(found: Profile) -> str:
@@ -224,7 +216,7 @@ def _facts(found: Profile) -> str:
     facts = {
         "Speed": f"{speed.tokens_per_second:,.0f} tokens/s",
         "A step": f"{_milliseconds(speed.step_seconds)} (median of {speed.steps}; {phases})",
-        "Data": f"{_milliseconds(speed.data_seconds)} to make a step's batch and bring it to the device",
+        "Data": f"{_milliseconds(speed.data_seconds)} to make a step's batches and move them to the device",
         "Arithmetic": f"{sums.flops_per_step / 1e9:,.2f} GFLOP a step, {sums.flops_per_second / 1e9:,.1f} GFLOP/s",
         "Share of peak": f"{sums.share_of_peak:.1%} of matrix products as measured here, in GFLOP/s: {peaks} "
         f"({sums.peak_threads} threads)",
@@ -234,35 +226,30 @@ def _facts(found: Profile) -> str:
 
 
 def _layers(found: Profile) -> str:
-    whole = sum(layer.forward_seconds + layer.backward_seconds for layer in found.layers)
+    whole = sum(layer.seconds for layer in found.layers)
     rows = []
     for layer in found.layers:
-        forward, backward = layer.forward_seconds / whole, layer.backward_seconds / whole
-        bars = "".join(f'<span class="bar{side}" style="width:{share * 120:.1f}px"></span>' for side, share in
-                       (("", forward), (" back", backward)))  # fmt: skip
+        shares = {"": layer.forward_seconds / whole, " back": layer.backward_seconds / whole}
+        bars = "".join(f'<span class="bar{k}" style="width:{share * 120:.1f}px"></span>' for k, share in shares.items())
         rows.append(
             [
-                escape(layer.name),
-                "×".join(map(str, layer.shape or ())),
-                f"{layer.parameters:,}" if layer.parameters else "",
-                _size(layer.kept_bytes),
-                _milliseconds(layer.forward_seconds),
-                _milliseconds(layer.backward_seconds),
-                f"{forward + backward:.1%}",
-                f'<td class="text">{bars}</td>',
+                escape(layer.name), "×".join(map(str, layer.shape or ())),
+                f"{layer.parameters:,}" if layer.parameters else "", _size(layer.kept_bytes),
+                _milliseconds(layer.forward_seconds), _milliseconds(layer.backward_seconds),
+                f"{layer.seconds / whole:.1%}", f'<td class="text">{bars}</td>',
                 layer.runs_on if layer.parameters or layer.runs_on == "native" else "",
             ]
-        )
-    together = [
-        "together", "", f"{found.parameters:,}", _size(sum(layer.kept_bytes for layer in found.layers)),
+        )  # fmt: skip
+    total = [
+        "total", "", f"{found.parameters:,}", _size(sum(layer.kept_bytes for layer in found.layers)),
         _milliseconds(sum(layer.forward_seconds for layer in found.layers)),
         _milliseconds(sum(layer.backward_seconds for layer in found.layers)), "100.0%", "", "",
     ]  # fmt: skip
     names = ["Layer", "Output", "Parameters", "Kept", "Forward", "Backward", "Share", "", "Runs on"]
-    return _table(names, rows, together)
+    return _table(names, rows, total)
 
 
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]], last: Sequence[str] | None = None) -> str:
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]], last: Sequence[str] = ()) -> str:
     def cells(row: Sequence[str]) -> str:
         return "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row)
 
@@ -275,11 +262,8 @@ def _table(names: Sequence[str], rows: Iterable[Sequence[str]], last: Sequence[s
 def _size(size: float | None) -> str:
     if size is None:
         return ""
-    unit = next((unit for unit in ("GB", "MB", "kB") if size >= SIZES[unit]), None)
+    unit = next((unit for unit in SIZES if size >= SIZES[unit]), None)
     return f"{size:.0f} B" if unit is None else f"{size / SIZES[unit]:,.1f} {unit}"
-
-
-SIZES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 def _milliseconds(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Mixed precision: how much of a training computes in a low number format, and what keeps it exact beside that.
+"""Mixed precision: how much of a training computes in a low number format.
 
     level   weights   products   norms, softmax, loss   the optimizer's weights and moments
     O0      fp32      fp32 *     fp32                   fp32                               * or tf32
@@ -6,16 +6,15 @@
     O2      low       low        fp32                   fp32: master weights
     O3      low       low        low                    low
 
-"low" is bf16 or fp16. A step, in the order of the calls:
+"low" is bf16 or fp16. The calls of a step:
 
     computing ─► backward (loss × scale) ─► collect (into fp32) ─► clip (÷ scale, norm) ─► step  or  overflow
 
-At O2 the optimizer updates fp32 copies of the weights, and the model gets them rounded: updates that are small beside a
-weight add up there, where a low weight would stay as it is. Modules named in `training.fp32_modules` stay in fp32 at
-every level, and so do context tables, which are looked up and added but never multiplied.
+At O2 the optimizer updates fp32 copies of the weights, and the model gets them rounded: a small update of a low weight
+would be lost in rounding. Modules in `training.fp32_modules`, and those that declare it, keep fp32 weights.
 
-Sources: Micikevicius et al. 2018 (mixed precision, master weights, loss scaling); the names of the levels are those of
-NVIDIA's Apex.
+Sources: Micikevicius et al. 2018 (mixed precision, master weights, loss scaling); the levels are named as in NVIDIA's
+Apex.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ from lm.training.module_needs import module_needs
 Level = Literal["O0", "O1", "O2", "O3"]
 LOW: tuple[Precision, ...] = ("bf16", "fp16")
 NORMS = (nn.RMSNorm, nn.LayerNorm)
-LEAST_SCALE = 2.0**-4
-"""A dynamic loss scale stops falling here; below 1 it is no longer what overflows."""
-MOST_OVERFLOWS = 20
-"""Steps in a row that a fixed loss scale may lose before it is no longer what overflows."""
+MIN_SCALE = 2.0**-4
+"""A dynamic loss scale does not fall below this; below 1 the scale is not the cause of an overflow."""
+MAX_OVERFLOWS = 20
+"""Steps in a row that a fixed loss scale may lose before it is not the cause of an overflow."""
 
 
 # -- choosing ---------------------------------------------------------------------------------------
@@ -58,7 +57,7 @@ MOST_OVERFLOWS = 20
 
 @dataclass(frozen=True)
 class Format:
-    """A number format, and how much of a training uses it."""
+    """A number format, and the level of its use."""
 
     precision: Precision
     level: Level
@@ -78,66 +77,59 @@ class Format:
 
 
 def formats(device: torch.device) -> list[Format]:
-    """All formats that a device computes in, the most exact first."""
-    found = [Format("fp32", "O0")]
-    if _lacks("tf32", device) is None:
-        found.append(Format("tf32", "O0"))
+    """All formats of a device, the most exact first."""
+    full: tuple[Precision, ...] = ("fp32", "tf32")
     levels: tuple[Level, ...] = ("O1", "O2", "O3")
-    found += [Format(precision, level) for precision in LOW if _lacks(precision, device) is None for level in levels]
+    found = [Format(precision, "O0") for precision in full if _missing(precision, device) is None]
+    found += [Format(precision, level) for precision in LOW if _missing(precision, device) is None for level in levels]
     return found
 
 
 def choose_format(config: TrainingConfig, device: torch.device) -> Format:
-    """The format that the options ask for, or what the device does best.
+    """The format of the options, or the best one of the device.
 
     Raises:
-        DeviceError: the device does not compute in it.
-        ConfigError: a loss scale or fp32_modules make no sense with it.
+        DeviceError: the device does not have the format.
+        ConfigError: loss scale or fp32_modules do not go with the format.
     """
     precision, level = config.precision, config.amp
     if precision is None:
-        fast: Precision = "bf16" if _lacks("bf16", device) is None else "fp16"
+        fast: Precision = "bf16" if _missing("bf16", device) is None else "fp16"
         low = device.type == "cuda" and fast == "bf16" if level is None else level != "O0"
         precision = fast if low else "fp32"
-    if lack := _lacks(precision, device):
+    if missing := _missing(precision, device):
         every: tuple[Precision, ...] = ("fp32", "tf32", *LOW)
-        others = [name for name in every if name != precision and _lacks(name, device) is None]
-        raise DeviceError(f"--precision {precision}: {lack}; use {', '.join(others[:-1])} or {others[-1]}.")
+        others = [name for name in every if name != precision and _missing(name, device) is None]
+        raise DeviceError(f"--precision {precision}: {missing}; use {', '.join(others[:-1])} or {others[-1]}.")
     level = level or ("O1" if precision in LOW else "O0")
     if level == "O0" and config.loss_scale not in ("auto", None):
+        scale = f"{config.loss_scale:g}" if isinstance(config.loss_scale, float) else config.loss_scale
         raise ConfigError(
-            f"--loss-scale {_short(config.loss_scale)} is for low precision, and this training is in {precision}: "
-            "leave it out, or choose --precision fp16 or bf16."
+            f"--loss-scale {scale} is for low precision, and this training is in {precision}: leave it out, or choose "
+            "--precision fp16 or bf16."
         )
     if precision == "tf32" and config.fp32_modules:
-        raise ConfigError("training.fp32_modules: tf32 is one switch for all products; use it with bf16 or fp16.")
+        raise ConfigError("training.fp32_modules: tf32 applies to all products; use it with bf16 or fp16.")
     return Format(precision, level)
 
 
-def _lacks(precision: Precision, device: torch.device) -> str | None:
-    """Why a device does not compute in a format; None where it does."""
+def _missing(precision: Precision, device: torch.device) -> str | None:
+    """Why a device does not have a format; None if it has."""
     cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else f"the device {device.type}"
     if precision == "tf32" and not (cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
-        return f"only NVIDIA GPUs from Ampere on compute in tf32, and this is {_named(device)}"
-    # What torch emulates is slower than fp32.
+        return f"only NVIDIA GPUs from Ampere on compute in tf32, and this is {name}"
+    # Emulated formats are slower than fp32.
     if precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return f"{_named(device)} does not compute in bf16"
+        return f"{name} does not compute in bf16"
     return None
-
-
-def _named(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"the device {device.type}"
-
-
-def _short(scale: str | float | None) -> str:
-    return f"{scale:g}" if isinstance(scale, float) else str(scale)
 
 
 # -- the loss scale -----------------------------------------------------------------------------------
 
 
 class LossScale:
-    """What the loss is multiplied by before backward; not torch's GradScaler, which refuses fp16 weights."""
+    """The factor of the loss before backward. Torch's GradScaler does not accept fp16 weights."""
 
     def __init__(self, config: TrainingConfig, precision: Precision) -> None:
         wanted = config.loss_scale
@@ -146,50 +138,49 @@ class LossScale:
         self.dynamic = wanted == "dynamic"
         self.enabled = wanted is not None
         self.value = config.loss_scale_init if self.dynamic else float(wanted or 1.0)
-        self._growth, self._backoff = config.loss_scale_growth, config.loss_scale_backoff
-        self._window = config.loss_scale_window
+        self._config = config
         self._good = 0
         self._overflows = 0
 
     def note_good(self) -> None:
-        """A step was made: after so many in a row a dynamic scale grows."""
+        """Count a step with finite gradients; after `loss_scale_window` in a row a dynamic scale grows."""
         self._good, self._overflows = self._good + 1, 0
-        if self.dynamic and self._good == self._window:
-            self.value, self._good = self.value * self._growth, 0
+        if self.dynamic and self._good == self._config.loss_scale_window:
+            self.value, self._good = self.value * self._config.loss_scale_growth, 0
 
     def note_overflow(self) -> bool:
-        """A gradient was not finite: a dynamic scale falls. False where no scale is to blame any more."""
+        """Count a step with non-finite gradients: a dynamic scale falls. False: the scale is not the cause."""
         self._good, self._overflows = 0, self._overflows + 1
-        mends = self.value >= 1 if self.dynamic else self.enabled and self._overflows <= MOST_OVERFLOWS
+        is_cause = self.value >= 1 if self.dynamic else self.enabled and self._overflows <= MAX_OVERFLOWS
         if self.dynamic:
-            self.value = max(self.value * self._backoff, LEAST_SCALE)
-        return mends
+            self.value = max(self.value * self._config.loss_scale_backoff, MIN_SCALE)
+        return is_cause
 
     def state(self) -> dict[str, float]:
-        """All that resuming needs; empty without a scale."""
+        """Everything that resuming needs; {} without a scale."""
         return {"scale": self.value, "good_steps": self._good, "overflows": self._overflows} if self.enabled else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, also one of torch's GradScaler, which earlier versions kept."""
+        """Continue from `state`, or from that of torch's GradScaler, which earlier versions saved."""
         if self.enabled:
             self.value = float(state["scale"])
             self._good = int(state["good_steps"] if "good_steps" in state else state["_growth_tracker"])
             self._overflows = int(state.get("overflows", 0))
 
 
-# -- the level at work ----------------------------------------------------------------------------------
+# -- applying a level -----------------------------------------------------------------------------------
 
 
 class MixedPrecision:
-    """One level at work on one model, which it casts; the optimizers are made afterwards, with `masters`.
+    """Casts a model to a level, and runs its passes in it; make the optimizers afterwards, with `masters`.
 
     Args:
         model: in fp32, on its device.
-        config: precision, amp, fp32_modules and the loss scale's options.
+        config: precision, amp, fp32_modules and the options of the loss scale.
         device: the model's.
 
     Raises:
-        DeviceError, ConfigError: see `choose_format`; or a name in fp32_modules is none of the model's modules.
+        DeviceError, ConfigError: see `choose_format`; or fp32_modules names a module that the model does not have.
     """
 
     def __init__(self, model: LanguageModel, config: TrainingConfig, device: torch.device) -> None:
@@ -197,27 +188,25 @@ class MixedPrecision:
         self.format = choose_format(config, device)
         self.scale = LossScale(config, self.format.precision)
         self.masters: dict[Tensor, Tensor] = {}
-        """Of each low parameter that has one, the fp32 weights that the optimizer updates in its place."""
+        """The fp32 weights that the optimizer updates in place of low parameters."""
         self._model = model
         named = [_module(model, name) for name in config.fp32_modules]
         if self.format.level != "O0":
-            self._arrange(named)
+            self._apply(named)
 
     @functools.cached_property
     def trained(self) -> list[Tensor]:
-        """What the optimizers update, in the order of the model's parameters."""
+        """The tensors that the optimizers update, in the order of the model's parameters."""
         return [self.masters.get(parameter, parameter) for parameter in self._model.parameters()]
 
-    # -- arranging the model ------------------------------------------------------------------------
-
-    def _arrange(self, named: list[nn.Module]) -> None:
+    def _apply(self, named: list[nn.Module]) -> None:
         level, low = self.format.level, self.format.low
         assert low is not None
         norms = [module for module in self._model.modules() if isinstance(module, NORMS)] if level == "O2" else []
         inner = {part for module in named for part in module.modules() if part is not module}
         outermost = [*named, *norms]
         for module in dict.fromkeys(outermost):
-            # Around a module inside one that is in fp32 already, nothing has to be cast.
+            # Inside a module in fp32 nothing needs to be cast.
             if module not in inner:
                 _compute_in_fp32(module, self.device, low if self.format.casts_weights else None)
         kept = {parameter for module in outermost for parameter in module.parameters()}
@@ -244,71 +233,67 @@ class MixedPrecision:
     # -- a step -------------------------------------------------------------------------------------
 
     def computing(self) -> contextlib.AbstractContextManager[None]:
-        """What a forward pass runs in."""
+        """The context of a forward pass."""
         return computing(self.device, self.format.precision, autocast=self.format.level == "O1")
 
     def backward(self, objective: Tensor) -> None:
-        """Add the gradients of the scaled objective to those that are there."""
+        """Add the gradients of the scaled objective to the existing ones."""
         scaled = objective * self.scale.value if self.scale.enabled else objective
-        # Backward casts nothing itself, but its products ask whether tf32 will do.
+        # Backward casts nothing itself, but its products may use tf32.
         with computing(self.device, "tf32" if self.format.precision == "tf32" else "fp32", autocast=False):
             scaled.backward()
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Move the gradients of low weights to their masters, in fp32: those of several batches are added up there."""
+        """Move the gradients of low weights to their masters; those of several batches add up there in fp32."""
         for parameter, master in self.masters.items():
             if parameter.grad is None:
                 continue
-            gradient = (parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad).float()
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            grad = (parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad).float()
+            master.grad = grad if master.grad is None else master.grad.add_(grad)
             parameter.grad = None
 
     @torch.no_grad()
-    def clip(self, most: float | None) -> float:
-        """Take the loss scale out of the gradients, then clip them.
+    def clip(self, max_norm: float | None) -> float:
+        """Divide the gradients by the loss scale, then clip them; sparse ones are not clipped.
 
         Args:
-            most: largest norm; None: no clipping.
+            max_norm: None: no clipping.
 
         Returns:
-            The norm before clipping; NaN or infinite where a gradient is, and nothing is clipped then.
+            The norm before clipping; NaN or infinite if a gradient is, and then nothing is clipped.
         """
-        with_gradient = [tensor for tensor in self.trained if tensor.grad is not None]
-        gradients = [tensor.grad for tensor in with_gradient if tensor.grad is not None]
-        values = [sparse_rows(gradient)[1] if gradient.is_sparse else gradient for gradient in gradients]
-        if self.scale.enabled and values:
-            # Clip true gradients: those of fp16 still carry the loss scale (65,536 at first).
-            foreach("mul", values, 1 / self.scale.value)
-        # Sparse gradients are those of context tables, whose steps are bounded by their own optimizer.
-        dense = [tensor for tensor, gradient in zip(with_gradient, gradients, strict=True) if not gradient.is_sparse]
-        sums = [values[at].sum(dtype=torch.float32) for at, each in enumerate(gradients) if each.is_sparse]
-        if sums and not all(math.isfinite(float(each)) for each in sums):
+        with_grad = [tensor for tensor in self.trained if tensor.grad is not None]
+        sparse = [_values(tensor) for tensor in with_grad if tensor.grad is not None and tensor.grad.is_sparse]
+        if self.scale.enabled and with_grad:
+            # Clip true gradients: those of fp16 still contain the loss scale (65,536 at first).
+            foreach("mul", [_values(tensor) for tensor in with_grad], 1 / self.scale.value)
+        # The optimizer of sparse gradients bounds their steps itself.
+        if not all(math.isfinite(float(values.sum(dtype=torch.float32))) for values in sparse):
             return math.nan
-        most = math.inf if most is None else most
-        slopes = [tensor.grad for tensor in dense if tensor.grad is not None]
-        if usable_for_all("clip", slopes):
-            return clip_grad_norm(slopes, most)
-        # The squares of a low gradient may not be numbers of its format.
-        total = torch.nn.utils.get_total_norm([slope.float() for slope in slopes])
+        dense = [tensor for tensor in with_grad if tensor.grad is not None and not tensor.grad.is_sparse]
+        grads = [tensor.grad for tensor in dense if tensor.grad is not None]
+        max_norm = math.inf if max_norm is None else max_norm
+        if usable_for_all("clip", grads):
+            return clip_grad_norm(grads, max_norm)
+        # The squares of a low gradient may overflow its format.
+        total = torch.nn.utils.get_total_norm([grad.float() for grad in grads])
         norm = float(whole(total))
         if math.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(dense, most, total)
+            torch.nn.utils.clip_grads_with_norm_(dense, max_norm, total)
         return norm
 
     def nonfinite_gradient(self) -> str:
-        """Which gradient was the first that is not finite, on the way back."""
-        pairs = [(name, self.masters.get(own, own).grad) for name, own in self._model.named_parameters()]
-        for name, gradient in reversed(pairs):
-            if gradient is not None:
-                values = sparse_rows(gradient)[1] if gradient.is_sparse else gradient
-                if not bool(torch.isfinite(whole(values)).all()):
-                    return f"the gradient of {name}"
+        """The first gradient in backward order that is not finite."""
+        for name, own in reversed(list(self._model.named_parameters())):
+            tensor = self.masters.get(own, own)
+            if tensor.grad is not None and not bool(torch.isfinite(whole(_values(tensor))).all()):
+                return f"the gradient of {name}"
         return "the norm of gradients that are finite"
 
     @torch.no_grad()
     def step(self, optimizers: Sequence[Optimizer]) -> None:
-        """Update the weights by gradients that `clip` found finite."""
+        """Update the weights with gradients that `clip` found finite."""
         for optimizer in optimizers:
             optimizer.step()
         if self.masters:
@@ -316,10 +301,10 @@ class MixedPrecision:
             foreach("copy", list(self.masters), list(self.masters.values()))
         self.scale.note_good()
 
-    # -- keeping ------------------------------------------------------------------------------------
+    # -- saving -------------------------------------------------------------------------------------
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The model's arrays with the weights that training goes on from, in fp32: rounded, they are the model's."""
+        """The model's arrays, with master weights in place of the rounded ones."""
         arrays = self._model.arrays()
         for name, parameter in self._model.named_parameters():
             if (master := self.masters.get(parameter)) is not None:
@@ -333,6 +318,12 @@ class MixedPrecision:
             for name, parameter in self._model.named_parameters():
                 if (master := self.masters.get(parameter)) is not None:
                     master.copy_(torch.from_numpy(np.array(arrays[name])))
+
+
+def _values(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor's gradient."""
+    assert tensor.grad is not None
+    return tensor.grad._values() if tensor.grad.is_sparse else tensor.grad
 
 
 # -- modules that stay in fp32 ----------------------------------------------------------------------------
@@ -356,12 +347,12 @@ def _module(model: LanguageModel, name: str) -> nn.Module:
     return modules[name]
 
 
-def _compute_in_fp32(module: nn.Module, device: torch.device, around: torch.dtype | None) -> None:
-    """Let a module see fp32 and no autocast; what leaves it is rounded to the format `around` it, if there is one."""
+def _compute_in_fp32(module: nn.Module, device: torch.device, output: torch.dtype | None) -> None:
+    """Give a module fp32 inputs without autocast; its output is rounded to the format `output`, if there is one."""
     if type(module).forward is nn.Module.forward:
-        # A mere list of modules.
+        # Only a list of modules.
         for part in module.children():
-            _compute_in_fp32(part, device, around)
+            _compute_in_fp32(part, device, output)
         return
     inner: Callable[..., Any] = module.forward
 
@@ -369,7 +360,7 @@ def _compute_in_fp32(module: nn.Module, device: torch.device, around: torch.dtyp
         with torch.autocast(device.type, enabled=False):
             named = {name: cast_floats(value, torch.float32) for name, value in kwargs.items()}
             found = inner(*cast_floats(args, torch.float32), **named)
-        return found if around is None else cast_floats(found, around)
+        return found if output is None else cast_floats(found, output)
 
     module.forward = forward
 
@@ -383,7 +374,7 @@ def _look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
 class _Rows(torch.autograd.Function):
     """Rows of a low-precision embedding, with gradients summed in fp32.
 
-    torch's kernel for the CPU adds them up one by one in the embedding's own format, where 256 + 1 is 256 (bf16).
+    Torch's CPU kernel adds them one by one in the embedding's own format, where 256 + 1 is 256 (bf16).
     """
 
     @staticmethod

@@ -129,7 +129,6 @@ class Trainer:
             device=str(self.device),
             precision=str(self.step.mixed.format),
             seconds=progress.seconds,
-            expected=plan.expected,
             memory_bytes=plan.expected_bytes,
             plan_seconds=plan.seconds,
             validations=-(-plan.steps // plan.evaluate_every),

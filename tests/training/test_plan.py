@@ -45,7 +45,7 @@ def test_minutes_are_filled_to_95_percent_with_steps_and_ten_validations() -> No
     assert plan == Plan(5690, 569, None, 60.0, 0.01, 3)
 
 
-def test_validation_that_is_too_dear_runs_three_times_on_a_part_of_the_split() -> None:
+def test_validation_that_is_too_slow_runs_three_times_on_a_part_of_the_split() -> None:
     # 57 s × 15 % = 8.55 s pay for 8,755 tokens of 1/1024 s, of a split of 10,000: three times 2,918.
     plan = timed(minutes=1, token=2**-10)
     assert plan.validation_tokens == 2918
@@ -70,6 +70,11 @@ def test_less_time_than_a_step_takes_is_a_plan_of_one_step() -> None:
 def test_a_plan_comes_back_from_json() -> None:
     plan = Plan(10, 2, 300, 60.0, 0.5)
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_the_plan_of_an_older_run_is_read_without_its_expected_loss() -> None:
+    old = {**Plan(10, 2).to_json(), "expected_least": 1.3, "expected_most": None}
+    assert Plan.from_json(old) == Plan(10, 2)
 
 
 @pytest.mark.parametrize(
