@@ -38,7 +38,7 @@ def test_a_profile_is_tables_json_and_a_page(lm: Lm, text: Path, tmp_path: Path)
     assert done.code == 0, done.err
     for line in ("layers", "cell.l0", "forward", "backward", "evaluation", "tokens/s", "share of peak", "every 100"):
         assert line in done.out
-    assert re.search(r"gru of [\d,]+ parameters on words: 4 rows of 16 tokens a batch, fp32 on ", done.out)
+    assert re.search(r"gru with [\d,]+ parameters on words: batches of 4 × 16 tokens\nfp32 on ", done.out)
     assert "\x1b" not in done.out
     assert (tmp_path / "page.html").read_text("utf-8").startswith("<!doctype html>")
     assert not (tmp_path / "checkpoints").exists()
@@ -61,7 +61,7 @@ def test_a_run_is_profiled_with_its_own_options_and_text(lm: Lm, runs: Path) -> 
         ((), "Which text, or which run?"),
         (("nothing-here",), "nothing-here"),
         (("a", "--preset", "gru-char"), "leave --preset out"),
-        (("a", "--set", "tokenizer.unknown=skip"), "has its text and its tokenizer"),
+        (("a", "--set", "tokenizer.unknown=skip"), "keeps its text and its tokenizer"),
         (("a", "--set", "training.batch_sise=3"), "Did you mean"),
         (("a", "--html", "checkpoints/a/README.md/x"), "README.md: Not a directory"),
         (("a", "--device", "cuda:9"), "Device 'cuda:9' is not here"),
