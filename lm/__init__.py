@@ -1,15 +1,15 @@
-"""Inkling: train a small language model on your own text, know how good it is, and sample from it.
+"""Inkling: train a small language model on your own text, measure it, and sample from it.
 
     import lm
 
-    run = lm.train("input.txt", minutes=10)            # the preset that suits the text, in checkpoints/
+    run = lm.train("input.txt", minutes=10)            # chooses a preset; writes to checkpoints/
     run = lm.load("input-gru-char")                    # or lm.load() for the newest
     print(run.sample("ROMEO:", temperature=0.8, seed=7))
     print(run.samples("ROMEO:", n=3))
     print(run.evaluate("valid").bits_per_byte)
-    print(run.score("To be, or not to be"))            # each token's nats
+    print(run.score("To be, or not to be"))            # nats of each token
 
-Everything is imported when first used, so that `import lm` is quick and loads no torch.
+Names are imported at first use, so that `import lm` is fast and does not import torch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from lm import _renamed
 from lm.version import __version__
 
-# Torch's threads look for work for milliseconds before they sleep, on cores that the kernels' own threads need.
-# Some ten microseconds do; read when torch is imported.
+# Idle threads of torch spin for milliseconds on cores that the threads of the kernels need. About ten microseconds are
+# enough. Torch reads this when it is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _renamed.install()
