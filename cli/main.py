@@ -1,4 +1,4 @@
-"""The entry point of `lm`: what Ctrl-C does is settled here, before anything that takes long is imported."""
+"""The entry point of `lm`: handles Ctrl-C before slow imports begin."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import signal
 import sys
 
 INTERRUPTED = 130
-"""The exit code of a program that Ctrl-C ended."""
+"""Exit code after Ctrl-C."""
 
 
 def main() -> None:
-    """Run the program; Ctrl-C ends it without a traceback, whatever is being imported or computed."""
+    """Run the program; Ctrl-C ends it without a traceback, also during imports."""
     interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if interruptible:
-        # Not an exception yet: libraries catch those of their imports, and go on.
+        # Exit without an exception: libraries catch exceptions of their imports.
         signal.signal(signal.SIGINT, _leave)
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _leave_if_interrupted
@@ -25,7 +25,7 @@ def main() -> None:
     try:
         program.run()
     except KeyboardInterrupt:
-        # Another one must not show how Python ends.
+        # A second Ctrl-C must not print a traceback of the interpreter's exit.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.exit(INTERRUPTED)
 
@@ -35,7 +35,7 @@ def _leave(number: int, frame: object) -> None:
 
 
 def _leave_if_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
-    """Where an exception cannot be raised, as in a finalizer, Python would show it and go on."""
+    """Exit where Python would print and ignore the interrupt, as in a finalizer."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         os._exit(INTERRUPTED)
     sys.__unraisablehook__(unraisable)

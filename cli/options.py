@@ -1,4 +1,4 @@
-"""Flags that several commands share; what a configuration declares is described there and only named here."""
+"""Flags that several commands share. Flags of configuration fields take their help from the fields."""
 
 from __future__ import annotations
 
@@ -32,54 +32,52 @@ def field(owner: type[BaseModel], name: str, *flags: str) -> Any:
 
 
 def path_option(*flags: str, **declared: Any) -> Any:
-    """A typer option for a path, in which ~ is the user's folder."""
+    """A typer option for a path; ~ is the user's folder."""
     return typer.Option(*flags, **{"parser": expanded, "metavar": "PATH", "show_default": False, **declared})
 
 
 RunsDir = Annotated[
-    Path, path_option("--runs-dir", envvar="INKLING_RUNS", help="Where the runs lie.", show_default=True)
+    Path, path_option("--runs-dir", envvar="INKLING_RUNS", help="Folder of the runs.", show_default=True)
 ]
 DataDir = Annotated[
     Path | None,
-    path_option("--data-dir", help="Where named corpora lie; default: INKLING_DATA, else they are downloaded."),
+    path_option("--data-dir", help="Folder of named corpora. Default: INKLING_DATA, else they are downloaded."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 RunName = Annotated[
     str | None,
     typer.Argument(
         metavar="[RUN]",
-        help="A run's name or path, NAME@last or NAME@step-500; default: the newest run.",
+        help="Name or path of a run, NAME@last or NAME@step-500. Default: the newest run.",
         show_default=False,
     ),
 ]
 Device = Annotated[
     str | None,
     typer.Option(
-        help="Where to compute; default: the CPU where the model has a native step, else a GPU when there is one."
+        help="Device: cpu, cuda, mps. Default: the CPU for models with a native kernel, else a GPU if there is one."
     ),
 ]
-Precision = Annotated[
-    str, typer.Option(help="Weights of decoding: fp32, or int8, which is faster and a little less exact.")
-]
+Precision = Annotated[str, typer.Option(help="Weights for decoding: fp32, or int8 (faster, slightly less exact).")]
 Unknown = Annotated[
     str | None,
     typer.Option(
-        help="What symbols of the prompt that the model never saw become: replace, skip, byte or error.",
+        help="Policy for unknown symbols in the prompt: replace, skip, byte or error.",
         show_default=False,
     ),
 ]
 StateName = Annotated[
-    str | None, typer.Option("--state", help="Go on from a named state: lm state list RUN.", show_default=False)
+    str | None, typer.Option("--state", help="Continue from a saved snapshot: lm state list RUN.", show_default=False)
 ]
 TextColumn = Annotated[
     str | None,
-    typer.Option(help="The column of --text that holds the text, in a table; default: the run's.", show_default=False),
+    typer.Option(help="Text column of --text, if it is a table. Default: the run's.", show_default=False),
 ]
 TextEncoding = Annotated[
     str | None,
     typer.Option(
         "--encoding",
-        help="Encoding of --text, where it has no byte-order mark; default: the run's.",
+        help="Encoding of --text without a byte-order mark. Default: the run's.",
         show_default=False,
     ),
 ]
@@ -97,10 +95,10 @@ def runs_dir_flag(runs_dir: Path) -> str:
 
 
 def unknown_policy(name: str | None) -> UnknownPolicy | None:
-    """What --unknown says.
+    """The policy that --unknown names.
 
     Raises:
-        ConfigError: it says something else.
+        ConfigError: there is no such policy.
     """
     if name not in (None, "replace", "skip", "byte", "error"):
         raise ConfigError(f"--unknown {name!r}: use replace, skip, byte or error.")
@@ -108,10 +106,10 @@ def unknown_policy(name: str | None) -> UnknownPolicy | None:
 
 
 def decode_precision(name: str) -> DecodePrecision:
-    """What --precision says of decoding.
+    """The precision of decoding that --precision names.
 
     Raises:
-        ConfigError: it says something else.
+        ConfigError: there is no such precision.
     """
     if name not in ("fp32", "int8"):
         raise ConfigError(f"--precision {name!r}: use fp32 or int8.")
@@ -121,7 +119,7 @@ def decode_precision(name: str) -> DecodePrecision:
 # -- options that have no flag ---------------------------------------------------------------------------
 
 ANY_OPTION = "SECTION.FIELD=VALUE"
-"""What --set takes in the commands that take every option."""
+"""Metavar of --set in the commands that accept every option."""
 ALIASES = {
     "batch": "batch_size", "block_size": "context_length", "bsz": "batch_size", "clip": "grad_clip",
     "d_model": "hidden_size", "emsize": "embedding_size", "heads": "num_heads", "hidden": "hidden_size",
@@ -129,35 +127,35 @@ ALIASES = {
     "n_layer": "num_layers", "n_layers": "num_layers", "nhid": "hidden_size", "seq_len": "bptt", "vocab_size": "size",
     "warmup": "warmup_steps", "wd": "weight_decay",
 }  # fmt: skip
-"""What other programs call some options."""
+"""Names of options in other programs."""
 
 
 def set_instead(flag: str, arguments: list[str]) -> str:
-    """A sentence that names --set training.learning_rate=0.1 for --lr 0.1; "" where no option is like it.
+    """A hint such as --set training.learning_rate=0.1 for --lr 0.1; "" where no option has a similar name.
 
     Args:
-        flag: what was typed, with its dashes.
-        arguments: all that was typed.
+        flag: the unknown flag, with its dashes.
+        arguments: the whole command line.
     """
     name = flag.lstrip("-").replace("-", "_").lower()
     name = ALIASES.get(name, name)
     owners: dict[str, list[Any]] = {"training": [TrainingConfig]}
     if name not in TrainingConfig.model_fields:
-        # These take longer to find: models load torch.
+        # Slower: models load torch.
         owners |= {kind: [known.resolve(each).Options for each in known.names()] for kind, known in ALL.items()}
-    places = {name: section for section, classes in owners.items() for each in classes for name in each.model_fields}
-    near = difflib.get_close_matches(name, places, n=1, cutoff=0.8)
+    sections = {name: section for section, classes in owners.items() for each in classes for name in each.model_fields}
+    near = difflib.get_close_matches(name, sections, n=1, cutoff=0.8)
     if not near:
         return ""
-    return f". An option without a flag is given so: --set {places[near[0]]}.{near[0]}={_value_of(flag, arguments)}"
+    return f". This option has no flag: use --set {sections[near[0]]}.{near[0]}={_value_of(flag, arguments)}"
 
 
 def _value_of(flag: str, arguments: list[str]) -> str:
-    """What was typed after a flag; VALUE where nothing was."""
-    for place, argument in enumerate(arguments):
+    """The value typed after a flag; VALUE where there is none."""
+    for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == flag:
-            after = value if equals else "".join(arguments[place + 1 : place + 2])
+            after = value if equals else "".join(arguments[index + 1 : index + 2])
             return "VALUE" if not after or after.startswith("--") else shlex.quote(after)
     return "VALUE"
 
@@ -168,7 +166,7 @@ _PLAIN = (bool, int, float, str, Path)
 
 
 def with_sampling(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a flag for each field of `SamplingOptions`; it gets those that were used as `sampling`."""
+    """Give a command a flag for each field of `SamplingOptions`; it gets the used ones as `sampling`."""
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         fields = {name: each for name, each in SamplingOptions.model_fields.items() if name not in leave_out}
@@ -184,8 +182,8 @@ def with_sampling(*leave_out: str) -> Callable[[Callable[..., None]], Callable[.
             for name, each in inspect.signature(command).parameters.items()
             if name != "sampling"
         ]
-        # Where the command's own flags begin to be flags: those of the field come first.
-        first = next(place for place, each in enumerate(own) if not _is_argument(each))
+        # The flags of the fields come after the command's first own flag.
+        first = next(index for index, each in enumerate(own) if not _is_argument(each))
         own[first + 1 : first + 1] = [_sampling_flag(name, each) for name, each in fields.items()]
         with_flags.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
         with_flags.__annotations__ = {each.name: each.annotation for each in own}
@@ -224,15 +222,15 @@ def parameter(name: str, declared: FieldInfo, option: Any, *, repeatable: bool =
 
 
 def _plain(annotation: Any) -> tuple[type, bool]:
-    """The plain type of a flag's value, and whether it may be given several times."""
+    """The type of a flag's value, and whether the flag is repeatable."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _plain(arguments[0])
     if origin in (Union, types.UnionType):
         kinds = [each for each in arguments if each is not type(None)]
-        # A number or several of them: the field reads "0.5,1.2".
+        # One number or several: the field parses "0.5,1.2".
         return _plain(kinds[0]) if len(kinds) == 1 else (str, False)
     if origin is tuple:
         return _plain(arguments[0])[0], True
-    # Pairs are JSON and sizes such as 2GB, which the field reads.
+    # The field parses pairs as JSON, and sizes such as 2GB.
     return (annotation if annotation in _PLAIN else str), False

@@ -1,4 +1,4 @@
-"""Consoles, tables and progress bars: colour and width follow the terminal, NO_COLOR and pipes."""
+"""Consoles, tables and progress bars. Colour and width follow the terminal, NO_COLOR and pipes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,38 +24,52 @@ if TYPE_CHECKING:
     from lm.tokenizers.base import Tokenizer
 
 WIDE = 200
+"""Columns of a pipe."""
+NARROW = 80
+"""Columns that a table of facts uses at most."""
 
 
 class _Console(Console):
-    """One whose terminal gets no control character of a name or a text."""
+    """A console that sends no control character of a name or a text to a terminal."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text) if self.is_terminal else text, **options)
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console for results, or (stderr) for everything that is not the result."""
+    """A console for results, or for everything else (stderr)."""
     made = _Console(stderr=stderr, highlight=False, emoji=False, color_system=None if no_color() else "auto")
     if not made.is_terminal:
-        # A pipe has no width: do not fold what a script reads.
+        # A pipe has no width: do not fold lines that a script reads.
         made.width = WIDE
     return made
 
 
 def no_color() -> bool:
-    """Whether the user wants text without colour (https://no-color.org)."""
+    """Whether NO_COLOR is set (https://no-color.org)."""
     return bool(os.environ.get("NO_COLOR"))
 
 
 def facts_table(rows: list[tuple[str, str, str]]) -> Table:
-    """Name, value, and what it means."""
+    """A table of names, values and notes; long notes wrap so that it fits `NARROW` columns."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim", overflow="fold")
-    for row in rows:
-        # What stands in brackets, in an option or a file's name, is no markup.
-        table.add_row(*(Text(shown(cell, sys.stdout)) for cell in row))
+    left = max((len(name) for name, _, _ in rows), default=0) + max((len(value) for _, value, _ in rows), default=0)
+    for name, value, note in rows:
+        lines = textwrap.wrap(note, max(NARROW - left - 4, 24), break_on_hyphens=False, break_long_words=False) or [""]
+        # Brackets in an option or a file name are no markup.
+        table.add_row(*(Text(shown(cell, sys.stdout)) for cell in (name, value, "\n".join(lines))))
+    return table
+
+
+def wide_table(first: str, *others: str, left: Collection[str] = ()) -> Table:
+    """A table with a heading: the first column and those in `left` are aligned left."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
     return table
 
 
@@ -65,7 +80,7 @@ def say(sentence: str, *, dim: bool = True) -> None:
 
 
 def score_lines(tokenizer: Tokenizer, scores: Iterable[Score]) -> list[str]:
-    """A line a token: what it shows as, its probability, and what else was likely."""
+    """One line for each token: its text, its probability, and the likeliest alternatives."""
 
     def shown(token: int, logprob: float) -> str:
         return f"{tokenizer.pieces([token])[0]} {100 * math.exp(logprob):.2f}%"
@@ -77,7 +92,7 @@ def score_lines(tokenizer: Tokenizer, scores: Iterable[Score]) -> list[str]:
 
 
 def print_json(value: Any) -> None:
-    """One line of strict JSON on stdout: NaN and infinity, which JSON has not, become null."""
+    """Print one line of strict JSON on stdout; NaN and infinity become null."""
     typer.echo(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
 
 
@@ -90,7 +105,7 @@ def _finite(value: Any) -> Any:
 
 
 class Reading:
-    """A progress bar for text that is read; shows itself at the first news, and goes when it is closed."""
+    """A progress bar for text that is read; it appears at the first call."""
 
     def __init__(self) -> None:
         self._bar = Progress(
@@ -100,7 +115,7 @@ class Reading:
         self._tasks: dict[str, Any] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Take the news that `done` of `total` bytes are through a stage."""
+        """Show that `done` of `total` bytes of a stage are read."""
         if not self._bar.console.is_terminal:
             return
         if stage not in self._tasks:
@@ -109,14 +124,14 @@ class Reading:
         self._bar.update(self._tasks[stage], completed=done, total=total or None)
 
     def close(self) -> None:
-        """Take the bar off the screen; two live displays at once would erase each other."""
+        """Remove the bar. Two bars at once would overwrite each other."""
         if self._tasks:
             self._bar.stop()
 
 
 @contextlib.contextmanager
 def reading() -> Iterator[Reading]:
-    """A progress bar for text that is read, closed at the end of the block at the latest."""
+    """A progress bar for text that is read, removed at the end of the block."""
     bar = Reading()
     try:
         yield bar
@@ -124,17 +139,21 @@ def reading() -> Iterator[Reading]:
         bar.close()
 
 
+def token_bar(label: str, screen: Console) -> Progress:
+    """A progress bar for tokens that are scored."""
+    return Progress(
+        TextColumn(label), BarColumn(), TextColumn("{task.completed:,}/{task.total:,} tokens"), TimeRemainingColumn(),
+        console=screen, transient=True,
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def scoring(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar for tokens that are scored, or None where nobody watches."""
+    """A progress bar for tokens that are scored; None where stderr is no terminal."""
     screen = console(stderr=True)
     if not screen.is_terminal:
         yield None
         return
-    bar = Progress(
-        TextColumn(label), BarColumn(), TextColumn("{task.completed:,}/{task.total:,} tokens"), TimeRemainingColumn(),
-        console=screen, transient=True,
-    )  # fmt: skip
-    with bar:
+    with token_bar(label, screen) as bar:
         task = bar.add_task("", total=1)
         yield lambda done, total: bar.update(task, completed=done, total=total)

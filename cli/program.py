@@ -1,4 +1,4 @@
-"""The `lm` program behind its entry point: finds the commands, and turns errors into one sentence and an exit code."""
+"""The `lm` program: finds the commands, and turns errors into one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from lm.errors import LMError
 from lm.version import __version__
 
 USAGE_ERROR: Any = typer.BadParameter.__base__
-"""What typer raises for a flag that does not exist, and the like; it has no public name."""
+"""Typer's error for an unknown flag and similar mistakes; it has no public name."""
 
 
 class _Commands(TyperGroup):
-    """In the order that the commands themselves say; and a broken pipe, which click takes for a failure, is none."""
+    """Lists the commands by their POSITION, and treats a broken pipe as success."""
 
     order: ClassVar[list[str]] = []
 
@@ -44,7 +44,7 @@ class _Commands(TyperGroup):
                 error.message = "; ".join(f"{each['input']!r}: {wanted(each)}" for each in error.__cause__.errors())
             raise
         except BrokenPipeError:
-            # The reader went away, as `head` does. What Python still holds back has nowhere to go.
+            # The reader closed the pipe, as `head` does. Drop the rest of the output.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit from None
 
@@ -52,9 +52,9 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="lm",
     cls=_Commands,
-    help="Train a small language model on your own text, know how good it is, and sample from it.",
+    help="Train a small language model on your own text, measure it, and sample from it.",
     no_args_is_help=True,
-    # Plain help: half the time of the boxed one, and brackets in a description stay brackets.
+    # Plain help takes half the time of boxed help, and keeps brackets in descriptions.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -92,27 +92,27 @@ def _add_commands() -> None:
 
 
 class _Notices(logging.Handler):
-    """What the library has to say, on stderr, one line each and not twice."""
+    """Prints the library's warnings on stderr, one line each; a repeated one only once."""
 
-    _said = ""
+    _last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if message != self._said:
-            _say(f"note: {message}", "yellow")
-        self._said = message
+        if message != self._last:
+            _print(f"note: {message}", "yellow")
+        self._last = message
 
 
 def run() -> None:
-    """Run the command that was typed, and end the process with its exit code.
+    """Run the command and exit with its code.
 
     Raises:
-        KeyboardInterrupt: from where typer does not see it.
+        KeyboardInterrupt: where typer does not catch it.
     """
     _in_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character shows "?" and goes on.
+            # A terminal that cannot show a character shows "?".
             stream.reconfigure(errors="replace")
     logging.getLogger("lm").addHandler(_Notices(logging.WARNING))
     logging.getLogger("lm").propagate = False
@@ -124,21 +124,21 @@ def run() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'The system'}: {error.strerror or error}.")
     except MemoryError:
-        _fail("The memory is not enough for this: give a shorter text, or end other programs.")
+        _fail("The memory is not enough: use a shorter text, or close other programs.")
 
 
 def _in_utf8() -> None:
-    """Start again in UTF-8 where Python takes the locale for plain ASCII and could name no other file."""
+    """Restart in UTF-8 mode where Python uses ASCII for file names."""
     if sys.getfilesystemencoding() == "ascii":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, sys.orig_argv)
 
 
 def _fail(sentence: str) -> NoReturn:
-    _say(f"error: {sentence}", "red")
+    _print(f"error: {sentence}", "red")
     sys.exit(1)
 
 
-def _say(sentence: str, color: str) -> None:
+def _print(sentence: str, color: str) -> None:
     sentence = shown(sentence, sys.stderr)
     typer.echo(sentence if os.environ.get("NO_COLOR") else typer.style(sentence, fg=color), err=True)

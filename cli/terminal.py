@@ -1,6 +1,6 @@
-"""Text that others made, on a terminal: control characters, which could move the cursor, are shown and not sent.
+"""Text from models and files on a terminal: control characters, which could move the cursor, become escapes.
 
-In a pipe everything stays as it is.
+In a pipe the text is unchanged.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from typing import TextIO
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
-"""All but newline, tab, and a carriage return before a newline."""
+"""All except newline, tab, and a carriage return before a newline."""
 
 
 def visible(text: str) -> str:
@@ -18,14 +18,14 @@ def visible(text: str) -> str:
 
 
 class Shown:
-    """A text that comes in pieces, as a stream may show it."""
+    """A text that is printed in pieces, with control characters escaped on a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._terminal = stream.isatty()
         self._held = ""
 
     def feed(self, text: str) -> str:
-        """What to write of the next piece; a carriage return at its end waits for what follows it."""
+        """The next piece to print; a carriage return at its end waits for the piece after it."""
         if not self._terminal:
             return text
         text = self._held + text
@@ -33,11 +33,11 @@ class Shown:
         return visible(text.removesuffix(self._held))
 
     def end(self) -> str:
-        """What is still held back."""
+        """The rest to print."""
         held, self._held = self._held, ""
         return visible(held)
 
 
 def shown(text: str, stream: TextIO) -> str:
-    """A whole text, as a stream may show it."""
+    """A whole text, with control characters escaped if the stream is a terminal."""
     return visible(text) if stream.isatty() else text

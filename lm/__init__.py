@@ -1,15 +1,15 @@
-"""Inkling: train a small language model on your own text, know how good it is, and sample from it.
+"""Inkling: train a small language model on your own text, measure it, and sample from it.
 
     import lm
 
-    run = lm.train("input.txt", minutes=10)            # the preset that suits the text, in checkpoints/
+    run = lm.train("input.txt", minutes=10)            # chooses a preset; writes to checkpoints/
     run = lm.load("input-gru-char")                    # or lm.load() for the newest
     print(run.sample("ROMEO:", temperature=0.8, seed=7))
     print(run.samples("ROMEO:", n=3))
     print(run.evaluate("valid").bits_per_byte)
-    print(run.score("To be, or not to be"))            # each token's nats
+    print(run.score("To be, or not to be"))            # nats of each token
 
-Everything is imported when first used, so that `import lm` is quick and loads no torch.
+Names are imported at first use, so that `import lm` is fast and does not import torch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lm import _renamed, torch_private
 from lm.version import __version__
 
 torch_private.set_environment()
+
 _renamed.install()
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""Every option, declared once: default, bounds, description.
+"""All options, declared once: default, bounds, description.
 
-A run's configuration has four sections. `corpus` and `training` are the same for every run and are declared here;
-`tokenizer` and `model` are declared in the file of the tokenizer or model that `type` names, and are checked by it
-when they are resolved. So reading a configuration loads neither torch nor any model.
+A run's configuration has four sections. `corpus` and `training` are declared here. `tokenizer` and `model` are declared
+in the file of the tokenizer or model that `type` names, and are checked when they are resolved. So reading a
+configuration imports neither torch nor any model.
 
 Precedence: defaults < preset < file (`--config`) < overrides (`--set section.field=value` and the flags).
 """
@@ -28,45 +28,45 @@ from lm.registry import ALL, did_you_mean
 M = TypeVar("M", bound=BaseModel)
 
 DEFAULT_RUNS_DIR = Path("checkpoints")
-"""Where runs are made and looked for."""
+"""Default folder of the runs."""
 
 
 def expanded(path: Path | str) -> Path:
-    """A path with ~ as the user's folder: a shell replaces it only at the beginning of a word, not in --flag=~/x."""
+    """A path with ~ replaced by the user's folder, which a shell does not do in --flag=~/x."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        # There is no such user: then it is the folder's name.
+        # There is no such user: the folder has that name.
         return Path(path)
 
 
 def runs_folder(given: Path | str | None = None) -> Path:
-    """Where the runs lie: what was given, else INKLING_RUNS where it is set, else `DEFAULT_RUNS_DIR`."""
+    """The folder of the runs: the given one, else INKLING_RUNS, else `DEFAULT_RUNS_DIR`."""
     return expanded(given if given is not None else os.environ.get("INKLING_RUNS") or DEFAULT_RUNS_DIR)
 
 
 class Options(BaseModel):
-    """Base of all option sections: frozen, and an unknown name is refused."""
+    """Base of all option sections: frozen; unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 def listed(value: Any) -> Any:
-    """What was written for an option of several numbers, "2,3" or 2, as a tuple; anything else as it is."""
+    """The value of a list option, "2,3" or 2, as a tuple; other values unchanged."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return (value,) if isinstance(value, int) else value
 
 
 class Section(BaseModel):
-    """Options of a registered part as they were written down; `type` names the class that owns and checks them."""
+    """Unchecked options of a model or tokenizer; `type` names the class that declares and checks them."""
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
-    type: str = Field(description="Which one; see the registered names.")
+    type: str = Field(description="Registered name of the model or tokenizer.")
 
     def resolve(self, kind: Literal["model", "tokenizer"]) -> Any:
-        """The checked options object, of the class's own `Options` type.
+        """The checked options, of the class's `Options` type.
 
         Raises:
             ConfigError: the type is unknown, or an option is unknown or out of bounds.
@@ -76,28 +76,26 @@ class Section(BaseModel):
 
 
 class CorpusConfig(Options):
-    """Where the text is and how it is split."""
+    """Source and splits of the text."""
 
     source: str = Field(
-        description="A file, a folder, a glob, '-' (stdin), a named corpus, hf:NAME[/CONFIG] for a hub data set, or a "
-        "folder that lm prepare made."
+        description="A file, a folder, a glob, - (stdin), a named corpus, hf:NAME[/CONFIG] for a hub data set, or a "
+        "folder made by lm prepare."
     )
-    text_column: str = Field(
-        "text", description="The column that holds the text, in .jsonl, .csv, .parquet and hub data sets."
-    )
+    text_column: str = Field("text", description="Text column of .jsonl, .csv, .parquet and hub data sets.")
     encoding: str | None = Field(
         None,
-        description="Encoding of the text, such as cp1252, for files without a byte-order mark; none: UTF-8.",
+        description="Encoding of files without a byte-order mark, such as cp1252. Default: UTF-8.",
     )
     split_fractions: tuple[float, ...] | None = Field(
         None,
-        description="How text without splits of its own is cut by position: train,valid or train,valid,test. "
-        "Default: 0.9,0.05,0.05, or the customary split of a named corpus.",
+        description="Fractions train,valid or train,valid,test of a text without splits, cut by position. "
+        "Default: 0.9,0.05,0.05, or the usual split of a named corpus.",
     )
     split_at: Literal["word", "character"] = Field(
         "word",
-        description="Where a cut by position may fall. word: it moves forward to the start of the next word, where "
-        "white space follows within 1,000 characters; character: exactly at its fraction.",
+        description="Where a cut by position falls. word: at the start of the next word, if white space follows "
+        "within 1,000 characters; character: exactly at the fraction.",
     )
 
     @field_validator("encoding")
@@ -106,18 +104,18 @@ class CorpusConfig(Options):
         if value is None:
             return None
         try:
-            "".encode(value)  # codecs that make no text of bytes, such as base64, are refused here too
+            "".encode(value)  # also refuses codecs that are no text encodings, such as base64
             return codecs.lookup(value).name
         except (LookupError, ValueError):
-            raise ValueError("no text encoding of that name is known; use one such as cp1252 or utf-16") from None
+            raise ValueError("unknown text encoding; use one such as cp1252 or utf-16") from None
 
     @field_validator("source")
     @classmethod
-    def _can_be_written_down(cls, value: str) -> str:
+    def _is_utf8(cls, value: str) -> str:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            raise ValueError("this name is not UTF-8, so no run can record it: rename the file") from None
+            raise ValueError("the name is not UTF-8, so no run can record it: rename the file") from None
         return value
 
     @field_validator("split_fractions", mode="before")
@@ -136,143 +134,143 @@ class CorpusConfig(Options):
 
 
 class TrainingConfig(Options):
-    """How a model is trained."""
+    """Training options."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    # -- how long ---------------------------------------------------------------------------------
+    # -- length ------------------------------------------------------------------------------------
     max_steps: int | None = Field(None, ge=1, description="Length of the plan in optimizer steps.")
-    epochs: float | None = Field(None, gt=0, description="Length of the plan in passes over the training split.")
+    epochs: float | None = Field(None, gt=0, description="Length of the plan in epochs of the training split.")
     minutes: float | None = Field(
-        None, gt=0, description="Length of the plan in minutes: the speed is measured, then the steps are fixed."
+        None, gt=0, description="Length of the plan in minutes. The measured speed gives the steps."
     )
     patience: int | None = Field(
-        None, ge=1, description="Stop when this many validations in a row brought no better loss."
+        None, ge=1, description="Stop after this many validations in a row without a better loss."
     )
 
-    # -- what a step sees -------------------------------------------------------------------------
-    batch_size: int = Field(64, ge=1, description="Rows in a step's batch, of all processes together.")
+    # -- batches ----------------------------------------------------------------------------------
+    batch_size: int = Field(64, ge=1, description="Rows in a batch, in all processes together.")
     bptt: int | None = Field(
-        None, ge=1, description="Tokens a row in one step; default: the model's context length, else 64."
+        None, ge=1, description="Tokens of each row in one step. Default: the model's context length, else 64."
     )
     batching: Literal["streams", "random", "shuffled"] | None = Field(
         None,
-        description="streams: contiguous text, the state carried on where its length has no limit; random: windows "
-        "from anywhere; shuffled: every window once an epoch. Default: streams for recurrent models, random for "
-        "Transformers.",
+        description="streams: contiguous text, with the state carried over if the model has no context limit; random: "
+        "windows at random positions; shuffled: each window once an epoch. Default: streams for recurrent models, "
+        "random for Transformers.",
     )
     gradient_accumulation: int = Field(
-        1, ge=1, description="Batches whose gradients are averaged before each optimizer step."
+        1, ge=1, description="Batches whose gradients are averaged for one optimizer step."
     )
 
-    # -- the step ---------------------------------------------------------------------------------
+    # -- optimizer --------------------------------------------------------------------------------
     optimizer: Literal["adamw", "sgd", "muon"] = Field(
-        "adamw", description="adamw, sgd, or muon (torch's Muon for hidden matrices, AdamW for the rest)."
+        "adamw", description="adamw, sgd, or muon (Muon for hidden matrices, AdamW for the rest)."
     )
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
-    muon_learning_rate: float = Field(0.02, gt=0, description="Peak learning rate of Muon's matrices.")
-    table_learning_rate: float = Field(2.0, gt=0, description="Peak learning rate of context tables (Adagrad by row).")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="Adam's decay rates of the two moments.")
+    muon_learning_rate: float = Field(0.02, gt=0, description="Peak learning rate of the matrices of Muon.")
+    table_learning_rate: float = Field(2.0, gt=0, description="Peak learning rate of context tables (Adagrad).")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="Decay rates of the two moments of Adam.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD and of Muon.")
     weight_decay: float = Field(
-        0.01, ge=0, description="Decoupled decay of matrices (embeddings, biases and gains are spared); L2 for SGD."
+        0.01, ge=0, description="Decoupled weight decay of matrices, without embeddings, biases and gains; L2 for SGD."
     )
-    grad_clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; none: no clipping.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Probability mass spread over all tokens.")
+    grad_clip: float | None = Field(1.0, gt=0, description="Maximum gradient norm; none: no clipping.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Probability mass that is spread over all tokens.")
 
     # -- schedule ---------------------------------------------------------------------------------
     schedule: Literal["cosine", "linear", "constant", "step", "plateau"] = Field(
         "cosine",
-        description="Learning rate over the plan: cosine or linear to the floor, constant, step (times decay_factor "
-        "every decay_every steps), plateau (times decay_factor when validation stalls).",
+        description="Learning rate over the plan: cosine or linear to the floor, constant, step (multiplied by "
+        "decay_factor every decay_every steps), plateau (multiplied by decay_factor when validation stalls).",
     )
-    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up (at most a tenth of the plan).")
+    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up, at most a tenth of the plan.")
     learning_rate_floor: float = Field(
-        0.02, ge=0, le=1, description="Learning rate at the end of cosine and linear, as a share of the peak."
+        0.02, ge=0, le=1, description="Final learning rate of cosine and linear, as a share of the peak."
     )
     decay_factor: float = Field(0.25, gt=0, lt=1, description="Factor of the step and plateau schedules.")
     decay_every: int = Field(1000, ge=1, description="Steps between decays of the step schedule.")
     decay_patience: int = Field(
-        1, ge=1, description="Validations without a better loss before the plateau schedule decays."
+        1, ge=1, description="Validations without a better loss before a decay of the plateau schedule."
     )
 
     average_share: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Validate and keep an average of the weights that looks back on this share of the steps so far; "
-        "none: the weights of the last step.",
+        description="Validate and save an average of the weights over the last share of the steps; none: the weights "
+        "of the last step.",
     )
 
     # -- precision and machine --------------------------------------------------------------------
     precision: Literal["fp32", "tf32", "bf16", "fp16"] | None = Field(
-        None, description="Number format of the matrix products; default: bf16 on a GPU that has it, else fp32."
+        None, description="Number format of matrix products. Default: bf16 on a GPU that supports it, else fp32."
     )
     amp: Literal["O0", "O1", "O2", "O3"] | None = Field(
         None,
-        description="How much uses it. O0: all is fp32 (or tf32); O1: torch's autocast over fp32 weights; O2: weights "
-        "and products, with norms, softmax, loss and the optimizer's own weights in fp32; O3: everything. Default: O1 "
-        "for bf16 and fp16, else O0.",
+        description="What uses the precision. O0: nothing, all is fp32 or tf32; O1: torch autocast over fp32 weights; "
+        "O2: weights and products, with norms, softmax, loss and optimizer weights in fp32; O3: everything. Default: "
+        "O1 for bf16 and fp16, else O0.",
     )
-    fp32_modules: tuple[str, ...] = Field((), description="Modules that stay in fp32 at O1, O2 and O3, by name.")
+    fp32_modules: tuple[str, ...] = Field((), description="Names of modules that stay in fp32 at O1, O2 and O3.")
     loss_scale: Literal["auto", "dynamic"] | float | None = Field(
         "auto",
-        description="What the loss is multiplied by, so that small gradients last: a number, dynamic (halved when a "
+        description="Factor of the loss that keeps small gradients above zero: a number, dynamic (halved when a "
         "gradient overflows), or none. auto: dynamic for fp16, else none.",
     )
-    loss_scale_init: float = Field(65_536.0, ge=1, description="The dynamic loss scale's first value.")
-    loss_scale_growth: float = Field(2.0, gt=1, description="What it is multiplied by when it grows.")
-    loss_scale_backoff: float = Field(0.5, gt=0, lt=1, description="What it is multiplied by at an overflow.")
-    loss_scale_window: int = Field(2000, ge=1, description="Steps in a row without an overflow before it grows.")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; default: a GPU when there is one.")
+    loss_scale_init: float = Field(65_536.0, ge=1, description="First value of the dynamic loss scale.")
+    loss_scale_growth: float = Field(2.0, gt=1, description="Factor of the dynamic loss scale when it grows.")
+    loss_scale_backoff: float = Field(0.5, gt=0, lt=1, description="Factor of the dynamic loss scale at an overflow.")
+    loss_scale_window: int = Field(2000, ge=1, description="Steps without an overflow before the loss scale grows.")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.")
     devices: int | None = Field(
         None,
         ge=1,
-        description="Processes on this machine that train together, each on a GPU of its own or its share of the CPU's "
-        "threads; default: one, or those that torchrun started.",
+        description="Processes on this machine that train together, each on its own GPU or with its share of the CPU "
+        "threads. Default: one, or those that torchrun started.",
     )
     shard: bool = Field(
         False,
-        description="Spread weights, gradients and moments over the processes (FSDP2) instead of a copy in each: for "
-        "models that are too large for one GPU.",
+        description="Shard weights, gradients and moments over the processes (FSDP2), for models that are too large "
+        "for one GPU.",
     )
     timeout_seconds: float = Field(
-        600.0, gt=0, description="Longest wait of one process for the others within a step, before the job ends."
+        600.0, gt=0, description="Longest wait of a process for the others in one step; then the job ends."
     )
-    seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, dropout and the order of batches.")
+    seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, dropout and batch order.")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
-        description="When the loss, or a gradient that no loss scale can mend, is not a number: stop with the last "
-        "good state, or skip the step.",
+        description="If the loss or a gradient is not finite and no loss scale can correct it: stop with the last "
+        "saved checkpoint, or skip the step.",
     )
 
-    # -- looking and keeping ----------------------------------------------------------------------
+    # -- validation and saving --------------------------------------------------------------------
     evaluate_every: int | None = Field(
-        None, ge=1, description="Steps between validations; default: ten over the plan, fewer where they are dear."
+        None, ge=1, description="Steps between validations. Default: ten over the plan, fewer if they are slow."
     )
     validation_tokens: int | None = Field(
-        None, ge=1, description="Validate during training on the first so many tokens of the split; default: all."
+        None, ge=1, description="Validate during training on this many tokens of the split. Default: all."
     )
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     sample_tokens: int | None = Field(
-        80, ge=1, le=1000, description="Tokens of the text that is drawn at each validation; none: no text."
+        80, ge=1, le=1000, description="Tokens of the sample at each validation; none: no sample."
     )
     log_activations: bool = Field(
-        False, description="Also log the largest activation and its module; each such line costs a forward pass."
+        False, description="Also log the largest activation and its module; each line costs a forward pass."
     )
-    checkpoint_every: int | None = Field(None, ge=1, description="Keep the weights under steps/ this often (steps).")
+    checkpoint_every: int | None = Field(None, ge=1, description="Steps between the checkpoints under steps/.")
     checkpoint_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (), description="Keep the weights at the end of these epochs."
+        (), description="Keep a checkpoint at the end of these epochs."
     )
     keep_checkpoints: int | None = Field(
-        None, ge=1, description="Keep at most so many of checkpoint_every's states, newest first; default: all."
+        None, ge=1, description="Number of checkpoints of checkpoint_every to keep, newest first. Default: all."
     )
 
     @field_validator("betas")
     @classmethod
     def _betas(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not all(0 <= beta < 1 for beta in value):
-            raise ValueError("both must lie between 0 and 1")
+            raise ValueError("both must be between 0 and 1")
         return value
 
     @field_validator("amp")
@@ -308,16 +306,16 @@ class TrainingConfig(Options):
 
 
 class RunConfig(Options):
-    """All options of a run; saved as `config.json`, enough to repeat it."""
+    """All options of a run, saved in `config.json`; they are enough to repeat the run."""
 
     corpus: CorpusConfig
     tokenizer: Section
     model: Section
     training: TrainingConfig = TrainingConfig()
-    preset: str | None = Field(None, description="The preset the options started from.")
+    preset: str | None = Field(None, description="The preset below the options.")
 
     def resolved(self) -> RunConfig:
-        """The same configuration with every option of tokenizer and model checked and spelled out (loads torch)."""
+        """The same configuration with all options of tokenizer and model checked and filled in; imports torch."""
         sections = {
             kind: Section.model_validate(getattr(self, kind).resolve(kind).model_dump(mode="json"))
             for kind in ("tokenizer", "model")
@@ -353,7 +351,7 @@ def preset_summary(name: str) -> str:
     return text.splitlines()[0].lstrip("# ").strip()
 
 
-# -- putting a configuration together ---------------------------------------------------------------
+# -- composing a configuration ----------------------------------------------------------------------
 
 
 def compose(
@@ -367,13 +365,12 @@ def compose(
 
     Args:
         source: the corpus, as `CorpusConfig.source`.
-        preset: where to start.
+        preset: name of the lowest layer.
         file: a TOML file with the same sections.
-        overrides: "section.field" → value; text is read as JSON where it is JSON ("3", "true", "[5,10]"), and
-            "none" as None.
+        overrides: "section.field" → value; text that is JSON ("3", "true", "[5,10]") is parsed, "none" is None.
 
     Raises:
-        ConfigError: a name is unknown or a value out of bounds; the sentence names it and what would do.
+        ConfigError: a name is unknown or a value is out of bounds; the error names it and a valid choice.
     """
     sections: dict[str, dict[str, Any]] = {
         "corpus": {"source": source}, "tokenizer": {}, "model": {}, "training": {}
@@ -401,7 +398,7 @@ def compose(
 
 
 def _still_known(name: str, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the layers below that mean something to the type that the layer above chooses."""
+    """The fields of the layers below that exist for the type that the layer above selects."""
     kind = above.get("type")
     if name not in ALL or "type" not in below or kind is None or kind == below["type"]:
         return below
@@ -410,7 +407,7 @@ def _still_known(name: str, below: dict[str, Any], above: dict[str, Any]) -> dic
 
 
 def merge(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
-    """A copy of `config` with overrides applied and checked, as in `compose`."""
+    """A copy of `config` with checked overrides, as in `compose`."""
     sections = config.model_dump(mode="json")
     for name, fields in _nested(overrides).items():
         if not isinstance(sections.get(name), dict):
@@ -445,7 +442,7 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def parse_value(text: str) -> Any:
-    """What was written for an option: JSON where it is JSON, none as None, else the text."""
+    """The value of an option written as text: JSON if it is JSON, none as None, else the text."""
     if text.lower() in ("none", "null"):
         return None
     try:
@@ -455,10 +452,10 @@ def parse_value(text: str) -> Any:
 
 
 def validate(cls: type[M], data: Any, *, where: str = "") -> M:
-    """`cls.model_validate`, with each finding as one plain sentence.
+    """`cls.model_validate` with errors in plain sentences.
 
     Raises:
-        ConfigError: with every finding.
+        ConfigError: with one sentence for each invalid value.
     """
     try:
         return cls.model_validate(data)
@@ -467,7 +464,7 @@ def validate(cls: type[M], data: Any, *, where: str = "") -> M:
         for finding in error.errors(include_url=False):
             place, value = finding["loc"], finding["input"]
             if finding["type"] == "missing" and isinstance(value, list | tuple):
-                # A list that is too short: of it, not of the number that is missing in it.
+                # A list that is too short: report the list, not the missing element.
                 place = place[:-1]
             path = ".".join([*([where] if where else []), *(str(part) for part in place)])
             if finding["type"] == "extra_forbidden":
@@ -475,7 +472,7 @@ def validate(cls: type[M], data: Any, *, where: str = "") -> M:
                 hint = did_you_mean(str(place[-1]), known)
                 sentences.append(f"Unknown option {path}.{hint or ' Known: ' + ', '.join(known) + '.'}")
             else:
-                # Of a whole section, what is said of it names the values that it is about.
+                # An error of a whole section names the values itself.
                 shown = "" if isinstance(value, dict) else f" = {_as_typed(value)}"
                 sentences.append(f"{path}{shown}: {wanted(finding, _example(cls, place))}.")
         raise ConfigError(" ".join(sentences)) from None
@@ -503,15 +500,15 @@ _WANTED = {
     "too_short": "give {min_length} values at least, such as {example}",
     "tuple": "give a list such as {example}",
 }
-"""What a value has to be, by the kind of finding; of int_parsing, int_type and their like the first word is enough."""
+"""What to give, by the kind of pydantic error; for int_parsing, int_type and similar, by the first word."""
 
 
 def wanted(finding: Any, example: str = "") -> str:
-    """What to give instead of a value that pydantic refused, or what our own check says of it.
+    """What to give instead of an invalid value, or the message of our own check.
 
     Args:
         finding: one of `ValidationError.errors()`.
-        example: a value of the right kind, for lists.
+        example: a valid value, for lists.
     """
     kind = finding["type"]
     if kind == "value_error":
@@ -525,14 +522,14 @@ def wanted(finding: Any, example: str = "") -> str:
 
 
 def _as_typed(value: Any) -> str:
-    """A value as it is written after --set."""
+    """A value as typed after --set."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return repr([*value] if isinstance(value, tuple) else value)
 
 
 def _owner(cls: type[BaseModel], place: tuple[Any, ...]) -> type[BaseModel]:
-    """The class of the section that an option stands in."""
+    """The class of the section of an option."""
     for part in place[:-1]:
         annotation = cls.model_fields[str(part)].annotation
         assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
@@ -541,7 +538,7 @@ def _owner(cls: type[BaseModel], place: tuple[Any, ...]) -> type[BaseModel]:
 
 
 def _example(cls: type[BaseModel], place: tuple[Any, ...]) -> str:
-    """A value of a list's field as it is typed: its default, or one of the right kind."""
+    """A valid value of a list field as typed: its default, or an example."""
     for part in place:
         field = cls.model_fields.get(str(part))
         if field is None:

@@ -1,4 +1,4 @@
-"""Every error a user can meet, as one tree.
+"""All errors that a user can see, as one tree.
 
     LMError
     ├── ConfigError            an option is unknown, out of bounds or contradicts another
@@ -6,27 +6,27 @@
     │   └── DownloadError      a named corpus could not be fetched whole
     ├── TokenizerError         a tokenizer cannot be trained, read or used
     │   └── UnknownSymbolError a symbol is outside the vocabulary and the policy is `error`
-    ├── RunError               a run folder cannot be used as asked
-    │   ├── RunNotFoundError   no such run, or no such kept state
+    ├── RunError               a run folder cannot be used as requested
+    │   ├── RunNotFoundError   no such run or checkpoint
     │   ├── RunExistsError     the name is taken
-    │   ├── RunLockedError     another trainer holds the run
+    │   ├── RunLockedError     another process trains the run
     │   ├── CorruptRunError    a file is truncated, edited or fails its hash
     │   ├── FormatVersionError the run was written by a newer Inkling
     │   └── VocabMismatchError tokenizer and weights do not belong together
-    ├── TrainingError          training cannot start or go on
+    ├── TrainingError          training cannot start or continue
     │   ├── NonFiniteLossError the loss became NaN or infinite
     │   └── DivergedError      the loss is far above that of an untrained model
-    ├── DeviceError            a device or precision is not there
-    ├── ServerError            a server cannot be reached, or refuses
-    └── MissingExtraError      an optional part of Inkling is not installed
+    ├── DeviceError            a device or precision is not available
+    ├── ServerError            a server cannot be reached, or refuses a request
+    └── MissingExtraError      an optional package is not installed
 
-Each message is one or two plain sentences: what happened with its values, the likely cause, what to do.
-Callers switch on the type, never on the text.
+Each message is one or two sentences: what happened with its values, the likely cause, what to do.
+Callers check the type, never the text.
 """
 
 
 class LMError(Exception):
-    """Base of all errors that are the user's to mend; the command line prints them without a traceback."""
+    """Base of all errors that the user can correct; the command line prints them without a traceback."""
 
 
 class ConfigError(LMError):
@@ -37,7 +37,7 @@ class CorpusError(LMError):
     """Text is missing, empty, too short, badly encoded, or lacks a split or column."""
 
     def __init__(self, sentence: str = "", *, kind: str = "unreadable") -> None:
-        """`kind` is the same in a word or two, for a list of files that are left out."""
+        """`kind` is the error in one or two words, for a list of skipped files."""
         super().__init__(sentence)
         self.kind = kind
 
@@ -55,11 +55,11 @@ class UnknownSymbolError(TokenizerError):
 
 
 class RunError(LMError):
-    """A run folder cannot be used as asked."""
+    """A run folder cannot be used as requested."""
 
 
 class RunNotFoundError(RunError):
-    """No run, or no kept state, of that name."""
+    """No run or checkpoint of that name."""
 
 
 class RunExistsError(RunError):
@@ -67,7 +67,7 @@ class RunExistsError(RunError):
 
 
 class RunLockedError(RunError):
-    """Another trainer is at work in this run folder."""
+    """Another process trains in this run folder."""
 
 
 class CorruptRunError(RunError):
@@ -83,7 +83,7 @@ class VocabMismatchError(RunError):
 
 
 class TrainingError(LMError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 class NonFiniteLossError(TrainingError):
@@ -91,16 +91,16 @@ class NonFiniteLossError(TrainingError):
 
 
 class DivergedError(TrainingError):
-    """The training loss is far above that of a model that has learned nothing."""
+    """The training loss is far above that of an untrained model."""
 
 
 class DeviceError(LMError):
-    """A device or precision that was asked for is not there."""
+    """A requested device or precision is not available."""
 
 
 class ServerError(LMError):
-    """A server cannot be reached, or refuses what it was asked."""
+    """A server cannot be reached, or refuses a request."""
 
 
 class MissingExtraError(LMError):
-    """An optional part of Inkling is not installed."""
+    """An optional package is not installed."""

@@ -1,11 +1,11 @@
-"""Short name → class, without importing what is not asked for.
+"""Short name → class; a class is imported at its first use.
 
-A file in `lm/models/`, `lm/tokenizers/` or `lm/kernels/` registers what it defines with one literal line:
+A file in `lm/models/`, `lm/tokenizers/` or `lm/kernels/` registers its classes with one literal line:
 
     REGISTERS = {"gru": "Recurrent", "lstm": "Recurrent"}
 
-The registry reads that line from the source, so that listing the names imports neither torch nor any model;
-the class is imported when it is first asked for. A new model or tokenizer is therefore one new file.
+The registry reads that line from the source, so that listing the names imports neither torch nor any model. A new model
+or tokenizer is one new file.
 """
 
 from __future__ import annotations
@@ -27,25 +27,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LEAST_BEGINNING = 2
-"""Letters that are taken for the beginning of a name."""
-MOST_NAMED = 8
-"""Names that one question holds."""
+MIN_PREFIX = 2
+"""Letters that count as the start of a name."""
+MAX_SUGGESTIONS = 8
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'gru'?" for the names that begin so, else for the nearest one; "" when none is near."""
+    """ " Did you mean 'gru'?" for names that start with `name`, else for the most similar one; "" if none is."""
     names = list(known)
-    near = [each for each in names if each.startswith(name)] if len(name) >= LEAST_BEGINNING else []
+    near = [each for each in names if each.startswith(name)] if len(name) >= MIN_PREFIX else []
     near = [repr(each) for each in near or difflib.get_close_matches(name, names, n=1, cutoff=0.5)]
     if not near:
         return ""
-    *others, last = near[:MOST_NAMED]
+    *others, last = near[:MAX_SUGGESTIONS]
     return f" Did you mean {', '.join(others)} or {last}?" if others else f" Did you mean {last}?"
 
 
 class Registry(Generic[T]):
-    """The classes of one kind, found by name in the files of one package."""
+    """The classes of one kind, by name, in the files of one package."""
 
     def __init__(self, kind: str, package: str) -> None:
         self.kind = kind
@@ -65,11 +64,11 @@ class Registry(Generic[T]):
         return found
 
     def add(self, name: str, import_string: str) -> None:
-        """Register a class from outside this package, as "package.module:Class"."""
+        """Register a class of another package, as "package.module:Class"."""
         self._added[name] = import_string
 
     def names(self) -> tuple[str, ...]:
-        """All registered names, sorted; imports nothing."""
+        """All registered names, sorted. Imports nothing."""
         return tuple(sorted({**self._found, **self._added}))
 
     def resolve(self, name: str) -> type[T]:
@@ -90,5 +89,5 @@ class Registry(Generic[T]):
 MODELS: Registry[LanguageModel] = Registry("model", "lm.models")
 TOKENIZERS: Registry[Tokenizer] = Registry("tokenizer", "lm.tokenizers")
 KERNELS: Registry[Kernel] = Registry("kernel", "lm.kernels")
-"""Native decoding steps, by the type of the model that they equal."""
+"""Native decoding kernels, by the type of the model."""
 ALL: dict[str, Registry[Any]] = {"model": MODELS, "tokenizer": TOKENIZERS}

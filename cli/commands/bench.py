@@ -21,7 +21,7 @@ def command(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="CORPUS|RUN", help="A text, as for lm train, or a run, whose options it takes.", show_default=False
+            metavar="CORPUS|RUN", help="A text, as for lm train, or a run with its options.", show_default=False
         ),
     ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
@@ -30,15 +30,15 @@ def command(
     *,
     flags: TrainFlags,
 ) -> None:
-    """Train the same few steps on every device and precision here, and say what each gains; nothing is kept.
+    """Compare the training speed of all devices and precisions.
+
+    Each setting trains the same few steps in its own process. Nothing is saved.
 
     \b
     lm bench input.txt --preset gru-char
     lm bench RUN --device cpu
     """
-    from rich.markup import escape
-
-    from cli.output import console, print_json, reading
+    from cli.output import print_json, reading, say
     from lm.device import pick_device
     from lm.profiling.bench import run, settings
     from lm.profiling.trial import refuse_counting
@@ -54,50 +54,44 @@ def command(
         if all(setting.overrides.get(path, value) == value for path, value in given.items())
     ]  # fmt: skip
     if not chosen:
-        raise ConfigError("No device and precision here is what the flags ask for: see lm devices.")
-    told = console(stderr=True)
-    told.print(
-        f"{config.model.type} on {escape(corpus.name)}, {config.training.batch_size} rows a batch: {len(chosen)} rows, "
-        "each in a process of its own",
-        soft_wrap=True,
+        raise ConfigError("No device and precision of this machine matches the flags: see lm devices.")
+    say(
+        f"{config.model.type} on {corpus.name}, batches of {config.training.batch_size} rows, {len(chosen)} settings",
+        dim=False,
     )
     rows: list[Row] = []
     for row in run(config, corpus, chosen):
         rows.append(row)
-        speed = row.problem or f"{row.tokens_per_second:,.0f} tokens/s"
-        told.print(f"{' '.join(_named(row))}: {speed}", style="dim", markup=False, soft_wrap=True)
+        say(f"{_label(row)}: {row.problem or f'{row.tokens_per_second:,.0f} tokens/s'}")
     if as_json:
         print_json([row.to_json() for row in rows])
     else:
         _print(rows)
     if all(row.problem for row in rows):
-        raise LMError("No row could be measured.")
+        raise LMError("No setting could be measured.")
 
 
-def _named(row: Row) -> list[str]:
+def _device(row: Row) -> str:
     setting = row.setting
-    threads = f"{setting.threads} thread{'s' if setting.threads != 1 else ''}" if setting.threads else ""
-    return [
-        setting.device if setting.devices == 1 else f"{setting.devices} × {setting.device.partition(':')[0]}",
-        threads, setting.precision, setting.level,
-    ]  # fmt: skip
+    return setting.device if setting.devices == 1 else f"{setting.devices} × {setting.device.partition(':')[0]}"
+
+
+def _label(row: Row) -> str:
+    setting = row.setting
+    threads = f" {setting.threads} thread{'s' if setting.threads != 1 else ''}" if setting.threads else ""
+    return f"{_device(row)}{threads} {setting.precision} {setting.level}"
 
 
 def _print(rows: list[Row]) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.filesize import decimal
-    from rich.table import Table
 
-    from cli.output import console
+    from cli.output import console, wide_table
+    from lm.profiling.bench import STEPS
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in ("device", "threads", "precision", "level"):
-        table.add_column(name)
-    for name in ("tokens/s", "speed-up", "a step", "peak memory", "loss"):
-        table.add_column(name, justify="right")
-    table.add_column("", overflow="fold")
+    names = "threads", "precision", "tokens/s", "speed-up", "step", "memory", "loss"
+    table = wide_table("device", *names, left=("precision",))
     for row in rows:
-        figures = [""] * 5
+        setting, figures = row.setting, [""] * 5
         if row.tokens_per_second is not None and row.step_seconds is not None:
             figures = [
                 f"{row.tokens_per_second:,.0f}",
@@ -106,14 +100,11 @@ def _print(rows: list[Row]) -> None:
                 decimal(row.peak_bytes) if row.peak_bytes else "",
                 f"{row.loss:.4f}" if row.loss is not None else "",
             ]
-        note = row.problem or ("" if row.steps >= _steps() else f"{row.steps} steps, then time was up")
-        table.add_row(*_named(row), *figures, note)
+        table.add_row(_device(row), str(setting.threads or ""), f"{setting.precision} {setting.level}", *figures)
     screen = console()
     screen.print(table)
-    screen.print("Peak memory is that of the whole process on a CPU, and of tensors on a GPU.", style="dim")
-
-
-def _steps() -> int:
-    from lm.profiling.bench import STEPS
-
-    return STEPS
+    for row in rows:
+        note = row.problem or ("" if row.steps >= STEPS else f"{row.steps} steps, then the time was up")
+        if note:
+            screen.print(f"{_label(row)}: {note}", markup=False, soft_wrap=True)
+    screen.print("memory: maximum of the whole process on a CPU, of tensors on a GPU", style="dim")

@@ -34,20 +34,20 @@ POSITION = 4
 
 BLANK_LINE = "\n\n"
 HELP = """\
-Your line and a newline are read as text; the model goes on up to a blank line.
-/probs        how likely each token of the last reply was, and what else was
-/undo         take back your last line and its reply
-/state NAME   save where we are: lm chat RUN --state NAME goes on from there
-/reset        begin again
-/help         this
-/quit         leave (so does the end of the input)"""
+The model continues your line and a newline, up to a blank line.
+/probs        probability of each token of the last reply, and alternatives
+/undo         remove your last line and its reply
+/state NAME   save a snapshot; lm chat RUN --state NAME continues from it
+/reset        start again
+/help         print this
+/quit         exit (as the end of the input does)"""
 
 
 @with_sampling("seed", "n", "best_of", "num_beams")
 def command(
     run: RunName = None,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed, options and lines give the same replies; default: a new one.")
+        int | None, typer.Option(help="Same seed, options and lines: same replies. Default: a random seed.")
     ] = None,
     state: StateName = None,
     unknown: Unknown = None,
@@ -56,10 +56,10 @@ def command(
     runs_dir: RunsDir = DEFAULT_RUNS,
     sampling: dict[str, Any] | None = None,
 ) -> None:
-    """Write with a model in turns: it keeps its state between your lines. Replies go to stdout.
+    """Write with a model in turns. Replies go to stdout.
 
-    What you type and a newline are read as text, and the model goes on up to a blank line (or --stop, --max-tokens).
-    A blank line follows each reply. /help tells the rest.
+    The model continues your line and a newline, up to a blank line (or --stop, --max-tokens). It keeps its state
+    between your lines. A blank line follows each reply. /help lists the commands.
 
     \b
     lm chat RUN --max-tokens 200
@@ -78,7 +78,7 @@ def command(
     begin = loaded.snapshots.read(state) if state is not None else loaded.read_text("")
     after_reply = loaded.tokenizer.encode(2 * loaded.newline).tolist()
     talk = Conversation(loaded.engine(), options, begin, after_reply=after_reply)
-    say(f"{loaded.name}@{loaded.checkpoint} · seed {options.seed} · /help tells what can be typed")
+    say(f"{loaded.name}@{loaded.state} · seed {options.seed} · /help lists the commands")
     for line in _lines():
         name, _, rest = line.strip().partition(" ")
         if name == "/quit":
@@ -93,9 +93,9 @@ def command(
 
 
 def _lines() -> Any:
-    """What is typed or piped in, line by line, without the newline."""
+    """The lines of stdin, without the newline."""
     if sys.stdin.isatty():
-        # Makes arrow keys and history work.
+        # Enables arrow keys and history.
         import readline  # noqa: F401
 
         while True:
@@ -108,7 +108,7 @@ def _lines() -> Any:
 
     for line in sys.stdin.buffer:
         try:
-            yield decode_text(line, "What was typed").removesuffix("\n").removesuffix("\r")
+            yield decode_text(line, "The line").removesuffix("\n").removesuffix("\r")
         except LMError as error:
             say(f"error: {error}")
 
@@ -120,13 +120,13 @@ def _reply(talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | Non
             typer.echo(text.feed(event.text), nl=False, color=True)
             sys.stdout.flush()
     except KeyboardInterrupt:
-        # Ends the reply, not the conversation.
+        # Ctrl-C ends the reply, not the conversation.
         pass
     typer.echo(text.end() + BLANK_LINE, nl=False)
 
 
 def _do(name: str, argument: str, talk: Conversation, run: Run) -> None:
-    """One of the commands that begin with a slash."""
+    """Run a command that starts with a slash."""
     from cli.output import say, score_lines
     from lm.registry import did_you_mean
 
@@ -135,15 +135,15 @@ def _do(name: str, argument: str, talk: Conversation, run: Run) -> None:
             for line in score_lines(run.tokenizer, talk.scores) or ["There is no reply yet."]:
                 typer.echo(line)
         case "/undo":
-            say("Taken back." if talk.undo() else "There is nothing to take back.")
+            say("Removed." if talk.undo() else "There is no line to remove.")
         case "/state":
-            path = run.snapshots.save(argument, talk.state)
-            say(f"Saved {talk.state.tokens:,} tokens' state as {argument!r}, {path.stat().st_size:,} bytes.")
+            path = run.states.save(argument, talk.state)
+            say(f"Saved snapshot {argument!r}: {talk.state.tokens:,} tokens, {path.stat().st_size:,} bytes.")
         case "/reset":
             talk.reset()
-            say("We begin again.")
+            say("Started again.")
         case "/help":
             say(HELP)
         case _:
             known = ("/probs", "/undo", "/state", "/reset", "/help", "/quit")
-            say(f"There is no {name}.{did_you_mean(name, known)} A line that begins with a slash is a command: /help")
+            say(f"Unknown command {name}.{did_you_mean(name, known)} See /help.")

@@ -13,9 +13,9 @@ POSITION = 16
 
 
 def command(
-    minutes: Annotated[float, typer.Option(help="How long to train.")] = 1.0, runs_dir: RunsDir = DEFAULT_RUNS
+    minutes: Annotated[float, typer.Option(help="Training time.")] = 1.0, runs_dir: RunsDir = DEFAULT_RUNS
 ) -> None:
-    """Train, report and sample on the built-in corpus, within two minutes and without a download."""
+    """Train, report and sample on the built-in corpus, in two minutes."""
     from lm.corpora.named import BUILTIN
 
     train(corpus=BUILTIN, minutes=minutes, runs_dir=runs_dir)

@@ -10,7 +10,7 @@ POSITION = 14
 
 
 def command(as_json: Json = False) -> None:
-    """Show what this machine computes with, and what Inkling will choose by default."""
+    """Show the devices of this machine and the defaults of Inkling."""
     from cli.output import console, facts_table, print_json
     from lm.profiling.machine_defaults import describe
 
@@ -30,15 +30,15 @@ def _tables(known: dict[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
     usable = cpu["usable_threads"]
     kernels = cpu["kernels_use"]
     sets = ", ".join(cpu["instruction_sets"]) or "unknown"
-    bf16 = {True: "has bf16 instructions", False: "no bf16 instructions: bf16 is slow here", None: ""}
+    bf16 = {True: "has bf16 instructions", False: "no bf16 instructions: bf16 is slow", None: ""}
     tables = {
         "processor": [
             ("model", "", cpu["model"]),
-            ("threads", str(cpu["threads"]), f"{cores}{usable} threads may be used by this process"),
+            ("threads", str(cpu["threads"]), f"{cores}{usable} threads usable by this process"),
             ("instruction sets", "", sets),
             ("bf16", "", bf16[cpu["bf16_instructions"]]),
             ("used by torch", "", cpu["torch_uses"]),
-            ("used by kernels", "", kernels or "no native kernels in this install: torch does their work, more slowly"),
+            ("used by kernels", "", kernels or "no native kernels installed: torch is used and is slower"),
             ("trains in", "", ", ".join(cpu["formats"])),
             ("memory", _size(memory["total"]), f"{_size(memory['available'])} available"),
         ],

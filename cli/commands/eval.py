@@ -16,32 +16,34 @@ def command(
     run: RunName = None,
     split: Annotated[
         str | None,
-        typer.Option(help="train, valid or test; default: test where there is one, else valid.", show_default=False),
+        typer.Option(help="train, valid or test. Default: test if there is one, else valid.", show_default=False),
     ] = None,
     text: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Score this text instead; - for stdin.", show_default=False)
+        str | None, typer.Option(metavar="FILE", help="Score this text instead; - is stdin.", show_default=False)
     ] = None,
     text_column: TextColumn = None,
     encoding: TextEncoding = None,
     corpus: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Where the run's own text lies now, if it has moved.", show_default=False),
+        typer.Option(metavar="PATH", help="New path of the run's text, if it has moved.", show_default=False),
     ] = None,
     stride: Annotated[
         int | None,
         typer.Option(
-            min=1, help="How far a Transformer's window slides; default: half its context.", show_default=False
+            min=1, help="Step of a Transformer's sliding window. Default: half its context.", show_default=False
         ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where to compute; default: a GPU when there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, mps. Default: a GPU if there is one.")] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32 (the reference), bf16, fp16, or int8: as decoded with int8 weights.")
+        str, typer.Option(help="fp32 (the reference), bf16, fp16, or int8 (int8 weights, as for decoding).")
     ] = "fp32",
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Say how well a model predicts a text: perplexity, bits per byte and more, each with its denominator.
+    """Measure how well a model predicts a text.
+
+    Reports perplexity, bits per byte and more, each with its denominator.
 
     \b
     lm eval RUN
@@ -50,12 +52,12 @@ def command(
     if precision not in ("fp32", "bf16", "fp16", "int8"):
         raise ConfigError(f"--precision {precision!r}: use fp32, bf16, fp16 or int8.")
     if split is not None and text is not None:
-        raise ConfigError("--split and --text are two different texts: give one of them.")
+        raise ConfigError("--split and --text are two different texts: give only one.")
     for flag, value in (("--text-column", text_column), ("--encoding", encoding)):
         if value is not None and text is None:
-            raise ConfigError(f"{flag} is for the text of --text: leave it out for the run's own text.")
+            raise ConfigError(f"{flag} is for --text: leave it out for the run's own text.")
     if corpus is not None and text is not None:
-        raise ConfigError("--corpus says where the run's own text lies, --text gives another one: give one of them.")
+        raise ConfigError("--corpus is the path of the run's own text, --text is another text: give only one.")
     from cli.output import console, print_json, reading, scoring
     from cli.report import print_report
     from lm.corpora import open_text
@@ -64,8 +66,8 @@ def command(
     loaded = load(run, runs_dir=runs_dir, device=device)
     if stride is not None and loaded.model.context_length is None:
         raise ConfigError(
-            f"--stride {stride}: {loaded.config.model.type} models carry their state over the whole text and have no "
-            "window that slides: leave --stride out."
+            f"--stride {stride}: {loaded.config.model.type} models carry their state over the whole text, without a "
+            "sliding window: leave --stride out."
         )
     content = None
     if text is not None:
@@ -81,10 +83,10 @@ def command(
         print_json(report.model_dump(mode="json"))
     else:
         print_report(console(), report)
-    # The card holds reference figures only.
+    # The card has reference figures only.
     if not loaded.folder.shipped and text is None and stride is None and precision == "fp32":
         try:
             loaded.save_report(report)
         except RunError as error:
-            # Someone else's run, or one on a full disk: the figures stand all the same.
-            typer.echo(f"note: The report is not kept with the run. {error}", err=True)
+            # The run belongs to someone else, or the disk is full.
+            typer.echo(f"note: The report was not saved with the run. {error}", err=True)

@@ -14,7 +14,7 @@ POSITION = 7
 
 
 def command(
-    sort: Annotated[str, typer.Option(help="date (the newest first) or bits (the best first).")] = "date",
+    sort: Annotated[str, typer.Option(help="date (newest first) or bits (best first).")] = "date",
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
@@ -38,13 +38,13 @@ def command(
         print_json(rows)
         return
     if not rows:
-        console(stderr=True).print(f"There is no run in {runs_dir} yet. Train one with: lm train FILE")
+        console(stderr=True).print(f"There is no run in {runs_dir} yet. Train one: lm train FILE")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("run", "model", "corpus"):
-        # Folded rather than cut: a name is there to be copied.
+        # Folded, not cut: names are copied.
         table.add_column(name, overflow="fold")
-    # What the tokens do not say has a cost: where there is one, the customary figure stands next to the whole one.
+    # Where the spelling of unknown words costs bits, show the figure without it too.
     both = any(row.get("token_bits_per_byte") != row.get("bits_per_byte") for row in rows)
     for name in ("step", "bits/byte", *(["tokens alone"] if both else []), "size", "date"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -64,16 +64,15 @@ def command(
     for row in rows:
         if row["problem"]:
             screen.print(f"{escape(row['name'])}  [red]{escape(row['problem'])}[/red]", soft_wrap=True)
-    hints = ["bits/byte: of the best weights on the validation split; lower is better"]
+    hints = ["bits/byte: best weights, validation split; lower is better"]
     if both:
-        hints.append(
-            "unknown words and dropped white space are charged for their spelling "
-            "(docs/reference/evaluation.md); tokens alone: "
-            "without it, not comparable across tokenizers"
-        )
+        hints += [
+            "bits/byte includes the spelling of unknown words and white space;",
+            "tokens alone: without it, not comparable across tokenizers (docs/evaluation.md)",
+        ]
     unknown = [row for row in rows if row.get("bits_per_byte") is None and row.get("token_bits_per_byte") is not None]
     if unknown:
-        hints.append(f"–: not known; measure again, or read why: lm eval {unknown[0]['name']} --split valid")
+        hints.append(f"–: unknown; measure again: lm eval {unknown[0]['name']} --split valid")
     for hint in hints:
         console(stderr=True).print(f"[dim]{escape(hint)}[/dim]", soft_wrap=True)
 

@@ -15,14 +15,14 @@ from cli.commands.serve import read_options, serve, with_flags
 
 POSITION = 5
 MORE_PORTS = 50
-"""How many ports after the usual one are tried."""
+"""Ports that are tried after the default one."""
 
 
 def command(*, no_browser: bool, **given: Any) -> None:
-    """Open a page in the browser: write with your models, look into them, compare them, train new ones.
+    """Open a page in the browser to write with models and train them.
 
-    This is lm serve with the browser opened: the API is there too. The next free port is taken where the usual one is
-    in use, and there need not be a run yet.
+    This is lm serve with the browser opened; the API is available too. If the default port is in use, the next free
+    port is used. No run is needed yet.
 
     \b
     lm page
@@ -40,11 +40,11 @@ def command(*, no_browser: bool, **given: Any) -> None:
 
 def _open_browser(address: str) -> None:
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys():
-        # What Python would find is a browser for the terminal, in which the page does not work.
+        # Python would find a text browser, in which the page does not work.
         return
-    # An address to listen on may mean all of them; it is no place to go to.
+    # A browser cannot open the address that means all addresses.
     address = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-    # Some browsers return when they are closed.
+    # Some browsers return only when they are closed.
     threading.Thread(target=webbrowser.open, args=(f"{address}/page/",), daemon=True).start()
 
 

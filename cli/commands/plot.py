@@ -12,24 +12,24 @@ from cli.options import DEFAULT_RUNS, Json, RunsDir, path_option
 POSITION = 11
 DEFAULT_PICTURE = Path("curves.png")
 LINES = 20
-"""Height of a plot in the terminal."""
+"""Height of a plot in the terminal, in lines."""
 
 
 def command(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; default: the newest.")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs. Default: the newest.")] = None,
     metric: Annotated[
         str, typer.Option(help="loss, perplexity, bits_per_byte, accuracy, or any figure of metrics.jsonl.")
     ] = "loss",
-    by: Annotated[str, typer.Option(help="What runs to the right: step, tokens or time.")] = "step",
+    by: Annotated[str, typer.Option(help="Horizontal axis: step, tokens or time.")] = "step",
     output: Annotated[
         Path | None,
-        path_option("-o", "--output", help="The picture: a .png, .svg or .pdf.  [default: curves.png]"),
+        path_option("-o", "--output", help="Image file: .png, .svg or .pdf.  [default: curves.png]"),
     ] = None,
     terminal: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal.")] = False,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
-    """Draw the learning curves of runs, training and validation, into a picture or the terminal.
+    """Plot the training and validation curves of runs.
 
     \b
     lm plot RUN

@@ -19,41 +19,39 @@ def command(
     source: Annotated[
         str, typer.Argument(help="A folder, a glob, or hf:NAME[/CONFIG], which is streamed.", show_default=False)
     ],
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", parser=expanded, help="Where the shards go: what lm train reads then.")
-    ],
-    shards: Annotated[int, typer.Option(min=1, help="How many shards the text is cut into.")] = 1,
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=expanded, help="Folder of the shards, for lm train.")],
+    shards: Annotated[int, typer.Option(min=1, help="Number of shards.")] = 1,
     shard: Annotated[
         int | None,
-        typer.Option(min=0, help="Prepare this one, from 0, and no other; default: all.", show_default=False),
+        typer.Option(min=0, help="Prepare only this shard (from 0). Default: all.", show_default=False),
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="RUN|FILE", help="Take this run's tokenizer, or this tokenizer.json.", show_default=False),
+        typer.Option(metavar="RUN|FILE", help="Use the tokenizer of a run or a file.", show_default=False),
     ] = None,
     tokenizer_only: Annotated[
-        bool, typer.Option("--tokenizer-only", help="Learn the tokenizer that all shards share, and stop.")
+        bool, typer.Option("--tokenizer-only", help="Train the tokenizer of all shards, and stop.")
     ] = False,
     tokenizer_mb: Annotated[
-        float, typer.Option(min=0.001, help="Learn the tokenizer from the first so many million characters.")
+        float, typer.Option(min=0.001, help="Train the tokenizer on this many million characters.")
     ] = 100.0,
     valid_every: Annotated[
-        int, typer.Option(min=2, help="Hold out each so many-th piece of 64 thousand characters for validation.")
+        int, typer.Option(min=2, help="Use every N-th piece of 64,000 characters for validation.")
     ] = 200,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="tokenizer.FIELD=VALUE", help="An option of the tokenizer; repeatable."),
+        typer.Option("--set", metavar="tokenizer.FIELD=VALUE", help="Any tokenizer option; repeatable."),
     ] = None,
     text_column: Annotated[str | None, field(CorpusConfig, "text_column")] = None,
     encoding: Annotated[str | None, field(CorpusConfig, "encoding")] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
-    """Turn a text that is too large for one disk into tokens, in shards that jobs of their own can make.
+    """Tokenize a large text into shards, each in its own job if you like.
 
     \b
     lm prepare 'texts/*.jsonl' OUT --tokenizer-only --set tokenizer.size=16000
-    lm prepare 'texts/*.jsonl' OUT --shards 64 --shard 0        (and 1, 2, … 63, anywhere)
+    lm prepare 'texts/*.jsonl' OUT --shards 64 --shard 0    (and 1 to 63)
     lm train OUT
     """
     from cli.output import print_json, reading, say
@@ -65,9 +63,9 @@ def command(
     config = validate(CorpusConfig, {name: value for name, value in given.items() if value is not None}, where="corpus")
     chosen = {path: parse_value(value) for path, value in parse_assignments(set_ or []).items()}
     if strange := [path for path in chosen if not path.startswith("tokenizer.")]:
-        raise ConfigError(f"--set {strange[0]}: preparing knows the options of the tokenizer alone.")
+        raise ConfigError(f"--set {strange[0]}: lm prepare has tokenizer options only.")
     if tokenizer is not None and chosen:
-        raise ConfigError(f"--tokenizer {tokenizer} is learned already: leave --set out.")
+        raise ConfigError(f"--tokenizer {tokenizer} is trained already: leave --set out.")
     section = Section(**{"type": "subword", **{path.partition(".")[2]: value for path, value in chosen.items()}})
     section.resolve("tokenizer")
     check_place(out / TOKENIZER)
@@ -79,7 +77,8 @@ def command(
             learn_tokenizer(config, out, section, characters=int(tokenizer_mb * 1e6))
         if tokenizer_only:
             where = f"{shlex.quote(source)} {shlex.quote(str(out))}"
-            say(f"{out / TOKENIZER}: the tokenizer of all shards. Next: lm prepare {where} --shards N --shard 0")
+            say(f"Wrote {out / TOKENIZER}, the tokenizer of all shards.")
+            say(f"Next: lm prepare {where} --shards N --shard 0")
             return
         numbers = range(shards) if shard is None else [shard]
         made = [
@@ -92,5 +91,5 @@ def command(
         print_json(found)
         return
     for each in found:
-        typer.echo(f"{out / str(each['shard'])}: {each['train']:,} tokens to train on, {each['valid']:,} held out")
-    say(f"When all {shards} are there: lm train {shlex.quote(str(out))}")
+        typer.echo(f"{out / str(each['shard'])}: {each['train']:,} training and {each['valid']:,} validation tokens")
+    say(f"When all {shards} shards are there: lm train {shlex.quote(str(out))}")

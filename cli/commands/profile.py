@@ -26,12 +26,12 @@ def command(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="CORPUS|RUN", help="A text, as for lm train, or a run, whose options it takes.", show_default=False
+            metavar="CORPUS|RUN", help="A text, as for lm train, or a run with its options.", show_default=False
         ),
     ] = None,
     html: Annotated[
         Path | None,
-        path_option(metavar="FILE", help="Also write a page with memory over time and all layers."),
+        path_option(metavar="FILE", help="Also write an HTML page with memory over time and all layers."),
     ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
@@ -39,7 +39,9 @@ def command(
     *,
     flags: TrainFlags,
 ) -> None:
-    """Measure where the memory and the time of training go, in seconds; nothing is trained or kept.
+    """Measure the memory and the time of each training step.
+
+    Takes a few seconds. Nothing is saved.
 
     \b
     lm profile input.txt --preset gru-char --set model.hidden_size=768
@@ -60,7 +62,7 @@ def command(
         from lm.profiling.profile_html import page
 
         write_file(html, page(found))
-        say(f"The page is {html}")
+        say(f"Wrote {html}.")
     if as_json:
         print_json(found.to_json())
     else:
@@ -72,48 +74,52 @@ def _print(screen: Console, found: Profile) -> None:
 
     from cli.output import facts_table
 
+    threads = f"{found.device}, {found.threads} of {found.arithmetic.peak_threads} threads"
+    device = threads if found.device == "cpu" else found.device
     screen.print(
-        f"[bold]{found.model}[/bold] of {found.parameters:,} parameters on {escape(found.corpus)}: {found.batch_size} "
-        f"rows of {found.bptt} tokens a batch, {found.precision} on {escape(found.device_name)} ({found.device}"
-        + (f", {found.threads} of {found.arithmetic.peak_threads} threads)" if found.device == "cpu" else ")"),
+        f"[bold]{found.model}[/bold] with {found.parameters:,} parameters on {escape(found.corpus)}: "
+        f"batches of {found.batch_size} × {found.bptt} tokens",
         soft_wrap=True,
     )
+    screen.print(f"{found.precision} on {escape(found.device_name)} ({device})", soft_wrap=True)
     screen.print(f"runs on: {found.runs_on}\n", soft_wrap=True)
-    screen.print(_layer_table(found))
-    screen.print()
-    screen.print(_memory_table(found))
-    screen.print()
-    screen.print(facts_table([*_memory_facts(found), *_time_facts(found)]))
+    for table in (_layer_table(found), _memory_table(found), facts_table(_memory_facts(found))):
+        screen.print(table)
+        screen.print()
+    screen.print(facts_table(_time_facts(found)))
 
 
 def _layer_table(found: Profile) -> Table:
-    table = _table("layers", "output", "parameters", "kept for backward", "forward", "backward", "share", "runs on")
+    from cli.output import wide_table
+
+    names = "output", "parameters", "saved", "forward\nms", "backward\nms", "share", "runs\non"
+    table = wide_table("layers", *names, left=names[-1:])
+    table.padding = (0, 1, 0, 0)
     whole = sum(layer.forward_seconds + layer.backward_seconds for layer in found.layers)
     for name, times, layers in _alike(found.layers):
         forward, backward = (
             sum(getattr(layer, f"{way}_seconds") for layer in layers) for way in ("forward", "backward")
         )
         table.add_row(
-            name + (f"  ×{times}" if times > 1 else ""),
+            name + (f" ×{times}" if times > 1 else ""),
             "×".join(map(str, layers[0].shape)) if layers[0].shape else "",
             f"{sum(layer.parameters for layer in layers):,}" if layers[0].parameters else "",
             _size(sum(layer.kept_bytes for layer in layers)),
-            _milliseconds(forward),
-            _milliseconds(backward),
+            f"{forward * 1e3:,.2f}",
+            f"{backward * 1e3:,.2f}",
             f"{(forward + backward) / whole:.1%}",
             layers[0].runs_on if layers[0].parameters or layers[0].runs_on == "native" else "",
         )
-    table.add_section()
     table.add_row(
-        "together", "", f"{found.parameters:,}", _size(sum(layer.kept_bytes for layer in found.layers)),
-        _milliseconds(sum(layer.forward_seconds for layer in found.layers)),
-        _milliseconds(sum(layer.backward_seconds for layer in found.layers)), "100.0%", "",
+        "total", "", f"{found.parameters:,}", _size(sum(layer.kept_bytes for layer in found.layers)),
+        f"{sum(layer.forward_seconds for layer in found.layers) * 1e3:,.2f}",
+        f"{sum(layer.backward_seconds for layer in found.layers) * 1e3:,.2f}", "100.0%", "",
     )  # fmt: skip
     return table
 
 
 def _alike(layers: Iterable[Layer]) -> list[tuple[str, int, list[Layer]]]:
-    """Layers that differ in their number alone as one row: layers.0–3.mlp, four times."""
+    """Layers that differ only in their number, as one row: layers.0–3.mlp, four times."""
     groups: dict[Any, list[Layer]] = {}
     for layer in layers:
         pattern = re.sub(r"\d+", "*", layer.name)
@@ -127,8 +133,10 @@ def _span(first: str, last: str) -> str:
 
 
 def _memory_table(found: Profile) -> Table:
+    from cli.output import wide_table
+
     process = "resident" if found.device == "cpu" else "reserved"
-    table = _table("memory", "tensors after", "tensors at most", f"{process} after", f"{process} at most")
+    table = wide_table("memory", "tensors after", "tensors max", f"{process} after", f"{process} max")
     for phase in found.memory:
         table.add_row(
             phase.name, _size(phase.held_bytes), _size(phase.peak_bytes),
@@ -141,12 +149,12 @@ def _memory_facts(found: Profile) -> list[tuple[str, str, str]]:
     from lm.profiling.tensor_memory import KINDS
 
     evaluation = found.evaluation
-    flat = "flat" if evaluation.growth_bytes == 0 else f"{evaluation.growth_bytes:+,} bytes over it"
+    flat = "flat" if evaluation.growth_bytes == 0 else f"{evaluation.growth_bytes:+,} bytes"
     after = " ".join(_size(held) for held in evaluation.held_bytes)
     return [
-        ("most in a step", _size(sum(found.peak_kinds.values())), f"of tensors, in the phase {found.peak_phase}:"),
-        *((f"  {name}", _size(found.peak_kinds[kind]), "") for kind, name in KINDS.items()),
-        ("validation", flat, f"held after each of {len(evaluation.held_bytes)} batches: {after}"),
+        ("maximum of a step", _size(sum(found.peak_kinds.values())), f"of tensors, in the phase {found.peak_phase}:"),
+        *(("", _size(found.peak_kinds[kind]), name) for kind, name in KINDS.items()),
+        ("validation", flat, f"after each of {len(evaluation.held_bytes)} batches: {after}"),
     ]
 
 
@@ -160,28 +168,17 @@ def _time_facts(found: Profile) -> list[tuple[str, str, str]]:
     costs = ", ".join(f"every {every}: {share:.2%}" for every, share in logging.share_of_time.items())
     return [
         ("speed", f"{speed.tokens_per_second:,.0f}", "tokens/s"),
-        ("  a step", _milliseconds(speed.step_seconds),
-         f"median of {speed.steps}, {_milliseconds(speed.least_seconds)} to {_milliseconds(speed.most_seconds)}"),
-        ("  its phases", "", shares),
+        ("  one step", _milliseconds(speed.step_seconds),
+         f"median of {speed.steps} ({_milliseconds(speed.least_seconds)} to {_milliseconds(speed.most_seconds)})"),
+        ("  phases", "", shares),
         ("  data", _milliseconds(speed.data_seconds),
-         f"to make its batch and bring it to the device: {speed.data_seconds / speed.step_seconds:.2%} of the step"),
+         f"to load a batch: {speed.data_seconds / speed.step_seconds:.2%} of the step"),
         ("arithmetic", _flops(sums.flops_per_second),
          f"{sums.flops_per_step / 1e9:,.2f} GFLOP a step, {sums.flops_per_token / 1e6:,.2f} MFLOP a token{counted}"),
         ("  share of peak", f"{sums.share_of_peak:.1%}",
-         f"of the matrix products this machine was measured at, on {sums.peak_threads} threads: {peaks}"),
-        ("a line of metrics", _milliseconds(logging.line_seconds), f"share of the time by training.log_every: {costs}"),
+         f"of matrix products measured on {sums.peak_threads} threads: {peaks}"),
+        ("logging a line", _milliseconds(logging.line_seconds), f"share of time by training.log_every: {costs}"),
     ]  # fmt: skip
-
-
-def _table(first: str, *others: str) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="left" if name == "runs on" else "right", overflow="fold")
-    return table
 
 
 def _size(size: int | None) -> str:

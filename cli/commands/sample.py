@@ -36,34 +36,34 @@ if TYPE_CHECKING:
 POSITION = 2
 
 SHOW_SECONDS = 0.02
-"""Text that is ready within this time is shown together."""
+"""Text that is ready within this time is printed together."""
 
 
 @with_sampling("seed")
 def command(
     run: RunName = None,
     source: Annotated[str | None, typer.Argument(metavar="[-]", help="- reads the prompt from stdin.")] = None,
-    prompt: Annotated[str, typer.Option(help="Text to go on from.", show_default=False)] = "",
+    prompt: Annotated[str, typer.Option(help="Text to continue.", show_default=False)] = "",
     seed: Annotated[
         int | None,
-        typer.Option(help="The same seed and options give the same text; default: a new one, told on stderr."),
+        typer.Option(help="Same seed and options: same text. Default: a random seed, printed on stderr."),
     ] = None,
     state: StateName = None,
     unknown: Unknown = None,
     detokenize: Annotated[
-        bool, typer.Option("--detokenize", help="Put the punctuation of word models back as a reader expects.")
+        bool, typer.Option("--detokenize", help="Join the tokens of word models into normal text.")
     ] = False,
-    echo: Annotated[bool, typer.Option(help="Print the prompt before its continuation.")] = True,
+    echo: Annotated[bool, typer.Option(help="Print the prompt before the sample.")] = True,
     out: Annotated[
         Path | None,
-        path_option(help="Also write the samples, with options and seed, to this file."),
+        path_option(help="Also write the samples with options and seed to this file."),
     ] = None,
     server: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Ask a running lm serve, whose model RUN then is.", show_default=False),
+        typer.Option(metavar="URL", help="Use a running lm serve; RUN is one of its models.", show_default=False),
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="INKLING_API_KEY", help="Where the server wants one.", show_default=False)
+        str | None, typer.Option(envvar="INKLING_API_KEY", help="Key for --server.", show_default=False)
     ] = None,
     device: Device = None,
     precision: Precision = "fp32",
@@ -71,7 +71,7 @@ def command(
     as_json: Json = False,
     sampling: dict[str, Any] | None = None,
 ) -> None:
-    """Let a model write. The text goes to stdout, everything else to stderr.
+    """Generate text. The text goes to stdout, everything else to stderr.
 
     \b
     lm sample RUN --prompt "ROMEO:" --temperature 0.8 --top-k 40 --seed 7
@@ -85,12 +85,12 @@ def command(
     if source is not None:
         if source != "-":
             raise ConfigError(
-                f"{source!r} is one argument too many: give a prompt with --prompt, or - to read it from stdin."
+                f"Unexpected argument {source!r}: give the prompt with --prompt, or - to read it from stdin."
             )
         from lm.corpora.text import STDIN, decode_text
 
         piped = decode_text(sys.stdin.buffer.read(), STDIN)
-        # A shell's closing newline is not part of what was typed.
+        # The final newline of a shell is not part of the prompt.
         prompt += piped.removesuffix("\r\n" if piped.endswith("\r\n") else "\n")
 
     if out is not None:
@@ -105,23 +105,21 @@ def command(
             ("--state", state), ("--out", out), ("--device", device), ("--precision", weights != "fp32" or None),
         ):  # fmt: skip
             if value is not None:
-                raise ConfigError(f"{flag} is for runs on this machine: leave it out with --server.")
+                raise ConfigError(f"{flag} is for local runs: leave it out with --server.")
         loaded = Remote(server, run, api_key=api_key)
     else:
         from lm.runs.run import load
 
         loaded = load(run, runs_dir=runs_dir, device=device, precision=weights)
     if detokenize and not hasattr(loaded.tokenizer, "detokenize"):
-        raise ConfigError(
-            f"--detokenize is for word models; run {loaded.name!r} writes {loaded.tokenizer.type} tokens."
-        )
-    begin = loaded.snapshots.read(state) if state is not None else None
+        raise ConfigError(f"--detokenize is for word models; run {loaded.name!r} uses {loaded.tokenizer.type} tokens.")
+    begin = loaded.states.read(state) if state is not None else None
     request = loaded.request(prompt, options, unknown=policy, state=begin)
     screen = _Screen(loaded, prompt if echo else "", options)
     if as_json:
-        samples = _draw(loaded, request, lambda sample: screen.tell_json(sample, prompt))
+        samples = _draw(loaded, request, lambda sample: screen.print_json(sample, prompt))
     elif detokenize:
-        samples = _draw(loaded, request, screen.tell_detokenized)
+        samples = _draw(loaded, request, screen.print_detokenized)
     else:
         samples = _draw(loaded, request, screen.end, begin=screen.begin, show=screen.show)
     if out is not None:
@@ -129,7 +127,7 @@ def command(
 
 
 class _Sample:
-    """One sample, as far as it is drawn."""
+    """One sample, as far as it is generated."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -148,9 +146,9 @@ def _draw(
     begin: Callable[[_Sample], None] = lambda sample: None,
     show: Callable[[str], None] = lambda text: None,
 ) -> list[_Sample]:
-    """Draw all samples together, and tell of one after the other: of the one whose turn it is as it is drawn."""
+    """Generate all samples together and report them in order: the current one while it is generated."""
     samples = [_Sample(index) for index in range(request.options.n)]
-    turn, begun = 0, time.perf_counter()
+    turn, started_at = 0, time.perf_counter()
     begin(samples[0])
     for event in run.events(request):
         sample = samples[event.index]
@@ -158,7 +156,7 @@ def _draw(
         sample.tokens += len(event.tokens)
         sample.scores += event.scores
         sample.finish_reason = event.finish_reason
-        sample.seconds = time.perf_counter() - begun
+        sample.seconds = time.perf_counter() - started_at
         if event.index == turn:
             show(event.text)
         while turn < len(samples) and samples[turn].finish_reason is not None:
@@ -170,7 +168,7 @@ def _draw(
 
 
 class _Screen:
-    """Where things are told: text on stdout, everything else on stderr."""
+    """Prints text on stdout and everything else on stderr."""
 
     def __init__(self, run: Any, echoed: str, options: SamplingOptions) -> None:
         self._run = run
@@ -181,14 +179,14 @@ class _Screen:
         self._shown_at = 0.0
 
     def begin(self, sample: _Sample) -> None:
-        """A sample's turn to be shown as it is drawn."""
+        """Start to print a sample."""
         if sample.index:
             typer.echo("")
         typer.echo(self._text.feed(self._echoed), nl=False, color=True)
         self.show(sample.text)
 
     def show(self, text: str) -> None:
-        """More of it: at once where nothing was shown for a while, for writing costs more than drawing."""
+        """Print more text; short pieces are collected, because printing costs more than generating."""
         self._unshown += text
         if time.perf_counter() - self._shown_at > SHOW_SECONDS:
             self._flush()
@@ -199,35 +197,35 @@ class _Screen:
         self._unshown, self._shown_at = "", time.perf_counter()
 
     def end(self, sample: _Sample) -> None:
-        """The sample is whole."""
+        """End a sample."""
         self._flush()
         typer.echo(self._text.end())
-        self._tell(sample)
+        self._print_facts(sample)
 
-    def tell_detokenized(self, sample: _Sample) -> None:
-        """A whole sample as a reader expects it."""
+    def print_detokenized(self, sample: _Sample) -> None:
+        """Print a finished sample as normal text."""
         typer.echo(shown(self._run.tokenizer.detokenize(self._echoed + sample.text), sys.stdout), color=True)
-        self._tell(sample)
+        self._print_facts(sample)
 
-    def tell_json(self, sample: _Sample, prompt: str) -> None:
-        """A whole sample for a script."""
+    def print_json(self, sample: _Sample, prompt: str) -> None:
+        """Print a finished sample as JSON."""
         from cli.output import print_json
 
-        told = {
+        facts = {
             "prompt": prompt, "text": sample.text, "index": sample.index, "seed": self._options.seed,
             "tokens": sample.tokens, "finish_reason": sample.finish_reason, "run": self._run.name,
             "state": self._run.checkpoint,
         }  # fmt: skip
         if self._options.logprobs is not None:
-            told["logprobs"] = [
+            facts["logprobs"] = [
                 {"token": score.token, "logprob": score.logprob, "top": [list(pair) for pair in score.top]}
                 for score in sample.scores
             ]
             sample.scores = []
-        print_json(told)
-        self._tell(sample)
+        print_json(facts)
+        self._print_facts(sample)
 
-    def _tell(self, sample: _Sample) -> None:
+    def _print_facts(self, sample: _Sample) -> None:
         from cli.output import say, score_lines
 
         for line in score_lines(self._run.tokenizer, sample.scores):

@@ -1,4 +1,4 @@
-"""lm serve; `lm page` is made of the same parts."""
+"""lm serve, and the parts that lm page shares."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ INSTALL = "pip install '.[serve]' in a checkout of Inkling"
 
 
 def command(**given: Any) -> None:
-    """Answer requests over HTTP as OpenAI's API does, for one run, several, or every run in the runs folder.
+    """Serve runs over HTTP with the API of OpenAI.
 
-    A page for the browser is at /page/: see also lm page.
+    Serves the given runs, or all runs of the runs folder. A page for the browser is at /page/: see also lm page.
 
     \b
     lm serve shakespeare-gru
-    curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "ROMEO:"}'
+    curl http://127.0.0.1:8000/v1/completions \\
+        -H 'Content-Type: application/json' -d '{"prompt": "ROMEO:"}'
     """
     serve(read_options(given))
 
 
 def read_options(given: Mapping[str, Any]) -> ServeOptions:
-    """The options that the flags gave.
+    """The options that the flags give.
 
     Raises:
         ConfigError: one is out of bounds.
@@ -49,18 +50,18 @@ def serve(
     options: ServeOptions, name: str = "lm serve", *, for_page: bool = False, or_next: int = 0,
     then: Callable[[str], None] | None = None,
 ) -> None:  # fmt: skip
-    """Serve until a signal ends it.
+    """Serve until a signal ends the process.
 
     Args:
-        options: what and where.
+        options: of the server.
         name: of the command.
-        for_page: the page has to be there, and there need not be a run yet.
-        or_next: how many of the following ports will do as well.
+        for_page: require the page, and start without a run.
+        or_next: number of following ports to try.
         then: called with the server's address once it answers.
 
     Raises:
-        MissingExtraError: what it needs is not installed.
-        LMError: what was asked for cannot be served.
+        MissingExtraError: a needed package is not installed.
+        LMError: a run cannot be served.
     """
     try:
         import fastapi  # noqa: F401
@@ -73,7 +74,7 @@ def serve(
     from serve.program import listen, run
 
     app = make_app(options, may_be_empty=for_page)
-    # Before anything is loaded: a port that is in use is told at once. The page takes longer than the models.
+    # First: a port that is in use is reported at once.
     with listen(options, or_next=or_next) as listening:
         port = listening.getsockname()[1]
         lacking = _add_page(app) if for_page else None
@@ -97,7 +98,7 @@ def _missing(name: str, error: ImportError) -> MissingExtraError:
 
 
 def _add_page(app: FastAPI) -> ImportError | None:
-    """What the page would have needed, if it cannot be had: the API does without it."""
+    """Add the page; the error of a missing package, without which the API works."""
     from serve.app import add_page
 
     try:
@@ -110,7 +111,7 @@ def _add_page(app: FastAPI) -> ImportError | None:
 
 
 def address(options: ServeOptions, port: int) -> str:
-    """Where the server is."""
+    """The address of the server."""
     host = f"[{options.host}]" if ":" in options.host else options.host
     return f"http://{host}:{port}"
 
@@ -132,20 +133,20 @@ def _welcome(app: FastAPI, options: ServeOptions, port: int, lacking: ImportErro
         *([] if options.no_page else [("page", *page)]),
         ("listening", f"{where}/v1", "the base_url of any OpenAI client"),
         ("models", shown or "none yet",
-         f"{len(models.loaded)} loaded, the others when first asked for" if len(names) > 1 else ""),
-        *([("skipped", ", ".join(models.skipped), "cannot be loaded: the log says why")] if models.skipped else []),
+         f"{len(models.loaded)} loaded, others at first use" if len(names) > 1 else ""),
+        *([("skipped", ", ".join(models.skipped), "cannot be loaded: see the log")] if models.skipped else []),
         ("key", "needed" if keyed else "none",
-         "" if keyed else "whoever reaches this address may ask: --api-key-file sets keys"),
+         "" if keyed else "open to all who reach this address: see --api-key-file"),
         ("limits", f"{options.max_batch} at once, {options.max_queue} waiting",
-         f"prompts to {options.max_prompt_tokens:,} tokens, texts to {options.max_completion_tokens:,}"),
-        ("look", f"{where}/docs", "also /health, /health/ready and /metrics"),
+         f"prompts up to {options.max_prompt_tokens:,} tokens, texts {options.max_completion_tokens:,}"),
+        ("docs", f"{where}/docs", "also /health, /metrics"),
     ]  # fmt: skip
-    screen.print("[bold]Inkling serves.[/bold] Ctrl+C ends it; SIGHUP reloads runs that were trained again.")
+    screen.print("[bold]Inkling serves.[/bold] Ctrl+C stops it; SIGHUP reloads changed runs.")
     for name, value, note in rows:
         screen.print(f"  [bold]{name:<10}[/bold] {escape(value)}  [dim]{escape(note)}[/dim]", soft_wrap=True)
     data = f'{{"model": "{names[0] if names else "NAME"}", "prompt": "Once", "max_tokens": 60}}'
     screen.print(
-        f"\n  curl {where}/v1/completions{key} \\\n    -H 'Content-Type: application/json' -d '{data}'\n",
+        f"\n  curl {where}/v1/completions{key} \\\n    -H 'Content-Type: application/json' \\\n    -d '{data}'\n",
         markup=False, soft_wrap=True,
     )  # fmt: skip
     screen.file.flush()
@@ -155,7 +156,7 @@ def _welcome(app: FastAPI, options: ServeOptions, port: int, lacking: ImportErro
 
 
 def _flag(name: str, declared: FieldInfo) -> inspect.Parameter:
-    """The parameter of one option, with its default in the help."""
+    """The parameter of an option, with its default in the help."""
     text = declared.description
     match declared.get_default(call_default_factory=True):
         case None | () | False:

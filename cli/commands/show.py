@@ -8,7 +8,7 @@ POSITION = 8
 
 
 def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
-    """Show a run's card: options, parameters, scores, files."""
+    """Show a run: options, parameters, scores, files."""
     from rich.filesize import decimal
     from rich.markup import escape
 
@@ -37,8 +37,8 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
                    f"tokens, {part['characters']:,} characters, sha256 {part['sha256'][:12]}…")
                   for name, part in known["splits"].items()),
                 ("plan", f"{plan.get('steps', 0):,}", "steps"),
-                ("made", known["created"][:16].replace("T", " "), f"with Inkling {known['inkling']}"),
-                ("states", "", ", ".join(known["states"])),
+                ("created", known["created"][:16].replace("T", " "), f"with Inkling {known['inkling']}"),
+                ("checkpoints", "", ", ".join(known["states"])),
                 ("size", decimal(known["size_bytes"]), ""),
             ]
         )

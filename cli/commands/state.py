@@ -23,11 +23,11 @@ from lm.errors import CorpusError
 
 POSITION = 9
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or path, NAME@last or NAME@step-500.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="What the state is called.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Name or path of a run, NAME@last or NAME@step-500.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the snapshot.")]
 
 command = typer.Typer(
-    help="Save, list and delete named states: what a model holds after a text, to go on from at once.",
+    help="Save, list and delete snapshots: the model's state after a text.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -37,14 +37,14 @@ command = typer.Typer(
 def save(
     run: Run,
     name: Name,
-    text: Annotated[Path, path_option(metavar="FILE", help="The text to read; - is stdin.")],
+    text: Annotated[Path, path_option(metavar="FILE", help="Text to read; - is stdin.")],
     text_column: TextColumn = None,
     encoding: TextEncoding = None,
     unknown: Unknown = None,
     device: Device = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
 ) -> None:
-    """Read a text and keep the state after it, for: lm sample RUN --state NAME
+    """Read a text and save the state after it, for lm sample RUN --state NAME.
 
     \b
     lm state save RUN --text chapter.txt NAME
@@ -62,19 +62,19 @@ def save(
         opened = open_text(str(text), text_column=text_column or own.text_column, encoding=encoding or own.encoding)
         content = "".join(opened.chunks())
     except CorpusError as error:
-        # A state after nothing is one too.
+        # An empty text is allowed.
         if error.kind != EMPTY:
             raise
         content = ""
     state = loaded.read_text(content, unknown=policy)
-    path = loaded.snapshots.save(name, state, text=text.name)
-    say(f"{path}: the state after {state.tokens:,} tokens, {path.stat().st_size:,} bytes.")
+    path = loaded.states.save(name, state, text=text.name)
+    say(f"Wrote {path}: {state.tokens:,} tokens, {path.stat().st_size:,} bytes.")
     say(f"Next: lm sample {named(run, runs_dir)} --state {name}")
 
 
 @command.command("list")
 def list_(run: Run, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
-    """List a run's named states: tokens read, size, from which text."""
+    """List the snapshots of a run: tokens, size, text."""
     from rich.filesize import decimal
     from rich.markup import escape
     from rich.table import Table
@@ -90,11 +90,11 @@ def list_(run: Run, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> 
         return
     if not rows:
         console(stderr=True).print(
-            f"Run {run} has no states yet: lm state save {named(run, runs_dir)} --text FILE NAME"
+            f"Run {run} has no snapshots yet: lm state save {named(run, runs_dir)} --text FILE NAME"
         )
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("state", overflow="fold")
+    table.add_column("snapshot", overflow="fold")
     for column in ("tokens", "size"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("text", overflow="fold")
@@ -107,7 +107,7 @@ def list_(run: Run, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> 
 
 @command.command()
 def delete(run: Run, name: Name, runs_dir: RunsDir = DEFAULT_RUNS) -> None:
-    """Delete a named state."""
+    """Delete a snapshot."""
     from lm.runs.run import load
 
     load(run, runs_dir=runs_dir).snapshots.delete(name)

@@ -317,7 +317,9 @@ def _print_result(run: Run, runs_dir: Path, as_json: bool) -> None:
         typer.echo(shown(text, sys.stdout), color=True)
         screen.print("─" * 50)
     if report.misses_floor:
-        screen.print(f"To beat the floor: {ways_to_beat_floor(run)}.", markup=False, soft_wrap=True)
+        screen.print("To beat the floor:")
+        for way in ways_to_beat_floor(run):
+            screen.print(f"- {way}", markup=False, soft_wrap=True)
     there = named(run.name, runs_dir)
     test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
     screen.print(f'Next: lm sample {there} --prompt "…"', markup=False, soft_wrap=True)

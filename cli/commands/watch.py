@@ -13,27 +13,22 @@ POSITION = 10
 
 
 def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:
-    """Follow a run that is being trained, from another terminal; ends when the training ends."""
-    from cli.output import console
+    """Follow a training run from another terminal, until it ends."""
+    from cli.output import say
     from cli.progress import TrainingView
     from lm.jobs.follow import Follower
     from lm.runs.run_folder import find_run
 
     folder, _ = find_run(run, runs_dir)
-    told = console(stderr=True)
     if folder.is_training and not folder.read_metrics():
-        told.print(f"{folder.name} has not written a line yet.", markup=False)
+        say(f"{folder.name} has not written any metrics yet.", dim=False)
     if Follower(folder, _json_lines() if as_json else TrainingView(runs_dir)).follow() is None:
-        told.print(
-            f"Nobody trains {folder.name}, and it is not at its end. "
-            f"Go on with: lm train --resume {named(folder.name, runs_dir)}",
-            markup=False,
-            soft_wrap=True,
-        )
+        say(f"{folder.name} is not finished, and no process trains it.", dim=False)
+        say(f"Continue with: lm train --resume {named(folder.name, runs_dir)}", dim=False)
 
 
 def _json_lines() -> Callback:
-    """One line of JSON an event, as it happens."""
+    """Prints one line of JSON for each event."""
     import sys
     from dataclasses import asdict
 
@@ -42,17 +37,16 @@ def _json_lines() -> Callback:
 
     class Lines(Callback):
         def on_start(self, start: Any) -> None:
-            tell("start", asdict(start))
+            emit("start", asdict(start))
 
         def on_log(self, row: Any) -> None:
-            tell("row", row)
+            emit("row", row)
 
         def on_end(self, end: Any) -> None:
-            tell("end", asdict(end))
+            emit("end", asdict(end))
 
-    def tell(event: str, facts: dict[str, Any]) -> None:
+    def emit(event: str, facts: dict[str, Any]) -> None:
         print_json({"event": event, **facts})
-        # Whoever reads a pipe wants it now.
         sys.stdout.flush()
 
     return Lines()

@@ -1,6 +1,6 @@
-"""Following a run from another process: what its folder tells, as the events that a callback of the trainer gets.
+"""Follow a run from another process: read its folder and call a callback as the trainer does.
 
-metrics.jsonl ──► on_start, on_step, on_log …, on_end        (nothing is written, and no torch is loaded)
+metrics.jsonl ──► on_start, on_step, on_log …, on_end        (writes nothing, imports no torch)
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from lm.training.plan import DEFAULT_BPTT, Plan
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 5.0
-"""How long a run may be without a trainer, as between a kill and the resume of a job manager, before it is given up."""
+"""Time without a trainer, as between a kill and a resume by a job manager, after which following ends."""
 
 
 @dataclass
 class Follower:
-    """Reads a run's metrics as they grow, and tells a callback.
+    """Reads new lines of a run's metrics and calls a callback.
 
-    A resumed run, whose last lines are cut off, and one that is replaced by another of its name are started again:
-    `on_start` is called once more.
+    `on_start` is called again where a resume cut off the last lines, or another run of the same name replaced the run.
     """
 
     folder: RunFolder
@@ -36,7 +35,7 @@ class Follower:
     _size: tuple[int, int, int] = (0, 0, 0)
 
     def follow(self, *, wait: Callable[[float], None] = time.sleep) -> End | None:
-        """Until the job ends. None where it was killed, or never wrote a line.
+        """Follow until the job ends; None if it was killed or never wrote a line.
 
         Raises:
             LMError: the run's folder cannot be read.
@@ -45,7 +44,7 @@ class Follower:
         try:
             while True:
                 is_training = self.folder.is_training
-                # After the question: what an ending trainer wrote last is read, too.
+                # Read after the check, so that the last lines of an ending trainer are not missed.
                 self.read()
                 if is_training:
                     idle = 0.0
@@ -61,12 +60,12 @@ class Follower:
             self.callback.close()
 
     def read(self) -> None:
-        """Tell what is new."""
+        """Call the callback for new lines."""
         try:
             found = (self.folder.path / METRICS).stat()
             made = self.folder.read_record()["created"]
         except (FileNotFoundError, LMError):
-            # Not begun, or between two lives of one name.
+            # The run has not started, or is being replaced.
             return
         size = (found.st_ino, found.st_size, found.st_mtime_ns)
         if size == self._size:
@@ -75,7 +74,7 @@ class Follower:
         rows = self.folder.read_metrics()
         known = len(self._rows)
         if made != self._made or rows[:known] != self._rows:
-            # Cut where a resume began, and perhaps grown since; or another run.
+            # A resume cut the lines, or this is another run.
             kept = _common(self._rows, rows) if made == self._made else 0
             self._rows, self._made = rows[:kept], made
             if rows:
@@ -86,7 +85,7 @@ class Follower:
         self._rows = rows
 
     def _start(self, row: Row, since: Row | None) -> None:
-        """Say what is trained, and from where; `row` is any line of it."""
+        """Call `on_start`; `row` is any line of the run, `since` the last one before the start."""
         record, environment = self.folder.read_record(), self._state().get("environment", {})
         level, plan = environment.get("amp", "O0"), Plan.from_json(record["plan"])
         training, model = record["config"]["training"], record["config"]["model"]
@@ -116,14 +115,14 @@ class Follower:
         )
 
     def _state(self) -> dict[str, Any]:
-        """`state.json`; empty where there is none, as of a model that only counts."""
+        """The content of `state.json`; empty where there is none, as for models of counts."""
         try:
             return self.folder.read_state()
         except LMError:
             return {}
 
     def _end(self) -> End | None:
-        """How the run ended, if it did."""
+        """How the run ended; None: it did not."""
         if not self._rows:
             return None
         steps, last = self.folder.read_record()["plan"]["steps"], self._rows[-1]
@@ -139,5 +138,5 @@ class Follower:
 
 
 def _common(one: list[Row], two: list[Row]) -> int:
-    """How many lines two lists have in common from the start."""
+    """Number of equal lines at the start of both lists."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False)))

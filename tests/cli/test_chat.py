@@ -48,8 +48,8 @@ def test_a_line_that_is_no_text_is_refused_and_the_next_one_is_read(lm: Lm) -> N
     (reply,) = replies(lm, "the cat sat")
     done = lm("chat", "a", *FLAGS, text=b"\xef\xbb\xbfthe\xff\nthe\0\nthe cat sat\r\n")
     assert (done.code, done.out) == (0, f"{reply}\n\n")
-    assert "error: What was typed is not UTF-8: byte 6 (line 1) is 0xff." in done.err
-    assert "error: What was typed looks like a binary file: byte 3 (line 1) is zero." in done.err
+    assert "error: The line is not UTF-8: byte 6 (line 1) is 0xff." in done.err
+    assert "error: The line looks like a binary file: byte 3 (line 1) is zero." in done.err
 
 
 def test_the_same_seed_gives_the_same_replies_and_each_its_own(lm: Lm) -> None:
@@ -57,7 +57,7 @@ def test_the_same_seed_gives_the_same_replies_and_each_its_own(lm: Lm) -> None:
     assert replies(lm, *lines) == replies(lm, *lines)
     assert len(set(replies(lm, *lines))) == 3
     done = lm("chat", "a", text="/quit\n")
-    assert re.fullmatch(r"a@best · seed \d+ · /help tells what can be typed\n", done.err)
+    assert re.fullmatch(r"a@best · seed \d+ · /help lists the commands\n", done.err)
 
 
 def test_a_model_of_lines_that_end_with_crlf_reads_such_lines_and_stops_at_a_blank_one(lm: Lm, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_undo_takes_the_last_exchange_back(lm: Lm) -> None:
     first, second, again = replies(lm, "the cat", "sat on", "/undo", "sat on")
     assert second == again and (first, second) == tuple(replies(lm, "the cat", "sat on"))
     done = lm("chat", "a", text="/undo\n")
-    assert "There is nothing to take back." in done.err
+    assert "There is no line to remove." in done.err
 
 
 def test_reset_begins_again(lm: Lm) -> None:
@@ -109,7 +109,7 @@ def test_a_state_saved_in_a_chat_is_gone_on_from(lm: Lm, runs: Path) -> None:
 def test_help_and_slips_are_told_and_nothing_is_said_to_the_model(lm: Lm) -> None:
     done = lm("chat", "a", text="/help\n/prob\n/quit\nthe cat\n")
     assert (done.code, done.out) == (0, "")
-    assert "/undo         take back" in done.err and "There is no /prob. Did you mean '/probs'?" in done.err
+    assert "/undo         remove your" in done.err and "Unknown command /prob. Did you mean '/probs'?" in done.err
 
 
 def test_unknown_symbols_are_noted_or_refused_and_the_chat_goes_on(lm: Lm) -> None:

@@ -39,7 +39,7 @@ def test_json_is_one_object_with_the_promised_fields_that_agree(lm: Lm, text: Pa
 def test_the_table_names_run_split_context_and_denominators(lm: Lm) -> None:
     done = lm("eval", "a")
     assert done.out.startswith("a (best, step 12) on words, split test\n")
-    for part in ("bits per byte", "over 250 UTF-8 bytes", "state carried over the whole split", "sha256"):
+    for part in ("bits per byte", "over 250 bytes", "state carried over the whole split", "sha256"):
         assert part in done.out
     assert "\x1b" not in done.out + done.err
 
@@ -51,7 +51,7 @@ def test_what_counting_reaches_stands_beside_the_score(lm: Lm) -> None:
     assert report["floor_bits_per_byte"] == pytest.approx(bits)
     # A dozen steps are no match for it.
     done = lm("eval", "a")
-    assert re.search(rf"floor +{bits:.4f} +7-gram counts of the training text", done.out)
+    assert re.search(rf"floor +{bits:.4f} +7-gram counts alone", done.out)
     assert "note: The model does not beat the floor" in done.out
 
 
@@ -98,7 +98,7 @@ def test_a_run_that_cannot_be_written_is_scored_all_the_same(
     monkeypatch.setattr(os, "fsync", read_only)
     done = lm("eval", "a", "--json")
     assert done.code == 0 and json.loads(done.out)["tokens"] == 250
-    assert "note: The report is not kept with the run. Cannot write" in done.err and "Read-only" in done.err
+    assert "note: The report was not saved with the run. Cannot write" in done.err and "Read-only" in done.err
     assert (runs / "a" / "report.json").read_bytes() == before
 
 
@@ -156,7 +156,7 @@ def test_figures_in_another_precision_do_not_replace_the_reference(lm: Lm, runs:
         (["a", "--text", "binary.txt"], "binary.txt"),
         (["a", "--text", "."], "error: "),
         (["a", "--text", "rows.jsonl", "--text-column", "body"], "rows.jsonl has no column 'body'. Columns: text"),
-        (["a", "--text-column", "body"], "--text-column is for the text of --text"),
+        (["a", "--text-column", "body"], "--text-column is for --text"),
         (["a", "--text", "empty.txt", "--encoding", "klingon"], "corpus.encoding = 'klingon'"),
         (["a", "--precision", "fp64"], "--precision 'fp64': use fp32, bf16, fp16 or int8"),
         (["a", "--device", "tpu"], "Device 'tpu' is not available"),

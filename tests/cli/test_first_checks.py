@@ -53,7 +53,7 @@ def test_it_is_refused_before_text_or_weights_are_read(lm: Lm, runs: Path, argum
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["train", "x", "--lr", "0.1"], "--lr. An option without a flag is given so: --set training.learning_rate=0.1"),
+        (["train", "x", "--lr", "0.1"], "--lr. This option has no flag: use --set training.learning_rate=0.1"),
         (["train", "x", "--batch-size=8"], "--set training.batch_size=8"),
         (["train", "x", "--layers", "3"], "--set model.num_layers=3"),
         (["profile", "x", "--dropout"], "--set model.dropout=VALUE"),

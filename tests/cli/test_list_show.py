@@ -114,7 +114,7 @@ def test_a_shipped_run_is_marked_and_last(lm: Lm, runs: Path, tmp_path: Path) ->
 
 def test_no_run_at_all_is_no_failure(lm: Lm) -> None:
     done = lm("list")
-    assert (done.code, done.out) == (0, "") and "Train one with: lm train FILE" in done.err
+    assert (done.code, done.out) == (0, "") and "Train one: lm train FILE" in done.err
     assert json.loads(lm("list", "--json").out) == []
 
 
@@ -124,7 +124,7 @@ def test_the_card_shows_options_parameters_metrics_and_files(lm: Lm, runs: Path)
     for part in (
         "gru", "1,798 parameters", "hidden_size", "learning_rate", "bits per byte",
         "model.safetensors", "last/state.json",
-        "best, last, step-4, step-8, step-12", "4,500", "made",
+        "best, last, step-4, step-8, step-12", "4,500", "created",
     ):  # fmt: skip
         assert part in done.out, part
     assert "\x1b" not in done.out

@@ -92,7 +92,7 @@ CASES = {
         ("train words.txt --init a --max-steps 1",),
     ),
     "another preset than the run's": Case(
-        "train words.txt --init a --max-steps 1 --preset gru-char", r"leave --preset out, change with --set",
+        "train words.txt --init a --max-steps 1 --preset gru-char", r"leave --preset out, and change .* with --set",
         ("train words.txt --init a --max-steps 1 --set training.learning_rate=0.1",),
     ),
     "other options for a resumed run": Case(
@@ -100,11 +100,11 @@ CASES = {
         ("train words.txt {0} a --seed 4 --max-steps 1",),
     ),
     "a kept state is not resumed": Case(
-        "train --resume a@step-4", r"start from step-4 with (--init a@step-4)",
+        "train --resume a@step-4", r"To start from step-4, use (--init a@step-4)",
         ("train words.txt {0} --max-steps 1",),
     ),
     "a shipped run is not resumed": Case(
-        "train --resume ours", r"shipped and read-only: train on from it with (--init ours)",
+        "train --resume ours", r"shipped and read-only\. To train from its weights, use (--init ours)",
         ("train words.txt {0} --max-steps 1",),
     ),
     "a run without its last state": Case(
@@ -147,7 +147,7 @@ CASES = {
         ("sample a --prompt ☃ --unknown {0} --max-tokens 2",),
     ),
     "a prompt without its flag": Case(
-        "sample a ROMEO", r"give a prompt with (--prompt)", ("sample a {0} ROMEO --max-tokens 2",)
+        "sample a ROMEO", r"give the prompt with (--prompt)", ("sample a {0} ROMEO --max-tokens 2",)
     ),
     "a split": Case("eval a --split tset", r"its corpus has train, valid, (test)", ("eval a --split {0}",)),
     "a stride without a window": Case("eval a --stride 4", r"leave --stride out", ("eval a",)),

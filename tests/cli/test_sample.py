@@ -137,7 +137,7 @@ def refused(done: Any, sentence: str) -> None:
     [
         (["b"], "No run 'b' in checkpoints."),
         (["a@step-9"], "Run 'a' has no checkpoint 'step-9'. Did you mean 'step-"),
-        (["a", "the"], "'the' is one argument too many: give a prompt with --prompt"),
+        (["a", "the"], "Unexpected argument 'the': give the prompt with --prompt"),
         (["a", "--temperature", "-1"], "sampling.temperature = '-1': give a number from 0 to 100"),
         (["a", "--temperature", "nan"], "sampling.temperature = 'nan'"),
         (["a", "--temperature", "0.5,inf"], "sampling.temperature = '0.5,inf'"),

@@ -52,7 +52,7 @@ def test_a_text_may_come_from_stdin_and_be_empty(lm: Lm) -> None:
 
 def test_states_are_listed_and_deleted(lm: Lm, chapter: Path) -> None:
     nothing = lm("state", "list", "a")
-    assert (nothing.code, nothing.out) == (0, "") and "no states yet" in nothing.err
+    assert (nothing.code, nothing.out) == (0, "") and "no snapshots yet" in nothing.err
     for name in ("two", "one"):
         lm("state", "save", "a", "--text", str(chapter), name)
     listed = lm("state", "list", "a").out

@@ -42,10 +42,10 @@ def test_a_run_that_ran_out_of_time_says_how_high_the_learning_rate_was_and_how_
 ) -> None:
     err = said(capsys, START, End("out_of_time", 69, 90, 57.0, 1.5, 60, learning_rate_share=0.314))
     assert "Time is up at step 69 of 90 after 0:57." in err
-    assert "The learning rate was still 31% of its peak." in err
+    assert "The learning rate was still 31% of its peak; the last steps often help most.\n" in err
     assert "Finish the plan with: lm train --resume a\n" in err
 
 
 def test_a_run_that_stopped_improving_names_its_best_step(capsys: pytest.CaptureFixture[str]) -> None:
     err = said(capsys, START, End("no_progress", 60, 90, 57.0, 1.5, 30))
-    assert "Stopped at step 60: no better validation since step 30 after 0:57." in err
+    assert "Stopped at step 60 after 0:57: no better validation since step 30." in err

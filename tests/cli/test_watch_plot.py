@@ -55,7 +55,7 @@ def test_watch_says_how_to_go_on_with_a_run_that_nobody_trains(
     state.write_bytes(RunFolder(runs / "a").pack_state(content))
     done = lm("watch", "a")
     assert done.code == 0
-    assert "Nobody trains a, and it is not at its end. Go on with: lm train --resume a" in done.err
+    assert "a is not finished, and no process trains it.\nContinue with: lm train --resume a\n" in done.err
 
 
 @pytest.mark.slow

@@ -255,7 +255,7 @@ def test_a_killed_process_costs_what_was_not_saved_and_the_job_completes_under_t
         code = started.wait(TIMEOUT_SECONDS)
     log = (tmp_path / "log").read_text("utf-8")
     assert code == 0, log
-    assert "goes on at step" in log and "Finished the plan" in log
+    assert "resumes at step" in log and "Finished the plan" in log
     assert [entry.name for entry in (tmp_path / "runs").iterdir()] == ["words-gru-char"]
     folder = RunFolder(run)
     assert [row["step"] for row in folder.read_metrics()] == list(range(1, 91))
