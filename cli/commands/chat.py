@@ -78,7 +78,7 @@ def command(
     begin = loaded.snapshots.read(state) if state is not None else loaded.read_text("")
     after_reply = loaded.tokenizer.encode(2 * loaded.newline).tolist()
     talk = Conversation(loaded.engine(), options, begin, after_reply=after_reply)
-    say(f"{loaded.name}@{loaded.state} · seed {options.seed} · /help lists the commands")
+    say(f"{loaded.name}@{loaded.checkpoint} · seed {options.seed} · /help lists the commands")
     for line in _lines():
         name, _, rest = line.strip().partition(" ")
         if name == "/quit":
@@ -137,7 +137,7 @@ def _do(name: str, argument: str, talk: Conversation, run: Run) -> None:
         case "/undo":
             say("Removed." if talk.undo() else "There is no line to remove.")
         case "/state":
-            path = run.states.save(argument, talk.state)
+            path = run.snapshots.save(argument, talk.state)
             say(f"Saved snapshot {argument!r}: {talk.state.tokens:,} tokens, {path.stat().st_size:,} bytes.")
         case "/reset":
             talk.reset()

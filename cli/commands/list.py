@@ -68,7 +68,7 @@ def command(
     if both:
         hints += [
             "bits/byte includes the spelling of unknown words and white space;",
-            "tokens alone: without it, not comparable across tokenizers (docs/evaluation.md)",
+            "tokens alone: without it, not comparable across tokenizers (docs/reference/evaluation.md)",
         ]
     unknown = [row for row in rows if row.get("bits_per_byte") is None and row.get("token_bits_per_byte") is not None]
     if unknown:

@@ -113,7 +113,7 @@ def command(
         loaded = load(run, runs_dir=runs_dir, device=device, precision=weights)
     if detokenize and not hasattr(loaded.tokenizer, "detokenize"):
         raise ConfigError(f"--detokenize is for word models; run {loaded.name!r} uses {loaded.tokenizer.type} tokens.")
-    begin = loaded.states.read(state) if state is not None else None
+    begin = loaded.snapshots.read(state) if state is not None else None
     request = loaded.request(prompt, options, unknown=policy, state=begin)
     screen = _Screen(loaded, prompt if echo else "", options)
     if as_json:

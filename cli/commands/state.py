@@ -67,7 +67,7 @@ def save(
             raise
         content = ""
     state = loaded.read_text(content, unknown=policy)
-    path = loaded.states.save(name, state, text=text.name)
+    path = loaded.snapshots.save(name, state, text=text.name)
     say(f"Wrote {path}: {state.tokens:,} tokens, {path.stat().st_size:,} bytes.")
     say(f"Next: lm sample {named(run, runs_dir)} --state {name}")
 

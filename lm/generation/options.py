@@ -12,7 +12,7 @@ from pydantic import Field, create_model, field_validator, model_validator
 from lm.config import Options
 from lm.generation.filters import FILTERS, Token
 
-MOST_ALTERNATIVES = 20
+MAX_ALTERNATIVES = 20
 """Alternatives of one token in a request."""
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class SamplingOptions(_Filtered):
         None, ge=1, le=64, description="Search for the most likely text with this many beams, instead of drawing."
     )
     logprobs: int | None = Field(
-        None, ge=0, le=MOST_ALTERNATIVES,
+        None, ge=0, le=MAX_ALTERNATIVES,
         description="Return the log-probability of each token before any filter, with this many alternatives.",
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lm.corpora.prepared import TokenSplit
+from lm.corpora import TokenSplit
 from lm.device import memory_in_use
 from lm.training.callbacks import Row
 from lm.training.train_step import StepBatches, StepResult, TrainStep

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from lm.config import TrainingConfig
+from lm.corpora import TokenSplit
 from lm.corpora.batches import Batch, make_batches
-from lm.corpora.prepared import TokenSplit
 from lm.errors import NonFiniteLossError
 from lm.files import Arrays
 from lm.kernels.compiled import native

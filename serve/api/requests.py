@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from lm.config import Options, validate
 from lm.generation.filters import FILTERS
-from lm.generation.options import MOST_ALTERNATIVES, SamplingOptions
+from lm.generation.options import MAX_ALTERNATIVES, SamplingOptions
 from lm.tokenizers.base import UnknownPolicy
 
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -254,7 +254,7 @@ class ChatRequest(Sampled):
     max_completion_tokens: int | None = Field(None, ge=0, description="The same as max_tokens.")
     logprobs: bool = Field(False, description="Return the log-probability of each token.")
     top_logprobs: int | None = Field(
-        None, ge=0, le=MOST_ALTERNATIVES, description="With logprobs: the number of alternatives for each token."
+        None, ge=0, le=MAX_ALTERNATIVES, description="With logprobs: the number of alternatives for each token."
     )
 
     @model_validator(mode="after")
@@ -287,4 +287,4 @@ class ScoreRequest(Body):
     """POST /v1/score."""
 
     text: str = Field(min_length=1, description="The text to score; the start token predicts its first token.")
-    top: int = Field(0, ge=0, le=MOST_ALTERNATIVES, description="Number of alternatives for each token.")
+    top: int = Field(0, ge=0, le=MAX_ALTERNATIVES, description="Number of alternatives for each token.")

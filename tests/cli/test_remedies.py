@@ -37,7 +37,7 @@ class Case(NamedTuple):
 CASES = {
     "a taken name": Case(
         f"{TRAIN} --name a",
-        r"choose another --name, say --overwrite .* or go on with it: lm (train --resume a)$",
+        r"choose another --name, add --overwrite .* or resume it: lm (train --resume a)$",
         (f"{TRAIN} --name b", "{0}", f"{TRAIN} --name a --overwrite"),
     ),
     "another preset's name": Case(

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.errors import LMError
-from lm.generation.filters import softmax
+from lm.generation.distribution import softmax
+from lm.generation.filters import SamplingContext
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Score
-from lm.generation.sampler import Sampler, SamplingContext
+from lm.generation.sampler import Sampler
 from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import Tokenizer
 from serve.engines.codec import TokenCodec

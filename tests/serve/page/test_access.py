@@ -214,7 +214,9 @@ def test_everything_that_gradio_answers_needs_the_key(closed: Server):
             continue
         address = f"/page{re.sub(r'{[^}]*}', 'x', path)}"
         for headers in ({}, {"Cookie": "inkling_page=" + "0" * 64}, {"Authorization": "Bearer guess"}):
-            status, headers_sent, answer = closed.request(method, address, b"{}" if method == "POST" else None, headers=headers)
+            status, headers_sent, answer = closed.request(
+                method, address, b"{}" if method == "POST" else None, headers=headers
+            )
             # Repeated wrong keys are refused without a check.
             code = {401: "invalid_api_key", 429: "rate_limit_exceeded"}[status]
             assert status == 401 or headers, (method, address)

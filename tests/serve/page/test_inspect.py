@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 import lm
-from lm.generation.filters import softmax
+from lm.generation.distribution import softmax
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request, Score
 from lm.tokenizers.char import CharOptions, CharTokenizer
