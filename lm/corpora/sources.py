@@ -26,7 +26,6 @@ from lm.corpora.corpus import (
     SPLIT_NAMES,
     Corpus,
     Progress,
-    Split,
     logger,
     positioned,
     silent,
