@@ -35,8 +35,8 @@ from lm.errors import (
 )
 from lm.files import digest
 from lm.jobs.autoconfig import suited_presets
-from lm.jobs.measure import with_length
-from lm.jobs.prepare import PreparedJob
+from lm.jobs.prepare import prepare_job
+from lm.jobs.resolve import TrainRequest, resolve
 from lm.jobs.train import init_config
 from lm.models.base import LanguageModel, ModelOptions, State
 from lm.registry import MODELS
@@ -293,10 +293,13 @@ def test_a_run_that_its_minutes_cut_short_is_resumed_to_the_end_of_its_plan(
 
 
 def test_no_length_at_all_is_five_minutes(text: Path) -> None:
-    job = PreparedJob(config=lm.compose(str(text), preset="gru-char"), corpus=None)
-    assert with_length(job).config.training.minutes == 5
-    steps = PreparedJob(config=lm.compose(str(text), preset="gru-char", overrides=SMALL), corpus=None)
-    assert with_length(steps) is steps
+    def minutes(overrides: dict[str, Any], preset: str = "gru-char") -> float | None:
+        request = TrainRequest(corpus=str(text), preset=preset, overrides=overrides)
+        return prepare_job(resolve(request)).config.training.minutes
+
+    assert minutes({}) == 5
+    assert minutes({"training.epochs": 3}) is None
+    assert minutes({}, "ngram-char") is None
 
 
 # -- resuming -------------------------------------------------------------------------------------------
@@ -887,7 +890,7 @@ def test_options_are_taken_from_the_run_that_a_training_starts_from(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(text, tmp_path)
-    monkeypatch.setattr("lm.jobs.measure.DEFAULT_MINUTES", 0.02)
+    monkeypatch.setattr("lm.jobs.prepare.DEFAULT_MINUTES", 0.02)
     again = lm.train(text, init=first, name="c", runs_dir=tmp_path)
     assert again.config.model == first.config.model
     assert again.tokenizer.sha256 == first.tokenizer.sha256
