@@ -39,7 +39,6 @@ NEW_NAMES = {
     "lm.training.benching": "lm.profiling.bench",
     "lm.training.choosing": "lm.jobs.autoconfig",
     "lm.training.defaults": "lm.profiling.machine_defaults",
-    "lm.training.expecting": "lm.jobs.expected_loss",
     "lm.training.fitting": "lm.profiling.memory_estimate",
     "lm.training.jobs": "lm.jobs.train",
     "lm.training.looking": "lm.training.preview",

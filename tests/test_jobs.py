@@ -302,6 +302,30 @@ def test_no_length_at_all_is_five_minutes(text: Path) -> None:
     assert minutes({}, "ngram-char") is None
 
 
+def test_options_are_composed_once_and_a_text_is_read_and_encoded_once(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm.jobs import prepare, resolve
+
+    calls: list[tuple[str, str]] = []
+
+    def counted(module: Any, name: str, label: Any) -> None:
+        whole = getattr(module, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            calls.append((name, label(*args, **options)))
+            return whole(*args, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(resolve, "compose", lambda source, *, preset, **options: preset)
+    counted(prepare, "open_corpus", lambda where, **options: where.source)
+    counted(prepare, "encode", lambda corpus, tokenizer, **options: tokenizer.type)
+    lm.train(text, max_steps=1, overrides={"model.table_orders": [], "model.hidden_size": 8}, runs_dir=tmp_path)
+    assert len(calls) == len(set(calls)), calls
+    assert [name for name, _ in calls].count("encode") == 1
+
+
 # -- resuming -------------------------------------------------------------------------------------------
 
 

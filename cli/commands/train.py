@@ -206,8 +206,8 @@ def _print_choices(resolved: ResolvedRequest, job: PreparedJob) -> None:
     if not has_length and job.method != "counting":
         say("No length given: training for 5 minutes (--minutes changes this).", dim=False)
     if request.preset is None and request.init is None:
-        tokens = "" if job.chosen_tokens is None else f" (about {job.chosen_tokens:,} tokens)"
-        say(f"No preset given: {config.preset} suits this text and length{tokens}.", dim=False)
+        tokens = "" if job.chosen_tokens is None else f" ({job.chosen_tokens:,} planned tokens)"
+        say(f"No preset given: {config.preset} suits this text{tokens}.", dim=False)
     if config.training.epochs != given.epochs:
         say(f"Short text: training stops after {config.training.epochs:g} epochs to avoid overfitting", dim=False)
         say("(--epochs changes this).", dim=False)
