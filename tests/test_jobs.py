@@ -861,6 +861,11 @@ def prepared_splits(run: lm.Run) -> Any:
     return prepared.splits
 
 
+def test_a_model_of_counts_needs_no_preset(text: Path, tmp_path: Path) -> None:
+    run = lm.train(text, overrides={"model.type": "ngram"}, runs_dir=tmp_path)
+    assert (run.config.model.type, run.config.training.minutes) == ("ngram", None)
+
+
 @pytest.mark.usefixtures("bigram")
 def test_a_model_of_counts_is_finished_and_starts_empty(text: Path, runs: Path) -> None:
     config = lm.compose(str(text), preset="gru-char", overrides={"model.type": "bigram-counts"})

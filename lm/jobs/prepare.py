@@ -13,7 +13,7 @@ from lm.config import CorpusConfig, RunConfig, Section, merge
 from lm.corpora import Corpus, PreparedCorpus, load_prepared, open_corpus
 from lm.corpora import prepare as encode
 from lm.errors import ConfigError, CorpusError
-from lm.jobs.autoconfig import choose_config
+from lm.jobs.autoconfig import choose_config, suited_presets
 from lm.jobs.resolve import Method, ResolvedRequest, ResumeRequest, TrainRequest, training_method
 from lm.runs.run import Run, load
 from lm.tokenizers.base import Tokenizer
@@ -101,7 +101,9 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
         return encoded[key]
 
     config, chosen_tokens = resolved.config, None
-    if resolved.over_preset is not None:
+    if resolved.over_preset is not None and training_method(config) == "counting":
+        config = resolved.over_preset(suited_presets(text)[0])
+    elif resolved.over_preset is not None:
         choice = choose_config(text, resolved.over_preset, encode=encode_once)
         config, chosen_tokens = choice.config, choice.tokens
     prepared = encode_once(request.init.tokenizer if request.init else config.tokenizer)
