@@ -108,7 +108,7 @@ def choice(flag: str, value: str, *names: str) -> Any:
 
 def unknown_policy(name: str | None) -> UnknownPolicy | None:
     """The policy that --unknown names."""
-    return None if name is None else choice("--unknown", name, "replace", "skip", "byte", "error")  # type: ignore[no-any-return]
+    return None if name is None else choice("--unknown", name, "replace", "skip", "byte", "error")
 
 
 def decode_precision(name: str) -> DecodePrecision:
