@@ -7,9 +7,9 @@ import functools
 import inspect
 import shlex
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel
@@ -94,26 +94,26 @@ def runs_dir_flag(runs_dir: Path) -> str:
     return "" if runs_dir == DEFAULT_RUNS else f" --runs-dir {shlex.quote(str(runs_dir))}"
 
 
-def unknown_policy(name: str | None) -> UnknownPolicy | None:
-    """The policy that --unknown names.
+def choice(flag: str, value: str, *names: str) -> Any:
+    """The value of a flag that has to be one of some names.
 
     Raises:
-        ConfigError: there is no such policy.
+        ConfigError: it is another one.
     """
-    if name not in (None, "replace", "skip", "byte", "error"):
-        raise ConfigError(f"--unknown {name!r}: use replace, skip, byte or error.")
-    return cast("UnknownPolicy | None", name)
+    if value not in names:
+        *others, last = names
+        raise ConfigError(f"{flag} {value!r}: use {', '.join(others)} or {last}.")
+    return value
+
+
+def unknown_policy(name: str | None) -> UnknownPolicy | None:
+    """The policy that --unknown names."""
+    return None if name is None else choice("--unknown", name, "replace", "skip", "byte", "error")
 
 
 def decode_precision(name: str) -> DecodePrecision:
-    """The precision of decoding that --precision names.
-
-    Raises:
-        ConfigError: there is no such precision.
-    """
-    if name not in ("fp32", "int8"):
-        raise ConfigError(f"--precision {name!r}: use fp32 or int8.")
-    return cast("DecodePrecision", name)
+    """The precision of decoding that --precision names."""
+    return choice("--precision", name, "fp32", "int8")  # type: ignore[no-any-return]
 
 
 # -- options that have no flag ---------------------------------------------------------------------------
@@ -167,27 +167,36 @@ _PLAIN = (bool, int, float, str, Path)
 
 def with_sampling(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a flag for each field of `SamplingOptions`; it gets the used ones as `sampling`."""
+    fields = {name: each for name, each in SamplingOptions.model_fields.items() if name not in leave_out}
+
+    def used(given: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if value not in (None, [])}
+
+    return with_flags([_sampling_flag(name, each) for name, each in fields.items()], "sampling", used)
+
+
+def with_flags(
+    added: Sequence[inspect.Parameter], name: str, collect: Callable[[dict[str, Any]], Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command more flags, after its first own flag; it gets what `collect` makes of their values as `name`."""
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
-        fields = {name: each for name, each in SamplingOptions.model_fields.items() if name not in leave_out}
-
         @functools.wraps(command)
-        def with_flags(**given: Any) -> None:
-            used = {name: given.pop(name) for name in fields}
-            command(**given, sampling={name: value for name, value in used.items() if value not in (None, [])})
+        def with_more_flags(**given: Any) -> None:
+            values = {each.name: given.pop(each.name, None) for each in added}
+            command(**given, **{name: collect(values)})
 
         hints = get_type_hints(command, include_extras=True)
         own = [
-            each.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-            for name, each in inspect.signature(command).parameters.items()
-            if name != "sampling"
+            each.replace(annotation=hints[each.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for each in inspect.signature(command).parameters.values()
+            if each.name != name
         ]
-        # The flags of the fields come after the command's first own flag.
         first = next(index for index, each in enumerate(own) if not _is_argument(each))
-        own[first + 1 : first + 1] = [_sampling_flag(name, each) for name, each in fields.items()]
-        with_flags.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
-        with_flags.__annotations__ = {each.name: each.annotation for each in own}
-        return with_flags
+        own[first + 1 : first + 1] = added
+        with_more_flags.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+        with_more_flags.__annotations__ = {each.name: each.annotation for each in own}
+        return with_more_flags
 
     return add
 

@@ -36,7 +36,7 @@ def print_report(screen: Console, report: Report) -> None:
     known = figures_of([report.model_dump()])
     rows = [
         ("loss", f"{report.loss:.4f}", f"± {report.standard_error:.4f} nats per token, over {report.tokens:,} tokens"),
-        ("perplexity", figure(report.perplexity, ",.3f"), "per token; compare only with the same tokenizer"),
+        ("perplexity", figure(report.perplexity, ",.3f"), "per token; depends on the tokenizer"),
     ]
     if "perplexity_without_unknown" in known:
         known_tokens = report.tokens - report.unknown_tokens

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import ANY_OPTION, parameter, path_option, runs_dir_flag
+from cli.options import ANY_OPTION, parameter, path_option, runs_dir_flag, with_flags
 from lm.config import CorpusConfig, TrainingConfig, parse_assignments, preset_names
 from lm.errors import ConfigError, RunNotFoundError
 
@@ -56,7 +55,7 @@ class TrainFlags:
 
 
 def with_train_flags(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the flags that choose options, after its first argument; it gets them as `flags`."""
+    """Give a command the flags that choose options; it gets them as `flags`."""
     fields = {
         name: (section, owner.model_fields[name])
         for section, owner, names in SECTIONS
@@ -72,31 +71,16 @@ def with_train_flags(*leave_out: str) -> Callable[[Callable[..., None]], Callabl
         option = typer.Option(_flag(name), help=declared.description, show_default=False)
         added.append(parameter(name, declared, option, repeatable=False))
 
-    def add(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def with_flags(*arguments: Any, **given: Any) -> None:
-            values = {each.name: given.pop(each.name, None) for each in added}
-            used = {name: value for name, value in values.items() if value is not None and value is not False}
-            overrides: dict[str, Any] = parse_assignments(used.get("set_") or [])
-            for name, (section, _) in fields.items():
-                if name in used:
-                    # A text option stays a text, also where it looks like a number.
-                    overrides[f"{section}.{name}"] = json.dumps(used[name]) if section == "corpus" else used[name]
-            flags = TrainFlags(used.get("preset"), used.get("config"), overrides, tuple(map(_flag, used)))
-            command(*arguments, **given, flags=flags)
+    def collect(values: dict[str, Any]) -> TrainFlags:
+        used = {name: value for name, value in values.items() if value is not None and value is not False}
+        overrides: dict[str, Any] = parse_assignments(used.get("set_") or [])
+        for name, (section, _) in fields.items():
+            if name in used:
+                # A text option stays a text, also if it looks like a number.
+                overrides[f"{section}.{name}"] = json.dumps(used[name]) if section == "corpus" else used[name]
+        return TrainFlags(used.get("preset"), used.get("config"), overrides, tuple(map(_flag, used)))
 
-        hints = get_type_hints(command, include_extras=True)
-        shown = [
-            each.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-            for name, each in inspect.signature(command).parameters.items()
-            if name != "flags"
-        ]
-        shown[1:1] = added
-        with_flags.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
-        with_flags.__annotations__ = {each.name: each.annotation for each in shown}
-        return with_flags
-
-    return add
+    return with_flags(added, "flags", collect)
 
 
 def _flag(name: str) -> str:
@@ -119,13 +103,9 @@ def prepare_corpus_or_run(
     if source is None:
         raise ConfigError("Which text, or which run? Write: lm profile FILE (or a named corpus, or a run's name).")
     request = TrainRequest(
-        corpus=source,
-        preset=flags.preset,
-        file=flags.file,
-        overrides=flags.overrides,
-        data_dir=data_dir,
+        corpus=source, preset=flags.preset, file=flags.file, overrides=flags.overrides, data_dir=data_dir,
         progress=progress,
-    )
+    )  # fmt: skip
     if source == "-" or Path(source).is_file():
         return prepare_job(resolve(request))
     try:

@@ -35,8 +35,8 @@ from lm.errors import (
 )
 from lm.files import digest
 from lm.jobs.autoconfig import suited_presets
-from lm.jobs.measure import with_length
-from lm.jobs.prepare import PreparedJob
+from lm.jobs.prepare import prepare_job
+from lm.jobs.resolve import TrainRequest, resolve
 from lm.jobs.train import init_config
 from lm.models.base import LanguageModel, ModelOptions, State
 from lm.registry import MODELS
@@ -293,10 +293,37 @@ def test_a_run_that_its_minutes_cut_short_is_resumed_to_the_end_of_its_plan(
 
 
 def test_no_length_at_all_is_five_minutes(text: Path) -> None:
-    job = PreparedJob(config=lm.compose(str(text), preset="gru-char"), corpus=None)
-    assert with_length(job).config.training.minutes == 5
-    steps = PreparedJob(config=lm.compose(str(text), preset="gru-char", overrides=SMALL), corpus=None)
-    assert with_length(steps) is steps
+    def minutes(overrides: dict[str, Any], preset: str = "gru-char") -> float | None:
+        request = TrainRequest(corpus=str(text), preset=preset, overrides=overrides)
+        return prepare_job(resolve(request)).config.training.minutes
+
+    assert minutes({}) == 5
+    assert minutes({"training.epochs": 3}) is None
+    assert minutes({}, "ngram-char") is None
+
+
+def test_options_are_composed_once_and_a_text_is_read_and_encoded_once(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm.jobs import prepare, resolve
+
+    calls: list[tuple[str, str]] = []
+
+    def counted(module: Any, name: str, label: Any) -> None:
+        whole = getattr(module, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            calls.append((name, label(*args, **options)))
+            return whole(*args, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(resolve, "compose", lambda source, *, preset, **options: preset)
+    counted(prepare, "open_corpus", lambda where, **options: where.source)
+    counted(prepare, "encode", lambda corpus, tokenizer, **options: tokenizer.type)
+    lm.train(text, max_steps=1, overrides={"model.table_orders": [], "model.hidden_size": 8}, runs_dir=tmp_path)
+    assert len(calls) == len(set(calls)), calls
+    assert [name for name, _ in calls].count("encode") == 1
 
 
 # -- resuming -------------------------------------------------------------------------------------------
@@ -836,6 +863,11 @@ def prepared_splits(run: lm.Run) -> Any:
     return prepared.splits
 
 
+def test_a_model_of_counts_needs_no_preset(text: Path, tmp_path: Path) -> None:
+    run = lm.train(text, overrides={"model.type": "ngram"}, runs_dir=tmp_path)
+    assert (run.config.model.type, run.config.training.minutes) == ("ngram", None)
+
+
 @pytest.mark.usefixtures("bigram")
 def test_a_model_of_counts_is_finished_and_starts_empty(text: Path, runs: Path) -> None:
     config = lm.compose(str(text), preset="gru-char", overrides={"model.type": "bigram-counts"})
@@ -889,7 +921,7 @@ def test_options_are_taken_from_the_run_that_a_training_starts_from(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(text, tmp_path)
-    monkeypatch.setattr("lm.jobs.measure.DEFAULT_MINUTES", 0.02)
+    monkeypatch.setattr("lm.jobs.prepare.DEFAULT_MINUTES", 0.02)
     again = lm.train(text, init=first, name="c", runs_dir=tmp_path)
     assert again.config.model == first.config.model
     assert again.tokenizer.sha256 == first.tokenizer.sha256

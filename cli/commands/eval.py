@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir, TextColumn, TextEncoding
+from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir, TextColumn, TextEncoding, choice
 from lm.errors import ConfigError, RunError
 
 POSITION = 3
@@ -49,8 +49,7 @@ def command(
     lm eval RUN
     lm eval RUN --text FILE --json
     """
-    if precision not in ("fp32", "bf16", "fp16", "int8"):
-        raise ConfigError(f"--precision {precision!r}: use fp32, bf16, fp16 or int8.")
+    measured_in = choice("--precision", precision, "fp32", "bf16", "fp16", "int8")
     if split is not None and text is not None:
         raise ConfigError("--split and --text are two different texts: give only one.")
     for flag, value in (("--text-column", text_column), ("--encoding", encoding)):
@@ -77,7 +76,7 @@ def command(
     with reading() as watch, scoring(f"scoring {loaded.name}") as progress:
         report = loaded.evaluate(
             split, text=content, name="stdin" if text == "-" else str(text), stride=stride,
-            precision=precision, progress=progress, reading=watch, data_dir=data_dir, corpus=corpus,  # type: ignore[arg-type]
+            precision=measured_in, progress=progress, reading=watch, data_dir=data_dir, corpus=corpus,
         )  # fmt: skip
     if as_json:
         print_json(report.model_dump(mode="json"))

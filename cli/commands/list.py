@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.options import DEFAULT_RUNS, Json, RunsDir
-from lm.errors import ConfigError
+from cli.options import DEFAULT_RUNS, Json, RunsDir, choice
 
 POSITION = 7
 
@@ -19,8 +18,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """List the runs: model, corpus, step, bits per byte, size, date."""
-    if sort not in ("date", "bits"):
-        raise ConfigError(f"--sort {sort!r}: use date or bits.")
+    choice("--sort", sort, "date", "bits")
     from rich.filesize import decimal
     from rich.markup import escape
     from rich.table import Table

@@ -116,20 +116,10 @@ def command(
     with reading() as progress:
         view = TrainingView(runs_dir, progress)
         request = TrainRequest(
-            corpus=corpus,
-            preset=flags.preset,
-            file=flags.file,
-            overrides=flags.overrides,
-            init=_initial_run(init, flags, runs_dir),
-            name=name,
-            runs_dir=runs_dir,
-            overwrite=overwrite,
-            stop_after=stop_after,
-            data_dir=data_dir,
-            callbacks=[view],
-            progress=progress,
-            on_prepared=_print_choices,
-        )
+            corpus=corpus, preset=flags.preset, file=flags.file, overrides=flags.overrides,
+            init=_initial_run(init, flags, runs_dir), name=name, runs_dir=runs_dir, overwrite=overwrite,
+            stop_after=stop_after, data_dir=data_dir, callbacks=[view], progress=progress, on_prepared=_print_choices,
+        )  # fmt: skip
         if dry_run:
             _dry_run(request, as_json)
             return
@@ -208,17 +198,16 @@ def _verify_resume(request: TrainRequest, as_json: bool) -> None:
 def _print_choices(resolved: ResolvedRequest, job: PreparedJob) -> None:
     """Report the text, and what was chosen because no option gave it."""
     from cli.output import say
-    from lm.jobs.resolve import counts_alone
 
     given, config, request = resolved.config.training, job.config, resolved.request
     if job.tokens.notes:
         say(f"Text: {'; '.join(job.tokens.notes)}.", dim=False)
     has_length = given.max_steps is not None or given.epochs is not None or given.minutes is not None
-    if not has_length and not counts_alone(config):
+    if not has_length and job.method != "counting":
         say("No length given: training for 5 minutes (--minutes changes this).", dim=False)
     if request.preset is None and request.init is None:
-        tokens = "" if job.chosen_tokens is None else f" (about {job.chosen_tokens:,} tokens)"
-        say(f"No preset given: {config.preset} suits this text and length{tokens}.", dim=False)
+        tokens = "" if job.chosen_tokens is None else f" ({job.chosen_tokens:,} planned tokens)"
+        say(f"No preset given: {config.preset} suits this text{tokens}.", dim=False)
     if config.training.epochs != given.epochs:
         say(f"Short text: training stops after {config.training.epochs:g} epochs to avoid overfitting", dim=False)
         say("(--epochs changes this).", dim=False)

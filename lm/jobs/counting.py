@@ -35,18 +35,10 @@ def train_by_counting(job: PreparedJob, folder: RunFolder, callbacks: Sequence[C
     folder.create(record, corpus.tokenizer, overwrite=job.overwrite)
     tokens = model.counted_tokens
     start = Start(
-        run=folder.name,
-        model=config.model.type,
-        parameters=model.num_parameters(),
-        counts=model.num_counts(),
-        corpus=corpus.name,
-        step=0,
-        plan_steps=1,
-        tokens_per_step=tokens,
-        steps_per_epoch=1,
-        device="cpu",
+        run=folder.name, model=config.model.type, parameters=model.num_parameters(), counts=model.num_counts(),
+        corpus=corpus.name, step=0, plan_steps=1, tokens_per_step=tokens, steps_per_epoch=1, device="cpu",
         precision="fp32",
-    )
+    )  # fmt: skip
     try:
         for callback in callbacks:
             callback.on_start(start)
@@ -54,14 +46,9 @@ def train_by_counting(job: PreparedJob, folder: RunFolder, callbacks: Sequence[C
         run = report_run(folder, "cpu", callbacks)
         loss = run.reports()["valid"]["loss"]
         row = {
-            "step": 1,
-            "epoch": 1.0,
-            "train_loss": None,
-            "valid_loss": loss,
-            "best_step": 1,
-            "tokens_per_second": tokens / max(seconds, 1e-9),
-            "seconds": round(seconds, 3),
-        }
+            "step": 1, "epoch": 1.0, "train_loss": None, "valid_loss": loss, "best_step": 1,
+            "tokens_per_second": tokens / max(seconds, 1e-9), "seconds": round(seconds, 3),
+        }  # fmt: skip
         folder.append_metrics(row)
         for callback in callbacks:
             callback.on_log(row)

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
+from lm.config import RunConfig, validate
 from lm.errors import LMError
 from lm.runs.run_folder import METRICS, RunFolder
 from lm.training.callbacks import Callback, End, Row, Start, Tick
-from lm.training.plan import DEFAULT_BPTT, Plan
+from lm.training.plan import Plan, bptt_of
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 5.0
@@ -88,31 +89,21 @@ class Follower:
         """Call `on_start`; `row` is any line of the run, `since` the last one before the start."""
         record, environment = self.folder.read_record(), self._state().get("environment", {})
         level, plan = environment.get("amp", "O0"), Plan.from_json(record["plan"])
-        training, model = record["config"]["training"], record["config"]["model"]
-        tokens = training["batch_size"] * (training["bptt"] or model.get("context_length") or DEFAULT_BPTT)
-        self.callback.on_start(
-            Start(
-                run=self.folder.name,
-                model=model["type"],
-                parameters=record["parameters"],
-                counts=record.get("counts", 0),
-                corpus=record["corpus"]["name"],
-                step=since["step"] if since else 0,
-                seconds=since["seconds"] if since else 0.0,
-                plan_steps=plan.steps,
-                tokens_per_step=row["tokens"] // row["step"]
-                if "tokens" in row
-                else tokens * training["gradient_accumulation"],
-                steps_per_epoch=row["step"] / (row["epoch"] or 1),
-                device=environment.get("device", "cpu"),
-                precision=environment.get("precision", "fp32") + ("" if level == "O0" else f" {level}"),
-                plan_seconds=plan.seconds,
-                validations=-(-plan.steps // plan.evaluate_every),
-                validation_tokens=plan.validation_tokens,
-                valid_tokens=record["corpus"]["splits"].get("valid", {}).get("tokens", 0),
-                memory_bytes=plan.expected_bytes,
-            )
-        )
+        config = validate(RunConfig, record["config"], where="config.json: config")
+        training = config.training
+        start = Start(
+            run=self.folder.name, model=config.model.type, parameters=record["parameters"],
+            counts=record.get("counts", 0), corpus=record["corpus"]["name"], step=since["step"] if since else 0,
+            seconds=since["seconds"] if since else 0.0, plan_steps=plan.steps,
+            tokens_per_step=training.batch_size * bptt_of(config) * training.gradient_accumulation,
+            steps_per_epoch=row["step"] / (row["epoch"] or 1), device=environment.get("device", "cpu"),
+            precision=environment.get("precision", "fp32") + ("" if level == "O0" else f" {level}"),
+            plan_seconds=plan.seconds, validations=-(-plan.steps // plan.evaluate_every),
+            validation_tokens=plan.validation_tokens,
+            valid_tokens=record["corpus"]["splits"].get("valid", {}).get("tokens", 0),
+            memory_bytes=plan.expected_bytes,
+        )  # fmt: skip
+        self.callback.on_start(start)
 
     def _state(self) -> dict[str, Any]:
         """The content of `state.json`; empty where there is none, as for models of counts."""

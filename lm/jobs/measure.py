@@ -9,13 +9,13 @@ from dataclasses import replace
 from lm.errors import ConfigError
 from lm.jobs.new_run import new_run_folder
 from lm.jobs.prepare import PreparedJob
-from lm.jobs.resolve import TrainRequest, counts_alone, training_method
+from lm.jobs.resolve import TrainRequest
 from lm.jobs.speed import Timings, measure_speed
 from lm.models.base import LanguageModel
 from lm.profiling.memory_estimate import refuse_what_cannot_fit
 from lm.training import distributed
 from lm.training.distributed import World
-from lm.training.plan import DEFAULT_MINUTES, Plan, fixed_plan, timed_plan
+from lm.training.plan import Plan, fixed_plan, timed_plan
 from lm.training.trainer import Trainer
 
 
@@ -28,29 +28,20 @@ def reserve_run(job: PreparedJob, request: TrainRequest, world: World, locks: co
         RunLockedError: another process trains a run of that name.
     """
     config, corpus = job.config, job.tokens
-    if world.size > 1 and counts_alone(config):
+    if world.size > 1 and job.method == "counting":
         raise ConfigError(f"{config.model.type} models are trained in one process: leave --devices and torchrun out.")
     distributed.check(config, world.size)
     folder = new_run_folder(request.name, corpus.name, config, request.runs_dir)
     locks.enter_context(folder.lock())
     memory = None
     # A model that counts as well would count the text twice.
-    if training_method(config) == "gradient" and not config.training.shard:
+    if job.method == "gradient" and not config.training.shard:
         with distributed.alone():
             memory = refuse_what_cannot_fit(distributed.own_part(config, world.size), corpus)
     return replace(job, path=folder.path, overwrite=request.overwrite, memory_bytes=memory)
 
 
-def with_length(job: PreparedJob) -> PreparedJob:
-    """The job with the default length where no length is given."""
-    training = job.config.training
-    if training.max_steps is not None or training.epochs is not None or training.minutes is not None:
-        return job
-    training = training.model_copy(update={"minutes": DEFAULT_MINUTES})
-    return replace(job, config=job.config.model_copy(update={"training": training}))
-
-
-def time_steps(job: PreparedJob, make_model: Callable[[], LanguageModel]) -> Timings | None:
+def measure_times(job: PreparedJob, make_model: Callable[[], LanguageModel]) -> Timings | None:
     """Measured times for a plan by time, in all processes; None for a plan in steps or epochs."""
     minutes = job.config.training.minutes
     if minutes is None:
@@ -61,8 +52,9 @@ def time_steps(job: PreparedJob, make_model: Callable[[], LanguageModel]) -> Tim
 def fix_plan(job: PreparedJob, trainer: Trainer, timings: Timings | None) -> Plan:
     """The plan of a new run."""
     valid = len(job.tokens.splits["valid"].ids) - 1
+    sizes = trainer.config, trainer.steps_per_epoch
     if timings is None:
-        plan = fixed_plan(trainer.config, trainer.steps_per_epoch, trainer.tokens_per_step, valid)
+        plan = fixed_plan(*sizes, trainer.tokens_per_step, valid)
     else:
-        plan = timed_plan(trainer.config, trainer.steps_per_epoch, timings.step_seconds, timings.token_seconds, valid)
+        plan = timed_plan(*sizes, timings.step_seconds, timings.token_seconds, valid)
     return replace(plan, expected_bytes=job.memory_bytes)

@@ -13,12 +13,12 @@ from lm.config import CorpusConfig, RunConfig, Section, merge
 from lm.corpora import Corpus, PreparedCorpus, load_prepared, open_corpus
 from lm.corpora import prepare as encode
 from lm.errors import ConfigError, CorpusError
-from lm.jobs.autoconfig import choose_config
-from lm.jobs.resolve import ResolvedRequest, ResumeRequest, TrainRequest, counts_alone
+from lm.jobs.autoconfig import choose_config, suited_presets
+from lm.jobs.resolve import Method, ResolvedRequest, ResumeRequest, TrainRequest, training_method
 from lm.runs.run import Run, load
 from lm.tokenizers.base import Tokenizer
 from lm.training.distributed import ReadOnlyRunFolder, World
-from lm.training.plan import Plan, bptt_of, fit_to_text
+from lm.training.plan import DEFAULT_MINUTES, Plan, bptt_of, fit_to_text
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class PreparedJob:
     config: RunConfig
     corpus: PreparedCorpus | None
     """None: the run is finished."""
+    method: Method = "gradient"
     init: Run | None = None
     chosen_tokens: int | None = None
     """Tokens that the plan trains on, where the preset was chosen by them."""
@@ -100,15 +101,23 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
         return encoded[key]
 
     config, chosen_tokens = resolved.config, None
-    if resolved.over_preset is not None:
+    if resolved.over_preset is not None and training_method(config) == "counting":
+        config = resolved.over_preset(suited_presets(text)[0])
+    elif resolved.over_preset is not None:
         choice = choose_config(text, resolved.over_preset, encode=encode_once)
         config, chosen_tokens = choice.config, choice.tokens
     prepared = encode_once(request.init.tokenizer if request.init else config.tokenizer)
     sections: dict[str, Any] = {"corpus": config.corpus.model_copy(update={"source": text.source})}
     if text.tokens is not None:
         sections["tokenizer"] = Section(**prepared.tokenizer.options.model_dump(mode="json"))
-    config = _with_batches_that_fit(config.model_copy(update=sections), prepared)
-    return PreparedJob(config=config, corpus=prepared, init=request.init, chosen_tokens=chosen_tokens)
+    method, training = training_method(config), config.training
+    has_length = training.max_steps is not None or training.epochs is not None or training.minutes is not None
+    if method != "counting" and not has_length:
+        sections["training"] = training.model_copy(update={"minutes": DEFAULT_MINUTES})
+    config = config.model_copy(update=sections)
+    if method != "counting":
+        config = _with_batches_that_fit(config, prepared)
+    return PreparedJob(config=config, corpus=prepared, method=method, init=request.init, chosen_tokens=chosen_tokens)
 
 
 def prepare_run(run: Run, request: TrainRequest) -> PreparedJob:
@@ -122,13 +131,14 @@ def prepare_run(run: Run, request: TrainRequest) -> PreparedJob:
         raise ConfigError(
             f"Run {request.source} keeps its text and its tokenizer. To use another text, give it in place of the run."
         )
-    return PreparedJob(config=config, corpus=run.own_text(data_dir=request.data_dir, progress=request.progress))
+    tokens = run.own_text(data_dir=request.data_dir, progress=request.progress)
+    return PreparedJob(config=config, corpus=tokens, method=training_method(config))
 
 
 def _with_batches_that_fit(config: RunConfig, corpus: PreparedCorpus) -> RunConfig:
     """The options with batches that fit the text; a notice reports a change."""
     tokens = corpus.splits["train"].counts.tokens
-    fitted = config if counts_alone(config) else fit_to_text(config, tokens)
+    fitted = fit_to_text(config, tokens)
     if fitted is not config:
         log.warning(
             "The training text has %s tokens: a batch has %d rows of %d tokens instead of %d rows of %d.",

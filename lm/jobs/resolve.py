@@ -142,8 +142,12 @@ def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> Ru
     return config
 
 
-def training_method(config: RunConfig) -> Literal["gradient", "counting", "both"]:
-    """How the model is trained: in steps, by counting, or in steps after counting."""
+Method = Literal["gradient", "counting", "both"]
+"""How a model is trained: in steps, by counting, or in steps after counting."""
+
+
+def training_method(config: RunConfig) -> Method:
+    """How the model of a configuration is trained."""
     return MODELS.resolve(config.model.type).trained_by
 
 

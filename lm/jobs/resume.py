@@ -10,7 +10,7 @@ from lm.config import merge
 from lm.errors import ConfigError, CorruptRunError, RunError
 from lm.jobs.new_run import END_REASONS
 from lm.jobs.prepare import PreparedJob, ResumePoint
-from lm.jobs.resolve import ResumeRequest, counts_alone
+from lm.jobs.resolve import ResumeRequest, training_method
 from lm.runs.run import Run, load
 from lm.runs.run_folder import MODEL, find_run
 from lm.training import distributed
@@ -43,7 +43,8 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         record = {**record, "config": config.model_dump(mode="json")}
         folder.write_record(record)
         run = Run(folder)
-    if counts_alone(config):
+    method = training_method(config)
+    if method == "counting":
         if not (folder.path / MODEL).exists():
             raise CorruptRunError(f"Run {folder.name!r} was killed while it counted: train it again (--overwrite).")
         return PreparedJob(config=config, corpus=None, path=folder.path)
@@ -77,6 +78,7 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
     return PreparedJob(
         config=config,
         corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
+        method=method,
         init=init,
         path=folder.path,
         resume=ResumePoint(plan, has_state, resets_patience),

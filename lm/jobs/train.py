@@ -20,19 +20,11 @@ from lm.corpora import Corpus, Progress
 from lm.device import enough_memory
 from lm.errors import ConfigError
 from lm.jobs.counting import train_by_counting
-from lm.jobs.measure import fix_plan, reserve_run, time_steps, with_length
+from lm.jobs.measure import fix_plan, measure_times, reserve_run
 from lm.jobs.new_run import check_new_run, run_of_this_job
 from lm.jobs.prepare import PreparedJob, open_text, prepare_job, share_job
 from lm.jobs.report import report_run
-from lm.jobs.resolve import (
-    ResolvedRequest,
-    ResumeRequest,
-    TrainRequest,
-    counts_alone,
-    init_config,
-    resolve_new_run,
-    training_method,
-)
+from lm.jobs.resolve import ResolvedRequest, ResumeRequest, TrainRequest, counts_alone, init_config, resolve_new_run
 from lm.jobs.resume import reopen
 from lm.models.base import LanguageModel, build_model
 from lm.runs.record import run_record
@@ -97,19 +89,10 @@ def train(
     length = {"minutes": minutes, "epochs": epochs, "max_steps": max_steps}
     changes = {f"training.{field}": value for field, value in length.items() if value is not None}
     request = TrainRequest(
-        corpus=corpus if isinstance(corpus, Corpus) else str(corpus),
-        config=config,
-        preset=preset,
-        overrides={**changes, **(overrides or {})},
-        init=init,
-        name=name,
-        runs_dir=runs_folder(runs_dir),
-        overwrite=overwrite,
-        stop_after=stop_after,
-        data_dir=data_dir,
-        callbacks=callbacks,
-        progress=progress,
-    )
+        corpus=corpus if isinstance(corpus, Corpus) else str(corpus), config=config, preset=preset,
+        overrides={**changes, **(overrides or {})}, init=init, name=name, runs_dir=runs_folder(runs_dir),
+        overwrite=overwrite, stop_after=stop_after, data_dir=data_dir, callbacks=callbacks, progress=progress,
+    )  # fmt: skip
     return train_new_run(resolve_new_run(request))
 
 
@@ -148,16 +131,10 @@ def resume(
     """
     changes = {"training.device": device, "training.devices": devices}
     request = ResumeRequest(
-        run=run,
-        runs_dir=runs_folder(runs_dir),
-        max_steps=max_steps,
-        stop_after=stop_after,
-        changes={path: value for path, value in changes.items() if value is not None},
-        corpus=corpus,
-        data_dir=data_dir,
-        callbacks=callbacks,
-        progress=progress,
-    )
+        run=run, runs_dir=runs_folder(runs_dir), max_steps=max_steps, stop_after=stop_after,
+        changes={path: value for path, value in changes.items() if value is not None}, corpus=corpus,
+        data_dir=data_dir, callbacks=callbacks, progress=progress,
+    )  # fmt: skip
     with _joined(TrainingConfig(device=device)) as (world, locks):
         job = share_job(world, request, lambda: reopen(request, world, locks))
         return _train_job(world, job, request)
@@ -191,12 +168,9 @@ def _begin(resolved: ResolvedRequest, world: World, locks: contextlib.ExitStack)
         own = run_of_this_job(request.name, corpus.source, request.runs_dir)
         if own is not None:
             again = ResumeRequest(
-                run=str(own.path),
-                stop_after=request.stop_after,
-                data_dir=request.data_dir,
-                progress=request.progress,
-                is_restart=True,
-            )
+                run=str(own.path), stop_after=request.stop_after, data_dir=request.data_dir,
+                progress=request.progress, is_restart=True,
+            )  # fmt: skip
             return reopen(again, world, locks)
         check_new_run(request.name, request.runs_dir, overwrite=request.overwrite)
     job = prepare_job(resolved, corpus)
@@ -220,7 +194,7 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
             run = report_run(folder, str(world.place(job.config.training.device)), callbacks)
         world.wait()
         return run, not job.has_report
-    if counts_alone(job.config):
+    if job.method == "counting":
         return train_by_counting(job, folder, callbacks), True
     trainer, plan = _new_trainer(job, folder) if job.resume is None else _resumed_trainer(job, folder)
     trainer.callbacks = [TensorBoard(folder.path / EVENTS), *callbacks] if world.first else []
@@ -236,9 +210,8 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
 
 def _new_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan]:
     """The trainer of a new run at step 0, and its plan; the run folder is created."""
-    job = with_length(job)
     make_model = _model_factory(job)
-    timings = time_steps(job, make_model)
+    timings = measure_times(job, make_model)
     trainer = Trainer(folder, job.config.training, make_model(), job.tokens)
     plan = fix_plan(job, trainer, timings)
     record = {**run_record(job.config, job.tokens, trainer.model, job.init), "plan": plan.to_json()}
@@ -271,7 +244,7 @@ def _model_factory(job: PreparedJob) -> Callable[[], LanguageModel]:
     """
     counted: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
-    counts_first = training_method(job.config) == "both" and not (job.resume and job.resume.has_state)
+    counts_first = job.method == "both" and not (job.resume and job.resume.has_state)
 
     def make() -> LanguageModel:
         nonlocal notes

@@ -27,7 +27,7 @@ from lm.device import pick_device
 from lm.errors import ConfigError, TrainingError
 from lm.files import Arrays
 from lm.jobs.prepare import PreparedJob
-from lm.jobs.resolve import TrainRequest, counts_alone
+from lm.jobs.resolve import TrainRequest
 from lm.jobs.speed import measure_speed
 from lm.jobs.train import resume, train
 from lm.runs.run import load
@@ -72,7 +72,7 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
         TrainingError: a process ended in another way than planned.
     """
     started_at = time.perf_counter()
-    if counts_alone(job.config):
+    if job.method == "counting":
         raise ConfigError(f"--verify-resume: {job.config.model.type} models count in one pass: nothing can be resumed.")
     step_seconds = measure_speed(job.config, job.tokens, SECONDS / 8).step_seconds
     steps = max(MIN_STEPS, min(MAX_STEPS, int(SECONDS / step_seconds))) // 2 * 2

@@ -52,6 +52,12 @@ def test_every_command_explains_itself(lm: Lm, command: str) -> None:
         assert done.code == 0 and "--runs-dir" in done.out
 
 
+@pytest.mark.parametrize("command", ["", *COMMANDS, "state save", "state list", "state delete"])
+def test_help_fits_a_terminal_of_80_columns(lm: Lm, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert [line for line in lm(*command.split(), "--help").out.splitlines() if len(line) > 80] == []
+
+
 def test_the_version(lm: Lm) -> None:
     assert lm("--version").out == f"inkling {__version__}\n"
 

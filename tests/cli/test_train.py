@@ -85,6 +85,14 @@ def test_progress_goes_to_stderr_in_plain_lines_where_there_is_no_terminal(first
     assert "valid" not in done.stdout.partition(" sample ")[0].replace("split valid", "")
 
 
+def test_progress_and_report_fit_80_columns(first: tuple[Path, Any]) -> None:
+    _, done = first
+    report = done.stdout.partition("─")[0]
+    lines = [line.rstrip() for line in (done.stderr + report).splitlines() if not line.startswith("note: ")]
+    assert [line for line in lines if len(line) > 80] == []
+    assert any(line.startswith("step ") for line in lines) and any(line.startswith("bits per byte") for line in lines)
+
+
 def test_a_folder_with_splits_is_trained_on(lm: Lm, tmp_path: Path, text: Path) -> None:
     (tmp_path / "mine").mkdir()
     for split, part in (("train", text.read_text()[:3000]), ("valid", text.read_text()[3000:4000])):
