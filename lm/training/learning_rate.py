@@ -1,4 +1,4 @@
-"""Learning rate over the plan, as a share of the peak: pure functions of the step."""
+"""The learning rate over the plan, as a share of the peak."""
 
 from __future__ import annotations
 
