@@ -130,9 +130,9 @@ class World:
             except LMError as error:
                 box[1] = error
         dist.broadcast_object_list(box, src=0, group=self.long_waits)
-        result, error = box
-        if error is not None:
-            raise error
+        result, refusal = box
+        if refusal is not None:
+            raise refusal
         return result  # type: ignore[no-any-return]
 
     def local_rank0_first(self, make: Callable[[], T]) -> T:
