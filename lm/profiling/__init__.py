@@ -1,1 +1,1 @@
-"""What measures a training: memory, time, benchmarks; nothing here trains a run."""
+"""Measurements of training steps: memory, time, benchmarks. No module here trains a run."""

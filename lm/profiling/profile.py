@@ -222,32 +222,18 @@ def profile_training(config: RunConfig, corpus: PreparedCorpus, *, seconds: floa
     phase_seconds = {phase: sum(spent for (name, _), spent in times.items() if name == phase) for phase in PHASES}
     training = config.training
     return Profile(
-        model=config.model.type,
-        parameters=step.model.num_parameters(),
-        vocab_size=step.model.vocab_size,
-        corpus=corpus.name,
-        batch_size=training.batch_size,
-        bptt=trial.batches.bptt,
-        gradient_accumulation=training.gradient_accumulation,
-        tokens_per_step=tokens_per_step,
-        device=str(step.device),
-        device_name=machine.name_of(step.device),
-        precision=str(step.mixed.format),
-        threads=torch.get_num_threads(),
-        runs_on=_runs_on(layers),
-        layers=layers,
-        memory=followed.shown(),
-        followed=followed.phases,
-        peak_phase=next(phase.name for phase in steps if phase.begin <= moment <= phase.end),
-        peak_kinds=held,
+        model=config.model.type, parameters=step.model.num_parameters(), vocab_size=step.model.vocab_size,
+        corpus=corpus.name, batch_size=training.batch_size, bptt=trial.batches.bptt,
+        gradient_accumulation=training.gradient_accumulation, tokens_per_step=tokens_per_step, device=str(step.device),
+        device_name=machine.name_of(step.device), precision=str(step.mixed.format), threads=torch.get_num_threads(),
+        runs_on=_runs_on(layers), layers=layers, memory=followed.shown(), followed=followed.phases,
+        peak_phase=next(phase.name for phase in steps if phase.begin <= moment <= phase.end), peak_kinds=held,
         evaluation=followed.evaluation(),
         speed=Speed(
             len(plain), step_seconds, min(plain), max(plain), tokens_per_step / step_seconds, phase_seconds,
             data_seconds * training.gradient_accumulation,
         ),
-        logging=logging,
-        arithmetic=arithmetic,
-        timeline=line,
+        logging=logging, arithmetic=arithmetic, timeline=line,
     )  # fmt: skip
 
 
@@ -433,20 +419,11 @@ def _time_logging(trial: Trial, folder: RunFolder, step_seconds: float, seconds:
     writing = []
     step, batches, split = trial.step, trial.batches, trial.corpus.splits["train"]
     board, times = TensorBoard(folder.path / EVENTS), Times(step.device)
-    board.on_start(
-        Start(
-            run=folder.name,
-            model="",
-            parameters=0,
-            corpus="",
-            step=trial.steps_done,
-            plan_steps=1,
-            tokens_per_step=batches.tokens_per_step,
-            steps_per_epoch=1,
-            device="",
-            precision="",
-        )  # fmt: skip
-    )
+    start = Start(
+        run=folder.name, model="", parameters=0, corpus="", step=trial.steps_done, plan_steps=1,
+        tokens_per_step=batches.tokens_per_step, steps_per_epoch=1, device="", precision="",
+    )  # fmt: skip
+    board.on_start(start)
 
     def write(spent: float) -> None:
         interval = MetricsInterval()
@@ -497,14 +474,10 @@ def _count_arithmetic(trial: Trial, step_seconds: float) -> Arithmetic:
     formats: list[Precision] = ["fp32"] if own == "fp32" else ["fp32", own]
     peaks: dict[str, float] = {name: machine.matmul_peak(step.device, name) for name in formats}
     return Arithmetic(
-        flops_per_step=flops,
-        flops_per_token=flops / trial.batches.tokens_per_step,
-        flops_per_second=flops / step_seconds,
-        counted_rows=rows,
-        peak_flops_per_second=peaks,
-        peak_threads=host.usable_threads(),
-        share_of_peak=flops / step_seconds / peaks[own],
-    )
+        flops_per_step=flops, flops_per_token=flops / trial.batches.tokens_per_step,
+        flops_per_second=flops / step_seconds, counted_rows=rows, peak_flops_per_second=peaks,
+        peak_threads=host.usable_threads(), share_of_peak=flops / step_seconds / peaks[own],
+    )  # fmt: skip
 
 
 def count_flops(trial: Trial, rows: int | None = None) -> int:

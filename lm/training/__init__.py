@@ -1,1 +1,1 @@
-"""Training: `jobs` are whole runs, `trainer` is the loop, the rest are its parts."""
+"""The trainer's loop and its parts; whole jobs are in `lm.jobs`."""

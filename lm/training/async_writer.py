@@ -1,7 +1,6 @@
-"""Saving beside training: what is saved is copied by the thread that trains, and packed, written and synced by another.
+"""Writing in the background: the training thread copies, and another thread packs, writes and syncs.
 
-Jobs are done one by one in the order of asking, so that the files on disk are at every instant those of some instant of
-training without this thread.
+Jobs run one by one in the order of `write`, so the files on disk are always those of some moment of training.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from types import TracebackType
 
 log = logging.getLogger(__name__)
 
-MOST_WAITING = 3
-"""Jobs handed over and not done: the best weights, kept weights and `last/` of one validation. Bounds the memory."""
+MAX_WAITING = 3
+"""Jobs not done: the best weights, a kept checkpoint and `last/` of one validation. It bounds the memory."""
 
 Job = Callable[[], None]
 
 
 class Writer:
-    """One thread that writes; a context manager, which does not end before everything is written.
+    """A context manager with one thread that writes; it exits after everything is written.
 
-    What fails is raised by the next call, and nothing that was handed over after it is written: a `last/` that speaks
-    of best weights which are not there would be worse than an old one.
+    The next call raises the error of a job. Jobs after a failed one are not run: a `last/` that refers to missing best
+    weights would be worse than an old one.
     """
 
     def __init__(self) -> None:
@@ -33,17 +32,17 @@ class Writer:
         self._failed = False
 
     def write(self, job: Job, then: Job | None = None) -> None:
-        """Have `job` done, after all jobs before it; `then` is called by this thread once that is known.
+        """Run `job` after all jobs before it; a later call of this thread then runs `then`.
 
-        Waits where too many jobs are waiting.
+        Waits if `MAX_WAITING` jobs are not done.
         """
         self.poll()
-        while len(self._jobs) >= MOST_WAITING:
+        while len(self._jobs) >= MAX_WAITING:
             self._take()
-        self._jobs.append((self._thread.submit(self._do, job), then))
+        self._jobs.append((self._thread.submit(self._run, job), then))
 
     def poll(self) -> None:
-        """Raise what failed since the last call; waits for nothing."""
+        """Raise the error of a job, without waiting."""
         while self._jobs and self._jobs[0][0].done():
             self._take()
 
@@ -60,7 +59,7 @@ class Writer:
             if error is None:
                 self.finish()
                 return
-            # Whatever ends the training, what it had handed over is written; that error is the one to raise.
+            # Training failed: its jobs are still written, but its own error is raised.
             wait([job for job, _ in self._jobs])
             for job, _ in self._jobs:
                 if (failure := job.exception()) is not None:
@@ -74,7 +73,7 @@ class Writer:
         if then is not None:
             then()
 
-    def _do(self, job: Job) -> None:
+    def _run(self, job: Job) -> None:
         if self._failed:
             return
         try:

@@ -1,4 +1,4 @@
-"""Learning rate over the plan, as a share of the peak: pure functions of the step."""
+"""The learning rate over the plan, as a share of the peak."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ def learning_rate_share(step: int, plan_steps: int, config: TrainingConfig) -> f
     Args:
         step: 0 for the first update.
         plan_steps: updates in the whole plan; the decay ends at the last one.
-        config: schedule and its options. `plateau` is constant here: its decays depend on validation, and the trainer
-            multiplies them in.
+        config: schedule and its options. `plateau` is constant here; the trainer applies its decays after validation.
     """
     warmup = min(config.warmup_steps, plan_steps // 10)
     if step < warmup:

@@ -1,6 +1,6 @@
-"""Looking into a forward pass: how large activations are, and where a number stopped being one.
+"""The largest activations of a forward pass, and the first number that is not finite.
 
-A pass for looking leaves no trace: no gradient, and the random generators are where they were.
+These passes leave gradients and random generators unchanged.
 """
 
 from __future__ import annotations
@@ -15,29 +15,26 @@ from torch import Tensor
 from lm.models.base import LanguageModel, State, whole
 
 LOGITS = "logits"
-"""What the model's own output is called."""
+"""The name of the model's own output."""
 
 
 def activations(
-    model: LanguageModel,
-    ids: Tensor,
-    state: State | None,
-    computing: contextlib.AbstractContextManager[None],
+    model: LanguageModel, ids: Tensor, state: State | None, computing: contextlib.AbstractContextManager[None]
 ) -> list[tuple[str, float]]:
-    """The largest absolute value of each output of a module, in the order they are computed; then the logits.
+    """The largest absolute value of each module's output, in the order of computation; then that of the logits.
 
     Args:
-        model: in the mode that it is looked at in.
+        model: in training or evaluation mode.
         ids: (B, T) int64, on the model's device.
-        state: that the pass begins from.
-        computing: what it runs in.
+        state: the input state of the pass.
+        computing: the context of the pass.
 
     Returns:
-        NaN or infinite where a value is.
+        Names and values; NaN or infinite if a number of the output is.
     """
     found: list[tuple[str, Tensor]] = []
 
-    def look(name: str) -> Any:
+    def measure(name: str) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
@@ -45,29 +42,28 @@ def activations(
 
         return hook
 
-    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    hooks = [module.register_forward_hook(measure(name)) for name, module in model.named_modules() if name]
     generators = [ids.device] if ids.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(generators), computing:
-            look(LOGITS)(model, (), model(ids, state))
+            measure(LOGITS)(model, (), model(ids, state))
     finally:
         for hook in hooks:
             hook.remove()
     names, values = zip(*found, strict=True)
-    # One wait for the device, not one a module.
+    # One wait for the device, not one per module.
     return list(zip(names, torch.stack(values).tolist(), strict=True))
 
 
 def first_nonfinite(
-    model: LanguageModel,
-    ids: Tensor,
-    state: State | None = None,
-    computing: contextlib.AbstractContextManager[None] | None = None,
+    model: LanguageModel, ids: Tensor, state: State | None, computing: contextlib.AbstractContextManager[None]
 ) -> str | None:
-    """Where a value is not finite: the first weight or, all weights being well, the first module's output."""
+    """The first weight that is not finite or, if all are, the first module with such an output; None if there is none.
+
+    For the arguments see `activations`.
+    """
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(whole(parameter)).all()):
             return f"the weight {name}"
-    largest = activations(model, ids, state, computing or contextlib.nullcontext())
-    bad = next((name for name, value in largest if not math.isfinite(value)), None)
+    bad = next((name for name, value in activations(model, ids, state, computing) if not math.isfinite(value)), None)
     return None if bad is None else "the logits" if bad == LOGITS else f"the output of {bad}"

@@ -1,8 +1,8 @@
 """Optimizers, and their state as plain arrays.
 
-Weight decay reaches matrices only: embeddings, biases and gains are spared. Under `muon`, torch's own Muon takes the
-hidden matrices, and AdamW the embeddings, the output layer and everything that is no matrix. Context tables, whose
-gradients are sparse, always learn by `RowAdagrad`.
+Weight decay applies to matrices, except embeddings. With `muon`, torch's Muon updates the matrices of modules that
+declare it, and AdamW everything else. Parameters that declare "row_adagrad", whose gradients are sparse, always use
+`RowAdagrad`.
 
 Sources: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Duchi et al. 2011 (Adagrad).
 """
@@ -27,18 +27,18 @@ from lm.torch_private import keep_compiler_away_from_optimizers, plain_step, spa
 from lm.training.module_needs import module_needs
 
 FP16_EPSILON = 1e-3
-"""AdamW's epsilon over fp16 moments: squares of gradients below 0.0024 are 0 there, and nothing may be divided by 0."""
+"""AdamW's epsilon with fp16 moments, where squares of gradients below 0.0024 are 0: it avoids a division by 0."""
 
 
 class AdamW(torch.optim.AdamW):
-    """Torch's, natively where that is usable."""
+    """Torch's AdamW, with the native kernel if it is usable."""
 
-    # Its own step would import torch's compiler, for more than a second.
+    # The decorated step would import torch's compiler, for more than a second.
     _step = plain_step(torch.optim.AdamW)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update of all weights that have a gradient."""
+        """Update all weights that have a gradient."""
         if closure is not None or not self.defaults["fused"] or not self._native():
             return self._step(closure)
         for group in self.param_groups:
@@ -51,13 +51,8 @@ class AdamW(torch.optim.AdamW):
         return None
 
     def _native(self) -> bool:
-        tensors = [
-            tensor
-            for group in self.param_groups
-            for weight in group["params"]
-            if weight.grad is not None
-            for tensor in (weight, weight.grad, *self.state[weight].values())
-        ]
+        weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        tensors = [each for weight in weights for each in (weight, weight.grad, *self.state[weight].values())]
         return usable_for_all("adamw", tensors)
 
 
@@ -65,10 +60,10 @@ keep_compiler_away_from_optimizers()
 
 
 class RowAdagrad(Optimizer):
-    """Adagrad with one rate for each row of a matrix, for sparse gradients: rows that were not met cost nothing.
+    """Adagrad with one rate for each row of a matrix, for sparse gradients: rows without a gradient cost nothing.
 
-    A row's step is lr · g / sqrt(sum of |g|² so far), never longer than lr: the first sight of a context counts in
-    full, the k-th about 1 / sqrt(k), as in counting.
+    The step of a row is lr · g / sqrt(sum of |g|² so far), at most lr: the first one is lr, the k-th about
+    lr / sqrt(k), as in counting.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float) -> None:
@@ -76,7 +71,7 @@ class RowAdagrad(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of the rows that the gradients name."""
+        """Update the rows that have a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -86,32 +81,32 @@ class RowAdagrad(Optimizer):
                     state["squares"] = parameter.new_zeros(len(parameter), 1)
                 self._update(parameter, parameter.grad, state["squares"], group["lr"])
 
-    def _update(self, parameter: Tensor, gradient: Tensor, squares: Tensor, rate: float) -> None:
+    def _update(self, parameter: Tensor, grad: Tensor, squares: Tensor, rate: float) -> None:
         if native() is not None and parameter.device.type == "cpu":
-            # The same in one pass: torch's way takes a third of a small model's step.
-            rows, slopes = sparse_rows(gradient)
+            # The same in one pass: with torch it takes a third of a small model's step.
+            rows, grads = sparse_rows(grad)
             native().row_adagrad(
-                parameter.detach().numpy(), squares.numpy(), rows.numpy(), slopes.contiguous().numpy(), rate
+                parameter.detach().numpy(), squares.numpy(), rows.numpy(), grads.contiguous().numpy(), rate
             )
-            # Torch has not seen the change; a graph that still needs the old values must be refused, as always.
+            # Torch does not see the change; a graph that needs the old values must raise an error, as always.
             torch.autograd.graph.increment_version(parameter)
             return
-        gradient = gradient.coalesce()
-        rows, slopes = gradient.indices()[0], gradient.values()
-        squares[rows] += slopes.square().sum(dim=1, keepdim=True)
-        parameter[rows] -= rate * slopes / (squares[rows].sqrt() + 1e-10)
+        grad = grad.coalesce()
+        rows, grads = grad.indices()[0], grad.values()
+        squares[rows] += grads.square().sum(dim=1, keepdim=True)
+        parameter[rows] -= rate * grads / (squares[rows].sqrt() + 1e-10)
 
 
 def make_optimizers(
     model: LanguageModel, config: TrainingConfig, *, fused: bool, masters: Mapping[Tensor, Tensor] | None = None
 ) -> list[Optimizer]:
-    """The optimizers of a model; each group's peak learning rate is kept as its "peak_learning_rate".
+    """The optimizers of a model; each group stores its peak learning rate as "peak_learning_rate".
 
     Args:
         model: whose parameters are updated.
-        config: which optimizers, and how fast.
-        fused: whether AdamW is torch's fused one.
-        masters: of some parameters, what is updated in their place.
+        config: kinds and learning rates.
+        fused: use torch's fused AdamW.
+        masters: the tensors to update in place of some parameters.
     """
     kinds = {parameter: needs.optimizer_kind for parameter, needs in module_needs(model).items()}
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -151,17 +146,17 @@ def make_optimizers(
 
 def optimizer_arrays(optimizers: list[Optimizer]) -> dict[str, npt.NDArray[Any]]:
     """The moments of all optimizers as host arrays, named optimizer.parameter.moment."""
-    arrays = {}
-    for number, optimizer in enumerate(optimizers):
-        for index, moments in optimizer.state_dict()["state"].items():
-            for name, value in moments.items():
-                if value is not None:
-                    arrays[f"{number}.{index}.{name}"] = host_array(torch.as_tensor(value))
-    return arrays
+    return {
+        f"{number}.{index}.{name}": host_array(torch.as_tensor(value))
+        for number, optimizer in enumerate(optimizers)
+        for index, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+        if value is not None
+    }
 
 
 def load_optimizer_arrays(optimizers: list[Optimizer], arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Set the moments from `optimizer_arrays` of equally made optimizers."""
+    """Set the moments from the `optimizer_arrays` of equal optimizers."""
     for number, optimizer in enumerate(optimizers):
         content = optimizer.state_dict()
         content["state"] = {}

@@ -323,7 +323,7 @@ class MixedPrecision:
 def _values(tensor: Tensor) -> Tensor:
     """The numbers of a tensor's gradient."""
     assert tensor.grad is not None
-    return tensor.grad._values() if tensor.grad.is_sparse else tensor.grad
+    return sparse_rows(tensor.grad)[1] if tensor.grad.is_sparse else tensor.grad
 
 
 # -- modules that stay in fp32 ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A short sample in the middle of training. It leaves no trace in the random state."""
+"""A short sample during training, to see what the model has learned."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from lm.generation.torch_decoder import TorchDecoder
 from lm.models.base import LanguageModel
 from lm.tokenizers.base import Tokenizer
 
-LOOK = SamplingOptions(seed=1, temperature=0.8)
-"""The same draws each time, so that texts of different steps show what the weights learned in between."""
+OPTIONS = SamplingOptions(seed=1, temperature=0.8)
+"""One seed, so that samples of different steps differ by their weights only."""
 
 
 def preview_sample(model: LanguageModel, tokenizer: Tokenizer, tokens: int) -> str:
-    """A text of so many tokens, from its start.
-
-    No random generator of training is touched: the draws are numpy's, with a seed of their own.
-    """
+    """A sample of `tokens` tokens. It leaves the random generators of training and the model's mode unchanged."""
     was_training = model.training
     try:
         engine = Engine(TorchDecoder(model), tokenizer)
-        options = LOOK.model_copy(update={"max_tokens": tokens})
-        return "".join(event.text for event in engine.run(Request((tokenizer.start_id,), options)))
+        request = Request((tokenizer.start_id,), OPTIONS.model_copy(update={"max_tokens": tokens}))
+        return "".join(event.text for event in engine.run(request))
     finally:
         model.train(was_training)

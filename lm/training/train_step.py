@@ -26,7 +26,6 @@ from lm.files import Arrays
 from lm.kernels.compiled import native
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.training import distributed
-from lm.training.distributed import World
 from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import load_optimizer_arrays, make_optimizers, optimizer_arrays
 from lm.training.plan import DEFAULT_BPTT
@@ -80,15 +79,14 @@ class TrainStep:
     Args:
         model: with initial weights; it is moved to the device and cast.
         config: the training options.
-        world: the processes that train it; default: those that this process has joined.
 
     Raises:
         ConfigError, DeviceError: the device, the number format or the model does not allow these options.
     """
 
-    def __init__(self, model: LanguageModel, config: TrainingConfig, world: World | None = None) -> None:
+    def __init__(self, model: LanguageModel, config: TrainingConfig) -> None:
         self.config = config
-        self.world = distributed.current() if world is None else world
+        self.world = distributed.current()
         self.device = self.world.pick_device(config.device)
         self.model = model.to(self.device)
         self.mixed = MixedPrecision(self.model, config, self.device)

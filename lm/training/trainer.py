@@ -117,24 +117,13 @@ class Trainer:
         self.plan, progress = plan, self.progress
         self._epoch_steps = {round(epoch * self.steps_per_epoch): epoch for epoch in self.config.checkpoint_epochs}
         start = Start(
-            run=self.folder.name,
-            model=str(self.model.options.type),
-            parameters=self.model.num_parameters(),
-            counts=self.model.num_counts(),
-            corpus=self.corpus.name,
-            step=progress.step,
-            plan_steps=plan.steps,
-            tokens_per_step=self.tokens_per_step,
-            steps_per_epoch=self.steps_per_epoch,
-            device=str(self.device),
-            precision=str(self.step.mixed.format),
-            seconds=progress.seconds,
-            memory_bytes=plan.expected_bytes,
-            plan_seconds=plan.seconds,
-            validations=-(-plan.steps // plan.evaluate_every),
-            validation_tokens=plan.validation_tokens,
-            valid_tokens=len(self.corpus.splits["valid"].ids) - 1,
-        )
+            run=self.folder.name, model=str(self.model.options.type), parameters=self.model.num_parameters(),
+            counts=self.model.num_counts(), corpus=self.corpus.name, step=progress.step, plan_steps=plan.steps,
+            tokens_per_step=self.tokens_per_step, steps_per_epoch=self.steps_per_epoch, device=str(self.device),
+            precision=str(self.step.mixed.format), seconds=progress.seconds, memory_bytes=plan.expected_bytes,
+            plan_seconds=plan.seconds, validations=-(-plan.steps // plan.evaluate_every),
+            validation_tokens=plan.validation_tokens, valid_tokens=len(self.corpus.splits["valid"].ids) - 1,
+        )  # fmt: skip
         if progress.step == 0:
             if self.world.broadcast_from_rank0(lambda: not (self.folder.path / MODEL).exists()):
                 self._write_best(self.step.weights(), None)
@@ -154,15 +143,9 @@ class Trainer:
         self.save()
         self._writer.finish()
         end = End(
-            reason,
-            progress.step,
-            plan.steps,
-            progress.seconds,
-            progress.best_loss,
-            progress.best_step,
-            signal=self._signal if reason == "interrupted" else None,
-            learning_rate_share=progress.learning_rate_share,
-        )
+            reason, progress.step, plan.steps, progress.seconds, progress.best_loss, progress.best_step,
+            signal=self._signal if reason == "interrupted" else None, learning_rate_share=progress.learning_rate_share,
+        )  # fmt: skip
         for callback in self.callbacks:
             callback.on_end(end)
         return end
