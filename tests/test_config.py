@@ -150,7 +150,7 @@ def test_every_option_is_spelled_out_in_the_saved_configuration() -> None:
         ("training.learning_rate=nan", "training.learning_rate = 'nan': give a finite number."),
         ("training.minutes=inf", "training.minutes = 'inf': give a finite number."),
         ("training.optimizer=adam", "training.optimizer = 'adam': use 'adamw', 'sgd' or 'muon'."),
-        ("training.betas=[0.9,1]", "training.betas = [0.9, 1]: both must lie between 0 and 1."),
+        ("training.betas=[0.9,1]", "training.betas = [0.9, 1]: both must be between 0 and 1."),
         (
             "training.checkpoint_epochs=[0]",
             "training.checkpoint_epochs.0 = 0: give a number of at least 1.",

@@ -736,12 +736,12 @@ def test_kept_states_are_in_the_order_of_training(run: RunFolder) -> None:
 
 
 def test_old_names_of_a_runs_checkpoint_and_snapshots_still_work_with_a_warning(tmp_path: Path) -> None:
-    run = Run(make_run(tmp_path / "a"), "last")
+    loaded_run = Run(make_run(tmp_path / "a"), "last")
     with pytest.warns(DeprecationWarning, match=r"Run\.state is now Run\.checkpoint"):
-        assert run.state == run.checkpoint == "last"
+        assert loaded_run.state == loaded_run.checkpoint == "last"
     with pytest.warns(DeprecationWarning, match=r"Run\.states is now Run\.snapshots"):
-        assert run.snapshots is run.snapshots
-    assert run.snapshots.names() == []
+        assert loaded_run.states is loaded_run.snapshots
+    assert loaded_run.snapshots.names() == []
 
 
 def test_the_shipped_runs_are_found() -> None:

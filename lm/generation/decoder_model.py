@@ -9,7 +9,7 @@ from lm.generation.decoder import Decoder
 from lm.models.base import LanguageModel, State
 
 
-class Decoded(LanguageModel):
+class DecoderModel(LanguageModel):
     """The logits of a decoder, for evaluation: it has no weights.
 
     A carried state is a slot: the decoder needs one for each row. Windows are read one after the other in one slot.

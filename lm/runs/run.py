@@ -477,9 +477,9 @@ class Run:
         floor, unknown = self.floor(part), self.tokenizer.unknown_id
         with enough_memory(TO_USE):
             if precision == "int8":
-                from lm.generation.decoder_model import Decoded
+                from lm.generation.decoder_model import DecoderModel
 
-                decoded = Decoded(self.decoder(precision="int8"))
+                decoded = DecoderModel(self.decoder(precision="int8"))
                 scores, device = score(decoded, part.ids, stride=stride, unknown_id=unknown, progress=progress), "cpu"
             else:
                 device = str(self._device_of(self.model))

@@ -181,7 +181,7 @@ def test_tables_are_read_in_an_encoding_too(tmp_path):
 
 @pytest.mark.parametrize("name", ["nonsense", "base64", "undefined"])
 def test_an_encoding_that_python_does_not_know_is_one_sentence(name):
-    with pytest.raises(ConfigError, match=rf"^corpus\.encoding = '{name}': no text encoding of that name is known"):
+    with pytest.raises(ConfigError, match=rf"^corpus\.encoding = '{name}': unknown text encoding"):
         validate(CorpusConfig, {"source": "a.txt", "encoding": name}, where="corpus")
 
 

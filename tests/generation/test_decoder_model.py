@@ -7,7 +7,7 @@ import pytest
 
 from lm.config import Section
 from lm.evaluation.perplexity import score
-from lm.generation.decoder_model import Decoded
+from lm.generation.decoder_model import DecoderModel
 from lm.generation.open_decoder import open_decoder
 from lm.models.base import build_model
 
@@ -27,7 +27,7 @@ def test_a_native_decoder_scores_as_its_torch_model(name: str, stride: int | Non
     for precision in ("fp32", "int8"):
         # One slot is enough: windows are read one after the other.
         decoder = open_decoder(options, lambda: arrays, lambda: model, precision=precision)
-        scores = score(Decoded(decoder), IDS, stride=stride)
+        scores = score(DecoderModel(decoder), IDS, stride=stride)
         assert scores.tokens == 399
         losses[precision] = scores.loss
     exact = score(model, IDS, stride=stride)
