@@ -41,7 +41,7 @@ _HEAD = (
     '<meta name="robots" content="noindex"><meta name="color-scheme" content="light dark">'
     '<link rel="icon" href="/favicon.ico" type="image/svg+xml">' + SCRIPT
 )
-_MASTHEAD = "<div id='masthead'><b>Inkling</b><span>small language models, trained on your own text</span>{}</div>"
+_MASTHEAD = "<div id='masthead'><b>Inkling</b><span>language models from your own text</span>{}</div>"
 _LOGOUT = (
     "<form action='/logout' method='post' style='margin-left:auto'><button class='lg secondary'>Log out</button></form>"
 )

@@ -287,7 +287,7 @@ def chart_html(position: Position, options: SamplingOptions) -> str:
     others = np.ones(len(before), dtype=np.bool_)
     others[ranked] = False
     rest = token_marks.Rest(int(others.sum()), float(before[others].sum()), float(after[others].sum()))
-    html = token_marks.bars_html(bars, rest, actual=position.actual, hint="Pick one to continue with it.")
+    html = token_marks.bars_html(bars, rest, actual=position.actual, hint="Pick to continue.")
     return _sentence(position, before, after, tokens) + html
 
 
