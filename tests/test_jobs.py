@@ -39,11 +39,11 @@ from lm.jobs.prepare import prepare_job
 from lm.jobs.resolve import TrainRequest, resolve
 from lm.jobs.train import init_config
 from lm.models.base import LanguageModel, ModelOptions, State
+from lm.profiling.trial import Speed, Trial
 from lm.registry import MODELS
 from lm.runs import run_folder
 from lm.runs.run_folder import RunFolder, list_runs
 from lm.training.callbacks import Callback, End, Start
-from lm.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -280,7 +280,7 @@ def test_a_run_that_its_minutes_cut_short_is_resumed_to_the_end_of_its_plan(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A machine that is far slower than it was measured.
-    monkeypatch.setattr(Trainer, "measure", lambda self, seconds: (1e-6, 1e-9))
+    monkeypatch.setattr(Trial, "measure", lambda self, seconds: Speed(1e-6, 1e-9))
     heard = Heard()
     timed = {"training.max_steps": 400, "training.minutes": 0.003}
     run = train(text, tmp_path, overrides=timed, callbacks=[heard])

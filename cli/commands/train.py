@@ -167,11 +167,13 @@ def _dry_run(request: TrainRequest, as_json: bool) -> None:
     from lm.jobs.prepare import prepare_job
     from lm.jobs.resolve import resolve
     from lm.profiling.memory_estimate import estimate
-    from lm.training.distributed import own_part
+    from lm.training.distributed import config_per_process
 
     job = prepare_job(resolve(request))
     # Each process trains its own rows of the batch.
-    print_memory_estimate(estimate(own_part(job.config, job.config.training.devices or 1), job.tokens), as_json)
+    print_memory_estimate(
+        estimate(config_per_process(job.config, job.config.training.devices or 1), job.tokens), as_json
+    )
 
 
 def _verify_resume(request: TrainRequest, as_json: bool) -> None:

@@ -148,7 +148,7 @@ def _planned_tokens(config: RunConfig, prepared: PreparedCorpus) -> int:
     by_time = training.minutes is not None or (training.max_steps is None and training.epochs is None)
     seconds = (training.minutes or DEFAULT_MINUTES) * 60 * RESERVE
     processes = distributed.current().size
-    with distributed.alone():
+    with distributed.single_process():
         timings = measure_speed(config, prepared, min(MEASURE_SECONDS, seconds / 50) if by_time else None)
     lengths = []
     if training.max_steps is not None:

@@ -36,8 +36,8 @@ def reserve_run(job: PreparedJob, request: TrainRequest, world: World, locks: co
     memory = None
     # A model that counts as well would count the text twice.
     if job.method == "gradient" and not config.training.shard:
-        with distributed.alone():
-            memory = refuse_what_cannot_fit(distributed.own_part(config, world.size), corpus)
+        with distributed.single_process():
+            memory = refuse_what_cannot_fit(distributed.config_per_process(config, world.size), corpus)
     return replace(job, path=folder.path, overwrite=request.overwrite, memory_bytes=memory)
 
 

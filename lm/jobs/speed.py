@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import astuple, dataclass
 
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.device import enough_memory
 from lm.models.base import LanguageModel, build_model
-from lm.runs.run_folder import RunFolder
-from lm.training.trainer import Trainer
+from lm.profiling.trial import make_trial
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,6 @@ def measure_speed(
     """
     with enough_memory():
         model = model or build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
-        # The folder is never created.
-        trainer = Trainer(RunFolder(Path("unused")), config.training, model, corpus)
-        times = (float("nan"),) * 2 if seconds is None else trainer.measure(seconds)
-        return Timings(trainer.tokens_per_step, trainer.steps_per_epoch, *times)
+        trial = make_trial(config, corpus, model=model, learns=True)
+        times = (float("nan"),) * 2 if seconds is None else astuple(trial.measure(seconds))
+        return Timings(trial.batches.tokens_per_step, trial.batches.steps_per_epoch, *times)

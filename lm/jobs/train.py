@@ -189,22 +189,22 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
     callbacks = request.callbacks
     if job.corpus is None:
         run = Run(folder)
-        if not job.has_report and world.first:
+        if not job.has_report and world.is_rank0:
             run.own_text(data_dir=request.data_dir)
-            run = report_run(folder, str(world.place(job.config.training.device)), callbacks)
-        world.wait()
+            run = report_run(folder, str(world.pick_device(job.config.training.device)), callbacks)
+        world.barrier()
         return run, not job.has_report
     if job.method == "counting":
         return train_by_counting(job, folder, callbacks), True
     trainer, plan = _new_trainer(job, folder) if job.resume is None else _resumed_trainer(job, folder)
-    trainer.callbacks = [TensorBoard(folder.path / EVENTS), *callbacks] if world.first else []
+    trainer.callbacks = [TensorBoard(folder.path / EVENTS), *callbacks] if world.is_rank0 else []
     end = trainer.train(plan, stop_after=request.stop_after)
     device = str(trainer.device)
     run = Run(folder, device=device)
     # An interrupted run is saved, and `lm eval` can measure it later.
-    if world.first and end.reason != "interrupted":
+    if world.is_rank0 and end.reason != "interrupted":
         run = report_run(folder, device, callbacks)
-    world.wait()
+    world.barrier()
     return run, True
 
 
@@ -233,7 +233,7 @@ def _resumed_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan
     if changed != {key: record[key] for key in changed}:
         folder.write_record({**record, **changed})
     if job.resume.resets_patience:
-        trainer.state.stalls = trainer.state.harmful = 0
+        trainer.reset_patience()
     return trainer, plan
 
 

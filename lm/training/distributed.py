@@ -85,17 +85,6 @@ class World:
         """Whether this process reads, writes and shows."""
         return self.rank == 0
 
-    # renamed: delete these aliases when all rooms use the new names
-    first = property(lambda self: self.is_rank0)
-
-    def place(self, name: str | None) -> torch.device:
-        """See `pick_device`."""
-        return self.pick_device(name)
-
-    def wait(self) -> None:
-        """See `barrier`."""
-        self.barrier()
-
     @property
     def share(self) -> tuple[int, int]:
         """This process's share of divided work: its number from 0, and the number of shares."""
@@ -330,9 +319,6 @@ def single_process() -> Iterator[None]:
         _world = before
 
 
-alone = single_process  # renamed: delete
-
-
 # -- checks -----------------------------------------------------------------------------------------
 
 
@@ -374,9 +360,6 @@ def config_per_process(config: RunConfig, processes: int) -> RunConfig:
     """The options of one process: with its rows of the batch."""
     rows = max(1, config.training.batch_size // processes)
     return config.model_copy(update={"training": config.training.model_copy(update={"batch_size": rows})})
-
-
-own_part = config_per_process  # renamed: delete
 
 
 def check_devices(count: int, name: str | None) -> None:

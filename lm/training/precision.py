@@ -40,7 +40,7 @@ from lm.kernels.autograd import clip_grad_norm
 from lm.kernels.dispatch import cast_floats, keep_in_fp32, usable_for_all
 from lm.models.base import LanguageModel, whole
 from lm.registry import did_you_mean
-from lm.torch_private import foreach
+from lm.torch_private import foreach, sparse_rows
 from lm.training.module_needs import module_needs
 
 Level = Literal["O0", "O1", "O2", "O3"]

@@ -70,20 +70,6 @@ class Trainer:
         self._received: int | None = None
         self._signal: int | None = None
 
-    # merged with lm.jobs: delete `state` and `measure`
-    @property
-    def state(self) -> TrainProgress:
-        """See `progress`."""
-        return self.progress
-
-    def measure(self, seconds: float) -> tuple[float, float]:
-        """See `lm.profiling.trial.Trial.measure`."""
-        import importlib
-
-        trial = importlib.import_module("lm.profiling.trial").Trial(self.step, self.corpus)
-        speed = trial.measure(seconds)
-        return speed.step_seconds, speed.token_seconds
-
     def load(self) -> None:
         """Continue from the `last` checkpoint of the folder.
 
