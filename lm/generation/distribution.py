@@ -6,11 +6,16 @@ Shapes: B rows, V vocabulary, float64. The result of a row does not depend on th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+from lm.late_numpy import np
 
-Logits = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Logits = npt.NDArray[np.float64]
+else:
+    Logits = Any
 
 
 def row_max(logits: Logits) -> Logits | float:

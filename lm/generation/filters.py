@@ -13,22 +13,24 @@ of a row does not depend on the other rows, to the last bit.
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from lm.config import Options
-from lm.generation.distribution import Logits, row_max
-from lm.generation.distribution import softmax as softmax
+from lm.generation.distribution import Logits, row_max, softmax
+from lm.late_numpy import np
 
-Ids = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-_MASKED = np.array(-np.inf)
+    Ids = npt.NDArray[np.int64]
+
+_MASKED = -math.inf
 _HUGE = 1e300
 """Replaces infinity: differences of logits stay finite."""
 _SMALL = 128

@@ -10,8 +10,16 @@ import numpy.typing as npt
 
 from lm.errors import ConfigError
 from lm.generation.distribution import Logits, draw, row_max, softmax
-from lm.generation.filters import FILTERS, TEMPERATURE, Filter, add_bias, apply_temperature, ban, ensure_finite_row
-from lm.generation.filters import SamplingContext as SamplingContext
+from lm.generation.filters import (
+    FILTERS,
+    TEMPERATURE,
+    Filter,
+    SamplingContext,
+    add_bias,
+    apply_temperature,
+    ban,
+    ensure_finite_row,
+)
 from lm.generation.options import FILTER_FIELDS, SamplingOptions
 from lm.tokenizers.base import Tokenizer
 

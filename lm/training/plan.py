@@ -55,6 +55,8 @@ class Plan:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Plan:
         """The plan of a `config.json`; TypeError or ValueError if it is none."""
+        if not isinstance(content, dict):
+            raise TypeError("a plan must be an object")
         plan = cls(**{key: value for key, value in content.items() if key not in OLD_KEYS})
         if not all(isinstance(number, int) and number > 0 for number in (plan.steps, plan.evaluate_every)):
             raise ValueError("steps and evaluate_every must be whole numbers from 1")

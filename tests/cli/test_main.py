@@ -208,7 +208,7 @@ def test_a_locale_of_plain_ascii_still_names_every_text_and_file(runs: Path, tex
 def test_a_corpus_whose_name_is_not_utf8_is_refused_in_a_sentence(lm: Lm, tmp_path: Path) -> None:
     (tmp_path / "t\udcff.txt").write_text("abc")
     done = lm("train", "t\udcff.txt")
-    assert done.code == 1 and "this name is not UTF-8, so no run can record it: rename the file." in done.err
+    assert done.code == 1 and "the name is not UTF-8, so no run can record it: rename the file." in done.err
 
 
 def test_a_tilde_is_the_users_folder_in_every_path(

@@ -69,7 +69,7 @@ CASES = {
     ),
     "tables too large": Case(
         f"{TRAIN} --set model.table_orders=[9] --set model.table_buckets=100000000",
-        r"lower (table_buckets), or leave them out with (table_orders=\[\])",
+        r"lower (table_buckets), or turn them off with (table_orders=\[\])",
         (
             f"{TRAIN} --set model.table_orders=[9] --set model.{{0}}=1000",
             f"{TRAIN} --set model.table_orders=[9] --set model.table_buckets=100000000 --set model.{{1}}",

@@ -246,7 +246,7 @@ def test_training_goes_on_from_a_run_on_other_text(lm: Lm, runs: Path, tmp_path:
     assert record["init"] == "a@last"
     assert record["tokenizer_sha256"] == RunFolder(runs / "a").read_record()["tokenizer_sha256"]
     # "T" is in the new text alone.
-    assert "note: new: symbols outside the vocabulary were met" in done.err
+    assert "note: new: symbols outside the vocabulary were found" in done.err
 
 
 @pytest.mark.parametrize(
