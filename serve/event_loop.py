@@ -30,6 +30,6 @@ async def run_in_thread_if_large(size: int, work: Callable[[], T], *, limit: int
     except asyncio.CancelledError:
         if not job.cancel():
             await asyncio.wait((result,))
-            # Read it, or asyncio logs an exception that nobody waits for.
+            # Read it, or asyncio logs an exception that no code reads.
             result.exception()
         raise

@@ -132,7 +132,7 @@ def application(arguments: Mapping[str, Any]) -> ray_serve.Application:
             target_ongoing_requests=options.target_requests,
         ),
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
-        # Each replica has a queue of its own; Ray queues requests only while all of those are full.
+        # Each replica has its own queue; Ray queues requests only while all of those are full.
         max_ongoing_requests=options.max_requests,
         max_queued_requests=options.max_queue,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),

@@ -1,4 +1,4 @@
-"""One training in a process of its own. The server starts it with `python -m serve.training_process`.
+"""One training in a separate process. The server starts it with `python -m serve.training_process`.
 
 stdin has a TrainingSpec as one line of JSON. It stays open as long as the server runs. stdout has one line of JSON for
 each event:

@@ -1,4 +1,4 @@
-"""Trainings that the page starts: one at a time, each in a process of its own, the others in a queue.
+"""Trainings that the page starts: one at a time, each in a separate process, the others in a queue.
 
     job = queue.submit(path, "letters.txt", family="gru", minutes=5)
     job.status, job.rows, job.samples, job.seconds_left

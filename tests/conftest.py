@@ -60,6 +60,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[REAL_DATA] = Path(os.environ.get("INKLING_DATA") or "missing").resolve()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test with a real server, browser or process gets a second try: another program may take the processor.
+
+    The summary names each such test. One that fails twice fails.
+    """
+    for item in items:
+        if item.get_closest_marker("slow") or (ROOT / "tests" / "serve") in item.path.parents:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 @pytest.fixture
 def real_data(request: pytest.FixtureRequest) -> Path:
     """The folder of real corpora, even where a test hides INKLING_DATA; the test is skipped where there is none."""

@@ -1,6 +1,6 @@
 """Files → one text.
 
-A file is plain text, or a table with a column of text; a .zip stands for its files. A file that cannot be read as text
+A file is plain text, or a table with a column of text; a .zip is read as its files. A file that cannot be read as text
 is left out, with a warning that gives the reason.
 """
 

@@ -342,7 +342,7 @@ class Engine:
             self._search(beams, logits)
             return
         samples = self._samples[generation] = [
-            # A sample that `best_of` may drop has records of its own.
+            # A sample that `best_of` may drop has its own records.
             Sample(generation, index, self.tokenizer, job.samplers, deque() if options.best_of else generation.records)
             for index in range(options.best_of or options.n)
         ]

@@ -18,7 +18,7 @@ MAX_ALTERNATIVES = 20
 if TYPE_CHECKING:
     from lm.generation.filters import FilterOptions as _Filtered
 else:
-    # A filter that is added to FILTERS may bring options of its own.
+    # A filter that is added to FILTERS may add options.
     _Filtered = create_model("_Filtered", __base__=tuple(dict.fromkeys(each.fields for each in reversed(FILTERS))))
 
 FILTER_FIELDS = tuple(_Filtered.model_fields)

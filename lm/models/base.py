@@ -7,7 +7,7 @@ Shapes: B batch, T time, V vocabulary.
 
 To add a model: one file here, with an options class, a subclass of `LanguageModel`, and the `REGISTERS` line.
 
-A module declares the needs of its own parameters (not of its submodules'), as attributes of its class or by `declare`:
+A module declares the needs of its parameters (not of its submodules'), as attributes of its class or by `declare`:
 
     optimizer_kind    "adamw" (default); "muon": matrices, if training.optimizer=muon; "row_adagrad": sparse gradients
     stays_fp32        True (default False): fp32 at every level of mixed precision

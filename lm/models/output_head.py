@@ -1,6 +1,6 @@
 """The output layer: from hidden vectors to logits and loss.
 
-    full        logits = W h + b                                 W is a matrix of its own, or the embedding (tied)
+    full        logits = W h + b                                 W is a separate matrix, or the embedding (tied)
     adaptive    p(token) = p(frequent token), or p(tail) · p(token | tail)       tokens are numbered by frequency
 
 An adaptive softmax cuts the vocabulary at `adaptive_cutoffs`. The first softmax is over the tokens below the first cut
@@ -101,7 +101,7 @@ class OutputHead:
     """The output layer of a network, over parameters that the network owns and names."""
 
     weight: Tensor
-    """(V, E): a matrix of its own, or the embedding."""
+    """(V, E): a separate matrix, or the embedding."""
     bias: Tensor | None = None
     """(V,)"""
     tails: Tails | None = None

@@ -163,7 +163,7 @@ class ModelPool:
         if self._loading.get(name) is task:
             del self._loading[name]
         if not task.cancelled():
-            # Read it, or asyncio logs an error that nobody waits for.
+            # Read it, or asyncio logs an error that no code reads.
             task.exception()
 
     async def _load(self, run: AvailableRun) -> None:

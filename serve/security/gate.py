@@ -179,7 +179,7 @@ class Gate:
     async def _serve_stream(
         self, scope: Scope, headers: dict[bytes, bytes], body: _Body, request: _RequestScope
     ) -> None:
-        """Serve a stream of the page, and end it when the server stops: it has no end of its own."""
+        """Serve a stream of the page, and end it when the server stops: it does not end by itself."""
         # The inner app would be Gradio's.
         stopping = asyncio.ensure_future(_drained(scope["app"].state))
         serving = asyncio.ensure_future(self._serve(scope, headers, body, request))
