@@ -87,7 +87,9 @@ def test_the_wheel_holds_packages_presets_and_the_shipped_runs_and_nothing_else(
     sources = {
         str(path.relative_to(ROOT)) for folder in ("lm", "cli", "serve") for path in (ROOT / folder).rglob("*.py")
     }
-    assert names - {"lm/py.typed"} == presets | shipped | sources
+    assets = {str(path.relative_to(ROOT)) for path in (ROOT / "serve" / "page" / "assets").iterdir()}
+    assets.add("serve/security/login.html")
+    assert names - {"lm/py.typed"} == presets | shipped | sources | assets
 
 
 def test_a_users_runs_are_in_neither_wheel_nor_sdist(built):
@@ -95,7 +97,7 @@ def test_a_users_runs_are_in_neither_wheel_nor_sdist(built):
     with tarfile.open(sdist) as archive:
         names = zipfile.ZipFile(wheel).namelist() + archive.getnames()
     assert all(any(f"/{run}/" in name for name in names) for run in SHIPPED)
-    assert not [name for name in names if "mine" in name or "/last" in name]
+    assert not [name for name in names if "mine" in name or "/last/" in f"{name}/"]
 
 
 def test_help_and_presets_are_those_of_the_checkout(lm_away):

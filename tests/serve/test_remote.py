@@ -117,7 +117,7 @@ def test_the_program_prints_what_it_prints_without_a_server(server: Server, runs
 def test_an_option_for_local_runs_is_one_sentence(server: Server, runs: Path) -> None:
     for flags, sentence in (
         (("--out", "a.txt"), "--out is for local runs"),
-        (("--state", "a"), "--state is for runs on this machine"),
+        (("--state", "a"), "--state is for local runs"),
         (("--logprobs", "1"), "--logprobs does not work with --server"),
     ):
         done = sample(runs, "gru", "--server", server.url, *flags)
