@@ -65,6 +65,7 @@ def serve(
     """
     try:
         import fastapi  # noqa: F401
+        import fastapi_swagger  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
