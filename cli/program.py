@@ -120,6 +120,8 @@ def run() -> None:
     try:
         app()
     except LMError as error:
+        if error.is_reported:
+            sys.exit(1)
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename or 'The system'}: {error.strerror or error}.")

@@ -28,6 +28,9 @@ Callers check the type, never the text.
 class LMError(Exception):
     """Base of all errors that the user can correct; the command line prints them without a traceback."""
 
+    is_reported = False
+    """Whether another process of the same job and machine prints it."""
+
 
 class ConfigError(LMError):
     """An option is unknown, out of bounds or contradicts another."""

@@ -122,6 +122,7 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self.long_waits)
         result, failure = box
         if failure is not None:
+            failure.is_reported = self.local_rank > 0
             raise failure
         return result  # type: ignore[no-any-return]
 
@@ -236,6 +237,9 @@ def joined(training: TrainingConfig | None = None) -> Iterator[World]:
         if not world.is_rank0 or isinstance(error, LostError):
             # The process that failed first prints first; the launcher usually ends this one meanwhile.
             time.sleep(PAUSE_SECONDS)
+        if isinstance(error, LMError) and not isinstance(error, LostError) and dist.is_initialized():
+            # A process that exits while gloo's threads run is aborted.
+            dist.destroy_process_group()
         raise
     else:
         dist.destroy_process_group()
