@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.config import CorpusConfig, RunConfig, Section, merge
-from lm.corpora import Corpus, PreparedCorpus, load_prepared, open_corpus
+from lm.corpora import Corpus, PreparedCorpus, load_prepared_or_prepare, open_corpus
 from lm.corpora import prepare as encode
 from lm.errors import ConfigError, CorpusError
 from lm.jobs.autoconfig import choose_config, suited_presets
@@ -176,9 +176,10 @@ class PreparedCorpusRef:
         Raises:
             CorpusError: this machine has another text.
         """
-        found = load_prepared(self.key)
-        if found is None or found.tokenizer.sha256 != self.tokenizer_sha256:
-            found = encode(open_corpus(config, data_dir=data_dir), tokenizer)
+        found = load_prepared_or_prepare(
+            [self.key], self.tokenizer_sha256, corpus=config, tokenizer=tokenizer, data_dir=data_dir
+        )
+        assert found is not None
         if (found.sha256, found.tokenizer.sha256) != (self.sha256, self.tokenizer_sha256):
             raise CorpusError(
                 f"{self.source} on {platform.node()} is not the text that the first process has. Give all machines the "

@@ -7,6 +7,8 @@ import importlib
 import os
 from typing import Any
 
+from lm.host import usable_threads
+
 
 def native() -> Any:
     """The compiled module; None if this install has none, or INKLING_NATIVE=0 turns it off."""
@@ -27,4 +29,4 @@ def default_threads() -> int:
     requested = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if requested.isdigit() and int(requested) > 0:
         return int(requested)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_threads()
