@@ -196,7 +196,11 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
         return run, not job.has_report
     if job.method == "counting":
         return train_by_counting(job, folder, callbacks), True
-    trainer, plan = _new_trainer(job, folder) if job.resume is None else _resumed_trainer(job, folder)
+    if job.resume is None:
+        recorded = request.plan if isinstance(request, TrainRequest) else None
+        trainer, plan = _new_trainer(job, folder, recorded)
+    else:
+        trainer, plan = _resumed_trainer(job, folder)
     trainer.callbacks = [TensorBoard(folder.path / EVENTS), *callbacks] if world.is_rank0 else []
     end = trainer.train(plan, stop_after=request.stop_after)
     device = str(trainer.device)
@@ -208,12 +212,12 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
     return run, True
 
 
-def _new_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan]:
-    """The trainer of a new run at step 0, and its plan; the run folder is created."""
+def _new_trainer(job: PreparedJob, folder: RunFolder, recorded: Plan | None) -> tuple[Trainer, Plan]:
+    """The trainer of a new run at step 0, and its plan: `recorded` or a new one; the run folder is created."""
     make_model = _model_factory(job)
-    timings = measure_times(job, make_model)
+    timings = None if recorded is not None else measure_times(job, make_model)
     trainer = Trainer(folder, job.config.training, make_model(), job.tokens)
-    plan = fix_plan(job, trainer, timings)
+    plan = recorded or fix_plan(job, trainer, timings)
     record = {**run_record(job.config, job.tokens, trainer.model, job.init), "plan": plan.to_json()}
     if (name := distributed.job_name()) is not None:
         record["job"] = name
