@@ -4,7 +4,7 @@
     plan by time    progress by `Segment`s: at intervals, the rest of the plan is fitted to the rest of the time
 
 A plan by time is a list of segments. In a segment, each step makes the same progress. A new segment continues from the
-progress that is reached, so the learning rate never jumps. Its slope brings the progress to 1 when the time is spent.
+progress that is reached, so the learning rate never jumps. Its steps bring the progress to 1 when the time is spent.
 All numbers come from the clock of rank 0, so all processes compute the same segments.
 """
 

@@ -180,9 +180,11 @@ class Trainer:
                 reason = self._out_of_patience() or reason
             if reason is not None:
                 return reason
-            if validates or kept or progress.seconds - self._saved_at > SAVE_SECONDS:
+            since = stepped
+            if validates:
+                since = self._save_after_validation(stepped)
+            elif kept or progress.seconds - self._saved_at > SAVE_SECONDS:
                 self.save()
-            since = self._after_validation(stepped) if validates else stepped
             schedule.look(progress.step, since)
         return "finished"
 
@@ -190,11 +192,12 @@ class Trainer:
         """The training time by this process's clock."""
         return self._clock() - self._begun
 
-    def _after_validation(self, stepped: float) -> float:
-        """Give a plan by time the time of a validation with its saves, since `stepped`; the training time now."""
+    def _save_after_validation(self, stepped: float) -> float:
+        """Save, and note the time of the validation and the save, since `stepped`; the training time now."""
+        begun = self._clock()
+        self.save()
         if isinstance(self.schedule, TimedSchedule) and not self._save_is_timed:
             # Once, and with the moments of the optimizer: the plan must leave time for the last save.
-            begun = self._clock()
             self._writer.finish()
             self._note_save(begun)
             self._save_is_timed = True
