@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lm.models.base import LanguageModel, State, TrainingLoss, cross_entropies, declare
+from lm.models.base import Inspection, LanguageModel, State, TrainingLoss, cross_entropies, declare
 from lm.models.ngram import HISTORY, CountingOptions, NGram, NGramOptions
 from lm.models.profiled_parts import LOSS, run_part
 from lm.models.recurrent import Recurrent, RecurrentOptions
@@ -72,6 +72,13 @@ class Hybrid(LanguageModel):
         """See `LanguageModel.training_loss`; the counts leave out the targets' own occurrences."""
         return self.network.training_loss(ids, targets, state, label_smoothing=label_smoothing)
 
+    def inspectable(self) -> tuple[str, ...]:
+        """See `LanguageModel.inspectable`."""
+        return self.network.inspectable()
+
+    def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
+        return self.network._inspect(ids, state, parts)
+
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """See `LanguageModel.fit`; makes the counts and does not change the network."""
         self.network.ngram.fit(ids)
@@ -105,7 +112,11 @@ class _GatedNetwork(Recurrent):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`; the logits are log-probabilities."""
-        outputs, added, after = self._hidden(ids, state)
+        return super().forward(ids, state)
+
+    def _predict(
+        self, ids: Tensor, state: State | None, outputs: Tensor, added: Tensor | None, after: State
+    ) -> tuple[Tensor, State]:
         logits = self._head().logits(self.output_dropout(outputs), added)
         logs, history = self.ngram.log_probabilities(ids, state)
         return self._mix(outputs, logits, logs), _with_history(after, history)
