@@ -364,7 +364,7 @@ def _reason(mark: Floats, halves: Sequence[slice], binary: bool) -> str | None:
         having = int(mark[half].sum())
         for number, what in ((having, "have it"), (len(mark[half]) - having, "lack it")):
             if number < MIN_MARKED:
-                return f"{number} tokens of the {name} half {what}, and {MIN_MARKED} are needed"
+                return f"{number} tokens of the {name} half {what} ({MIN_MARKED} needed)"
     return None
 
 

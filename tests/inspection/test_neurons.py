@@ -76,7 +76,7 @@ def test_a_dead_unit_and_a_rare_feature_give_no_score() -> None:
     marks[0, ::7], marks[1, :19] = 1, 1
     scores = score_units(np.full((1000, 1), 0.1, np.float32), marks, [True, True])
     assert scores.held_out[0, 0] == 0.5 and scores.skipped[0] is None
-    assert scores.skipped[1] == "19 tokens of the first half have it, and 20 are needed"
+    assert scores.skipped[1] == "19 tokens of the first half have it (20 needed)"
 
 
 def test_slow_noise_is_above_chance_only_by_chance() -> None:
@@ -167,7 +167,7 @@ def test_no_unit_is_named_for_the_features_of_another_text(play: str) -> None:
 def test_a_feature_that_the_text_lacks_is_not_searched(play: str) -> None:
     view = neurons(known_run(play), play)
     quotes = view.rankings[1]
-    assert quotes.units == () and quotes.skipped == "0 tokens of the first half have it, and 20 are needed"
+    assert quotes.units == () and quotes.skipped == "0 tokens of the first half have it (20 needed)"
 
 
 def test_values_are_those_of_the_model_after_each_token(play: str) -> None:
