@@ -33,7 +33,7 @@ TEXT_HELP = "Text to read; - is stdin. Default: the run's validation text."
 Output = Annotated[Path | None, path_option("-o", "--out", metavar="FILE", help=OUTPUT_HELP)]
 TextFile = Annotated[str | None, typer.Option("--text", metavar="FILE", help=TEXT_HELP, show_default=False)]
 
-NEURON_TOKENS = 20_000
+NEURON_TOKENS = 10_000
 """Tokens of the validation text that the search reads."""
 LISTED_UNITS = 3
 """Units of a feature that the terminal lists."""

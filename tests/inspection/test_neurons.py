@@ -47,7 +47,8 @@ def test_a_mark_without_its_partner_changes_no_feature() -> None:
 def test_a_token_has_the_features_of_its_last_character_that_is_no_space() -> None:
     pieces = ["The ", " cat", " ", "\n", "", "X"]
     assert feature_values(pieces, [BY_NAME["word length"]]).tolist() == [[3, 3, 0, 0, 0, 1]]
-    assert feature_values(pieces, [BY_NAME["upper case"]]).tolist() == [[0, 0, 0, 0, 0, 1]]
+    assert feature_values(pieces, [BY_NAME["upper case"]]).tolist() == [[1, 0, 0, 0, 0, 1]]
+    assert feature_values(["The", "ory"], [BY_NAME["word length"]]).tolist() == [[3, 6]]
 
 
 def test_auc_and_correlation_are_those_of_the_second_half() -> None:
