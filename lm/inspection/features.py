@@ -71,6 +71,8 @@ class Feature:
     values: Callable[[str], Values]
     """A text of N characters → (N,) float32; 0 or 1 if `binary`."""
     binary: bool
+    anywhere: bool = False
+    """A token has the feature if one of its characters has it; else its last character that is not a space counts."""
 
 
 FEATURES: Sequence[Feature] = (
@@ -78,7 +80,7 @@ FEATURES: Sequence[Feature] = (
     Feature("inside quotes", "between quotation marks", inside_quotes, binary=True),
     Feature("inside brackets", "between ( ), [ ] or { }", inside_brackets, binary=True),
     Feature("word length", "characters of the word so far", word_length, binary=False),
-    Feature("upper case", "an upper-case letter", upper_case, binary=True),
+    Feature("upper case", "an upper-case letter", upper_case, binary=True, anywhere=True),
     Feature("speaker name", "a name and colon that begin a line", speaker_name, binary=True),
 )
 

@@ -209,7 +209,7 @@ def neurons(run: Run, text: str, *, unit: str | None = None, name: str = "text")
         shown.append(UnitValues(layer, number, np.ascontiguousarray(values[:, column]), every(column)))
     notes = [] if found <= limit else [f"only the first {limit:,} of {found:,} tokens are used"]
     if any(len(piece) != 1 for piece in pieces):
-        notes.append("a token of several characters has the features of its last one that is not a space")
+        notes.append("a token has the features of its last character that is no space, and is upper case if one character is")
     return Neurons(
         run.name, name, tuple(pieces), sizes, rankings, tuple(shown), chosen=place is not None, notes=tuple(notes)
     )
@@ -286,12 +286,22 @@ def _pieces(tokenizer: Tokenizer, ids: npt.NDArray[Any]) -> list[str]:
 
 
 def feature_values(pieces: Sequence[str], features: Sequence[Feature]) -> Floats:
-    """(F, N): each feature at the last character of each token that is not a space, or at its last character."""
+    """(F, N): each feature at the last character of each token that is not a space, or anywhere in the token."""
     text = "".join(pieces)
     ends = np.cumsum([len(piece) for piece in pieces])
+    begins = ends - [len(piece) for piece in pieces]
     spaces = [len(piece) - len(piece.rstrip(" ")) if piece.strip(" ") else 0 for piece in pieces]
-    at = np.maximum(ends - 1 - np.array(spaces), 0)
-    return np.stack([feature.values(text)[at] for feature in features])
+    # A token without text counts as the character before it.
+    last = np.maximum(ends - 1 - np.array(spaces), 0)
+    found = []
+    for feature in features:
+        values = feature.values(text)
+        if feature.anywhere:
+            sums = np.concatenate([[0], np.cumsum(values)])
+            found.append((sums[ends] > sums[begins]).astype(np.float32))
+        else:
+            found.append(values[last])
+    return np.stack(found)
 
 
 # -- the search -------------------------------------------------------------------------------------------
@@ -364,7 +374,7 @@ def _reason(mark: Floats, halves: Sequence[slice], binary: bool) -> str | None:
         having = int(mark[half].sum())
         for number, what in ((having, "have it"), (len(mark[half]) - having, "lack it")):
             if number < MIN_MARKED:
-                return f"{number} tokens of the {name} half {what}, and {MIN_MARKED} are needed"
+                return f"{number} tokens of the {name} half {what} ({MIN_MARKED} needed)"
     return None
 
 

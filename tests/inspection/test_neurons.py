@@ -47,7 +47,8 @@ def test_a_mark_without_its_partner_changes_no_feature() -> None:
 def test_a_token_has_the_features_of_its_last_character_that_is_no_space() -> None:
     pieces = ["The ", " cat", " ", "\n", "", "X"]
     assert feature_values(pieces, [BY_NAME["word length"]]).tolist() == [[3, 3, 0, 0, 0, 1]]
-    assert feature_values(pieces, [BY_NAME["upper case"]]).tolist() == [[0, 0, 0, 0, 0, 1]]
+    assert feature_values(pieces, [BY_NAME["upper case"]]).tolist() == [[1, 0, 0, 0, 0, 1]]
+    assert feature_values(["The", "ory"], [BY_NAME["word length"]]).tolist() == [[3, 6]]
 
 
 def test_auc_and_correlation_are_those_of_the_second_half() -> None:
@@ -76,7 +77,7 @@ def test_a_dead_unit_and_a_rare_feature_give_no_score() -> None:
     marks[0, ::7], marks[1, :19] = 1, 1
     scores = score_units(np.full((1000, 1), 0.1, np.float32), marks, [True, True])
     assert scores.held_out[0, 0] == 0.5 and scores.skipped[0] is None
-    assert scores.skipped[1] == "19 tokens of the first half have it, and 20 are needed"
+    assert scores.skipped[1] == "19 tokens of the first half have it (20 needed)"
 
 
 def test_slow_noise_is_above_chance_only_by_chance() -> None:
@@ -167,7 +168,7 @@ def test_no_unit_is_named_for_the_features_of_another_text(play: str) -> None:
 def test_a_feature_that_the_text_lacks_is_not_searched(play: str) -> None:
     view = neurons(known_run(play), play)
     quotes = view.rankings[1]
-    assert quotes.units == () and quotes.skipped == "0 tokens of the first half have it, and 20 are needed"
+    assert quotes.units == () and quotes.skipped == "0 tokens of the first half have it (20 needed)"
 
 
 def test_values_are_those_of_the_model_after_each_token(play: str) -> None:

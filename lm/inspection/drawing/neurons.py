@@ -159,7 +159,8 @@ def _bars(axes: Any, group: list[tuple[Ranking, tuple[UnitScore, ...]]]) -> None
     y = 0.0
     for ranking, scores in group:
         title = f"{ranking.feature} ({ranking.skipped or share_text(ranking)})"
-        axes.text(chance, y, f" {title}", va="center", fontsize=9, fontweight="bold")
+        look = {"color": "#5d6670"} if ranking.skipped else {"fontweight": "bold"}
+        axes.text(chance, y, f" {title}", va="center", fontsize=9, **look)
         top = y
         for score in scores:
             y += 1
