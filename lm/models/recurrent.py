@@ -148,6 +148,7 @@ class Recurrent(LanguageModel):
         layers, after = self._unroll(inputs, state)
         logits, after = self._predict(ids, state, layers[-1].outputs, *self.tables(ids, state, after))
         sums = self._sums(ids, state, layers[-1].outputs) if parts & {"contributions", "terms", "mixture"} else {}
+        sums = {part: values for part, values in sums.items() if part in parts}
         steps = {"hidden": tuple(layer.hidden for layer in layers), "cells": tuple(layer.cells for layer in layers)}
         return Inspection(
             logits,
@@ -158,7 +159,9 @@ class Recurrent(LanguageModel):
             gates=tuple(layer.stacked_gates() for layer in layers) if "gates" in parts else (),
             candidates=tuple(torch.stack(layer.candidates, dim=1) for layer in layers) if "candidates" in parts else (),
             steps={part: values for part, values in steps.items() if part in parts},
-            **{part: values for part, values in sums.items() if part in parts},
+            contributions=sums.get("contributions", {}),
+            terms=sums.get("terms", {}),
+            mixture=sums.get("mixture", {}),
         )
 
     def _sums(self, ids: Tensor, state: State | None, outputs: Tensor) -> dict[str, dict[str, Any]]:

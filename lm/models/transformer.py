@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -313,7 +313,8 @@ class Transformer(LanguageModel):
         before, rotation, mask = self._positions(ids, state)
         inputs = hidden = self.dropout(self.embed_tokens(ids))
         residual, attention, caches = [], [], []
-        for layer, cache in zip(self.layers, self._caches(state), strict=True):
+        blocks: Any = self.layers
+        for layer, cache in zip(blocks, self._caches(state), strict=True):
             hidden, maps, cache = layer.inspect(hidden, rotation, cache, mask)
             caches.append(cache)
             residual.append(hidden)
