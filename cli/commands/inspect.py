@@ -46,6 +46,8 @@ WHY_TOKENS = 2_000
 """Tokens of the validation text that a view reads."""
 LAGS = 8
 """Lags that the terminal lists."""
+LISTED_TOKENS = 20
+"""Tokens that the terminal lists."""
 LISTED_UNITS = 3
 """Units of a feature that the terminal lists."""
 COLORED_TOKENS = 1_000
@@ -113,7 +115,6 @@ def gradients(
     from cli.output import console, print_json, say
     from lm.config import parse_assignments
     from lm.inspection import subject
-    from lm.inspection.drawing import gradients as drawing
     from lm.inspection.gradients import gradients as measure
     from lm.runs.run import load
 
@@ -133,6 +134,8 @@ def gradients(
         subjects.append(fresh._replace(name=", ".join([preset, *(set_ or []), "untrained"])))
     view = measure(subjects, steps=steps)
     if out is not None:
+        from lm.inspection.drawing import gradients as drawing
+
         write_view(out, "Gradients through time", lambda: drawing.figure(view))
         say(f"Wrote {out}.")
     if as_json:
@@ -153,6 +156,8 @@ def _preset(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _print_gradients(screen: Console, view: Gradients) -> None:
+    import numpy as np
+
     from cli.output import wide_table
 
     lags = [0, *(2**power for power in range(view.steps.bit_length()) if 2**power < view.steps), view.steps]
@@ -231,7 +236,6 @@ def attention(
         check_output(out)
     from cli.output import console, print_json, say
     from lm.inspection.attention import attention as measure
-    from lm.inspection.drawing import attention as drawing
     from lm.runs.run import load
 
     tokens = None if span is None else _span(span)
@@ -240,6 +244,8 @@ def attention(
     name, content = _content(loaded, text, text_column, encoding, data_dir, ATTENTION_TOKENS)
     view = measure(loaded, content, layer=layer, span=tokens, name=name)
     if out is not None:
+        from lm.inspection.drawing import attention as drawing
+
         write_view(out, f"Attention of {view.run}", lambda: drawing.figure(view, head=head))
         say(f"Wrote {out}.")
     if as_json:
@@ -261,10 +267,10 @@ def _print_attention(screen: Console, view: Attention) -> None:
     from cli.output import wide_table
 
     screen.print(
-        f"[bold]{escape(view.run)}[/bold]: {len(view.layers)} layers of attention in {view.tokens:,} tokens of "
-        f"{escape(view.text)}, read in windows of {view.window:,}\n"
+        f"[bold]{escape(view.run)}[/bold]: attention in {view.tokens:,} tokens of {escape(view.text)}\n"
+        f"read in windows of {view.window:,} tokens\n"
     )
-    names = "head", "distance", "first token", "entropy", "gradient", "entropy", "gradient"
+    names = "head", "distance", "first\ntoken", "entropy", "gradient", "entropy,\nunscaled", "gradient,\nunscaled"
     table = wide_table("layer", *names)
     for row in view.heads:
         table.add_row(
@@ -272,6 +278,15 @@ def _print_attention(screen: Console, view: Attention) -> None:
             f"{row.gradient:.3f}", f"{row.unscaled_entropy:.2f}", f"{row.unscaled_gradient:.3f}",
         )  # fmt: skip
     screen.print(table)
+    _print_paragraph(
+        screen,
+        f"Distance: tokens that a head looks back; looking at all equally gives {view.even_distance:.1f}. Entropy in "
+        f"nats: 0 is one token, {view.even_entropy:.2f} all equally. Gradient: norm of the softmax's Jacobian. The last "
+        f"two columns are the same scores without the division by sqrt({view.head_size}): a saturated "
+        "softmax passes no gradient.",
+    )
+    for note in view.notes:
+        _print_paragraph(screen, f"Note: {note}.")
 
 
 # -- why --------------------------------------------------------------------------------------------------
@@ -299,7 +314,6 @@ def why(
     if out is not None:
         check_output(out, has_page=True)
     from cli.output import console, print_json, say
-    from lm.inspection.drawing import why as drawing
     from lm.inspection.why import why as measure
     from lm.runs.run import load
 
@@ -308,12 +322,65 @@ def why(
     name, content = _content(loaded, text, text_column, encoding, data_dir, WHY_TOKENS)
     view = measure(loaded, content, name=name)
     if out is not None:
+        from lm.inspection.drawing import why as drawing
+
         write_view(out, f"Why {view.run} predicts", lambda: drawing.figure(view), lambda: drawing.page(view))
         say(f"Wrote {out}.")
     if as_json:
         print_json(view.to_json())
     else:
         _print_why(console(), view)
+
+
+def _print_why(screen: Console, view: Why) -> None:
+    import math
+
+    from rich.markup import escape
+
+    from cli.output import wide_table
+
+    count = len(view.pieces)
+    screen.print(
+        f"[bold]{escape(view.run)}[/bold] on {count:,} tokens of {escape(view.text)}: loss {view.loss:.4f} nats per "
+        "token\n"
+    )
+    table = wide_table("source", "nats per token")
+    table.add_row("no source: log(1/V)", f"{view.baseline.mean():+.3f}")
+    for source, mean in view.totals.items():
+        table.add_row(escape(source), f"{mean:+.3f}")
+    table.add_row("sum: log-probability", f"{-view.loss:+.3f}", style="bold")
+    screen.print(table)
+    if view.layers.shape[1]:
+        screen.print()
+        table = wide_table("layer", "log-probability", "gain")
+        for layer, (log, gain) in enumerate(
+            zip(view.layers.mean(axis=0).tolist(), view.layer_gains.mean(axis=0).tolist(), strict=True)
+        ):
+            table.add_row(str(layer), f"{log:+.3f}", f"{gain:+.3f}")
+        screen.print(table)
+    if view.parts:
+        screen.print()
+        table = wide_table("part of the mixture", "weight", "share")
+        for part, weight, share in zip(view.parts, view.weights.mean(axis=0), view.shares.mean(axis=0), strict=True):
+            table.add_row(escape(part), f"{weight:.1%}", f"{share:.1%}")
+        screen.print(table)
+    screen.print()
+    table = wide_table("token", "probability", "log", "most from", left=["most from"])
+    for number in range(min(count, LISTED_TOKENS)):
+        log = float(view.log_probabilities[number])
+        terms = sorted(zip(view.sources, view.terms[number].tolist(), strict=True), key=lambda term: -abs(term[1]))
+        most = "  ".join(f"{source} {nats:+.2f}" for source, nats in terms[:3])
+        table.add_row(escape(view.pieces[number]), f"{math.exp(log):.2%}", f"{log:.2f}", escape(most))
+    screen.print(table)
+    if count > LISTED_TOKENS:
+        screen.print(f"[dim]… of {count:,} tokens; all: --json or --out FILE.html[/dim]")
+    _print_paragraph(
+        screen,
+        "A positive number made the token more likely. The sources and log(1/V), which every token has, add up exactly "
+        "to its log-probability.",
+    )
+    for note in view.notes:
+        _print_paragraph(screen, f"Note: {note}.")
 
 
 # -- neurons ----------------------------------------------------------------------------------------------
@@ -350,7 +417,6 @@ def neurons(
     if out is not None:
         check_output(out, has_page=True)
     from cli.output import console, print_json, say
-    from lm.inspection.drawing import neurons as drawing
     from lm.inspection.neurons import neurons as search
     from lm.runs.run import load
 
@@ -359,6 +425,8 @@ def neurons(
     name, content = _content(loaded, text, text_column, encoding, data_dir, NEURON_TOKENS)
     view = search(loaded, content, unit=unit, name=name)
     if out is not None:
+        from lm.inspection.drawing import neurons as drawing
+
         write_view(out, f"Neurons of {view.run}", lambda: drawing.figure(view), lambda: drawing.page(view))
         say(f"Wrote {out}.")
     if as_json:
