@@ -209,7 +209,9 @@ def neurons(run: Run, text: str, *, unit: str | None = None, name: str = "text")
         shown.append(UnitValues(layer, number, np.ascontiguousarray(values[:, column]), every(column)))
     notes = [] if found <= limit else [f"only the first {limit:,} of {found:,} tokens are used"]
     if any(len(piece) != 1 for piece in pieces):
-        notes.append("a token has the features of its last character that is no space, and is upper case if one character is")
+        notes.append(
+            "a token has the features of its last character that is no space, and is upper case if one character is"
+        )
     return Neurons(
         run.name, name, tuple(pieces), sizes, rankings, tuple(shown), chosen=place is not None, notes=tuple(notes)
     )
