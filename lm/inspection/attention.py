@@ -12,9 +12,10 @@ model's context length, which the model reads one by one, as in training. Layers
 window, which a head often uses when it has nothing to look for.
 
 **Scaling.** A product of a query and a key is a sum of D numbers, so it grows with sqrt(D). Without the division the
-softmax is saturated: nearly all weight is on one token, and its gradient is nearly 0. For the same scores, with the
+weights are close to a choice of one token, where the gradient of the softmax is nearly 0. For the same scores, with the
 division and without, the view gives the entropy and the size of the gradient: the Frobenius norm of the Jacobian
-diag(w) - w wᵀ of the softmax, averaged over queries.
+diag(w) - w wᵀ of the softmax. It is 0 if one token has all weight, about 1/sqrt(n) if n tokens have the same, and at
+most 1/2, if two tokens share the weight. In a trained model it can be larger without the division.
 
 Shapes: T tokens of the maps.
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 PART = "attention"
 """The part of a model that this view needs."""
 MIN_TOKENS = 2
-MAP_TOKENS = 48
+MAP_TOKENS = 32
 """Tokens of the maps if no span is given: as many as a picture can name."""
 MAX_WEIGHTS = 1 << 23
 """Weights of all layers and heads in memory at a time: 32 MB, and some times as much for the work."""

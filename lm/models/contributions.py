@@ -72,7 +72,7 @@ def path_weights(logits: Tensor) -> Tensor:
     nodes, shares = np.polynomial.legendre.leggauss(NODES)
     mean = torch.zeros_like(logits)
     for node, share in zip((nodes + 1) / 2, shares / 2, strict=True):
-        mean = mean + share * (node * logits).softmax(dim=-1)
+        mean = torch.add(mean, (node * logits).softmax(dim=-1), alpha=share)
     exact = logits.logsumexp(dim=-1, keepdim=True) - math.log(logits.shape[-1])
     change = logits.softmax(dim=-1) - 1 / logits.shape[-1]
     effect = (change * logits).sum(dim=-1, keepdim=True)
