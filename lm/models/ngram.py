@@ -81,7 +81,8 @@ class NGram(LanguageModel):
         text = ids if state is None else torch.cat([state.tensors[HISTORY], ids], dim=1)
         histories = histories_of(text.cpu().numpy(), self.counts.context_size)[:, -ids.shape[1] :]
         positions = histories.reshape(ids.numel(), self.counts.context_size)
-        values = self.counts.probabilities(positions, None if targets is None else targets.flatten().cpu().numpy())
+        left_out = None if targets is None else targets.flatten().cpu().numpy()
+        values = self.counts.probabilities(positions, left_out, threads=torch.get_num_threads())
         np.log(values, out=values)
         logs = torch.from_numpy(values).view(*ids.shape, self.vocab_size)
         return logs.to(ids.device), torch.from_numpy(histories[:, -1].copy()).to(ids.device)
