@@ -63,8 +63,7 @@ class Level:
     @cached_property
     def pairs(self) -> Ints:
         """(M,) sorted: context · V + token."""
-        owner = np.repeat(np.arange(len(self.keys)), np.diff(self.starts))
-        return owner * self.vocab_size + self.tokens
+        return owners(self) * self.vocab_size + self.tokens
 
     @cached_property
     def _table(self) -> dict[int, npt.NDArray[np.int32]]:
@@ -103,6 +102,11 @@ class Level:
         backoff = np.where(empty, 1.0, (self.backoff[contexts] * total - discount + lower) / left)
         change = np.where(empty, 0.0, ((counts - 1 - lower) - (counts - discount)) / left)
         return np.where(empty, 0.0, total / left), backoff, change
+
+
+def owners(level: Level) -> Ints:
+    """(M,) the context of each pair."""
+    return np.repeat(np.arange(len(level.keys)), np.diff(level.starts))
 
 
 def smoothed_level(keys: Ints, starts: Ints, tokens: Anything, counts: Anything, vocab_size: int) -> Level:
@@ -171,6 +175,16 @@ def compiled_counts(levels: Sequence[Level]) -> Any:
 
 
 # -- saving -------------------------------------------------------------------------------------------
+# Raw counts of level k are "counts.k" with "keys.k", "starts.k" and "tokens.k". Compact counts, which have no level 0,
+# are in `PARTS`, and the distribution "unigrams" of the empty context.
+
+PARTS = ("contexts", "children", "sizes", "backoffs", "tokens", "shares")
+"""Arrays of compact counts: the oldest token of each context (C,); how many contexts each context one token shorter
+begins; pairs of each context (C,); rounded backoff weights (C,); next tokens (M,); rounded shares (M,)."""
+SHARE_STEPS = 16
+"""A share is exp(-code / 16): within 3 %. The shares of a context are then scaled to the sum 1 - backoff weight."""
+BACKOFF_STEPS = 12
+"""A backoff weight is 1 / (1 + exp((128 - code) / 12)): it and 1 minus it are within 4 %."""
 
 
 def raw_arrays(levels: Sequence[Level]) -> dict[str, Anything]:
@@ -187,41 +201,110 @@ def raw_arrays(levels: Sequence[Level]) -> dict[str, Anything]:
     return arrays
 
 
+def compact_arrays(levels: Sequence[Level]) -> dict[str, Anything]:
+    """The levels as small arrays by name, rounded to 8 bits."""
+    root, vocab_size = levels[0], levels[0].vocab_size
+    unigrams = np.full(vocab_size, root.backoff[0] / vocab_size)
+    unigrams[root.tokens] += root.shares
+    arrays: dict[str, Anything] = {"unigrams": unigrams.astype(np.float32)}
+    for k, level in enumerate(levels[1:], 1):
+        parents, tokens = np.divmod(level.keys, vocab_size)
+        shares = np.rint(-SHARE_STEPS * np.log(np.maximum(level.shares, 1e-30)))
+        odds = np.log(level.backoff) - np.log(np.maximum(1 - level.backoff, 1e-9))
+        parts = (
+            _smallest(tokens),
+            _smallest(np.bincount(parents, minlength=len(levels[k - 1].keys))),
+            _smallest(np.diff(level.starts)),
+            np.clip(np.rint(odds * BACKOFF_STEPS) + 128, 0, 255).astype(np.uint8),
+            _smallest(level.tokens),
+            np.clip(shares, 0, 255).astype(np.uint8),
+        )
+        arrays |= {f"{name}.{k}": part for name, part in zip(PARTS, parts, strict=True)}
+    return arrays
+
+
+def _smallest(values: Anything) -> Anything:
+    """The values in the smallest unsigned type that holds them."""
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))))
+
+
 def levels_from_arrays(arrays: Mapping[str, Anything], *, order: int, vocab_size: int) -> list[Level]:
-    """The levels of a result of `raw_arrays`.
+    """The levels of a result of `raw_arrays` or `compact_arrays`.
 
     Raises:
         ValueError: they have another order or vocabulary, or are inconsistent; names the array.
     """
-    names = ("keys", "starts", "tokens", "counts")
-    if odd := sorted({"counts.0", *(f"{name}.{k}" for k in range(1, order) for name in names)} ^ arrays.keys()):
+    compact = "unigrams" in arrays
+    root, parts = ("unigrams", PARTS) if compact else ("counts.0", ("keys", "starts", "tokens", "counts"))
+    if odd := sorted({root, *(f"{name}.{k}" for k in range(1, order) for name in parts)} ^ arrays.keys()):
         raise ValueError(f"counts and model differ in {', '.join(odd[:4])}")
-    unigrams = np.asarray(arrays["counts.0"])
+    unigrams = np.asarray(arrays[root])
     if unigrams.shape != (vocab_size,):
-        raise ValueError(f"counts.0 is {unigrams.shape} in the file, {(vocab_size,)} in the model")
-    tokens = np.flatnonzero(unigrams)
-    starts = np.array([0, len(tokens)])
-    levels = [smoothed_level(np.zeros(1, np.int64), starts, tokens, unigrams[tokens].astype(np.int64), vocab_size)]
+        raise ValueError(f"{root} is {unigrams.shape} in the file, {(vocab_size,)} in the model")
+    levels = [_compact_root(unigrams) if compact else _raw_root(unigrams)]
     for k in range(1, order):
-        keys, starts, tokens, counts = (np.asarray(arrays[f"{name}.{k}"]).astype(np.int64) for name in names)
-        if not _is_consistent(keys, starts, tokens, counts, len(levels[-1].keys), vocab_size):
-            raise ValueError(f"{', '.join(f'{name}.{k}' for name in names)} in the file do not fit together")
-        levels.append(smoothed_level(keys, starts, tokens, counts, vocab_size))
+        make = _compact_level if compact else _raw_level
+        level = make([np.asarray(arrays[f"{name}.{k}"]) for name in parts], len(levels[-1].keys), vocab_size)
+        if level is None:
+            raise ValueError(f"{', '.join(f'{name}.{k}' for name in parts)} in the file do not fit together")
+        levels.append(level)
     return levels
 
 
-def _is_consistent(keys: Ints, starts: Ints, tokens: Ints, counts: Ints, parents: int, vocab_size: int) -> bool:
-    """Whether arrays from a file make a valid level, in which no lookup can fail."""
-    if not (all(array.ndim == 1 for array in (keys, starts, tokens, counts)) and len(starts) == len(keys) + 1):
-        return False
+def _raw_root(unigrams: Anything) -> Level:
+    tokens = np.flatnonzero(unigrams)
+    starts = np.array([0, len(tokens)])
+    return smoothed_level(np.zeros(1, np.int64), starts, tokens, unigrams[tokens].astype(np.int64), len(unigrams))
+
+
+def _raw_level(parts: Sequence[Anything], parents: int, vocab_size: int) -> Level | None:
+    """A level from keys, starts, tokens and counts; None if they are inconsistent."""
+    keys, starts, tokens, counts = (part.astype(np.int64) for part in parts)
+    if not (all(part.ndim == 1 for part in parts) and len(starts) == len(keys) + 1):
+        return None
     complete = starts[0] == 0 and starts[-1] == len(tokens) == len(counts) and bool((np.diff(starts) > 0).all())
-    if len(keys) == 0 or not complete:
-        return bool(complete)
-    return bool(
-        (np.diff(keys) > 0).all()
-        and keys[0] >= 0
-        and keys[-1] < parents * vocab_size
-        and tokens.max() < vocab_size
-        and tokens.min() >= 0
-        and counts.min() > 0
+    if not complete or not _are_sorted(keys, parents * vocab_size) or counts.min(initial=1) < 1:
+        return None
+    level = smoothed_level(keys, starts, tokens, counts, vocab_size)
+    return level if _has_known_tokens(level) else None
+
+
+def _compact_root(unigrams: Anything) -> Level:
+    """The empty context, whose distribution is known as a whole."""
+    starts = np.array([0, len(unigrams)])
+    tokens = np.arange(len(unigrams), dtype=token_dtype(len(unigrams)))
+    return Level(len(unigrams), np.zeros(1, np.int64), starts, tokens, unigrams.astype(np.float32), np.zeros(1))
+
+
+def _compact_level(parts: Sequence[Anything], parents: int, vocab_size: int) -> Level | None:
+    """A level from its `PARTS`; None if they are inconsistent."""
+    contexts, children, sizes, backoffs, tokens, shares = parts
+    if not all(part.ndim == 1 and part.dtype.kind == "u" for part in parts):
+        return None
+    lengths = len(children), len(sizes), len(backoffs), len(shares)
+    if lengths != (parents, len(contexts), len(contexts), len(tokens)) or contexts.max(initial=0) >= vocab_size:
+        return None
+    if children.sum(dtype=np.int64) != len(contexts) or sizes.sum(dtype=np.int64) != len(tokens):
+        return None
+    keys = np.repeat(np.arange(parents), children) * vocab_size + contexts
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+    backoff = (1 / (1 + np.exp((128 - np.arange(256)) / BACKOFF_STEPS)))[backoffs]
+    backoff[sizes == 0] = 1
+    owner = np.repeat(np.arange(len(contexts)), sizes)
+    rounded = np.exp(-np.arange(256) / SHARE_STEPS)[shares]
+    scale = (1 - backoff) / np.maximum(np.bincount(owner, rounded, minlength=len(contexts)), 1e-9)
+    scaled = (rounded * scale[owner]).astype(np.float32)
+    level = Level(vocab_size, keys, starts, tokens.astype(token_dtype(vocab_size)), scaled, backoff)
+    return level if _are_sorted(keys, parents * vocab_size) and _has_known_tokens(level) else None
+
+
+def _has_known_tokens(level: Level) -> bool:
+    """Whether the tokens of each context are sorted, and in the vocabulary."""
+    return int(level.tokens.max(initial=0)) < level.vocab_size and _are_sorted(
+        level.pairs, len(level.keys) * level.vocab_size
     )
+
+
+def _are_sorted(values: Ints, bound: int) -> bool:
+    """Whether the values rise from at least 0 to below `bound`."""
+    return len(values) == 0 or bool(values[0] >= 0 and values[-1] < bound and (np.diff(values) > 0).all())

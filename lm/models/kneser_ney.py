@@ -53,8 +53,16 @@ MAX_SPARSITY = 16
 class NGramCounts:
     """The counts of a text by context length, and their distribution."""
 
-    def __init__(self, levels: list[Level], vocab_size: int) -> None:
+    def __init__(self, levels: list[Level], vocab_size: int, stored: Mapping[str, Anything] | None = None) -> None:
+        """Make the lookup.
+
+        Args:
+            levels: by the length of the contexts, from 0.
+            vocab_size: V.
+            stored: the arrays that the levels were read from; None: those of raw counts.
+        """
         self.levels = levels
+        self._stored = stored
         self.vocab_size = vocab_size
         self.context_size = len(levels) - 1
         """K: the number of tokens that a prediction depends on."""
@@ -63,6 +71,11 @@ class NGramCounts:
     def size(self) -> int:
         """The number of counts."""
         return sum(len(level.tokens) for level in self.levels)
+
+    @property
+    def can_leave_out(self) -> bool:
+        """Whether these are raw counts, from which an occurrence can be subtracted."""
+        return self.levels[0].raw is not None
 
     @cached_property
     def _compiled(self) -> Any:
@@ -195,8 +208,8 @@ class NGramCounts:
     # -- saving ---------------------------------------------------------------------------------------
 
     def arrays(self) -> dict[str, Anything]:
-        """The counts as arrays by name."""
-        return raw_arrays(self.levels)
+        """The counts as arrays by name, raw or compact."""
+        return raw_arrays(self.levels) if self._stored is None else dict(self._stored)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Anything], *, order: int, vocab_size: int) -> NGramCounts:
@@ -205,7 +218,8 @@ class NGramCounts:
         Raises:
             ValueError: they have another order or vocabulary, or are inconsistent; names the array.
         """
-        return cls(levels_from_arrays(arrays, order=order, vocab_size=vocab_size), vocab_size)
+        levels = levels_from_arrays(arrays, order=order, vocab_size=vocab_size)
+        return cls(levels, vocab_size, arrays)
 
 
 def _isa_and_threads(threads: int | None) -> tuple[str, int]:

@@ -11,6 +11,7 @@ import pytest
 import lm.models.kneser_ney as counts_module
 from lm.kernels.compiled import native
 from lm.kernels.counts import discounts_of
+from lm.models.count_pruning import compacted
 from lm.models.kneser_ney import NGramCounts, count_text, histories_of
 
 # Start token 0, then 1 2 1 2 1. Pairs: 0 1 once, 1 2 twice, 2 1 twice.
@@ -121,6 +122,7 @@ def test_every_distribution_sums_to_one_and_has_no_zero(length: int, vocab_size:
     histories = histories_of(np.concatenate([ids, tokens(30, vocab_size, seed=9)])[None], 4)[0][-60:]
     for found in (
         counts.probabilities(histories),
+        compacted(counts).probabilities(histories),
         counts.probabilities(histories[:-1], np.append(ids, tokens(30, vocab_size, seed=9))[-len(histories) + 1 :]),
     ):
         assert np.abs(found.sum(axis=1, dtype=np.float64) - 1).max() < 1e-6
@@ -254,6 +256,28 @@ def test_counts_are_saved_and_loaded() -> None:
 )
 def test_inconsistent_arrays_are_refused(name: str, change: object, message: str) -> None:
     arrays = count_text(tokens(300, 7), order=3, vocab_size=7).arrays()
+    arrays[name] = change(arrays[name])  # type: ignore[operator]
+    with pytest.raises(ValueError, match=message):
+        NGramCounts.from_arrays(arrays, order=3, vocab_size=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("unigrams", lambda array: array[:-1], r"unigrams is \(6,\) in the file, \(7,\) in the model"),
+        ("contexts.2", lambda array: array[::-1], "do not fit together"),
+        ("contexts.1", lambda array: array + np.uint8(7), "do not fit together"),
+        ("children.2", lambda array: array[:-1], "do not fit together"),
+        ("children.1", lambda array: array + np.uint8(1), "do not fit together"),
+        ("sizes.2", lambda array: array * np.uint8(2), "do not fit together"),
+        ("backoffs.1", lambda array: array[:-1], "do not fit together"),
+        ("tokens.1", lambda array: array + np.uint8(7), "do not fit together"),
+        ("tokens.2", lambda array: array[::-1], "do not fit together"),
+        ("shares.2", lambda array: array.astype(np.float32), "do not fit together"),
+    ],
+)
+def test_inconsistent_compact_arrays_are_refused(name: str, change: object, message: str) -> None:
+    arrays = compacted(count_text(tokens(300, 7), order=3, vocab_size=7)).arrays()
     arrays[name] = change(arrays[name])  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         NGramCounts.from_arrays(arrays, order=3, vocab_size=7)
