@@ -14,6 +14,7 @@ from lm.corpora import Corpus, PreparedCorpus, load_prepared_or_prepare, open_co
 from lm.corpora import prepare as encode
 from lm.errors import ConfigError, CorpusError
 from lm.jobs.autoconfig import choose_config, suited_presets
+from lm.jobs.ensemble_config import as_ensemble, minutes_of, with_shared_minutes
 from lm.jobs.resolve import Method, ResolvedRequest, ResumeRequest, TrainRequest, training_method
 from lm.runs.run import Run, load
 from lm.tokenizers.base import Tokenizer
@@ -104,8 +105,12 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
     if resolved.over_preset is not None and training_method(config) == "counting":
         config = resolved.over_preset(suited_presets(text)[0])
     elif resolved.over_preset is not None:
-        choice = choose_config(text, resolved.over_preset, encode=encode_once)
+        over_preset = resolved.over_preset
+        choice = choose_config(text, lambda name: with_shared_minutes(over_preset(name)), encode=encode_once)
         config, chosen_tokens = choice.config, choice.tokens
+        if config.training.ensemble is not None:
+            total = {"minutes": minutes_of(resolved.config.training)}
+            config = config.model_copy(update={"training": config.training.model_copy(update=total)})
     prepared = encode_once(request.init.tokenizer if request.init else config.tokenizer)
     sections: dict[str, Any] = {"corpus": config.corpus.model_copy(update={"source": text.source})}
     if text.tokens is not None:
@@ -117,6 +122,8 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
     config = config.model_copy(update=sections)
     if method != "counting":
         config = _with_batches_that_fit(config, prepared)
+    if config.training.ensemble is not None:
+        config, method = as_ensemble(config), "members"
     return PreparedJob(config=config, corpus=prepared, method=method, init=request.init, chosen_tokens=chosen_tokens)
 
 
