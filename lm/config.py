@@ -142,7 +142,7 @@ class TrainingConfig(Options):
     max_steps: int | None = Field(None, ge=1, description="Length of the plan in optimizer steps.")
     epochs: float | None = Field(None, gt=0, description="Length of the plan in epochs of the training split.")
     minutes: float | None = Field(
-        None, gt=0, description="Length of the plan in minutes. The measured speed gives the steps."
+        None, gt=0, description="Length of the plan in minutes. The schedule follows the clock."
     )
     patience: int | None = Field(
         None, ge=1, description="Stop after this many validations in a row without a better loss."

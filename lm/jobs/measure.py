@@ -19,6 +19,9 @@ from lm.training.distributed import World
 from lm.training.plan import Plan, fixed_plan, timed_plan
 from lm.training.trainer import Trainer
 
+MEASURE_SECONDS, MEASURE_SHARE = 1.0, 0.02
+"""Time to measure the speed before a plan by time, and the most as a share of the plan: the plan corrects it."""
+
 
 def reserve_run(job: PreparedJob, request: TrainRequest, world: World, locks: contextlib.ExitStack) -> PreparedJob:
     """The job with its run folder and its memory, in the first process alone; `locks` holds the run's lock.
@@ -49,7 +52,7 @@ def measure_times(job: PreparedJob, make_model: Callable[[], LanguageModel]) -> 
     minutes = job.config.training.minutes
     if minutes is None:
         return None
-    return measure_speed(job.config, job.tokens, min(4.0, minutes * 60 * 0.05), make_model())
+    return measure_speed(job.config, job.tokens, min(MEASURE_SECONDS, minutes * 60 * MEASURE_SHARE), make_model())
 
 
 def fix_plan(job: PreparedJob, trainer: Trainer, timings: Timings | None) -> Plan:

@@ -19,6 +19,7 @@ from lm.registry import MODELS
 from lm.runs.run import Run
 from lm.training import distributed
 from lm.training.callbacks import Callback
+from lm.training.plan import Plan
 from lm.training.precision import choose_format
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class TrainRequest:
     overwrite: bool = False
     stop_after: int | None = None
     """Stop at this step of the plan."""
+    plan: Plan | None = None
+    """A recorded plan to repeat; None: that of the options."""
     data_dir: Path | None = None
     callbacks: Sequence[Callback] = ()
     progress: Progress | None = None

@@ -201,7 +201,8 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
         return train_by_counting(job, folder, callbacks), True
     if job.method == "members":
         return train_members(job, folder, request, _train_steps), True
-    end = _train_steps(job, folder, [TensorBoard(folder.path / EVENTS), *callbacks], request.stop_after)
+    recorded = request.plan if isinstance(request, TrainRequest) else None
+    end = _train_steps(job, folder, [TensorBoard(folder.path / EVENTS), *callbacks], request.stop_after, recorded)
     device = str(world.pick_device(job.config.training.device))
     run = Run(folder, device=device)
     # An interrupted run is saved, and `lm eval` can measure it later.
@@ -211,19 +212,33 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
     return run, True
 
 
-def _train_steps(job: PreparedJob, folder: RunFolder, callbacks: Sequence[Callback], stop_after: int | None) -> End:
-    """Train a new or a resumed run to the end of its plan, or to step `stop_after`, without a report."""
-    trainer, plan = _new_trainer(job, folder) if job.resume is None else _resumed_trainer(job, folder)
+def _train_steps(
+    job: PreparedJob,
+    folder: RunFolder,
+    callbacks: Sequence[Callback],
+    stop_after: int | None,
+    recorded: Plan | None = None,
+) -> End:
+    """Train a new or a resumed run to the end of its plan, or to step `stop_after`, without a report.
+
+    Args:
+        job: the job.
+        folder: of the run.
+        callbacks: receive the events, in the first process.
+        stop_after: a step of the plan.
+        recorded: the plan of another run, which a new run follows; None: a plan of its own.
+    """
+    trainer, plan = _new_trainer(job, folder, recorded) if job.resume is None else _resumed_trainer(job, folder)
     trainer.callbacks = list(callbacks) if distributed.current().is_rank0 else []
     return trainer.train(plan, stop_after=stop_after)
 
 
-def _new_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan]:
-    """The trainer of a new run at step 0, and its plan; the run folder is created."""
+def _new_trainer(job: PreparedJob, folder: RunFolder, recorded: Plan | None) -> tuple[Trainer, Plan]:
+    """The trainer of a new run at step 0, and its plan: `recorded` or a new one; the run folder is created."""
     make_model = _model_factory(job)
-    timings = measure_times(job, make_model)
+    timings = None if recorded is not None else measure_times(job, make_model)
     trainer = Trainer(folder, job.config.training, make_model(), job.tokens)
-    plan = fix_plan(job, trainer, timings)
+    plan = recorded or fix_plan(job, trainer, timings)
     record = {**run_record(job.config, job.tokens, trainer.model, job.init), "plan": plan.to_json()}
     if (name := distributed.job_name()) is not None:
         record["job"] = name
