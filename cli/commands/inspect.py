@@ -207,7 +207,7 @@ def attention(
     run: RunName = None,
     text: TextFile = None,
     layer: Annotated[int | None, typer.Option(help="Only this layer, counted from 0.", show_default=False)] = None,
-    head: Annotated[int | None, typer.Option(help="Draw only this head, counted from 0.", show_default=False)] = None,
+    head: Annotated[int | None, typer.Option(help="Only this head, counted from 0.", show_default=False)] = None,
     span: Annotated[
         str | None,
         typer.Option(
@@ -242,11 +242,11 @@ def attention(
     loaded = load(run, runs_dir=runs_dir)
     loaded.model.require_part("attention")
     name, content = _content(loaded, text, text_column, encoding, data_dir, ATTENTION_TOKENS)
-    view = measure(loaded, content, layer=layer, span=tokens, name=name)
+    view = measure(loaded, content, layer=layer, head=head, span=tokens, name=name)
     if out is not None:
         from lm.inspection.drawing import attention as drawing
 
-        write_view(out, f"Attention of {view.run}", lambda: drawing.figure(view, head=head))
+        write_view(out, f"Attention of {view.run}", lambda: drawing.figure(view))
         say(f"Wrote {out}.")
     if as_json:
         print_json(view.to_json())
