@@ -69,7 +69,7 @@ def test_units_are_ranked_for_each_feature_on_held_out_text(lm: Lm, inspected: P
     done = lm("inspect", "neurons", "gru-char", "--text", str(play))
     assert done.code == 0, done.err
     assert max(map(len, done.out.splitlines())) <= 80
-    assert "gru-char: What single units track in" in done.out and "of play.txt" in done.out
+    assert done.out.startswith("gru-char: what single units track\n") and " tokens of play.txt\n" in done.out
     assert re.search(r"^position in line +mean [\d.]+ +0\.\d+ +r 0\.\d\d ", done.out, re.MULTILINE)
     assert re.search(r"^inside brackets +[\d.]+% +0\.\d+ +AUC 0\.\d\d ", done.out, re.MULTILINE)
     assert "Chance: the 99th percentile" in done.out and "\x1b" not in done.out
