@@ -62,10 +62,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> lm.Run:
 
 
 def test_attention_by_hand() -> None:
-    queries, keys, values = (
-        [[[row] for row in rows]] for rows in ([[1.0, 0], [1, 1]], [[0.0, 1], [2, 0]], [[1.0], [3]])
-    )
-    scores, weights, outputs = attend(*(torch.tensor(each) for each in (queries, keys, values)))
+    rows = [[1.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [2.0, 0.0]], [[1.0], [3.0]]
+    queries, keys, values = (torch.tensor(each)[None, :, None, :] for each in rows)
+    scores, weights, outputs = attend(queries, keys, values)
     second = 1 / (1 + math.exp((1 - 2) / math.sqrt(2)))
     assert scores[0, 0].tolist() == [[0, -math.inf], [1, 2]]
     assert weights[0, 0, 1].tolist() == pytest.approx([1 - second, second])

@@ -150,9 +150,8 @@ def test_the_parts_of_a_mixture_count_by_their_share_of_the_probability() -> Non
     assert even == pytest.approx([math.log(1 / 2) / 3, math.log(1 / 2)])
     assert sure == pytest.approx([0.0, 0.0])
     assert mixing == pytest.approx([-(math.log(2 / 3) / 3 + math.log(4 / 3) * 2 / 3), math.log(1 / 2)])
-    assert [sum(each) for each in zip(even, sure, mixing, strict=True)] == pytest.approx(
-        [math.log(0.75), math.log(0.25)]
-    )
+    sums = [sum(each) for each in zip(even, sure, mixing, strict=True)]
+    assert sums == pytest.approx([math.log(0.75), math.log(0.25)])
 
 
 @pytest.mark.parametrize("name", ["hybrid", "hybrid tables", "ngram"])

@@ -137,9 +137,10 @@ def test_the_page_has_the_text_and_loads_nothing(runs: dict[str, lm.Run], name: 
 
 def test_a_token_has_the_colour_of_the_source_that_added_most() -> None:
     none = np.zeros((3, 0))
+    terms = np.array([[2.8, 0.1], [0.3, 2.5], [-0.2, 0.2]])
     found = Why(
         run="r", text="t", pieces=("a", "<", "c"), log_probabilities=np.array([-0.1, -0.2, -3.0]),
-        baseline=np.full(3, -3.0), sources=("network", "table 2"), terms=np.array([[2.8, 0.1], [0.3, 2.5], [-0.2, 0.2]]),
+        baseline=np.full(3, -3.0), sources=("network", "table 2"), terms=terms,
         layers=none, parts=(), weights=none, shares=none, part_log_probabilities=none,
     )  # fmt: skip
     html = page(found)
