@@ -20,7 +20,7 @@ Shapes: N tokens, F features, U units (of all layers), S shifts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -412,13 +412,16 @@ def _areas(marks: Floats, ranks: Floats) -> Floats:
     lacking = marks.shape[1] - having
     # Ranks around their mean keep the sums exact enough in float32.
     sums = marks @ (ranks - (len(ranks) + 1) / 2)
-    return (sums / np.maximum(having * lacking, 1)).astype(np.float32)
+    areas: Floats = (sums / np.maximum(having * lacking, 1)).astype(np.float32)
+    return areas
 
 
 # -- the ranking ------------------------------------------------------------------------------------------
 
 
-def _rank(values: Floats, marks: Floats, scores: Scores, sizes: Sequence[int]) -> tuple[tuple[Ranking, ...], Any]:
+def _rank(
+    values: Floats, marks: Floats, scores: Scores, sizes: Sequence[int]
+) -> tuple[tuple[Ranking, ...], Callable[[int], dict[str, UnitScore]]]:
     """The rankings, and a function that gives all scores of a column."""
     borders = np.cumsum(sizes)
 
@@ -433,22 +436,21 @@ def _rank(values: Floats, marks: Floats, scores: Scores, sizes: Sequence[int]) -
             named=bool(held > scores.baselines[index] and held >= least),
         )  # fmt: skip
 
+    searched = [index for index, reason in enumerate(scores.skipped) if reason is None]
     rankings = []
     for index, feature in enumerate(FEATURES):
-        searched = scores.skipped[index] is None
-        best = np.argsort(-scores.held_out[index], kind="stable")[:BEST].tolist() if searched else []
+        best = np.argsort(-scores.held_out[index], kind="stable")[:BEST].tolist() if index in searched else []
         rankings.append(
             Ranking(
-                feature.name,
-                feature.description,
-                "AUC" if feature.binary else "correlation",
-                float(marks[index].mean()),
-                float(scores.baselines[index]) if searched else None,
-                tuple(scored(index, column) for column in best),
-                scores.skipped[index],
-            )  # fmt: skip
+                feature=feature.name,
+                description=feature.description,
+                measure="AUC" if feature.binary else "correlation",
+                share=float(marks[index].mean()),
+                baseline=float(scores.baselines[index]) if index in searched else None,
+                units=tuple(scored(index, column) for column in best),
+                skipped=scores.skipped[index],
+            )
         )
-    searched = [index for index, reason in enumerate(scores.skipped) if reason is None]
     return tuple(rankings), lambda column: {FEATURES[index].name: scored(index, column) for index in searched}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from cli.commands.inspect import print_colored
 from tests.cli.conftest import make_text
 
 Lm = Callable[..., Any]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +69,7 @@ def test_units_are_ranked_for_each_feature_on_held_out_text(lm: Lm, inspected: P
     done = lm("inspect", "neurons", "gru-char", "--text", str(play))
     assert done.code == 0, done.err
     assert max(map(len, done.out.splitlines())) <= 80
-    assert "gru-char: What single units track in" in done.out and "of play.txt" in done.out
+    assert done.out.startswith("gru-char: what single units track\n") and " tokens of play.txt\n" in done.out
     assert re.search(r"^position in line +mean [\d.]+ +0\.\d+ +r 0\.\d\d ", done.out, re.MULTILINE)
     assert re.search(r"^inside brackets +[\d.]+% +0\.\d+ +AUC 0\.\d\d ", done.out, re.MULTILINE)
     assert "Chance: the 99th percentile" in done.out and "\x1b" not in done.out
@@ -102,3 +105,85 @@ def test_a_terminal_gets_colors_unless_no_color_is_set(
         print_colored(screen, view, view.shown[0])
         printed = screen.file.getvalue()  # type: ignore[attr-defined]
         assert ("48;2;" in printed) is colored and ("▁" in printed) is not colored
+
+
+# -- every view -------------------------------------------------------------------------------------------
+
+VIEWS = {
+    "gradients": ("gru-char", "--steps", "8"),
+    "attention": ("transformer-char",),
+    "neurons": ("gru-char",),
+    "why": ("hybrid-char",),
+    "shapes": ("transformer-char", "--batch", "3", "--length", "7"),
+}
+"""View → run and flags."""
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_is_a_table_of_80_columns_and_one_line_of_json(lm: Lm, inspected: Path, view: str) -> None:
+    done = lm("inspect", view, *VIEWS[view])
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out and max(map(len, done.out.splitlines())) <= 80
+    done = lm("inspect", view, *VIEWS[view], "--json")
+    assert done.code == 0 and len(done.out.splitlines()) == 1 and json.loads(done.out)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_is_written_as_picture_and_page_and_replaces_an_old_file(lm: Lm, inspected: Path, view: str) -> None:
+    for name, begins in (("x.png", b"\x89PNG"), ("x.svg", b"<?xml"), ("x.html", b"<!doctype html>")):
+        Path(name).write_text("old")
+        done = lm("inspect", view, *VIEWS[view], "--out", name)
+        assert done.code == 0 and f"Wrote {name}." in done.err
+        assert Path(name).read_bytes().startswith(begins)
+    assert not re.search(r"(src|href)=.?https?:|url\(.?http|@import", Path("x.html").read_text())
+    assert sorted(path.name for path in Path().iterdir()) == ["x.html", "x.png", "x.svg"]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_an_output_that_cannot_be_is_a_sentence_before_the_work(lm: Lm, inspected: Path, view: str) -> None:
+    done = lm("inspect", view, *VIEWS[view], "--out", "x.gif")
+    assert done.code == 1 and done.out == ""
+    assert done.err == "error: x.gif: the name of a view's file ends with .png, .svg or .html.\n"
+    Path("folder.png").mkdir()
+    assert "it is no file" in lm("inspect", view, *VIEWS[view], "--out", "folder.png").err
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ("attention gru-char", "A model of type gru has no attention. It has inputs, hidden, gates,"),
+    ("attention transformer-char --layer 5", "layer 5: transformer-char has 2 layers, 0 to 1."),
+    ("attention transformer-char --head 4", "head 4: transformer-char has 2 heads a layer, 0 to 1."),
+    ("attention transformer-char --span 3", "--span '3': give FIRST:END, counted from 0, such as 0:40."),
+    ("neurons ngram-char", "A model of type ngram has no hidden. It has contributions"),
+    ("neurons gru-char --unit 3.1", "unit 3.1: gru-char has 1 layer, number 0."),
+    ("neurons gru-char --unit x", "unit 'x': give LAYER.UNIT, counted from 0, such as 0.17."),
+    ("neurons gru-char --text short.txt", "short.txt has 5 tokens, too few to say what a unit tracks:"),
+    ("gradients gru-char --text short.txt", "has 5 tokens"),
+    ("gradients gru-char --set model.num_layers=2", "--set is for the models of --preset"),
+    ("gradients --preset gru-chat", "Did you mean 'gru-char'?"),
+    ("gradients --preset gru-char --untrained", "--untrained is for runs"),
+    ("gradients transformer-char --steps 64", "depends on 32 tokens: 64 steps are too many"),
+    ("gradients ngram-char", "A model of type ngram has no hidden."),
+    ("why gru-char --text missing.txt", "There is no file 'missing.txt'."),
+    ("why gru-char --text binary.txt", "binary.txt"),
+    ("why gru-char --encoding latin-1", "--encoding is for --text"),
+    ("shapes ghost", "No run 'ghost'"),
+    ("shapes gru-char --preset lstm-char", "Give a run or --preset, not both."),
+])  # fmt: skip
+def test_a_bad_request_is_one_sentence(lm: Lm, inspected: Path, arguments: str, sentence: str) -> None:
+    Path("short.txt").write_text("ROMEO")
+    Path("binary.txt").write_bytes(b"\xff\xfe\x00\xd8\x01")
+    done = lm("inspect", *arguments.split())
+    assert done.code == 1 and done.out == ""
+    (line,) = [line for line in done.err.splitlines() if not line.startswith("note: ")]
+    assert line.startswith("error: ") and sentence in line
+
+
+def test_the_help_has_examples_and_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['lm', 'inspect', 'gradients', '--help']\n"
+        "from cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "lm inspect gradients RUN --untrained" in ran.stdout and ran.stdout.endswith("False\n")
