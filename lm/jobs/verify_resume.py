@@ -81,8 +81,10 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
     step_seconds = measure_speed(job.config, job.tokens, SECONDS / 8).step_seconds
     steps = max(MIN_STEPS, min(MAX_STEPS, int(SECONDS / step_seconds))) // 2 * 2
     half = steps // 2
+    teacher = None if job.teacher is None else f"{job.teacher.folder.path.resolve()}@{job.teacher.checkpoint}"
     training = job.config.training.model_copy(
         update={
+            "distill": teacher,
             "max_steps": steps, "minutes": None, "epochs": None, "evaluate_every": half, "log_every": 1,
             "validation_tokens": VALIDATION_TOKENS, "patience": None, "devices": None, "shard": False,
         }
