@@ -9,6 +9,7 @@ from typing import Any
 from lm.config import RunConfig, merge
 from lm.corpora import PreparedCorpus
 from lm.errors import ConfigError, CorruptRunError, RunError
+from lm.jobs.distill import recorded_teacher
 from lm.jobs.ensemble_config import check_ensemble, unwrapped
 from lm.jobs.new_run import END_REASONS
 from lm.jobs.prepare import PreparedJob, ResumePoint
@@ -84,6 +85,7 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
         method=method,
         init=init,
+        teacher=recorded_teacher(run),
         path=folder.path,
         resume=ResumePoint(plan, has_state, resets_patience),
     )

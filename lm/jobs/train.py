@@ -20,6 +20,7 @@ from lm.corpora import Corpus, Progress
 from lm.device import enough_memory
 from lm.errors import ConfigError
 from lm.jobs.counting import train_by_counting
+from lm.jobs.distill import make_teacher, teacher_record
 from lm.jobs.ensemble import train_members
 from lm.jobs.measure import fix_plan, measure_times, reserve_run
 from lm.jobs.new_run import check_new_run, run_of_this_job
@@ -50,6 +51,7 @@ def train(
     max_steps: int | None = None,
     preset: str | None = None,
     ensemble: int | None = None,
+    distill: str | Run | None = None,
     overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
     runs_dir: Path | str | None = None,
@@ -69,6 +71,7 @@ def train(
             counts.
         preset: start from this preset instead of a config.
         ensemble: train this many models with different seeds and average their probabilities.
+        distill: the run, or its name as in `lm.load`, whose probabilities the model learns as well.
         overrides: other options over config or preset, "section.field" → value, as in `lm.config.compose`.
         name: of the run; None: made from corpus and model.
         runs_dir: folder of the runs; default: INKLING_RUNS, else checkpoints.
@@ -89,7 +92,10 @@ def train(
     Raises:
         LMError: an error the user can correct; nothing was overwritten.
     """
-    given = {"minutes": minutes, "epochs": epochs, "max_steps": max_steps, "ensemble": ensemble}
+    teacher = f"{distill.folder.path}@{distill.checkpoint}" if isinstance(distill, Run) else distill
+    given = {
+        "minutes": minutes, "epochs": epochs, "max_steps": max_steps, "ensemble": ensemble, "distill": teacher
+    }  # fmt: skip
     changes = {f"training.{field}": value for field, value in given.items() if value is not None}
     request = TrainRequest(
         corpus=corpus if isinstance(corpus, Corpus) else str(corpus), config=config, preset=preset,
@@ -235,11 +241,15 @@ def _train_steps(
 
 def _new_trainer(job: PreparedJob, folder: RunFolder, recorded: Plan | None) -> tuple[Trainer, Plan]:
     """The trainer of a new run at step 0, and its plan: `recorded` or a new one; the run folder is created."""
-    make_model = _model_factory(job)
-    timings = None if recorded is not None else measure_times(job, make_model)
-    trainer = Trainer(folder, job.config.training, make_model(), job.tokens)
+    make_model, teacher = _model_factory(job), make_teacher(job)
+    timings = None if recorded is not None else measure_times(job, make_model, teacher)
+    if teacher is not None:
+        teacher.state = None
+    trainer = Trainer(folder, job.config.training, make_model(), job.tokens, teacher=teacher)
     plan = recorded or fix_plan(job, trainer, timings)
     record = {**run_record(job.config, job.tokens, trainer.model, job.init), "plan": plan.to_json()}
+    if job.teacher is not None:
+        record["teacher"] = teacher_record(job.teacher)
     if (name := distributed.job_name()) is not None:
         record["job"] = name
     folder.create(record, job.tokens.tokenizer, overwrite=job.overwrite)
@@ -250,7 +260,7 @@ def _resumed_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan
     """The trainer of a run at its saved step, and its plan; changes of options are recorded."""
     assert job.resume is not None
     plan = job.resume.plan
-    trainer = Trainer(folder, job.config.training, _model_factory(job)(), job.tokens)
+    trainer = Trainer(folder, job.config.training, _model_factory(job)(), job.tokens, teacher=make_teacher(job))
     if job.resume.has_state:
         trainer.load()
     record = folder.read_record()

@@ -85,8 +85,10 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
     steps = max(MIN_STEPS, min(MAX_STEPS, int(SECONDS / step_seconds))) // 2 * 2
     by_time = job.config.training.minutes is not None
     length = {"minutes": steps * step_seconds / 60} if by_time else {"max_steps": steps, "evaluate_every": steps // 2}
+    teacher = None if job.teacher is None else f"{job.teacher.folder.path.resolve()}@{job.teacher.checkpoint}"
     training = job.config.training.model_copy(
         update={
+            "distill": teacher,
             "max_steps": None, "minutes": None, "epochs": None, "evaluate_every": None, "log_every": 1,
             "validation_tokens": VALIDATION_TOKENS, "patience": None, "devices": None, "shard": False, **length,
         }

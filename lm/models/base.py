@@ -254,7 +254,13 @@ class LanguageModel(nn.Module, ABC):
         """
 
     def training_loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """The loss of a batch; overridden if the objective is more than the cross-entropy, or needs fewer logits.
 
@@ -263,9 +269,11 @@ class LanguageModel(nn.Module, ABC):
             targets: (B, T) int64: targets[b, t] follows ids[b, t].
             state: as for `forward`.
             label_smoothing: probability mass of the objective that is spread over all tokens.
+            soft_targets: (B, T, V) probabilities of the tokens, which the objective uses in place of `targets`.
         """
         logits, state = self(ids, state)
-        objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype)
+        smoothing, soft = label_smoothing, soft_targets
+        objective, nats = run_part(LOSS, cross_entropies, logits, targets, smoothing, self.loss_dtype, soft)
         return TrainingLoss(objective, nats, state, logits.detach())
 
     def inspectable(self) -> tuple[str, ...]:
@@ -305,6 +313,17 @@ class LanguageModel(nn.Module, ABC):
     def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
         """`inspect` of parts that the model has; overridden by models that have parts."""
         return Inspection(*self(ids, state))
+
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """As `forward`, for the text that the model was trained on: its counts leave out each target's own occurrence.
+
+        Args:
+            ids: (B, T) int64.
+            targets: (B, T) int64: targets[b, t] follows ids[b, t].
+            state: as for `forward`.
+        """
+        logits, after = self(ids, state)
+        return logits, after
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """Learn from a whole split at once; only for models that are trained by counting.
@@ -375,13 +394,22 @@ def shard_like(example: Any, tensor: Tensor) -> Tensor:
 
 
 def cross_entropies(
-    logits: Tensor, targets: Tensor, label_smoothing: float, dtype: torch.dtype = torch.float32
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    dtype: torch.dtype = torch.float32,
+    soft_targets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The objective of logits (B, T, V) and targets (B, T), and the nats per token: two scalars in fp32.
 
-    The objective has label smoothing and is computed in `dtype`; the nats have neither, and no gradient.
+    The objective has label smoothing, and `soft_targets` (B, T, V) in place of targets if they are given. It is
+    computed in `dtype`. The nats have none of these, and no gradient.
     """
     flat, flat_targets = logits.to(dtype).flatten(0, 1), targets.flatten()
+    if soft_targets is not None:
+        soft = soft_targets.to(dtype).flatten(0, 1)
+        objective = F.cross_entropy(flat, soft, label_smoothing=label_smoothing).float()
+        return objective, F.cross_entropy(flat.detach().float(), flat_targets)
     if label_smoothing == 0 and dtype == torch.float32:
         objective = cross_entropy(flat, flat_targets)
         return objective, objective.detach()
