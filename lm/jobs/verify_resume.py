@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from lm.config import RunConfig, validate
 from lm.device import pick_device
 from lm.errors import ConfigError, TrainingError
 from lm.files import Arrays
+from lm.jobs.ensemble_config import member_config
 from lm.jobs.prepare import PreparedJob
-from lm.jobs.resolve import TrainRequest, resolve_new_run
+from lm.jobs.resolve import TrainRequest, resolve_new_run, training_method
 from lm.jobs.speed import measure_speed
 from lm.jobs.train import resume, train_new_run
 from lm.runs.run import load
@@ -75,14 +76,19 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
         TrainingError: a process ended in another way than planned.
     """
     started_at = time.perf_counter()
+    if job.method == "members":
+        config = member_config(job.config, 0)
+        job = replace(job, config=config, method=training_method(config))
     if job.method == "counting":
         raise ConfigError(f"--verify-resume: {job.config.model.type} models count in one pass: nothing can be resumed.")
     step_seconds = measure_speed(job.config, job.tokens, SECONDS / 8).step_seconds
     steps = max(MIN_STEPS, min(MAX_STEPS, int(SECONDS / step_seconds))) // 2 * 2
     by_time = job.config.training.minutes is not None
     length = {"minutes": steps * step_seconds / 60} if by_time else {"max_steps": steps, "evaluate_every": steps // 2}
+    teacher = None if job.teacher is None else f"{job.teacher.folder.path.resolve()}@{job.teacher.checkpoint}"
     training = job.config.training.model_copy(
         update={
+            "distill": teacher,
             "max_steps": None, "minutes": None, "epochs": None, "evaluate_every": None, "log_every": 1,
             "validation_tokens": VALIDATION_TOKENS, "patience": None, "devices": None, "shard": False, **length,
         }

@@ -14,12 +14,18 @@ A module declares the needs of its parameters (not of its submodules'), as attri
     shardable         False (default True): the parameters cannot be spread over processes
 
 Optimizers, precision and distributed training read these attributes and know no module by name.
+
+What happens inside a model is read by parts (`lm.inspection`):
+
+    model.inspectable()                                   # ("inputs", "hidden", "gates", "candidates")
+    seen = model.inspect(ids, parts=["hidden"])           # logits as forward's, and hidden states with their graph
+    grads = seen.gradients(loss, ["hidden"])              # {"hidden": (B, T, H) a layer}
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -31,7 +37,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lm.config import Options
+from lm.errors import UnsupportedPartError
 from lm.kernels.autograd import cross_entropy
+from lm.kernels.dispatch import only_torch
 from lm.models.profiled_parts import LOSS, run_part
 
 M = TypeVar("M", bound=nn.Module)
@@ -107,17 +115,101 @@ class TrainingLoss:
     """(B, T, V) without gradient; None if they were not computed."""
 
 
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The attention of one layer: B rows, T queries, L keys (all positions up to the last query)."""
+
+    scores: Tensor
+    """(B, heads, T, L): products of queries and keys, before the division by sqrt(D) and before softmax; -inf at later
+    positions."""
+    weights: Tensor
+    """(B, heads, T, L): each row sums to 1; 0 at later positions."""
+    outputs: Tensor
+    """(B, T, E): what the layer adds to the residual stream."""
+    head_size: int
+    """D: the width of a query and of a key."""
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    """One distribution of a mixture: p(token) is the sum over the parts of weight · probability."""
+
+    weight: Tensor
+    """(B, T), from 0 to 1; those of all parts sum to 1."""
+    log_probabilities: Tensor
+    """(B, T, V); -inf where the part gives a token no probability."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The parts of a model that `LanguageModel.inspect` was asked for; the others are empty.
+
+    All tensors are in the graph of `logits`. Tuples have one entry a layer, the first layer first.
+    """
+
+    logits: Tensor
+    """(B, T, V), as `forward` gives them."""
+    state: State
+    """After the last token, as `forward` gives it."""
+    inputs: Tensor | None = None
+    """(B, T, E): the embeddings, as the first layer gets them."""
+    hidden: tuple[Tensor, ...] = ()
+    """(B, T, H) each: hidden states; in a Transformer the residual stream after each block."""
+    cells: tuple[Tensor, ...] = ()
+    """(B, T, H) each: the cell states of an LSTM."""
+    gates: tuple[dict[str, Tensor], ...] = ()
+    """By name, (B, T, H) each, from 0 (closed) to 1 (open)."""
+    candidates: tuple[Tensor, ...] = ()
+    """(B, T, H) each: the outputs of tanh that become the state, or that a gate adds to it."""
+    attention: tuple[AttentionMaps, ...] = ()
+    contributions: dict[str, Tensor] = field(default_factory=dict)
+    """By name, (B, T, V) each; they sum to the logits."""
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """By name, (B, T, V) each; they sum to the log-probabilities. See `lm.models.contributions`."""
+    mixture: dict[str, MixturePart] = field(default_factory=dict)
+    """By name, the distributions that the model mixes."""
+    layer_logits: tuple[Tensor, ...] = ()
+    """(B, T, V) each: the output layer applied to `hidden`."""
+    steps: Mapping[str, Sequence[Sequence[Tensor]]] = field(default_factory=dict)
+    """By part and layer: T tensors (B, H), from which later time steps were computed.
+
+    A recurrent model has them for "hidden" and "cells": the stacked tensors of these parts have no later time step in
+    their graph.
+    """
+
+    def gradients(self, loss: Tensor, parts: Sequence[str]) -> dict[str, tuple[Tensor, ...]]:
+        """The gradients of a scalar with respect to "inputs", "hidden" and "cells": by part, (B, T, H) a layer.
+
+        They include all paths through later time steps and layers. Frees the graph.
+        """
+        nodes: dict[str, list[Sequence[Tensor]]] = {}
+        for part in parts:
+            values = getattr(self, part)
+            whole_layers = [values] if isinstance(values, Tensor) else values
+            nodes[part] = [*self.steps[part]] if part in self.steps else [(value,) for value in whole_layers]
+        flat = [node for layers in nodes.values() for layer in layers for node in layer]
+        grads = iter(torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True))
+        found = {}
+        for part, layers in nodes.items():
+            each = [[next(grads) for _ in layer] for layer in layers]
+            found[part] = tuple(torch.stack(steps, dim=1) if part in self.steps else steps[0] for steps in each)
+        return found
+
+
 class LanguageModel(nn.Module, ABC):
     """A distribution over the next token, given the tokens before it."""
 
     Options: ClassVar[type[ModelOptions]]
-    trained_by: ClassVar[Literal["gradient", "counting", "both"]] = "gradient"
-    """By steps, by `fit`, or by `fit` and then steps."""
-    kind: ClassVar[str | None] = None
-    """A label for reports; None for a neural network."""
-    batching: ClassVar[Literal["streams", "random"]] = "streams"
-    """The default of `training.batching`."""
+    trained_by: ClassVar[Literal["gradient", "counting", "both", "members"]] = "gradient"
+    """By steps, by `fit`, by `fit` and then steps, or each of its members by itself."""
 
+    kind: str | None = None
+    """A label for reports; None for a neural network."""
+    batching: Literal["streams", "random"] = "streams"
+    """The default of `training.batching`."""
+    recurrent_tensors: tuple[str, ...] = ()
+    """Tensors (B, layers, H) of the state that each step computes from their values one step before; none in a
+    Transformer."""
     notes: tuple[str, ...] = ()
     """Notes of `fit` for reports."""
     counted_tokens: int = 0
@@ -162,7 +254,13 @@ class LanguageModel(nn.Module, ABC):
         """
 
     def training_loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """The loss of a batch; overridden if the objective is more than the cross-entropy, or needs fewer logits.
 
@@ -171,10 +269,61 @@ class LanguageModel(nn.Module, ABC):
             targets: (B, T) int64: targets[b, t] follows ids[b, t].
             state: as for `forward`.
             label_smoothing: probability mass of the objective that is spread over all tokens.
+            soft_targets: (B, T, V) probabilities of the tokens, which the objective uses in place of `targets`.
         """
         logits, state = self(ids, state)
-        objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype)
+        smoothing, soft = label_smoothing, soft_targets
+        objective, nats = run_part(LOSS, cross_entropies, logits, targets, smoothing, self.loss_dtype, soft)
         return TrainingLoss(objective, nats, state, logits.detach())
+
+    def inspectable(self) -> tuple[str, ...]:
+        """The parts that `inspect` can give: names of fields of `Inspection`."""
+        return ()
+
+    def inspect(self, ids: Tensor, state: State | None = None, *, parts: Collection[str] = ()) -> Inspection:
+        """The logits and state of `forward`, and parts of the computation; on torch's operations, differentiable.
+
+        Args:
+            ids: (B, T) int64, T >= 1.
+            state: as for `forward`.
+            parts: some of `inspectable()`.
+
+        Returns:
+            With logits that differ from `forward`'s by rounding alone. Dropout is as in `forward`: call `eval()` first.
+
+        Raises:
+            UnsupportedPartError: the model lacks a part.
+        """
+        for part in parts:
+            self.require_part(part)
+        with only_torch():
+            return self._inspect(ids, state, frozenset(parts))
+
+    def require_part(self, part: str) -> None:
+        """Check that the model has a part.
+
+        Raises:
+            UnsupportedPartError: it does not.
+        """
+        *others, last = self.inspectable() or ("nothing to inspect",)
+        if part not in (*others, last):
+            has = f"{', '.join(others)} and {last}" if others else last
+            raise UnsupportedPartError(f"A model of type {self.options.type} has no {part}. It has {has}.")
+
+    def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
+        """`inspect` of parts that the model has; overridden by models that have parts."""
+        return Inspection(*self(ids, state))
+
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """As `forward`, for the text that the model was trained on: its counts leave out each target's own occurrence.
+
+        Args:
+            ids: (B, T) int64.
+            targets: (B, T) int64: targets[b, t] follows ids[b, t].
+            state: as for `forward`.
+        """
+        logits, after = self(ids, state)
+        return logits, after
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """Learn from a whole split at once; only for models that are trained by counting.
@@ -183,6 +332,13 @@ class LanguageModel(nn.Module, ABC):
             ids: (N + 1,) the start token, then the N tokens of the training split.
         """
         raise TypeError(f"{type(self).__name__} is trained by gradient")
+
+    def fitted(self) -> Any:
+        """What `fit` made, for `use_fitted` of an equal model, which shares it."""
+        return None
+
+    def use_fitted(self, fitted: Any) -> None:
+        """Take what `fit` of an equal model made, in place of a call of `fit`."""
 
     def num_parameters(self) -> int:
         """Trained numbers; shared ones count once."""
@@ -238,13 +394,22 @@ def shard_like(example: Any, tensor: Tensor) -> Tensor:
 
 
 def cross_entropies(
-    logits: Tensor, targets: Tensor, label_smoothing: float, dtype: torch.dtype = torch.float32
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    dtype: torch.dtype = torch.float32,
+    soft_targets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The objective of logits (B, T, V) and targets (B, T), and the nats per token: two scalars in fp32.
 
-    The objective has label smoothing and is computed in `dtype`; the nats have neither, and no gradient.
+    The objective has label smoothing, and `soft_targets` (B, T, V) in place of targets if they are given. It is
+    computed in `dtype`. The nats have none of these, and no gradient.
     """
     flat, flat_targets = logits.to(dtype).flatten(0, 1), targets.flatten()
+    if soft_targets is not None:
+        soft = soft_targets.to(dtype).flatten(0, 1)
+        objective = F.cross_entropy(flat, soft, label_smoothing=label_smoothing).float()
+        return objective, F.cross_entropy(flat.detach().float(), flat_targets)
     if label_smoothing == 0 and dtype == torch.float32:
         objective = cross_entropy(flat, flat_targets)
         return objective, objective.detach()

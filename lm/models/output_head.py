@@ -18,6 +18,7 @@ Sources: Grave et al. 2017 (adaptive softmax); Press and Wolf 2017 (tied weights
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
@@ -31,6 +32,7 @@ from lm.config import listed
 from lm.kernels.autograd import apply, entropies, linear, product
 from lm.kernels.dispatch import in_its_format, stays_in_fp32, usable
 from lm.models.base import ModelOptions, State, TrainingLoss, cross_entropies
+from lm.models.contributions import Contributions, head_contributions, log_terms
 from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, run_part
 
 MAX_LOGITS = 1 << 23
@@ -112,6 +114,19 @@ class OutputHead:
         """Logits (..., V) of hidden vectors (..., H) plus `added` (..., V); log-probabilities if there are tails."""
         return run_part("output", self._logits, self._project(hidden), added)
 
+    def contributions(self, hidden: Tensor, added: Mapping[str, Tensor]) -> Contributions:
+        """What each source adds to the logits of hidden vectors (B, T, H): "network", "bias", and those of `added`.
+
+        With tails the logits are log-probabilities, and these are their terms: see `lm.models.contributions`.
+        """
+        vectors, tails = self._project(hidden), self.tails
+        adaptive = None if tails is None else (tails.cutoffs, tails.weight, tails.bias)
+        return head_contributions(vectors, self.weight, self.bias, added, adaptive)
+
+    def terms(self, contributions: Mapping[str, Tensor]) -> Contributions:
+        """The terms of the log-probabilities, from a result of `contributions`."""
+        return log_terms(contributions) if self.tails is None else dict(contributions)
+
     def loss(
         self,
         hidden: Tensor,
@@ -121,6 +136,7 @@ class OutputHead:
         added: Tensor | None,
         label_smoothing: float,
         dtype: torch.dtype,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """The loss of hidden vectors (B, T, H) at targets (B, T); in chunks if all logits need too much memory.
 
@@ -129,14 +145,15 @@ class OutputHead:
             added: (B, T, V), added to the logits.
             label_smoothing: see `LanguageModel.training_loss`.
             dtype: of softmax and loss.
+            soft_targets: see `LanguageModel.training_loss`; then all logits are in memory.
         """
         large = self.tails is not None or targets.numel() * len(self.weight) > MAX_LOGITS
-        if added is None and label_smoothing == 0 and large:
+        if added is None and label_smoothing == 0 and soft_targets is None and large:
             vectors = self._project(hidden)
             objective = run_part(OUTPUT_AND_LOSS, self._mean_nats, vectors, targets, dtype)
             return TrainingLoss(objective, objective.detach(), state)
         logits = self.logits(hidden, added)
-        objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, dtype)
+        objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, dtype, soft_targets)
         return TrainingLoss(objective, nats, state, logits.detach())
 
     def _project(self, hidden: Tensor) -> Tensor:

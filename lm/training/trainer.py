@@ -30,6 +30,7 @@ from lm.torch_private import keep_freed_memory
 from lm.training import last_checkpoint
 from lm.training.async_writer import Writer
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
+from lm.training.distillation import Teacher
 from lm.training.last_checkpoint import TrainProgress
 from lm.training.metrics import MetricsInterval, bits_per_byte
 from lm.training.plan import HARM, Plan
@@ -66,12 +67,13 @@ class Trainer:
         corpus: PreparedCorpus,
         *,
         callbacks: Sequence[Callback] = (),
+        teacher: Teacher | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.folder, self.config, self.corpus = folder, config, corpus
         self.callbacks = list(callbacks)
         self._clock = clock
-        self.step = TrainStep(model, config)
+        self.step = TrainStep(model, config, teacher)
         self.model, self.device, self.world = self.step.model, self.step.device, self.step.world
         self.batches = StepBatches(corpus.splits["train"], self.step)
         self.steps_per_epoch, self.tokens_per_step = self.batches.steps_per_epoch, self.batches.tokens_per_step
