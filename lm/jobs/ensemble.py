@@ -112,7 +112,20 @@ class _Members:
         before = self.rows(number - 1) if number else []
         done = _Done.of(before)
         own = self.run(number).read_metrics()
-        return before + [{**done.add(row), "member": number + 1} for row in own]
+        return before + [self.row(number, done, row) for row in own]
+
+    def row(self, number: int, done: _Done, row: Row) -> Row:
+        """A line of a member as one of the ensemble, after what the members before it have `done`."""
+        progress, steps = self.share(number, row["progress"]), self.plan_steps(number, done, row["plan_steps"])
+        return {**done.add(row), "progress": round(progress, 6), "plan_steps": steps, "member": number + 1}
+
+    def share(self, number: int, progress: float) -> float:
+        """The progress of a member as that of all."""
+        return (number + progress) / self.size
+
+    def plan_steps(self, number: int, done: _Done, steps: int) -> int:
+        """The steps of all members, where this one and each later one has `steps`."""
+        return done.step + steps * (self.size - number)
 
     def done(self, number: int) -> _Done:
         """What the first `number` members have trained."""
@@ -163,12 +176,13 @@ class _MemberEvents(Callback):
         run, size, done = self._members.folder, self._members.size, self._done
         # The member's own lines were cut if it was resumed.
         run.write_metrics(self._members.rows(self._number))
-        self._plan_steps = done.step + start.plan_steps * (size - self._number)
-        plan = self._members.run(self._number).read_record()["plan"]
-        run.write_record({**run.read_record(), "plan": {**plan, "steps": self._plan_steps, "seconds": None}})
+        self._plan_steps = self._members.plan_steps(self._number, done, start.plan_steps)
+        plan, seconds = self._members.run(self._number).read_record()["plan"], start.plan_seconds
+        seconds = None if seconds is None else seconds * size
+        run.write_record({**run.read_record(), "plan": {**plan, "steps": self._plan_steps, "seconds": seconds}})
         shifted = replace(
             start, run=run.name, step=done.step + start.step, seconds=done.seconds + start.seconds,
-            plan_steps=self._plan_steps, plan_seconds=None, validations=start.validations * size,
+            plan_steps=self._plan_steps, plan_seconds=seconds, validations=start.validations * size,
             member=(self._number + 1, size),
         )  # fmt: skip
         for callback in self._callbacks:
@@ -176,13 +190,17 @@ class _MemberEvents(Callback):
 
     def on_step(self, tick: Tick) -> None:
         """See `Callback.on_step`."""
-        shifted = replace(tick, step=tick.step + self._done.step, seconds=tick.seconds + self._done.seconds)
+        self._plan_steps = self._members.plan_steps(self._number, self._done, tick.plan_steps)
+        shifted = replace(
+            tick, step=tick.step + self._done.step, seconds=tick.seconds + self._done.seconds,
+            progress=self._members.share(self._number, tick.progress), plan_steps=self._plan_steps,
+        )  # fmt: skip
         for callback in self._callbacks:
             callback.on_step(shifted)
 
     def on_log(self, row: Row) -> None:
         """See `Callback.on_log`."""
-        row = {**self._done.add(row), "member": self._number + 1}
+        row = self._members.row(self._number, self._done, row)
         self._members.folder.append_metrics(row)
         for callback in self._callbacks:
             callback.on_log(row)
