@@ -3,7 +3,7 @@
 torchrun --nproc-per-node 2 processes.py TEXT FOLDER CASE…
 
 leaves a run FOLDER/CASE-2 for each CASE. CASE@half makes the first steps alone, CASE@halves all in two parts, and
-CASE@end goes on with the run that is there; their runs are FOLDER/CASE-half and so on.
+CASE@end goes on with the run that is there; CASE@clock has a plan by time. Their runs are FOLDER/CASE-half and so on.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gru-dropout": {"model.dropout": 0.3, "training.gradient_accumulation": 2},
 }
 PLAN = Plan(8, 4)
+BY_TIME = Plan(8, 4, seconds=1.5, measured_step_seconds=0.2, validations=4)
 STOP = 3
 
 
@@ -86,10 +87,12 @@ def open_trainer(text: Path, path: Path, case: str, *, resumes: bool = False) ->
     return trainer
 
 
-def train(text: Path, path: Path, case: str, *, stop_after: int | None = None, resumes: bool = False) -> None:
+def train(
+    text: Path, path: Path, case: str, *, plan: Plan = PLAN, stop_after: int | None = None, resumes: bool = False
+) -> None:
     """All of a case's steps, or those up to one, or those after it."""
     trainer = open_trainer(text, path, case, resumes=resumes)
-    trainer.train(PLAN, stop_after=stop_after)
+    trainer.train(plan, stop_after=stop_after)
     sums = [float(whole(weight.detach()).double().sum()) for weight in trainer.step.mixed.trained]
     assert all(other == sums for other in trainer.world.all_gather(sums)), "processes ended with different weights"
 
@@ -101,7 +104,9 @@ def main() -> None:
         for named in cases:
             case, _, part = named.partition("@")
             path = Path(folder) / (f"{case}-{part}" if part else f"{case}-{world.size}")
-            if part != "end":
+            if part == "clock":
+                train(Path(text), path, case, plan=BY_TIME)
+            elif part != "end":
                 train(Path(text), path, case, stop_after=STOP if part else None)
                 world.barrier()
             if part in ("end", "halves"):

@@ -44,7 +44,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for case in processes.CASES:
         processes.train(text, folder / f"{case}-1", case)
     processes.train(text, folder / "gru-end", "gru", stop_after=processes.STOP)
-    parts = ("gru@half", "gru@end", "gru-dropout@halves", "lstm-shard@halves", "transformer-shard@half")
+    parts = ("gru@half", "gru@end", "gru@clock", "gru-dropout@halves", "lstm-shard@halves", "transformer-shard@half")
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", processes.__file__]
     with job(folder, *command, str(text), str(folder), *processes.CASES, *parts, text=False) as started:
         code = started.wait(TIMEOUT_SECONDS)
@@ -100,6 +100,16 @@ def test_the_files_of_two_processes_are_those_of_one(both: Path, case: str) -> N
     assert one_best[1]["step"] == two_best[1]["step"]
     for name, array in one_best[0].items():
         np.testing.assert_allclose(array, two_best[0][name], atol=5e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_clock_of_the_first(both: Path) -> None:
+    # That both end with the same weights is checked in the processes.
+    run = RunFolder(both / "gru-clock")
+    progress, rows = run.read_state()["train_state"], run.read_metrics()
+    assert progress["stop_reason"] == "finished" and len(progress["segments"]) > 1
+    assert progress["step"] > 8 and rows[-1]["progress"] == 1
+    assert progress["learning_rate_share"] == pytest.approx(0.02)
 
 
 @pytest.mark.slow
