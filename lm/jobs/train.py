@@ -19,6 +19,7 @@ from lm.config import RunConfig, TrainingConfig, runs_folder
 from lm.corpora import Corpus, Progress
 from lm.device import enough_memory
 from lm.errors import ConfigError
+from lm.jobs.autoconfig import Family, TokenKind
 from lm.jobs.counting import train_by_counting
 from lm.jobs.measure import fix_plan, measure_times, reserve_run
 from lm.jobs.new_run import check_new_run, run_of_this_job
@@ -48,6 +49,9 @@ def train(
     epochs: float | None = None,
     max_steps: int | None = None,
     preset: str | None = None,
+    family: Family | None = None,
+    tokens: TokenKind | None = None,
+    neural: bool = False,
     overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
     runs_dir: Path | str | None = None,
@@ -62,10 +66,13 @@ def train(
 
     Args:
         corpus: what `CorpusConfig.source` may be, or an opened corpus.
-        config: all options, from `lm.config.compose`; None: the preset that suits the text and the length.
+        config: all options, from `lm.config.compose`; None: the default model, which suits the text,
+            the length and the machine.
         minutes, epochs, max_steps: length of the plan; default: the config's, else 5 minutes. The one that ends first
             counts.
         preset: start from this preset instead of a config.
+        family, tokens: of the default model; None: a GRU, and the tokens that suit the text.
+        neural: a default model without counts.
         overrides: other options over config or preset, "section.field" → value, as in `lm.config.compose`.
         name: of the run; None: made from corpus and model.
         runs_dir: folder of the runs; default: INKLING_RUNS, else checkpoints.
@@ -90,8 +97,8 @@ def train(
     changes = {f"training.{field}": value for field, value in length.items() if value is not None}
     request = TrainRequest(
         corpus=corpus if isinstance(corpus, Corpus) else str(corpus), config=config, preset=preset,
-        overrides={**changes, **(overrides or {})}, init=init, name=name, runs_dir=runs_folder(runs_dir),
-        overwrite=overwrite, stop_after=stop_after, data_dir=data_dir, callbacks=callbacks, progress=progress,
+        family=family, tokens=tokens, neural=neural, overrides={**changes, **(overrides or {})}, init=init,
+        name=name, runs_dir=runs_folder(runs_dir), overwrite=overwrite, stop_after=stop_after, data_dir=data_dir, callbacks=callbacks, progress=progress,
     )  # fmt: skip
     return train_new_run(resolve_new_run(request))
 
