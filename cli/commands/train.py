@@ -122,8 +122,8 @@ def command(
         request = TrainRequest(
             corpus=corpus, preset=flags.preset, family=flags.family, tokens=flags.tokens, neural=flags.neural,
             file=flags.file, overrides=flags.overrides, init=_initial_run(init, flags, runs_dir), name=name,
-            runs_dir=runs_dir, overwrite=overwrite, stop_after=stop_after, data_dir=data_dir, callbacks=[view], progress=progress,
-            on_prepared=functools.partial(_print_choices, explain=explain),
+            runs_dir=runs_dir, overwrite=overwrite, stop_after=stop_after, data_dir=data_dir,
+            callbacks=[view], progress=progress, on_prepared=functools.partial(_print_choices, explain=explain),
         )  # fmt: skip
         if dry_run:
             _dry_run(request, as_json, explain=explain)

@@ -39,7 +39,7 @@ WIDTH_EXPONENT = 0.39
 """Width grows with this power of the work."""
 MIN_WIDTH, MAX_WIDTH = 64, 768
 WIDTH_STEP = 32
-SUBWORD_BYTES = 2_000_000
+SUBWORD_BYTES = 2_500_000
 """Training text from which n-gram counts over subwords predict better than over characters."""
 CHARACTERS_PER_SUBWORD = 2.2
 CHARACTERS_PER_WORD = 5.5
@@ -204,12 +204,12 @@ def max_epochs(length: float) -> float:
 
     A plan by time that has more of them gets a wider network first, and ends early with the widest one.
     """
-    return min(60.0, max(15.0, 25.0 * (length / 50_000) ** 0.15))
+    return min(60.0, max(15.0, 25.0 * math.pow(length / 50_000, 0.15)))
 
 
 def max_width(length: float) -> float:
     """The widest network that a text of `length` tokens can train without overfitting in `max_epochs`."""
-    return min(float(MAX_WIDTH), max(float(MIN_WIDTH), 128.0 * (length / 10_000) ** 0.3))
+    return min(float(MAX_WIDTH), max(float(MIN_WIDTH), 128.0 * math.pow(length / 10_000, 0.3)))
 
 
 def _recurrent_price(width: float, vocabulary: int) -> float:
@@ -232,7 +232,7 @@ def _width(
     """
 
     def by_work(work: float) -> float:
-        return REFERENCE_WIDTH * (work / REFERENCE_WORK) ** WIDTH_EXPONENT
+        return REFERENCE_WIDTH * math.pow(work / REFERENCE_WORK, WIDTH_EXPONENT)
 
     def rounded(width: float) -> int:
         return int(min(MAX_WIDTH, max(MIN_WIDTH, WIDTH_STEP * round(width / WIDTH_STEP))))
@@ -252,11 +252,12 @@ def _width(
         width = rounded(wide)
         tokens = work / price(width, vocabulary)
         return width, work, min(tokens, min(limits, default=math.inf))
-    width = float(REFERENCE_WIDTH)
+    wide = float(REFERENCE_WIDTH)
     for _ in range(30):
-        width = 0.5 * width + 0.5 * by_work(limit * price(width, vocabulary))
-        width = min(max_width(length), max(float(MIN_WIDTH), width))
-    return rounded(width), limit * price(rounded(width), vocabulary), limit
+        wide = 0.5 * wide + 0.5 * by_work(limit * price(wide, vocabulary))
+        wide = min(max_width(length), max(float(MIN_WIDTH), wide))
+    width = rounded(wide)
+    return width, limit * price(width, vocabulary), limit
 
 
 def _pieces(facts: Facts) -> int:
@@ -328,8 +329,8 @@ def _transformer(
     layers = max(2, min(8, round(width / 40)))
     dropout, table_dropout, decay = _regularisation(width, length, epochs)
     model: dict[str, Any] = {
-        "type": "transformer", "context_length": 64 if kind == "word" else 128, "hidden_size": width, "num_layers": layers,
-        "num_heads": width // 32, "dropout": round(dropout / 2, 2),
+        "type": "transformer", "context_length": 64 if kind == "word" else 128, "hidden_size": width,
+        "num_layers": layers, "num_heads": width // 32, "dropout": round(dropout / 2, 2),
         **_tables(kind, vocabulary, round(max(0.2, table_dropout - 0.1), 2)),
     }  # fmt: skip
     training: dict[str, Any] = {

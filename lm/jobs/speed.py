@@ -77,4 +77,4 @@ def reference_speed(config: TrainingConfig, seconds: float = REFERENCE_SECONDS) 
                 step.run([batch], 1e-3)
                 times.append(time.perf_counter() - before)
     # The median, because another program may use the processor for a moment.
-    return ids[0].size / statistics.median(times[WARM_UP_STEPS:])
+    return float(ids[0].size / statistics.median(times[WARM_UP_STEPS:]))

@@ -98,7 +98,8 @@ def train(
     request = TrainRequest(
         corpus=corpus if isinstance(corpus, Corpus) else str(corpus), config=config, preset=preset,
         family=family, tokens=tokens, neural=neural, overrides={**changes, **(overrides or {})}, init=init,
-        name=name, runs_dir=runs_folder(runs_dir), overwrite=overwrite, stop_after=stop_after, data_dir=data_dir, callbacks=callbacks, progress=progress,
+        name=name, runs_dir=runs_folder(runs_dir), overwrite=overwrite, stop_after=stop_after,
+        data_dir=data_dir, callbacks=callbacks, progress=progress,
     )  # fmt: skip
     return train_new_run(resolve_new_run(request))
 
