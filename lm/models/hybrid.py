@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lm.models.base import LanguageModel, State, TrainingLoss, cross_entropies, declare
+from lm.models.base import Inspection, LanguageModel, MixturePart, State, TrainingLoss, cross_entropies, declare
+from lm.models.contributions import NETWORK, count_terms, mixture_terms, total
 from lm.models.ngram import HISTORY, CountingOptions, NGram, NGramOptions
 from lm.models.profiled_parts import LOSS, run_part
 from lm.models.recurrent import Recurrent, RecurrentOptions
@@ -72,6 +73,13 @@ class Hybrid(LanguageModel):
         """See `LanguageModel.training_loss`; the counts leave out the targets' own occurrences."""
         return self.network.training_loss(ids, targets, state, label_smoothing=label_smoothing)
 
+    def inspectable(self) -> tuple[str, ...]:
+        """See `LanguageModel.inspectable`."""
+        return self.network.inspectable()
+
+    def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
+        return self.network._inspect(ids, state, parts)
+
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """See `LanguageModel.fit`; makes the counts and does not change the network."""
         self.network.ngram.fit(ids)
@@ -105,7 +113,11 @@ class _GatedNetwork(Recurrent):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`; the logits are log-probabilities."""
-        outputs, added, after = self._hidden(ids, state)
+        return super().forward(ids, state)
+
+    def _predict(
+        self, ids: Tensor, state: State | None, outputs: Tensor, added: Tensor | None, after: State
+    ) -> tuple[Tensor, State]:
         logits = self._head().logits(self.output_dropout(outputs), added)
         logs, history = self.ngram.log_probabilities(ids, state)
         return self._mix(outputs, logits, logs), _with_history(after, history)
@@ -134,10 +146,34 @@ class _GatedNetwork(Recurrent):
             logits: (B, T, V) of the network.
             logs: (B, T, V) log-probabilities of the counts.
         """
-        entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)
-        gate = self.gate(torch.cat([outputs, entropy.to(outputs.dtype)], dim=-1)).float()
+        gate = self._gate(outputs, logs)
         network = logits.float().log_softmax(dim=-1)
         return torch.logaddexp(network + F.logsigmoid(-gate), logs + F.logsigmoid(gate))
+
+    def _gate(self, outputs: Tensor, logs: Tensor) -> Tensor:
+        """The log-odds (B, T, 1) of the counts' weight; arguments as `_mix`."""
+        entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)
+        gate: Tensor = self.gate(torch.cat([outputs, entropy.to(outputs.dtype)], dim=-1)).float()
+        return gate
+
+    def inspectable(self) -> tuple[str, ...]:
+        """See `LanguageModel.inspectable`."""
+        return *super().inspectable(), "mixture"
+
+    def _sums(self, ids: Tensor, state: State | None, outputs: Tensor) -> dict[str, dict[str, Any]]:
+        """The parts of both, weighted with the share that each has of a token's probability; and "mixture"."""
+        network = super()._sums(ids, state, outputs)
+        logs, _ = self.ngram.log_probabilities(ids, state)
+        gate = self._gate(outputs, logs)[..., 0]
+        counts = self.ngram.mixture(ids, state)
+        mixture = {
+            NETWORK: MixturePart(torch.sigmoid(-gate), total(network["terms"])),
+            "counts": MixturePart(torch.sigmoid(gate), logs),
+        }
+        terms = mixture_terms(
+            mixture, {NETWORK: network["terms"], "counts": mixture_terms(counts, count_terms(counts))}
+        )
+        return {"contributions": terms, "terms": terms, "mixture": mixture}
 
 
 def _with_history(state: State, history: Tensor) -> State:
