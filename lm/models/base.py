@@ -309,6 +309,13 @@ class LanguageModel(nn.Module, ABC):
         """
         raise TypeError(f"{type(self).__name__} is trained by gradient")
 
+    def fitted(self) -> Any:
+        """What `fit` made, for `use_fitted` of an equal model, which shares it."""
+        return None
+
+    def use_fitted(self, fitted: Any) -> None:
+        """Take what `fit` of an equal model made, in place of a call of `fit`."""
+
     def num_parameters(self) -> int:
         """Trained numbers; shared ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -5,9 +5,10 @@
 The network trains as it would alone, and only the gate trains on p. So the counts do not keep the network from learning
 what they already predict, and the mixture is better than either part.
 
-The counts (`lm.models.ngram`) are made from the training split before the first step. In training they leave out each
-target's own occurrence, because with it they would predict almost every token of the training split. Evaluation and
-sampling use all counts. The state is the network's, and the last order - 1 tokens.
+The counts (`lm.models.ngram`) are made from the training split before the first step, also of a resumed run. In
+training they leave out each target's own occurrence, because with it they would predict almost every token of the
+training split. Evaluation, sampling and the saved file use the compact counts. The state is the network's, and the last
+order - 1 tokens.
 
 Reports label the scores, because they are not those of a neural network alone.
 """
@@ -83,6 +84,15 @@ class Hybrid(LanguageModel):
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """See `LanguageModel.fit`; makes the counts and does not change the network."""
         self.network.ngram.fit(ids)
+        self.notes = self.network.ngram.notes
+
+    def fitted(self) -> Any:
+        """See `LanguageModel.fitted`."""
+        return self.network.ngram.fitted()
+
+    def use_fitted(self, fitted: Any) -> None:
+        """See `LanguageModel.use_fitted`."""
+        self.network.ngram.use_fitted(fitted)
         self.notes = self.network.ngram.notes
 
     def num_counts(self) -> int:
