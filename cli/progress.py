@@ -58,13 +58,20 @@ class TrainingView(Callback):
             self._print(f"{run}: {start.model}, {sizes} of {corpus}, in one pass over {start.tokens_per_step:,} tokens")
             return
         begins = f"resumes at step {start.step:,}" if start.step else "starts"
+        models, each = 1, ""
+        if start.member is not None:
+            number, models = start.member
+            each = f", {models} models one after another"
+            begins = begins if not self._row else f"model {number} of {models}"
         self._print(f"{run} {begins}: {start.model}, {sizes}, on {corpus}")
-        epochs = start.plan_steps / start.steps_per_epoch
+        epochs = start.plan_steps / start.steps_per_epoch / models
         memory = "" if start.memory_bytes is None else f", up to {decimal(start.memory_bytes)}"
-        self._print(
-            f"Plan: {start.plan_steps:,} steps of {start.tokens_per_step:,} tokens ({epochs:.1f} epochs), "
-            f"{start.device}, {start.precision}{memory}"
-        )
+        # The later members of an ensemble have the plan of the first.
+        if not each or not self._row:
+            self._print(
+                f"Plan: {start.plan_steps:,} steps of {start.tokens_per_step:,} tokens ({epochs:.1f} epochs{each}), "
+                f"{start.device}, {start.precision}{memory}"
+            )
         if start.validation_tokens is not None and start.step == 0:
             self._print(
                 f"Validation: {start.validations} times on the first {start.validation_tokens:,} of "

@@ -148,6 +148,15 @@ class TrainingConfig(Options):
         None, ge=1, description="Stop after this many validations in a row without a better loss."
     )
 
+    # -- several models ---------------------------------------------------------------------------
+    ensemble: int | None = Field(
+        None,
+        ge=2,
+        le=64,
+        description="Train this many models one after another, with the seeds seed, seed + 1, …, and average their "
+        "probabilities: one run of model.type=ensemble. Minutes are shared by them; steps and epochs are of each.",
+    )
+
     # -- batches ----------------------------------------------------------------------------------
     batch_size: int = Field(64, ge=1, description="Rows in a batch, in all processes together.")
     bptt: int | None = Field(

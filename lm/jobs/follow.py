@@ -13,6 +13,7 @@ from typing import Any
 
 from lm.config import RunConfig, validate
 from lm.errors import LMError
+from lm.jobs.ensemble_config import unwrapped
 from lm.runs.run_folder import METRICS, RunFolder
 from lm.training.callbacks import Callback, End, Row, Start, Tick
 from lm.training.plan import Plan, bptt_of
@@ -89,7 +90,7 @@ class Follower:
         """Call `on_start`; `row` is any line of the run, `since` the last one before the start."""
         record, environment = self.folder.read_record(), self._state().get("environment", {})
         level, plan = environment.get("amp", "O0"), Plan.from_json(record["plan"])
-        config = validate(RunConfig, record["config"], where="config.json: config")
+        config = unwrapped(validate(RunConfig, record["config"], where="config.json: config"))
         training = config.training
         start = Start(
             run=self.folder.name, model=config.model.type, parameters=record["parameters"],
@@ -117,6 +118,9 @@ class Follower:
         if not self._rows:
             return None
         steps, last = self.folder.read_record()["plan"]["steps"], self._rows[-1]
+        if last.get("member") is not None:
+            # A member of an ensemble ended; the last line of a finished ensemble is of no member.
+            return None
         if not self.folder.has_last():
             return End("finished", last["step"], steps, last["seconds"], last.get("valid_loss"), last["step"])
         state = self._state().get("train_state", {})

@@ -14,6 +14,7 @@ from lm.corpora import Corpus, PreparedCorpus, load_prepared_or_prepare, open_co
 from lm.corpora import prepare as encode
 from lm.errors import ConfigError, CorpusError
 from lm.jobs.autoconfig import Choice, choose, read_facts, with_length
+from lm.jobs.ensemble_config import as_ensemble, with_shared_minutes
 from lm.jobs.resolve import Method, ResolvedRequest, ResumeRequest, TrainRequest, training_method
 from lm.jobs.speed import reference_speed
 from lm.runs.run import Run, load
@@ -105,7 +106,9 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
     config, choice = resolved.config, None
     if resolved.over_default is not None:
         with distributed.single_process():
-            facts = with_length(read_facts(text), config.training, lambda: reference_speed(config.training))
+            facts = with_length(
+                read_facts(text), with_shared_minutes(config).training, lambda: reference_speed(config.training)
+            )
         choice = choose(facts, resolved.wishes)
         config = resolved.over_default(choice.sections)
     prepared = encode_once(request.init.tokenizer if request.init else config.tokenizer)
@@ -119,6 +122,8 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
     config = config.model_copy(update=sections)
     if method != "counting":
         config = _with_batches_that_fit(config, prepared)
+    if config.training.ensemble is not None:
+        config, method = as_ensemble(config), "members"
     return PreparedJob(config=config, corpus=prepared, method=method, init=request.init, choice=choice)
 
 

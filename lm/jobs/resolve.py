@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from lm.corpora import Corpus, Progress
 from lm.device import pick_device
 from lm.errors import ConfigError
 from lm.jobs.autoconfig import Family, Sections, TokenKind, Wishes, composed
+from lm.jobs.ensemble_config import check_ensemble, unwrapped
 from lm.jobs.new_run import check_new_run
 from lm.registry import MODELS
 from lm.runs.run import Run
@@ -120,6 +121,8 @@ def resolve(request: TrainRequest) -> ResolvedRequest:
         resolved = ResolvedRequest(request, over(request.preset))
     else:
         resolved = ResolvedRequest(request, composed(over, wishes), over, wishes)
+    resolved = replace(resolved, config=unwrapped(resolved.config))
+    check_ensemble(resolved.config, request.init)
     training = resolved.config.training
     choose_format(training, pick_device(training.device))
     return resolved
@@ -177,8 +180,8 @@ def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> Ru
     return config
 
 
-Method = Literal["gradient", "counting", "both"]
-"""How a model is trained: in steps, by counting, or in steps after counting."""
+Method = Literal["gradient", "counting", "both", "members"]
+"""How a model is trained: in steps, by counting, in steps after counting, or each of its members by itself."""
 
 
 def training_method(config: RunConfig) -> Method:

@@ -21,6 +21,7 @@ from lm.device import enough_memory
 from lm.errors import ConfigError
 from lm.jobs.autoconfig import Family, TokenKind
 from lm.jobs.counting import train_by_counting
+from lm.jobs.ensemble import train_members
 from lm.jobs.measure import fix_plan, measure_times, reserve_run
 from lm.jobs.new_run import check_new_run, run_of_this_job
 from lm.jobs.prepare import PreparedJob, open_text, prepare_job, share_job
@@ -32,7 +33,7 @@ from lm.runs.record import run_record
 from lm.runs.run import Run
 from lm.runs.run_folder import EVENTS, RunFolder
 from lm.training import distributed
-from lm.training.callbacks import Callback
+from lm.training.callbacks import Callback, End
 from lm.training.distributed import World
 from lm.training.plan import Plan
 from lm.training.tensorboard import TensorBoard
@@ -52,6 +53,7 @@ def train(
     family: Family | None = None,
     tokens: TokenKind | None = None,
     neural: bool = False,
+    ensemble: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
     runs_dir: Path | str | None = None,
@@ -73,6 +75,7 @@ def train(
         preset: start from this preset instead of a config.
         family, tokens: of the default model; None: a GRU, and the tokens that suit the text.
         neural: a default model without counts.
+        ensemble: train this many models with different seeds and average their probabilities.
         overrides: other options over config or preset, "section.field" → value, as in `lm.config.compose`.
         name: of the run; None: made from corpus and model.
         runs_dir: folder of the runs; default: INKLING_RUNS, else checkpoints.
@@ -93,8 +96,8 @@ def train(
     Raises:
         LMError: an error the user can correct; nothing was overwritten.
     """
-    length = {"minutes": minutes, "epochs": epochs, "max_steps": max_steps}
-    changes = {f"training.{field}": value for field, value in length.items() if value is not None}
+    given = {"minutes": minutes, "epochs": epochs, "max_steps": max_steps, "ensemble": ensemble}
+    changes = {f"training.{field}": value for field, value in given.items() if value is not None}
     request = TrainRequest(
         corpus=corpus if isinstance(corpus, Corpus) else str(corpus), config=config, preset=preset,
         family=family, tokens=tokens, neural=neural, overrides={**changes, **(overrides or {})}, init=init,
@@ -204,16 +207,23 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
         return run, not job.has_report
     if job.method == "counting":
         return train_by_counting(job, folder, callbacks), True
-    trainer, plan = _new_trainer(job, folder) if job.resume is None else _resumed_trainer(job, folder)
-    trainer.callbacks = [TensorBoard(folder.path / EVENTS), *callbacks] if world.is_rank0 else []
-    end = trainer.train(plan, stop_after=request.stop_after)
-    device = str(trainer.device)
+    if job.method == "members":
+        return train_members(job, folder, request, _train_steps), True
+    end = _train_steps(job, folder, [TensorBoard(folder.path / EVENTS), *callbacks], request.stop_after)
+    device = str(world.pick_device(job.config.training.device))
     run = Run(folder, device=device)
     # An interrupted run is saved, and `lm eval` can measure it later.
     if world.is_rank0 and end.reason != "interrupted":
         run = report_run(folder, device, callbacks)
     world.barrier()
     return run, True
+
+
+def _train_steps(job: PreparedJob, folder: RunFolder, callbacks: Sequence[Callback], stop_after: int | None) -> End:
+    """Train a new or a resumed run to the end of its plan, or to step `stop_after`, without a report."""
+    trainer, plan = _new_trainer(job, folder) if job.resume is None else _resumed_trainer(job, folder)
+    trainer.callbacks = list(callbacks) if distributed.current().is_rank0 else []
+    return trainer.train(plan, stop_after=stop_after)
 
 
 def _new_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan]:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from lm.config import RunConfig, validate
 from lm.device import pick_device
 from lm.errors import ConfigError, TrainingError
 from lm.files import Arrays
+from lm.jobs.ensemble_config import member_config
 from lm.jobs.prepare import PreparedJob
-from lm.jobs.resolve import TrainRequest
+from lm.jobs.resolve import TrainRequest, training_method
 from lm.jobs.speed import measure_speed
 from lm.jobs.train import resume, train
 from lm.runs.run import load
@@ -72,6 +73,9 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
         TrainingError: a process ended in another way than planned.
     """
     started_at = time.perf_counter()
+    if job.method == "members":
+        config = member_config(job.config, 0)
+        job = replace(job, config=config, method=training_method(config))
     if job.method == "counting":
         raise ConfigError(f"--verify-resume: {job.config.model.type} models count in one pass: nothing can be resumed.")
     step_seconds = measure_speed(job.config, job.tokens, SECONDS / 8).step_seconds

@@ -198,13 +198,13 @@ class LanguageModel(nn.Module, ABC):
     """A distribution over the next token, given the tokens before it."""
 
     Options: ClassVar[type[ModelOptions]]
-    trained_by: ClassVar[Literal["gradient", "counting", "both"]] = "gradient"
-    """By steps, by `fit`, or by `fit` and then steps."""
-    kind: ClassVar[str | None] = None
-    """A label for reports; None for a neural network."""
-    batching: ClassVar[Literal["streams", "random"]] = "streams"
-    """The default of `training.batching`."""
+    trained_by: ClassVar[Literal["gradient", "counting", "both", "members"]] = "gradient"
+    """By steps, by `fit`, by `fit` and then steps, or each of its members by itself."""
 
+    kind: str | None = None
+    """A label for reports; None for a neural network."""
+    batching: Literal["streams", "random"] = "streams"
+    """The default of `training.batching`."""
     notes: tuple[str, ...] = ()
     """Notes of `fit` for reports."""
     counted_tokens: int = 0

@@ -41,6 +41,9 @@ class Start:
     """Tokens that each validation scores; None: all."""
     valid_tokens: int = 0
     """Tokens of the validation split."""
+    member: tuple[int, int] | None = None
+    """The member of an ensemble that is trained, from 1, and the number of members. Steps and seconds are those of all
+    members together."""
 
 
 @dataclass(frozen=True)

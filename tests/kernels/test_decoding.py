@@ -60,6 +60,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "table_orders": (2, 3),
     },
     "hybrid, unigrams": {"type": "hybrid", "hidden_size": 48, "order": 1},
+    "ensemble": {"type": "ensemble", "size": 3, "member": {"type": "gru", "hidden_size": 37, "embedding_size": 5}},
+    "ensemble of transformers": {
+        "type": "ensemble",
+        "member": {"type": "transformer", "hidden_size": 32, "num_heads": 2, "context_length": 9},
+    },
 }
 LARGE = {"type": "transformer", "hidden_size": 384, "num_layers": 6, "num_heads": 6, "context_length": 256}
 IDS = np.random.default_rng(0).integers(V, size=150).tolist()
