@@ -251,9 +251,7 @@ def _cleaned(path: Path, text: Text) -> str:
 def _files(root: Path, text: Text) -> Iterator[Path]:
     """The files that match, in the order of their paths as bytes; no links, which would repeat a file."""
     names = {
-        path.relative_to(root).as_posix(): path
-        for path in root.rglob("*")
-        if path.is_file() and not path.is_symlink()
+        path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file() and not path.is_symlink()
     }
     for name in sorted(names, key=str.encode):
         wanted = any(fnmatch.fnmatchcase(name, pattern) for pattern in text.files)

@@ -20,14 +20,13 @@ from cli.options import (
     named,
     path_option,
 )
-
 from lm.errors import ConfigError, CorpusError
 
 if TYPE_CHECKING:
+    from lm.inspection.gradients import Gradients
     from rich.console import Console
 
     from lm.inspection.attention import Attention
-    from lm.inspection.gradients import Gradients
     from lm.inspection.neurons import Neurons, UnitValues
     from lm.inspection.why import Why
     from lm.runs.run import Run
@@ -112,10 +111,11 @@ def gradients(
         raise ConfigError("--set is for the models of --preset: a run has its own options.")
     if untrained and presets and not runs:
         raise ConfigError("--untrained is for runs: the models of --preset are untrained.")
+    from lm.inspection.gradients import gradients as measure
+
     from cli.output import console, print_json, say
     from lm.config import parse_assignments
     from lm.inspection import subject
-    from lm.inspection.gradients import gradients as measure
     from lm.runs.run import load
 
     names: list[str | None] = [*dict.fromkeys(runs or [])] or ([] if presets else [None])
@@ -207,7 +207,7 @@ def attention(
     run: RunName = None,
     text: TextFile = None,
     layer: Annotated[int | None, typer.Option(help="Only this layer, counted from 0.", show_default=False)] = None,
-    head: Annotated[int | None, typer.Option(help="Draw only this head, counted from 0.", show_default=False)] = None,
+    head: Annotated[int | None, typer.Option(help="Only this head, counted from 0.", show_default=False)] = None,
     span: Annotated[
         str | None,
         typer.Option(
@@ -242,11 +242,11 @@ def attention(
     loaded = load(run, runs_dir=runs_dir)
     loaded.model.require_part("attention")
     name, content = _content(loaded, text, text_column, encoding, data_dir, ATTENTION_TOKENS)
-    view = measure(loaded, content, layer=layer, span=tokens, name=name)
+    view = measure(loaded, content, layer=layer, head=head, span=tokens, name=name)
     if out is not None:
         from lm.inspection.drawing import attention as drawing
 
-        write_view(out, f"Attention of {view.run}", lambda: drawing.figure(view, head=head))
+        write_view(out, f"Attention of {view.run}", lambda: drawing.figure(view))
         say(f"Wrote {out}.")
     if as_json:
         print_json(view.to_json())
@@ -262,14 +262,11 @@ def _span(span: str) -> tuple[int, int]:
 
 
 def _print_attention(screen: Console, view: Attention) -> None:
-    from rich.markup import escape
 
     from cli.output import wide_table
 
-    screen.print(
-        f"[bold]{escape(view.run)}[/bold]: attention in {view.tokens:,} tokens of {escape(view.text)}\n"
-        f"read in windows of {view.window:,} tokens\n"
-    )
+    tokens = f"{view.tokens:,} tokens of {view.text}, read {view.window:,} at a time"
+    _print_title(screen, view.run, "where its heads look", tokens)
     names = "head", "distance", "first\ntoken", "entropy", "gradient", "entropy,\nunscaled", "gradient,\nunscaled"
     table = wide_table("layer", *names)
     for row in view.heads:
@@ -340,10 +337,8 @@ def _print_why(screen: Console, view: Why) -> None:
     from cli.output import wide_table
 
     count = len(view.pieces)
-    screen.print(
-        f"[bold]{escape(view.run)}[/bold] on {count:,} tokens of {escape(view.text)}: loss {view.loss:.4f} nats per "
-        "token\n"
-    )
+    facts = f"{count:,} tokens of {view.text}, loss {view.loss:.4f} nats per token"
+    _print_title(screen, view.run, "where its predictions come from", facts)
     table = wide_table("source", "nats per token")
     table.add_row("no source: log(1/V)", f"{view.baseline.mean():+.3f}")
     for source, mean in view.totals.items():
@@ -438,14 +433,13 @@ def neurons(
 
 
 def _print_neurons(screen: Console, view: Neurons) -> None:
-    from rich.markup import escape
 
     from cli.output import wide_table
     from lm.inspection.drawing.neurons import measure_symbol, scores_of, share_text
     from lm.inspection.neurons import LEAST_AUC, LEAST_CORRELATION, PERCENTILE, SHIFTS
 
-    what = f"What unit {view.shown[0].name} tracks" if view.chosen else "What single units track"
-    screen.print(f"[bold]{escape(view.run)}[/bold]: {what} in {view.tokens:,} tokens of {escape(view.text)}\n")
+    what = f"what unit {view.shown[0].name} tracks" if view.chosen else "what single units track"
+    _print_title(screen, view.run, what, f"{view.tokens:,} tokens of {view.text}")
     table = wide_table("feature", "share", "unit", "score", "chance", "accuracy", "sign", "", left=["sign", ""])
     for ranking in view.rankings:
         first = ranking.feature, share_text(ranking)
@@ -558,6 +552,13 @@ def _content(
     except CorpusError as error:
         raise type(error)(f"{error} Or give another text: --text FILE") from None
     return f"the validation text ({run.record['corpus']['name']})", run.tokenizer.decode(split.ids[1 : tokens + 1])
+
+
+def _print_title(screen: Console, run: str, what: str, facts: str) -> None:
+    from rich.markup import escape
+
+    screen.print(f"[bold]{escape(run)}[/bold]: {what}", soft_wrap=True)
+    screen.print(f"{escape(facts)}\n", soft_wrap=True)
 
 
 def _print_paragraph(screen: Console, sentences: str) -> None:

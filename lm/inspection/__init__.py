@@ -13,6 +13,9 @@ dataclass; `lm.inspection.drawing` draws them. In Python the room is `lm.inspect
 The functions have the names of their files, so import the other names with `from lm.inspection.FILE import NAME`.
 """
 
+from lm.inspection.attention import attention
+from lm.inspection.gradients import gradients
 from lm.inspection.neurons import neurons
+from lm.inspection.why import why
 
-__all__ = ["neurons"]
+__all__ = ["attention", "gradients", "neurons", "why"]

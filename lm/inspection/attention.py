@@ -2,7 +2,7 @@
 
     found = attention(run, text)
     found.maps[layer, head]              # (T, T) weights between the tokens `found.pieces`
-    found.heads[0].distance              # mean number of tokens that the first head looks back
+    found.heads[0].distance              # mean distance from a query to its keys, in tokens
 
 Statistics are means over all queries of the text that have a token before them. The text is cut into windows of the
 model's context length, which the model reads one by one, as in training. Layers and heads are counted from 0.
@@ -107,7 +107,13 @@ class Attention:
 
 
 def attention(
-    run: Run, text: str, *, layer: int | None = None, span: tuple[int, int] | None = None, name: str = "text"
+    run: Run,
+    text: str,
+    *,
+    layer: int | None = None,
+    head: int | None = None,
+    span: tuple[int, int] | None = None,
+    name: str = "text",
 ) -> Attention:
     """Where the heads of a run look along a text.
 
@@ -115,12 +121,13 @@ def attention(
         run: from `lm.load`.
         text: at least `MIN_TOKENS` tokens.
         layer: only this layer, counted from 0; None: all.
+        head: only this head of each layer, counted from 0; None: all.
         span: first token and end of the maps, counted from 0; the model reads it alone. None: the start of the text.
         name: of the text.
 
     Raises:
         UnsupportedPartError: the model has no attention.
-        ConfigError: it has no such layer, or the span is not in the text or longer than the model's window.
+        ConfigError: it has no such layer or head, or the span is not in the text or longer than the model's window.
         CorpusError: the text is too short.
     """
     model = run.model
@@ -131,7 +138,8 @@ def attention(
         raise CorpusError(f"{name} has {tokens} token, too few for attention: give at least {MIN_TOKENS} tokens.")
     with torch.inference_mode(), enough_memory(TO_USE):
         first = _maps(model, ids[None, :1])
-        layers = _layers(layer, len(first), run.name)
+        layers = _chosen("layer", layer, len(first), run.name)
+        heads = _chosen("head", head, first[0].weights.shape[1], run.name)
         count, head_size = len(first) * first[0].weights.shape[1], first[0].head_size
         context = model.context_length or len(ids)
         window = min(context, len(ids), max(MIN_TOKENS, math.isqrt(MAX_WEIGHTS // count)))
@@ -152,15 +160,15 @@ def attention(
         head_size=head_size,
         layers=layers,
         heads=tuple(
-            HeadStatistics(number, head, *values)
+            HeadStatistics(number, each, *rows[each])
             for number, rows in zip(layers, means, strict=True)
-            for head, values in enumerate(rows)
+            for each in heads
         ),
         even_entropy=float(np.log(depth + 1).mean()),
         even_distance=float(depth.mean() / 2),
         first_token=begin,
         pieces=tuple([START, *pieces[1:]] if begin < 0 else pieces),
-        maps=np.stack([shown[number].weights[0].float().cpu().numpy() for number in layers]),
+        maps=np.stack([shown[number].weights[0, list(heads)].float().cpu().numpy() for number in layers]),
         notes=tuple(notes),
     )
 
@@ -179,13 +187,15 @@ def _maps(model: LanguageModel, ids: npt.NDArray[np.int64]) -> tuple[AttentionMa
     return model.inspect(torch.from_numpy(ids).to(device), parts=(PART,)).attention
 
 
-def _layers(layer: int | None, count: int, run: str) -> tuple[int, ...]:
-    if layer is None:
+def _chosen(what: str, number: int | None, count: int, run: str) -> tuple[int, ...]:
+    """The numbers of the chosen layers or heads."""
+    if number is None:
         return tuple(range(count))
-    if not 0 <= layer < count:
-        has = "1 layer, number 0" if count == 1 else f"{count} layers, 0 to {count - 1}"
-        raise ConfigError(f"layer {layer}: {run} has {has}.")
-    return (layer,)
+    if not 0 <= number < count:
+        each = " a layer" if what == "head" else ""
+        has = f"1 {what}{each}, number 0" if count == 1 else f"{count} {what}s{each}, 0 to {count - 1}"
+        raise ConfigError(f"{what} {number}: {run} has {has}.")
+    return (number,)
 
 
 def _span(span: tuple[int, int] | None, tokens: int, window: int) -> tuple[int, int]:

@@ -126,11 +126,16 @@ class Choice:
         return rows
 
 
+def token_kind(tokenizer: str) -> TokenKind:
+    """The kind of tokens of a type of tokenizer: bytes count as characters."""
+    return tokenizer if tokenizer in get_args(TokenKind) else "char"
+
+
 def read_facts(corpus: Corpus) -> Facts:
     """Length and characters of the training text, of at most `MAX_CHARACTERS` of them."""
     if corpus.tokens is not None:
         tokenizer = shards_tokenizer(corpus.tokens)
-        kind = tokenizer.type if tokenizer.type in get_args(TokenKind) else "char"
+        kind = token_kind(tokenizer.type)
         split = read_shards(corpus.tokens, tokenizer)["train"]
         counts = split.counts
         return Facts(counts.characters, counts.bytes, tokenizer.vocab_size, counts.tokens, kind)

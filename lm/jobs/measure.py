@@ -15,9 +15,13 @@ from lm.jobs.speed import Timings, measure_speed
 from lm.models.base import LanguageModel
 from lm.profiling.memory_estimate import refuse_what_cannot_fit
 from lm.training import distributed
+from lm.training.distillation import Teacher
 from lm.training.distributed import World
 from lm.training.plan import Plan, fixed_plan, timed_plan
 from lm.training.trainer import Trainer
+
+MEASURE_SECONDS, MEASURE_SHARE = 1.0, 0.02
+"""Time to measure the speed before a plan by time, and the most as a share of the plan: the plan corrects it."""
 
 
 def reserve_run(job: PreparedJob, request: TrainRequest, world: World, locks: contextlib.ExitStack) -> PreparedJob:
@@ -44,12 +48,15 @@ def reserve_run(job: PreparedJob, request: TrainRequest, world: World, locks: co
     return replace(job, path=folder.path, overwrite=request.overwrite, memory_bytes=memory)
 
 
-def measure_times(job: PreparedJob, make_model: Callable[[], LanguageModel]) -> Timings | None:
+def measure_times(
+    job: PreparedJob, make_model: Callable[[], LanguageModel], teacher: Teacher | None = None
+) -> Timings | None:
     """Measured times for a plan by time, in all processes; None for a plan in steps or epochs."""
     minutes = job.config.training.minutes
     if minutes is None:
         return None
-    return measure_speed(job.config, job.tokens, min(4.0, minutes * 60 * 0.05), make_model())
+    seconds = min(MEASURE_SECONDS, minutes * 60 * MEASURE_SHARE)
+    return measure_speed(job.config, job.tokens, seconds, make_model(), teacher)
 
 
 def fix_plan(job: PreparedJob, trainer: Trainer, timings: Timings | None) -> Plan:

@@ -14,7 +14,7 @@ from lm.runs.run_folder import CONFIG, RunFolder, list_runs
 from lm.training import distributed
 
 END_REASONS = ("finished", "out_of_time", "no_progress")
-"""Reasons to stop that end a job. A run that is out of time can be resumed, because its plan has steps left."""
+"""Reasons to stop that end a job. An older run that is out of time can be resumed: its plan has steps left."""
 
 
 def check_new_run(name: str | None, runs_dir: Path, *, overwrite: bool = False) -> None:

@@ -13,7 +13,8 @@ from lm.config import CorpusConfig, RunConfig, Section, merge
 from lm.corpora import Corpus, PreparedCorpus, load_prepared_or_prepare, open_corpus
 from lm.corpora import prepare as encode
 from lm.errors import ConfigError, CorpusError
-from lm.jobs.autoconfig import Choice, choose, read_facts, with_length
+from lm.jobs.autoconfig import Choice, choose, read_facts, token_kind, with_length
+from lm.jobs.distill import check_teacher
 from lm.jobs.ensemble_config import as_ensemble, with_shared_minutes
 from lm.jobs.resolve import Method, ResolvedRequest, ResumeRequest, TrainRequest, training_method
 from lm.jobs.speed import reference_speed
@@ -47,6 +48,8 @@ class PreparedJob:
     init: Run | None = None
     choice: Choice | None = None
     """How the options of the default model came about."""
+    teacher: Run | None = None
+    """The run of `training.distill`."""
     path: Path | None = None
     """The run folder; None: nothing is to be trained."""
     overwrite: bool = False
@@ -109,7 +112,13 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
             facts = with_length(
                 read_facts(text), with_shared_minutes(config).training, lambda: reference_speed(config.training)
             )
-        choice = choose(facts, resolved.wishes)
+        wishes, teacher = resolved.wishes, resolved.teacher
+        if teacher is not None:
+            wishes = replace(wishes, tokens=token_kind(teacher.config.tokenizer.type))
+        choice = choose(facts, wishes)
+        if teacher is not None:
+            # A student has its teacher's tokens.
+            choice.sections["tokenizer"] = teacher.config.tokenizer.model_dump(mode="json")
         config = resolved.over_default(choice.sections)
     prepared = encode_once(request.init.tokenizer if request.init else config.tokenizer)
     sections: dict[str, Any] = {"corpus": config.corpus.model_copy(update={"source": text.source})}
@@ -124,7 +133,9 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
         config = _with_batches_that_fit(config, prepared)
     if config.training.ensemble is not None:
         config, method = as_ensemble(config), "members"
-    return PreparedJob(config=config, corpus=prepared, method=method, init=request.init, choice=choice)
+    if (teacher := resolved.teacher) is not None:
+        check_teacher(teacher, prepared)
+    return PreparedJob(config=config, corpus=prepared, method=method, init=request.init, teacher=teacher, choice=choice)
 
 
 def prepare_run(run: Run, request: TrainRequest) -> PreparedJob:
@@ -203,16 +214,16 @@ def share_job(world: World, request: TrainRequest | ResumeRequest, make: Callabl
     """
     own: list[PreparedJob] = []
 
-    def decide() -> tuple[PreparedJob, PreparedCorpusRef | None, str | None]:
+    def decide() -> tuple[PreparedJob, PreparedCorpusRef | None, list[str | None]]:
         own.append(job := make())
         ref = None if job.corpus is None else PreparedCorpusRef.of(job.corpus)
-        init = f"{job.init.folder.path}@{job.init.checkpoint}" if job.init else None
-        return replace(job, corpus=None, init=None), ref, init
+        runs = [f"{run.folder.path}@{run.checkpoint}" if run else None for run in (job.init, job.teacher)]
+        return replace(job, corpus=None, init=None, teacher=None), ref, runs
 
-    job, ref, init_name = world.broadcast_from_rank0(decide)
+    job, ref, names = world.broadcast_from_rank0(decide)
     if ref is None:
         return job
-    init = own[0].init if own else load(init_name) if init_name else None
+    init, teacher = (own[0].init, own[0].teacher) if own else (load(name) if name else None for name in names)
 
     def tokens() -> PreparedCorpus:
         if own:
@@ -224,4 +235,4 @@ def share_job(world: World, request: TrainRequest | ResumeRequest, make: Callabl
             return ref.load(folder.read_tokenizer(), job.config.corpus, request.data_dir)
         return ref.load(init.tokenizer if init else job.config.tokenizer, job.config.corpus, request.data_dir)
 
-    return replace(job, corpus=world.local_rank0_first(tokens), init=init)
+    return replace(job, corpus=world.local_rank0_first(tokens), init=init, teacher=teacher)

@@ -11,13 +11,15 @@ from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, compose, given_
 from lm.corpora import Corpus, Progress
 from lm.device import pick_device
 from lm.errors import ConfigError
-from lm.jobs.autoconfig import Family, Sections, TokenKind, Wishes, composed
+from lm.jobs.autoconfig import Family, Sections, TokenKind, Wishes, composed, token_kind
+from lm.jobs.distill import find_teacher
 from lm.jobs.ensemble_config import check_ensemble, unwrapped
 from lm.jobs.new_run import check_new_run
 from lm.registry import MODELS
 from lm.runs.run import Run
 from lm.training import distributed
 from lm.training.callbacks import Callback
+from lm.training.plan import Plan
 from lm.training.precision import choose_format
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class TrainRequest:
     overwrite: bool = False
     stop_after: int | None = None
     """Stop at this step of the plan."""
+    plan: Plan | None = None
+    """A recorded plan to repeat; None: that of the options."""
     data_dir: Path | None = None
     callbacks: Sequence[Callback] = ()
     progress: Progress | None = None
@@ -93,6 +97,8 @@ class ResolvedRequest:
     """The configuration over the sections of the default model; None: `config` is final."""
     wishes: Wishes = Wishes()
     """For the default model."""
+    teacher: Run | None = None
+    """The run of `training.distill`."""
 
 
 def resolve(request: TrainRequest) -> ResolvedRequest:
@@ -121,8 +127,9 @@ def resolve(request: TrainRequest) -> ResolvedRequest:
         resolved = ResolvedRequest(request, over(request.preset))
     else:
         resolved = ResolvedRequest(request, composed(over, wishes), over, wishes)
-    resolved = replace(resolved, config=unwrapped(resolved.config))
-    check_ensemble(resolved.config, request.init)
+    config = unwrapped(resolved.config)
+    check_ensemble(config, request.init)
+    resolved = replace(resolved, config=config, teacher=find_teacher(config, request.runs_dir))
     training = resolved.config.training
     choose_format(training, pick_device(training.device))
     return resolved
@@ -148,9 +155,7 @@ def _wishes(request: TrainRequest) -> Wishes:
     model, tokenizer = given["model"].get("type"), given["tokenizer"].get("type")
     cell = given["model"].get("cell", "gru") if model == "hybrid" else model
     family = request.family or (cell if cell in get_args(Family) else None)
-    tokens = request.tokens or (
-        "char" if tokenizer == "byte" else tokenizer if tokenizer in get_args(TokenKind) else None
-    )
+    tokens = request.tokens or (None if tokenizer is None else token_kind(tokenizer))
     return Wishes(family, tokens, request.neural or model in ("rnn", "gru", "lstm"))
 
 
@@ -173,8 +178,8 @@ def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> Ru
         ConfigError: an override changes the tokenizer.
     """
     base = run.config.model_copy(update={"corpus": corpus})
-    length = {f"training.{field}": None for field in ("max_steps", "epochs", "minutes", "evaluate_every")}
-    config = merge(base, {**length, **overrides})
+    own = "max_steps", "epochs", "minutes", "evaluate_every", "distill"
+    config = merge(base, {**{f"training.{field}": None for field in own}, **overrides})
     if config.tokenizer != base.tokenizer:
         raise ConfigError(f"--init {run.name} keeps that run's tokenizer: leave tokenizer options out.")
     return config

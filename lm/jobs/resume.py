@@ -9,6 +9,7 @@ from typing import Any
 from lm.config import RunConfig, merge
 from lm.corpora import PreparedCorpus
 from lm.errors import ConfigError, CorruptRunError, RunError
+from lm.jobs.distill import recorded_teacher
 from lm.jobs.ensemble_config import check_ensemble, unwrapped
 from lm.jobs.new_run import END_REASONS
 from lm.jobs.prepare import PreparedJob, ResumePoint
@@ -64,11 +65,11 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         if request.max_steps < max(step, 1):
             raise ConfigError(f"--max-steps {request.max_steps}: run {folder.name!r} is at step {step} already.")
         if request.max_steps > step or stopped not in END_REASONS:
-            plan = replace(plan, steps=request.max_steps, seconds=None)
+            plan = _in_steps(plan, request.max_steps)
             resets_patience, stopped = stopped == "no_progress", None
     if stopped == "out_of_time" and not request.is_restart:
-        plan, stopped = replace(plan, seconds=None), None
-    if step >= plan.steps or stopped in END_REASONS:
+        plan, stopped = _in_steps(plan, plan.steps), None
+    if (plan.seconds is None and step >= plan.steps) or stopped in END_REASONS:
         return PreparedJob(config=config, corpus=None, path=folder.path, has_report="valid" in run.reports())
     if request.stop_after is not None and request.stop_after <= step:
         if request.is_restart:
@@ -84,6 +85,7 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
         method=method,
         init=init,
+        teacher=recorded_teacher(run),
         path=folder.path,
         resume=ResumePoint(plan, has_state, resets_patience),
     )
@@ -114,3 +116,8 @@ def reopen_ensemble(run: Run, config: RunConfig, corpus: PreparedCorpus | None, 
         path=folder.path,
         resume=ResumePoint(Plan.from_json(record["plan"])),
     )
+
+
+def _in_steps(plan: Plan, steps: int) -> Plan:
+    """The same plan with this number of steps, whatever time they take."""
+    return replace(plan, steps=steps, seconds=None, validations=None, max_steps=None, segments=None)

@@ -21,6 +21,7 @@ from lm.device import enough_memory
 from lm.errors import ConfigError
 from lm.jobs.autoconfig import Family, TokenKind
 from lm.jobs.counting import train_by_counting
+from lm.jobs.distill import make_teacher, teacher_record
 from lm.jobs.ensemble import train_members
 from lm.jobs.measure import fix_plan, measure_times, reserve_run
 from lm.jobs.new_run import check_new_run, run_of_this_job
@@ -54,6 +55,7 @@ def train(
     tokens: TokenKind | None = None,
     neural: bool = False,
     ensemble: int | None = None,
+    distill: str | Run | None = None,
     overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
     runs_dir: Path | str | None = None,
@@ -76,6 +78,7 @@ def train(
         family, tokens: of the default model; None: a GRU, and the tokens that suit the text.
         neural: a default model without counts.
         ensemble: train this many models with different seeds and average their probabilities.
+        distill: the run, or its name as in `lm.load`, whose probabilities the model learns as well.
         overrides: other options over config or preset, "section.field" → value, as in `lm.config.compose`.
         name: of the run; None: made from corpus and model.
         runs_dir: folder of the runs; default: INKLING_RUNS, else checkpoints.
@@ -96,7 +99,10 @@ def train(
     Raises:
         LMError: an error the user can correct; nothing was overwritten.
     """
-    given = {"minutes": minutes, "epochs": epochs, "max_steps": max_steps, "ensemble": ensemble}
+    teacher = f"{distill.folder.path}@{distill.checkpoint}" if isinstance(distill, Run) else distill
+    given = {
+        "minutes": minutes, "epochs": epochs, "max_steps": max_steps, "ensemble": ensemble, "distill": teacher
+    }  # fmt: skip
     changes = {f"training.{field}": value for field, value in given.items() if value is not None}
     request = TrainRequest(
         corpus=corpus if isinstance(corpus, Corpus) else str(corpus), config=config, preset=preset,
@@ -209,7 +215,8 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
         return train_by_counting(job, folder, callbacks), True
     if job.method == "members":
         return train_members(job, folder, request, _train_steps), True
-    end = _train_steps(job, folder, [TensorBoard(folder.path / EVENTS), *callbacks], request.stop_after)
+    recorded = request.plan if isinstance(request, TrainRequest) else None
+    end = _train_steps(job, folder, [TensorBoard(folder.path / EVENTS), *callbacks], request.stop_after, recorded)
     device = str(world.pick_device(job.config.training.device))
     run = Run(folder, device=device)
     # An interrupted run is saved, and `lm eval` can measure it later.
@@ -219,20 +226,38 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
     return run, True
 
 
-def _train_steps(job: PreparedJob, folder: RunFolder, callbacks: Sequence[Callback], stop_after: int | None) -> End:
-    """Train a new or a resumed run to the end of its plan, or to step `stop_after`, without a report."""
-    trainer, plan = _new_trainer(job, folder) if job.resume is None else _resumed_trainer(job, folder)
+def _train_steps(
+    job: PreparedJob,
+    folder: RunFolder,
+    callbacks: Sequence[Callback],
+    stop_after: int | None,
+    recorded: Plan | None = None,
+) -> End:
+    """Train a new or a resumed run to the end of its plan, or to step `stop_after`, without a report.
+
+    Args:
+        job: the job.
+        folder: of the run.
+        callbacks: receive the events, in the first process.
+        stop_after: a step of the plan.
+        recorded: the plan of another run, which a new run follows; None: a plan of its own.
+    """
+    trainer, plan = _new_trainer(job, folder, recorded) if job.resume is None else _resumed_trainer(job, folder)
     trainer.callbacks = list(callbacks) if distributed.current().is_rank0 else []
     return trainer.train(plan, stop_after=stop_after)
 
 
-def _new_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan]:
-    """The trainer of a new run at step 0, and its plan; the run folder is created."""
-    make_model = _model_factory(job)
-    timings = measure_times(job, make_model)
-    trainer = Trainer(folder, job.config.training, make_model(), job.tokens)
-    plan = fix_plan(job, trainer, timings)
+def _new_trainer(job: PreparedJob, folder: RunFolder, recorded: Plan | None) -> tuple[Trainer, Plan]:
+    """The trainer of a new run at step 0, and its plan: `recorded` or a new one; the run folder is created."""
+    make_model, teacher = _model_factory(job), make_teacher(job)
+    timings = None if recorded is not None else measure_times(job, make_model, teacher)
+    if teacher is not None:
+        teacher.state = None
+    trainer = Trainer(folder, job.config.training, make_model(), job.tokens, teacher=teacher)
+    plan = recorded or fix_plan(job, trainer, timings)
     record = {**run_record(job.config, job.tokens, trainer.model, job.init), "plan": plan.to_json()}
+    if job.teacher is not None:
+        record["teacher"] = teacher_record(job.teacher)
     if (name := distributed.job_name()) is not None:
         record["job"] = name
     folder.create(record, job.tokens.tokenizer, overwrite=job.overwrite)
@@ -243,7 +268,7 @@ def _resumed_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan
     """The trainer of a run at its saved step, and its plan; changes of options are recorded."""
     assert job.resume is not None
     plan = job.resume.plan
-    trainer = Trainer(folder, job.config.training, _model_factory(job)(), job.tokens)
+    trainer = Trainer(folder, job.config.training, _model_factory(job)(), job.tokens, teacher=make_teacher(job))
     if job.resume.has_state:
         trainer.load()
     record = folder.read_record()

@@ -15,7 +15,7 @@ Source: Hansen and Salamon 1990, "Neural network ensembles"; of language models:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -74,10 +74,25 @@ class Ensemble(LanguageModel):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`; the logits are log-probabilities, in fp32."""
+        return self._mean(state, lambda member, own: member(ids, own))
+
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """See `LanguageModel.held_out_logits`."""
+        return self._mean(state, lambda member, own: member.held_out_logits(ids, targets, own))
+
+    def _mean(
+        self, state: State | None, logits_of: Callable[[LanguageModel, State | None], tuple[Tensor, State]]
+    ) -> tuple[Tensor, State]:
+        """The logarithm of the mean of the members' probabilities, and the state.
+
+        Args:
+            state: of the ensemble.
+            logits_of: gives the logits of a member with its state, and its next state.
+        """
         total: Tensor | None = None
         after: dict[int, State] = {}
         for number, member in enumerate(self._each()):
-            logits, after[number] = member(ids, None if state is None else _part(state, number))
+            logits, after[number] = logits_of(member, None if state is None else _part(state, number))
             logs = logits.float().log_softmax(dim=-1)
             total = logs if total is None else torch.logaddexp(total, logs)
         assert total is not None

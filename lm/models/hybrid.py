@@ -63,16 +63,29 @@ class Hybrid(LanguageModel):
         network = RecurrentOptions(type=options.cell, **shared)
         counts = NGramOptions(order=options.order, max_tokens=options.max_tokens)
         self.network = _GatedNetwork(network, vocab_size, NGram(counts, vocab_size))
+        self.recurrent_tensors = self.network.recurrent_tensors
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
         return self.network.forward(ids, state)
 
     def training_loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`; the counts leave out the targets' own occurrences."""
-        return self.network.training_loss(ids, targets, state, label_smoothing=label_smoothing)
+        return self.network.training_loss(
+            ids, targets, state, label_smoothing=label_smoothing, soft_targets=soft_targets
+        )
+
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """See `LanguageModel.held_out_logits`."""
+        return self.network.held_out_logits(ids, targets, state)
 
     def inspectable(self) -> tuple[str, ...]:
         """See `LanguageModel.inspectable`."""
@@ -125,21 +138,38 @@ class _GatedNetwork(Recurrent):
         """See `LanguageModel.forward`; the logits are log-probabilities."""
         return super().forward(ids, state)
 
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """See `LanguageModel.held_out_logits`."""
+        return self._predict(ids, state, *self._hidden(ids, state), targets)
+
     def _predict(
-        self, ids: Tensor, state: State | None, outputs: Tensor, added: Tensor | None, after: State
+        self,
+        ids: Tensor,
+        state: State | None,
+        outputs: Tensor,
+        added: Tensor | None,
+        after: State,
+        targets: Tensor | None = None,
     ) -> tuple[Tensor, State]:
+        """As in `Recurrent`; with `targets`, the counts leave out their occurrences."""
         logits = self._head().logits(self.output_dropout(outputs), added)
-        logs, history = self.ngram.log_probabilities(ids, state)
+        logs, history = self.ngram.log_probabilities(ids, state, targets)
         return self._mix(outputs, logits, logs), _with_history(after, history)
 
     def training_loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`: the network's own objective, and for the gate the mixture's nats."""
         outputs, added, after = self._hidden(ids, state)
         dropped = self.output_dropout(outputs)
         logits = self._head().logits(dropped, added)
-        own, _ = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype)
+        own, _ = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype, soft_targets)
         logs, history = self.ngram.log_probabilities(ids, state, targets)
         # Even without the target's occurrence, counts predict the text that they were made from better than a new one.
         # A network that trained on the mixture would rely on them too much.

@@ -75,6 +75,11 @@ class NGram(LanguageModel):
         logs, history = self.log_probabilities(ids, state)
         return logs, State({HISTORY: history})
 
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """See `LanguageModel.held_out_logits`."""
+        logs, history = self.log_probabilities(ids, state, targets)
+        return logs, State({HISTORY: history})
+
     def log_probabilities(
         self, ids: Tensor, state: State | None = None, targets: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

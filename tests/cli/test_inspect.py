@@ -69,7 +69,7 @@ def test_units_are_ranked_for_each_feature_on_held_out_text(lm: Lm, inspected: P
     done = lm("inspect", "neurons", "gru-char", "--text", str(play))
     assert done.code == 0, done.err
     assert max(map(len, done.out.splitlines())) <= 80
-    assert "gru-char: What single units track in" in done.out and "of play.txt" in done.out
+    assert done.out.startswith("gru-char: what single units track\n") and " tokens of play.txt\n" in done.out
     assert re.search(r"^position in line +mean [\d.]+ +0\.\d+ +r 0\.\d\d ", done.out, re.MULTILINE)
     assert re.search(r"^inside brackets +[\d.]+% +0\.\d+ +AUC 0\.\d\d ", done.out, re.MULTILINE)
     assert "Chance: the 99th percentile" in done.out and "\x1b" not in done.out
@@ -151,7 +151,7 @@ def test_an_output_that_cannot_be_is_a_sentence_before_the_work(lm: Lm, inspecte
 @pytest.mark.parametrize(("arguments", "sentence"), [
     ("attention gru-char", "A model of type gru has no attention. It has inputs, hidden, gates,"),
     ("attention transformer-char --layer 5", "layer 5: transformer-char has 2 layers, 0 to 1."),
-    ("attention transformer-char --head 4", "transformer-char has 2 heads, 0 to 1."),
+    ("attention transformer-char --head 4", "head 4: transformer-char has 2 heads a layer, 0 to 1."),
     ("attention transformer-char --span 3", "--span '3': give FIRST:END, counted from 0, such as 0:40."),
     ("neurons ngram-char", "A model of type ngram has no hidden. It has contributions"),
     ("neurons gru-char --unit 3.1", "unit 3.1: gru-char has 1 layer, number 0."),

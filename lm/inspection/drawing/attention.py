@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 INCHES_PER_TOKEN, LEAST_PANEL, MOST_WIDTH = 0.1, 2.2, 22.0
 """Of a map: a token's label has 7 points."""
+SINGLE_PANEL = 6.0
+"""Of the map of one head alone."""
+LEAST_BARS = 6
+"""Heads for which there is room, so that the bars of one head are not wide."""
 SCALED, UNSCALED = "#0072b2", "#d55e00"
 """Blue and vermilion of Okabe and Ito's palette, for colour-blind readers."""
 
@@ -23,12 +27,14 @@ def figure(view: Attention) -> Figure:
     from matplotlib.figure import Figure
 
     layers, heads, tokens, _ = view.maps.shape
-    panel = min(max(LEAST_PANEL, tokens * INCHES_PER_TOKEN), MOST_WIDTH / heads)
+    least = SINGLE_PANEL if layers * heads == 1 else LEAST_PANEL
+    panel = min(max(least, tokens * INCHES_PER_TOKEN), MOST_WIDTH / heads)
     width = max(9.0, panel * heads + 1.6)
     drawn = Figure(figsize=(width, (panel + 0.35) * layers + 4.6), layout="constrained")
     title = f"{view.run}: attention along {view.text}"
     drawn.suptitle(title, fontsize=13)
-    maps, below = drawn.subfigures(2, 1, height_ratios=[(panel + 0.35) * layers + 0.6, 3.6])
+    halves: Any = drawn.subfigures(2, 1, height_ratios=[(panel + 0.35) * layers + 0.6, 3.6])
+    maps, below = halves
     panels = maps.subplots(layers, heads, squeeze=False)
     image: Any = None
     for row in range(layers):
@@ -58,7 +64,8 @@ def _map(axes: Any, view: Attention, row: int, column: int, panel: float) -> Any
     points = 72 * panel / tokens
     every = max(1, math.ceil(5.0 / points))
     places = range(0, tokens, every)
-    names = [view.pieces[place] for place in places]
+    # The sign of a space in `pieces` would touch the label below it.
+    names = [view.pieces[place].replace("▁", "␣") for place in places]
     size = min(8.0, points * every * 0.95)
     is_left, is_low = column == 0, row == view.maps.shape[0] - 1
     axes.set_yticks(places if is_left else [], names if is_left else [], fontsize=size)
@@ -84,6 +91,7 @@ def _scaling(below: Any, view: Attention) -> None:
         crowded = len(places) > 24
         names = [f"{head.layer}.{head.head}" for head in view.heads]
         axes.set_xticks(places, names, fontsize=6 if crowded else 8, rotation=90 if crowded else 0)
+        axes.set_xlim(-0.7, max(len(places), LEAST_BARS) - 0.3)
         axes.spines[["top", "right"]].set_visible(False)
     entropy.axhline(view.even_entropy, color="#5d6670", linewidth=1, linestyle=":")
     entropy.annotate(
