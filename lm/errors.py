@@ -2,6 +2,7 @@
 
     LMError
     ├── ConfigError            an option is unknown, out of bounds or contradicts another
+    │   └── UnsupportedPartError a model lacks the part to inspect
     ├── CorpusError            text is missing, empty, too short, badly encoded or lacks a split or column
     │   └── DownloadError      a named corpus could not be fetched whole
     ├── TokenizerError         a tokenizer cannot be trained, read or used
@@ -34,6 +35,10 @@ class LMError(Exception):
 
 class ConfigError(LMError):
     """An option is unknown, out of bounds or contradicts another."""
+
+
+class UnsupportedPartError(ConfigError):
+    """A model lacks the part to inspect."""
 
 
 class CorpusError(LMError):

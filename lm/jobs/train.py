@@ -260,19 +260,14 @@ def _resumed_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan
 def _model_factory(job: PreparedJob) -> Callable[[], LanguageModel]:
     """A function that makes an equal model at each call: with fresh weights, or with those of the initial run.
 
-    A model that counts as well counts the training text once. One that continues from a saved state loads its counts.
+    A model that counts as well counts the training text once, also when the job continues from a saved state: that has
+    only what evaluation needs of the counts.
     """
-    counted: dict[str, Any] = {}
-    notes: tuple[str, ...] = ()
-    counts_first = job.method == "both" and not (job.resume and job.resume.has_state)
+    fitted: Any = None
 
     def make() -> LanguageModel:
-        nonlocal notes
+        nonlocal fitted
         model = build_model(job.config.model, job.tokens.tokenizer.vocab_size, seed=job.config.training.seed)
-        if counted:
-            model.load_arrays(counted)
-            model.notes = notes
-            return model
         if job.init is not None:
             arrays, _ = job.init.folder.read_weights(job.init.checkpoint)
             try:
@@ -281,10 +276,12 @@ def _model_factory(job: PreparedJob) -> Callable[[], LanguageModel]:
                 raise ConfigError(
                     f"--init {job.init.name}: {error}; leave options that change the model's shape out."
                 ) from None
-        if counts_first:
-            model.fit(np.asarray(job.tokens.splits["train"].ids))
-            counted.update(model.arrays())
-            notes = model.notes
+        if job.method == "both":
+            if fitted is None:
+                model.fit(np.asarray(job.tokens.splits["train"].ids))
+                fitted = model.fitted()
+            else:
+                model.use_fitted(fitted)
         return model
 
     return make

@@ -5,10 +5,12 @@ The native kernels compute in fp32 on the CPU. Every other operation runs on tor
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +31,18 @@ MIN_STEPS, MIN_ROWS = 8, 64
 
 isa: str | None = None
 """The instruction set: "avx512", "avx2" or "plain"; None: the best one of this CPU."""
+
+_only_torch: ContextVar[bool] = ContextVar("only_torch", default=False)
+
+
+@contextlib.contextmanager
+def only_torch() -> Iterator[None]:
+    """Inside, all operations of this thread run on torch."""
+    token = _only_torch.set(True)
+    try:
+        yield
+    finally:
+        _only_torch.reset(token)
 
 
 def usable(kind: str, inputs: Tensor) -> bool:
@@ -56,6 +70,8 @@ def usable_for_all(kind: str, tensors: Sequence[Tensor]) -> bool:
 
 
 def _installed() -> bool:
+    if _only_torch.get():
+        return False
     if native() is None:
         _warn_of_missing_kernels()
         return False

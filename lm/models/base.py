@@ -14,12 +14,18 @@ A module declares the needs of its parameters (not of its submodules'), as attri
     shardable         False (default True): the parameters cannot be spread over processes
 
 Optimizers, precision and distributed training read these attributes and know no module by name.
+
+What happens inside a model is read by parts (`lm.inspection`):
+
+    model.inspectable()                                   # ("inputs", "hidden", "gates", "candidates")
+    seen = model.inspect(ids, parts=["hidden"])           # logits as forward's, and hidden states with their graph
+    (grads,) = seen.gradients(loss, "hidden")             # of one layer: (B, T, H)
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -31,7 +37,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lm.config import Options
+from lm.errors import UnsupportedPartError
 from lm.kernels.autograd import cross_entropy
+from lm.kernels.dispatch import only_torch
 from lm.models.profiled_parts import LOSS, run_part
 
 M = TypeVar("M", bound=nn.Module)
@@ -105,6 +113,85 @@ class TrainingLoss:
     state: State
     logits: Tensor | None = None
     """(B, T, V) without gradient; None if they were not computed."""
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The attention of one layer: B rows, T queries, L keys (all positions up to the last query)."""
+
+    scores: Tensor
+    """(B, heads, T, L): products of queries and keys, before the division by sqrt(D) and before softmax; -inf at later
+    positions."""
+    weights: Tensor
+    """(B, heads, T, L): each row sums to 1; 0 at later positions."""
+    outputs: Tensor
+    """(B, T, E): what the layer adds to the residual stream."""
+    head_size: int
+    """D: the width of a query and of a key."""
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    """One distribution of a mixture: p(token) is the sum over the parts of weight · probability."""
+
+    weight: Tensor
+    """(B, T), from 0 to 1; those of all parts sum to 1."""
+    log_probabilities: Tensor
+    """(B, T, V); -inf where the part gives a token no probability."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The parts of a model that `LanguageModel.inspect` was asked for; the others are empty.
+
+    All tensors are in the graph of `logits`. Tuples have one entry a layer, the first layer first.
+    """
+
+    logits: Tensor
+    """(B, T, V), as `forward` gives them."""
+    state: State
+    """After the last token, as `forward` gives it."""
+    inputs: Tensor | None = None
+    """(B, T, E): the embeddings, as the first layer gets them."""
+    hidden: tuple[Tensor, ...] = ()
+    """(B, T, H) each: hidden states; in a Transformer the residual stream after each block."""
+    cells: tuple[Tensor, ...] = ()
+    """(B, T, H) each: the cell states of an LSTM."""
+    gates: tuple[dict[str, Tensor], ...] = ()
+    """By name, (B, T, H) each, from 0 (closed) to 1 (open)."""
+    candidates: tuple[Tensor, ...] = ()
+    """(B, T, H) each: the outputs of tanh that become the state, or that a gate adds to it."""
+    attention: tuple[AttentionMaps, ...] = ()
+    contributions: dict[str, Tensor] = field(default_factory=dict)
+    """By name, (B, T, V) each; they sum to the logits."""
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """By name, (B, T, V) each; they sum to the log-probabilities. See `lm.models.contributions`."""
+    mixture: dict[str, MixturePart] = field(default_factory=dict)
+    """By name, the distributions that the model mixes."""
+    layer_logits: tuple[Tensor, ...] = ()
+    """(B, T, V) each: the output layer applied to `hidden`."""
+    steps: Mapping[str, Sequence[Sequence[Tensor]]] = field(default_factory=dict)
+    """By part and layer: T tensors (B, H), from which later time steps were computed.
+
+    A recurrent model has them for "hidden" and "cells": the stacked tensors of these parts have no later time step in
+    their graph.
+    """
+
+    def gradients(self, loss: Tensor, part: str) -> tuple[Tensor, ...]:
+        """The gradient of a scalar with respect to "inputs", "hidden" or "cells", one tensor (B, T, H) a layer.
+
+        It includes all paths through later time steps and layers. The graph is kept for further calls.
+        """
+        layers: list[Sequence[Tensor]]
+        if part in self.steps:
+            layers = [*self.steps[part]]
+        else:
+            values = getattr(self, part)
+            layers = [(value,) for value in ((values,) if isinstance(values, Tensor) else values)]
+        nodes = [node for layer in layers for node in layer]
+        grads = iter(torch.autograd.grad(loss, nodes, retain_graph=True, allow_unused=True, materialize_grads=True))
+        stacked = [[next(grads) for _ in layer] for layer in layers]
+        return tuple(torch.stack(each, dim=1) if part in self.steps else each[0] for each in stacked)
 
 
 class LanguageModel(nn.Module, ABC):
@@ -195,6 +282,44 @@ class LanguageModel(nn.Module, ABC):
         logits, after = self(ids, state)
         return logits, after
 
+    def inspectable(self) -> tuple[str, ...]:
+        """The parts that `inspect` can give: names of fields of `Inspection`."""
+        return ()
+
+    def inspect(self, ids: Tensor, state: State | None = None, *, parts: Collection[str] = ()) -> Inspection:
+        """The logits and state of `forward`, and parts of the computation; on torch's operations, differentiable.
+
+        Args:
+            ids: (B, T) int64, T >= 1.
+            state: as for `forward`.
+            parts: some of `inspectable()`.
+
+        Returns:
+            With logits that differ from `forward`'s by rounding alone. Dropout is as in `forward`: call `eval()` first.
+
+        Raises:
+            UnsupportedPartError: the model lacks a part.
+        """
+        for part in parts:
+            self.require_part(part)
+        with only_torch():
+            return self._inspect(ids, state, frozenset(parts))
+
+    def require_part(self, part: str) -> None:
+        """Check that the model has a part.
+
+        Raises:
+            UnsupportedPartError: it does not.
+        """
+        *others, last = self.inspectable() or ("nothing to inspect",)
+        if part not in (*others, last):
+            has = f"{', '.join(others)} and {last}" if others else last
+            raise UnsupportedPartError(f"A model of type {self.options.type} has no {part}. It has {has}.")
+
+    def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
+        """`inspect` of parts that the model has; overridden by models that have parts."""
+        return Inspection(*self(ids, state))
+
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """Learn from a whole split at once; only for models that are trained by counting.
 
@@ -202,6 +327,13 @@ class LanguageModel(nn.Module, ABC):
             ids: (N + 1,) the start token, then the N tokens of the training split.
         """
         raise TypeError(f"{type(self).__name__} is trained by gradient")
+
+    def fitted(self) -> Any:
+        """What `fit` made, for `use_fitted` of an equal model, which shares it."""
+        return None
+
+    def use_fitted(self, fitted: Any) -> None:
+        """Take what `fit` of an equal model made, in place of a call of `fit`."""
 
     def num_parameters(self) -> int:
         """Trained numbers; shared ones count once."""

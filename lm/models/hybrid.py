@@ -5,9 +5,10 @@
 The network trains as it would alone, and only the gate trains on p. So the counts do not keep the network from learning
 what they already predict, and the mixture is better than either part.
 
-The counts (`lm.models.ngram`) are made from the training split before the first step. In training they leave out each
-target's own occurrence, because with it they would predict almost every token of the training split. Evaluation and
-sampling use all counts. The state is the network's, and the last order - 1 tokens.
+The counts (`lm.models.ngram`) are made from the training split before the first step, also of a resumed run. In
+training they leave out each target's own occurrence, because with it they would predict almost every token of the
+training split. Evaluation, sampling and the saved file use the compact counts. The state is the network's, and the last
+order - 1 tokens.
 
 Reports label the scores, because they are not those of a neural network alone.
 """
@@ -23,7 +24,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lm.models.base import LanguageModel, State, TrainingLoss, cross_entropies, declare
+from lm.models.base import Inspection, LanguageModel, MixturePart, State, TrainingLoss, cross_entropies, declare
+from lm.models.contributions import NETWORK, count_terms, mixture_terms, total
 from lm.models.ngram import HISTORY, CountingOptions, NGram, NGramOptions
 from lm.models.profiled_parts import LOSS, run_part
 from lm.models.recurrent import Recurrent, RecurrentOptions
@@ -84,9 +86,25 @@ class Hybrid(LanguageModel):
         """See `LanguageModel.held_out_logits`."""
         return self.network.held_out_logits(ids, targets, state)
 
+    def inspectable(self) -> tuple[str, ...]:
+        """See `LanguageModel.inspectable`."""
+        return self.network.inspectable()
+
+    def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
+        return self.network._inspect(ids, state, parts)
+
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """See `LanguageModel.fit`; makes the counts and does not change the network."""
         self.network.ngram.fit(ids)
+        self.notes = self.network.ngram.notes
+
+    def fitted(self) -> Any:
+        """See `LanguageModel.fitted`."""
+        return self.network.ngram.fitted()
+
+    def use_fitted(self, fitted: Any) -> None:
+        """See `LanguageModel.use_fitted`."""
+        self.network.ngram.use_fitted(fitted)
         self.notes = self.network.ngram.notes
 
     def num_counts(self) -> int:
@@ -117,15 +135,22 @@ class _GatedNetwork(Recurrent):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`; the logits are log-probabilities."""
-        return self._mixture(ids, state, None)
+        return super().forward(ids, state)
 
     def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.held_out_logits`."""
-        return self._mixture(ids, state, targets)
+        return self._predict(ids, state, *self._hidden(ids, state), targets)
 
-    def _mixture(self, ids: Tensor, state: State | None, targets: Tensor | None) -> tuple[Tensor, State]:
-        """Log-probabilities (B, T, V) and the state; with `targets`, the counts leave out their occurrences."""
-        outputs, added, after = self._hidden(ids, state)
+    def _predict(
+        self,
+        ids: Tensor,
+        state: State | None,
+        outputs: Tensor,
+        added: Tensor | None,
+        after: State,
+        targets: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """With `targets`, the counts leave out their occurrences."""
         logits = self._head().logits(self.output_dropout(outputs), added)
         logs, history = self.ngram.log_probabilities(ids, state, targets)
         return self._mix(outputs, logits, logs), _with_history(after, history)
@@ -160,10 +185,34 @@ class _GatedNetwork(Recurrent):
             logits: (B, T, V) of the network.
             logs: (B, T, V) log-probabilities of the counts.
         """
-        entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)
-        gate = self.gate(torch.cat([outputs, entropy.to(outputs.dtype)], dim=-1)).float()
+        gate = self._gate(outputs, logs)
         network = logits.float().log_softmax(dim=-1)
         return torch.logaddexp(network + F.logsigmoid(-gate), logs + F.logsigmoid(gate))
+
+    def _gate(self, outputs: Tensor, logs: Tensor) -> Tensor:
+        """The log-odds (B, T, 1) of the counts' weight; arguments as `_mix`."""
+        entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)
+        gate: Tensor = self.gate(torch.cat([outputs, entropy.to(outputs.dtype)], dim=-1)).float()
+        return gate
+
+    def inspectable(self) -> tuple[str, ...]:
+        """See `LanguageModel.inspectable`."""
+        return *super().inspectable(), "mixture"
+
+    def _sums(self, ids: Tensor, state: State | None, outputs: Tensor) -> dict[str, dict[str, Any]]:
+        """The parts of both, weighted with the share that each has of a token's probability; and "mixture"."""
+        network = super()._sums(ids, state, outputs)
+        logs, _ = self.ngram.log_probabilities(ids, state)
+        gate = self._gate(outputs, logs)[..., 0]
+        counts = self.ngram.mixture(ids, state)
+        mixture = {
+            NETWORK: MixturePart(torch.sigmoid(-gate), total(network["terms"])),
+            "counts": MixturePart(torch.sigmoid(gate), logs),
+        }
+        terms = mixture_terms(
+            mixture, {NETWORK: network["terms"], "counts": mixture_terms(counts, count_terms(counts))}
+        )
+        return {"contributions": terms, "terms": terms, "mixture": mixture}
 
 
 def _with_history(state: State, history: Tensor) -> State:

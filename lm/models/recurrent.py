@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from lm.kernels import autograd, layers
 from lm.kernels.dispatch import MIN_STEPS, cast_floats, in_its_format, stays_in_fp32, usable
-from lm.models.base import LanguageModel, State, TrainingLoss, declare
+from lm.models.base import Inspection, LanguageModel, State, TrainingLoss, declare
 from lm.models.context_tables import ContextTables, TableOptions
 from lm.models.output_head import HeadOptions, OutputHead, make_tails
 from lm.models.profiled_parts import run_part
+from lm.models.unrolled_cells import UnrolledLayer, unroll
 from lm.torch_private import has_hooks, recurrent_function
 
 REGISTERS = {"rnn": "Recurrent", "gru": "Recurrent", "lstm": "Recurrent"}
@@ -117,7 +118,12 @@ class Recurrent(LanguageModel):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
-        outputs, added, after = self._hidden(ids, state)
+        return self._predict(ids, state, *self._hidden(ids, state))
+
+    def _predict(
+        self, ids: Tensor, state: State | None, outputs: Tensor, added: Tensor | None, after: State
+    ) -> tuple[Tensor, State]:
+        """The result of `forward`, from its arguments and the result of `_hidden`."""
         return self._head().logits(self.output_dropout(outputs), added), after
 
     def training_loss(
@@ -142,6 +148,53 @@ class Recurrent(LanguageModel):
             soft_targets=soft_targets,
         )
         return replace(loss, objective=loss.objective + self._penalties(outputs, dropped))
+
+    def inspectable(self) -> tuple[str, ...]:
+        """See `LanguageModel.inspectable`."""
+        kind, tanh = self.options.type, self.options.nonlinearity == "tanh"
+        has = {"cells": kind == "lstm", "gates": kind != "rnn", "candidates": kind != "rnn" or tanh}
+        return "inputs", "hidden", *(part for part, present in has.items() if present), "contributions", "terms"
+
+    def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
+        inputs = self._embed(ids)
+        layers, after = self._unroll(inputs, state)
+        logits, after = self._predict(ids, state, layers[-1].outputs, *self.tables(ids, state, after))
+        sums = self._sums(ids, state, layers[-1].outputs) if parts & {"contributions", "terms", "mixture"} else {}
+        sums = {part: values for part, values in sums.items() if part in parts}
+        steps = {"hidden": tuple(layer.hidden for layer in layers), "cells": tuple(layer.cells for layer in layers)}
+        return Inspection(
+            logits,
+            after,
+            inputs=inputs if "inputs" in parts else None,
+            hidden=tuple(layer.outputs for layer in layers) if "hidden" in parts else (),
+            cells=tuple(torch.stack(layer.cells, dim=1) for layer in layers) if "cells" in parts else (),
+            gates=tuple(layer.stacked_gates() for layer in layers) if "gates" in parts else (),
+            candidates=tuple(torch.stack(layer.candidates, dim=1) for layer in layers) if "candidates" in parts else (),
+            steps={part: values for part, values in steps.items() if part in parts},
+            contributions=sums.get("contributions", {}),
+            terms=sums.get("terms", {}),
+            mixture=sums.get("mixture", {}),
+        )
+
+    def _sums(self, ids: Tensor, state: State | None, outputs: Tensor) -> dict[str, dict[str, Any]]:
+        """The parts "contributions" and "terms", from the arguments of `forward` and the last layer's outputs."""
+        head = self._head()
+        contributions = head.contributions(self.output_dropout(outputs), self.tables.contributions(ids, state))
+        return {"contributions": contributions, "terms": head.terms(contributions)}
+
+    def _unroll(self, inputs: Tensor, state: State | None) -> tuple[list[UnrolledLayer], State]:
+        """`_run_cell` of embeddings (B, T, E), with each time step as a part of the graph."""
+        layers: list[UnrolledLayer] = []
+        kind = f"rnn_{self.options.nonlinearity}" if self.options.type == "rnn" else self.options.type
+        for index in range(self.options.num_layers):
+            names = ("hidden", "cell") if kind == "lstm" else ("hidden",)
+            first = None if state is None else [state.tensors[name][:, index] for name in names]
+            inputs = self.layer_dropout(layers[-1].outputs) if layers else inputs
+            layers.append(unroll(kind, inputs, self._weights(index), first))
+        tensors = {"hidden": torch.stack([layer.hidden[-1] for layer in layers], dim=1)}
+        if kind == "lstm":
+            tensors["cell"] = torch.stack([layer.cells[-1] for layer in layers], dim=1)
+        return layers, State(tensors)
 
     def _head(self) -> OutputHead:
         if self.output is None:

@@ -1,0 +1,1 @@
+"""Views as matplotlib figures (PNG, SVG) and as HTML pages without external files."""
