@@ -84,7 +84,7 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
     teacher = None if job.teacher is None else f"{job.teacher.folder.path.resolve()}@{job.teacher.checkpoint}"
     training = job.config.training.model_copy(
         update={
-            "distill": teacher,
+            "distill": teacher, "ensemble": None, "student": False,
             "max_steps": steps, "minutes": None, "epochs": None, "evaluate_every": half, "log_every": 1,
             "validation_tokens": VALIDATION_TOKENS, "patience": None, "devices": None, "shard": False,
         }
