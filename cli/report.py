@@ -86,7 +86,8 @@ def ways_to_beat_floor(run: Run) -> list[str]:
     rows = [row for row in run.folder.read_metrics() if row.get("valid_loss") is not None]
     config = unwrapped(run.config)
     # The rows of an ensemble have the sums over its members.
-    epochs = rows[-1]["epoch"] / (config.training.ensemble or 1) if rows else 0.0
+    members = 1 if config is run.config else config.training.ensemble or 1
+    epochs = rows[-1]["epoch"] / members if rows else 0.0
     done = f"{epochs:.1f} epochs" if epochs >= 1 else f"{epochs:.1%} of an epoch"
     best = min(rows, key=lambda row: row["valid_loss"]) if rows else None
     if best is None or best["step"] == rows[-1]["step"]:

@@ -276,6 +276,17 @@ class LanguageModel(nn.Module, ABC):
         objective, nats = run_part(LOSS, cross_entropies, logits, targets, smoothing, self.loss_dtype, soft)
         return TrainingLoss(objective, nats, state, logits.detach())
 
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """As `forward`, for the text that the model was trained on: its counts leave out each target's own occurrence.
+
+        Args:
+            ids: (B, T) int64.
+            targets: (B, T) int64: targets[b, t] follows ids[b, t].
+            state: as for `forward`.
+        """
+        logits, after = self(ids, state)
+        return logits, after
+
     def inspectable(self) -> tuple[str, ...]:
         """The parts that `inspect` can give: names of fields of `Inspection`."""
         return ()
@@ -313,17 +324,6 @@ class LanguageModel(nn.Module, ABC):
     def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
         """`inspect` of parts that the model has; overridden by models that have parts."""
         return Inspection(*self(ids, state))
-
-    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """As `forward`, for the text that the model was trained on: its counts leave out each target's own occurrence.
-
-        Args:
-            ids: (B, T) int64.
-            targets: (B, T) int64: targets[b, t] follows ids[b, t].
-            state: as for `forward`.
-        """
-        logits, after = self(ids, state)
-        return logits, after
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """Learn from a whole split at once; only for models that are trained by counting.
