@@ -33,6 +33,7 @@ from lm.kernels.counts import (
     Floats,
     Ints,
     Level,
+    compact_arrays,
     compiled_counts,
     find_sorted,
     levels_from_arrays,
@@ -206,6 +207,10 @@ class NGramCounts:
         return np.concatenate(parts), offsets
 
     # -- saving ---------------------------------------------------------------------------------------
+
+    def compact(self) -> NGramCounts:
+        """The counts in compact form, without `leave_out`: with the same bits before they are saved and after."""
+        return self.from_arrays(compact_arrays(self.levels), order=len(self.levels), vocab_size=self.vocab_size)
 
     def arrays(self) -> dict[str, Anything]:
         """The counts as arrays by name, raw or compact."""

@@ -3,7 +3,7 @@
     ids ─► the last order - 1 tokens ─► counts, longest context first ─► log-probabilities
 
 The state is those last tokens. Counts and smoothing are in `lm.models.kneser_ney`. Evaluation, sampling and the saved
-file use the compact counts of `lm.models.count_pruning`. Only training needs the raw ones: `fit` makes both.
+file use compact counts. Only training needs the raw ones: `fit` makes both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lm.errors import DeviceError
 from lm.models.base import LanguageModel, ModelOptions, State
-from lm.models.count_pruning import compacted
 from lm.models.kneser_ney import NGramCounts, count_text, histories_of
 
 REGISTERS = {"ngram": "NGram"}
@@ -113,7 +112,7 @@ class NGram(LanguageModel):
         self.counted_tokens = len(ids) - 1
         try:
             self.training_counts = count_text(ids, order=order, vocab_size=self.vocab_size)
-            self.counts = compacted(self.training_counts)
+            self.counts = self.training_counts.compact()
         except MemoryError:
             raise DeviceError(
                 f"The memory is not enough to count {self.counted_tokens:,} tokens at order {order}: lower "

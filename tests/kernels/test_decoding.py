@@ -59,6 +59,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "order": 6,
         "table_orders": (2, 3),
     },
+    "ngram": {"type": "ngram", "order": 5},
     "hybrid, unigrams": {"type": "hybrid", "hidden_size": 48, "order": 1},
 }
 LARGE = {"type": "transformer", "hidden_size": 384, "num_layers": 6, "num_heads": 6, "context_length": 256}
@@ -73,7 +74,7 @@ def model_of(shape: dict[str, Any], vocab_size: int = V) -> LanguageModel:
             torch.nn.init.normal_(parameter.data[:-1])
         if name == "network.gate.weight":
             torch.nn.init.normal_(parameter.data)
-    if model.trained_by == "both":
+    if model.trained_by != "gradient":
         # The text of the tests, so that long contexts are known, and another one.
         model.fit(np.concatenate([IDS[:100], np.random.default_rng(1).integers(vocab_size, size=300)]))
     return model

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import sysconfig
+import zlib
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import lm.models.kneser_ney as counts_module
 from lm.kernels.compiled import native
 from lm.kernels.counts import discounts_of
-from lm.models.count_pruning import compacted
 from lm.models.kneser_ney import NGramCounts, count_text, histories_of
 
 # Start token 0, then 1 2 1 2 1. Pairs: 0 1 once, 1 2 twice, 2 1 twice.
@@ -122,7 +125,7 @@ def test_every_distribution_sums_to_one_and_has_no_zero(length: int, vocab_size:
     histories = histories_of(np.concatenate([ids, tokens(30, vocab_size, seed=9)])[None], 4)[0][-60:]
     for found in (
         counts.probabilities(histories),
-        compacted(counts).probabilities(histories),
+        counts.compact().probabilities(histories),
         counts.probabilities(histories[:-1], np.append(ids, tokens(30, vocab_size, seed=9))[-len(histories) + 1 :]),
     ):
         assert np.abs(found.sum(axis=1, dtype=np.float64) - 1).max() < 1e-6
@@ -261,6 +264,37 @@ def test_inconsistent_arrays_are_refused(name: str, change: object, message: str
         NGramCounts.from_arrays(arrays, order=3, vocab_size=7)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [7, 8])
+def test_the_compact_file_is_a_fifth_and_another_text_costs_a_thousandth_of_a_nat_more_at_most(
+    order: int, path: str
+) -> None:
+    if path == "numpy":
+        return
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    text = np.frombuffer(b"".join(file.read_bytes() for file in files)[:600_000], np.uint8)
+    raw = count_text(text[:500_000], order=order, vocab_size=256)
+    compact, other = raw.compact(), text[499_999:]
+    raw_bytes, compact_bytes = (sum(array.nbytes for array in each.arrays().values()) for each in (raw, compact))
+    assert compact_bytes < 0.2 * raw_bytes
+    more = raw.log_probabilities_of(other) - compact.log_probabilities_of(other)
+    assert abs(more.mean()) < 1e-3
+    assert np.abs(more).max() < 0.2
+    # That is a wrong rounding nowhere, and not one that is made good elsewhere.
+    assert np.abs(more).mean() < 0.02
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 400])
+def test_compact_counts_of_any_text_have_the_same_bits_after_saving(length: int) -> None:
+    ids = tokens(length, 6)
+    compact = count_text(ids, order=4, vocab_size=6).compact()
+    loaded = NGramCounts.from_arrays(compact.arrays(), order=4, vocab_size=6)
+    histories = histories_of(ids[None], 3)[0]
+    assert np.array_equal(loaded.probabilities(histories), compact.probabilities(histories))
+    assert np.array_equal(loaded.arrays()["packed"], compact.arrays()["packed"])
+    assert not loaded.can_leave_out
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -277,10 +311,19 @@ def test_inconsistent_arrays_are_refused(name: str, change: object, message: str
     ],
 )
 def test_inconsistent_compact_arrays_are_refused(name: str, change: object, message: str) -> None:
-    arrays = compacted(count_text(tokens(300, 7), order=3, vocab_size=7)).arrays()
-    arrays[name] = change(arrays[name])  # type: ignore[operator]
+    packed = count_text(tokens(300, 7), order=3, vocab_size=7).compact().arrays()["packed"]
+    arrays = safetensors.numpy.load(zlib.decompress(packed.tobytes()))
+    arrays[name] = np.ascontiguousarray(change(arrays[name]))  # type: ignore[operator]
+    changed = np.frombuffer(zlib.compress(safetensors.numpy.save(arrays)), np.uint8)
     with pytest.raises(ValueError, match=message):
-        NGramCounts.from_arrays(arrays, order=3, vocab_size=7)
+        NGramCounts.from_arrays({"packed": changed}, order=3, vocab_size=7)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", zlib.compress(b"x"), zlib.compress(bytes(5_000_000))])
+def test_a_packed_array_of_anything_else_is_refused(content: bytes) -> None:
+    packed = np.frombuffer(content, np.uint8)
+    with pytest.raises(ValueError, match="does not hold counts"):
+        NGramCounts.from_arrays({"packed": packed}, order=3, vocab_size=7)
 
 
 def test_counts_of_another_order_are_refused_by_name() -> None:

@@ -13,7 +13,6 @@ import lm
 from lm.config import Section
 from lm.errors import DeviceError
 from lm.models.base import LanguageModel, build_model
-from lm.models.count_pruning import compacted
 from lm.models.kneser_ney import count_text
 from lm.models.ngram import NGram, NGramOptions
 from lm.runs import run_folder
@@ -67,7 +66,7 @@ def test_logits_are_the_log_probabilities_of_the_counts(order: int) -> None:
     logits, _ = model(torch.from_numpy(other[None, :-1]))
     assert torch.allclose(logits.double().exp().sum(dim=-1), torch.ones(1, 40, dtype=torch.float64), atol=1e-6)
     own = logits[0, torch.arange(40), torch.from_numpy(other[1:])]
-    expected = compacted(count_text(ids, order=order, vocab_size=5)).log_probabilities_of(other)
+    expected = count_text(ids, order=order, vocab_size=5).compact().log_probabilities_of(other)
     assert own.numpy() == pytest.approx(expected, abs=1e-5)
 
 
