@@ -34,8 +34,7 @@ def reserve_run(job: PreparedJob, request: TrainRequest, world: World, locks: co
     folder = new_run_folder(request.name, corpus.name, config, request.runs_dir)
     locks.enter_context(folder.lock())
     memory = None
-    # A model that counts as well would count the text twice.
-    if job.method == "gradient" and not config.training.shard:
+    if job.method != "counting" and not config.training.shard:
         with distributed.single_process():
             memory = refuse_what_cannot_fit(distributed.config_per_process(config, world.size), corpus)
     return replace(job, path=folder.path, overwrite=request.overwrite, memory_bytes=memory)

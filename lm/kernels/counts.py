@@ -333,7 +333,7 @@ def _compact_level(parts: Sequence[Anything], parents: int, vocab_size: int) -> 
 def _has_known_tokens(level: Level) -> bool:
     """Whether the tokens of each context are sorted, and in the vocabulary."""
     return int(level.tokens.max(initial=0)) < level.vocab_size and _are_sorted(
-        level.pairs, len(level.keys) * level.vocab_size
+        owners(level) * level.vocab_size + level.tokens, len(level.keys) * level.vocab_size
     )
 
 

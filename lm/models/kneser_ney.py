@@ -62,25 +62,35 @@ class NGramCounts:
             vocab_size: V.
             stored: the arrays that the levels were read from; None: those of raw counts.
         """
-        self.levels = levels
+        self._levels: list[Level] | None = levels
         self._stored = stored
         self.vocab_size = vocab_size
         self.context_size = len(levels) - 1
         """K: the number of tokens that a prediction depends on."""
-
-    @property
-    def size(self) -> int:
+        self.size = sum(len(level.tokens) for level in levels)
         """The number of counts."""
-        return sum(len(level.tokens) for level in self.levels)
+        self.can_leave_out = levels[0].raw is not None
+        """Whether these are raw counts, from which an occurrence can be subtracted."""
 
     @property
-    def can_leave_out(self) -> bool:
-        """Whether these are raw counts, from which an occurrence can be subtracted."""
-        return self.levels[0].raw is not None
+    def levels(self) -> list[Level]:
+        """The levels by the length of the contexts, from 0."""
+        if self._levels is None:
+            assert self._stored is not None, "the arrays of these counts were freed"
+            self._levels = levels_from_arrays(self._stored, order=self.context_size + 1, vocab_size=self.vocab_size)
+        return self._levels
 
     @cached_property
     def _compiled(self) -> Any:
-        return compiled_counts(self.levels)
+        compiled = compiled_counts(self.levels)
+        if compiled is not None and self._stored is not None:
+            self._levels = None
+        return compiled
+
+    def free_arrays(self) -> None:
+        """Keep only what distributions need; then `arrays` of counts that were not loaded is an error."""
+        if self._compiled is not None:
+            self._levels = None
 
     # -- distributions --------------------------------------------------------------------------------
 
@@ -208,9 +218,9 @@ class NGramCounts:
 
     # -- saving ---------------------------------------------------------------------------------------
 
-    def compact(self) -> NGramCounts:
-        """The counts in compact form, without `leave_out`: with the same bits before they are saved and after."""
-        return self.from_arrays(compact_arrays(self.levels), order=len(self.levels), vocab_size=self.vocab_size)
+    def compact_arrays(self) -> dict[str, Anything]:
+        """The arrays of the compact form, from which `from_arrays` makes counts without `leave_out`."""
+        return compact_arrays(self.levels)
 
     def arrays(self) -> dict[str, Anything]:
         """The counts as arrays by name, raw or compact."""

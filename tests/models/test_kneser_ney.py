@@ -42,6 +42,10 @@ def tokens(count: int, vocab_size: int, seed: int = 0) -> np.ndarray:
     return np.array(ids)
 
 
+def compacted(counts: NGramCounts) -> NGramCounts:
+    return NGramCounts.from_arrays(counts.compact_arrays(), order=counts.context_size + 1, vocab_size=counts.vocab_size)
+
+
 def kneser_ney(ids: np.ndarray, order: int, vocab_size: int, history: tuple[int, ...], token: int) -> float:
     """P(token | history) by the formulas of Chen and Goodman, from dictionaries."""
     text = [None, *ids.tolist()]  # None: the start of the text, before the first n-grams
@@ -125,7 +129,7 @@ def test_every_distribution_sums_to_one_and_has_no_zero(length: int, vocab_size:
     histories = histories_of(np.concatenate([ids, tokens(30, vocab_size, seed=9)])[None], 4)[0][-60:]
     for found in (
         counts.probabilities(histories),
-        counts.compact().probabilities(histories),
+        compacted(counts).probabilities(histories),
         counts.probabilities(histories[:-1], np.append(ids, tokens(30, vocab_size, seed=9))[-len(histories) + 1 :]),
     ):
         assert np.abs(found.sum(axis=1, dtype=np.float64) - 1).max() < 1e-6
@@ -274,7 +278,7 @@ def test_the_compact_file_is_a_fifth_and_another_text_costs_a_thousandth_of_a_na
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     text = np.frombuffer(b"".join(file.read_bytes() for file in files)[:600_000], np.uint8)
     raw = count_text(text[:500_000], order=order, vocab_size=256)
-    compact, other = raw.compact(), text[499_999:]
+    compact, other = compacted(raw), text[499_999:]
     raw_bytes, compact_bytes = (sum(array.nbytes for array in each.arrays().values()) for each in (raw, compact))
     assert compact_bytes < 0.2 * raw_bytes
     more = raw.log_probabilities_of(other) - compact.log_probabilities_of(other)
@@ -284,10 +288,23 @@ def test_the_compact_file_is_a_fifth_and_another_text_costs_a_thousandth_of_a_na
     assert np.abs(more).mean() < 0.02
 
 
+def test_counts_without_their_arrays_give_the_same_distributions() -> None:
+    ids = tokens(300, 7)
+    counts, freed = (count_text(ids, order=3, vocab_size=7) for _ in range(2))
+    freed.free_arrays()
+    histories = histories_of(ids[None], 2)[0][:-1]
+    assert np.array_equal(freed.probabilities(histories, ids[1:]), counts.probabilities(histories, ids[1:]))
+    assert freed.size == counts.size
+    compact = compacted(counts)
+    compact.free_arrays()
+    assert np.array_equal(compact.probabilities(histories), compacted(counts).probabilities(histories))
+    assert len(compact.levels) == 3
+
+
 @pytest.mark.parametrize("length", [0, 1, 5, 400])
 def test_compact_counts_of_any_text_have_the_same_bits_after_saving(length: int) -> None:
     ids = tokens(length, 6)
-    compact = count_text(ids, order=4, vocab_size=6).compact()
+    compact = compacted(count_text(ids, order=4, vocab_size=6))
     loaded = NGramCounts.from_arrays(compact.arrays(), order=4, vocab_size=6)
     histories = histories_of(ids[None], 3)[0]
     assert np.array_equal(loaded.probabilities(histories), compact.probabilities(histories))
@@ -311,7 +328,7 @@ def test_compact_counts_of_any_text_have_the_same_bits_after_saving(length: int)
     ],
 )
 def test_inconsistent_compact_arrays_are_refused(name: str, change: object, message: str) -> None:
-    packed = count_text(tokens(300, 7), order=3, vocab_size=7).compact().arrays()["packed"]
+    packed = count_text(tokens(300, 7), order=3, vocab_size=7).compact_arrays()["packed"]
     arrays = safetensors.numpy.load(zlib.decompress(packed.tobytes()))
     arrays[name] = np.ascontiguousarray(change(arrays[name]))  # type: ignore[operator]
     changed = np.frombuffer(zlib.compress(safetensors.numpy.save(arrays)), np.uint8)
