@@ -182,8 +182,8 @@ def compiled_counts(levels: Sequence[Level]) -> Any:
 # a compressed safetensors file with "unigrams", the distribution of the empty context, and `PARTS` of the other levels.
 
 PARTS = ("contexts", "children", "sizes", "backoffs", "tokens", "shares")
-"""Arrays of a compact level: the oldest token of each context (C,); how many contexts each context one token shorter
-begins; pairs of each context (C,); rounded backoff weights (C,); next tokens (M,); rounded shares (M,)."""
+"""Arrays of a compact level: the oldest token of each context (C,); how many contexts end in each context one token
+shorter; pairs of each context (C,); rounded backoff weights (C,); next tokens (M,); rounded shares (M,)."""
 COMPRESSION = 1
 """The level of zlib: higher ones take five times as long for 8 % less."""
 MAX_RATIO = 100

@@ -286,12 +286,27 @@ def count_text(ids: npt.NDArray[Any], *, order: int, vocab_size: int) -> NGramCo
 def _distinct(values: Ints, bound: int) -> tuple[Ints, Ints]:
     """The distinct values, sorted, and the index of each value among them; all values are below `bound`."""
     if bound > MAX_SPARSITY * len(values):
-        return np.unique(values, return_inverse=True)
+        return _distinct_by_sorting(values, bound)
     marks = np.zeros(bound, dtype=np.int32)
     marks[values] = 1
     distinct = np.flatnonzero(marks)
     marks[distinct] = np.arange(len(distinct), dtype=np.int32)
     return distinct, marks[values].astype(np.int64)
+
+
+def _distinct_by_sorting(values: Ints, bound: int) -> tuple[Ints, Ints]:
+    shift = len(values).bit_length()
+    if bound.bit_length() + shift > 63:
+        return np.unique(values, return_inverse=True)
+    # To sort values with their places in their last bits takes half the time of sorting the places by value.
+    values = np.sort((values << shift) | np.arange(len(values)))
+    places = values & ((1 << shift) - 1)
+    values >>= shift
+    is_first = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=is_first[1:])
+    index = np.empty(len(values), dtype=np.int64)
+    index[places] = np.cumsum(is_first) - 1
+    return values[is_first], index
 
 
 def _counted(values: Ints, bound: int) -> tuple[Ints, Ints]:

@@ -288,6 +288,15 @@ def test_the_compact_file_is_a_fifth_and_another_text_costs_a_thousandth_of_a_na
     assert np.abs(more).mean() < 0.02
 
 
+@pytest.mark.parametrize("bound", [50, 10_000, 1 << 61])
+def test_distinct_values_and_places_are_those_of_numpy(bound: int) -> None:
+    values = np.random.default_rng(2).integers(min(bound, 300), size=200) * (bound // 300 or 1)
+    for found, expected in zip(
+        counts_module._distinct(values, bound), np.unique(values, return_inverse=True), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_counts_without_their_arrays_give_the_same_distributions() -> None:
     ids = tokens(300, 7)
     counts, freed = (count_text(ids, order=3, vocab_size=7) for _ in range(2))
