@@ -136,8 +136,10 @@ def _memory_facts(fit: Fit) -> list[tuple[str, str, str]]:
             ("one step", size(fit.step_bytes), f"maximum, with {fit.batch_size:,} rows; {source}"),
             ("validation", size(fit.evaluation_bytes), "maximum"),
             ("saving", size(fit.saving_bytes), f"copies of weights and moments{on_host}"),
+            ("counting", size(fit.counting_bytes), "counts of the text, on the host"),
             ("total", size(fit.needed_bytes), f"maximum, on {fit.device}"),
         ]
+        rows = [row for row in rows if row[0] != "counting" or fit.counting_bytes]
     rows.append(("free", size(fit.available_bytes), f"on {fit.device}; up to {USABLE_SHARE:.0%} is used"))
     if fit.fits:
         largest = "" if fit.largest_batch is None else f"; steps of up to {fit.largest_batch:,} rows fit"

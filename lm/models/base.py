@@ -333,6 +333,10 @@ class LanguageModel(nn.Module, ABC):
         """
         raise TypeError(f"{type(self).__name__} is trained by gradient")
 
+    def fit_bytes(self, ids: npt.NDArray[Any]) -> int:
+        """The memory of the host that `fit` needs for these ids at its peak, estimated in less than a second."""
+        return 0
+
     def fitted(self) -> Any:
         """What `fit` made, for `use_fitted` of an equal model, which shares it."""
         return None

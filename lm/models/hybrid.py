@@ -99,6 +99,10 @@ class Hybrid(LanguageModel):
         self.network.ngram.fit(ids)
         self.notes = self.network.ngram.notes
 
+    def fit_bytes(self, ids: npt.NDArray[Any]) -> int:
+        """See `LanguageModel.fit_bytes`."""
+        return self.network.ngram.fit_bytes(ids)
+
     def fitted(self) -> Any:
         """See `LanguageModel.fitted`."""
         return self.network.ngram.fitted()
