@@ -278,9 +278,9 @@ def _print_attention(screen: Console, view: Attention) -> None:
     _print_paragraph(
         screen,
         f"Distance: tokens that a head looks back; looking at all equally gives {view.even_distance:.1f}. Entropy in "
-        f"nats: 0 is one token, {view.even_entropy:.2f} all equally. Gradient: norm of the softmax's Jacobian. The last "
-        f"two columns are the same scores without the division by sqrt({view.head_size}): a saturated "
-        "softmax passes no gradient.",
+        f"nats: 0 is one token, {view.even_entropy:.2f} all equally. Gradient: norm of the softmax's Jacobian. The "
+        f"last two columns are the same scores without the division by sqrt({view.head_size}): a saturated softmax "
+        "passes no gradient.",
     )
     for note in view.notes:
         _print_paragraph(screen, f"Note: {note}.")
