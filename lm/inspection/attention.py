@@ -2,7 +2,7 @@
 
     found = attention(run, text)
     found.maps[layer, head]              # (T, T) weights between the tokens `found.pieces`
-    found.heads[0].distance              # mean number of tokens that the first head looks back
+    found.heads[0].distance              # mean distance from a query to its keys, in tokens
 
 Statistics are means over all queries of the text that have a token before them. The text is cut into windows of the
 model's context length, which the model reads one by one, as in training. Layers and heads are counted from 0.

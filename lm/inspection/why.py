@@ -218,5 +218,6 @@ def _shares(logs: Floats) -> Floats:
     """(N, M) shares of the sum of exp(logs) in each row."""
     if not logs.shape[1]:
         return logs
-    weights: Floats = np.exp(logs - logs.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
+    weights = np.exp(logs - logs.max(axis=1, keepdims=True))
+    shares: Floats = weights / weights.sum(axis=1, keepdims=True)
+    return shares

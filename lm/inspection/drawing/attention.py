@@ -33,7 +33,8 @@ def figure(view: Attention) -> Figure:
     drawn = Figure(figsize=(width, (panel + 0.35) * layers + 4.6), layout="constrained")
     title = f"{view.run}: attention along {view.text}"
     drawn.suptitle(title, fontsize=13)
-    maps, below = drawn.subfigures(2, 1, height_ratios=[(panel + 0.35) * layers + 0.6, 3.6])
+    halves: Any = drawn.subfigures(2, 1, height_ratios=[(panel + 0.35) * layers + 0.6, 3.6])
+    maps, below = halves
     panels = maps.subplots(layers, heads, squeeze=False)
     image: Any = None
     for row in range(layers):

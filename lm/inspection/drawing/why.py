@@ -35,6 +35,8 @@ LEAST_GAIN = 0.1
 """Nats: a token on which no source has at least this is not coloured."""
 PERCENTS = (25, 45, 65, 85)
 """Strengths of a colour: of a gain below a quarter of log V, …, of more than three quarters."""
+LEAST_LABEL = 0.08
+"""Share of a bar that has room for a name."""
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 WHY_STYLE = """
@@ -42,9 +44,8 @@ WHY_STYLE = """
   background: #fff; border: 1px solid var(--line); border-radius: 4px; padding: .8rem 1rem; }
 .tokens i { font-style: normal; color: #5d6670; }
 .legend i { border: 1px solid #0003; }
-.sum { display: flex; height: 1.6rem; margin: .15rem 0; } .sum b { font: 11px/1.6rem system-ui, sans-serif; color: #111;
-  overflow: hidden; text-align: center; min-width: 0; } .sum .off { background: repeating-linear-gradient(45deg,
-  transparent, transparent 4px, var(--line) 4px, var(--line) 5px); color: var(--ink); }
+.sum { display: flex; height: 1.6rem; margin: .15rem 0; }
+.sum b { font: 11px/1.6rem system-ui, sans-serif; overflow: hidden; text-align: center; box-sizing: border-box; }
 """
 
 
@@ -62,6 +63,12 @@ def colors_of(names: Sequence[str]) -> list[str]:
 
 def _channels(color: str) -> list[int]:
     return [int(color[place : place + 2], 16) for place in (1, 3, 5)]
+
+
+def _ink(color: str) -> str:
+    """Black or white: the one that is easier to read on a colour."""
+    red, green, blue = _channels(color)
+    return "#111" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#fff"
 
 
 def page(view: Why) -> str:
@@ -95,6 +102,7 @@ gives {view.baseline.mean():.2f} nats. A token has the colour of the source that
 the more. Point at a token to see all terms.</p>{notes}
 {_legend(view.sources, colors)}
 <h2>Mean nats per token</h2>
+<p>From the uniform distribution to certainty: what sources added, what they took away, and the loss that is left.</p>
 {_totals(view, view.sources, view.terms.mean(axis=0), colors)}
 {_parts(view)}
 <h2>Text</h2>
@@ -117,30 +125,32 @@ def _legend(names: Sequence[str], colors: Sequence[str]) -> str:
 
 
 def _totals(view: Why, names: Sequence[str], means: Floats, colors: Sequence[str]) -> str:
-    """Two bars in one scale: what was added; then what was taken away, and the loss that is left."""
-    scale = max(-float(view.baseline.mean()), float(means[means > 0].sum()))
-
-    def bar(entries: Sequence[tuple[str, float, str]]) -> str:
-        parts = "".join(
-            f'<b style="width:{100 * size / scale:.2f}%;{look}" title="{escape(name)}: {size:.3f} nats">'
-            f"{escape(name) if size > scale / 15 else ''}</b>"
-            for name, size, look in entries
-        )
-        return f'<div class="sum">{parts}</div>'
-
+    """Bars in one scale, from the uniform distribution to certainty: what was added, what was taken away, the loss."""
     signed = [
-        (name, float(mean), f"background:{color}") for name, mean, color in zip(names, means, colors, strict=False)
+        (name, mean, f"background:{color};color:{_ink(color)}")
+        for name, mean, color in zip(names, means.tolist(), colors, strict=False)
     ]
     gained = [(name, mean, look) for name, mean, look in signed if mean > 0]
-    lost = [(f"{name} (taken away)", -mean, look) for name, mean, look in signed if mean < 0]
-    missing = bar([*lost, ("loss", view.loss, "border:1px solid var(--soft)")])
-    rows = "".join(
-        f'<tr><td>{escape(name)}</td><td>{mean:+.3f}</td><td class="text"></td></tr>' for name, mean, _ in signed
-    )
-    sums = f"<tr><td>uniform distribution</td><td>{view.baseline.mean():.3f}</td><td></td></tr>{rows}"
-    foot = f"<tfoot><tr><td>log-probability (minus the loss)</td><td>{-view.loss:.3f}</td><td></td></tr></tfoot>"
-    head = "<thead><tr><th>Source</th><th>Mean nats</th><th></th></tr></thead>"
-    return f'{bar(gained)}{missing}<div class="scroll"><table>{head}<tbody>{sums}</tbody>{foot}</table></div>'
+    lost = [(name, -mean, look) for name, mean, look in signed if mean < 0]
+    end = sum(mean for _, mean, _ in gained)
+    reached = max(0.0, end - sum(size for _, size, _ in lost))
+    scale = max(end, reached + view.loss)
+
+    def bar(left: float, entries: Sequence[tuple[str, float, str]]) -> str:
+        parts = "".join(
+            f'<b style="width:{100 * size / scale:.2f}%;{look}" title="{escape(name)}: {size:.3f} nats">'
+            f"{escape(name) if size > scale * LEAST_LABEL else ''}</b>"
+            for name, size, look in entries
+        )
+        return f'<div class="sum"><b style="width:{100 * left / scale:.2f}%"></b>{parts}</div>'
+
+    bars = bar(0, gained) + (bar(reached, lost) if lost else "")
+    bars += bar(reached, [("loss", view.loss, "border:1px solid var(--soft)")])
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{mean:+.3f}</td></tr>" for name, mean, _ in signed)
+    sums = f"<tr><td>uniform distribution</td><td>{view.baseline.mean():.3f}</td></tr>{rows}"
+    foot = f"<tfoot><tr><td>log-probability (minus the loss)</td><td>{-view.loss:.3f}</td></tr></tfoot>"
+    head = "<thead><tr><th>Source</th><th>Mean nats</th></tr></thead>"
+    return f'{bars}<div class="scroll"><table>{head}<tbody>{sums}</tbody>{foot}</table></div>'
 
 
 def _parts(view: Why) -> str:
