@@ -19,7 +19,7 @@ What happens inside a model is read by parts (`lm.inspection`):
 
     model.inspectable()                                   # ("inputs", "hidden", "gates", "candidates")
     seen = model.inspect(ids, parts=["hidden"])           # logits as forward's, and hidden states with their graph
-    (grads,) = seen.gradients(loss, "hidden")             # of one layer: (B, T, H)
+    grads = seen.gradients(loss, ["hidden"])              # {"hidden": (B, T, H) a layer}
 """
 
 from __future__ import annotations
@@ -177,21 +177,23 @@ class Inspection:
     their graph.
     """
 
-    def gradients(self, loss: Tensor, part: str) -> tuple[Tensor, ...]:
-        """The gradient of a scalar with respect to "inputs", "hidden" or "cells", one tensor (B, T, H) a layer.
+    def gradients(self, loss: Tensor, parts: Sequence[str]) -> dict[str, tuple[Tensor, ...]]:
+        """The gradients of a scalar with respect to "inputs", "hidden" and "cells": by part, (B, T, H) a layer.
 
-        It includes all paths through later time steps and layers. The graph is kept for further calls.
+        They include all paths through later time steps and layers. Frees the graph.
         """
-        layers: list[Sequence[Tensor]]
-        if part in self.steps:
-            layers = [*self.steps[part]]
-        else:
+        nodes: dict[str, list[Sequence[Tensor]]] = {}
+        for part in parts:
             values = getattr(self, part)
-            layers = [(value,) for value in ((values,) if isinstance(values, Tensor) else values)]
-        nodes = [node for layer in layers for node in layer]
-        grads = iter(torch.autograd.grad(loss, nodes, retain_graph=True, allow_unused=True, materialize_grads=True))
-        stacked = [[next(grads) for _ in layer] for layer in layers]
-        return tuple(torch.stack(each, dim=1) if part in self.steps else each[0] for each in stacked)
+            whole_layers = [values] if isinstance(values, Tensor) else values
+            nodes[part] = [*self.steps[part]] if part in self.steps else [(value,) for value in whole_layers]
+        flat = [node for layers in nodes.values() for layer in layers for node in layer]
+        grads = iter(torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True))
+        found = {}
+        for part, layers in nodes.items():
+            each = [[next(grads) for _ in layer] for layer in layers]
+            found[part] = tuple(torch.stack(steps, dim=1) if part in self.steps else steps[0] for steps in each)
+        return found
 
 
 class LanguageModel(nn.Module, ABC):
@@ -205,6 +207,9 @@ class LanguageModel(nn.Module, ABC):
     batching: ClassVar[Literal["streams", "random"]] = "streams"
     """The default of `training.batching`."""
 
+    recurrent_tensors: tuple[str, ...] = ()
+    """Tensors (B, layers, H) of the state that each step computes from their values one step before; none in a
+    Transformer."""
     notes: tuple[str, ...] = ()
     """Notes of `fit` for reports."""
     counted_tokens: int = 0

@@ -62,6 +62,7 @@ class Hybrid(LanguageModel):
         network = RecurrentOptions(type=options.cell, **shared)
         counts = NGramOptions(order=options.order, max_tokens=options.max_tokens)
         self.network = _GatedNetwork(network, vocab_size, NGram(counts, vocab_size))
+        self.recurrent_tensors = self.network.recurrent_tensors
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
