@@ -8,6 +8,7 @@
     print(run.samples("ROMEO:", n=3))
     print(run.evaluate("valid").bits_per_byte)
     print(run.score("To be, or not to be"))            # nats of each token
+    print(lm.inspect.shapes(run.model))                # and attention, gradients, neurons, why
 
 Names are imported at first use, so that `import lm` is fast and does not import torch.
 """
@@ -25,6 +26,7 @@ torch_private.set_environment()
 _renamed.install()
 
 if TYPE_CHECKING:
+    from lm import inspection as inspect
     from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, compose, preset_names
     from lm.errors import LMError
     from lm.evaluation.report import Report
@@ -49,6 +51,7 @@ _HOMES = {
     "resume": "lm.jobs.train",
     "train": "lm.jobs.train",
 }
+_ROOMS = {"inspect": "lm.inspection"}
 
 __all__ = [
     "Callback",
@@ -62,6 +65,7 @@ __all__ = [
     "TrainingConfig",
     "__version__",
     "compose",
+    "inspect",
     "load",
     "preset_names",
     "resume",
@@ -70,6 +74,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(_ROOMS[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'lm' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -9,7 +9,7 @@ import typer
 from cli.commands.train import command as train
 from cli.options import DEFAULT_RUNS, RunsDir
 
-POSITION = 16
+POSITION = 17
 
 
 def command(

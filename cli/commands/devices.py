@@ -6,7 +6,7 @@ from typing import Any
 
 from cli.options import Json
 
-POSITION = 14
+POSITION = 15
 
 
 def command(as_json: Json = False) -> None:

@@ -30,7 +30,7 @@ from lm.device import Precision, computing
 from lm.evaluation.score_sums import Scores
 from lm.models.base import LanguageModel, State
 
-__all__ = ["Scores", "score"]
+__all__ = ["Piece", "Scores", "pieces", "score"]
 
 LOGITS_AT_ONCE = 16_000_000
 """Logits in memory at a time, at least those of one window; limits the memory of an evaluation."""
@@ -47,7 +47,7 @@ def tokens_at_once(vocab_size: int) -> int:
 
 
 @dataclass
-class _Piece:
+class Piece:
     """Tokens to run through the model together; the first `skip` columns are context only."""
 
     inputs: Ids
@@ -60,6 +60,20 @@ class _Piece:
     """The first `scored_rows` rows are scored; the others only update their state. None: all."""
     counts: bool = True
     """False if the tokens belong to another share; the model runs on them only to be called equally often."""
+
+
+def pieces(ids: Ids, context: int | None, at_once: int, *, stride: int | None = None) -> Iterator[Piece]:
+    """What `score` runs through a model at a time, in the order of the text.
+
+    Args:
+        ids: (N + 1,) the start token, then the N tokens.
+        context: the model's `context_length`; None: its state is carried from piece to piece, in one row.
+        at_once: maximum number of tokens of a piece; a longer window is still whole.
+        stride: of a window; default: half the context length.
+    """
+    if context is None:
+        return _carried(ids, 1, max(1, at_once), (0, 1))
+    return _sliding(ids, context, min(stride or context // 2, context), max(1, at_once // context))
 
 
 def score(
@@ -97,7 +111,7 @@ def score(
     if context is None:
         rows = max(1, min(rows, count // (SCORED_PER_WARM_UP * warm_up) if warm_up else count))
         warm_up = warm_up if rows > 1 else 0
-        pieces = _carried(ids, rows, max(1, at_once // rows), share, warm_up)
+        in_order = _carried(ids, rows, max(1, at_once // rows), share, warm_up)
         rule = "state carried over the whole split"
         if rows > 1:
             rule = f"state carried within each of {rows} equal parts of the split"
@@ -105,7 +119,7 @@ def score(
             rule += f", each after the {warm_up} tokens before it"
     else:
         stride = min(stride or context // 2, context)
-        pieces = _in_turn(_sliding(ids, context, stride, max(1, at_once // context)), share)
+        in_order = _in_turn(pieces(ids, context, at_once, stride=stride), share)
         rule = f"sliding window of {context} tokens, stride {stride}"
     scores = Scores(rule)
     device = next(model.parameters(), torch.empty(0)).device
@@ -116,7 +130,7 @@ def score(
         within = contextlib.nullcontext() if precision is None else computing(device, precision)
         with torch.inference_mode(), within:
             state: State | None = None
-            for piece in pieces:
+            for piece in in_order:
                 if piece.fresh:
                     state = None
                 elif piece.keep_row is not None and state is not None:
@@ -162,7 +176,7 @@ def _add(scores: Scores, logits: Tensor, targets: Tensor, unknown_id: int | None
     return nats
 
 
-def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int], warm_up: int = 0) -> Iterator[_Piece]:
+def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int], warm_up: int = 0) -> Iterator[Piece]:
     # All rows are equally long: the first row scores its first `warm_up` tokens, the others do not.
     scored = (len(ids) - 1 - warm_up) // rows
     length = warm_up + scored
@@ -171,7 +185,7 @@ def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int], warm_up: in
     starts = scored * np.arange(first, last if counts else first + 1)
     for begin in range(0, length, time):
         columns = starts[:, None] + np.arange(begin, min(begin + time, length))
-        own = _Piece(ids[columns], ids[columns + 1], fresh=begin == 0, counts=counts)
+        own = Piece(ids[columns], ids[columns + 1], fresh=begin == 0, counts=counts)
         # If the warm-up ends inside a piece, the piece is cut there.
         skipped = min(warm_up - begin, columns.shape[1])
         if skipped <= 0:
@@ -184,20 +198,20 @@ def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int], warm_up: in
     if rest := len(ids) - 1 - warm_up - rows * scored:
         # The remaining tokens, fewer than rows, continue the last row, which belongs to the last share.
         counts = share[0] == share[1] - 1
-        yield _Piece(ids[None, -1 - rest : -1], ids[None, -rest:], keep_row=len(starts) - 1, counts=counts)
+        yield Piece(ids[None, -1 - rest : -1], ids[None, -rest:], keep_row=len(starts) - 1, counts=counts)
 
 
-def _in_turn(pieces: Iterator[_Piece], share: tuple[int, int]) -> Iterator[_Piece]:
+def _in_turn(pieces: Iterator[Piece], share: tuple[int, int]) -> Iterator[Piece]:
     """The pieces of this share; if the last round has none for it, one that does not count."""
     number, shares = share
     while turn := list(islice(pieces, shares)):
         yield turn[number] if number < len(turn) else replace(turn[0], counts=False)
 
 
-def _sliding(ids: Ids, context: int, stride: int, batch: int) -> Iterator[_Piece]:
+def _sliding(ids: Ids, context: int, stride: int, batch: int) -> Iterator[Piece]:
     count = len(ids) - 1
     first = min(context, count)
-    yield _Piece(ids[None, :first], ids[None, 1 : first + 1], fresh=True)
+    yield Piece(ids[None, :first], ids[None, 1 : first + 1], fresh=True)
     # Window k covers the targets k·stride … k·stride + context - 1; its last `stride` are new.
     whole = max(0, (count - context) // stride)
     skip = context - stride
@@ -205,8 +219,8 @@ def _sliding(ids: Ids, context: int, stride: int, batch: int) -> Iterator[_Piece
     for begin in range(1, whole + 1, batch):
         starts = np.arange(begin, min(begin + batch, whole + 1)) * stride
         window = starts[:, None] + offsets
-        yield _Piece(ids[window], ids[window + 1], skip=skip, fresh=True)
+        yield Piece(ids[window], ids[window + 1], skip=skip, fresh=True)
     done = first + whole * stride
     if rest := count - done:
         start = count - context
-        yield _Piece(ids[None, start:-1], ids[None, start + 1 :], skip=context - rest, fresh=True)
+        yield Piece(ids[None, start:-1], ids[None, start + 1 :], skip=context - rest, fresh=True)

@@ -13,6 +13,10 @@ dataclass; `lm.inspection.drawing` draws them. In Python the room is `lm.inspect
 The functions have the names of their files, so import the other names with `from lm.inspection.FILE import NAME`.
 """
 
+from lm.inspection.attention import attention
 from lm.inspection.gradients import gradients
+from lm.inspection.neurons import neurons
+from lm.inspection.subject import fresh, subject, untrained
+from lm.inspection.why import why
 
-__all__ = ["gradients"]
+__all__ = ["attention", "fresh", "gradients", "neurons", "subject", "untrained", "why"]

@@ -120,11 +120,24 @@ class AttentionMaps:
     """The attention of one layer: B rows, T queries, L keys (all positions up to the last query)."""
 
     scores: Tensor
-    """(B, heads, T, L): products of queries and keys, before the division by sqrt(D) and before softmax."""
+    """(B, heads, T, L): products of queries and keys, before the division by sqrt(D) and before softmax; -inf at later
+    positions."""
     weights: Tensor
     """(B, heads, T, L): each row sums to 1; 0 at later positions."""
     outputs: Tensor
     """(B, T, E): what the layer adds to the residual stream."""
+    head_size: int
+    """D: the width of a query and of a key."""
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    """One distribution of a mixture: p(token) is the sum over the parts of weight · probability."""
+
+    weight: Tensor
+    """(B, T), from 0 to 1; those of all parts sum to 1."""
+    log_probabilities: Tensor
+    """(B, T, V); -inf where the part gives a token no probability."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,10 @@ class Inspection:
     attention: tuple[AttentionMaps, ...] = ()
     contributions: dict[str, Tensor] = field(default_factory=dict)
     """By name, (B, T, V) each; they sum to the logits."""
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """By name, (B, T, V) each; they sum to the log-probabilities. See `lm.models.contributions`."""
+    mixture: dict[str, MixturePart] = field(default_factory=dict)
+    """By name, the distributions that the model mixes."""
     layer_logits: tuple[Tensor, ...] = ()
     """(B, T, V) each: the output layer applied to `hidden`."""
     steps: Mapping[str, Sequence[Sequence[Tensor]]] = field(default_factory=dict)

@@ -107,17 +107,29 @@ class ContextTables(nn.ModuleDict):
         """
         if not self.orders:
             return None, after
-        text = ids
+        text = self._text(ids, before)
         if self.num_earlier:
-            if before is None:
-                recent = torch.full((len(ids), self.num_earlier), -1, dtype=torch.int64, device=ids.device)
-            else:
-                recent = before.tensors[RECENT]
-            text = torch.cat([recent, ids], dim=1)
             after = replace(after, tensors={**after.tensors, RECENT: text[:, text.shape[1] - self.num_earlier :]})
         parts = [self._look_up(order, rows) for order, rows in self.contexts(text, ids.shape[1]).items()]
         added = sum(parts[1:], start=parts[0])
         return added / (1 - self.dropout) if self.training and self.dropout else added, after
+
+    def contributions(self, ids: Tensor, before: State | None) -> dict[str, Tensor]:
+        """What each table adds to the logits (B, T, V), by name: "table 2", …; without dropout."""
+        if not self.orders:
+            return {}
+        contexts = self.contexts(self._text(ids, before), ids.shape[1])
+        return {f"table {order}": self[str(order)](rows) for order, rows in contexts.items()}
+
+    def _text(self, ids: Tensor, before: State | None) -> Tensor:
+        """The tokens (B, num_earlier + T) that rows of `ids` depend on; -1 before the start of the text."""
+        if not self.num_earlier:
+            return ids
+        if before is None:
+            recent = torch.full((len(ids), self.num_earlier), -1, dtype=torch.int64, device=ids.device)
+        else:
+            recent = before.tensors[RECENT]
+        return torch.cat([recent, ids], dim=1)
 
     def _look_up(self, order: int, rows: Tensor) -> Tensor:
         if self.training and self.dropout:

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lm.models.base import Inspection, LanguageModel, State, TrainingLoss, cross_entropies, declare
+from lm.models.base import Inspection, LanguageModel, MixturePart, State, TrainingLoss, cross_entropies, declare
+from lm.models.contributions import NETWORK, count_terms, mixture_terms, total
 from lm.models.ngram import HISTORY, CountingOptions, NGram, NGramOptions
 from lm.models.profiled_parts import LOSS, run_part
 from lm.models.recurrent import Recurrent, RecurrentOptions
@@ -146,10 +147,34 @@ class _GatedNetwork(Recurrent):
             logits: (B, T, V) of the network.
             logs: (B, T, V) log-probabilities of the counts.
         """
-        entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)
-        gate = self.gate(torch.cat([outputs, entropy.to(outputs.dtype)], dim=-1)).float()
+        gate = self._gate(outputs, logs)
         network = logits.float().log_softmax(dim=-1)
         return torch.logaddexp(network + F.logsigmoid(-gate), logs + F.logsigmoid(gate))
+
+    def _gate(self, outputs: Tensor, logs: Tensor) -> Tensor:
+        """The log-odds (B, T, 1) of the counts' weight; arguments as `_mix`."""
+        entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)
+        gate: Tensor = self.gate(torch.cat([outputs, entropy.to(outputs.dtype)], dim=-1)).float()
+        return gate
+
+    def inspectable(self) -> tuple[str, ...]:
+        """See `LanguageModel.inspectable`."""
+        return *super().inspectable(), "mixture"
+
+    def _sums(self, ids: Tensor, state: State | None, outputs: Tensor) -> dict[str, dict[str, Any]]:
+        """The parts of both, weighted with the share that each has of a token's probability; and "mixture"."""
+        network = super()._sums(ids, state, outputs)
+        logs, _ = self.ngram.log_probabilities(ids, state)
+        gate = self._gate(outputs, logs)[..., 0]
+        counts = self.ngram.mixture(ids, state)
+        mixture = {
+            NETWORK: MixturePart(torch.sigmoid(-gate), total(network["terms"])),
+            "counts": MixturePart(torch.sigmoid(gate), logs),
+        }
+        terms = mixture_terms(
+            mixture, {NETWORK: network["terms"], "counts": mixture_terms(counts, count_terms(counts))}
+        )
+        return {"contributions": terms, "terms": terms, "mixture": mixture}
 
 
 def _with_history(state: State, history: Tensor) -> State:

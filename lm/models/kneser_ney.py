@@ -148,7 +148,7 @@ class NGramCounts:
             probability = np.full(len(targets), 1.0 / self.vocab_size)
             text = ids[max(0, begin + 1 - max(self.context_size, 1)) : begin + len(targets)]
             histories = histories_of(text[None], self.context_size)[0, -len(targets) :]
-            for context, level in zip(self._contexts(histories), self.levels, strict=True):
+            for context, level in zip(self.contexts(histories), self.levels, strict=True):
                 known = np.flatnonzero(context >= 0)
                 probability[known] *= level.backoff[context[known]]
                 pair = _find(level.pairs, context[known] * self.vocab_size + targets[known])
@@ -156,7 +156,7 @@ class NGramCounts:
             result[begin : begin + len(targets)] = np.log(probability)
         return result
 
-    def _contexts(self, histories: Anything) -> list[Ints]:
+    def contexts(self, histories: Anything) -> list[Ints]:
         """(P,) contexts of each length, from 0; -1 for unknown ones."""
         context = np.zeros(len(histories), dtype=np.int64)
         contexts = [context]
@@ -175,7 +175,7 @@ class NGramCounts:
         the first context whose whole distribution is cached.
         """
         table, offsets = self._cached
-        contexts = self._contexts(histories)
+        contexts = self.contexts(histories)
         weight, base = np.ones(len(out)), np.zeros(len(out), dtype=np.int64)
         pending = np.arange(len(out))
         # Rows whose target's occurrence is still to be subtracted, at the next level that has it.

@@ -17,7 +17,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lm.errors import DeviceError
-from lm.models.base import LanguageModel, ModelOptions, State
+from lm.models.base import Inspection, LanguageModel, MixturePart, ModelOptions, State
+from lm.models.contributions import UNIFORM, count_terms, mixture_terms
+from lm.models.counts_by_order import distributions_by_order
 from lm.models.kneser_ney import NGramCounts, count_text, histories_of
 
 REGISTERS = {"ngram": "NGram"}
@@ -78,13 +80,45 @@ class NGram(LanguageModel):
             state: with the tensor `HISTORY`; None at the start of a text.
             targets: (B, T) int64 of the counted text: the counts leave out each target's own occurrence.
         """
-        text = ids if state is None else torch.cat([state.tensors[HISTORY], ids], dim=1)
-        histories = histories_of(text.cpu().numpy(), self.counts.context_size)[:, -ids.shape[1] :]
+        histories = self._histories(ids, state)
         positions = histories.reshape(ids.numel(), self.counts.context_size)
         values = self.counts.probabilities(positions, None if targets is None else targets.flatten().cpu().numpy())
         np.log(values, out=values)
         logs = torch.from_numpy(values).view(*ids.shape, self.vocab_size)
         return logs.to(ids.device), torch.from_numpy(histories[:, -1].copy()).to(ids.device)
+
+    def inspectable(self) -> tuple[str, ...]:
+        """See `LanguageModel.inspectable`."""
+        return "contributions", "terms", "mixture"
+
+    def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
+        logits, after = self(ids, state)
+        mixture = self.mixture(ids, state) if parts else {}
+        terms = mixture_terms(mixture, count_terms(mixture)) if parts - {"mixture"} else {}
+        return Inspection(
+            logits,
+            after,
+            contributions=terms if "contributions" in parts else {},
+            terms=terms if "terms" in parts else {},
+            mixture=mixture if "mixture" in parts else {},
+        )
+
+    def mixture(self, ids: Tensor, state: State | None) -> dict[str, MixturePart]:
+        """The distributions that the model mixes: "counts N" of each order, and "uniform"; arguments as `forward`."""
+        parts = distributions_by_order(self.counts, self._histories(ids, state).reshape(ids.numel(), -1))
+        return {
+            f"counts {order}" if order else UNIFORM: MixturePart(
+                torch.from_numpy(weight).float().view(ids.shape).to(ids.device),
+                torch.from_numpy(distribution).log().view(*ids.shape, -1).to(ids.device),
+            )
+            for order, (weight, distribution) in parts.items()
+        }
+
+    def _histories(self, ids: Tensor, state: State | None) -> npt.NDArray[Any]:
+        """The last order - 1 tokens (B, T, K) up to each token of `ids`."""
+        text = ids if state is None else torch.cat([state.tensors[HISTORY], ids], dim=1)
+        histories: npt.NDArray[Any] = histories_of(text.cpu().numpy(), self.counts.context_size)[:, -ids.shape[1] :]
+        return histories
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """See `LanguageModel.fit`.

@@ -18,6 +18,7 @@ Sources: Grave et al. 2017 (adaptive softmax); Press and Wolf 2017 (tied weights
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
@@ -31,6 +32,7 @@ from lm.config import listed
 from lm.kernels.autograd import apply, entropies, linear, product
 from lm.kernels.dispatch import in_its_format, stays_in_fp32, usable
 from lm.models.base import ModelOptions, State, TrainingLoss, cross_entropies
+from lm.models.contributions import Contributions, head_contributions, log_terms
 from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, run_part
 
 MAX_LOGITS = 1 << 23
@@ -111,6 +113,19 @@ class OutputHead:
     def logits(self, hidden: Tensor, added: Tensor | None = None) -> Tensor:
         """Logits (..., V) of hidden vectors (..., H) plus `added` (..., V); log-probabilities if there are tails."""
         return run_part("output", self._logits, self._project(hidden), added)
+
+    def contributions(self, hidden: Tensor, added: Mapping[str, Tensor]) -> Contributions:
+        """What each source adds to the logits of hidden vectors (B, T, H): "network", "bias", and those of `added`.
+
+        With tails the logits are log-probabilities, and these are their terms: see `lm.models.contributions`.
+        """
+        vectors, tails = self._project(hidden), self.tails
+        adaptive = None if tails is None else (tails.cutoffs, tails.weight, tails.bias)
+        return head_contributions(vectors, self.weight, self.bias, added, adaptive)
+
+    def terms(self, contributions: Mapping[str, Tensor]) -> Contributions:
+        """The terms of the log-probabilities, from a result of `contributions`."""
+        return log_terms(contributions) if self.tails is None else dict(contributions)
 
     def loss(
         self,

@@ -142,12 +142,14 @@ class Recurrent(LanguageModel):
         """See `LanguageModel.inspectable`."""
         kind, tanh = self.options.type, self.options.nonlinearity == "tanh"
         has = {"cells": kind == "lstm", "gates": kind != "rnn", "candidates": kind != "rnn" or tanh}
-        return "inputs", "hidden", *(part for part, present in has.items() if present)
+        return "inputs", "hidden", *(part for part, present in has.items() if present), "contributions", "terms"
 
     def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
         inputs = self._embed(ids)
         layers, after = self._unroll(inputs, state)
         logits, after = self._predict(ids, state, layers[-1].outputs, *self.tables(ids, state, after))
+        sums = self._sums(ids, state, layers[-1].outputs) if parts & {"contributions", "terms", "mixture"} else {}
+        sums = {part: values for part, values in sums.items() if part in parts}
         steps = {"hidden": tuple(layer.hidden for layer in layers), "cells": tuple(layer.cells for layer in layers)}
         return Inspection(
             logits,
@@ -158,7 +160,16 @@ class Recurrent(LanguageModel):
             gates=tuple(layer.stacked_gates() for layer in layers) if "gates" in parts else (),
             candidates=tuple(torch.stack(layer.candidates, dim=1) for layer in layers) if "candidates" in parts else (),
             steps={part: values for part, values in steps.items() if part in parts},
+            contributions=sums.get("contributions", {}),
+            terms=sums.get("terms", {}),
+            mixture=sums.get("mixture", {}),
         )
+
+    def _sums(self, ids: Tensor, state: State | None, outputs: Tensor) -> dict[str, dict[str, Any]]:
+        """The parts "contributions" and "terms", from the arguments of `forward` and the last layer's outputs."""
+        head = self._head()
+        contributions = head.contributions(self.output_dropout(outputs), self.tables.contributions(ids, state))
+        return {"contributions": contributions, "terms": head.terms(contributions)}
 
     def _unroll(self, inputs: Tensor, state: State | None) -> tuple[list[UnrolledLayer], State]:
         """`_run_cell` of embeddings (B, T, E), with each time step as a part of the graph."""

@@ -14,7 +14,8 @@ Sources: Vaswani et al. 2017; Touvron et al. 2023 (Llama); Su et al. 2021 (rotar
 from __future__ import annotations
 
 import functools
-from typing import Literal, Self
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,16 @@ from torch import Tensor, nn
 
 from lm.kernels import autograd, layers
 from lm.kernels.dispatch import usable
-from lm.models.base import LanguageModel, State, TrainingLoss
+from lm.models.attention_maps import attend
+from lm.models.base import AttentionMaps, Inspection, LanguageModel, State, TrainingLoss
 from lm.models.context_tables import ContextTables, TableOptions
 from lm.models.output_head import HeadOptions, OutputHead, make_tails
 from lm.torch_private import has_hooks
 
 REGISTERS = {"transformer": "Transformer"}
+
+Cache = tuple[Tensor, Tensor]
+"""Keys and values (B, L, G, D) of one layer."""
 
 
 class TransformerOptions(HeadOptions, TableOptions):
@@ -89,17 +94,12 @@ class Attention(nn.Module):
         self,
         hidden: Tensor,
         rotation: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor] | None,
+        cache: Cache | None,
         mask: Tensor | None,
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(B, T, E) → (B, T, E), and keys and values (B, L + T, G, D) of the new cache."""
-        batch, time, _ = hidden.shape
-        projected = autograd.linears(hidden, (self.q_proj, self.k_proj, self.v_proj))
-        query, key, value = (heads.view(batch, time, -1, self.head_size) for heads in projected)
-        query, key = self._rotated(query, self.q_norm, rotation), self._rotated(key, self.k_norm, rotation)
-        if cache is not None:
-            key, value = torch.cat([cache[0], key], dim=1), torch.cat([cache[1], value], dim=1)
+        query, key, value = self._heads(hidden, rotation, cache)
         dropout = self.dropout if self.training else 0.0
         if causal and cache is None and usable("attention", query):
             return self.o_proj(autograd.attend(query, key, value, dropout).flatten(2)), (key, value)
@@ -112,7 +112,32 @@ class Attention(nn.Module):
             is_causal=causal,
             enable_gqa=self.grouped,
         )
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1)), (key, value)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2)), (key, value)
+
+    def inspect(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        cache: Cache | None,
+        mask: Tensor | None,
+    ) -> tuple[AttentionMaps, tuple[Tensor, Tensor]]:
+        """`forward` in plain torch, with the scores and weights of each head."""
+        query, key, value = self._heads(hidden, rotation, cache)
+        dropout = self.dropout if self.training else 0.0
+        scores, weights, mixed = attend(query, key, value, mask, dropout=dropout)
+        return AttentionMaps(scores, weights, self.o_proj(mixed.flatten(2)), self.head_size), (key, value)
+
+    def _heads(
+        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, T, H, D), and keys and values (B, L + T, G, D) of the cache and the new positions."""
+        batch, time, _ = hidden.shape
+        projected = autograd.linears(hidden, (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (heads.view(batch, time, -1, self.head_size) for heads in projected)
+        query, key = self._rotated(query, self.q_norm, rotation), self._rotated(key, self.k_norm, rotation)
+        if cache is not None:
+            key, value = torch.cat([cache[0], key], dim=1), torch.cat([cache[1], value], dim=1)
+        return query, key, value
 
     def _rotated(self, heads: Tensor, norm: nn.RMSNorm | None, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """Queries or keys (B, T, H, D) after QK-norm and rotation."""
@@ -156,7 +181,7 @@ class Block(nn.Module):
         self,
         hidden: Tensor,
         rotation: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor] | None,
+        cache: Cache | None,
         mask: Tensor | None,
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -168,6 +193,18 @@ class Block(nn.Module):
         mixed, cache = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)
         hidden = hidden + self.dropout(mixed)
         return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), cache
+
+    def inspect(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        cache: Cache | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, AttentionMaps, tuple[Tensor, Tensor]]:
+        """`forward` in plain torch, with the maps of the attention."""
+        maps, cache = self.self_attn.inspect(self.input_layernorm(hidden), rotation, cache, mask)
+        hidden = hidden + self.dropout(maps.outputs)
+        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), maps, cache
 
     def _run_native(self, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The whole block in one native call."""
@@ -242,27 +279,63 @@ class Transformer(LanguageModel):
 
     def _hidden(self, ids: Tensor, state: State | None) -> tuple[Tensor, Tensor | None, State]:
         """The last norm's outputs (B, T, E), the logits of context tables, and the state."""
+        before, rotation, mask = self._positions(ids, state)
+        hidden = self.dropout(self.embed_tokens(ids))
+        caches = []
+        for layer, cache in zip(self.layers, self._caches(state), strict=True):
+            hidden, cache = layer(hidden, rotation, cache, mask, state is None)
+            caches.append(cache)
+        added, after = self.tables(ids, state, make_state(before + ids.shape[1], caches, state))
+        return self.norm(hidden), added, after
+
+    def _positions(self, ids: Tensor, state: State | None) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+        """The tokens before `ids` (B,), the rotary tables and the mask; None: causal, or every key."""
         batch, time = ids.shape
         rope = self.options.hidden_size // self.options.num_heads, self.options.rope_theta
         if state is None:
             before = torch.zeros(batch, dtype=torch.int64, device=ids.device)
-            rotation, mask = first_rotary_tables(batch, time, *rope, ids.device), None
-        else:
-            before = state.tensors["lengths"]
-            positions = before[:, None] + torch.arange(time, device=ids.device)
-            rotation, mask = rotary_tables(positions, *rope), cache_mask(state, time)
-        hidden = self.dropout(self.embed_tokens(ids))
-        tensors = {"lengths": before + time}
-        for index, layer in enumerate(self.layers):
-            cache = None
-            if state is not None:
-                cache = state.tensors[f"keys.{index}"], state.tensors[f"values.{index}"]
-            hidden, (keys, values) = layer(hidden, rotation, cache, mask, state is None)
-            tensors[f"keys.{index}"], tensors[f"values.{index}"] = keys, values
-        growing = frozenset(tensors) - {"lengths"}
-        ragged = state is not None and state.ragged
-        added, after = self.tables(ids, state, State(tensors, growing=growing, ragged=ragged))
-        return self.norm(hidden), added, after
+            return before, first_rotary_tables(batch, time, *rope, ids.device), None
+        before = state.tensors["lengths"]
+        positions = before[:, None] + torch.arange(time, device=ids.device)
+        return before, rotary_tables(positions, *rope), cache_mask(state, time)
+
+    def _caches(self, state: State | None) -> list[Cache | None]:
+        """Keys and values of each layer."""
+        if state is None:
+            return [None] * len(self.layers)
+        return [(state.tensors[f"keys.{index}"], state.tensors[f"values.{index}"]) for index in range(len(self.layers))]
+
+    def inspectable(self) -> tuple[str, ...]:
+        """See `LanguageModel.inspectable`."""
+        return "inputs", "hidden", "attention", "contributions", "terms", "layer_logits"
+
+    def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
+        before, rotation, mask = self._positions(ids, state)
+        inputs = hidden = self.dropout(self.embed_tokens(ids))
+        residual, attention, caches = [], [], []
+        blocks: Any = self.layers
+        for layer, cache in zip(blocks, self._caches(state), strict=True):
+            hidden, maps, cache = layer.inspect(hidden, rotation, cache, mask)
+            caches.append(cache)
+            residual.append(hidden)
+            # Maps grow with the square of the text.
+            attention += [maps] if "attention" in parts else []
+        added, after = self.tables(ids, state, make_state(before + ids.shape[1], caches, state))
+        head, vectors = self._head(), self.norm(hidden)
+        contributions = {}
+        if parts & {"contributions", "terms"}:
+            contributions = head.contributions(vectors, self.tables.contributions(ids, state))
+        lens = residual if "layer_logits" in parts else []
+        return Inspection(
+            head.logits(vectors, added),
+            after,
+            inputs=inputs if "inputs" in parts else None,
+            hidden=tuple(residual) if "hidden" in parts else (),
+            attention=tuple(attention),
+            contributions=contributions if "contributions" in parts else {},
+            terms=head.terms(contributions) if "terms" in parts else {},
+            layer_logits=tuple(head.logits(self.norm(each), added) for each in lens),
+        )
 
 
 @functools.lru_cache(maxsize=8)
@@ -287,6 +360,15 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate (B, T, H, D) by position, in float32; dimension i is paired with i + D/2, as in Llama."""
     first, second = heads.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def make_state(lengths: Tensor, caches: Sequence[Cache], before: State | None) -> State:
+    """The state of rows of these lengths (B,), after the state `before`."""
+    tensors = {}
+    for index, (keys, values) in enumerate(caches):
+        tensors[f"keys.{index}"], tensors[f"values.{index}"] = keys, values
+    ragged = before is not None and before.ragged
+    return State({"lengths": lengths} | tensors, growing=frozenset(tensors), ragged=ragged)
 
 
 def cache_mask(state: State, time: int) -> Tensor | None:

@@ -67,7 +67,18 @@ def test_a_part_is_given_if_it_is_asked_for_and_the_model_has_it(name: str) -> N
     assert set(model.inspectable()) <= set(Parts)
 
 
-Parts = ("inputs", "hidden", "cells", "gates", "candidates", "attention", "contributions", "layer_logits")
+Parts = (
+    "inputs",
+    "hidden",
+    "cells",
+    "gates",
+    "candidates",
+    "attention",
+    "contributions",
+    "terms",
+    "mixture",
+    "layer_logits",
+)
 
 
 @every_variant
