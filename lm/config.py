@@ -157,6 +157,11 @@ class TrainingConfig(Options):
         "probabilities: one run of model.type=ensemble. Minutes are shared by them; steps and epochs are of each.",
     )
 
+    student: bool = Field(
+        False,
+        description="With ensemble: the models are the teacher of one more model, which becomes the run. It has half "
+        "of the minutes.",
+    )
     distill: str | None = Field(
         None,
         description="Run whose probabilities the model learns as well: its teacher, such as an ensemble. It must have "

@@ -23,10 +23,10 @@ from cli.options import (
 from lm.errors import ConfigError, CorpusError
 
 if TYPE_CHECKING:
-    from lm.inspection.gradients import Gradients
     from rich.console import Console
 
     from lm.inspection.attention import Attention
+    from lm.inspection.gradients import Gradients
     from lm.inspection.neurons import Neurons, UnitValues
     from lm.inspection.why import Why
     from lm.runs.run import Run
@@ -111,11 +111,10 @@ def gradients(
         raise ConfigError("--set is for the models of --preset: a run has its own options.")
     if untrained and presets and not runs:
         raise ConfigError("--untrained is for runs: the models of --preset are untrained.")
-    from lm.inspection.gradients import gradients as measure
-
     from cli.output import console, print_json, say
     from lm.config import parse_assignments
     from lm.inspection import subject
+    from lm.inspection.gradients import gradients as measure
     from lm.runs.run import load
 
     names: list[str | None] = [*dict.fromkeys(runs or [])] or ([] if presets else [None])
@@ -278,9 +277,9 @@ def _print_attention(screen: Console, view: Attention) -> None:
     _print_paragraph(
         screen,
         f"Distance: tokens that a head looks back; looking at all equally gives {view.even_distance:.1f}. Entropy in "
-        f"nats: 0 is one token, {view.even_entropy:.2f} all equally. Gradient: norm of the softmax's Jacobian. The last "
-        f"two columns are the same scores without the division by sqrt({view.head_size}): a saturated "
-        "softmax passes no gradient.",
+        f"nats: 0 is one token, {view.even_entropy:.2f} all equally. Gradient: norm of the softmax's Jacobian. The "
+        f"last two columns are the same scores without the division by sqrt({view.head_size}): a saturated softmax "
+        "passes no gradient.",
     )
     for note in view.notes:
         _print_paragraph(screen, f"Note: {note}.")

@@ -10,7 +10,7 @@ from lm.corpora import PreparedCorpus
 from lm.errors import ConfigError, RunError, RunNotFoundError
 from lm.files import read_facts
 from lm.runs.run import Run, load
-from lm.runs.run_folder import MEMBERS
+from lm.runs.run_folder import MEMBERS, TEACHER
 from lm.training.distillation import Teacher
 
 if TYPE_CHECKING:
@@ -49,7 +49,12 @@ def check_teacher(teacher: Run, corpus: PreparedCorpus) -> None:
 
 def teacher_record(teacher: Run) -> dict[str, Any]:
     """The entry "teacher" of the record of a student."""
-    return {"run": f"{teacher.name}@{teacher.checkpoint}", "sha256": _weights_hash(teacher)}
+    kind = teacher.record.get("kind") or teacher.config.model.type
+    is_own = teacher.folder.name == TEACHER
+    return {
+        "run": None if is_own else f"{teacher.name}@{teacher.checkpoint}", "kind": kind,
+        "sha256": _weights_hash(teacher),
+    }  # fmt: skip
 
 
 def recorded_teacher(run: Run) -> Run | None:
@@ -59,6 +64,13 @@ def recorded_teacher(run: Run) -> Run | None:
         RunError: the teacher is missing, or has other weights than before.
     """
     name, recorded = run.config.training.distill, run.record.get("teacher")
+    if run.config.training.student:
+        name = str(run.folder.path / TEACHER)
+        if not Path(name).is_dir():
+            raise RunError(
+                f"Run {run.name!r} learned from an ensemble that was removed when the run was complete, so it has no "
+                f"longer plan: use it as a start with --init {run.folder.argument}."
+            )
     if name is None or recorded is None:
         return None
     runs_dir = run.folder.path.parent

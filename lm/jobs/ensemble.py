@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 from lm.errors import ConfigError
-from lm.jobs.ensemble_config import member_config
+from lm.jobs.ensemble_config import member_config, teacher_config
 from lm.jobs.prepare import PreparedJob
 from lm.jobs.report import report_run
 from lm.jobs.resolve import ResumeRequest, TrainRequest, training_method
@@ -23,7 +23,7 @@ from lm.models.base import build_model
 from lm.models.ensemble import Ensemble
 from lm.runs.record import run_record
 from lm.runs.run import Run
-from lm.runs.run_folder import EVENTS, MEMBERS, MODEL, RunFolder
+from lm.runs.run_folder import CONFIG, EVENTS, MEMBERS, MODEL, TEACHER, RunFolder
 from lm.training import distributed
 from lm.training.callbacks import Callback, End, Row, Start, Tick
 from lm.training.plan import Plan
@@ -112,7 +112,20 @@ class _Members:
         before = self.rows(number - 1) if number else []
         done = _Done.of(before)
         own = self.run(number).read_metrics()
-        return before + [{**done.add(row), "member": number + 1} for row in own]
+        return before + [self.row(number, done, row) for row in own]
+
+    def row(self, number: int, done: _Done, row: Row) -> Row:
+        """A line of a member as one of the ensemble, after what the members before it have `done`."""
+        progress, steps = self.share(number, row["progress"]), self.plan_steps(number, done, row["plan_steps"])
+        return {**done.add(row), "progress": round(progress, 6), "plan_steps": steps, "member": number + 1}
+
+    def share(self, number: int, progress: float) -> float:
+        """The progress of a member as that of all."""
+        return (number + progress) / self.size
+
+    def plan_steps(self, number: int, done: _Done, steps: int) -> int:
+        """The steps of all members, where this one and each later one has `steps`."""
+        return done.step + steps * (self.size - number)
 
     def done(self, number: int) -> _Done:
         """What the first `number` members have trained."""
@@ -151,39 +164,24 @@ def _train_member(
     return end
 
 
-class _MemberEvents(Callback):
-    """Passes the events of a member on as events of the ensemble, and writes the ensemble's metrics.jsonl."""
+class _Passing(Callback):
+    """Passes the events of a part of the job on to the callbacks of the whole; the whole closes them."""
 
-    def __init__(self, members: _Members, number: int, done: _Done, callbacks: Sequence[Callback]) -> None:
-        self._members, self._number, self._done, self._callbacks = members, number, done, callbacks
-        self._plan_steps = 0
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = callbacks
 
     def on_start(self, start: Start) -> None:
-        """See `Callback.on_start`; also brings metrics.jsonl and the plan up to date."""
-        run, size, done = self._members.folder, self._members.size, self._done
-        # The member's own lines were cut if it was resumed.
-        run.write_metrics(self._members.rows(self._number))
-        self._plan_steps = done.step + start.plan_steps * (size - self._number)
-        plan = self._members.run(self._number).read_record()["plan"]
-        run.write_record({**run.read_record(), "plan": {**plan, "steps": self._plan_steps, "seconds": None}})
-        shifted = replace(
-            start, run=run.name, step=done.step + start.step, seconds=done.seconds + start.seconds,
-            plan_steps=self._plan_steps, plan_seconds=None, validations=start.validations * size,
-            member=(self._number + 1, size),
-        )  # fmt: skip
+        """See `Callback.on_start`."""
         for callback in self._callbacks:
-            callback.on_start(shifted)
+            callback.on_start(start)
 
     def on_step(self, tick: Tick) -> None:
         """See `Callback.on_step`."""
-        shifted = replace(tick, step=tick.step + self._done.step, seconds=tick.seconds + self._done.seconds)
         for callback in self._callbacks:
-            callback.on_step(shifted)
+            callback.on_step(tick)
 
     def on_log(self, row: Row) -> None:
         """See `Callback.on_log`."""
-        row = {**self._done.add(row), "member": self._number + 1}
-        self._members.folder.append_metrics(row)
         for callback in self._callbacks:
             callback.on_log(row)
 
@@ -195,7 +193,51 @@ class _MemberEvents(Callback):
     def on_save(self, step: int) -> None:
         """See `Callback.on_save`."""
         for callback in self._callbacks:
-            callback.on_save(step + self._done.step)
+            callback.on_save(step)
+
+
+class _MemberEvents(_Passing):
+    """Passes the events of a member on as events of the ensemble, and writes the ensemble's metrics.jsonl."""
+
+    def __init__(self, members: _Members, number: int, done: _Done, callbacks: Sequence[Callback]) -> None:
+        super().__init__(callbacks)
+        self._members, self._number, self._done = members, number, done
+        self._plan_steps = 0
+
+    def on_start(self, start: Start) -> None:
+        """See `Callback.on_start`; also brings metrics.jsonl and the plan up to date."""
+        run, size, done = self._members.folder, self._members.size, self._done
+        # The member's own lines were cut if it was resumed.
+        run.write_metrics(self._members.rows(self._number))
+        self._plan_steps = self._members.plan_steps(self._number, done, start.plan_steps)
+        plan, seconds = self._members.run(self._number).read_record()["plan"], start.plan_seconds
+        seconds = None if seconds is None else seconds * size
+        run.write_record({**run.read_record(), "plan": {**plan, "steps": self._plan_steps, "seconds": seconds}})
+        shifted = replace(
+            start, run=run.name, step=done.step + start.step, seconds=done.seconds + start.seconds,
+            plan_steps=self._plan_steps, plan_seconds=seconds, validations=start.validations * size,
+            member=(self._number + 1, size),
+        )  # fmt: skip
+        super().on_start(shifted)
+
+    def on_step(self, tick: Tick) -> None:
+        """See `Callback.on_step`."""
+        self._plan_steps = self._members.plan_steps(self._number, self._done, tick.plan_steps)
+        shifted = replace(
+            tick, step=tick.step + self._done.step, seconds=tick.seconds + self._done.seconds,
+            progress=self._members.share(self._number, tick.progress), plan_steps=self._plan_steps,
+        )  # fmt: skip
+        super().on_step(shifted)
+
+    def on_log(self, row: Row) -> None:
+        """See `Callback.on_log`."""
+        row = self._members.row(self._number, self._done, row)
+        self._members.folder.append_metrics(row)
+        super().on_log(row)
+
+    def on_save(self, step: int) -> None:
+        """See `Callback.on_save`."""
+        super().on_save(step + self._done.step)
 
     def end_of_all(self, end: End) -> End:
         """A member's end as that of the ensemble."""
@@ -248,3 +290,73 @@ def _finish(members: _Members, run: Run, callbacks: Sequence[Callback]) -> None:
     for callback in callbacks:
         callback.on_end(end)
     shutil.rmtree(folder.path / MEMBERS, ignore_errors=True)
+
+
+# -- an ensemble as the teacher of one more model ----------------------------------------------------------
+
+
+class _TeacherEvents(_Passing):
+    """Passes the events of a teacher on as those of its student's run, without a finished end."""
+
+    def __init__(self, run: str, callbacks: Sequence[Callback]) -> None:
+        super().__init__(callbacks)
+        self._run = run
+        self.stopped = False
+
+    def on_start(self, start: Start) -> None:
+        """See `Callback.on_start`."""
+        super().on_start(replace(start, run=self._run))
+
+    def on_end(self, end: End) -> None:
+        """See `Callback.on_end`."""
+        if end.reason in STOPPED:
+            self.stopped = True
+            for callback in self._callbacks:
+                callback.on_end(end)
+
+
+def train_teacher(
+    job: PreparedJob, folder: RunFolder, request: TrainRequest | ResumeRequest, train_steps: TrainSteps
+) -> PreparedJob | None:
+    """Train the rest of the ensemble that `training.student` has as its teacher.
+
+    Args:
+        job: of the student, which has made no step.
+        folder: of the student's run; the teacher's is inside it.
+        request: with the callbacks.
+        train_steps: trains one model.
+
+    Returns:
+        The job of the student, with its teacher; None: it was interrupted.
+    """
+    teacher = RunFolder(folder.path / TEACHER)
+    events = _TeacherEvents(folder.name, request.callbacks)
+    own: PreparedJob = replace(
+        job, config=teacher_config(job.config), method="members", path=teacher.path, overwrite=True
+    )
+    try:
+        if job.overwrite or not (folder.path / CONFIG).is_file():
+            model = build_model(job.config.model, job.tokens.tokenizer.vocab_size)
+            record = {**run_record(job.config, job.tokens, model, job.init), "plan": Plan(1, 1).to_json()}
+            folder.create(record, job.tokens.tokenizer, overwrite=job.overwrite)
+        with contextlib.ExitStack() as locks:
+            if (teacher.path / CONFIG).is_file():
+                again = ResumeRequest(run=str(teacher.path), data_dir=request.data_dir, is_restart=True)
+                own = reopen(again, distributed.current(), locks)
+            if own.corpus is not None:
+                train_members(own, teacher, replace(request, callbacks=[events]), train_steps)
+    except BaseException:
+        events.stopped = True
+        raise
+    finally:
+        if events.stopped:
+            with contextlib.ExitStack() as closing:
+                for callback in reversed(request.callbacks):
+                    closing.callback(callback.close)
+    return None if events.stopped else replace(job, teacher=Run(teacher, device="cpu"))
+
+
+def drop_teacher(folder: RunFolder) -> None:
+    """Remove the teacher in the folder of a run that is complete; one that is out of time can still be resumed."""
+    if not folder.has_last() or folder.read_state()["train_state"]["stop_reason"] in ("finished", "no_progress"):
+        shutil.rmtree(folder.path / TEACHER, ignore_errors=True)

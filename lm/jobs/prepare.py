@@ -131,7 +131,7 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
     config = config.model_copy(update=sections)
     if method != "counting":
         config = _with_batches_that_fit(config, prepared)
-    if config.training.ensemble is not None:
+    if config.training.ensemble is not None and not config.training.student:
         config, method = as_ensemble(config), "members"
     if (teacher := resolved.teacher) is not None:
         check_teacher(teacher, prepared)

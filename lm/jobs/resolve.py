@@ -129,6 +129,8 @@ def resolve(request: TrainRequest) -> ResolvedRequest:
         resolved = ResolvedRequest(request, composed(over, wishes), over, wishes)
     config = unwrapped(resolved.config)
     check_ensemble(config, request.init)
+    if config.training.student and request.stop_after is not None:
+        raise ConfigError("--stop-after stops the training of one model or ensemble: leave --student out.")
     resolved = replace(resolved, config=config, teacher=find_teacher(config, request.runs_dir))
     training = resolved.config.training
     choose_format(training, pick_device(training.device))
@@ -178,8 +180,9 @@ def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> Ru
         ConfigError: an override changes the tokenizer.
     """
     base = run.config.model_copy(update={"corpus": corpus})
-    own = "max_steps", "epochs", "minutes", "evaluate_every", "distill"
-    config = merge(base, {**{f"training.{field}": None for field in own}, **overrides})
+    own: dict[str, Any] = dict.fromkeys(("max_steps", "epochs", "minutes", "evaluate_every", "ensemble", "distill"))
+    own["student"] = False
+    config = merge(base, {**{f"training.{field}": value for field, value in own.items()}, **overrides})
     if config.tokenizer != base.tokenizer:
         raise ConfigError(f"--init {run.name} keeps that run's tokenizer: leave tokenizer options out.")
     return config

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from lm.errors import ConfigError
 from lm.jobs.autoconfig import Family, TokenKind
 from lm.jobs.counting import train_by_counting
 from lm.jobs.distill import make_teacher, teacher_record
-from lm.jobs.ensemble import train_members
+from lm.jobs.ensemble import drop_teacher, train_members, train_teacher
+from lm.jobs.ensemble_config import student_config
 from lm.jobs.measure import fix_plan, measure_times, reserve_run
 from lm.jobs.new_run import check_new_run, run_of_this_job
 from lm.jobs.prepare import PreparedJob, open_text, prepare_job, share_job
@@ -209,12 +211,18 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
         if not job.has_report and world.is_rank0:
             run.own_text(data_dir=request.data_dir)
             run = report_run(folder, str(world.pick_device(job.config.training.device)), callbacks)
+            drop_teacher(folder)
         world.barrier()
         return run, not job.has_report
     if job.method == "counting":
         return train_by_counting(job, folder, callbacks), True
     if job.method == "members":
         return train_members(job, folder, request, _train_steps), True
+    if job.config.training.student and job.resume is None:
+        taught = train_teacher(job, folder, request, _train_steps)
+        if taught is None:
+            return Run(folder), True
+        job = taught
     recorded = request.plan if isinstance(request, TrainRequest) else None
     end = _train_steps(job, folder, [TensorBoard(folder.path / EVENTS), *callbacks], request.stop_after, recorded)
     device = str(world.pick_device(job.config.training.device))
@@ -222,6 +230,7 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
     # An interrupted run is saved, and `lm eval` can measure it later.
     if world.is_rank0 and end.reason != "interrupted":
         run = report_run(folder, device, callbacks)
+        drop_teacher(folder)
     world.barrier()
     return run, True
 
@@ -249,18 +258,24 @@ def _train_steps(
 
 def _new_trainer(job: PreparedJob, folder: RunFolder, recorded: Plan | None) -> tuple[Trainer, Plan]:
     """The trainer of a new run at step 0, and its plan: `recorded` or a new one; the run folder is created."""
+    config = job.config
+    job = replace(job, config=student_config(config))
     make_model, teacher = _model_factory(job), make_teacher(job)
     timings = None if recorded is not None else measure_times(job, make_model, teacher)
     if teacher is not None:
         teacher.state = None
     trainer = Trainer(folder, job.config.training, make_model(), job.tokens, teacher=teacher)
     plan = recorded or fix_plan(job, trainer, timings)
-    record = {**run_record(job.config, job.tokens, trainer.model, job.init), "plan": plan.to_json()}
+    record = {**run_record(config, job.tokens, trainer.model, job.init), "plan": plan.to_json()}
     if job.teacher is not None:
         record["teacher"] = teacher_record(job.teacher)
     if (name := distributed.job_name()) is not None:
         record["job"] = name
-    folder.create(record, job.tokens.tokenizer, overwrite=job.overwrite)
+    if config.training.student:
+        # The folder was made before the teacher was trained in it.
+        folder.write_record({**folder.read_record(), **record})
+    else:
+        folder.create(record, job.tokens.tokenizer, overwrite=job.overwrite)
     return trainer, plan
 
 

@@ -88,7 +88,7 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
     teacher = None if job.teacher is None else f"{job.teacher.folder.path.resolve()}@{job.teacher.checkpoint}"
     training = job.config.training.model_copy(
         update={
-            "distill": teacher,
+            "distill": teacher, "ensemble": None, "student": False,
             "max_steps": None, "minutes": None, "epochs": None, "evaluate_every": None, "log_every": 1,
             "validation_tokens": VALIDATION_TOKENS, "patience": None, "devices": None, "shard": False, **length,
         }

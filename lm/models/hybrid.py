@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from lm.models.base import Inspection, LanguageModel, MixturePart, State, TrainingLoss, cross_entropies, declare
 from lm.models.contributions import NETWORK, count_terms, mixture_terms, total
+from lm.models.layout import Stage, Symbol
 from lm.models.ngram import HISTORY, CountingOptions, NGram, NGramOptions
 from lm.models.profiled_parts import LOSS, run_part
 from lm.models.recurrent import Recurrent, RecurrentOptions
@@ -87,6 +88,17 @@ class Hybrid(LanguageModel):
         """See `LanguageModel.held_out_logits`."""
         return self.network.held_out_logits(ids, targets, state)
 
+    def symbols(self) -> dict[str, Symbol]:
+        """See `LanguageModel.symbols`."""
+        return self.network.symbols()
+
+    def layout(self) -> tuple[Stage, ...]:
+        """See `LanguageModel.layout`; the counts are not trained, so their numbers are no parameters."""
+        return tuple(
+            replace(stage, parameters={f"network.{name}": shape for name, shape in stage.parameters.items()})
+            for stage in self.network.layout()
+        )
+
     def inspectable(self) -> tuple[str, ...]:
         """See `LanguageModel.inspectable`."""
         return self.network.inspectable()
@@ -98,6 +110,10 @@ class Hybrid(LanguageModel):
         """See `LanguageModel.fit`; makes the counts and does not change the network."""
         self.network.ngram.fit(ids)
         self.notes = self.network.ngram.notes
+
+    def fit_bytes(self, ids: npt.NDArray[Any]) -> int:
+        """See `LanguageModel.fit_bytes`."""
+        return self.network.ngram.fit_bytes(ids)
 
     def fitted(self) -> Any:
         """See `LanguageModel.fitted`."""
@@ -195,6 +211,19 @@ class _GatedNetwork(Recurrent):
         entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)
         gate: Tensor = self.gate(torch.cat([outputs, entropy.to(outputs.dtype)], dim=-1)).float()
         return gate
+
+    def layout(self) -> tuple[Stage, ...]:
+        """See `LanguageModel.layout`."""
+        logits = "B", "T", "V"
+        weights = {"gate.weight": ("1", "H + 1"), "gate.bias": ("1",)}
+        gate = Stage(
+            "gate", "g = sigmoid(w [h, entropy] + b)", weights, {"g": ("B", "T", "1")}, (("B·T", "H + 1", "1"),)
+        )
+        counts = Stage("counts", "log p(counts)", outputs={"log p(counts)": logits})
+        mixture = Stage(
+            "mixture", "log((1 - g) p(network) + g p(counts))", outputs={"log p(network)": logits, "log p": logits}
+        )
+        return (*super().layout(), counts, gate, mixture)
 
     def inspectable(self) -> tuple[str, ...]:
         """See `LanguageModel.inspectable`."""

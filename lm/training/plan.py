@@ -21,6 +21,8 @@ VALIDATIONS = 10
 """Validations in a plan, if they are fast enough."""
 LANDING = 0.99
 """Share of the minutes at which a plan by time ends: the middle of what is allowed, -3 % to +1 %."""
+FEWEST_VALIDATIONS = 3
+"""Validations in a plan, on a part of the split if need be."""
 MAX_VALIDATION_SHARE = 0.15
 """Share of the plan's time for validation."""
 VALIDATION_COST = 1 / 3
@@ -180,9 +182,8 @@ def _validations(config: TrainingConfig, valid_tokens: int, affordable: int) -> 
     if config.evaluate_every is not None:
         return VALIDATIONS, scored
     validations = max(1, min(VALIDATIONS, affordable // scored))
-    if validations < 3 and config.validation_tokens is None:
-        # Three of them, on the first part of the split.
-        validations, scored = 3, max(1, min(scored, affordable // 3))
+    if validations < FEWEST_VALIDATIONS and config.validation_tokens is None:
+        validations, scored = FEWEST_VALIDATIONS, max(1, min(scored, affordable // FEWEST_VALIDATIONS))
     return validations, scored
 
 

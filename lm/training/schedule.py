@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from lm.config import TrainingConfig
 from lm.training.learning_rate import learning_rate_share, timed_learning_rate_share
-from lm.training.plan import LANDING, MAX_VALIDATION_SHARE, Plan, Segment
+from lm.training.plan import FEWEST_VALIDATIONS, LANDING, MAX_VALIDATION_SHARE, Plan, Segment
 
 LATEST = 1.01
 """Share of the minutes after which no step should end."""
@@ -36,7 +36,7 @@ LONGEST_VALIDATION = 5.0
 VALIDATIONS_TIMED = 3
 """Last validations that give the time of a validation."""
 EXCESS = 1.5
-"""Validations get fewer if they take this many times `MAX_VALIDATION_SHARE`."""
+"""Validations get fewer, but at least three, if they take this many times `MAX_VALIDATION_SHARE`."""
 REST_SHARE = 0.4
 """Most of the remaining time for validations; the last one is always done."""
 ROUNDING = 1e-9
@@ -212,7 +212,8 @@ class TimedSchedule(Schedule):
         if every is None or planned is None or seconds == 0:
             return every
         affordable = self.seconds * MAX_VALIDATION_SHARE / seconds
-        wanted = 1 / (planned if planned <= affordable * EXCESS else max(1, int(affordable)))
+        fewer = min(planned, max(FEWEST_VALIDATIONS, int(affordable)))
+        wanted = 1 / (planned if planned <= affordable * EXCESS else fewer)
         most = max(1, int(left * REST_SHARE / seconds))
         if _validations_left(progress, wanted) > most:
             wanted = (1 - progress) / most
