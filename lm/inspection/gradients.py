@@ -331,7 +331,9 @@ class Samples:
 
     def saturated_shares(self) -> tuple[SaturatedShare, ...]:
         """Of all layers."""
-        shares = {layer: float((np.abs(np.concatenate(parts)) > SATURATED).mean()) for layer, parts in self._tanh.items()}
+        shares = {
+            layer: float((np.abs(np.concatenate(parts)) > SATURATED).mean()) for layer, parts in self._tanh.items()
+        }
         return tuple(SaturatedShare(layer, share) for layer, share in shares.items())
 
 

@@ -1,7 +1,7 @@
 """A model together with the tokens of a text, for views that compare several models.
 
-    subjects = [fresh("gru-char", text), fresh("lstm-char", text)]
-    subjects = [untrained(run, text), subject(run, text)]             # before and after training
+subjects = [fresh("gru-char", text), fresh("lstm-char", text)]
+subjects = [untrained(run, text), subject(run, text)]             # before and after training
 """
 
 from __future__ import annotations
