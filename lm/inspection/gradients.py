@@ -42,7 +42,7 @@ Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 POSITIONS = 256
-JACOBIAN_POSITIONS = 8
+JACOBIAN_POSITIONS = 16
 """Fewer for wide layers: see `MAX_JACOBIAN_WORK`."""
 MAX_JACOBIAN_WORK = 2e9
 """Positions times the third power of the values of a layer's state: some seconds."""
@@ -53,8 +53,8 @@ MAX_STEPS = 4096
 SATURATED = 0.97
 """Above this absolute value tanh has less than 6 % of the derivative that it has at 0."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-LAG_PARTS = ("hidden", "cells", "inputs")
-"""The parts whose gradients are measured, if the model has them."""
+LAG_PARTS = ("cells", "hidden", "inputs")
+"""The parts whose gradients are measured, if the model has them; those that keep most first."""
 LOSS_SCALE = 2.0**64
 """Keeps gradients that are small in float32's range; norms are divided by it."""
 _MAX_ROWS = 64
@@ -131,11 +131,14 @@ class ModelGradients:
     def main(self) -> LagNorms:
         """The norms to compare models by: of the last layer whose earlier states change the loss.
 
-        This is a recurrent model's last layer. In a Transformer the outputs of the last block change only the loss of
-        their own position.
+        This is a recurrent model's last layer: its cell state, if it has one, because that is what an LSTM keeps. In a
+        Transformer the outputs of the last block change only the loss of their own position.
         """
-        hidden = [norms for norms in self.norms if norms.part == "hidden" and norms.median[1:].any()]
-        return hidden[-1] if hidden else self.norms[-1]
+        for part in LAG_PARTS:
+            changing = [norms for norms in self.norms if norms.part == part and norms.median[1:].any()]
+            if changing:
+                return changing[-1]
+        return self.norms[-1]
 
 
 @dataclass(frozen=True)
@@ -370,7 +373,8 @@ def recurrent_jacobians(model: LanguageModel, ids: Tensor, state: State) -> tupl
         state: before the token.
 
     Returns:
-        A tensor (B, S, S) a layer: row i has the derivatives of value i. S is H, for an LSTM 2 H: first the hidden state.
+        A tensor (B, S, S) a layer: row i has the derivatives of value i. S is H; of an LSTM 2 H, the
+        hidden state first.
     """
     names = model.recurrent_tensors
     with torch.enable_grad():
