@@ -78,12 +78,15 @@ def print_report(screen: Console, report: Report) -> None:
 def ways_to_beat_floor(run: Run) -> list[str]:
     """What would help a run that n-gram counts beat, best first, by its metrics."""
     from lm.evaluation.floor import floor_order
+    from lm.jobs.ensemble_config import unwrapped
     from lm.jobs.resolve import counts_alone
 
     if counts_alone(run.config):
         return [f"count n-grams of the same order: --set model.order={floor_order(run.record['vocab_size'])}"]
     rows = [row for row in run.folder.read_metrics() if row.get("valid_loss") is not None]
-    epochs = rows[-1]["epoch"] if rows else 0.0
+    config = unwrapped(run.config)
+    # The rows of an ensemble have the sums over its members.
+    epochs = rows[-1]["epoch"] / (config.training.ensemble or 1) if rows else 0.0
     done = f"{epochs:.1f} epochs" if epochs >= 1 else f"{epochs:.1%} of an epoch"
     best = min(rows, key=lambda row: row["valid_loss"]) if rows else None
     if best is None or best["step"] == rows[-1]["step"]:
@@ -95,7 +98,7 @@ def ways_to_beat_floor(run: Run) -> list[str]:
         ways = [f"train longer ({done})"]
     else:
         ways = [f"use more text ({done}; the validation loss was lowest after {best['epoch']:.1f})"]
-    if run.config.model.type != "hybrid" and run.config.tokenizer.type == "char":
+    if config.model.type != "hybrid" and config.tokenizer.type == "char":
         ways.append("use --preset hybrid-char, which starts from such counts")
     return ways
 

@@ -19,7 +19,7 @@ What happens inside a model is read by parts (`lm.inspection`):
 
     model.inspectable()                                   # ("inputs", "hidden", "gates", "candidates")
     seen = model.inspect(ids, parts=["hidden"])           # logits as forward's, and hidden states with their graph
-    (grads,) = seen.gradients(loss, "hidden")             # of one layer: (B, T, H)
+    grads = seen.gradients(loss, ["hidden"])              # {"hidden": (B, T, H) a layer}
 """
 
 from __future__ import annotations
@@ -177,34 +177,39 @@ class Inspection:
     their graph.
     """
 
-    def gradients(self, loss: Tensor, part: str) -> tuple[Tensor, ...]:
-        """The gradient of a scalar with respect to "inputs", "hidden" or "cells", one tensor (B, T, H) a layer.
+    def gradients(self, loss: Tensor, parts: Sequence[str]) -> dict[str, tuple[Tensor, ...]]:
+        """The gradients of a scalar with respect to "inputs", "hidden" and "cells": by part, (B, T, H) a layer.
 
-        It includes all paths through later time steps and layers. The graph is kept for further calls.
+        They include all paths through later time steps and layers. Frees the graph.
         """
-        layers: list[Sequence[Tensor]]
-        if part in self.steps:
-            layers = [*self.steps[part]]
-        else:
+        nodes: dict[str, list[Sequence[Tensor]]] = {}
+        for part in parts:
             values = getattr(self, part)
-            layers = [(value,) for value in ((values,) if isinstance(values, Tensor) else values)]
-        nodes = [node for layer in layers for node in layer]
-        grads = iter(torch.autograd.grad(loss, nodes, retain_graph=True, allow_unused=True, materialize_grads=True))
-        stacked = [[next(grads) for _ in layer] for layer in layers]
-        return tuple(torch.stack(each, dim=1) if part in self.steps else each[0] for each in stacked)
+            whole_layers = [values] if isinstance(values, Tensor) else values
+            nodes[part] = [*self.steps[part]] if part in self.steps else [(value,) for value in whole_layers]
+        flat = [node for layers in nodes.values() for layer in layers for node in layer]
+        grads = iter(torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True))
+        found = {}
+        for part, layers in nodes.items():
+            each = [[next(grads) for _ in layer] for layer in layers]
+            found[part] = tuple(torch.stack(steps, dim=1) if part in self.steps else steps[0] for steps in each)
+        return found
 
 
 class LanguageModel(nn.Module, ABC):
     """A distribution over the next token, given the tokens before it."""
 
     Options: ClassVar[type[ModelOptions]]
-    trained_by: ClassVar[Literal["gradient", "counting", "both"]] = "gradient"
-    """By steps, by `fit`, or by `fit` and then steps."""
-    kind: ClassVar[str | None] = None
-    """A label for reports; None for a neural network."""
-    batching: ClassVar[Literal["streams", "random"]] = "streams"
-    """The default of `training.batching`."""
+    trained_by: ClassVar[Literal["gradient", "counting", "both", "members"]] = "gradient"
+    """By steps, by `fit`, by `fit` and then steps, or each of its members by itself."""
 
+    kind: str | None = None
+    """A label for reports; None for a neural network."""
+    batching: Literal["streams", "random"] = "streams"
+    """The default of `training.batching`."""
+    recurrent_tensors: tuple[str, ...] = ()
+    """Tensors (B, layers, H) of the state that each step computes from their values one step before; none in a
+    Transformer."""
     notes: tuple[str, ...] = ()
     """Notes of `fit` for reports."""
     counted_tokens: int = 0
@@ -249,7 +254,13 @@ class LanguageModel(nn.Module, ABC):
         """
 
     def training_loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """The loss of a batch; overridden if the objective is more than the cross-entropy, or needs fewer logits.
 
@@ -258,9 +269,11 @@ class LanguageModel(nn.Module, ABC):
             targets: (B, T) int64: targets[b, t] follows ids[b, t].
             state: as for `forward`.
             label_smoothing: probability mass of the objective that is spread over all tokens.
+            soft_targets: (B, T, V) probabilities of the tokens, which the objective uses in place of `targets`.
         """
         logits, state = self(ids, state)
-        objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype)
+        smoothing, soft = label_smoothing, soft_targets
+        objective, nats = run_part(LOSS, cross_entropies, logits, targets, smoothing, self.loss_dtype, soft)
         return TrainingLoss(objective, nats, state, logits.detach())
 
     def inspectable(self) -> tuple[str, ...]:
@@ -301,6 +314,17 @@ class LanguageModel(nn.Module, ABC):
         """`inspect` of parts that the model has; overridden by models that have parts."""
         return Inspection(*self(ids, state))
 
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """As `forward`, for the text that the model was trained on: its counts leave out each target's own occurrence.
+
+        Args:
+            ids: (B, T) int64.
+            targets: (B, T) int64: targets[b, t] follows ids[b, t].
+            state: as for `forward`.
+        """
+        logits, after = self(ids, state)
+        return logits, after
+
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """Learn from a whole split at once; only for models that are trained by counting.
 
@@ -308,6 +332,13 @@ class LanguageModel(nn.Module, ABC):
             ids: (N + 1,) the start token, then the N tokens of the training split.
         """
         raise TypeError(f"{type(self).__name__} is trained by gradient")
+
+    def fitted(self) -> Any:
+        """What `fit` made, for `use_fitted` of an equal model, which shares it."""
+        return None
+
+    def use_fitted(self, fitted: Any) -> None:
+        """Take what `fit` of an equal model made, in place of a call of `fit`."""
 
     def num_parameters(self) -> int:
         """Trained numbers; shared ones count once."""
@@ -363,13 +394,22 @@ def shard_like(example: Any, tensor: Tensor) -> Tensor:
 
 
 def cross_entropies(
-    logits: Tensor, targets: Tensor, label_smoothing: float, dtype: torch.dtype = torch.float32
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    dtype: torch.dtype = torch.float32,
+    soft_targets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The objective of logits (B, T, V) and targets (B, T), and the nats per token: two scalars in fp32.
 
-    The objective has label smoothing and is computed in `dtype`; the nats have neither, and no gradient.
+    The objective has label smoothing, and `soft_targets` (B, T, V) in place of targets if they are given. It is
+    computed in `dtype`. The nats have none of these, and no gradient.
     """
     flat, flat_targets = logits.to(dtype).flatten(0, 1), targets.flatten()
+    if soft_targets is not None:
+        soft = soft_targets.to(dtype).flatten(0, 1)
+        objective = F.cross_entropy(flat, soft, label_smoothing=label_smoothing).float()
+        return objective, F.cross_entropy(flat.detach().float(), flat_targets)
     if label_smoothing == 0 and dtype == torch.float32:
         objective = cross_entropy(flat, flat_targets)
         return objective, objective.detach()

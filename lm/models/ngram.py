@@ -2,7 +2,8 @@
 
     ids ─► the last order - 1 tokens ─► counts, longest context first ─► log-probabilities
 
-The state is those last tokens. Counts and smoothing are in `lm.models.kneser_ney`.
+The state is those last tokens. Counts and smoothing are in `lm.models.kneser_ney`. Evaluation, sampling and the saved
+file use the compact counts of `lm.models.count_pruning`. Only training needs the raw ones: `fit` makes both.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from lm.errors import DeviceError
 from lm.models.base import Inspection, LanguageModel, MixturePart, ModelOptions, State
 from lm.models.contributions import UNIFORM, count_terms, mixture_terms
+from lm.models.count_pruning import compacted
 from lm.models.counts_by_order import distributions_by_order
 from lm.models.kneser_ney import NGramCounts, count_text, histories_of
 
@@ -64,10 +66,18 @@ class NGram(LanguageModel):
     def __init__(self, options: NGramOptions, vocab_size: int) -> None:
         super().__init__(options, vocab_size)
         self.counts = count_text(np.zeros(1), order=options.order, vocab_size=vocab_size)
+        """For evaluation, sampling and the file: compact, or raw in the file of an older version."""
+        self.training_counts: NGramCounts | None = self.counts
+        """The raw counts that `fit` made; None after compact ones were loaded without `fit`."""
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`; the logits are log-probabilities."""
         logs, history = self.log_probabilities(ids, state)
+        return logs, State({HISTORY: history})
+
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """See `LanguageModel.held_out_logits`."""
+        logs, history = self.log_probabilities(ids, state, targets)
         return logs, State({HISTORY: history})
 
     def log_probabilities(
@@ -78,11 +88,19 @@ class NGram(LanguageModel):
         Args:
             ids: (B, T) int64.
             state: with the tensor `HISTORY`; None at the start of a text.
-            targets: (B, T) int64 of the counted text: the counts leave out each target's own occurrence.
+            targets: (B, T) int64 of the counted text, in training: from the raw counts without each target's own
+                occurrence.
+
+        Raises:
+            RuntimeError: `targets` are given, and there are no raw counts.
         """
         histories = self._histories(ids, state)
         positions = histories.reshape(ids.numel(), self.counts.context_size)
-        values = self.counts.probabilities(positions, None if targets is None else targets.flatten().cpu().numpy())
+        left_out = None if targets is None else targets.flatten().cpu().numpy()
+        counts = self.counts if targets is None else self.training_counts
+        if counts is None:
+            raise RuntimeError("The counts were loaded from a file, which is for evaluation: call fit before training.")
+        values = counts.probabilities(positions, left_out, threads=torch.get_num_threads())
         np.log(values, out=values)
         logs = torch.from_numpy(values).view(*ids.shape, self.vocab_size)
         return logs.to(ids.device), torch.from_numpy(histories[:, -1].copy()).to(ids.device)
@@ -133,12 +151,21 @@ class NGram(LanguageModel):
             ids = ids[: limit + 1]
         self.counted_tokens = len(ids) - 1
         try:
-            self.counts = count_text(ids, order=order, vocab_size=self.vocab_size)
+            self.training_counts = count_text(ids, order=order, vocab_size=self.vocab_size)
+            self.counts = compacted(self.training_counts)
         except MemoryError:
             raise DeviceError(
                 f"The memory is not enough to count {self.counted_tokens:,} tokens at order {order}: lower "
                 "model.max_tokens or model.order."
             ) from None
+
+    def fitted(self) -> Any:
+        """See `LanguageModel.fitted`."""
+        return self.training_counts, self.counts, self.counted_tokens, self.notes
+
+    def use_fitted(self, fitted: Any) -> None:
+        """See `LanguageModel.use_fitted`."""
+        self.training_counts, self.counts, self.counted_tokens, self.notes = fitted
 
     def num_parameters(self) -> int:
         """The number of counts."""
@@ -153,5 +180,7 @@ class NGram(LanguageModel):
         return self.counts.arrays()
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        """See `LanguageModel.load_arrays`."""
+        """See `LanguageModel.load_arrays`; training uses the raw counts of `fit`, before or after."""
         self.counts = NGramCounts.from_arrays(arrays, order=self.options.order, vocab_size=self.vocab_size)
+        if self.counted_tokens == 0:
+            self.training_counts = self.counts if self.counts.can_leave_out else None

@@ -103,6 +103,7 @@ class Recurrent(LanguageModel):
         bias = self.output_bias if self.output is None else self.output.bias
         self.tails = make_tails(options, vocab_size, size if options.tie_weights else hidden, bias)
         self.tables = ContextTables(options, vocab_size)
+        self.recurrent_tensors = ("hidden", "cell") if options.type == "lstm" else ("hidden",)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -127,13 +128,25 @@ class Recurrent(LanguageModel):
         return self._head().logits(self.output_dropout(outputs), added), after
 
     def training_loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`; the objective includes the penalties."""
         outputs, added, after = self._hidden(ids, state)
         dropped = self.output_dropout(outputs)
         loss = self._head().loss(
-            dropped, targets, after, added=added, label_smoothing=label_smoothing, dtype=self.loss_dtype
+            dropped,
+            targets,
+            after,
+            added=added,
+            label_smoothing=label_smoothing,
+            dtype=self.loss_dtype,
+            soft_targets=soft_targets,
         )
         return replace(loss, objective=loss.objective + self._penalties(outputs, dropped))
 
@@ -175,8 +188,7 @@ class Recurrent(LanguageModel):
         layers: list[UnrolledLayer] = []
         kind = f"rnn_{self.options.nonlinearity}" if self.options.type == "rnn" else self.options.type
         for index in range(self.options.num_layers):
-            names = ("hidden", "cell") if kind == "lstm" else ("hidden",)
-            first = None if state is None else [state.tensors[name][:, index] for name in names]
+            first = None if state is None else [state.tensors[name][:, index] for name in self.recurrent_tensors]
             inputs = self.layer_dropout(layers[-1].outputs) if layers else inputs
             layers.append(unroll(kind, inputs, self._weights(index), first))
         tensors = {"hidden": torch.stack([layer.hidden[-1] for layer in layers], dim=1)}
@@ -218,7 +230,7 @@ class Recurrent(LanguageModel):
         native = native and usable(self.options.type, weight) and not stays_in_fp32(weight)
         from_embedding = native and self._reads_embedding(ids)
         inputs = self.embedding.weight if from_embedding else self._embed(ids)
-        names = ("hidden", "cell") if self.options.type == "lstm" else ("hidden",)
+        names = self.recurrent_tensors
         # Torch's state is (layers, B, H), ours is batch first.
         first = None
         if state is not None:

@@ -265,12 +265,24 @@ class Transformer(LanguageModel):
         return self._head().logits(hidden, added), after
 
     def training_loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`."""
         hidden, added, after = self._hidden(ids, state)
         return self._head().loss(
-            hidden, targets, after, added=added, label_smoothing=label_smoothing, dtype=self.loss_dtype
+            hidden,
+            targets,
+            after,
+            added=added,
+            label_smoothing=label_smoothing,
+            dtype=self.loss_dtype,
+            soft_targets=soft_targets,
         )
 
     def _head(self) -> OutputHead:

@@ -87,6 +87,7 @@ def run_facts(
         "splits": corpus["splits"],
         "preset": config.preset,
         "initialised_from": record.get("init"),
+        "teacher": (record.get("teacher") or {}).get("run"),
         "plan": record.get("plan"),
         "created": record["created"],
         "inkling": record["inkling"],
@@ -113,7 +114,8 @@ def model_card(facts: dict[str, Any]) -> str:
         "",
         f"A {facts['model']} language model with {numbers(facts)} over {facts['vocab_size']:,} "
         f"{facts['tokenizer']} tokens, trained on {facts['corpus']} with Inkling {facts['inkling']}."
-        + (f" It is {facts['kind']}." if facts["kind"] else ""),
+        + (f" It is {facts['kind']}." if facts["kind"] else "")
+        + (f" It learned from the run {facts['teacher']} as well." if facts["teacher"] else ""),
         "",
         "```",
         f'lm sample {facts["name"]} --prompt "…" --temperature 0.8 --seed 1',

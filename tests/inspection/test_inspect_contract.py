@@ -124,7 +124,7 @@ def log_probability(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 def test_the_gradient_of_a_hidden_state_equals_finite_differences(name: str) -> None:
     model, ids = small(name).double(), some_ids(1, 9)
     seen = model.inspect(ids, parts=["hidden"])
-    *_, grads = seen.gradients(log_probability(seen.logits, ids), "hidden")
+    *_, grads = seen.gradients(log_probability(seen.logits, ids), ["hidden"])["hidden"]
     state = model.inspect(ids[:, :4]).state
 
     @torch.no_grad()
@@ -142,7 +142,7 @@ def test_the_gradient_of_a_hidden_state_equals_finite_differences(name: str) -> 
 def test_the_gradient_of_an_embedding_equals_finite_differences(name: str) -> None:
     model, ids = small(name).double(), some_ids(1, 9)
     seen = model.inspect(ids, parts=["inputs"])
-    (grads,) = seen.gradients(log_probability(seen.logits, ids), "inputs")
+    (grads,) = seen.gradients(log_probability(seen.logits, ids), ["inputs", "hidden"])["inputs"]
 
     @torch.no_grad()
     def value(unit: int, change: float) -> float:

@@ -9,12 +9,23 @@ import numpy as np
 import pytest
 
 import lm.models.kneser_ney as counts_module
+from lm.kernels.compiled import native
+from lm.kernels.counts import discounts_of
+from lm.models.count_pruning import compacted
 from lm.models.kneser_ney import NGramCounts, count_text, histories_of
 
 # Start token 0, then 1 2 1 2 1. Pairs: 0 1 once, 1 2 twice, 2 1 twice.
 TINY = np.array([0, 1, 2, 1, 2, 1])
 DISCOUNTS = np.array([0, 0.6, 1.1, 1.4])
 """For tests that do not test the discounts."""
+
+
+@pytest.fixture(params=["native", "numpy"], autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each test runs on the native module and on numpy."""
+    monkeypatch.setenv("INKLING_NATIVE", str(int(request.param == "native")))
+    assert (native() is not None) == (request.param == "native")
+    return str(request.param)
 
 
 def tokens(count: int, vocab_size: int, seed: int = 0) -> np.ndarray:
@@ -70,9 +81,9 @@ def test_discounts_are_estimated_from_the_numbers_of_small_counts() -> None:
     # 4 pairs with count 1, 2 with 2, 1 with 3, 1 with 4: Y = 4 / (4 + 2 · 2) = 1/2.
     counts = np.array([1, 1, 1, 1, 2, 2, 3, 4])
     # 1 - 2Y · 2/4, 2 - 3Y · 1/2, 3 - 4Y · 1/1
-    assert counts_module._discounts(counts) == pytest.approx([0, 0.5, 1.25, 1.0])
+    assert discounts_of(counts) == pytest.approx([0, 0.5, 1.25, 1.0])
     # More counts of 4 than of 3 would make the last one negative: 1.5 instead.
-    assert counts_module._discounts(np.append(counts, [4, 4])) == pytest.approx([0, 0.5, 1.25, 1.5])
+    assert discounts_of(np.append(counts, [4, 4])) == pytest.approx([0, 0.5, 1.25, 1.5])
 
 
 def test_an_unknown_context_backs_off_to_the_shorter_one() -> None:
@@ -92,7 +103,7 @@ def test_leave_one_out_by_hand() -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 def test_probabilities_are_those_of_the_textbook(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counts_module, "_discounts", lambda counts: DISCOUNTS)
+    monkeypatch.setattr("lm.kernels.counts.discounts_of", lambda counts: DISCOUNTS)
     ids = tokens(600, 7)
     counts = count_text(ids, order=order, vocab_size=7)
     histories = histories_of(ids[None], order - 1)[0][[0, 1, 2, 50, 333]]
@@ -111,6 +122,7 @@ def test_every_distribution_sums_to_one_and_has_no_zero(length: int, vocab_size:
     histories = histories_of(np.concatenate([ids, tokens(30, vocab_size, seed=9)])[None], 4)[0][-60:]
     for found in (
         counts.probabilities(histories),
+        compacted(counts).probabilities(histories),
         counts.probabilities(histories[:-1], np.append(ids, tokens(30, vocab_size, seed=9))[-len(histories) + 1 :]),
     ):
         assert np.abs(found.sum(axis=1, dtype=np.float64) - 1).max() < 1e-6
@@ -118,6 +130,7 @@ def test_every_distribution_sums_to_one_and_has_no_zero(length: int, vocab_size:
 
 
 def test_cached_distributions_change_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INKLING_NATIVE", "0")
     ids = tokens(2000, 9)
     histories = histories_of(ids[None], 4)[0][:-1]
     kept = count_text(ids, order=5, vocab_size=9)
@@ -135,6 +148,43 @@ def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
     histories = histories_of(ids[None], 4)[0]
     together = counts.probabilities(histories)
     assert np.array_equal(counts.probabilities(histories[700:701])[0], together[700])
+
+
+@pytest.mark.parametrize("vocab_size", [9, 70_000])
+@pytest.mark.parametrize("order", [1, 2, 7])
+def test_native_distributions_are_those_of_numpy_with_any_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, path: str, order: int, vocab_size: int
+) -> None:
+    if path == "numpy":
+        return
+    ids = tokens(400 if vocab_size > 9 else 6000, vocab_size)
+    other = np.append(ids[:30], tokens(10, vocab_size, seed=5)) if vocab_size > 9 else ids[:300]
+    found = {}
+    for name, threads in (("0", 1), ("1", 1), ("1", 3)):
+        monkeypatch.setenv("INKLING_NATIVE", name)
+        counts = count_text(ids, order=order, vocab_size=vocab_size)
+        # The start of the text, its own contexts, and unknown ones.
+        histories = histories_of(other[None], order - 1)[0]
+        found[name, threads] = (
+            counts.probabilities(histories, threads=threads),
+            counts.probabilities(histories[:-1], other[1:], threads=threads),
+            counts.log_probabilities_of(other),
+        )
+    for reference, ours, theirs in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=2e-6, atol=5e-8)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_tokens_and_histories_of_another_vocabulary_are_refused() -> None:
+    counts = count_text(TINY, order=2, vocab_size=3)
+    if counts._compiled is None:
+        return
+    with pytest.raises(IndexError, match="outside the counts' vocabulary"):
+        counts.probabilities(np.array([[1]]), np.array([3]))
+    with pytest.raises(IndexError, match="outside the counts' vocabulary"):
+        counts.log_probabilities_of(np.array([0, 3]))
+    with pytest.raises(ValueError, match="do not fit the counts"):
+        counts.probabilities(np.array([[1, 1]]))
 
 
 def test_log_probabilities_of_tokens_equal_those_of_whole_distributions(
@@ -155,7 +205,7 @@ def test_leave_one_out_of_the_last_token_equals_counts_of_the_text_without_it(
 ) -> None:
     # The last token of a text is in no context, so the text without it is the text cut short. The discounts are
     # those with the token.
-    monkeypatch.setattr(counts_module, "_discounts", lambda counts: DISCOUNTS)
+    monkeypatch.setattr("lm.kernels.counts.discounts_of", lambda counts: DISCOUNTS)
     ids = tokens(cut, 6, seed=cut)
     whole, without = (count_text(part, order=4, vocab_size=6) for part in (ids, ids[:-1]))
     history = histories_of(ids[None], 3)[0][-2:-1]
@@ -190,7 +240,7 @@ def test_counts_are_saved_and_loaded() -> None:
     loaded = NGramCounts.from_arrays(counts.arrays(), order=3, vocab_size=7)
     histories = histories_of(ids[None], 2)[0]
     assert np.array_equal(loaded.probabilities(histories), counts.probabilities(histories))
-    assert loaded.size == counts.size == sum(len(level.counts) for level in counts.levels)
+    assert loaded.size == counts.size == sum(len(level.tokens) for level in counts.levels)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +256,28 @@ def test_counts_are_saved_and_loaded() -> None:
 )
 def test_inconsistent_arrays_are_refused(name: str, change: object, message: str) -> None:
     arrays = count_text(tokens(300, 7), order=3, vocab_size=7).arrays()
+    arrays[name] = change(arrays[name])  # type: ignore[operator]
+    with pytest.raises(ValueError, match=message):
+        NGramCounts.from_arrays(arrays, order=3, vocab_size=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("unigrams", lambda array: array[:-1], r"unigrams is \(6,\) in the file, \(7,\) in the model"),
+        ("contexts.2", lambda array: array[::-1], "do not fit together"),
+        ("contexts.1", lambda array: array + np.uint8(7), "do not fit together"),
+        ("children.2", lambda array: array[:-1], "do not fit together"),
+        ("children.1", lambda array: array + np.uint8(1), "do not fit together"),
+        ("sizes.2", lambda array: array * np.uint8(2), "do not fit together"),
+        ("backoffs.1", lambda array: array[:-1], "do not fit together"),
+        ("tokens.1", lambda array: array + np.uint8(7), "do not fit together"),
+        ("tokens.2", lambda array: array[::-1], "do not fit together"),
+        ("shares.2", lambda array: array.astype(np.float32), "do not fit together"),
+    ],
+)
+def test_inconsistent_compact_arrays_are_refused(name: str, change: object, message: str) -> None:
+    arrays = compacted(count_text(tokens(300, 7), order=3, vocab_size=7)).arrays()
     arrays[name] = change(arrays[name])  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         NGramCounts.from_arrays(arrays, order=3, vocab_size=7)

@@ -53,6 +53,9 @@ void forward(const inkling::Sequence& sequence, int threads) {
 void backward(const inkling::Sequence& sequence, int threads) {
     SequenceRun(sequence, sequence_space(), threads).backward();
 }
+void share_rows(int64_t rows, int64_t width, int threads, void (*work)(void*, int64_t, int64_t), void* with) {
+    share(sequence_space().pool(threads), rows, width, 1, [&](int64_t begin, int64_t end) { work(with, begin, end); });
+}
 size_t block_memory(const inkling::BlockPass& block) { return BlockRun(block, sequence_space(), 1).memory(); }
 void block(const inkling::BlockPass& block, int threads) {
     BlockRun run(block, sequence_space(), threads);
