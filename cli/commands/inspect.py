@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lm.inspection.attention import Attention
-    from lm.inspection.gradients import Gradients
+    from lm.inspection.gradients import Gradients, ModelGradients
     from lm.inspection.neurons import Neurons, UnitValues
     from lm.inspection.why import Why
     from lm.runs.run import Run
@@ -113,8 +113,9 @@ def gradients(
         raise ConfigError("--untrained is for runs: the models of --preset are untrained.")
     from cli.output import console, print_json, say
     from lm.config import parse_assignments
-    from lm.inspection import subject
     from lm.inspection.gradients import gradients as measure
+    from lm.inspection.subject import fresh, subject
+    from lm.inspection.subject import untrained as without_training
     from lm.runs.run import load
 
     names: list[str | None] = [*dict.fromkeys(runs or [])] or ([] if presets else [None])
@@ -124,13 +125,13 @@ def gradients(
         _, content = _content(loaded[0] if loaded else None, text, text_column, encoding, data_dir, GRADIENT_TOKENS)
     subjects = []
     for given, run in zip(names, loaded, strict=True):
-        subjects += [subject.untrained(run, content)] if untrained else []
+        subjects += [without_training(run, content)] if untrained else []
         # As it was given, so that checkpoints of one run differ: RUN@step-500.
-        subjects.append(subject.subject(run, content)._replace(name=given or run.name))
+        subjects.append(subject(run, content)._replace(name=given or run.name))
     for preset in presets or []:
         based_on, overrides = _preset(preset)
-        fresh = subject.fresh(based_on, content, overrides=overrides | parse_assignments(set_ or []))
-        subjects.append(fresh._replace(name=", ".join([preset, *(set_ or []), "untrained"])))
+        made = fresh(based_on, content, overrides=overrides | parse_assignments(set_ or []))
+        subjects.append(made._replace(name=", ".join([preset, *(set_ or []), "untrained"])))
     view = measure(subjects, steps=steps)
     if out is not None:
         from lm.inspection.drawing import gradients as drawing
@@ -158,18 +159,19 @@ def _print_gradients(screen: Console, view: Gradients) -> None:
     import numpy as np
 
     from cli.output import wide_table
+    from lm.inspection.gradients import QUANTILES
 
+    screen.print(f"[bold]Gradients through time[/bold] over {_texts_of(view.models)}\n", soft_wrap=True)
     lags = [0, *(2**power for power in range(view.steps.bit_length()) if 2**power < view.steps), view.steps]
     if len(lags) > LAGS:
         lags = [0, *lags[-LAGS + 1 :]]
-    table = wide_table("median norm, k steps back", *(f"k={lag}" for lag in lags))
+    table = wide_table("norm, k steps back", *(f"k={lag}" for lag in lags))
     for model in view.models:
         table.add_row(model.name, *(_short(model.main.median[lag]) for lag in lags))
     screen.print(table)
     screen.print()
-    table = wide_table(
-        "", "layer", "factor a step", "largest singular value", "saturated", "open gates", left=["open gates"]
-    )
+    table = wide_table("", "layer", "factor\na step", "singular\nvalue", "tanh\nsaturated")
+    alone = False
     for model in view.models:
         singular = {jacobian.layer: float(np.median(jacobian.largest[:, 0])) for jacobian in model.jacobians}
         saturated = {part.layer: part.share for part in model.saturated}
@@ -177,24 +179,42 @@ def _print_gradients(screen: Console, view: Gradients) -> None:
             if norms.part != model.main.part:
                 continue
             layer = norms.layer
-            gates = ", ".join(f"{gate.gate} {gate.mean:.2f}" for gate in model.gates if gate.layer == layer)
+            alone = alone or not norms.median[1:].any()
             table.add_row(
                 model.name, str(layer), f"{norms.factor_per_step:.3f}",
                 f"{singular[layer]:.2f}" if layer in singular else "",
-                f"{saturated[layer]:.1%}" if layer in saturated else "", gates,
+                f"{saturated[layer]:.1%}" if layer in saturated else "",
             )  # fmt: skip
     screen.print(table)
+    if any(model.gates for model in view.models):
+        screen.print()
+        low, *_, high = (f"{quantile:.0%}" for quantile in QUANTILES)
+        table = wide_table("open gates", "layer", "gate", "mean", low, high, left=["gate"])
+        for model in view.models:
+            for gate in model.gates:
+                ends = (f"{gate.quantiles[end]:.2f}" for end in (0, -1))
+                table.add_row(model.name, str(gate.layer), gate.gate, f"{gate.mean:.2f}", *ends)
+        screen.print(table)
     _print_paragraph(
         screen,
         "Norm: of the gradient of the loss at one position with respect to the hidden state k steps before, the median "
         "over positions. A norm that falls by the same factor at each step vanishes: the model cannot learn what needs "
-        "a longer memory.",
+        "a longer memory. Singular value: the largest of the Jacobian of a state by the state one step before, the "
+        "median. Gates are 0 if closed and 1 if open: 5% of their values are below the first number, and 5% above the "
+        "second."
+        + (" A factor of 0: the outputs of this layer change only the loss of their own position." if alone else ""),
     )
 
 
+def _texts_of(models: Sequence[ModelGradients]) -> str:
+    """What the models read: "20,000 tokens, 256 positions" if it is the same for all."""
+    facts = dict.fromkeys(f"{model.tokens:,} tokens, {model.positions:,} positions" for model in models)
+    return "; ".join(facts)
+
+
 def _short(number: float) -> str:
-    """3.1e-4, or 0."""
-    mantissa, _, exponent = f"{number:.1e}".partition("e")
+    """3e-4, or 0."""
+    mantissa, _, exponent = f"{number:.0e}".partition("e")
     return f"{mantissa}e{int(exponent)}" if number else "0"
 
 

@@ -398,11 +398,14 @@ class Transformer(LanguageModel):
         residual, attention, caches = [], [], []
         blocks: Any = self.layers
         for layer, cache in zip(blocks, self._caches(state), strict=True):
-            hidden, maps, cache = layer.inspect(hidden, rotation, cache, mask)
+            # Maps grow with the square of the text: they are made if they are asked for.
+            if "attention" in parts:
+                hidden, maps, cache = layer.inspect(hidden, rotation, cache, mask)
+                attention.append(maps)
+            else:
+                hidden, cache = layer(hidden, rotation, cache, mask, state is None)
             caches.append(cache)
             residual.append(hidden)
-            # Maps grow with the square of the text.
-            attention += [maps] if "attention" in parts else []
         added, after = self.tables(ids, state, make_state(before + ids.shape[1], caches, state))
         head, vectors = self._head(), self.norm(hidden)
         contributions = {}
