@@ -45,7 +45,7 @@ CHARACTERS_PER_SUBWORD = 2.2
 CHARACTERS_PER_WORD = 5.5
 TABLE_NUMBERS = 3_000_000
 """In all context tables together; the counts of a hybrid remember what these forget."""
-STEPS = 1500
+STEPS = 2500
 """Optimizer steps of a plan, if batches from `MIN_ROWS` to `MAX_ROWS` rows allow it."""
 MIN_ROWS, MAX_ROWS = 8, 64
 
