@@ -57,8 +57,8 @@ LAG_PARTS = ("cells", "hidden", "inputs")
 """The parts whose gradients are measured, if the model has them; those that keep most first."""
 LOSS_SCALE = 2.0**64
 """Keeps gradients that are small in float32's range; norms are divided by it."""
-_MAX_ROWS = 64
-_LOGITS_AT_ONCE = 1 << 23
+_TOKENS_AT_ONCE, _LOGITS_AT_ONCE = 2048, 1 << 22
+"""Of the windows in memory at a time; at least one window."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _measure(subject: Subject, steps: int, positions: int) -> ModelGradients:
     window = min(window, int(ends[0]) + 1)
     parts = [part for part in LAG_PARTS if part in model.inspectable()]
     seen = Samples(parts)
-    rows = max(1, min(_MAX_ROWS, _LOGITS_AT_ONCE // (window * model.vocab_size)))
+    rows = max(1, min(_TOKENS_AT_ONCE, _LOGITS_AT_ONCE // model.vocab_size) // window)
     with evaluating(model), torch.enable_grad():
         windows = [*_windows(model, ids, ends, window)]
         for begin in range(0, len(windows), rows):

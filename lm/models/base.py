@@ -40,6 +40,7 @@ from lm.config import Options
 from lm.errors import UnsupportedPartError
 from lm.kernels.autograd import cross_entropy
 from lm.kernels.dispatch import only_torch
+from lm.models.layout import Stage, Symbol
 from lm.models.profiled_parts import LOSS, run_part
 
 M = TypeVar("M", bound=nn.Module)
@@ -305,6 +306,18 @@ class LanguageModel(nn.Module, ABC):
     def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
         """`inspect` of parts that the model has; overridden by models that have parts."""
         return Inspection(*self(ids, state))
+
+    def symbols(self) -> dict[str, Symbol]:
+        """The letters of this model's shapes; B and T are the caller's."""
+        return {"V": Symbol(self.vocab_size, "tokens of the vocabulary")}
+
+    def layout(self) -> tuple[Stage, ...]:
+        """The stages of a step in order, with each parameter once; matrix products as in `inspect`.
+
+        A model that does not override it has its parameters in one stage, in numbers alone.
+        """
+        shapes = {name: tuple(map(str, parameter.shape)) for name, parameter in self.named_parameters()}
+        return (Stage("model", "", shapes, {"logits": ("B", "T", "V")}),)
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """Learn from a whole split at once; only for models that are trained by counting.

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from lm.models.base import Inspection, LanguageModel, MixturePart, State, TrainingLoss, cross_entropies, declare
 from lm.models.contributions import NETWORK, count_terms, mixture_terms, total
+from lm.models.layout import Stage, Symbol
 from lm.models.ngram import HISTORY, CountingOptions, NGram, NGramOptions
 from lm.models.profiled_parts import LOSS, run_part
 from lm.models.recurrent import Recurrent, RecurrentOptions
@@ -73,6 +74,17 @@ class Hybrid(LanguageModel):
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`; the counts leave out the targets' own occurrences."""
         return self.network.training_loss(ids, targets, state, label_smoothing=label_smoothing)
+
+    def symbols(self) -> dict[str, Symbol]:
+        """See `LanguageModel.symbols`."""
+        return self.network.symbols()
+
+    def layout(self) -> tuple[Stage, ...]:
+        """See `LanguageModel.layout`; the counts are not trained, so their numbers are no parameters."""
+        return tuple(
+            replace(stage, parameters={f"network.{name}": shape for name, shape in stage.parameters.items()})
+            for stage in self.network.layout()
+        )
 
     def inspectable(self) -> tuple[str, ...]:
         """See `LanguageModel.inspectable`."""
@@ -156,6 +168,19 @@ class _GatedNetwork(Recurrent):
         entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)
         gate: Tensor = self.gate(torch.cat([outputs, entropy.to(outputs.dtype)], dim=-1)).float()
         return gate
+
+    def layout(self) -> tuple[Stage, ...]:
+        """See `LanguageModel.layout`."""
+        logits = "B", "T", "V"
+        weights = {"gate.weight": ("1", "H + 1"), "gate.bias": ("1",)}
+        gate = Stage(
+            "gate", "g = sigmoid(w [h, entropy] + b)", weights, {"g": ("B", "T", "1")}, (("B·T", "H + 1", "1"),)
+        )
+        counts = Stage("counts", "log p(counts)", outputs={"log p(counts)": logits})
+        mixture = Stage(
+            "mixture", "log((1 - g) p(network) + g p(counts))", outputs={"log p(network)": logits, "log p": logits}
+        )
+        return (*super().layout(), counts, gate, mixture)
 
     def inspectable(self) -> tuple[str, ...]:
         """See `LanguageModel.inspectable`."""

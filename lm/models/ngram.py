@@ -21,6 +21,7 @@ from lm.models.base import Inspection, LanguageModel, MixturePart, ModelOptions,
 from lm.models.contributions import UNIFORM, count_terms, mixture_terms
 from lm.models.counts_by_order import distributions_by_order
 from lm.models.kneser_ney import NGramCounts, count_text, histories_of
+from lm.models.layout import Stage, Symbol
 
 REGISTERS = {"ngram": "NGram"}
 
@@ -86,6 +87,22 @@ class NGram(LanguageModel):
         np.log(values, out=values)
         logs = torch.from_numpy(values).view(*ids.shape, self.vocab_size)
         return logs.to(ids.device), torch.from_numpy(histories[:, -1].copy()).to(ids.device)
+
+    def symbols(self) -> dict[str, Symbol]:
+        """See `LanguageModel.symbols`."""
+        return {
+            "V": Symbol(self.vocab_size, "tokens of the vocabulary"),
+            "C": Symbol(self.num_counts(), "stored counts"),
+            "K": Symbol(self.counts.context_size, "tokens of the longest context"),
+        }
+
+    def layout(self) -> tuple[Stage, ...]:
+        """See `LanguageModel.layout`."""
+        stored = sum(array.nbytes for array in self.counts.arrays().values())
+        formula, outputs = "log p, from the longest context to the shortest", {"log p": ("B", "T", "V")}
+        return (
+            Stage("counts", formula, {"counts": ("C",)}, outputs, state={HISTORY: ("B", "K")}, stored_bytes=stored),
+        )
 
     def inspectable(self) -> tuple[str, ...]:
         """See `LanguageModel.inspectable`."""
