@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from lm.inspection.attention import Attention
     from lm.inspection.gradients import Gradients, ModelGradients
     from lm.inspection.neurons import Neurons, UnitValues
+    from lm.inspection.shapes import Shapes, StageShapes
     from lm.inspection.why import Why
     from lm.runs.run import Run
 
@@ -43,6 +47,10 @@ NEURON_TOKENS = 10_000
 ATTENTION_TOKENS = 10_000
 WHY_TOKENS = 2_000
 """Tokens of the validation text that a view reads."""
+DEFAULT_LENGTH = 64
+"""Of a row, for a model without training steps."""
+SHAPE_WIDTHS = 1, 33, 12, 17, 9
+"""Columns of the table of tensors: kind, name, symbols, sizes, bytes."""
 LAGS = 8
 """Lags that the terminal lists."""
 LISTED_TOKENS = 20
@@ -546,6 +554,180 @@ def _bar(part: str, level: float) -> str:
     return BARS[min(int((level + 1) / 2 * len(BARS)), len(BARS) - 1)] * cell_len(part)
 
 
+# -- shapes -----------------------------------------------------------------------------------------------
+
+
+@command.command()
+def shapes(
+    run: RunName = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="PRESET", help="A preset, or a type such as rnn, instead of a run."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar=ANY_OPTION, help="An option of the preset; repeatable."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="B: rows of a batch. Default: those of training.", show_default=False)
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="T: tokens of a row. Default: those of training.", show_default=False)
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Text that the preset's tokenizer learns from. Default: the built-in one.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Output = None,
+    text_column: TextColumn = None,
+    encoding: TextEncoding = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: Json = False,
+) -> None:
+    """List every tensor: shape in symbols and numbers, parameters, FLOPs, bytes.
+
+    \b
+    lm inspect shapes RUN
+    lm inspect shapes RUN --batch 1 --length 10
+    lm inspect shapes --preset transformer-char --set model.num_layers=2
+    """
+    from lm.inspection.drawing.files import check_output, write_view
+
+    if out is not None:
+        check_output(out, has_page=True)
+    if preset is not None and run is not None:
+        raise ConfigError("Give a run or --preset, not both.")
+    for flag, value in (("--set", set_), ("--text", text)):
+        if value and preset is None:
+            raise ConfigError(f"{flag} is for the model of --preset: a run has its own options and tokenizer.")
+    from cli.output import console, print_json, say
+    from lm.inspection.shapes import shapes as measure
+    from lm.runs.run import load
+
+    if preset is None:
+        loaded = load(run, runs_dir=runs_dir)
+        name, model, training = loaded.name, loaded.model, loaded.config.training
+    else:
+        from lm.config import compose, parse_assignments
+        from lm.corpora.named import BUILTIN
+        from lm.inspection.subject import fresh
+
+        based_on, overrides = _preset(preset)
+        overrides |= parse_assignments(set_ or [])
+        content = None if text is None else _content(None, text, text_column, encoding, None, 0)[1]
+        name, model = ", ".join([preset, *(set_ or [])]), fresh(based_on, content, overrides=overrides).model
+        training = compose(BUILTIN, preset=based_on, overrides=overrides).training
+    longest = model.context_length
+    trained = training.bptt or longest or DEFAULT_LENGTH
+    view = measure(
+        model,
+        batch=training.batch_size if batch is None else batch,
+        length=min(trained, longest or trained) if length is None else length,
+    )
+    if out is not None:
+        from lm.inspection.drawing import shapes as drawing
+
+        write_view(out, f"Shapes of {name}", lambda: drawing.figure(view), lambda: drawing.page(view))
+        say(f"Wrote {out}.")
+    if as_json:
+        print_json(view.to_json())
+    else:
+        _print_shapes(console(), name, view)
+
+
+def _print_shapes(screen: Console, name: str, view: Shapes) -> None:
+    from rich.filesize import decimal
+
+    from cli.output import facts_table
+
+    _print_title(screen, name, "shapes of a training step", f"batch {view.batch}, length {view.length}")
+    screen.print(facts_table([(letter, f"{each.value:,}", each.meaning) for letter, each in view.legend.items()]))
+    for stages in _alike(view.stages):
+        _print_stages(screen, stages)
+    screen.print()
+    rows = view.batch * view.length
+    totals = [
+        ("parameters", f"{view.parameters:,}", decimal(view.parameter_bytes)),
+        ("activations", "", decimal(view.activation_bytes)),
+        ("state", "", decimal(view.state_bytes)),
+        ("forward", _flops(view.forward_flops), f"{_flops(view.forward_flops // rows)} a token"),
+        ("backward", _flops(view.backward_flops), ""),
+    ]
+    screen.print(facts_table(totals))
+    _print_paragraph(
+        screen,
+        "P: parameters, A: activations, S: state that the next chunk gets. FLOPs are those of the matrix products; a "
+        "multiplication and an addition are two. Activations are those of the formulas: lm profile measures what a "
+        "step keeps.",
+    )
+
+
+def _print_stages(screen: Console, stages: Sequence[StageShapes]) -> None:
+    """The tensors of stages that are alike."""
+    from rich.filesize import decimal
+    from rich.table import Table
+    from rich.text import Text
+
+    from lm.inspection.drawing.shapes import written
+
+    stage = stages[0]
+    rows = []
+    for kind, members in (("P", "parameters"), ("A", "activations"), ("S", "state")):
+        for number, tensor in enumerate(getattr(stage, members)):
+            name = _span_of([getattr(each, members)[number].name for each in stages])
+            rows.append((kind, name, written(tensor.symbols), written(tensor.sizes), decimal(tensor.bytes)))
+    # The module's name is left out where it is too long.
+    names = [name for kind, name, *_ in rows if kind == "P"]
+    prefix = ""
+    if any(len(name) > SHAPE_WIDTHS[1] for name in names):
+        prefix = os.path.commonprefix(names).rpartition(".")[0]
+        prefix += "." if prefix else ""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for width, justify in zip(SHAPE_WIDTHS, ("left", "left", "left", "left", "right"), strict=True):
+        table.add_column(width=width, overflow="fold", justify=justify)  # type: ignore[arg-type]
+    for kind, name, *others in rows:
+        table.add_row(kind, *map(Text, (name.removeprefix(prefix) if kind == "P" else name, *others)))
+    count = sum(tensor.count for tensor in stage.parameters)
+    facts = [f"{count:,} parameters"] if count else []
+    facts += [f"{_flops(stage.forward_flops)} forward"] if stage.forward_flops else []
+    facts += [f"{len(stages)} times"] if len(stages) > 1 else []
+    facts += [f"parameters: {prefix}…"] if prefix else []
+    screen.print()
+    screen.print(Text.assemble((_span_of([each.name for each in stages]), "bold"), f"   {stage.formula}"))
+    screen.print(table)
+    if facts:
+        screen.print(Text("   " + ", ".join(facts), style="dim"))
+
+
+def _alike(stages: Iterable[StageShapes]) -> list[list[StageShapes]]:
+    """Stages that differ only in their number, as one."""
+    groups: dict[Any, list[StageShapes]] = {}
+    for stage in stages:
+        tensors = (*stage.parameters, *stage.activations, *stage.state)
+        sizes = tuple((re.sub(r"\d+", "*", each.name), each.sizes) for each in tensors)
+        groups.setdefault((re.sub(r"\d+", "*", stage.name), stage.formula, sizes), []).append(stage)
+    return list(groups.values())
+
+
+def _span_of(names: Sequence[str]) -> str:
+    """layers.0–3.mlp for layers.0.mlp to layers.3.mlp."""
+    first, last = (re.split(r"(\d+)", name) for name in (names[0], names[-1]))
+    return "".join(one if one == other else f"{one}–{other}" for one, other in zip(first, last, strict=True))
+
+
+def _flops(count: int) -> str:
+    """1.61 GFLOP."""
+    for power, unit in ((12, "TFLOP"), (9, "GFLOP"), (6, "MFLOP"), (3, "kFLOP")):
+        if count >= 10**power:
+            return f"{count / 10**power:,.2f} {unit}"
+    return f"{count} FLOP"
+
+
 # -- shared -----------------------------------------------------------------------------------------------
 
 
@@ -581,8 +763,6 @@ def _print_title(screen: Console, run: str, what: str, facts: str) -> None:
 
 
 def _print_paragraph(screen: Console, sentences: str) -> None:
-    import textwrap
-
     from cli.output import NARROW
 
     screen.print()
