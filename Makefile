@@ -10,8 +10,9 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 PYTEST := $(BIN)/python -m pytest
-# Clones of other programs for the benchmarks; BENCH_ARGS: suites and further options.
-BENCH = $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(WLM),--wlm "$(WLM)") $(BENCH_ARGS)
+# Clones of other programs for the benchmarks, and an older checkout; BENCH_ARGS: suites and further options.
+BENCH = $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(WLM),--wlm "$(WLM)") \
+	$(if $(BASELINE),--baseline "$(BASELINE)") $(BENCH_ARGS)
 # Two files at a time: tests of one file share what they prepare.
 TWO := -n 2 --dist loadfile
 
@@ -47,7 +48,7 @@ format: $(VENV)/.installed-dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-bench ## Compare with other programs: 20 minutes; NANOGPT=PATH WLM=PATH are their clones
+bench: $(VENV)/.installed-bench ## Compare with other programs: 22 minutes; NANOGPT=PATH WLM=PATH are their clones
 	$(BIN)/python -m benchmarks $(BENCH)
 
 bench-full: $(VENV)/.installed-bench ## Compare with whole trainings: hours

@@ -1,6 +1,6 @@
 """Measure Inkling and its peers, and write the results.
 
-    python -m benchmarks                                    # all suites in slices, about 20 minutes on 2 cores
+    python -m benchmarks                                    # all suites in slices, about 22 minutes on 2 cores
     python -m benchmarks --full --nanogpt PATH --wlm PATH   # whole recipes
     python -m benchmarks training startup                   # some of the suites
 
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="whole recipes in place of fixed slices: hours")
     parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a clone of nanoGPT; it is copied, never changed")
     parser.add_argument("--wlm", type=Path, metavar="PATH", help="word_language_model in a clone of pytorch/examples")
+    parser.add_argument("--baseline", type=Path, metavar="PATH", help="a checkout of Inkling; its default is compared")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every contender (default: %(default)s)")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contender (default: 3, with --full 5)")
     parser.add_argument("--data-dir", type=Path, metavar="PATH", help="where named corpora lie (default: INKLING_DATA)")
@@ -52,14 +53,18 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := [name for name in given.suites if name not in SUITES]:
         parser.error(f"there is no suite {unknown[0]!r}: {', '.join(SUITES)}")
+    results = given.out / "results" if given.out else RESULTS
     settings = Settings(
         full=given.full, threads=given.threads, data_dir=given.data_dir, quick=given.quick, best=given.best,
-        hybrid=given.hybrid, floor=given.floor, turns=given.rounds,
-        **{name: path.expanduser().resolve() for name in ("nanogpt", "wlm") if (path := getattr(given, name))},
+        hybrid=given.hybrid, floor=given.floor, turns=given.rounds, results=results,
+        **{
+            name: path.expanduser().resolve()
+            for name in ("nanogpt", "wlm", "baseline")
+            if (path := getattr(given, name))
+        },
     )  # fmt: skip
     # The CPU alone, and the threads asked for, in this process too; torch reads them when it is imported.
     os.environ.update({key: settings.environment()[key] for key in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")})
-    results = given.out / "results" if given.out else RESULTS
     results.mkdir(parents=True, exist_ok=True)
     failed, missing = [], []
     for name in given.suites or SUITES:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm.files import write_file
 from lm.version import __version__
 
 RESULTS = Path(__file__).parent / "results"
@@ -42,9 +43,9 @@ def versions(*libraries: str) -> dict[str, str]:
     return found
 
 
-def commit() -> str | None:
-    """The commit that was measured, with a + where files had changed."""
-    root = Path(__file__).parents[1]
+def commit(root: Path | None = None) -> str | None:
+    """The commit of a checkout, with a + where files had changed; default: of this one."""
+    root = root or Path(__file__).parents[1]
     asked = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
@@ -97,6 +98,5 @@ def save(name: str, record: dict[str, Any], out: Path | None = None, *, folder: 
     date = datetime.datetime.now(datetime.UTC)
     head = {"benchmark": name, "date": date.isoformat(timespec="seconds"), "commit": commit(), "machine": machine()}
     path = out or folder / f"{name}-{date:%Y%m%dT%H%M%SZ}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**head, **record}, indent=1) + "\n", encoding="utf-8")
+    write_file(path, json.dumps({**head, **record}, indent=1) + "\n")
     return path

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.machine import Spread
+from benchmarks.machine import RESULTS, Spread
 
 SUITES = {
     "training": "tokens a second of training, at equal architecture and batch",
@@ -25,6 +25,7 @@ SUITES = {
     "decoding": "tokens a second of generating",
     "tokenizing": "megabytes a second of encoding",
     "startup": "from pressing Enter to the first text",
+    "defaults": "the default after equal time, on texts of many kinds",
 }
 """Name → what it measures; `time-to-loss` is in time_to_loss.py. In the order they are run in."""
 
@@ -67,6 +68,10 @@ class Settings:
     best: str = BEST
     hybrid: str = HYBRID
     floor: str = FLOOR
+    baseline: Path | None = None
+    """A checkout whose default is compared."""
+    results: Path = RESULTS
+    """The folder of the records."""
 
     turns: int | None = None
 

@@ -58,13 +58,21 @@ class TrainingView(Callback):
             self._print(f"{run}: {start.model}, {sizes} of {corpus}, in one pass over {start.tokens_per_step:,} tokens")
             return
         begins = f"resumes at step {start.step:,}" if start.step else "starts"
+        models, each = 1, ""
+        if start.member is not None:
+            number, models = start.member
+            each = f", {models} models one after another"
+            begins = begins if not self._row else f"model {number} of {models}"
         self._print(f"{run} {begins}: {start.model}, {sizes}, on {corpus}")
-        epochs = start.plan_steps / start.steps_per_epoch
+        epochs = start.plan_steps / start.steps_per_epoch / models
         memory = "" if start.memory_bytes is None else f", up to {decimal(start.memory_bytes)}"
-        self._print(
-            f"Plan: {start.plan_steps:,} steps of {start.tokens_per_step:,} tokens ({epochs:.1f} epochs), "
-            f"{start.device}, {start.precision}{memory}"
-        )
+        length = "" if start.plan_seconds is None else f"{duration(start.plan_seconds)}, "
+        # The later members of an ensemble have the plan of the first.
+        if not each or not self._row:
+            self._print(
+                f"Plan: {length}{self._about}{start.plan_steps:,} steps of {start.tokens_per_step:,} tokens "
+                f"({epochs:.1f} epochs{each}), {start.device}, {start.precision}{memory}"
+            )
         if start.validation_tokens is not None and start.step == 0:
             self._print(
                 f"Validation: {start.validations} times on the first {start.validation_tokens:,} of "
@@ -74,15 +82,15 @@ class TrainingView(Callback):
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}%")
             )
-            self._task = self._bar.add_task("", total=start.plan_steps, completed=start.step)
+            self._task = self._bar.add_task("", total=1.0)
             self._live = Live(self._bar, console=self._screen, refresh_per_second=8, transient=True)
             self._live.start()
 
     def on_step(self, tick: Tick) -> None:
         """Move the bar."""
         if self._live is not None:
-            step = f"step {tick.step:,}/{self._start.plan_steps:,}"
-            self._bar.update(self._task, completed=tick.step, description=step)
+            step = f"step {tick.step:,} of {self._about}{tick.plan_steps:,}"
+            self._bar.update(self._task, completed=tick.progress, description=step)
             lines = [self._speed(tick.loss, tick.step, tick.seconds), *self._details()]
             self._live.update(Group(self._bar, Text("\n".join(lines), style="dim")))
 
@@ -110,10 +118,12 @@ class TrainingView(Callback):
         self.end = end
         if self._start.counts == self._start.parameters:
             return
-        step, after = f"at step {end.step:,} of {end.plan_steps:,}", f" after {duration(end.seconds)}"
+        after = f" after {duration(end.seconds)}"
+        step = f"at step {end.step:,} of {self._about}{end.plan_steps:,}"
         match end.reason:
             case "finished":
-                self._print(f"Finished the plan{after}.")
+                steps = f": {end.step:,} steps" if self._about else ""
+                self._print(f"Finished the plan{after}{steps}.")
             case "stop_after":
                 self._print(f"Stopped early {step}{after}.")
             case "interrupted":
@@ -152,6 +162,11 @@ class TrainingView(Callback):
         if self._measuring is not None:
             self._measuring.stop()
             self._measuring = None
+
+    @property
+    def _about(self) -> str:
+        """What stands before the number of steps of a plan by time, which is an estimate."""
+        return "" if self._start.plan_seconds is None else "about "
 
     def _print(self, line: str) -> None:
         self._screen.print(line, soft_wrap=True)

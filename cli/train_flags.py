@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from lm.jobs.prepare import PreparedJob
 
 TRAINING_FLAGS = (
-    "minutes", "max_steps", "epochs", "seed", "device", "precision", "amp", "loss_scale", "devices", "shard",
+    "minutes", "max_steps", "epochs", "ensemble", "student", "distill", "seed", "device", "precision", "amp",
+    "loss_scale", "devices", "shard",
 )  # fmt: skip
 """Fields of `TrainingConfig` that have a flag; the others are set with --set."""
 CORPUS_FLAGS = "split_fractions", "text_column", "encoding"
 """Fields of `CorpusConfig` that have a flag."""
 SECTIONS = ("training", TrainingConfig, TRAINING_FLAGS), ("corpus", CorpusConfig, CORPUS_FLAGS)
-PROCESSES = "devices", "shard"
-"""Flags for training alone: profiles and benchmarks measure one process."""
+PROCESSES = "devices", "shard", "ensemble", "student", "distill"
+"""Flags for training alone: profiles and benchmarks measure one process and one model."""
 
 _PRESET = Annotated[
     str | None,

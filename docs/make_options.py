@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ByteSize, ValidationError
 from pydantic.fields import FieldInfo
 
-from lm.config import CorpusConfig, TrainingConfig
+from lm.config import CorpusConfig, Section, TrainingConfig
 from lm.generation.options import SamplingOptions
 from lm.registry import MODELS, TOKENIZERS, Registry
 from serve.settings import ServeOptions
@@ -104,6 +104,8 @@ def default(field: FieldInfo) -> str:
             return "empty"
         case ByteSize():
             return f"`{value.human_readable()}`"
+        case BaseModel():
+            return f"`{value.model_dump_json()}`"
         case bool():
             return f"`{str(value).lower()}`"
         case tuple():
@@ -165,7 +167,7 @@ def kind(annotation: Any, refused: Callable[[str], bool]) -> str:
     if hasattr(annotation, "__metadata__"):
         return kind(arguments[0], refused)
     words = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", type(None): "none"}
-    words |= {ByteSize: "size", Path: "path"}
+    words |= {ByteSize: "size", Path: "path", Section: "section"}
     return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 

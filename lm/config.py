@@ -142,10 +142,33 @@ class TrainingConfig(Options):
     max_steps: int | None = Field(None, ge=1, description="Length of the plan in optimizer steps.")
     epochs: float | None = Field(None, gt=0, description="Length of the plan in epochs of the training split.")
     minutes: float | None = Field(
-        None, gt=0, description="Length of the plan in minutes. The measured speed gives the steps."
+        None, gt=0, description="Length of the plan in minutes. The schedule follows the clock."
     )
     patience: int | None = Field(
         None, ge=1, description="Stop after this many validations in a row without a better loss."
+    )
+
+    # -- several models ---------------------------------------------------------------------------
+    ensemble: int | None = Field(
+        None,
+        ge=2,
+        le=64,
+        description="Train this many models one after another, with the seeds seed, seed + 1, …, and average their "
+        "probabilities: one run of model.type=ensemble. Minutes are shared by them; steps and epochs are of each.",
+    )
+
+    student: bool = Field(
+        False,
+        description="With ensemble: the models are the teacher of one more model, which becomes the run. It has half "
+        "of the minutes.",
+    )
+    distill: str | None = Field(
+        None,
+        description="Run whose probabilities the model learns as well: its teacher, such as an ensemble. It must have "
+        "the same tokenizer.",
+    )
+    distill_weight: float = Field(
+        0.5, gt=0, le=1, description="Weight of the teacher's probabilities in the objective; the text has the rest."
     )
 
     # -- batches ----------------------------------------------------------------------------------

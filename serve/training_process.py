@@ -6,7 +6,7 @@ each event:
     {"event": "ready"}                                          the process handles signals now
     {"event": "reading", "stage": …, "done": …, "total": …}
     {"event": "started", "run": …, "model": …, "parameters": …, "corpus": …, "steps": …, "device": …}
-    {"event": "progress", "step": …, "loss": …, "seconds": …, "left": …}   about four times a second
+    {"event": "progress", "step": …, "steps": …, "loss": …, "seconds": …, "left": …}   about four times a second
     {"event": "validating", "done": …, "total": …}
     {"event": "row", "step": …, "seconds": …, "train_loss": …, "valid_loss": …}
     {"event": "sample", "step": …, "valid_loss": …, "text": …}  from the best weights so far
@@ -145,7 +145,9 @@ class TrainingProcess(Callback):
         """Send the progress."""
         loss = tick.loss if math.isfinite(tick.loss) else None
         left = self._time_left.seconds(tick.step, tick.seconds)
-        self._send_progress("progress", step=tick.step, loss=loss, seconds=tick.seconds, left=left)
+        self._send_progress(
+            "progress", step=tick.step, steps=tick.plan_steps, loss=loss, seconds=tick.seconds, left=left
+        )
 
     def on_validation(self, done: int, total: int) -> None:
         """Send the progress of the validation."""

@@ -140,7 +140,7 @@ class Job:
     facts: dict[str, Any] = field(default_factory=dict)
     """Model, parameters, corpus, device."""
     steps: int = 0
-    """Planned steps."""
+    """Planned steps; an estimate, because the plan is by time."""
     step: int = 0
     seconds: float = 0.0
     left: float | None = None
@@ -179,7 +179,7 @@ class Job:
             case "progress":
                 self.status, self.share = "training", None
                 self.step, self.seconds, self.loss = event["step"], event["seconds"], event["loss"]
-                self.left = event["left"]
+                self.steps, self.left = event.get("steps", self.steps), event["left"]
             case "validating":
                 self.status, self.share = "validating", _share(event)
             case "row":

@@ -267,27 +267,47 @@ def test_minutes_are_planned_kept_and_spent(text: Path, tmp_path: Path) -> None:
     heard, begun = Heard(), time.monotonic()
     run = train(text, tmp_path, overrides={"training.max_steps": None, "training.minutes": 0.03}, callbacks=[heard])
     plan = run.record["plan"]
-    assert heard.end is not None and heard.end.reason in ("finished", "out_of_time")
-    assert plan["seconds"] == pytest.approx(1.8) and plan["steps"] == heard.end.plan_steps > 5
-    assert 0.3 < heard.end.seconds < 4
+    assert heard.end is not None and heard.end.reason == "finished"
+    assert plan["seconds"] == pytest.approx(1.8) and plan["steps"] > 5 and heard.end.plan_steps == heard.end.step > 5
+    assert 0.6 < heard.end.seconds < 2.2
+    assert heard.end.learning_rate_share == pytest.approx(run.config.training.learning_rate_floor)
     assert plan["measured_step_seconds"] > 0
     assert time.monotonic() - begun < 20
-    _, went_on = lm.resume("a", runs_dir=tmp_path)
-    assert went_on == (heard.end.reason == "out_of_time")
+    assert lm.resume("a", runs_dir=tmp_path)[1] is False
 
 
-def test_a_run_that_its_minutes_cut_short_is_resumed_to_the_end_of_its_plan(
+def test_a_plan_by_time_lands_on_a_machine_that_is_far_slower_than_measured(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A machine that is far slower than it was measured.
     monkeypatch.setattr(Trial, "measure", lambda self, seconds: Speed(1e-6, 1e-9))
     heard = Heard()
-    timed = {"training.max_steps": 400, "training.minutes": 0.003}
+    timed = {"training.max_steps": 4000, "training.minutes": 0.01}
     run = train(text, tmp_path, overrides=timed, callbacks=[heard])
-    assert heard.end is not None and heard.end.reason == "out_of_time" and heard.end.step < 400
+    assert heard.end is not None and heard.end.reason == "finished" and heard.end.step < 4000
+    assert heard.end.learning_rate_share == pytest.approx(run.config.training.learning_rate_floor)
     assert "valid" in run.reports()
+    # More steps than its time had, as a plan in steps.
+    more = heard.end.step + 3
+    _, went_on = lm.resume("a", runs_dir=tmp_path, max_steps=more, callbacks=[heard])
+    assert went_on and (heard.end.reason, heard.end.step, heard.end.plan_steps) == ("finished", more, more)
+
+
+def test_an_older_run_that_its_minutes_cut_short_is_resumed_to_the_end_of_its_plan(text: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    train(text, tmp_path, overrides={"training.max_steps": 12}, stop_after=6)
+    # What an older version left: a limit of time in a plan in steps, and its reason to stop.
+    folder = RunFolder(tmp_path / "a")
+    record = folder.read_record()
+    old = {name: value for name, value in record["plan"].items() if name in ("steps", "evaluate_every")}
+    folder.write_record({**record, "plan": {**old, "seconds": 0.01}})
+    state, tensors = folder.read_last()
+    state["train_state"]["stop_reason"] = "out_of_time"
+    del state["train_state"]["segments"], state["train_state"]["pace"]
+    files = {f"{name}.safetensors": folder.pack_weights(arrays) for name, arrays in tensors.items()}
+    folder.write_last({**files, "state.json": folder.pack_state(state)})
     again, went_on = lm.resume("a", runs_dir=tmp_path, callbacks=[heard])
-    assert went_on and (heard.end.reason, heard.end.step) == ("finished", 400)
+    assert heard.end is not None
+    assert went_on and (heard.end.reason, heard.end.step) == ("finished", 12)
     assert heard.end.learning_rate_share == pytest.approx(again.config.training.learning_rate_floor)
     assert lm.resume("a", runs_dir=tmp_path)[1] is False
 

@@ -13,6 +13,7 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
     from rich.markup import escape
 
     from cli.output import console, facts_table, print_json
+    from cli.progress import duration
     from cli.report import print_report
     from lm.config import validate
     from lm.evaluation.report import Report
@@ -26,6 +27,10 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
         return
     screen = console()
     plan = known["plan"] or {}
+    # Steps of a plan by time are an estimate, which the last line of metrics has best.
+    rows = loaded.folder.read_metrics()
+    steps = rows[-1].get("plan_steps") if rows else None
+    steps = steps or plan.get("steps", 0)
     screen.print(f"[bold]{escape(known['name'])}[/bold]  [dim]{escape(known['path'])}[/dim]", soft_wrap=True)
     screen.print(
         facts_table(
@@ -36,7 +41,7 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
                 *((f"  {name}", f"{part['tokens']:,}",
                    f"tokens, {part['characters']:,} characters, sha256 {part['sha256'][:12]}…")
                   for name, part in known["splits"].items()),
-                ("plan", f"{plan.get('steps', 0):,}", "steps"),
+                ("plan", f"{steps:,}", "steps" + (f" in {duration(plan['seconds'])}" if plan.get("seconds") else "")),
                 ("created", known["created"][:16].replace("T", " "), f"with Inkling {known['inkling']}"),
                 ("checkpoints", "", ", ".join(known["states"])),
                 ("size", decimal(known["size_bytes"]), ""),

@@ -164,16 +164,17 @@ def _train(request: TrainRequest) -> Run | None:
 
 def _dry_run(request: TrainRequest, as_json: bool) -> None:
     from cli.report import print_memory_estimate
+    from lm.jobs.ensemble_config import member_config
     from lm.jobs.prepare import prepare_job
     from lm.jobs.resolve import resolve
     from lm.profiling.memory_estimate import estimate
     from lm.training.distributed import config_per_process
 
     job = prepare_job(resolve(request))
+    # Members of an ensemble are trained one after another.
+    config = member_config(job.config, 0) if job.method == "members" else job.config
     # Each process trains its own rows of the batch.
-    print_memory_estimate(
-        estimate(config_per_process(job.config, job.config.training.devices or 1), job.tokens), as_json
-    )
+    print_memory_estimate(estimate(config_per_process(config, config.training.devices or 1), job.tokens), as_json)
 
 
 def _verify_resume(request: TrainRequest, as_json: bool) -> None:
@@ -249,7 +250,8 @@ def _resume(
 ) -> None:
     from cli.output import print_json, reading, say
     from cli.progress import TrainingView
-    from lm.jobs.train import counts_alone, resume
+    from lm.jobs.resolve import training_method
+    from lm.jobs.train import resume
     from lm.runs.run import Run
     from lm.runs.run_folder import find_run
     from lm.training import distributed
@@ -272,8 +274,9 @@ def _resume(
     if went_on:
         _print_result(run, runs_dir, as_json)
         return
-    longer = f" A longer plan: lm train --resume {named(run.name, runs_dir)} --max-steps N"
-    say(f"{run.name} is finished already.{'' if counts_alone(run.config) else longer}", dim=False)
+    has_steps = training_method(run.config) in ("gradient", "both")
+    longer = f" A longer plan: lm train --resume {named(run.name, runs_dir)} --max-steps N" if has_steps else ""
+    say(f"{run.name} is finished already.{longer}", dim=False)
     if as_json:
         print_json(_result(run))
 
@@ -297,7 +300,10 @@ def _print_result(run: Run, runs_dir: Path, as_json: bool) -> None:
     if as_json:
         print_json(_result(run))
         return
-    report = Report.model_validate(run.reports()["valid"])
+    if (found := run.reports().get("valid")) is None:
+        # An ensemble that was stopped before its last member.
+        return
+    report = Report.model_validate(found)
     screen = console()
     print_report(screen, report)
     samples = sorted((run.folder.path / "samples").glob("*.txt"), key=lambda path: path.stat().st_mtime)

@@ -41,6 +41,8 @@ class Batch:
     """Whether to reset the carried state before this batch."""
     weight: float = 1.0
     """Of a share of a batch: its number of rows, divided by that of an average share."""
+    place: int | None = None
+    """Number of the batch in its epoch, from 0, where all epochs have the same batches; None: they differ."""
 
 
 class Batches(ABC):
@@ -120,7 +122,7 @@ class StreamBatches(Batches):
         inputs, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
         if number == 0:
             inputs[:, 0] = self._start_id
-        return Batch(inputs, targets, number == 0, weight)
+        return Batch(inputs, targets, number == 0, weight, number)
 
 
 class RandomWindows(Batches):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from lm.corpora import Counts
     from lm.evaluation.score_sums import Scores
 
-FLOOR_MARGIN = 1e-4
-"""Nats per token above the floor without a note, for rounding and for n-gram models, which equal their floor."""
+FLOOR_MARGIN = 3e-3
+"""Nats per token above the floor without a note: n-gram models equal their floor, but their counts are compact."""
 MAX_OVERLAP = 0.1
 """Share of a text that may be in the training text, as common phrases are."""
 MIN_NOTED_BITS = 0.001

@@ -19,7 +19,7 @@ from lm.corpora.shards import shards_tokenizer
 from lm.errors import ConfigError, CorpusError
 from lm.jobs.speed import measure_speed
 from lm.training import distributed
-from lm.training.plan import DEFAULT_MINUTES, RESERVE, fit_to_text
+from lm.training.plan import DEFAULT_MINUTES, LANDING, fit_to_text
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "char": ("gru-char-small", "gru-char", "gru-char-large"),
@@ -146,7 +146,7 @@ def _planned_tokens(config: RunConfig, prepared: PreparedCorpus) -> int:
     config = fit_to_text(config, prepared.splits["train"].counts.tokens)
     training = config.training
     by_time = training.minutes is not None or (training.max_steps is None and training.epochs is None)
-    seconds = (training.minutes or DEFAULT_MINUTES) * 60 * RESERVE
+    seconds = (training.minutes or DEFAULT_MINUTES) * 60 * LANDING
     processes = distributed.current().size
     with distributed.single_process():
         timings = measure_speed(config, prepared, min(MEASURE_SECONDS, seconds / 50) if by_time else None)

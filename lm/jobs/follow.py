@@ -13,6 +13,7 @@ from typing import Any
 
 from lm.config import RunConfig, validate
 from lm.errors import LMError
+from lm.jobs.ensemble_config import unwrapped
 from lm.runs.run_folder import METRICS, RunFolder
 from lm.training.callbacks import Callback, End, Row, Start, Tick
 from lm.training.plan import Plan, bptt_of
@@ -33,6 +34,7 @@ class Follower:
     callback: Callback
     _rows: list[Row] = field(default_factory=list)
     _made: str | None = None
+    _plan_steps: int = 1
     _size: tuple[int, int, int] = (0, 0, 0)
 
     def follow(self, *, wait: Callable[[float], None] = time.sleep) -> End | None:
@@ -81,7 +83,10 @@ class Follower:
             if rows:
                 self._start(rows[-1], rows[kept - 1] if kept else None)
         for row in rows[len(self._rows) :]:
-            self.callback.on_step(Tick(row["step"], row["train_loss"] or float("nan"), row["seconds"]))
+            steps = row.get("plan_steps") or self._plan_steps
+            progress = row.get("progress", min(1.0, row["step"] / steps))
+            loss = row["train_loss"] or float("nan")
+            self.callback.on_step(Tick(row["step"], loss, row["seconds"], progress, steps))
             self.callback.on_log(row)
         self._rows = rows
 
@@ -89,16 +94,17 @@ class Follower:
         """Call `on_start`; `row` is any line of the run, `since` the last one before the start."""
         record, environment = self.folder.read_record(), self._state().get("environment", {})
         level, plan = environment.get("amp", "O0"), Plan.from_json(record["plan"])
-        config = validate(RunConfig, record["config"], where="config.json: config")
+        config = unwrapped(validate(RunConfig, record["config"], where="config.json: config"))
+        self._plan_steps = (since or {}).get("plan_steps") or plan.steps
         training = config.training
         start = Start(
             run=self.folder.name, model=config.model.type, parameters=record["parameters"],
             counts=record.get("counts", 0), corpus=record["corpus"]["name"], step=since["step"] if since else 0,
-            seconds=since["seconds"] if since else 0.0, plan_steps=plan.steps,
+            seconds=since["seconds"] if since else 0.0, plan_steps=self._plan_steps,
             tokens_per_step=training.batch_size * bptt_of(config) * training.gradient_accumulation,
             steps_per_epoch=row["step"] / (row["epoch"] or 1), device=environment.get("device", "cpu"),
             precision=environment.get("precision", "fp32") + ("" if level == "O0" else f" {level}"),
-            plan_seconds=plan.seconds, validations=-(-plan.steps // plan.evaluate_every),
+            plan_seconds=plan.seconds, max_steps=plan.max_steps, validations=plan.validation_count,
             validation_tokens=plan.validation_tokens,
             valid_tokens=record["corpus"]["splits"].get("valid", {}).get("tokens", 0),
             memory_bytes=plan.expected_bytes,
@@ -116,7 +122,11 @@ class Follower:
         """How the run ended; None: it did not."""
         if not self._rows:
             return None
-        steps, last = self.folder.read_record()["plan"]["steps"], self._rows[-1]
+        last = self._rows[-1]
+        if last.get("member") is not None:
+            # A member of an ensemble ended; the last line of a finished ensemble is of no member.
+            return None
+        steps = last.get("plan_steps") or self.folder.read_record()["plan"]["steps"]
         if not self.folder.has_last():
             return End("finished", last["step"], steps, last["seconds"], last.get("valid_loss"), last["step"])
         state = self._state().get("train_state", {})

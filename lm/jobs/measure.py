@@ -7,16 +7,21 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lm.errors import ConfigError
+from lm.jobs.ensemble_config import member_config
 from lm.jobs.new_run import new_run_folder
 from lm.jobs.prepare import PreparedJob
-from lm.jobs.resolve import TrainRequest
+from lm.jobs.resolve import TrainRequest, training_method
 from lm.jobs.speed import Timings, measure_speed
 from lm.models.base import LanguageModel
 from lm.profiling.memory_estimate import refuse_what_cannot_fit
 from lm.training import distributed
+from lm.training.distillation import Teacher
 from lm.training.distributed import World
 from lm.training.plan import Plan, fixed_plan, timed_plan
 from lm.training.trainer import Trainer
+
+MEASURE_SECONDS, MEASURE_SHARE = 1.0, 0.02
+"""Time to measure the speed before a plan by time, and the most as a share of the plan: the plan corrects it."""
 
 
 def reserve_run(job: PreparedJob, request: TrainRequest, world: World, locks: contextlib.ExitStack) -> PreparedJob:
@@ -28,25 +33,29 @@ def reserve_run(job: PreparedJob, request: TrainRequest, world: World, locks: co
         RunLockedError: another process trains a run of that name.
     """
     config, corpus = job.config, job.tokens
-    if world.size > 1 and job.method == "counting":
+    if world.size > 1 and job.method in ("counting", "members"):
         raise ConfigError(f"{config.model.type} models are trained in one process: leave --devices and torchrun out.")
     distributed.check(config, world.size)
     folder = new_run_folder(request.name, corpus.name, config, request.runs_dir)
     locks.enter_context(folder.lock())
     memory = None
-    # A model that counts as well would count the text twice.
-    if job.method == "gradient" and not config.training.shard:
+    if job.method == "members":
+        config = member_config(config, 0)
+    if training_method(config) != "counting" and not config.training.shard:
         with distributed.single_process():
             memory = refuse_what_cannot_fit(distributed.config_per_process(config, world.size), corpus)
     return replace(job, path=folder.path, overwrite=request.overwrite, memory_bytes=memory)
 
 
-def measure_times(job: PreparedJob, make_model: Callable[[], LanguageModel]) -> Timings | None:
+def measure_times(
+    job: PreparedJob, make_model: Callable[[], LanguageModel], teacher: Teacher | None = None
+) -> Timings | None:
     """Measured times for a plan by time, in all processes; None for a plan in steps or epochs."""
     minutes = job.config.training.minutes
     if minutes is None:
         return None
-    return measure_speed(job.config, job.tokens, min(4.0, minutes * 60 * 0.05), make_model())
+    seconds = min(MEASURE_SECONDS, minutes * 60 * MEASURE_SHARE)
+    return measure_speed(job.config, job.tokens, seconds, make_model(), teacher)
 
 
 def fix_plan(job: PreparedJob, trainer: Trainer, timings: Timings | None) -> Plan:

@@ -8,12 +8,13 @@ from pathlib import Path
 from lm.config import RunConfig, preset_names, read_preset
 from lm.errors import ConfigError
 from lm.files import check_folder
+from lm.jobs.ensemble_config import unwrapped
 from lm.runs.card import model_name
 from lm.runs.run_folder import CONFIG, RunFolder, list_runs
 from lm.training import distributed
 
 END_REASONS = ("finished", "out_of_time", "no_progress")
-"""Reasons to stop that end a job. A run that is out of time can be resumed, because its plan has steps left."""
+"""Reasons to stop that end a job. An older run that is out of time can be resumed: its plan has steps left."""
 
 
 def check_new_run(name: str | None, runs_dir: Path, *, overwrite: bool = False) -> None:
@@ -52,7 +53,9 @@ def new_run_folder(name: str | None, corpus: str, config: RunConfig, runs_dir: P
 
 
 def _model_label(config: RunConfig) -> str:
-    """The name of the preset, or the type of the model where options changed that."""
+    """The name of the preset, or the type of the model where options changed that; and whether it is an ensemble."""
+    if (member := unwrapped(config)) is not config:
+        return f"{_model_label(member)}-ensemble"
     if config.preset not in preset_names():
         return config.model.type
     sections = read_preset(str(config.preset))

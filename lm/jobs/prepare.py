@@ -14,6 +14,8 @@ from lm.corpora import Corpus, PreparedCorpus, load_prepared_or_prepare, open_co
 from lm.corpora import prepare as encode
 from lm.errors import ConfigError, CorpusError
 from lm.jobs.autoconfig import choose_config, suited_presets
+from lm.jobs.distill import check_teacher
+from lm.jobs.ensemble_config import as_ensemble, minutes_of, with_shared_minutes
 from lm.jobs.resolve import Method, ResolvedRequest, ResumeRequest, TrainRequest, training_method
 from lm.runs.run import Run, load
 from lm.tokenizers.base import Tokenizer
@@ -42,6 +44,8 @@ class PreparedJob:
     """None: the run is finished."""
     method: Method = "gradient"
     init: Run | None = None
+    teacher: Run | None = None
+    """The run of `training.distill`."""
     chosen_tokens: int | None = None
     """Tokens that the plan trains on, where the preset was chosen by them."""
     path: Path | None = None
@@ -104,8 +108,12 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
     if resolved.over_preset is not None and training_method(config) == "counting":
         config = resolved.over_preset(suited_presets(text)[0])
     elif resolved.over_preset is not None:
-        choice = choose_config(text, resolved.over_preset, encode=encode_once)
+        over_preset = resolved.over_preset
+        choice = choose_config(text, lambda name: with_shared_minutes(over_preset(name)), encode=encode_once)
         config, chosen_tokens = choice.config, choice.tokens
+        if config.training.ensemble is not None:
+            total = {"minutes": minutes_of(resolved.config.training)}
+            config = config.model_copy(update={"training": config.training.model_copy(update=total)})
     prepared = encode_once(request.init.tokenizer if request.init else config.tokenizer)
     sections: dict[str, Any] = {"corpus": config.corpus.model_copy(update={"source": text.source})}
     if text.tokens is not None:
@@ -117,7 +125,13 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
     config = config.model_copy(update=sections)
     if method != "counting":
         config = _with_batches_that_fit(config, prepared)
-    return PreparedJob(config=config, corpus=prepared, method=method, init=request.init, chosen_tokens=chosen_tokens)
+    if config.training.ensemble is not None and not config.training.student:
+        config, method = as_ensemble(config), "members"
+    if (teacher := resolved.teacher) is not None:
+        check_teacher(teacher, prepared)
+    return PreparedJob(
+        config=config, corpus=prepared, method=method, init=request.init, teacher=teacher, chosen_tokens=chosen_tokens
+    )
 
 
 def prepare_run(run: Run, request: TrainRequest) -> PreparedJob:
@@ -196,16 +210,16 @@ def share_job(world: World, request: TrainRequest | ResumeRequest, make: Callabl
     """
     own: list[PreparedJob] = []
 
-    def decide() -> tuple[PreparedJob, PreparedCorpusRef | None, str | None]:
+    def decide() -> tuple[PreparedJob, PreparedCorpusRef | None, list[str | None]]:
         own.append(job := make())
         ref = None if job.corpus is None else PreparedCorpusRef.of(job.corpus)
-        init = f"{job.init.folder.path}@{job.init.checkpoint}" if job.init else None
-        return replace(job, corpus=None, init=None), ref, init
+        runs = [f"{run.folder.path}@{run.checkpoint}" if run else None for run in (job.init, job.teacher)]
+        return replace(job, corpus=None, init=None, teacher=None), ref, runs
 
-    job, ref, init_name = world.broadcast_from_rank0(decide)
+    job, ref, names = world.broadcast_from_rank0(decide)
     if ref is None:
         return job
-    init = own[0].init if own else load(init_name) if init_name else None
+    init, teacher = (own[0].init, own[0].teacher) if own else (load(name) if name else None for name in names)
 
     def tokens() -> PreparedCorpus:
         if own:
@@ -217,4 +231,4 @@ def share_job(world: World, request: TrainRequest | ResumeRequest, make: Callabl
             return ref.load(folder.read_tokenizer(), job.config.corpus, request.data_dir)
         return ref.load(init.tokenizer if init else job.config.tokenizer, job.config.corpus, request.data_dir)
 
-    return replace(job, corpus=world.local_rank0_first(tokens), init=init)
+    return replace(job, corpus=world.local_rank0_first(tokens), init=init, teacher=teacher)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,11 +13,14 @@ from lm.corpora import Corpus, Progress
 from lm.device import pick_device
 from lm.errors import ConfigError
 from lm.jobs.autoconfig import CANDIDATES, first_accepted
+from lm.jobs.distill import find_teacher
+from lm.jobs.ensemble_config import check_ensemble, unwrapped
 from lm.jobs.new_run import check_new_run
 from lm.registry import MODELS
 from lm.runs.run import Run
 from lm.training import distributed
 from lm.training.callbacks import Callback
+from lm.training.plan import Plan
 from lm.training.precision import choose_format
 
 if TYPE_CHECKING:
@@ -46,6 +49,8 @@ class TrainRequest:
     overwrite: bool = False
     stop_after: int | None = None
     """Stop at this step of the plan."""
+    plan: Plan | None = None
+    """A recorded plan to repeat; None: that of the options."""
     data_dir: Path | None = None
     callbacks: Sequence[Callback] = ()
     progress: Progress | None = None
@@ -85,6 +90,8 @@ class ResolvedRequest:
     """All options; where the preset is still to be chosen, those of the first preset that accepts the overrides."""
     over_preset: Callable[[str], RunConfig] | None = None
     """The configuration over a preset, composed once; None: `config` is final."""
+    teacher: Run | None = None
+    """The run of `training.distill`."""
 
 
 def resolve(request: TrainRequest) -> ResolvedRequest:
@@ -111,6 +118,11 @@ def resolve(request: TrainRequest) -> ResolvedRequest:
         resolved = ResolvedRequest(request, over_preset(request.preset))
     else:
         resolved = ResolvedRequest(request, first_accepted(CANDIDATES, over_preset), over_preset)
+    config = unwrapped(resolved.config)
+    check_ensemble(config, request.init)
+    if config.training.student and request.stop_after is not None:
+        raise ConfigError("--stop-after stops the training of one model or ensemble: leave --student out.")
+    resolved = replace(resolved, config=config, teacher=find_teacher(config, request.runs_dir))
     training = resolved.config.training
     choose_format(training, pick_device(training.device))
     return resolved
@@ -135,15 +147,16 @@ def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> Ru
         ConfigError: an override changes the tokenizer.
     """
     base = run.config.model_copy(update={"corpus": corpus})
-    length = {f"training.{field}": None for field in ("max_steps", "epochs", "minutes", "evaluate_every")}
-    config = merge(base, {**length, **overrides})
+    own: dict[str, Any] = dict.fromkeys(("max_steps", "epochs", "minutes", "evaluate_every", "ensemble", "distill"))
+    own["student"] = False
+    config = merge(base, {**{f"training.{field}": value for field, value in own.items()}, **overrides})
     if config.tokenizer != base.tokenizer:
         raise ConfigError(f"--init {run.name} keeps that run's tokenizer: leave tokenizer options out.")
     return config
 
 
-Method = Literal["gradient", "counting", "both"]
-"""How a model is trained: in steps, by counting, or in steps after counting."""
+Method = Literal["gradient", "counting", "both", "members"]
+"""How a model is trained: in steps, by counting, in steps after counting, or each of its members by itself."""
 
 
 def training_method(config: RunConfig) -> Method:

@@ -6,13 +6,16 @@ import contextlib
 from dataclasses import replace
 from typing import Any
 
-from lm.config import merge
+from lm.config import RunConfig, merge
+from lm.corpora import PreparedCorpus
 from lm.errors import ConfigError, CorruptRunError, RunError
+from lm.jobs.distill import recorded_teacher
+from lm.jobs.ensemble_config import check_ensemble, unwrapped
 from lm.jobs.new_run import END_REASONS
 from lm.jobs.prepare import PreparedJob, ResumePoint
 from lm.jobs.resolve import ResumeRequest, training_method
 from lm.runs.run import Run, load
-from lm.runs.run_folder import MODEL, find_run
+from lm.runs.run_folder import MEMBERS, MODEL, find_run
 from lm.training import distributed
 from lm.training.distributed import World
 from lm.training.plan import Plan
@@ -49,8 +52,12 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
             raise CorruptRunError(f"Run {folder.name!r} was killed while it counted: train it again (--overwrite).")
         return PreparedJob(config=config, corpus=None, path=folder.path)
     folder.sweep()
+    if method == "members":
+        return reopen_ensemble(run, config, corpus, request)
     has_state = bool(folder.has_last() or folder.read_metrics() or folder.kept_checkpoints())
     state: Any = folder.read_state()["train_state"] if has_state else {"step": 0, "stop_reason": None}
+    if config.training.student and not has_state:
+        return reopen_before_teacher(run, config, corpus, request)
     try:
         plan, step, stopped = Plan.from_json(record["plan"]), int(state["step"]), state["stop_reason"]
     except (KeyError, TypeError, ValueError):
@@ -60,11 +67,11 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         if request.max_steps < max(step, 1):
             raise ConfigError(f"--max-steps {request.max_steps}: run {folder.name!r} is at step {step} already.")
         if request.max_steps > step or stopped not in END_REASONS:
-            plan = replace(plan, steps=request.max_steps, seconds=None)
+            plan = _in_steps(plan, request.max_steps)
             resets_patience, stopped = stopped == "no_progress", None
     if stopped == "out_of_time" and not request.is_restart:
-        plan, stopped = replace(plan, seconds=None), None
-    if step >= plan.steps or stopped in END_REASONS:
+        plan, stopped = _in_steps(plan, plan.steps), None
+    if (plan.seconds is None and step >= plan.steps) or stopped in END_REASONS:
         return PreparedJob(config=config, corpus=None, path=folder.path, has_report="valid" in run.reports())
     if request.stop_after is not None and request.stop_after <= step:
         if request.is_restart:
@@ -74,12 +81,74 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         # The recorded model section stays as it is: the weights carry its hash.
         config = config.model_copy(update={"training": merge(config, request.changes).training})
     distributed.check(config, world.size)
-    init = load(record["init"], runs_dir=folder.path.parent) if record.get("init") and not has_state else None
+    init = None if has_state else _recorded_init(run)
     return PreparedJob(
         config=config,
         corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
         method=method,
         init=init,
+        teacher=recorded_teacher(run),
         path=folder.path,
         resume=ResumePoint(plan, has_state, resets_patience),
     )
+
+
+def reopen_before_teacher(
+    run: Run, config: RunConfig, corpus: PreparedCorpus | None, request: ResumeRequest
+) -> PreparedJob:
+    """The job of a run with `training.student` that has made no step: its teacher may be incomplete.
+
+    Raises:
+        LMError: see `reopen`.
+    """
+    for flag, value in (("--max-steps", request.max_steps), ("--stop-after", request.stop_after)):
+        if value is not None:
+            raise ConfigError(f"{flag} {value}: the teacher of {run.name!r} is not trained yet: leave {flag} out.")
+    if request.changes:
+        config = config.model_copy(update={"training": merge(config, request.changes).training})
+    check_ensemble(unwrapped(config), None)
+    return PreparedJob(
+        config=config,
+        corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
+        method=training_method(config),
+        init=_recorded_init(run),
+        path=run.folder.path,
+    )
+
+
+def _recorded_init(run: Run) -> Run | None:
+    """The run whose weights this run starts from."""
+    name = run.record.get("init")
+    return load(name, runs_dir=run.folder.path.parent) if name else None
+
+
+def reopen_ensemble(run: Run, config: RunConfig, corpus: PreparedCorpus | None, request: ResumeRequest) -> PreparedJob:
+    """The job that trains the other members of an ensemble.
+
+    Raises:
+        LMError: see `reopen`.
+    """
+    folder, record = run.folder, run.record
+    if request.max_steps is not None:
+        raise ConfigError(
+            f"--max-steps {request.max_steps}: {folder.name!r} is an ensemble, and its members keep their plan. Train "
+            "a new one with a longer plan."
+        )
+    if (folder.path / MODEL).exists() and not (folder.path / MEMBERS).is_dir():
+        return PreparedJob(config=config, corpus=None, path=folder.path, has_report="valid" in run.reports())
+    if request.changes:
+        config = config.model_copy(update={"training": merge(config, request.changes).training})
+    check_ensemble(unwrapped(config), None)
+    return PreparedJob(
+        config=config,
+        corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
+        method="members",
+        init=_recorded_init(run),
+        path=folder.path,
+        resume=ResumePoint(Plan.from_json(record["plan"])),
+    )
+
+
+def _in_steps(plan: Plan, steps: int) -> Plan:
+    """The same plan with this number of steps, whatever time they take."""
+    return replace(plan, steps=steps, seconds=None, validations=None, max_steps=None, segments=None)

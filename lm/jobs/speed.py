@@ -9,6 +9,7 @@ from lm.corpora import PreparedCorpus
 from lm.device import enough_memory
 from lm.models.base import LanguageModel, build_model
 from lm.profiling.trial import make_trial
+from lm.training.distillation import Teacher
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,11 @@ class Timings:
 
 
 def measure_speed(
-    config: RunConfig, corpus: PreparedCorpus, seconds: float | None, model: LanguageModel | None = None
+    config: RunConfig,
+    corpus: PreparedCorpus,
+    seconds: float | None,
+    model: LanguageModel | None = None,
+    teacher: Teacher | None = None,
 ) -> Timings:
     """Sizes and times of a training, in all processes of the job.
 
@@ -33,12 +38,13 @@ def measure_speed(
         corpus: its tokens.
         seconds: how long to run steps; None: give the sizes only.
         model: the model to train, which is changed; None: one with fresh weights.
+        teacher: see `TrainStep`.
 
     Raises:
         DeviceError: the memory is not enough.
     """
     with enough_memory():
         model = model or build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
-        trial = make_trial(config, corpus, model=model, learns=True)
+        trial = make_trial(config, corpus, model=model, learns=True, teacher=teacher)
         times = (float("nan"),) * 2 if seconds is None else astuple(trial.measure(seconds))
         return Timings(trial.batches.tokens_per_step, trial.batches.steps_per_epoch, *times)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from lm.corpora import Corpus, Progress
 from lm.device import enough_memory
 from lm.errors import ConfigError
 from lm.jobs.counting import train_by_counting
+from lm.jobs.distill import make_teacher, teacher_record
+from lm.jobs.ensemble import drop_teacher, train_members, train_teacher
+from lm.jobs.ensemble_config import student_config
 from lm.jobs.measure import fix_plan, measure_times, reserve_run
 from lm.jobs.new_run import check_new_run, run_of_this_job
 from lm.jobs.prepare import PreparedJob, open_text, prepare_job, share_job
@@ -31,7 +35,7 @@ from lm.runs.record import run_record
 from lm.runs.run import Run
 from lm.runs.run_folder import EVENTS, RunFolder
 from lm.training import distributed
-from lm.training.callbacks import Callback
+from lm.training.callbacks import Callback, End
 from lm.training.distributed import World
 from lm.training.plan import Plan
 from lm.training.tensorboard import TensorBoard
@@ -48,6 +52,8 @@ def train(
     epochs: float | None = None,
     max_steps: int | None = None,
     preset: str | None = None,
+    ensemble: int | None = None,
+    distill: str | Run | None = None,
     overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
     runs_dir: Path | str | None = None,
@@ -66,6 +72,8 @@ def train(
         minutes, epochs, max_steps: length of the plan; default: the config's, else 5 minutes. The one that ends first
             counts.
         preset: start from this preset instead of a config.
+        ensemble: train this many models with different seeds and average their probabilities.
+        distill: the run, or its name as in `lm.load`, whose probabilities the model learns as well.
         overrides: other options over config or preset, "section.field" → value, as in `lm.config.compose`.
         name: of the run; None: made from corpus and model.
         runs_dir: folder of the runs; default: INKLING_RUNS, else checkpoints.
@@ -86,8 +94,11 @@ def train(
     Raises:
         LMError: an error the user can correct; nothing was overwritten.
     """
-    length = {"minutes": minutes, "epochs": epochs, "max_steps": max_steps}
-    changes = {f"training.{field}": value for field, value in length.items() if value is not None}
+    teacher = f"{distill.folder.path}@{distill.checkpoint}" if isinstance(distill, Run) else distill
+    given = {
+        "minutes": minutes, "epochs": epochs, "max_steps": max_steps, "ensemble": ensemble, "distill": teacher
+    }  # fmt: skip
+    changes = {f"training.{field}": value for field, value in given.items() if value is not None}
     request = TrainRequest(
         corpus=corpus if isinstance(corpus, Corpus) else str(corpus), config=config, preset=preset,
         overrides={**changes, **(overrides or {})}, init=init, name=name, runs_dir=runs_folder(runs_dir),
@@ -192,32 +203,71 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
         if not job.has_report and world.is_rank0:
             run.own_text(data_dir=request.data_dir)
             run = report_run(folder, str(world.pick_device(job.config.training.device)), callbacks)
+            drop_teacher(folder)
         world.barrier()
         return run, not job.has_report
     if job.method == "counting":
         return train_by_counting(job, folder, callbacks), True
-    trainer, plan = _new_trainer(job, folder) if job.resume is None else _resumed_trainer(job, folder)
-    trainer.callbacks = [TensorBoard(folder.path / EVENTS), *callbacks] if world.is_rank0 else []
-    end = trainer.train(plan, stop_after=request.stop_after)
-    device = str(trainer.device)
+    if job.method == "members":
+        return train_members(job, folder, request, _train_steps), True
+    if job.config.training.student and job.resume is None:
+        taught = train_teacher(job, folder, request, _train_steps)
+        if taught is None:
+            return Run(folder), True
+        job = taught
+    recorded = request.plan if isinstance(request, TrainRequest) else None
+    end = _train_steps(job, folder, [TensorBoard(folder.path / EVENTS), *callbacks], request.stop_after, recorded)
+    device = str(world.pick_device(job.config.training.device))
     run = Run(folder, device=device)
     # An interrupted run is saved, and `lm eval` can measure it later.
     if world.is_rank0 and end.reason != "interrupted":
         run = report_run(folder, device, callbacks)
+        drop_teacher(folder)
     world.barrier()
     return run, True
 
 
-def _new_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan]:
-    """The trainer of a new run at step 0, and its plan; the run folder is created."""
-    make_model = _model_factory(job)
-    timings = measure_times(job, make_model)
-    trainer = Trainer(folder, job.config.training, make_model(), job.tokens)
-    plan = fix_plan(job, trainer, timings)
-    record = {**run_record(job.config, job.tokens, trainer.model, job.init), "plan": plan.to_json()}
+def _train_steps(
+    job: PreparedJob,
+    folder: RunFolder,
+    callbacks: Sequence[Callback],
+    stop_after: int | None,
+    recorded: Plan | None = None,
+) -> End:
+    """Train a new or a resumed run to the end of its plan, or to step `stop_after`, without a report.
+
+    Args:
+        job: the job.
+        folder: of the run.
+        callbacks: receive the events, in the first process.
+        stop_after: a step of the plan.
+        recorded: the plan of another run, which a new run follows; None: a plan of its own.
+    """
+    trainer, plan = _new_trainer(job, folder, recorded) if job.resume is None else _resumed_trainer(job, folder)
+    trainer.callbacks = list(callbacks) if distributed.current().is_rank0 else []
+    return trainer.train(plan, stop_after=stop_after)
+
+
+def _new_trainer(job: PreparedJob, folder: RunFolder, recorded: Plan | None) -> tuple[Trainer, Plan]:
+    """The trainer of a new run at step 0, and its plan: `recorded` or a new one; the run folder is created."""
+    config = job.config
+    job = replace(job, config=student_config(config))
+    make_model, teacher = _model_factory(job), make_teacher(job)
+    timings = None if recorded is not None else measure_times(job, make_model, teacher)
+    if teacher is not None:
+        teacher.state = None
+    trainer = Trainer(folder, job.config.training, make_model(), job.tokens, teacher=teacher)
+    plan = recorded or fix_plan(job, trainer, timings)
+    record = {**run_record(config, job.tokens, trainer.model, job.init), "plan": plan.to_json()}
+    if job.teacher is not None:
+        record["teacher"] = teacher_record(job.teacher)
     if (name := distributed.job_name()) is not None:
         record["job"] = name
-    folder.create(record, job.tokens.tokenizer, overwrite=job.overwrite)
+    if config.training.student:
+        # The folder was made before the teacher was trained in it.
+        folder.write_record({**folder.read_record(), **record})
+    else:
+        folder.create(record, job.tokens.tokenizer, overwrite=job.overwrite)
     return trainer, plan
 
 
@@ -225,7 +275,7 @@ def _resumed_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan
     """The trainer of a run at its saved step, and its plan; changes of options are recorded."""
     assert job.resume is not None
     plan = job.resume.plan
-    trainer = Trainer(folder, job.config.training, _model_factory(job)(), job.tokens)
+    trainer = Trainer(folder, job.config.training, _model_factory(job)(), job.tokens, teacher=make_teacher(job))
     if job.resume.has_state:
         trainer.load()
     record = folder.read_record()
@@ -240,19 +290,14 @@ def _resumed_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan
 def _model_factory(job: PreparedJob) -> Callable[[], LanguageModel]:
     """A function that makes an equal model at each call: with fresh weights, or with those of the initial run.
 
-    A model that counts as well counts the training text once. One that continues from a saved state loads its counts.
+    A model that counts as well counts the training text once, also when the job continues from a saved state: that has
+    only what evaluation needs of the counts.
     """
-    counted: dict[str, Any] = {}
-    notes: tuple[str, ...] = ()
-    counts_first = job.method == "both" and not (job.resume and job.resume.has_state)
+    fitted: Any = None
 
     def make() -> LanguageModel:
-        nonlocal notes
+        nonlocal fitted
         model = build_model(job.config.model, job.tokens.tokenizer.vocab_size, seed=job.config.training.seed)
-        if counted:
-            model.load_arrays(counted)
-            model.notes = notes
-            return model
         if job.init is not None:
             arrays, _ = job.init.folder.read_weights(job.init.checkpoint)
             try:
@@ -261,10 +306,12 @@ def _model_factory(job: PreparedJob) -> Callable[[], LanguageModel]:
                 raise ConfigError(
                     f"--init {job.init.name}: {error}; leave options that change the model's shape out."
                 ) from None
-        if counts_first:
-            model.fit(np.asarray(job.tokens.splits["train"].ids))
-            counted.update(model.arrays())
-            notes = model.notes
+        if job.method == "both":
+            if fitted is None:
+                model.fit(np.asarray(job.tokens.splits["train"].ids))
+                fitted = model.fitted()
+            else:
+                model.use_fitted(fitted)
         return model
 
     return make

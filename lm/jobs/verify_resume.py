@@ -3,6 +3,8 @@
     measure ──► N steps in one process
             ──► N/2 steps in a second process, killed by SIGKILL; the rest in a third     ──► compare all numbers
 
+A plan by time is first followed by the clock. The other processes repeat the plan that it recorded.
+
 Each process is `python -m lm.jobs.verify_resume`, with its task as JSON on stdin.
 """
 
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,15 @@ from lm.config import RunConfig, validate
 from lm.device import pick_device
 from lm.errors import ConfigError, TrainingError
 from lm.files import Arrays
+from lm.jobs.ensemble_config import member_config
 from lm.jobs.prepare import PreparedJob
-from lm.jobs.resolve import TrainRequest
+from lm.jobs.resolve import TrainRequest, resolve_new_run, training_method
 from lm.jobs.speed import measure_speed
-from lm.jobs.train import resume, train
+from lm.jobs.train import resume, train_new_run
 from lm.runs.run import load
 from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import Callback, Tick
+from lm.training.plan import Plan
 
 SECONDS = 12.0
 """Time for N steps; they are run twice, and three processes are started."""
@@ -72,15 +76,21 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
         TrainingError: a process ended in another way than planned.
     """
     started_at = time.perf_counter()
+    if job.method == "members":
+        config = member_config(job.config, 0)
+        job = replace(job, config=config, method=training_method(config))
     if job.method == "counting":
         raise ConfigError(f"--verify-resume: {job.config.model.type} models count in one pass: nothing can be resumed.")
     step_seconds = measure_speed(job.config, job.tokens, SECONDS / 8).step_seconds
     steps = max(MIN_STEPS, min(MAX_STEPS, int(SECONDS / step_seconds))) // 2 * 2
-    half = steps // 2
+    by_time = job.config.training.minutes is not None
+    length = {"minutes": steps * step_seconds / 60} if by_time else {"max_steps": steps, "evaluate_every": steps // 2}
+    teacher = None if job.teacher is None else f"{job.teacher.folder.path.resolve()}@{job.teacher.checkpoint}"
     training = job.config.training.model_copy(
         update={
-            "max_steps": steps, "minutes": None, "epochs": None, "evaluate_every": half, "log_every": 1,
-            "validation_tokens": VALIDATION_TOKENS, "patience": None, "devices": None, "shard": False,
+            "distill": teacher, "ensemble": None, "student": False,
+            "max_steps": None, "minutes": None, "epochs": None, "evaluate_every": None, "log_every": 1,
+            "validation_tokens": VALIDATION_TOKENS, "patience": None, "devices": None, "shard": False, **length,
         }
     )  # fmt: skip
     config = job.config.model_copy(update={"training": training})
@@ -91,9 +101,11 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
             "config": config.model_dump(mode="json"), "runs_dir": folder, "data_dir": data_dir,
             "init": init and [init.name + "@" + init.checkpoint, str(init.folder.path.parent)],
         }  # fmt: skip
-        _process({**task, "name": STRAIGHT})
-        _process({**task, "name": KILLED, "kill_at": half + 1}, expected=-signal.SIGKILL)
         killed, straight = (RunFolder(Path(folder) / name) for name in (KILLED, STRAIGHT))
+        _process({**task, "name": STRAIGHT})
+        steps, half = _length_and_middle(straight)
+        plan = _recorded_plan(straight)
+        _process({**task, "name": KILLED, "kill_at": half + 1, "plan": plan}, expected=-signal.SIGKILL)
         resumed_from = int(killed.read_state()["train_state"]["step"])
         _process({"resume": KILLED, "runs_dir": folder, "data_dir": data_dir})
         tolerance = 0.0 if pick_device(training.device).type == "cpu" else GPU_TOLERANCE
@@ -110,6 +122,24 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
             f"{how} ({numbers:,} numbers; {seconds:.0f} s)."
         )
     return Verdict(not different, sentence, steps, half + 1, resumed_from, numbers, tuple(different), seconds)
+
+
+def _length_and_middle(run: RunFolder) -> tuple[int, int]:
+    """The steps of a finished run, and the step of the validation in its middle: a save follows it."""
+    rows = run.read_metrics()
+    steps: int = rows[-1]["step"]
+    validated = [row["step"] for row in rows if row["valid_loss"] is not None and row["step"] < steps]
+    if not validated:
+        raise TrainingError("--verify-resume: the steps are too slow for a check of some seconds.")
+    return steps, min(validated, key=lambda step: abs(step - steps / 2))
+
+
+def _recorded_plan(run: RunFolder) -> dict[str, Any]:
+    """The plan of a finished run, so that another run repeats it; in a plan by time, with the recorded segments."""
+    plan, progress = Plan.from_json(run.read_record()["plan"]), run.read_state()["train_state"]
+    if plan.seconds is None:
+        return plan.to_json()
+    return {**plan.to_json(), "segments": progress["segments"]}
 
 
 def compare(one: Mapping[str, Arrays], two: Mapping[str, Arrays], *, tolerance: float = 0.0) -> tuple[int, list[str]]:
@@ -184,10 +214,11 @@ def _main() -> None:
     config = validate(RunConfig, task["config"]).resolved()
     init = load(task["init"][0], runs_dir=task["init"][1]) if task["init"] else None
     kill = [_Kill(RunFolder(runs_dir / KILLED), task["kill_at"])] if "kill_at" in task else []
-    train(
-        config.corpus.source, config, name=task["name"], runs_dir=runs_dir, init=init, data_dir=data_dir,
-        callbacks=kill,
+    request = TrainRequest(
+        corpus=config.corpus.source, config=config, name=task["name"], runs_dir=runs_dir, init=init, data_dir=data_dir,
+        callbacks=kill, plan=Plan.from_json(task["plan"]) if "plan" in task else None,
     )  # fmt: skip
+    train_new_run(resolve_new_run(request))
 
 
 if __name__ == "__main__":

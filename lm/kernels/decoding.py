@@ -49,7 +49,7 @@ class Kernel(ABC):
         self.threads = threads or default_threads()
         settings = {"slots": slots, "threads": self.threads, "int8": precision == "int8", "isa": self.isa}
         try:
-            self._native = self._build(options, {name: as_floats(array) for name, array in arrays.items()}, settings)
+            self._native = self._build(options, _with_floats(arrays), settings)
         except (KeyError, ValueError, IndexError) as error:
             raise CorruptRunError(
                 f"The weights do not fit the model's options ({error}): restore the files saved together."
@@ -109,6 +109,11 @@ class Kernel(ABC):
     @abstractmethod
     def load(self, slot: int, arrays: Arrays, window: tuple[int, ...]) -> None:
         """Set a slot to a result of `save`."""
+
+
+def _with_floats(arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+    """The arrays, floats as contiguous float32; those of integers are unchanged."""
+    return {name: array if array.dtype.kind in "iu" else as_floats(array) for name, array in arrays.items()}
 
 
 def as_floats(array: npt.NDArray[Any]) -> Floats:

@@ -201,13 +201,13 @@ class LanguageModel(nn.Module, ABC):
     """A distribution over the next token, given the tokens before it."""
 
     Options: ClassVar[type[ModelOptions]]
-    trained_by: ClassVar[Literal["gradient", "counting", "both"]] = "gradient"
-    """By steps, by `fit`, or by `fit` and then steps."""
-    kind: ClassVar[str | None] = None
-    """A label for reports; None for a neural network."""
-    batching: ClassVar[Literal["streams", "random"]] = "streams"
-    """The default of `training.batching`."""
+    trained_by: ClassVar[Literal["gradient", "counting", "both", "members"]] = "gradient"
+    """By steps, by `fit`, by `fit` and then steps, or each of its members by itself."""
 
+    kind: str | None = None
+    """A label for reports; None for a neural network."""
+    batching: Literal["streams", "random"] = "streams"
+    """The default of `training.batching`."""
     recurrent_tensors: tuple[str, ...] = ()
     """Tensors (B, layers, H) of the state that each step computes from their values one step before; none in a
     Transformer."""
@@ -255,7 +255,13 @@ class LanguageModel(nn.Module, ABC):
         """
 
     def training_loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """The loss of a batch; overridden if the objective is more than the cross-entropy, or needs fewer logits.
 
@@ -264,10 +270,23 @@ class LanguageModel(nn.Module, ABC):
             targets: (B, T) int64: targets[b, t] follows ids[b, t].
             state: as for `forward`.
             label_smoothing: probability mass of the objective that is spread over all tokens.
+            soft_targets: (B, T, V) probabilities of the tokens, which the objective uses in place of `targets`.
         """
         logits, state = self(ids, state)
-        objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype)
+        smoothing, soft = label_smoothing, soft_targets
+        objective, nats = run_part(LOSS, cross_entropies, logits, targets, smoothing, self.loss_dtype, soft)
         return TrainingLoss(objective, nats, state, logits.detach())
+
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """As `forward`, for the text that the model was trained on: its counts leave out each target's own occurrence.
+
+        Args:
+            ids: (B, T) int64.
+            targets: (B, T) int64: targets[b, t] follows ids[b, t].
+            state: as for `forward`.
+        """
+        logits, after = self(ids, state)
+        return logits, after
 
     def inspectable(self) -> tuple[str, ...]:
         """The parts that `inspect` can give: names of fields of `Inspection`."""
@@ -327,6 +346,17 @@ class LanguageModel(nn.Module, ABC):
         """
         raise TypeError(f"{type(self).__name__} is trained by gradient")
 
+    def fit_bytes(self, ids: npt.NDArray[Any]) -> int:
+        """The memory of the host that `fit` needs for these ids at its peak, estimated in less than a second."""
+        return 0
+
+    def fitted(self) -> Any:
+        """What `fit` made, for `use_fitted` of an equal model, which shares it."""
+        return None
+
+    def use_fitted(self, fitted: Any) -> None:
+        """Take what `fit` of an equal model made, in place of a call of `fit`."""
+
     def num_parameters(self) -> int:
         """Trained numbers; shared ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -381,13 +411,22 @@ def shard_like(example: Any, tensor: Tensor) -> Tensor:
 
 
 def cross_entropies(
-    logits: Tensor, targets: Tensor, label_smoothing: float, dtype: torch.dtype = torch.float32
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    dtype: torch.dtype = torch.float32,
+    soft_targets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The objective of logits (B, T, V) and targets (B, T), and the nats per token: two scalars in fp32.
 
-    The objective has label smoothing and is computed in `dtype`; the nats have neither, and no gradient.
+    The objective has label smoothing, and `soft_targets` (B, T, V) in place of targets if they are given. It is
+    computed in `dtype`. The nats have none of these, and no gradient.
     """
     flat, flat_targets = logits.to(dtype).flatten(0, 1), targets.flatten()
+    if soft_targets is not None:
+        soft = soft_targets.to(dtype).flatten(0, 1)
+        objective = F.cross_entropy(flat, soft, label_smoothing=label_smoothing).float()
+        return objective, F.cross_entropy(flat.detach().float(), flat_targets)
     if label_smoothing == 0 and dtype == torch.float32:
         objective = cross_entropy(flat, flat_targets)
         return objective, objective.detach()

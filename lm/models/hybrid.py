@@ -5,9 +5,10 @@
 The network trains as it would alone, and only the gate trains on p. So the counts do not keep the network from learning
 what they already predict, and the mixture is better than either part.
 
-The counts (`lm.models.ngram`) are made from the training split before the first step. In training they leave out each
-target's own occurrence, because with it they would predict almost every token of the training split. Evaluation and
-sampling use all counts. The state is the network's, and the last order - 1 tokens.
+The counts (`lm.models.ngram`) are made from the training split before the first step, also of a resumed run. In
+training they leave out each target's own occurrence, because with it they would predict almost every token of the
+training split. Evaluation, sampling and the saved file use the compact counts. The state is the network's, and the last
+order - 1 tokens.
 
 Reports label the scores, because they are not those of a neural network alone.
 """
@@ -70,10 +71,22 @@ class Hybrid(LanguageModel):
         return self.network.forward(ids, state)
 
     def training_loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`; the counts leave out the targets' own occurrences."""
-        return self.network.training_loss(ids, targets, state, label_smoothing=label_smoothing)
+        return self.network.training_loss(
+            ids, targets, state, label_smoothing=label_smoothing, soft_targets=soft_targets
+        )
+
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """See `LanguageModel.held_out_logits`."""
+        return self.network.held_out_logits(ids, targets, state)
 
     def symbols(self) -> dict[str, Symbol]:
         """See `LanguageModel.symbols`."""
@@ -96,6 +109,19 @@ class Hybrid(LanguageModel):
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """See `LanguageModel.fit`; makes the counts and does not change the network."""
         self.network.ngram.fit(ids)
+        self.notes = self.network.ngram.notes
+
+    def fit_bytes(self, ids: npt.NDArray[Any]) -> int:
+        """See `LanguageModel.fit_bytes`."""
+        return self.network.ngram.fit_bytes(ids)
+
+    def fitted(self) -> Any:
+        """See `LanguageModel.fitted`."""
+        return self.network.ngram.fitted()
+
+    def use_fitted(self, fitted: Any) -> None:
+        """See `LanguageModel.use_fitted`."""
+        self.network.ngram.use_fitted(fitted)
         self.notes = self.network.ngram.notes
 
     def num_counts(self) -> int:
@@ -128,21 +154,38 @@ class _GatedNetwork(Recurrent):
         """See `LanguageModel.forward`; the logits are log-probabilities."""
         return super().forward(ids, state)
 
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """See `LanguageModel.held_out_logits`."""
+        return self._predict(ids, state, *self._hidden(ids, state), targets)
+
     def _predict(
-        self, ids: Tensor, state: State | None, outputs: Tensor, added: Tensor | None, after: State
+        self,
+        ids: Tensor,
+        state: State | None,
+        outputs: Tensor,
+        added: Tensor | None,
+        after: State,
+        targets: Tensor | None = None,
     ) -> tuple[Tensor, State]:
+        """As in `Recurrent`; with `targets`, the counts leave out their occurrences."""
         logits = self._head().logits(self.output_dropout(outputs), added)
-        logs, history = self.ngram.log_probabilities(ids, state)
+        logs, history = self.ngram.log_probabilities(ids, state, targets)
         return self._mix(outputs, logits, logs), _with_history(after, history)
 
     def training_loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`: the network's own objective, and for the gate the mixture's nats."""
         outputs, added, after = self._hidden(ids, state)
         dropped = self.output_dropout(outputs)
         logits = self._head().logits(dropped, added)
-        own, _ = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype)
+        own, _ = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype, soft_targets)
         logs, history = self.ngram.log_probabilities(ids, state, targets)
         # Even without the target's occurrence, counts predict the text that they were made from better than a new one.
         # A network that trained on the mixture would rely on them too much.

@@ -1,4 +1,4 @@
-"""n-gram counts of a text and their smoothed distribution, in numpy.
+"""n-gram counts of a text and their smoothed distribution, in the native module or in numpy.
 
 Shapes: P positions, V vocabulary, K = order - 1 tokens of context, C contexts, M pairs of a context and a next token.
 
@@ -12,8 +12,8 @@ Shorter contexts have continuation counts: the number of different tokens before
 whether the count is 1, 2 or more, moves probability to the shorter context (backoff). The empty context backs off to
 the uniform distribution, so no token has probability 0.
 
-The contexts are a trie with one level for each length, in flat sorted arrays: memory grows with the number of distinct
-pairs, not with V to the power of the order.
+The levels are those of `lm.kernels.counts`. The native module computes the distributions; the numpy code here is the
+reference, and takes its place where it is missing. The results differ by the rounding of float32.
 
 Source: Chen and Goodman 1999, "An empirical study of smoothing techniques for language modeling", section 3.
 """
@@ -27,104 +27,76 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from lm.kernels.compiled import default_threads, native
+from lm.kernels.counts import (
+    Anything,
+    Floats,
+    Ints,
+    Level,
+    compact_arrays,
+    compiled_counts,
+    find_sorted,
+    levels_from_arrays,
+    raw_arrays,
+    smoothed_level,
+)
+
 Probabilities = npt.NDArray[np.float32]
-Anything = npt.NDArray[Any]
 
 DENSE_VALUES = 14_000_000
 """Maximum size of the cached distributions of short contexts (56 MB)."""
 CHUNK_VALUES = 1 << 20
 """Values of a result that are computed together: they fit into a processor's cache."""
-MAX_DIRECT_KEYS = 10_000_000
-"""With at most this many possible contexts, they are found in a table (40 MB); else by binary search."""
 MAX_SPARSITY = 16
 """Distinct values are found by a table if their range is at most this many times their number; else by sorting."""
-FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
-"""For texts that are too short to estimate the discounts."""
-
-
-class Level:
-    """All contexts of one length: the counts of the tokens after each, and their smoothed shares."""
-
-    def __init__(self, keys: Ints, starts: Ints, tokens: Anything, counts: Anything, vocab_size: int) -> None:
-        """Smooth the counts.
-
-        Args:
-            keys: (C,) sorted: (index of the context without its oldest token) · V + its oldest token.
-            starts: (C + 1,) index of each context's first pair.
-            tokens: (M,) the next tokens, sorted within a context.
-            counts: (M,) at least 1.
-        """
-        self.keys, self.starts = keys, starts
-        self._table: npt.NDArray[np.int32] | None = None
-        self.tokens = tokens.astype(token_dtype(vocab_size))
-        self.counts = counts.astype(np.uint32)
-        owner = np.repeat(np.arange(len(keys)), np.diff(starts))
-        self.pairs: Ints = owner * vocab_size + tokens
-        """(M,) sorted: context · V + token."""
-        self.discount = _discounts(counts)
-        """(4,) the discounts of the counts 0, 1, 2, and 3 or more."""
-        discounts = self.discount[np.minimum(counts, 3)]
-        self.totals: Floats = np.bincount(owner, counts, minlength=len(keys)).astype(np.float64)
-        """(C,) sum of a context's counts."""
-        mass = np.bincount(owner, discounts, minlength=len(keys))
-        # Without any count, as in an empty text, all probability backs off.
-        self.backoff: Floats = np.where(self.totals > 0, mass / np.maximum(self.totals, 1), 1.0)
-        """(C,) the weight of the shorter context's distribution."""
-        self.shares = ((counts - discounts) / self.totals[owner]).astype(np.float32)
-        """(M,) each pair's probability without backoff."""
-
-    def find(self, keys: Ints, bound: int) -> Ints:
-        """The contexts of these keys, which are below `bound`; -1 for an unknown key and for the key -1."""
-        if bound > MAX_DIRECT_KEYS:
-            return _find(self.keys, keys)
-        if self._table is None:
-            # The last entry is that of the key -1.
-            self._table = np.full(bound + 1, -1, dtype=np.int32)
-            self._table[self.keys] = np.arange(len(self.keys))
-        return self._table[keys].astype(np.int64)
-
-    def pairs_in(self, contexts: Ints) -> tuple[Ints, Ints]:
-        """All pairs of these contexts in order: the index into `contexts`, and the index of the pair."""
-        first = self.starts[contexts]
-        lengths = self.starts[contexts + 1] - first
-        owner = np.repeat(np.arange(len(contexts)), lengths)
-        offsets = np.cumsum(lengths) - lengths
-        return owner, np.arange(len(owner)) + (first - offsets)[owner]
-
-    def leave_one_out(self, contexts: Ints, pairs: Ints) -> tuple[Floats, Floats, Floats]:
-        """If each pair (P,) had one occurrence less: the factor of its context's shares, and the new backoff weight.
-
-        And the term that is then added to the pair's share. They are 0, 1, 0 for a context without other occurrences.
-        """
-        counts = self.counts[pairs].astype(np.int64)
-        total = self.totals[contexts]
-        discount, lower = self.discount[np.minimum(counts, 3)], self.discount[np.minimum(counts - 1, 3)]
-        left = np.maximum(total - 1, 1)
-        empty = total == 1
-        backoff = np.where(empty, 1.0, (self.backoff[contexts] * total - discount + lower) / left)
-        change = np.where(empty, 0.0, ((counts - 1 - lower) - (counts - discount)) / left)
-        return np.where(empty, 0.0, total / left), backoff, change
 
 
 class NGramCounts:
     """The counts of a text by context length, and their distribution."""
 
-    def __init__(self, levels: list[Level], vocab_size: int) -> None:
-        self.levels = levels
+    def __init__(self, levels: list[Level], vocab_size: int, stored: Mapping[str, Anything] | None = None) -> None:
+        """Make the lookup.
+
+        Args:
+            levels: by the length of the contexts, from 0.
+            vocab_size: V.
+            stored: the arrays that the levels were read from; None: those of raw counts.
+        """
+        self._levels: list[Level] | None = levels
+        self._stored = stored
         self.vocab_size = vocab_size
         self.context_size = len(levels) - 1
         """K: the number of tokens that a prediction depends on."""
+        self.size = sum(len(level.tokens) for level in levels)
+        """The number of counts."""
+        self.can_leave_out = levels[0].raw is not None
+        """Whether these are raw counts, from which an occurrence can be subtracted."""
 
     @property
-    def size(self) -> int:
-        """The number of counts."""
-        return sum(len(level.counts) for level in self.levels)
+    def levels(self) -> list[Level]:
+        """The levels by the length of the contexts, from 0."""
+        if self._levels is None:
+            assert self._stored is not None, "the arrays of these counts were freed"
+            self._levels = levels_from_arrays(self._stored, order=self.context_size + 1, vocab_size=self.vocab_size)
+        return self._levels
+
+    @cached_property
+    def _compiled(self) -> Any:
+        compiled = compiled_counts(self.levels)
+        if compiled is not None and self._stored is not None:
+            self._levels = None
+        return compiled
+
+    def free_arrays(self) -> None:
+        """Keep only what distributions need; then `arrays` of counts that were not loaded is an error."""
+        if self._compiled is not None:
+            self._levels = None
 
     # -- distributions --------------------------------------------------------------------------------
 
-    def probabilities(self, histories: Anything, leave_out: Anything | None = None) -> Probabilities:
+    def probabilities(
+        self, histories: Anything, leave_out: Anything | None = None, *, threads: int | None = None
+    ) -> Probabilities:
         """The distribution (P, V) of the next token after each history; all values are positive.
 
         Args:
@@ -132,8 +104,16 @@ class NGramCounts:
             leave_out: (P,) tokens. Each distribution is without one occurrence of its token after its history. That is
                 subtracted in the longest context that has the token. If the count becomes zero, the continuation count
                 of the next shorter pair falls by one too. The discounts do not change.
+            threads: of the native module, None: OMP_NUM_THREADS, or the available cores; the result is the same for
+                any number.
         """
         result = np.empty((len(histories), self.vocab_size), dtype=np.float32)
+        if self._compiled is not None:
+            left_out = None if leave_out is None else np.ascontiguousarray(leave_out, np.int64)
+            self._compiled.distributions(
+                np.ascontiguousarray(histories, np.int64), left_out, result, *_isa_and_threads(threads)
+            )
+            return result
         rows = max(1, CHUNK_VALUES // self.vocab_size)
         for begin in range(0, len(result), rows):
             chunk = slice(begin, begin + rows)
@@ -143,6 +123,9 @@ class NGramCounts:
     def log_probabilities_of(self, ids: Anything) -> Floats:
         """Log-probabilities (N,) of each token given the tokens before it; `ids` (N + 1,) begin with a start token."""
         result = np.empty(len(ids) - 1)
+        if self._compiled is not None:
+            self._compiled.log_probabilities(np.ascontiguousarray(ids, np.int64), result, *_isa_and_threads(None))
+            return result
         for begin in range(0, len(result), CHUNK_VALUES):
             targets = np.asarray(ids[begin + 1 : begin + 1 + CHUNK_VALUES], dtype=np.int64)
             probability = np.full(len(targets), 1.0 / self.vocab_size)
@@ -151,7 +134,7 @@ class NGramCounts:
             for context, level in zip(self.contexts(histories), self.levels, strict=True):
                 known = np.flatnonzero(context >= 0)
                 probability[known] *= level.backoff[context[known]]
-                pair = _find(level.pairs, context[known] * self.vocab_size + targets[known])
+                pair = find_sorted(level.pairs, context[known] * self.vocab_size + targets[known])
                 probability[known[pair >= 0]] += level.shares[pair[pair >= 0]]
             result[begin : begin + len(targets)] = np.log(probability)
         return result
@@ -203,7 +186,8 @@ class NGramCounts:
                 factor, backoff[hit_rows], change = level.leave_one_out(context[hit_rows], pair)
                 changes.append((rows[hit_rows] * self.vocab_size + tokens[hits], change * scale[hit_rows]))
                 scale[hit_rows] *= factor
-                subtract[rows[hit_rows]] = level.counts[pair] == 1
+                assert level.raw is not None
+                subtract[rows[hit_rows]] = level.raw.counts[pair] == 1
             shares = level.shares[pairs] * scale.astype(np.float32)[owner]
             additions.append((rows[owner] * self.vocab_size + tokens, shares))
             weight[rows] *= backoff
@@ -234,15 +218,13 @@ class NGramCounts:
 
     # -- saving ---------------------------------------------------------------------------------------
 
+    def compact_arrays(self) -> dict[str, Anything]:
+        """The arrays of the compact form, from which `from_arrays` makes counts without `leave_out`."""
+        return compact_arrays(self.levels)
+
     def arrays(self) -> dict[str, Anything]:
-        """The counts as arrays by name; the unigram counts "counts.0" are (V,), with zeros."""
-        unigrams = np.zeros(self.vocab_size, dtype=np.uint32)
-        unigrams[self.levels[0].tokens] = self.levels[0].counts
-        arrays: dict[str, Anything] = {"counts.0": unigrams}
-        for k, level in enumerate(self.levels[1:], 1):
-            arrays[f"keys.{k}"], arrays[f"starts.{k}"] = level.keys, level.starts.astype(np.uint32)
-            arrays[f"tokens.{k}"], arrays[f"counts.{k}"] = level.tokens, level.counts
-        return arrays
+        """The counts as arrays by name, raw or compact."""
+        return raw_arrays(self.levels) if self._stored is None else dict(self._stored)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Anything], *, order: int, vocab_size: int) -> NGramCounts:
@@ -251,26 +233,12 @@ class NGramCounts:
         Raises:
             ValueError: they have another order or vocabulary, or are inconsistent; names the array.
         """
-        names = ("keys", "starts", "tokens", "counts")
-        if odd := sorted({"counts.0", *(f"{name}.{k}" for k in range(1, order) for name in names)} ^ arrays.keys()):
-            raise ValueError(f"counts and model differ in {', '.join(odd[:4])}")
-        unigrams = np.asarray(arrays["counts.0"])
-        if unigrams.shape != (vocab_size,):
-            raise ValueError(f"counts.0 is {unigrams.shape} in the file, {(vocab_size,)} in the model")
-        tokens = np.flatnonzero(unigrams)
-        starts = np.array([0, len(tokens)])
-        levels = [Level(np.zeros(1, np.int64), starts, tokens, unigrams[tokens].astype(np.int64), vocab_size)]
-        for k in range(1, order):
-            keys, starts, tokens, counts = (np.asarray(arrays[f"{name}.{k}"]).astype(np.int64) for name in names)
-            if not _is_consistent(keys, starts, tokens, counts, len(levels[-1].keys), vocab_size):
-                raise ValueError(f"{', '.join(f'{name}.{k}' for name in names)} in the file do not fit together")
-            levels.append(Level(keys, starts, tokens, counts, vocab_size))
-        return cls(levels, vocab_size)
+        levels = levels_from_arrays(arrays, order=order, vocab_size=vocab_size)
+        return cls(levels, vocab_size, arrays)
 
 
-def token_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
-    """The smaller of two types that can hold all token ids."""
-    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+def _isa_and_threads(threads: int | None) -> tuple[str, int]:
+    return native().instruction_sets()[0], threads or default_threads()
 
 
 def histories_of(ids: Anything, context_size: int) -> Anything:
@@ -280,48 +248,6 @@ def histories_of(ids: Anything, context_size: int) -> Anything:
     if context_size == 0:
         return padded[:, :, None][:, :, :0]
     return np.lib.stride_tricks.sliding_window_view(padded, context_size, axis=1)[:, 1:]
-
-
-def _is_consistent(keys: Ints, starts: Ints, tokens: Ints, counts: Ints, parents: int, vocab_size: int) -> bool:
-    """Whether arrays from a file make a valid level, in which no lookup can fail."""
-    if not (all(array.ndim == 1 for array in (keys, starts, tokens, counts)) and len(starts) == len(keys) + 1):
-        return False
-    complete = starts[0] == 0 and starts[-1] == len(tokens) == len(counts) and bool((np.diff(starts) > 0).all())
-    if len(keys) == 0 or not complete:
-        return bool(complete)
-    return bool(
-        (np.diff(keys) > 0).all()
-        and keys[0] >= 0
-        and keys[-1] < parents * vocab_size
-        and tokens.max() < vocab_size
-        and tokens.min() >= 0
-        and counts.min() > 0
-    )
-
-
-def _find(sorted_values: Ints, values: Ints) -> Ints:
-    """The index of each value among sorted ones, -1 if it is not there."""
-    if len(sorted_values) == 0:
-        return np.full(len(values), -1)
-    index = sorted_values.searchsorted(values)
-    index[index == len(sorted_values)] = 0
-    index[sorted_values[index] != values] = -1
-    return index
-
-
-def _discounts(counts: Anything) -> Floats:
-    """(4,) the discounts of the counts 0, 1, 2, and 3 or more: Chen and Goodman's estimate."""
-    n1, n2, n3, n4 = (int(np.count_nonzero(counts == number)) for number in (1, 2, 3, 4))
-    estimates = FALLBACK_DISCOUNTS
-    if n1 and n2 and n3:
-        y = n1 / (n1 + 2 * n2)
-        estimates = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-    # Estimates from a short text can be negative, or larger than the counts.
-    bounded = [
-        value if 0 < value <= count else fallback
-        for count, value, fallback in zip((1, 2, 3), estimates, FALLBACK_DISCOUNTS, strict=True)
-    ]
-    return np.array([0.0, *bounded])
 
 
 # -- counting -----------------------------------------------------------------------------------------
@@ -348,7 +274,7 @@ def count_text(ids: npt.NDArray[Any], *, order: int, vocab_size: int) -> NGramCo
         distinct, counts = _counted(pairs, len(keys[k]) * vocab_size)
         owner, tokens = np.divmod(distinct, vocab_size)
         starts = np.searchsorted(owner, np.arange(len(keys[k]) + 1))
-        levels.append(Level(keys[k], starts, tokens, counts, vocab_size))
+        levels.append(smoothed_level(keys[k], starts, tokens, counts, vocab_size))
         if k:
             # Continuation counts: one for each different token before the shorter pair, and for the start of the text.
             pairs = keys[k][owner] // vocab_size * vocab_size + tokens
@@ -360,12 +286,27 @@ def count_text(ids: npt.NDArray[Any], *, order: int, vocab_size: int) -> NGramCo
 def _distinct(values: Ints, bound: int) -> tuple[Ints, Ints]:
     """The distinct values, sorted, and the index of each value among them; all values are below `bound`."""
     if bound > MAX_SPARSITY * len(values):
-        return np.unique(values, return_inverse=True)
+        return _distinct_by_sorting(values, bound)
     marks = np.zeros(bound, dtype=np.int32)
     marks[values] = 1
     distinct = np.flatnonzero(marks)
     marks[distinct] = np.arange(len(distinct), dtype=np.int32)
     return distinct, marks[values].astype(np.int64)
+
+
+def _distinct_by_sorting(values: Ints, bound: int) -> tuple[Ints, Ints]:
+    shift = len(values).bit_length()
+    if bound.bit_length() + shift > 63:
+        return np.unique(values, return_inverse=True)
+    # To sort values with their places in their last bits takes half the time of sorting the places by value.
+    values = np.sort((values << shift) | np.arange(len(values)))
+    places = values & ((1 << shift) - 1)
+    values >>= shift
+    is_first = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=is_first[1:])
+    index = np.empty(len(values), dtype=np.int64)
+    index[places] = np.cumsum(is_first) - 1
+    return values[is_first], index
 
 
 def _counted(values: Ints, bound: int) -> tuple[Ints, Ints]:

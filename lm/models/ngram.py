@@ -2,7 +2,8 @@
 
     ids ─► the last order - 1 tokens ─► counts, longest context first ─► log-probabilities
 
-The state is those last tokens. Counts and smoothing are in `lm.models.kneser_ney`.
+The state is those last tokens. Counts and smoothing are in `lm.models.kneser_ney`. Evaluation, sampling and the saved
+file use compact counts. Only training needs the raw ones: `fit` makes both.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ HISTORY = "history"
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_TOKENS = 20_000_000
-"""Counting takes up to 85 bytes a token for 7-grams of characters and 170 for 5-grams of words: 4 GB at most."""
+"""Counting takes 70 to 120 bytes a token for 8-grams of characters and 240 for 5-grams of words: 5 GB at most."""
+SAMPLE_TOKENS = 100_000
+"""Tokens from the start of a text from which the memory for its counts is estimated."""
+TOKEN_BYTES, CONTEXT_BYTES, PAIR_BYTES = 60, 40, 16
+"""Memory of counting: temporary arrays for each token of the text, and what is kept of its contexts and pairs."""
 
 
 class CountingOptions(ModelOptions):
@@ -65,10 +70,18 @@ class NGram(LanguageModel):
     def __init__(self, options: NGramOptions, vocab_size: int) -> None:
         super().__init__(options, vocab_size)
         self.counts = count_text(np.zeros(1), order=options.order, vocab_size=vocab_size)
+        """For evaluation, sampling and the file: compact, or raw in the file of an older version."""
+        self.training_counts: NGramCounts | None = self.counts
+        """The raw counts that `fit` made; None after compact ones were loaded without `fit`."""
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`; the logits are log-probabilities."""
         logs, history = self.log_probabilities(ids, state)
+        return logs, State({HISTORY: history})
+
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """See `LanguageModel.held_out_logits`."""
+        logs, history = self.log_probabilities(ids, state, targets)
         return logs, State({HISTORY: history})
 
     def log_probabilities(
@@ -79,11 +92,19 @@ class NGram(LanguageModel):
         Args:
             ids: (B, T) int64.
             state: with the tensor `HISTORY`; None at the start of a text.
-            targets: (B, T) int64 of the counted text: the counts leave out each target's own occurrence.
+            targets: (B, T) int64 of the counted text, in training: from the raw counts without each target's own
+                occurrence.
+
+        Raises:
+            RuntimeError: `targets` are given, and there are no raw counts.
         """
         histories = self._histories(ids, state)
         positions = histories.reshape(ids.numel(), self.counts.context_size)
-        values = self.counts.probabilities(positions, None if targets is None else targets.flatten().cpu().numpy())
+        left_out = None if targets is None else targets.flatten().cpu().numpy()
+        counts = self.counts if targets is None else self.training_counts
+        if counts is None:
+            raise RuntimeError("The counts were loaded from a file, which is for evaluation: call fit before training.")
+        values = counts.probabilities(positions, left_out, threads=torch.get_num_threads())
         np.log(values, out=values)
         logs = torch.from_numpy(values).view(*ids.shape, self.vocab_size)
         return logs.to(ids.device), torch.from_numpy(histories[:, -1].copy()).to(ids.device)
@@ -150,12 +171,35 @@ class NGram(LanguageModel):
             ids = ids[: limit + 1]
         self.counted_tokens = len(ids) - 1
         try:
-            self.counts = count_text(ids, order=order, vocab_size=self.vocab_size)
+            self.training_counts = count_text(ids, order=order, vocab_size=self.vocab_size)
+            compact = self.training_counts.compact_arrays()
+            # One after the other, because the arrays of a long text are large.
+            self.training_counts.free_arrays()
+            self.counts = NGramCounts.from_arrays(compact, order=order, vocab_size=self.vocab_size)
+            self.counts.free_arrays()
         except MemoryError:
             raise DeviceError(
                 f"The memory is not enough to count {self.counted_tokens:,} tokens at order {order}: lower "
                 "model.max_tokens or model.order."
             ) from None
+
+    def fit_bytes(self, ids: npt.NDArray[Any]) -> int:
+        """See `LanguageModel.fit_bytes`; a little too high, because a longer text has fewer pairs for each token."""
+        tokens = min(len(ids) - 1, self.options.max_tokens or len(ids))
+        sample = min(tokens, SAMPLE_TOKENS)
+        if sample < 1:
+            return 0
+        levels = count_text(ids[: sample + 1], order=self.options.order, vocab_size=self.vocab_size).levels
+        kept = sum(CONTEXT_BYTES * len(level.keys) + PAIR_BYTES * len(level.tokens) for level in levels)
+        return tokens * (TOKEN_BYTES + kept // sample)
+
+    def fitted(self) -> Any:
+        """See `LanguageModel.fitted`."""
+        return self.training_counts, self.counts, self.counted_tokens, self.notes
+
+    def use_fitted(self, fitted: Any) -> None:
+        """See `LanguageModel.use_fitted`."""
+        self.training_counts, self.counts, self.counted_tokens, self.notes = fitted
 
     def num_parameters(self) -> int:
         """The number of counts."""
@@ -170,5 +214,7 @@ class NGram(LanguageModel):
         return self.counts.arrays()
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        """See `LanguageModel.load_arrays`."""
+        """See `LanguageModel.load_arrays`; training uses the raw counts of `fit`, before or after."""
         self.counts = NGramCounts.from_arrays(arrays, order=self.options.order, vocab_size=self.vocab_size)
+        if self.counted_tokens == 0:
+            self.training_counts = self.counts if self.counts.can_leave_out else None

@@ -155,6 +155,7 @@ class OutputHead:
         added: Tensor | None,
         label_smoothing: float,
         dtype: torch.dtype,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """The loss of hidden vectors (B, T, H) at targets (B, T); in chunks if all logits need too much memory.
 
@@ -163,14 +164,15 @@ class OutputHead:
             added: (B, T, V), added to the logits.
             label_smoothing: see `LanguageModel.training_loss`.
             dtype: of softmax and loss.
+            soft_targets: see `LanguageModel.training_loss`; then all logits are in memory.
         """
         large = self.tails is not None or targets.numel() * len(self.weight) > MAX_LOGITS
-        if added is None and label_smoothing == 0 and large:
+        if added is None and label_smoothing == 0 and soft_targets is None and large:
             vectors = self._project(hidden)
             objective = run_part(OUTPUT_AND_LOSS, self._mean_nats, vectors, targets, dtype)
             return TrainingLoss(objective, objective.detach(), state)
         logits = self.logits(hidden, added)
-        objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, dtype)
+        objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, dtype, soft_targets)
         return TrainingLoss(objective, nats, state, logits.detach())
 
     def _project(self, hidden: Tensor) -> Tensor:

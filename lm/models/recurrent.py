@@ -139,13 +139,25 @@ class Recurrent(LanguageModel):
         return self._head().logits(self.output_dropout(outputs), added), after
 
     def training_loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`; the objective includes the penalties."""
         outputs, added, after = self._hidden(ids, state)
         dropped = self.output_dropout(outputs)
         loss = self._head().loss(
-            dropped, targets, after, added=added, label_smoothing=label_smoothing, dtype=self.loss_dtype
+            dropped,
+            targets,
+            after,
+            added=added,
+            label_smoothing=label_smoothing,
+            dtype=self.loss_dtype,
+            soft_targets=soft_targets,
         )
         return replace(loss, objective=loss.objective + self._penalties(outputs, dropped))
 

@@ -266,12 +266,24 @@ class Transformer(LanguageModel):
         return self._head().logits(hidden, added), after
 
     def training_loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, label_smoothing: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`."""
         hidden, added, after = self._hidden(ids, state)
         return self._head().loss(
-            hidden, targets, after, added=added, label_smoothing=label_smoothing, dtype=self.loss_dtype
+            hidden,
+            targets,
+            after,
+            added=added,
+            label_smoothing=label_smoothing,
+            dtype=self.loss_dtype,
+            soft_targets=soft_targets,
         )
 
     def _head(self) -> OutputHead:
@@ -386,11 +398,14 @@ class Transformer(LanguageModel):
         residual, attention, caches = [], [], []
         blocks: Any = self.layers
         for layer, cache in zip(blocks, self._caches(state), strict=True):
-            hidden, maps, cache = layer.inspect(hidden, rotation, cache, mask)
+            # Maps grow with the square of the text: they are made if they are asked for.
+            if "attention" in parts:
+                hidden, maps, cache = layer.inspect(hidden, rotation, cache, mask)
+                attention.append(maps)
+            else:
+                hidden, cache = layer(hidden, rotation, cache, mask, state is None)
             caches.append(cache)
             residual.append(hidden)
-            # Maps grow with the square of the text.
-            attention += [maps] if "attention" in parts else []
         added, after = self.tables(ids, state, make_state(before + ids.shape[1], caches, state))
         head, vectors = self._head(), self.norm(hidden)
         contributions = {}

@@ -18,6 +18,7 @@ from lm.errors import ConfigError
 from lm.models.base import LanguageModel, build_model
 from lm.registry import MODELS
 from lm.torch_private import keep_freed_memory
+from lm.training.distillation import Teacher
 from lm.training.learning_rate import learning_rate_share
 from lm.training.train_step import StepBatches, StepResult, TrainStep
 from lm.training.validation import VALIDATION_ROWS, validate
@@ -101,7 +102,12 @@ class Trial:
 
 
 def make_trial(
-    config: RunConfig, corpus: PreparedCorpus, *, model: LanguageModel | None = None, learns: bool = False
+    config: RunConfig,
+    corpus: PreparedCorpus,
+    *,
+    model: LanguageModel | None = None,
+    learns: bool = False,
+    teacher: Teacher | None = None,
 ) -> Trial:
     """A trial of these options on a prepared corpus.
 
@@ -110,6 +116,7 @@ def make_trial(
         corpus: its prepared text.
         model: with initial weights; None: a fresh one, with counts of the training text if it needs them.
         learns: use the learning rates of the options; else tiny ones, so that no options can make training diverge.
+        teacher: of `training.distill`; None: the steps learn from the text alone.
 
     Raises:
         ConfigError: the model is trained by counting, without steps.
@@ -120,7 +127,7 @@ def make_trial(
         if model.trained_by == "both":
             model.fit(np.asarray(corpus.splits["train"].ids))
     training = config.training if learns else config.training.model_copy(update=dict.fromkeys(RATES, 1e-12))
-    return Trial(TrainStep(model, training), corpus)
+    return Trial(TrainStep(model, training, teacher), corpus)
 
 
 def refuse_counting(config: RunConfig) -> None:

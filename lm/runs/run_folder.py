@@ -6,6 +6,8 @@
         tokenizer.json
         metrics.jsonl · report.json · README.md · samples/ · states/ · events/
         steps/step-500/      other checkpoints
+        members/1/           a member of an ensemble, as a run folder, until all are trained
+        teacher/             the ensemble that teaches the run, as a run folder, until the run is complete
         last/                the last checkpoint, to resume from: model, optimizer, hidden state, state.json
 
 Every weights file stores the hash of its tensors, and of its tokenizer and model options, so that files of different
@@ -21,7 +23,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,10 @@ CONFIG, MODEL, TOKENIZER, METRICS, REPORT, CARD = (
     "config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "report.json", "README.md"
 )  # fmt: skip
 LAST, LAST_OLD, STEPS, SAMPLES, EVENTS, LOCK = "last", "last.old", "steps", "samples", "events", ".lock"
+MEMBERS = "members"
+"""The folder of the members' run folders, until an ensemble is complete."""
+TEACHER = "teacher"
+"""The folder of the run that teaches a run with `training.student`, until that is complete."""
 SNAPSHOTS = "states"
 """The folder of saved snapshots."""
 DELETED = ".deleted-"
@@ -335,7 +341,13 @@ class RunFolder:
         Raises:
             CorruptRunError, VocabMismatchError, RunNotFoundError: they cannot be used.
         """
-        arrays, facts = self._read_own(self.weights_path(checkpoint))
+        path = self.weights_path(checkpoint)
+        if not path.exists() and any((self.path / name).is_dir() for name in (MEMBERS, TEACHER)):
+            raise RunNotFoundError(
+                f"Run {self.name!r} has no weights yet, because some members of the ensemble are not trained: train "
+                f"them with: lm train --resume {self.argument}"
+            )
+        arrays, facts = self._read_own(path)
         return arrays, {name: facts[name] for name in ("step", "valid_loss", "epoch") if name in facts}
 
     def _read_own(self, path: Path) -> tuple[Arrays, dict[str, Any]]:
@@ -447,8 +459,11 @@ class RunFolder:
     def cut_metrics(self, step: int) -> None:
         """Drop lines after `step`; training resumes there and writes them again."""
         if (self.path / METRICS).exists():
-            kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
-            write_file(self.path / METRICS, "".join(kept))
+            self.write_metrics([row for row in self.read_metrics() if row["step"] <= step])
+
+    def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace all lines of metrics.jsonl."""
+        write_file(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 # -- finding runs -------------------------------------------------------------------------------------

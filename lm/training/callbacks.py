@@ -8,6 +8,7 @@ from typing import Any, Literal
 from lm.training.plan import VALIDATION_COST
 
 StopReason = Literal["finished", "stop_after", "interrupted", "out_of_time", "no_progress"]
+"""Why training ended; "out_of_time" is in older runs only."""
 
 Row = dict[str, Any]
 """A line of metrics.jsonl."""
@@ -23,6 +24,7 @@ class Start:
     corpus: str
     step: int
     plan_steps: int
+    """In a plan by time, an estimate."""
     tokens_per_step: int
     steps_per_epoch: float
     device: str
@@ -34,13 +36,18 @@ class Start:
     memory_bytes: int | None = None
     """Expected peak of tensors in each process."""
     plan_seconds: float | None = None
-    """Training time at which to stop; None: no limit."""
+    """Training time of a plan by time; None: a plan in steps."""
+    max_steps: int | None = None
+    """Most steps of a plan by time; None: no limit."""
     validations: int = 0
     """In the whole plan."""
     validation_tokens: int | None = None
     """Tokens that each validation scores; None: all."""
     valid_tokens: int = 0
     """Tokens of the validation split."""
+    member: tuple[int, int] | None = None
+    """The member of an ensemble that is trained, from 1, and the number of members. Steps and seconds are those of all
+    members together."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,10 @@ class Tick:
     step: int
     loss: float
     seconds: float
+    progress: float = 0.0
+    """Share of the plan that is done, 0 to 1."""
+    plan_steps: int = 0
+    """Steps of the whole plan; in a plan by time, an estimate."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +94,19 @@ class TimeLeft:
     def seconds(self, step: int, seconds: float) -> float:
         """The time left after `step`, with `seconds` of training done."""
         start, spent = self._start, sum(self._validations)
+        time_left = None if start.plan_seconds is None else max(0.0, start.plan_seconds - seconds)
+        if time_left is not None and start.max_steps is None:
+            return time_left
         step_seconds = max(0.0, seconds - start.seconds - spent) / max(1, step - start.step)
         if self._validations:
             validation_seconds = spent / len(self._validations)
         else:
             scored = start.validation_tokens or start.valid_tokens
             validation_seconds = scored * VALIDATION_COST * step_seconds / start.tokens_per_step
-        every = -(-start.plan_steps // max(1, start.validations))
+        every = -(-(start.max_steps or start.plan_steps) // max(1, start.validations))
         validations = max(0, start.validations - step // every)
-        left = (start.plan_steps - step) * step_seconds + validations * validation_seconds
-        return left if start.plan_seconds is None else min(left, max(0.0, start.plan_seconds - seconds))
+        left = ((start.max_steps or start.plan_steps) - step) * step_seconds + validations * validation_seconds
+        return left if time_left is None else min(left, time_left)
 
 
 class Callback:

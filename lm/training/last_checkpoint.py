@@ -9,13 +9,15 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lm.errors import CorruptRunError
 from lm.files import Arrays
 from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import StopReason
+from lm.training.plan import Segment
+from lm.training.schedule import Pace
 from lm.training.train_step import StepCheckpoint, TrainStep
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,18 @@ class TrainProgress:
     """Steps without an update, because a number was not finite."""
     clipped_steps: int = 0
     stop_reason: StopReason | None = None
+    segments: list[Segment] = field(default_factory=list)
+    """Of a plan by time, up to this step."""
+    pace: Pace | None = None
+    """Times that a plan by time is planned with; None: a plan in steps."""
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> TrainProgress:
+        """The counters of a `state.json`, also of an older run; TypeError if they are none."""
+        known = {"segments": [], "pace": None, **content}
+        known["segments"] = [Segment(**each) for each in known["segments"]]
+        known["pace"] = None if known["pace"] is None else Pace(**known["pace"])
+        return cls(**known)
 
     @property
     def updates(self) -> int:
@@ -77,7 +91,7 @@ def load(folder: RunFolder, step: TrainStep) -> TrainProgress:
     """
     values, tensors = folder.read_last()
     try:
-        progress = TrainProgress(**values["train_state"])
+        progress = TrainProgress.from_json(values["train_state"])
         step.load_checkpoint(StepCheckpoint(tensors, values), updates=progress.updates, steps=progress.step)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CorruptRunError(f"{folder.path / 'last'} does not fit this run ({error}): restore it.") from None

@@ -6,6 +6,9 @@ import math
 
 from lm.config import TrainingConfig
 
+WARM_UP_SHARE = 0.1
+"""The warm-up ends at this share of a plan by time at the latest."""
+
 
 def learning_rate_share(step: int, plan_steps: int, config: TrainingConfig) -> float:
     """The share of the peak learning rate that the update of `step` uses.
@@ -18,7 +21,26 @@ def learning_rate_share(step: int, plan_steps: int, config: TrainingConfig) -> f
     warmup = min(config.warmup_steps, plan_steps // 10)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, plan_steps - 1 - warmup)
+    return _decayed(step, (step - warmup) / max(1, plan_steps - 1 - warmup), config)
+
+
+def timed_learning_rate_share(updates: int, progress: float, per_step: float, config: TrainingConfig) -> float:
+    """The same for a plan by time, whose steps are not known in advance.
+
+    Args:
+        updates: before this one. The warm-up ends after `warmup_steps` of them, or at a tenth of the plan.
+        progress: share of the plan before this step, 0 to 1.
+        per_step: progress of this step; the decay ends with the step that ends the plan.
+        config: schedule and its options.
+    """
+    rise = max((updates + 1) / (config.warmup_steps + 1), (progress + per_step) / WARM_UP_SHARE)
+    # From 0 in the first step to 1 in the last one, as in a plan of 1 / per_step steps.
+    done = 0.0 if progress == 0 else min(1.0, progress / max(1 - per_step, progress))
+    return min(rise, _decayed(updates, done, config))
+
+
+def _decayed(step: int, done: float, config: TrainingConfig) -> float:
+    """The share after the warm-up; `done`: 0 at the peak to 1 in the last step."""
     floor = config.learning_rate_floor
     match config.schedule:
         case "cosine":

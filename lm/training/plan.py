@@ -1,14 +1,15 @@
-"""The length of a run as a plan in steps, fixed before the first one; and batches that fit a short text.
+"""The length of a run, and batches that fit a short text.
 
-A plan by time is measured: some steps and a part of a validation run first and are thrown away. So the planned run
-starts from step 0 like a run with a plan in steps.
+A plan in steps or epochs is fixed before the first step. It is the same on every machine, so its validations are
+bounded by counts of tokens.
 
-A plan in steps or epochs is the same on every machine, so its validations are bounded by counts of tokens.
+A plan by time ends with its minutes. Some steps and a part of a validation are measured first and thrown away: this
+gives an estimate of the steps. `lm.training.schedule` plans the rest again during training.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lm.config import RunConfig, TrainingConfig
@@ -18,8 +19,10 @@ DEFAULT_BPTT = 64
 DEFAULT_MINUTES = 5.0
 VALIDATIONS = 10
 """Validations in a plan, if they are fast enough."""
-RESERVE = 0.95
-"""Share of the minutes that is planned, because machines slow down."""
+LANDING = 0.99
+"""Share of the minutes at which a plan by time ends: the middle of what is allowed, -3 % to +1 %."""
+FEWEST_VALIDATIONS = 3
+"""Validations in a plan, on a part of the split if need be."""
 MAX_VALIDATION_SHARE = 0.15
 """Share of the plan's time for validation."""
 VALIDATION_COST = 1 / 3
@@ -37,36 +40,74 @@ OLD_KEYS = ("expected_least", "expected_most")
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A part of a plan by time, in which all steps make the same progress."""
+
+    step: int
+    """Steps done at its start."""
+    progress: float
+    """Share of the plan that is done at its start, 0 to 1."""
+    per_step: float
+    """Progress of a step."""
+    validation_every: float | None = None
+    """Progress between validations, counted back from 1; None: `Plan.evaluate_every` steps."""
+
+    @property
+    def end_step(self) -> int:
+        """The step at which the plan ends if no other segment follows."""
+        return self.step + round((1 - self.progress) / self.per_step)
+
+
+@dataclass(frozen=True)
 class Plan:
     """The length of a run, saved in its `config.json`."""
 
     steps: int
+    """In a plan by time, the estimate before training."""
     evaluate_every: int
+    """Steps between validations; in a plan by time with `validations`, an estimate."""
     validation_tokens: int | None = None
     """Tokens at the start of the split to validate on during training; None: all."""
     seconds: float | None = None
-    """Training time at which to stop; None: no limit."""
+    """Training time of a plan by time; None: a plan in steps."""
     measured_step_seconds: float | None = None
     patience: int | None = None
     """Validations in a row worse than the best one by more than `HARM` at which to stop; None: no limit."""
     expected_bytes: int | None = None
     """Peak of tensors in each process; None: unknown."""
+    measured_validation_seconds: float | None = None
+    validations: int | None = None
+    """Validations of a plan by time; None: one every `evaluate_every` steps."""
+    max_steps: int | None = None
+    """Most steps of a plan by time; None: no limit."""
+    segments: tuple[Segment, ...] | None = None
+    """Recorded segments that a plan by time repeats without a look at the clock; None: it follows the clock."""
+
+    @property
+    def validation_count(self) -> int:
+        """Validations in the whole plan, as far as it is known."""
+        return self.validations or -(-self.steps // self.evaluate_every)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Plan:
         """The plan of a `config.json`; TypeError or ValueError if it is none."""
         if not isinstance(content, dict):
             raise TypeError("a plan must be an object")
-        plan = cls(**{key: value for key, value in content.items() if key not in OLD_KEYS})
+        known = {key: value for key, value in content.items() if key not in OLD_KEYS}
+        segments = known.pop("segments", None)
+        plan = cls(**known)
         if not all(isinstance(number, int) and number > 0 for number in (plan.steps, plan.evaluate_every)):
             raise ValueError("steps and evaluate_every must be whole numbers from 1")
         if not all(number is None or isinstance(number, int | float) for number in asdict(plan).values()):
             raise TypeError("all values of a plan must be numbers")
-        return plan
+        return plan if segments is None else replace(plan, segments=tuple(Segment(**each) for each in segments))
 
     def to_json(self) -> dict[str, Any]:
         """For `config.json`."""
-        return asdict(self)
+        content = asdict(self)
+        if self.segments is None:
+            del content["segments"]
+        return content
 
 
 def fixed_plan(config: TrainingConfig, steps_per_epoch: float, tokens_per_step: int, valid_tokens: int) -> Plan:
@@ -89,7 +130,7 @@ def fixed_plan(config: TrainingConfig, steps_per_epoch: float, tokens_per_step: 
 def timed_plan(
     config: TrainingConfig, steps_per_epoch: float, step_seconds: float, token_seconds: float, valid_tokens: int
 ) -> Plan:
-    """The plan that fills `config.minutes`.
+    """The plan of `config.minutes`, with an estimate of its steps.
 
     Args:
         config: with `minutes`; `max_steps` and `epochs` are upper bounds.
@@ -100,21 +141,27 @@ def timed_plan(
     """
     assert config.minutes is not None
     seconds = config.minutes * 60
-    budget = seconds * RESERVE
+    budget = seconds * LANDING
     affordable = max(1, int(budget * MAX_VALIDATION_SHARE / token_seconds))
     validations, scored = _validations(config, valid_tokens, affordable)
     if config.evaluate_every is None:
         steps = max(1, int((budget - validations * scored * token_seconds) / step_seconds))
-        every = max(1, -(-steps // validations))
     else:
-        every = config.evaluate_every
-        steps = max(1, int(budget / (step_seconds + scored * token_seconds / every)))
-    limit = min(_limits(config, steps_per_epoch), default=steps)
-    if limit < steps:
-        steps = limit
-        every = config.evaluate_every or max(1, -(-steps // VALIDATIONS))
-    part = scored if scored < valid_tokens else None
-    return Plan(steps, every, part, seconds, step_seconds, None if config.patience else PATIENCE)
+        steps = max(1, int(budget / (step_seconds + scored * token_seconds / config.evaluate_every)))
+    limit = min(_limits(config, steps_per_epoch), default=None)
+    if limit is not None and limit < steps:
+        steps, validations = limit, VALIDATIONS
+    return Plan(
+        steps=steps,
+        evaluate_every=config.evaluate_every or max(1, -(-steps // validations)),
+        validation_tokens=scored if scored < valid_tokens else None,
+        seconds=seconds,
+        measured_step_seconds=step_seconds,
+        patience=None if config.patience else PATIENCE,
+        measured_validation_seconds=scored * token_seconds,
+        validations=validations if config.evaluate_every is None else None,
+        max_steps=limit,
+    )
 
 
 def _limits(config: TrainingConfig, steps_per_epoch: float) -> list[int]:
@@ -135,9 +182,8 @@ def _validations(config: TrainingConfig, valid_tokens: int, affordable: int) -> 
     if config.evaluate_every is not None:
         return VALIDATIONS, scored
     validations = max(1, min(VALIDATIONS, affordable // scored))
-    if validations < 3 and config.validation_tokens is None:
-        # Three of them, on the first part of the split.
-        validations, scored = 3, max(1, min(scored, affordable // 3))
+    if validations < FEWEST_VALIDATIONS and config.validation_tokens is None:
+        validations, scored = FEWEST_VALIDATIONS, max(1, min(scored, affordable // FEWEST_VALIDATIONS))
     return validations, scored
 
 

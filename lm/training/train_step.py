@@ -26,6 +26,7 @@ from lm.files import Arrays
 from lm.kernels.compiled import native
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.training import distributed
+from lm.training.distillation import Teacher
 from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import load_optimizer_arrays, make_optimizers, optimizer_arrays
 from lm.training.plan import DEFAULT_BPTT
@@ -68,7 +69,7 @@ class StepCheckpoint:
     """Everything that later steps depend on, as host arrays by file and JSON values."""
 
     tensors: dict[str, Arrays]
-    """Files "random", "hidden", "model", "optimizer", "average"; some are optional."""
+    """Files "random", "hidden", "teacher", "model", "optimizer", "average"; some are optional."""
     values: dict[str, Any]
     """"scaler", "hidden_dtype", "environment"."""
 
@@ -79,13 +80,14 @@ class TrainStep:
     Args:
         model: with initial weights; it is moved to the device and cast.
         config: the training options.
+        teacher: the model whose probabilities are learned as well; None: the text alone.
 
     Raises:
         ConfigError, DeviceError: the device, the number format or the model does not allow these options.
     """
 
-    def __init__(self, model: LanguageModel, config: TrainingConfig) -> None:
-        self.config = config
+    def __init__(self, model: LanguageModel, config: TrainingConfig, teacher: Teacher | None = None) -> None:
+        self.config, self.teacher = config, teacher
         self.world = distributed.current()
         self.device = self.world.pick_device(config.device)
         self.model = model.to(self.device)
@@ -104,6 +106,8 @@ class TrainStep:
         self.carries_state = (config.batching or model.batching) == "streams" and model.context_length is None
         self.carried_state: State | None = None
         self._input_state: State | None = None
+        if teacher is not None:
+            teacher.to(self.device)
         self.world.seed(config.seed)
 
     def run(self, batches: Iterable[Batch], learning_rate_share: float, *, with_metrics: bool = False) -> StepResult:
@@ -151,9 +155,13 @@ class TrainStep:
         self._input_state = None if batch.fresh else self.carried_state
         if result is not None and self.config.log_activations:
             result.largest_activation = self._largest_activation(inputs) or result.largest_activation
+        options: dict[str, Any] = {"label_smoothing": self.config.label_smoothing}
+        if self.teacher is not None:
+            options["soft_targets"] = self.teacher.soft_targets(
+                batch, inputs, targets, carries_state=self.carries_state
+            )
         with self.mixed.computing():
-            smoothing = self.config.label_smoothing
-            found = self.loss_function(inputs, targets, self._input_state, label_smoothing=smoothing)
+            found = self.loss_function(inputs, targets, self._input_state, **options)
         self.carried_state = found.state.detach() if self.carries_state else None
         if result is not None and found.logits is not None:
             accuracy = float((found.logits.argmax(dim=-1) == targets).float().mean())
@@ -212,11 +220,13 @@ class TrainStep:
         """Copies of everything that later steps depend on; all processes must call it, rank 0 saves its result."""
         world = self.world
         tensors: dict[str, Arrays] = {"random": self._random_states()}
-        if self.carried_state is not None:
-            tensors["hidden"] = {
-                name: np.array(world.all_gather_rows(t.float() if t.is_floating_point() else t).numpy())
-                for name, t in self.carried_state.tensors.items()
-            }
+        teacher_state = None if self.teacher is None else self.teacher.state
+        for file, state in (("hidden", self.carried_state), ("teacher", teacher_state)):
+            if state is not None:
+                tensors[file] = {
+                    name: np.array(world.all_gather_rows(t.float() if t.is_floating_point() else t).numpy())
+                    for name, t in state.tensors.items()
+                }
         if world.is_rank0 or self.config.shard:
             tensors["model"] = self.mixed.arrays()
             tensors["optimizer"] = optimizer_arrays(self.optimizers)
@@ -237,7 +247,7 @@ class TrainStep:
         Raises:
             KeyError, TypeError, ValueError, RuntimeError: it does not fit.
         """
-        tensors, world = saved.tensors, self.world
+        tensors = saved.tensors
         self.mixed.load_arrays(tensors["model"])
         load_optimizer_arrays(self.optimizers, tensors["optimizer"])
         if self.average is not None:
@@ -246,12 +256,16 @@ class TrainStep:
         self._restore_random(tensors["random"], steps)
         if "hidden" in tensors and self.carries_state:
             dtype = getattr(torch, (saved.values["hidden_dtype"] or "torch.float32").removeprefix("torch."))
-            rows = {name: np.array_split(array, world.size)[world.rank] for name, array in tensors["hidden"].items()}
-            own = {name: torch.from_numpy(part.copy()) for name, part in rows.items()}
-            self.carried_state = State(
-                {name: t.to(self.device, dtype if t.is_floating_point() else None) for name, t in own.items()}
-            )
+            self.carried_state = self._own_rows(tensors["hidden"], dtype)
+        if "teacher" in tensors and self.teacher is not None:
+            self.teacher.state = self._own_rows(tensors["teacher"], torch.float32)
         self.updates = updates
+
+    def _own_rows(self, arrays: Arrays, dtype: torch.dtype) -> State:
+        """This process's rows of a saved state, its floats in `dtype`."""
+        rows = {name: np.array_split(array, self.world.size)[self.world.rank] for name, array in arrays.items()}
+        own = {name: torch.from_numpy(part.copy()) for name, part in rows.items()}
+        return State({name: t.to(self.device, dtype if t.is_floating_point() else None) for name, t in own.items()})
 
     def environment(self) -> dict[str, str]:
         """Everything outside the options that the last bits of a result depend on."""

@@ -16,7 +16,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from lm.config import TrainingConfig
@@ -30,11 +30,12 @@ from lm.torch_private import keep_freed_memory
 from lm.training import last_checkpoint
 from lm.training.async_writer import Writer
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
+from lm.training.distillation import Teacher
 from lm.training.last_checkpoint import TrainProgress
-from lm.training.learning_rate import learning_rate_share
 from lm.training.metrics import MetricsInterval, bits_per_byte
 from lm.training.plan import HARM, Plan
 from lm.training.preview import preview_sample
+from lm.training.schedule import TimedSchedule, make_schedule
 from lm.training.train_step import StepBatches, TrainStep
 from lm.training.validation import validate
 
@@ -47,7 +48,16 @@ SAVE_SECONDS = 120.0
 
 
 class Trainer:
-    """Trains one model in one run folder."""
+    """Trains one model in one run folder.
+
+    Args:
+        folder: of the run.
+        config: the training options.
+        model: with initial weights.
+        corpus: its tokens.
+        callbacks: receive the events of the training.
+        clock: seconds since some moment; plans by time follow it.
+    """
 
     def __init__(
         self,
@@ -57,10 +67,13 @@ class Trainer:
         corpus: PreparedCorpus,
         *,
         callbacks: Sequence[Callback] = (),
+        teacher: Teacher | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.folder, self.config, self.corpus = folder, config, corpus
         self.callbacks = list(callbacks)
-        self.step = TrainStep(model, config)
+        self._clock = clock
+        self.step = TrainStep(model, config, teacher)
         self.model, self.device, self.world = self.step.model, self.step.device, self.step.world
         self.batches = StepBatches(corpus.splits["train"], self.step)
         self.steps_per_epoch, self.tokens_per_step = self.batches.steps_per_epoch, self.batches.tokens_per_step
@@ -101,24 +114,30 @@ class Trainer:
 
     def _train(self, plan: Plan, stop_after: int | None) -> End:
         self.plan, progress = plan, self.progress
+        self.schedule = schedule = make_schedule(plan, self.config, progress.segments, progress.pace)
+        progress.pace = schedule.pace if isinstance(schedule, TimedSchedule) else None
         self._epoch_steps = {round(epoch * self.steps_per_epoch): epoch for epoch in self.config.checkpoint_epochs}
         start = Start(
             run=self.folder.name, model=str(self.model.options.type), parameters=self.model.num_parameters(),
-            counts=self.model.num_counts(), corpus=self.corpus.name, step=progress.step, plan_steps=plan.steps,
+            counts=self.model.num_counts(), corpus=self.corpus.name, step=progress.step, plan_steps=schedule.steps,
             tokens_per_step=self.tokens_per_step, steps_per_epoch=self.steps_per_epoch, device=str(self.device),
             precision=str(self.step.mixed.format), seconds=progress.seconds, memory_bytes=plan.expected_bytes,
-            plan_seconds=plan.seconds, validations=-(-plan.steps // plan.evaluate_every),
+            plan_seconds=plan.seconds, max_steps=plan.max_steps, validations=plan.validation_count,
             validation_tokens=plan.validation_tokens, valid_tokens=len(self.corpus.splits["valid"].ids) - 1,
         )  # fmt: skip
+        begun = self._clock()
         if progress.step == 0:
             if self.world.broadcast_from_rank0(lambda: not (self.folder.path / MODEL).exists()):
                 self._write_best(self.step.weights(), None)
             self.save()
             # Before the first line of metrics.jsonl; and an unwritable disk is an error before training.
             self._writer.finish()
+            self._note_save(begun)
         for callback in self.callbacks:
             callback.on_start(start)
-        self._clock = time.perf_counter() - progress.seconds
+        self._save_is_timed = False
+        self._begun = self._clock() - progress.seconds
+        schedule.begin(progress.step, progress.seconds)
         self._saved_at = progress.seconds
         self._interval = MetricsInterval()
         reason = self._loop(stop_after)
@@ -129,7 +148,7 @@ class Trainer:
         self.save()
         self._writer.finish()
         end = End(
-            reason, progress.step, plan.steps, progress.seconds, progress.best_loss, progress.best_step,
+            reason, progress.step, schedule.steps, progress.seconds, progress.best_loss, progress.best_step,
             signal=self._signal if reason == "interrupted" else None, learning_rate_share=progress.learning_rate_share,
         )  # fmt: skip
         for callback in self.callbacks:
@@ -139,18 +158,22 @@ class Trainer:
     # -- the loop -------------------------------------------------------------------------------------
 
     def _loop(self, stop_after: int | None) -> StopReason:
-        progress, plan = self.progress, self.plan
+        progress, schedule = self.progress, self.schedule
         reason: StopReason | None = None
-        while progress.step < plan.steps:
+        since = progress.seconds
+        while not schedule.is_done(progress.step):
             loss = self._run_step()
             self._writer.poll()
-            progress.seconds, self._signal = self.world.sync_clock(time.perf_counter() - self._clock, self._received)
+            progress.seconds, self._signal = self.world.sync_clock(self._seconds(), self._received)
+            stepped = progress.seconds
+            schedule.add_step(stepped - since)
+            tick = Tick(progress.step, loss, stepped, schedule.progress(progress.step), schedule.steps)
             for callback in self.callbacks:
-                callback.on_step(Tick(progress.step, loss, progress.seconds))
+                callback.on_step(tick)
             reason = self._stop_reason(stop_after)
             # The plan's own steps decide about validation; a stop in between must not add one, or it would change
             # what patience and plateau see.
-            validates = self._validates_at(progress.step) or reason == "out_of_time"
+            validates = schedule.validates_at(progress.step)
             if self._logs_at(progress.step) or reason is not None:
                 self._write_row(validates)
             kept = self._keep()
@@ -159,15 +182,42 @@ class Trainer:
                 reason = self._out_of_patience() or reason
             if reason is not None:
                 return reason
-            if validates or kept or progress.seconds - self._saved_at > SAVE_SECONDS:
+            since = stepped
+            if validates:
+                since = self._save_after_validation(stepped)
+            elif kept or progress.seconds - self._saved_at > SAVE_SECONDS:
                 self.save()
+            schedule.look(progress.step, since)
         return "finished"
+
+    def _seconds(self) -> float:
+        """The training time by this process's clock."""
+        return self._clock() - self._begun
+
+    def _save_after_validation(self, stepped: float) -> float:
+        """Save, and note the time of the validation and the save, since `stepped`; the training time now."""
+        begun = self._clock()
+        self.save()
+        if isinstance(self.schedule, TimedSchedule) and not self._save_is_timed:
+            # Once, and with the moments of the optimizer: the plan must leave time for the last save.
+            self._writer.finish()
+            self._note_save(begun)
+            self._save_is_timed = True
+        now, _ = self.world.sync_clock(self._seconds())
+        self.schedule.add_validation(now - stepped)
+        return now
+
+    def _note_save(self, begun: float) -> None:
+        """Give a plan by time the time of a save that began at `begun` by the clock, if it is the longest so far."""
+        seconds, _ = self.world.sync_clock(self._clock() - begun)
+        if self.progress.pace is not None:
+            self.progress.pace.save_seconds = max(seconds, self.progress.pace.save_seconds)
 
     def _run_step(self) -> float:
         """One step; its loss in nats per token, NaN if the update was skipped."""
-        progress, number, begun = self.progress, self.progress.step + 1, time.perf_counter()
-        # A skipped step uses up its batch, but no step of the schedule.
-        share = learning_rate_share(progress.updates, self.plan.steps, self.config) * progress.rate_scale
+        progress, number, begun = self.progress, self.progress.step + 1, self._clock()
+        # A skipped step uses up its batch, but no step of a schedule in steps.
+        share = self.schedule.learning_rate_share(progress.step, progress.updates) * progress.rate_scale
         progress.learning_rate_share = share
         result = self.step.run(self.batches.of_step(progress.step), share, with_metrics=self._logs_at(number))
         if result.problem is not None:
@@ -184,25 +234,20 @@ class Trainer:
         progress.step = number
         progress.skipped_steps += not result.is_updated
         progress.clipped_steps += result.is_clipped
-        self._interval.add(result, time.perf_counter() - begun)
+        self._interval.add(result, self._clock() - begun)
         return result.loss
 
-    def _validates_at(self, step: int) -> bool:
-        return step % self.plan.evaluate_every == 0 or step == self.plan.steps
-
     def _logs_at(self, step: int) -> bool:
-        return step % self.config.log_every == 0 or self._validates_at(step)
+        return step % self.config.log_every == 0 or self.schedule.validates_at(step)
 
     def _stop_reason(self, stop_after: int | None) -> StopReason | None:
-        progress, plan = self.progress, self.plan
-        if progress.step >= plan.steps:
+        progress = self.progress
+        if self.schedule.is_done(progress.step):
             return "finished"
         if self._signal is not None:
             return "interrupted"
         if stop_after is not None and progress.step >= stop_after:
             return "stop_after"
-        if plan.seconds is not None and progress.seconds >= plan.seconds:
-            return "out_of_time"
         return None
 
     def _out_of_patience(self) -> StopReason | None:
@@ -240,12 +285,13 @@ class Trainer:
         row = self._interval.row(
             progress.step, progress.skipped_steps, self.step, self.batches, self.corpus.splits["train"]
         )
+        row |= {"progress": round(self.schedule.progress(progress.step), 6), "plan_steps": self.schedule.steps}
         if validates:
             self._check_divergence(row["train_loss"])
-            begun = time.perf_counter()
+            begun = self._clock()
             row |= self._validate()
-            row["validation_seconds"] = round(time.perf_counter() - begun, 3)
-        progress.seconds, _ = self.world.sync_clock(time.perf_counter() - self._clock)
+            row["validation_seconds"] = round(self._clock() - begun, 3)
+        progress.seconds, _ = self.world.sync_clock(self._seconds())
         row["seconds"] = round(progress.seconds, 3)
         self.folder.append_metrics(row)
         for callback in self.callbacks:

@@ -49,6 +49,23 @@ SHAPES: dict[str, dict[str, Any]] = {
         "table_orders": (3, 4),
         "table_buckets": 100,
     },
+    "hybrid": {"type": "hybrid", "hidden_size": 37, "embedding_size": 5, "order": 4},
+    "hybrid, lstm, tables": {
+        "type": "hybrid",
+        "cell": "lstm",
+        "hidden_size": 32,
+        "num_layers": 2,
+        "tie_weights": True,
+        "order": 6,
+        "table_orders": (2, 3),
+    },
+    "ngram": {"type": "ngram", "order": 5},
+    "hybrid, unigrams": {"type": "hybrid", "hidden_size": 48, "order": 1},
+    "ensemble": {"type": "ensemble", "size": 3, "member": {"type": "gru", "hidden_size": 37, "embedding_size": 5}},
+    "ensemble of transformers": {
+        "type": "ensemble",
+        "member": {"type": "transformer", "hidden_size": 32, "num_heads": 2, "context_length": 9},
+    },
 }
 LARGE = {"type": "transformer", "hidden_size": 384, "num_layers": 6, "num_heads": 6, "context_length": 256}
 IDS = np.random.default_rng(0).integers(V, size=150).tolist()
@@ -57,9 +74,14 @@ IDS = np.random.default_rng(0).integers(V, size=150).tolist()
 def model_of(shape: dict[str, Any], vocab_size: int = V) -> LanguageModel:
     model = build_model(Section(**shape), vocab_size, seed=3).eval()
     for name, parameter in model.named_parameters():
-        if name.startswith("tables."):
+        if "tables." in name:
             # Zeros, their initial values, would hide which row is used.
             torch.nn.init.normal_(parameter.data[:-1])
+        if name == "network.gate.weight":
+            torch.nn.init.normal_(parameter.data)
+    if model.trained_by != "gradient":
+        # The text of the tests, so that long contexts are known, and another one.
+        model.fit(np.concatenate([IDS[:100], np.random.default_rng(1).integers(vocab_size, size=300)]))
     return model
 
 

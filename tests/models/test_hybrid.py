@@ -13,6 +13,7 @@ import torch
 import lm
 from lm.config import Section
 from lm.models.base import LanguageModel, build_model
+from lm.models.kneser_ney import count_text
 from lm.models.ngram import NGram
 from lm.runs import run_folder
 
@@ -167,9 +168,29 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(text: Path, tmp_
     halves, went_on = lm.resume("halves", runs_dir=tmp_path)
     assert went_on
     (ours, _), (theirs, _) = straight.folder.read_weights("last"), halves.folder.read_weights("last")
-    assert ours.keys() == theirs.keys() >= {"ngram.counts.0", "network.gate.weight"}
+    assert ours.keys() == theirs.keys() >= {"ngram.packed", "network.gate.weight"}
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+
+
+def test_a_run_whose_file_has_raw_counts_resumes_with_the_same_bits_and_keeps_them(text: Path, tmp_path: Path) -> None:
+    straight = train(text, tmp_path, "straight")
+    halves = train(text, tmp_path, "halves", stop_after=4)
+    counts = count_text(halves.own_text().splits["train"].ids, order=8, vocab_size=halves.tokenizer.vocab_size)
+    raw = {f"ngram.{name}": array for name, array in counts.arrays().items()}
+    state, tensors = halves.folder.read_last()
+    network = {name: array for name, array in tensors["model"].items() if not name.startswith("ngram.")}
+    files = {
+        f"{name}.safetensors": halves.folder.pack_weights({**network, **raw} if name == "model" else arrays, step=4)
+        for name, arrays in tensors.items()
+    }
+    halves.folder.write_last({**files, "state.json": halves.folder.pack_state(state)})
+    halves, _ = lm.resume("halves", runs_dir=tmp_path)
+    (ours, _), (theirs, _) = straight.folder.read_weights("last"), halves.folder.read_weights("last")
+    assert theirs.keys() == network.keys() | raw.keys()
+    for name in network:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert halves.evaluate("valid").loss > 0
 
 
 def test_the_text_is_counted_once_for_all_trainers_of_a_job(
@@ -186,8 +207,9 @@ def test_the_text_is_counted_once_for_all_trainers_of_a_job(
     # The speed is measured on another trainer.
     train(text, tmp_path, **{"training.max_steps": 2, "training.minutes": 0.02})
     assert len(fits) == 1
+    # A file has what evaluation needs, so a resumed run counts again.
     lm.resume("a", runs_dir=tmp_path, max_steps=4)
-    assert len(fits) == 1
+    assert len(fits) == 2
 
 
 def test_a_run_that_starts_from_another_counts_its_own_text(text: Path, tmp_path: Path) -> None:
@@ -195,5 +217,5 @@ def test_a_run_that_starts_from_another_counts_its_own_text(text: Path, tmp_path
     other = tmp_path / "other.txt"
     other.write_text("one red hen sat on a mat.\n" * 60, "utf-8")
     second = lm.train(other, init=first, name="b", runs_dir=tmp_path, stop_after=1)
-    ours, theirs = (run.folder.read_weights("last")[0]["ngram.counts.0"] for run in (first, second))
+    ours, theirs = (run.folder.read_weights("last")[0]["ngram.packed"] for run in (first, second))
     assert not np.array_equal(ours, theirs)

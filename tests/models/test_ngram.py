@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -66,14 +67,31 @@ def test_logits_are_the_log_probabilities_of_the_counts(order: int) -> None:
     logits, _ = model(torch.from_numpy(other[None, :-1]))
     assert torch.allclose(logits.double().exp().sum(dim=-1), torch.ones(1, 40, dtype=torch.float64), atol=1e-6)
     own = logits[0, torch.arange(40), torch.from_numpy(other[1:])]
-    expected = count_text(ids, order=order, vocab_size=5).log_probabilities_of(other)
-    assert own.numpy() == pytest.approx(expected, abs=1e-5)
+    assert isinstance(model, NGram)
+    assert own.numpy() == pytest.approx(model.counts.log_probabilities_of(other), abs=1e-5)
+    # They are compact, and near those of the raw counts.
+    raw = count_text(ids, order=order, vocab_size=5).log_probabilities_of(other)
+    assert own.numpy() == pytest.approx(raw, abs=0.1)
 
 
 def test_a_model_without_counts_has_a_uniform_distribution() -> None:
     model = build_model(Section(type="ngram"), 5)
     logits, _ = model(torch.zeros(1, 3, dtype=torch.int64))
     assert logits.exp().numpy() == pytest.approx(np.full((1, 3, 5), 0.2), rel=1e-6)
+
+
+def test_counts_from_a_file_are_not_for_training() -> None:
+    model, ids = fitted()
+    loaded = build_model(Section(type="ngram", order=4), 5)
+    loaded.load_arrays(model.arrays())
+    batch = torch.from_numpy(ids[None, :20])
+    assert torch.equal(loaded(batch)[0], model(batch)[0])
+    assert isinstance(loaded, NGram)
+    with pytest.raises(RuntimeError, match="call fit before training"):
+        loaded.log_probabilities(batch, None, batch)
+    # Those of older files are raw.
+    loaded.load_arrays(count_text(ids, order=4, vocab_size=5).arrays())
+    assert loaded.log_probabilities(batch, None, batch)[0].shape == (1, 20, 5)
 
 
 def test_the_state_is_the_last_tokens() -> None:
@@ -93,9 +111,9 @@ def test_a_run_is_counted_measured_sampled_and_shown(text: Path, tmp_path: Path)
     assert start.parameters == start.counts == run.record["parameters"] > 1000
     assert (row["step"], row["valid_loss"]) == (1, run.reports()["valid"]["loss"])
     assert (end.reason, closed) == ("finished", "closed")
-    # The floor of this preset is the model itself.
+    # The floor of this preset is the model itself, before its counts are made compact.
     report = run.evaluate("valid")
-    assert report.loss == pytest.approx(report.floor_loss, abs=1e-5)
+    assert report.loss == pytest.approx(report.floor_loss, abs=3e-3)
     assert report.notes == ()
     assert report.kind == "n-gram counts, no network"
     assert report.bits_per_byte < 1.7
@@ -135,6 +153,18 @@ def test_too_little_memory_for_the_counts_is_one_sentence_with_a_remedy() -> Non
     with pytest.raises(DeviceError, match=r"at order 6: lower model\.max_tokens or model\.order\.$"):
         NGram(NGramOptions(max_tokens=None), 4).fit(endless)
     NGram(NGramOptions(max_tokens=100), 4).fit(endless)
+
+
+@pytest.mark.parametrize(("order", "vocab_size"), [(7, 30), (4, 20_000)])
+def test_the_memory_of_counting_is_estimated_from_the_start_of_the_text(order: int, vocab_size: int) -> None:
+    model = NGram(NGramOptions(order=order, max_tokens=300_000), vocab_size)
+    ids = np.random.default_rng(1).zipf(1.3, size=400_001) % vocab_size
+    tracemalloc.start()
+    model.fit(ids)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.9 * peak < model.fit_bytes(ids) < 2 * peak
+    assert model.fit_bytes(ids[:1]) == 0
 
 
 def test_a_run_of_counts_starts_without_its_preset(text: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,15 @@ def make_trainer(tmp_path: Path, prepared: PreparedCorpus, options: Callable[...
     """make_trainer("gru", dropout=…, learning_rate=…): a trainer of a new run, or of `run` as a new process has it."""
     numbers = itertools.count()
 
-    def make(model: str = "gru", *, run: RunFolder | None = None, **training: Any) -> Trainer:
+    def make(
+        model: str = "gru", *, run: RunFolder | None = None, clock: Callable[[], float] = time.perf_counter,
+        **training: Any,
+    ) -> Trainer:  # fmt: skip
         config = options(model, **training)
         built = build_model(config.model, prepared.tokenizer.vocab_size, seed=config.training.seed)
         if run is None:
             run = RunFolder(tmp_path / f"run-{next(numbers)}")
             run.create(run_record(config, prepared, built, None), prepared.tokenizer)
-        return Trainer(run, config.training, built, prepared)
+        return Trainer(run, config.training, built, prepared, clock=clock)
 
     return make

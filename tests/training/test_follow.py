@@ -162,3 +162,17 @@ def test_who_looks_whether_a_run_is_trained_does_not_keep_a_trainer_out(tmp_path
     finally:
         done.set()
         watcher.join()
+
+
+def test_a_plan_by_time_is_told_with_the_steps_that_it_came_to(make_trainer: Make) -> None:
+    plan = Plan(8, 4, seconds=80.0, measured_step_seconds=10.0, validations=2)
+    # Each look at the clock is a second later, so steps take less time than was measured.
+    trainer, told, live = make_trainer("gru", log_every=2, clock=itertools.count().__next__), Told(), Told()
+    trainer.folder.write_record({**trainer.folder.read_record(), "plan": plan.to_json()})
+    trainer.callbacks = [live]
+    with trainer.folder.lock():
+        end = trainer.train(plan)
+    assert end.reason == "finished" and end.step == end.plan_steps != 8
+    assert Follower(trainer.folder, told).follow(wait=without_wait) == end
+    assert told.events[1:] == live.events[1:]
+    assert replace(told.events[0], steps_per_epoch=0) == replace(live.events[0], steps_per_epoch=0)

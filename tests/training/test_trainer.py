@@ -20,9 +20,7 @@ from lm.errors import CorpusError, DivergedError, NonFiniteLossError
 from lm.profiling.trial import Trial
 from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
-from lm.training.learning_rate import learning_rate_share
 from lm.training.plan import Plan
-from lm.training.train_step import StepResult
 from lm.training.trainer import Trainer
 from lm.training.validation import validate
 
@@ -360,27 +358,6 @@ def test_the_state_is_saved_before_the_first_step(make_trainer: Make) -> None:
 # -- minutes ------------------------------------------------------------------------------------------
 
 
-def test_a_timed_run_stops_at_its_time_and_a_resume_spends_what_is_left(
-    make_trainer: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = FakeClock()
-    monkeypatch.setattr("lm.training.trainer.time.perf_counter", clock)
-    trainer = slow(make_trainer("gru"), clock)
-    # Steps of 1 s in a plan of 40 steps and 10.5 s: the machine turned out slower than measured.
-    plan = Plan(40, 10, seconds=10.5)
-    assert trainer.train(plan, stop_after=4).reason == "stop_after"
-    assert 4 <= trainer.progress.seconds < 5
-    clock.now += 10_000
-    again = slow(make_trainer("gru", run=trainer.folder), clock)
-    again.load()
-    end = again.train(plan)
-    assert end.reason == "out_of_time" and end.step in (10, 11)
-    # What was learned to the last moment is validated.
-    assert again.folder.read_metrics()[-1]["valid_loss"] is not None
-    assert end.learning_rate_share == pytest.approx(learning_rate_share(end.step - 1, 40, again.config))
-    assert end.learning_rate_share > 0.8
-
-
 def test_the_time_left_counts_steps_and_validations_and_ends_with_the_minutes() -> None:
     start = Start("a", "gru", 1, "c", 0, 100, 64, 10.0, "cpu", "fp32", validations=4, valid_tokens=640)
     left = TimeLeft(start)
@@ -390,28 +367,6 @@ def test_the_time_left_counts_steps_and_validations_and_ends_with_the_minutes() 
     # 25 steps took 50 s, the first validation 10 s; 75 steps and three validations are left.
     assert left.seconds(25, 60.0) == pytest.approx(75 * 2 + 3 * 10)
     assert TimeLeft(dataclasses.replace(start, plan_seconds=30.0)).seconds(10, 20.0) == pytest.approx(10.0)
-
-
-class FakeClock:
-    """A clock that runs a microsecond a look."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        self.now += 1e-6
-        return self.now
-
-
-def slow(trainer: Trainer, clock: FakeClock) -> Trainer:
-    step = trainer.step.run
-
-    def run(*args: Any, **options: Any) -> StepResult:
-        clock.now += 1.0
-        return step(*args, **options)
-
-    trainer.step.run = run  # type: ignore[method-assign]
-    return trainer
 
 
 # -- signals -------------------------------------------------------------------------------------------

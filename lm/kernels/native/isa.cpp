@@ -7,6 +7,7 @@
 #include "block.hpp"
 #include "elementwise.hpp"
 #include "entropy.hpp"
+#include "mixture.hpp"
 #include "recurrent.hpp"
 #include "training.hpp"
 #include "transformer.hpp"
@@ -15,6 +16,9 @@ namespace INKLING_ISA {
 
 inkling::Kernel* recurrent(const inkling::RecurrentParts& parts, const inkling::Settings& settings) {
     return new Recurrent(parts, settings);
+}
+inkling::Kernel* ngram(const inkling::Counts& counts, const inkling::Settings& settings) {
+    return new NGram(counts, settings);
 }
 inkling::Kernel* transformer(const inkling::TransformerParts& parts, const inkling::Settings& settings) {
     return new Transformer(parts, settings);
@@ -52,6 +56,9 @@ void forward(const inkling::Sequence& sequence, int threads) {
 }
 void backward(const inkling::Sequence& sequence, int threads) {
     SequenceRun(sequence, sequence_space(), threads).backward();
+}
+void share_rows(int64_t rows, int64_t width, int threads, void (*work)(void*, int64_t, int64_t), void* with) {
+    share(sequence_space().pool(threads), rows, width, 1, [&](int64_t begin, int64_t end) { work(with, begin, end); });
 }
 size_t block_memory(const inkling::BlockPass& block) { return BlockRun(block, sequence_space(), 1).memory(); }
 void block(const inkling::BlockPass& block, int threads) {

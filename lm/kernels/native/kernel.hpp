@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "counts.hpp"
+
 namespace inkling {
 
 // A row-major float matrix that somebody else owns; rows == 0 where there is none.
@@ -38,12 +40,19 @@ struct Table {  // a context table: the last row is for contexts that are not wh
     Matrix weight;
 };
 
+struct MixtureParts {  // of a hybrid: its counts, and the gate that mixes them with the network
+    const Counts* counts = nullptr;
+    const float* gate = nullptr;  // (hidden + 1) the weights of the cell's outputs and of the counts' entropy
+    float bias = 0;
+};
+
 struct RecurrentParts {
     std::string cell;  // rnn-tanh, rnn-relu, gru, lstm
     Matrix embedding;
     std::vector<Layer> layers;
     std::vector<Head> heads;  // applied one after the other; the last gives the logits
     std::vector<Table> tables;
+    MixtureParts mixture;  // without counts: the network alone
 };
 
 struct Block {

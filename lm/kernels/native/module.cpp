@@ -22,6 +22,7 @@ using inkling::Kernel;
     namespace isa {                                                                               \
     Kernel* recurrent(const inkling::RecurrentParts&, const inkling::Settings&);                  \
     Kernel* transformer(const inkling::TransformerParts&, const inkling::Settings&);              \
+    Kernel* ngram(const inkling::Counts&, const inkling::Settings&);                              \
     void product(const inkling::Operands&, int threads);                                          \
     void drop(const float* from, float* to, int64_t count, uint64_t seed, float rate, int threads);   \
     void attention(const inkling::Attention&, int threads);                                       \
@@ -36,6 +37,7 @@ using inkling::Kernel;
     void backward(const inkling::Sequence&, int threads);                                         \
     size_t block_memory(const inkling::BlockPass&);                                               \
     void block(const inkling::BlockPass&, int threads);                                           \
+    void share_rows(int64_t rows, int64_t width, int threads, void (*work)(void*, int64_t, int64_t), void* with); \
     }
 DECLARE(inkling_plain)
 #if defined(INKLING_X86)
@@ -59,6 +61,9 @@ std::vector<std::string> instruction_sets() {
     found.push_back("plain");
     return found;
 }
+
+template <class T, int Axes>
+using Array = nb::ndarray<T, nb::ndim<Axes>, nb::c_contig, nb::device::cpu>;
 
 inkling::Matrix matrix(const Floats& from) {
     if (from.ndim() != 2) throw std::invalid_argument("a matrix has two axes");
@@ -90,6 +95,12 @@ Kernel* make(const Parts& parts, const inkling::Settings& settings, const std::s
         if (isa == "avx2") kernel = MAKE(inkling_avx2, recurrent);
 #endif
         if (isa == "plain") kernel = MAKE(inkling_plain, recurrent);
+    } else if constexpr (std::is_same_v<Parts, inkling::Counts>) {
+#if defined(INKLING_X86)
+        if (isa == "avx512") kernel = MAKE(inkling_avx512, ngram);
+        if (isa == "avx2") kernel = MAKE(inkling_avx2, ngram);
+#endif
+        if (isa == "plain") kernel = MAKE(inkling_plain, ngram);
     } else {
 #if defined(INKLING_X86)
         if (isa == "avx512") kernel = MAKE(inkling_avx512, transformer);
@@ -119,8 +130,9 @@ std::vector<inkling::Table> context_tables(const Tables& tables, int buckets, in
 
 Kernel* recurrent(const std::string& cell, const Floats& embedding,
                   const std::vector<std::tuple<Floats, Floats, Floats, Floats>>& layers,
-                  const std::vector<std::tuple<Floats, MaybeFloats>>& heads, const Tables& tables, int buckets, int slots, int threads, bool int8,
-                  const std::string& isa) {
+                  const std::vector<std::tuple<Floats, MaybeFloats>>& heads, const Tables& tables, int buckets, int slots,
+                  int threads, bool int8, const std::string& isa, const inkling::Counts* counts, const MaybeFloats& gate,
+                  float gate_bias) {
     inkling::RecurrentParts parts;
     parts.cell = cell;
     parts.embedding = matrix(embedding);
@@ -145,6 +157,11 @@ Kernel* recurrent(const std::string& cell, const Floats& embedding,
     }
     if (inputs != parts.embedding.rows) throw std::invalid_argument("the logits do not cover the vocabulary");
     parts.tables = context_tables(tables, buckets, parts.embedding.rows);
+    if (counts) {
+        parts.mixture = {counts, vector(gate, hidden + 1), gate_bias};
+        if (!parts.mixture.gate) throw std::invalid_argument("a gate is missing");
+        if (counts->vocab_size() != parts.embedding.rows) throw std::invalid_argument("the counts do not fit the vocabulary");
+    }
     nb::gil_scoped_release release;
     return make(parts, {slots, threads, int8}, isa);
 }
@@ -193,6 +210,10 @@ Kernel* transformer(const Floats& embedding, const Floats& head, const Floats& n
     parts.tables = context_tables(tables, buckets, parts.embedding.rows);
     nb::gil_scoped_release release;
     return make(parts, {slots, threads, int8}, isa);
+}
+
+Kernel* ngram(const inkling::Counts& counts, int slots, int threads, bool int8, const std::string& isa) {
+    return make(counts, {slots, threads, int8}, isa);
 }
 
 void check(const Kernel& kernel, const std::vector<int>& slots, const std::vector<int>& ids) {
@@ -290,8 +311,6 @@ void drop(uintptr_t from, uintptr_t to, int64_t count, uint64_t seed, float rate
     CALL(isa, drop, reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to), count, seed, rate, threads);
 }
 
-template <class T, int Axes>
-using Array = nb::ndarray<T, nb::ndim<Axes>, nb::c_contig, nb::device::cpu>;
 
 void row_adagrad(const Array<float, 2>& weights, const Array<float, 2>& squares, const Array<const int64_t, 1>& rows,
                  const Array<const float, 2>& slopes, float rate) {
@@ -302,6 +321,79 @@ void row_adagrad(const Array<float, 2>& weights, const Array<float, 2>& squares,
     all_below(rows.data(), int64_t(count), int64_t(weights.shape(0)), "no such row");
     nb::gil_scoped_release release;
     inkling::row_adagrad(weights.data(), squares.data(), rows.data(), slopes.data(), int(count), int(width), rate);
+}
+
+// Keys, starts, tokens, shares and backoff weights of a level of counts; then counts, totals and discounts, or none.
+template <class T>
+using Row = Array<const T, 1>;
+using Level = std::tuple<Row<int64_t>, Row<int64_t>, Row<uint32_t>, Row<float>, Row<double>,
+                         std::optional<std::tuple<Row<uint32_t>, Row<double>, Row<double>>>>;
+
+void make_counts(inkling::Counts* at, const std::vector<Level>& levels, int vocab_size) {
+    std::vector<inkling::CountLevel> parts;
+    for (const auto& [keys, starts, tokens, shares, backoff, raw] : levels) {
+        const size_t contexts = keys.shape(0), pairs = tokens.shape(0);
+        bool fits = starts.shape(0) == contexts + 1 && shares.shape(0) == pairs && backoff.shape(0) == contexts;
+        inkling::CountLevel part;
+        part.contexts = int64_t(contexts);
+        part.pairs = int64_t(pairs);
+        part.keys = keys.data();
+        part.starts = starts.data();
+        part.tokens = tokens.data();
+        part.shares = shares.data();
+        part.backoff = backoff.data();
+        if (raw) {
+            const auto& [counts, totals, discount] = *raw;
+            fits &= counts.shape(0) == pairs && totals.shape(0) == contexts && discount.shape(0) == 4;
+            part.counts = counts.data();
+            part.totals = totals.data();
+            part.discount = discount.data();
+        }
+        if (!fits) throw std::invalid_argument("the arrays of counts do not fit together");
+        parts.push_back(part);
+    }
+    nb::gil_scoped_release release;
+    new (at) inkling::Counts(parts, vocab_size);
+}
+
+constexpr const char* kNoSuchToken = "a token lies outside the counts' vocabulary";
+
+// work(begin, end) for rows that take about as long as reading `width` numbers, shared out among threads.
+template <class Work>
+void share_rows(int64_t rows, int64_t width, const std::string& isa, int threads, const Work& work) {
+    CALL(isa, share_rows, rows, width, threads,
+         [](void* with, int64_t begin, int64_t end) { (*static_cast<const Work*>(with))(begin, end); },
+         const_cast<Work*>(&work));
+}
+
+void distributions(const inkling::Counts& counts, const Array<const int64_t, 2>& histories,
+                   const std::optional<Row<int64_t>>& left_out, const Array<float, 2>& out, const std::string& isa,
+                   int threads) {
+    const int64_t rows = int64_t(histories.shape(0));
+    if (int64_t(histories.shape(1)) != counts.context_size() || int64_t(out.shape(0)) != rows ||
+        int64_t(out.shape(1)) != counts.vocab_size() || (left_out && int64_t(left_out->shape(0)) != rows))
+        throw std::invalid_argument("histories, tokens and result do not fit the counts");
+    if (left_out) {
+        if (!counts.can_leave_out()) throw std::invalid_argument("these counts cannot leave out an occurrence");
+        all_below(left_out->data(), rows, counts.vocab_size(), kNoSuchToken);
+    }
+    const int64_t *from = histories.data(), *without = left_out ? left_out->data() : nullptr;
+    float* to = out.data();
+    nb::gil_scoped_release release;
+    share_rows(rows, counts.vocab_size() + 256, isa, threads,
+               [&](int64_t begin, int64_t end) { counts.distributions(from, without, begin, end, to); });
+}
+
+void log_probabilities(const inkling::Counts& counts, const Row<int64_t>& ids, const Array<double, 1>& out,
+                       const std::string& isa, int threads) {
+    const int64_t rows = int64_t(out.shape(0));
+    if (int64_t(ids.shape(0)) != rows + 1) throw std::invalid_argument("one more token than results");
+    all_below(ids.data(), rows + 1, counts.vocab_size(), kNoSuchToken);
+    const int64_t* from = ids.data();
+    double* to = out.data();
+    nb::gil_scoped_release release;
+    share_rows(rows, 256, isa, threads,
+               [&](int64_t begin, int64_t end) { counts.log_probabilities(from, begin, end, to); });
 }
 
 void norms(int64_t rows, int heads, int width, float epsilon, std::vector<uintptr_t> at, const std::string& isa,
@@ -424,10 +516,20 @@ NB_MODULE(_native, module) {
         })
         .def_ro("weight_bytes", &Kernel::weight_bytes);
     module.def("recurrent", &recurrent, nb::rv_policy::take_ownership, "cell"_a, "embedding"_a, "layers"_a, "heads"_a,
-               "tables"_a, "buckets"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a);
+               "tables"_a, "buckets"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a, "counts"_a.none() = nb::none(),
+               "gate"_a.none() = nb::none(), "gate_bias"_a = 0.0f, nb::keep_alive<0, 11>());
     module.def("transformer", &transformer, nb::rv_policy::take_ownership, "embedding"_a, "head"_a, "norm"_a,
                "blocks"_a, "cosines"_a, "sines"_a, "heads"_a, "kv_heads"_a, "epsilon"_a, "tables"_a,
                "buckets"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a);
+
+    module.def("ngram", &ngram, nb::rv_policy::take_ownership, "counts"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a,
+               nb::keep_alive<0, 1>());
+
+    nb::class_<inkling::Counts>(module, "Counts")
+        .def("__init__", &make_counts, "levels"_a, "vocab_size"_a)
+        .def_prop_ro("nbytes", &inkling::Counts::nbytes)
+        .def("distributions", &distributions, "histories"_a, "left_out"_a.none(), "out"_a, "isa"_a, "threads"_a)
+        .def("log_probabilities", &log_probabilities, "ids"_a, "out"_a, "isa"_a, "threads"_a);
 
     nb::class_<Sequence> sequence(module, "Sequence");
     sequence.def(nb::init<>());

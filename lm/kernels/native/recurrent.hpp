@@ -5,6 +5,7 @@
 
 #include "kernel.hpp"
 #include "linear.hpp"
+#include "mixture.hpp"
 #include "tables.hpp"
 
 namespace INKLING_ISA {
@@ -28,6 +29,7 @@ public:
           width_(padded(hidden_)),
           embedded_(parts.embedding.columns),
           tables_(parts.tables, parts.embedding.rows, settings.slots, std::max(settings.slots, kRowsAtOnce)),
+          mixture_(parts.mixture, hidden_, settings.slots, std::max(settings.slots, kRowsAtOnce)),
           pool_(settings.threads) {
         slots = settings.slots;
         rows = std::max(slots, kRowsAtOnce);
@@ -50,6 +52,7 @@ public:
             weight_bytes += heads_.back().nbytes();
         }
         tables_.show(views, slots);
+        mixture_.histories.show(views, slots);
         weight_bytes += tables_.nbytes();
         stride = heads_.back().panels * kPanel;
         out_ = Buffer<float>(size_t(rows) * stride);
@@ -95,12 +98,14 @@ public:
 
     void clear(int slot) override {
         tables_.clear(slot);
+        mixture_.histories.clear(slot);
         const size_t size = size_t(layers_) * width_;
         std::memset(state_.data() + slot * size, 0, size * 4);
         if (cell_ == Cell::lstm) std::memset(cells_.data() + slot * size, 0, size * 4);
     }
     void copy(int from, int to) override {
         tables_.copy(from, to);
+        mixture_.histories.copy(from, to);
         const size_t size = size_t(layers_) * width_;
         std::memcpy(state_.data() + to * size, state_.data() + from * size, size * 4);
         if (cell_ == Cell::lstm) std::memcpy(cells_.data() + to * size, cells_.data() + from * size, size * 4);
@@ -139,7 +144,10 @@ private:
 
     // Through all layers: `count` tokens of one slot one after the other, or of as many slots side by side.
     void run(const int* which, const int* ids, int count, bool sequence) {
-        for (int row = 0; row < count; ++row) tables_.place(row, which[sequence ? 0 : row], ids[row]);
+        for (int row = 0; row < count; ++row) {
+            tables_.place(row, which[sequence ? 0 : row], ids[row]);
+            mixture_.histories.place(row, which[sequence ? 0 : row], ids[row]);
+        }
         const int gate_width = gates_ * width_;
         std::vector<const float*>& gate_inputs = gate_rows_;
         gate_inputs.resize(rows);
@@ -209,7 +217,8 @@ private:
 
     // Logits of `count` rows of the last layer, from row `first` on.
     void head(int first, int count) {
-        const float* from = outputs_[(layers_ - 1) % 2].data() + size_t(first) * width_;
+        const float* hidden = outputs_[(layers_ - 1) % 2].data() + size_t(first) * width_;
+        const float* from = hidden;
         int width = width_;
         for (size_t i = 0; i < heads_.size(); ++i) {
             const bool last = i + 1 == heads_.size();
@@ -224,7 +233,10 @@ private:
             from = projected_.data();
             width = heads_[i].panels * kPanel;
         }
-        for (int row = 0; row < count; ++row) tables_.add(first + row, logits + size_t(row) * stride);
+        for (int row = 0; row < count; ++row) {
+            tables_.add(first + row, logits + size_t(row) * stride);
+            mixture_.mix(first + row, hidden + size_t(row) * width_, logits + size_t(row) * stride);
+        }
     }
 
     const Cell cell_;
@@ -235,6 +247,7 @@ private:
     Buffer<float> embedding_, table_, state_, cells_, gate_inputs_, gate_sums_, outputs_[2], projected_, out_;
     Rows x_, wave_;
     Tables tables_;
+    Mixture mixture_;
     std::vector<const float*> gate_rows_;
     std::vector<float*> targets_;
     Pool pool_;

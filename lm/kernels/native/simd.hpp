@@ -64,6 +64,32 @@ inline vec exp(vec x) {
     std::memcpy(&two_to_n, &power, sizeof power);
     return p * two_to_n;
 }
+// log(x) to about one unit in the last place, for positive x that are not denormal.
+// Source: Cephes logf (Moshier): x = m 2^n with m from sqrt(1/2) to sqrt(2), and a polynomial of m - 1 of degree 9.
+inline vec log(vec x) {
+    ivec bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    const ivec half = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3 is sqrt(1/2)
+    const ivec mantissa = bits - (half << 23);
+    vec m;
+    std::memcpy(&m, &mantissa, sizeof m);
+    m = m - 1.0f;
+    const vec n = __builtin_convertvector(half, vec);
+    const vec square = m * m;
+    vec p = spread(7.0376836292e-2f);
+    p = p * m - 1.1514610310e-1f;
+    p = p * m + 1.1676998740e-1f;
+    p = p * m - 1.2420140846e-1f;
+    p = p * m + 1.4249322787e-1f;
+    p = p * m - 1.6668057665e-1f;
+    p = p * m + 2.0000714765e-1f;
+    p = p * m - 2.4999993993e-1f;
+    p = p * m + 3.3333331174e-1f;
+    p = p * m * square;
+    p = p + n * -2.12194440e-4f;
+    p = p - 0.5f * square;
+    return (m + p) + n * 0.693359375f;
+}
 inline vec sigmoid(vec x) { return 1.0f / (1.0f + exp(-x)); }
 inline vec tanh(vec x) { return 1.0f - 2.0f / (1.0f + exp(x + x)); }
 inline vec relu(vec x) {
