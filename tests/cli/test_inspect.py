@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 import lm as lm_package
-from cli.commands.inspect import print_colored
+from cli.inspect_tables import print_colored
 from tests.cli.conftest import make_text
 
 Lm = Callable[..., Any]
