@@ -26,6 +26,7 @@ from lm.config import RunConfig, validate
 from lm.device import pick_device
 from lm.errors import ConfigError, TrainingError
 from lm.files import Arrays
+from lm.jobs.distill import teacher_name
 from lm.jobs.ensemble_config import member_config
 from lm.jobs.prepare import PreparedJob
 from lm.jobs.resolve import TrainRequest, training_method
@@ -81,7 +82,7 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
     step_seconds = measure_speed(job.config, job.tokens, SECONDS / 8).step_seconds
     steps = max(MIN_STEPS, min(MAX_STEPS, int(SECONDS / step_seconds))) // 2 * 2
     half = steps // 2
-    teacher = None if job.teacher is None else f"{job.teacher.folder.path.resolve()}@{job.teacher.checkpoint}"
+    teacher = None if job.teacher is None else teacher_name(job.teacher, None)
     training = job.config.training.model_copy(
         update={
             "distill": teacher, "ensemble": None, "student": False,
