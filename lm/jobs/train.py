@@ -22,7 +22,7 @@ from lm.device import enough_memory
 from lm.errors import ConfigError
 from lm.jobs.autoconfig import Family, TokenKind
 from lm.jobs.counting import train_by_counting
-from lm.jobs.distill import make_teacher, teacher_record
+from lm.jobs.distill import make_teacher, teacher_name, teacher_record
 from lm.jobs.ensemble import drop_teacher, train_members, train_teacher
 from lm.jobs.ensemble_config import student_config
 from lm.jobs.measure import fix_plan, measure_times, reserve_run
@@ -101,7 +101,8 @@ def train(
     Raises:
         LMError: an error the user can correct; nothing was overwritten.
     """
-    teacher = f"{distill.folder.path}@{distill.checkpoint}" if isinstance(distill, Run) else distill
+    runs_dir = runs_folder(runs_dir)
+    teacher = teacher_name(distill, runs_dir) if isinstance(distill, Run) else distill
     given = {
         "minutes": minutes, "epochs": epochs, "max_steps": max_steps, "ensemble": ensemble, "distill": teacher
     }  # fmt: skip
@@ -109,7 +110,7 @@ def train(
     request = TrainRequest(
         corpus=corpus if isinstance(corpus, Corpus) else str(corpus), config=config, preset=preset,
         family=family, tokens=tokens, neural=neural, overrides={**changes, **(overrides or {})}, init=init,
-        name=name, runs_dir=runs_folder(runs_dir), overwrite=overwrite, stop_after=stop_after,
+        name=name, runs_dir=runs_dir, overwrite=overwrite, stop_after=stop_after,
         data_dir=data_dir, callbacks=callbacks, progress=progress,
     )  # fmt: skip
     return train_new_run(resolve_new_run(request))
