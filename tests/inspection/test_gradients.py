@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from lm.config import Section
 from lm.errors import ConfigError, CorpusError, UnsupportedPartError
+from lm.inspection.drawing import gradients as drawing
 from lm.inspection.gradients import Gradients, gradients, recurrent_jacobians
 from lm.inspection.subject import Subject, fresh, subject, untrained
 from lm.models.base import LanguageModel, State, build_model
@@ -155,6 +156,18 @@ def test_a_fresh_preset_takes_its_characters_from_the_text() -> None:
     assert model.model.vocab_size <= len(set(TEXT)) + 2
     assert len(model.ids) == len(TEXT) + 1
     assert len(fresh("gru-char-small", overrides={"model.hidden_size": 8}).ids) > 1000
+
+
+def test_the_picture_has_a_line_and_a_band_a_model_on_a_logarithmic_axis() -> None:
+    view = at_results(election_model("rnn"), election_model("lstm"))
+    (axes,) = drawing.figure(view).axes
+    assert axes.get_yscale() == "log"
+    assert [len(line.get_xdata()) for line in axes.lines] == [VOTES + 1] * 2
+    assert np.array_equal(axes.lines[0].get_ydata(), view.models[0].main.median)
+    assert len(axes.collections) == 2
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels[0].startswith("rnn, hidden state of layer 0: ×")
+    assert labels[1].startswith("lstm, cell state of layer 0: ×")
 
 
 def test_bad_requests_are_refused_in_a_sentence() -> None:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import lm
 from lm.config import Section
 from lm.errors import ConfigError
+from lm.inspection.drawing import shapes as drawing
 from lm.inspection.shapes import Shapes, StageShapes, shapes
 from lm.models.base import LanguageModel, build_model
 from lm.models.layout import value_of
@@ -137,6 +138,20 @@ def test_totals_are_in_the_json_of_a_run() -> None:
     plain = json.loads(json.dumps(lm.inspect.shapes(run.model, batch=8, length=32).to_json()))
     assert plain["totals"]["parameters"] == run.record["parameters"]
     assert plain["stages"][0]["parameters"][0]["symbols"] == ["V", "E"]
+
+
+def test_page_and_picture_show_every_stage() -> None:
+    model = small("transformer tables")
+    view = shapes(model, batch=2, length=5)
+    written = drawing.page(view)
+    assert "<script" not in written
+    assert "(H·D, E)" in written
+    assert f"{model.num_parameters():,}" in written
+    for tensor in (tensor for stage in view.stages for tensor in stage.parameters):
+        assert tensor.name in written
+    (first, *_), *_ = [drawing.figure(view).axes]
+    assert [label.get_text() for label in first.get_yticklabels()] == [stage.name for stage in view.stages]
+    assert sum(bar.get_width() for bar in first.patches) == view.parameter_bytes
 
 
 def test_a_dimension_is_a_sum_of_products() -> None:
