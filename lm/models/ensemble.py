@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ from lm.config import Section
 from lm.kernels.ensemble_decoding import MEMBERS, SHARED, member_arrays
 from lm.models.base import Inspection, LanguageModel, MixturePart, ModelOptions, State, build_model
 from lm.models.contributions import mixture_log_probabilities, mixture_terms
+from lm.models.layout import Stage, Symbol
 
 REGISTERS = {"ensemble": "Ensemble"}
 
@@ -121,6 +123,25 @@ class Ensemble(LanguageModel):
             terms=summed if "terms" in parts else {},
             mixture=mixture if "mixture" in parts else {},
         )
+
+    def symbols(self) -> dict[str, Symbol]:
+        """See `LanguageModel.symbols`."""
+        return self._each()[0].symbols()
+
+    def layout(self) -> tuple[Stage, ...]:
+        """See `LanguageModel.layout`: the stages of each member, then the mean."""
+        stages = [
+            replace(
+                stage,
+                name=f"member {number + 1}: {stage.name}",
+                parameters={f"members.{number}.{name}": shape for name, shape in stage.parameters.items()},
+                state={f"{number}/{name}": shape for name, shape in stage.state.items()},
+            )
+            for number, member in enumerate(self._each())
+            for stage in member.layout()
+        ]
+        mean = Stage("mean", "log((p(member 1) + … + p(member K)) / K)", outputs={"log p": ("B", "T", "V")})
+        return (*stages, mean)
 
     def load_members(self, members: Sequence[dict[str, npt.NDArray[Any]]]) -> None:
         """Set the weights of each member, from its own `arrays`.
