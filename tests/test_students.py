@@ -47,7 +47,8 @@ def runs(trained: Path, tmp_path: Path) -> Path:
 
 def test_a_student_is_an_ordinary_run_that_records_its_teacher(trained: Path) -> None:
     run = lm.load("student", runs_dir=trained)
-    assert (run.config.model.type, run.record["kind"], run.record["teacher"]["run"]) == ("gru", None, "two@best")
+    assert (run.config.model.type, run.record["kind"], run.config.training.distill) == ("gru", None, "two")
+    assert run.record["teacher"]["run"] == "two@best"
     assert run.decoder().name.startswith("native")
     assert run.folder.read_weights()[0].keys() == lm.load("alone", runs_dir=trained).folder.read_weights()[0].keys()
     assert "learned from two@best as well" in run.card()

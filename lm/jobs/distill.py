@@ -32,6 +32,13 @@ def find_teacher(config: RunConfig, runs_dir: Path) -> Run | None:
     return teacher
 
 
+def teacher_name(teacher: Run, runs_dir: Path | None) -> str:
+    """The value of `training.distill` for a run: its name, or its path if it is not in the folder of the runs."""
+    folder = teacher.folder.path.resolve()
+    name = folder.name if runs_dir is not None and folder.parent == runs_dir.resolve() else str(folder)
+    return name if teacher.checkpoint == "best" else f"{name}@{teacher.checkpoint}"
+
+
 def check_teacher(teacher: Run, corpus: PreparedCorpus) -> None:
     """Refuse a teacher that divides the text into other tokens.
 

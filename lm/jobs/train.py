@@ -20,8 +20,9 @@ from lm.config import RunConfig, TrainingConfig, runs_folder
 from lm.corpora import Corpus, Progress
 from lm.device import enough_memory
 from lm.errors import ConfigError
+from lm.jobs.autoconfig import Family, TokenKind
 from lm.jobs.counting import train_by_counting
-from lm.jobs.distill import make_teacher, teacher_record
+from lm.jobs.distill import make_teacher, teacher_name, teacher_record
 from lm.jobs.ensemble import drop_teacher, train_members, train_teacher
 from lm.jobs.ensemble_config import student_config
 from lm.jobs.measure import fix_plan, measure_times, reserve_run
@@ -52,6 +53,9 @@ def train(
     epochs: float | None = None,
     max_steps: int | None = None,
     preset: str | None = None,
+    family: Family | None = None,
+    tokens: TokenKind | None = None,
+    neural: bool = False,
     ensemble: int | None = None,
     distill: str | Run | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -68,10 +72,13 @@ def train(
 
     Args:
         corpus: what `CorpusConfig.source` may be, or an opened corpus.
-        config: all options, from `lm.config.compose`; None: the preset that suits the text and the length.
+        config: all options, from `lm.config.compose`; None: the default model, which suits the text,
+            the length and the machine.
         minutes, epochs, max_steps: length of the plan; default: the config's, else 5 minutes. The one that ends first
             counts.
         preset: start from this preset instead of a config.
+        family, tokens: of the default model; None: a GRU, and the tokens that suit the text.
+        neural: a default model without counts.
         ensemble: train this many models with different seeds and average their probabilities.
         distill: the run, or its name as in `lm.load`, whose probabilities the model learns as well.
         overrides: other options over config or preset, "section.field" → value, as in `lm.config.compose`.
@@ -94,15 +101,17 @@ def train(
     Raises:
         LMError: an error the user can correct; nothing was overwritten.
     """
-    teacher = f"{distill.folder.path}@{distill.checkpoint}" if isinstance(distill, Run) else distill
+    runs_dir = runs_folder(runs_dir)
+    teacher = teacher_name(distill, runs_dir) if isinstance(distill, Run) else distill
     given = {
         "minutes": minutes, "epochs": epochs, "max_steps": max_steps, "ensemble": ensemble, "distill": teacher
     }  # fmt: skip
     changes = {f"training.{field}": value for field, value in given.items() if value is not None}
     request = TrainRequest(
         corpus=corpus if isinstance(corpus, Corpus) else str(corpus), config=config, preset=preset,
-        overrides={**changes, **(overrides or {})}, init=init, name=name, runs_dir=runs_folder(runs_dir),
-        overwrite=overwrite, stop_after=stop_after, data_dir=data_dir, callbacks=callbacks, progress=progress,
+        family=family, tokens=tokens, neural=neural, overrides={**changes, **(overrides or {})}, init=init,
+        name=name, runs_dir=runs_dir, overwrite=overwrite, stop_after=stop_after,
+        data_dir=data_dir, callbacks=callbacks, progress=progress,
     )  # fmt: skip
     return train_new_run(resolve_new_run(request))
 

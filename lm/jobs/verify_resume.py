@@ -28,6 +28,7 @@ from lm.config import RunConfig, validate
 from lm.device import pick_device
 from lm.errors import ConfigError, TrainingError
 from lm.files import Arrays
+from lm.jobs.distill import teacher_name
 from lm.jobs.ensemble_config import member_config
 from lm.jobs.prepare import PreparedJob
 from lm.jobs.resolve import TrainRequest, resolve_new_run, training_method
@@ -85,7 +86,7 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
     steps = max(MIN_STEPS, min(MAX_STEPS, int(SECONDS / step_seconds))) // 2 * 2
     by_time = job.config.training.minutes is not None
     length = {"minutes": steps * step_seconds / 60} if by_time else {"max_steps": steps, "evaluate_every": steps // 2}
-    teacher = None if job.teacher is None else f"{job.teacher.folder.path.resolve()}@{job.teacher.checkpoint}"
+    teacher = None if job.teacher is None else teacher_name(job.teacher, None)
     training = job.config.training.model_copy(
         update={
             "distill": teacher, "ensemble": None, "student": False,

@@ -108,7 +108,7 @@ class NGramCounts:
                 any number.
         """
         result = np.empty((len(histories), self.vocab_size), dtype=np.float32)
-        if self._compiled is not None:
+        if self._compiled is not None and native() is not None:
             left_out = None if leave_out is None else np.ascontiguousarray(leave_out, np.int64)
             self._compiled.distributions(
                 np.ascontiguousarray(histories, np.int64), left_out, result, *_isa_and_threads(threads)

@@ -39,7 +39,7 @@ def small(name: str) -> LanguageModel:
     fields = MODELS.resolve(kind).Options.model_fields
     known = {key: value for key, value in SMALL.items() if key in fields}
     model = build_model(Section(type=kind, **{**known, **VARIANTS[name]}), VOCAB, seed=1)
-    if model.trained_by != "gradient":
+    if model.trained_by in ("counting", "both"):
         model.fit(some_ids(1, 300)[0].numpy())
     return model
 
@@ -71,14 +71,15 @@ def test_flops_of_forward_and_backward_are_those_that_torch_counts(name: str) ->
     model.train()
     ids = some_ids(BATCH, LENGTH)
     with FlopCounterMode(display=False) as counter:
-        logits = model.inspect(ids).logits
+        # Torch counts the products of attention if the maps are made.
+        logits = model.inspect(ids, parts=[part for part in model.inspectable() if part == "attention"]).logits
     assert counter.get_total_flops() == found.forward_flops
     if not logits.requires_grad:
         return
     with FlopCounterMode(display=False) as counter:
         logits.sum().backward()
     # The first step needs no gradient of the state before it, which is zero.
-    spared = sum(2 * BATCH * SMALL["hidden_size"] * tensor.sizes[0] for tensor in recurrent_weights(found))
+    spared = sum(2 * BATCH * tensor.sizes[1] * tensor.sizes[0] for tensor in recurrent_weights(found))
     assert counter.get_total_flops() == found.backward_flops - spared
 
 
