@@ -87,10 +87,10 @@ def print_gradients(screen: Console, view: Gradients) -> None:
     _print_paragraph(
         screen,
         "Norm: of the gradient of the loss at one position with respect to the state k steps before (the part below), "
-        "the median over positions. A norm that falls by the same factor at each step vanishes: the model cannot learn what needs "
-        "a longer memory. Singular value: the largest of the Jacobian of a state by the state one step before, the "
-        "median. Gates are 0 if closed and 1 if open: 5% of their values are below the first number, and 5% above the "
-        "second."
+        "the median over positions. A norm that falls by the same factor at each step vanishes: the model cannot learn "
+        "what needs a longer memory. Singular value: the largest of the Jacobian of a state by the state one step "
+        "before, the median. Gates are 0 if closed and 1 if open: 5% of their values are below the first number, and "
+        "5% above the second."
         + (" A factor of 0: the outputs of this layer change only the loss of their own position." if alone else ""),
     )
 

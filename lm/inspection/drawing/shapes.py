@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOR = "#0072b2"
+TEXT_COLUMNS = 5
+"""Columns of the table of tensors that are aligned left: stage, tensor, kind, shape, sizes."""
+
+SHAPES_STYLE = """
+body { max-width: 1300px; } table { width: auto; } th.text { text-align: left; }
+"""
 
 
 def title(view: Shapes) -> str:
@@ -42,10 +48,10 @@ def page(view: Shapes) -> str:
     )
     sums = "".join(f"<tr><td>{name}</td><td>{count}</td><td>{size}</td></tr>" for name, count, size in totals)
     names = "Stage", "Tensor", "Kind", "Shape", "Sizes", "Numbers", "Bytes", "FLOPs, forward"
-    head = "".join(f"<th>{name}</th>" for name in names)
+    head = "".join(f"<th{_look(column)}>{name}</th>" for column, name in enumerate(names))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title(view))}</title><style>{STYLE}</style></head><body>
+<title>{escape(title(view))}</title><style>{STYLE}{SHAPES_STYLE}</style></head><body>
 <h1>{escape(title(view))}</h1>
 <p>FLOPs are of the matrix products. Inkling {__version__}.</p>
 <h2>Letters</h2><div class="scroll"><table>{letters}</table></div>
@@ -67,7 +73,11 @@ def _rows(stage: StageShapes) -> str:
 def _row(kind: str, tensor: TensorShape) -> str:
     shape = written(tensor.symbols), written(tensor.sizes)
     cells = "", tensor.name, kind, *shape, f"{tensor.count:,}", f"{tensor.bytes:,}", ""
-    return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+    return f"<tr>{''.join(f'<td{_look(column)}>{escape(cell)}</td>' for column, cell in enumerate(cells))}</tr>"
+
+
+def _look(column: int) -> str:
+    return ' class="text"' if column < TEXT_COLUMNS else ""
 
 
 def figure(view: Shapes) -> Figure:
