@@ -128,7 +128,8 @@ class Choice:
 
 def token_kind(tokenizer: str) -> TokenKind:
     """The kind of tokens of a type of tokenizer: bytes count as characters."""
-    return tokenizer if tokenizer in get_args(TokenKind) else "char"
+    kinds: dict[str, TokenKind] = {kind: kind for kind in get_args(TokenKind)}
+    return kinds.get(tokenizer, "char")
 
 
 def read_facts(corpus: Corpus) -> Facts:
@@ -136,7 +137,7 @@ def read_facts(corpus: Corpus) -> Facts:
     if corpus.tokens is not None:
         tokenizer = shards_tokenizer(corpus.tokens)
         kind = token_kind(tokenizer.type)
-        split = read_shards(corpus.tokens, tokenizer)["train"]
+        split = read_shards(corpus.tokens, tokenizer).splits["train"]
         counts = split.counts
         return Facts(counts.characters, counts.bytes, tokenizer.vocab_size, counts.tokens, kind)
     seen: set[str] = set()
