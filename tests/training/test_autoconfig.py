@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import lm
-from lm.config import CorpusConfig, TrainingConfig, compose
+from lm.config import CorpusConfig, Section, TrainingConfig, compose
 from lm.corpora import open_corpus
+from lm.corpora.shards import learn_tokenizer, prepare_shard
 from lm.errors import ConfigError
 from lm.jobs.autoconfig import (
     MAX_WIDTH,
@@ -169,3 +170,16 @@ def test_lm_train_takes_the_default_model_and_records_it(tmp_path: Path) -> None
     assert run.config.model.type == "hybrid"
     alone = lm.train(path, max_steps=3, family="lstm", neural=True, overrides=SMALL, runs_dir=tmp_path / "runs")
     assert alone.config.model.type == "lstm"
+
+
+def test_a_text_that_was_tokenized_before_keeps_its_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("the hens sat down in the yard. \n" * 400, "utf-8")
+    source = CorpusConfig(source=str(path))
+    learn_tokenizer(
+        source, tmp_path / "shards", Section.model_validate({"type": "subword", "size": 300}), characters=9000
+    )
+    prepare_shard(source, tmp_path / "shards", 0, 1, valid_every=2)
+    request = TrainRequest(corpus=str(tmp_path / "shards"), overrides={"training.max_steps": 5})
+    config = prepare_job(resolve(request)).config
+    assert (config.model.type, config.tokenizer.type) == ("hybrid", "subword")
