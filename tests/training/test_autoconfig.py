@@ -173,13 +173,13 @@ def test_lm_train_takes_the_default_model_and_records_it(tmp_path: Path) -> None
 
 
 def test_a_text_that_was_tokenized_before_keeps_its_tokens(tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_text("the hens sat down in the yard. \n" * 400, "utf-8")
-    source = CorpusConfig(source=str(path))
-    learn_tokenizer(
-        source, tmp_path / "shards", Section.model_validate({"type": "subword", "size": 300}), characters=9000
-    )
-    prepare_shard(source, tmp_path / "shards", 0, 1, valid_every=2)
+    (tmp_path / "texts").mkdir()
+    for name in "abcd":
+        (tmp_path / "texts" / f"{name}.txt").write_text("the hens sat down in the yard. \n" * 6000, "utf-8")
+    source = CorpusConfig(source=str(tmp_path / "texts"))
+    learn_tokenizer(source, tmp_path / "shards", Section.model_validate({"type": "word"}), characters=300_000)
+    for number in range(2):
+        prepare_shard(source, tmp_path / "shards", number, 2, valid_every=2)
     request = TrainRequest(corpus=str(tmp_path / "shards"), overrides={"training.max_steps": 5})
     config = prepare_job(resolve(request)).config
-    assert (config.model.type, config.tokenizer.type) == ("hybrid", "subword")
+    assert (config.model.type, config.tokenizer.type) == ("gru", "word")
