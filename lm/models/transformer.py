@@ -321,13 +321,14 @@ class Transformer(LanguageModel):
     def symbols(self) -> dict[str, Symbol]:
         """See `LanguageModel.symbols`."""
         options = self.options
+        first: Any = self.layers[0]
         found = {
             "V": Symbol(self.vocab_size, "tokens of the vocabulary"),
             "E": Symbol(options.hidden_size, "width of the residual stream"),
             "H": Symbol(options.num_heads, "query heads"),
             "G": Symbol(options.num_kv_heads or options.num_heads, "key-value heads"),
             "D": Symbol(options.hidden_size // options.num_heads, "width of a head"),
-            "M": Symbol(len(self.layers[0].mlp.gate_proj.weight), "inner width of SwiGLU"),
+            "M": Symbol(len(first.mlp.gate_proj.weight), "inner width of SwiGLU"),
         }
         if self.tails is not None:
             found["K"] = Symbol(len(self.tails.cutoffs), "tails of the adaptive softmax")
