@@ -100,7 +100,7 @@ def ways_to_beat_floor(run: Run) -> list[str]:
     else:
         ways = [f"use more text ({done}; the validation loss was lowest after {best['epoch']:.1f})"]
     if config.model.type != "hybrid" and config.tokenizer.type == "char":
-        ways.append("use --preset hybrid-char, which starts from such counts")
+        ways.append("use the default model (without --preset and --neural), which starts from such counts")
     return ways
 
 

@@ -41,7 +41,10 @@ from lm.training.plan import Plan
 
 SECONDS = 12.0
 """Time for N steps; they are run twice, and three processes are started."""
+LEAST_SECONDS = 3.0
+"""Of a plan by time, so that it has several validations."""
 MIN_STEPS, MAX_STEPS = 4, 200
+"""Of a plan in steps."""
 VALIDATION_TOKENS = 2000
 GPU_TOLERANCE = 1e-2
 """On a GPU, where sums have no fixed order: the largest difference, relative to the tensor's largest number."""
@@ -85,7 +88,11 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
     step_seconds = measure_speed(job.config, job.tokens, SECONDS / 8).step_seconds
     steps = max(MIN_STEPS, min(MAX_STEPS, int(SECONDS / step_seconds))) // 2 * 2
     by_time = job.config.training.minutes is not None
-    length = {"minutes": steps * step_seconds / 60} if by_time else {"max_steps": steps, "evaluate_every": steps // 2}
+    length: dict[str, Any]
+    if by_time:
+        length = {"minutes": max(LEAST_SECONDS, steps * step_seconds) / 60}
+    else:
+        length = {"max_steps": steps, "evaluate_every": steps // 2}
     teacher = None if job.teacher is None else teacher_name(job.teacher, None)
     training = job.config.training.model_copy(
         update={

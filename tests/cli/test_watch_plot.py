@@ -120,8 +120,8 @@ def test_a_kill_and_a_resume_are_proved_to_cost_nothing_and_nothing_is_left(
     assert done.code == 0, done.err
     verdict = json.loads(done.out)
     assert verdict["same"] and verdict["different"] == [] and verdict["numbers"] > 1000
-    # The validation nearest to the middle; one of ten in a plan by time.
-    assert verdict["resumed_from"] / verdict["steps"] == pytest.approx(0.5, abs=0.06 if not length else 0)
+    # The validation that is nearest to the middle, in a plan by time.
+    assert verdict["resumed_from"] / verdict["steps"] == pytest.approx(0.5, abs=0 if length else 0.3)
     assert verdict["killed_at"] == verdict["resumed_from"] + 1
     assert verdict["sentence"].startswith("The same: ") and "bit for bit" in verdict["sentence"]
     assert list(Path("checkpoints").iterdir()) == []
