@@ -124,8 +124,8 @@ def print_attention(screen: Console, view: Attention) -> None:
     screen.print(table)
     _print_paragraph(
         screen,
-        f"Distance: tokens that a head looks back; looking at all equally gives {view.even_distance:.1f}. Entropy in "
-        f"nats: 0 is one token, {view.even_entropy:.2f} all equally. Gradient: norm of the softmax's Jacobian. The "
+        f"Distance: tokens from a query back to its keys; equal weights give {view.even_distance:.1f}. Entropy in "
+        f"nats: 0 is one token, {view.even_entropy:.2f} equal weights. Gradient: norm of the softmax's Jacobian. The "
         f"last two columns are the same scores without the division by sqrt({view.head_size}): a saturated softmax "
         "passes no gradient.",
     )

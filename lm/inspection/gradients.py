@@ -78,9 +78,13 @@ class LagNorms:
 
     @property
     def factor_per_step(self) -> float:
-        """The mean factor (geometric) of the median from one lag to the next, from lag 0 to K; 0 if it is 0 at K."""
-        first, last = self.median[0], self.median[-1]
-        return float((last / first) ** (1 / (len(self.median) - 1))) if first > 0 and last > 0 else 0.0
+        """The mean factor (geometric) of the median from one lag to the next; 0 if the median at lag K is 0.
+
+        It begins at lag 1, because lag 0 also has the direct path from the state to the loss.
+        """
+        first = min(1, len(self.median) - 2)
+        begin, end = self.median[first], self.median[-1]
+        return float((end / begin) ** (1 / (len(self.median) - 1 - first))) if begin > 0 and end > 0 else 0.0
 
 
 @dataclass(frozen=True)

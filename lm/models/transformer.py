@@ -58,6 +58,11 @@ class TransformerOptions(HeadOptions, TableOptions):
         0.0, ge=0, lt=1, description="Dropout probability of embeddings, attention weights and both branches."
     )
 
+    @property
+    def inner_size(self) -> int:
+        """`mlp_size`, or its default."""
+        return self.mlp_size or -(-self.hidden_size * 8 // 3 // 64) * 64
+
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         if self.hidden_size % (2 * self.num_heads):
@@ -155,7 +160,7 @@ class SwiGLU(nn.Module):
     def __init__(self, options: TransformerOptions) -> None:
         super().__init__()
         size = options.hidden_size
-        inner = options.mlp_size or -(-size * 8 // 3 // 64) * 64
+        inner = options.inner_size
         self.gate_proj = HiddenLinear(size, inner, bias=False)
         self.up_proj = HiddenLinear(size, inner, bias=False)
         self.down_proj = HiddenLinear(inner, size, bias=False)
@@ -321,15 +326,13 @@ class Transformer(LanguageModel):
     def symbols(self) -> dict[str, Symbol]:
         """See `LanguageModel.symbols`."""
         options = self.options
-        first = self.layers[0]
-        assert isinstance(first, Block)
         found = {
             "V": Symbol(self.vocab_size, "tokens of the vocabulary"),
             "E": Symbol(options.hidden_size, "width of the residual stream"),
             "H": Symbol(options.num_heads, "query heads"),
             "G": Symbol(options.num_kv_heads or options.num_heads, "key-value heads"),
             "D": Symbol(options.hidden_size // options.num_heads, "width of a head"),
-            "M": Symbol(len(first.mlp.gate_proj.weight), "inner width of SwiGLU"),
+            "M": Symbol(options.inner_size, "inner width of SwiGLU"),
         }
         if self.tails is not None:
             found["K"] = Symbol(len(self.tails.cutoffs), "tails of the adaptive softmax")

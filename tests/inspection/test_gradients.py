@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from lm.config import Section
 from lm.errors import ConfigError, CorpusError, UnsupportedPartError
 from lm.inspection.drawing import gradients as drawing
-from lm.inspection.gradients import Gradients, gradients, recurrent_jacobians
+from lm.inspection.gradients import Gradients, LagNorms, gradients, recurrent_jacobians
 from lm.inspection.subject import Subject, fresh, subject, untrained
 from lm.models.base import LanguageModel, State, build_model
 from lm.runs.run import load
@@ -76,6 +76,15 @@ def test_gradients_vanish_exponentially_in_a_fresh_rnn_and_not_in_a_trained_lstm
 def test_an_lstm_keeps_more_after_training_than_before() -> None:
     before, after = (model.main for model in at_results(election_model("lstm"), election_model("lstm", 300)).models)
     assert after.median[VOTES] / after.median[0] > 5 * before.median[VOTES] / before.median[0]
+
+
+def test_the_factor_a_step_is_the_mean_from_lag_1_on() -> None:
+    def factor(*median: float) -> float:
+        return LagNorms("hidden", 0, *[np.array(median)] * 3).factor_per_step
+
+    assert factor(9.0, 8.0, 4.0, 2.0) == pytest.approx(0.5)
+    assert factor(8.0, 2.0) == pytest.approx(0.25)
+    assert factor(8.0, 2.0, 0.0) == 0
 
 
 def test_positions_are_spread_evenly_and_end_with_the_text() -> None:
