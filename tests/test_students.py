@@ -67,6 +67,17 @@ def test_an_interrupted_and_resumed_student_has_the_weights_of_an_uninterrupted_
     assert_same_weights(run.folder, lm.load("student", runs_dir=trained).folder)
 
 
+def test_a_teacher_with_counts_leaves_out_what_it_teaches_also_from_a_file(text: Path, tmp_path: Path) -> None:
+    options = config(text, model__type="hybrid", model__order=3, training__max_steps=2)
+    teacher = lm.train(text, options, ensemble=2, name="two", runs_dir=tmp_path)
+    # Its files have compact counts, from which nothing can be left out.
+    assert any(name.endswith("ngram.packed") for name in teacher.folder.read_weights()[0])
+    straight = student_of(text, tmp_path)
+    lm.train(text, config(text, training__distill="two"), name="halves", runs_dir=tmp_path, stop_after=2)
+    halves, _ = lm.resume("halves", runs_dir=tmp_path)
+    assert_same_weights(halves.folder, straight.folder)
+
+
 def test_a_student_does_not_resume_without_its_teacher_or_with_another_one(text: Path, runs: Path) -> None:
     student_of(text, runs, stop_after=3)
     (runs / "two").rename(runs / "elsewhere")

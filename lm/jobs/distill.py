@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.errors import ConfigError, RunError, RunNotFoundError
@@ -99,12 +101,18 @@ def recorded_teacher(run: Run) -> Run | None:
 
 
 def make_teacher(job: PreparedJob) -> Teacher | None:
-    """The teacher of a job, ready to give soft targets."""
+    """The teacher of a job, ready to give soft targets.
+
+    A teacher with counts that knows the text counts it again: its file has not what leaving out an occurrence needs.
+    """
     if job.teacher is None:
         return None
     known = job.teacher.record["corpus"]["splits"].get("train", {}).get("sha256")
     knows_text = known == job.tokens.splits["train"].sha256
-    return Teacher(job.teacher.model, job.config.training.distill_weight, knows_text=knows_text)
+    model, ids = job.teacher.model, job.tokens.splits["train"].ids
+    if knows_text and model.num_counts():
+        model.fit(np.asarray(ids))
+    return Teacher(model, job.config.training.distill_weight, knows_text=knows_text)
 
 
 def _weights_hash(teacher: Run) -> str:

@@ -273,6 +273,8 @@ def levels_from_arrays(arrays: Mapping[str, Anything], *, order: int, vocab_size
     vocab_size = unigrams.size if vocab_size is None else vocab_size
     if unigrams.shape != (vocab_size,):
         raise ValueError(f"{root} is {unigrams.shape} in the file, {(vocab_size,)} in the model")
+    if compact and not ((unigrams > 0) & (unigrams <= 1)).all():
+        raise ValueError("unigrams in the file are no probabilities")
     levels = [_compact_root(unigrams) if compact else _raw_root(unigrams)]
     for k in range(1, order):
         make = _compact_level if compact else _raw_level

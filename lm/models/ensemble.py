@@ -152,6 +152,13 @@ class Ensemble(LanguageModel):
         for member, arrays in zip(self._each(), members, strict=True):
             member.load_arrays(arrays)
 
+    def fit(self, ids: npt.NDArray[Any]) -> None:
+        """See `LanguageModel.fit`; for members with counts, which share them."""
+        first, *others = self._each()
+        first.fit(ids)
+        for other in others:
+            other.use_fitted(first.fitted())
+
     def num_counts(self) -> int:
         """See `LanguageModel.num_counts`; all members have the same counts."""
         return self._each()[0].num_counts()

@@ -325,6 +325,7 @@ def test_compact_counts_of_any_text_have_the_same_bits_after_saving(length: int)
     ("name", "change", "message"),
     [
         ("unigrams", lambda array: array[:-1], r"unigrams is \(6,\) in the file, \(7,\) in the model"),
+        ("unigrams", lambda array: array * np.nan, "no probabilities"),
         ("contexts.2", lambda array: array[::-1], "do not fit together"),
         ("contexts.1", lambda array: array + np.uint8(7), "do not fit together"),
         ("children.2", lambda array: array[:-1], "do not fit together"),
