@@ -221,12 +221,12 @@ def max_width(length: float) -> float:
 def _recurrent_price(width: float, vocabulary: int) -> float:
     """Time of a token, in that of the reference network over 64 characters."""
     h = width / REFERENCE_WIDTH
-    return 0.34 + 0.39 * h + 0.27 * h * h + vocabulary / 1000 * (0.5 + 0.3 * h)
+    return 0.34 + 0.39 * h + 0.27 * h * h + vocabulary / 1000 * (2.5 + 0.5 * h)
 
 
 def _transformer_price(width: float, vocabulary: int) -> float:
     h = width / REFERENCE_WIDTH
-    return 4.0 + 6.0 * h * h + vocabulary / 1000 * (0.5 + 0.3 * h)
+    return 4.0 + 6.0 * h * h + vocabulary / 1000 * (2.5 + 0.5 * h)
 
 
 def _width(

@@ -112,8 +112,8 @@ class TrainingLoss:
     nats: Tensor
     """Nats per token, without smoothing or penalties: a scalar without gradient."""
     state: State
-    logits: Tensor | None = None
-    """(B, T, V) without gradient; None if they were not computed."""
+    logits: Callable[[], Tensor] | None = None
+    """Gives the logits (B, T, V) without gradient, for metrics; None if they are not computed."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ class LanguageModel(nn.Module, ABC):
         logits, state = self(ids, state)
         smoothing, soft = label_smoothing, soft_targets
         objective, nats = run_part(LOSS, cross_entropies, logits, targets, smoothing, self.loss_dtype, soft)
-        return TrainingLoss(objective, nats, state, logits.detach())
+        return TrainingLoss(objective, nats, state, logits.detach)
 
     def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """As `forward`, for the text that the model was trained on: its counts leave out each target's own occurrence.

@@ -186,13 +186,20 @@ class _GatedNetwork(Recurrent):
         dropped = self.output_dropout(outputs)
         logits = self._head().logits(dropped, added)
         own, _ = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype, soft_targets)
+        penalties = self._penalties(outputs, dropped)
         logs, history = self.ngram.log_probabilities(ids, state, targets)
         # Even without the target's occurrence, counts predict the text that they were made from better than a new one.
         # A network that trained on the mixture would rely on them too much.
-        mixed = self._mix(outputs.detach(), logits.detach(), logs)
-        nats = F.nll_loss(mixed.flatten(0, 1), targets.flatten())
-        objective = own + nats + self._penalties(outputs, dropped)
-        return TrainingLoss(objective, nats.detach(), _with_history(after, history), mixed.detach())
+        outputs, logits = outputs.detach(), logits.detach()
+        gate = self._gate(outputs, logs)
+        # The gate needs the probabilities of the targets alone, not the whole mixture.
+        wanted = targets[..., None]
+        network = logits.float().gather(-1, wanted) - logits.float().logsumexp(dim=-1, keepdim=True)
+        mixed = torch.logaddexp(network + F.logsigmoid(-gate), logs.gather(-1, wanted) + F.logsigmoid(gate))
+        nats = -mixed.mean()
+        objective = own + nats + penalties
+        after = _with_history(after, history)
+        return TrainingLoss(objective, nats.detach(), after, lambda: self._mix(outputs, logits, logs).detach())
 
     def _mix(self, outputs: Tensor, logits: Tensor, logs: Tensor) -> Tensor:
         """Log-probabilities (B, T, V) of the mixture.

@@ -173,7 +173,7 @@ class OutputHead:
             return TrainingLoss(objective, objective.detach(), state)
         logits = self.logits(hidden, added)
         objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, dtype, soft_targets)
-        return TrainingLoss(objective, nats, state, logits.detach())
+        return TrainingLoss(objective, nats, state, logits.detach)
 
     def _project(self, hidden: Tensor) -> Tensor:
         return hidden if self.projection is None else self.projection(hidden)
