@@ -43,6 +43,8 @@ SUBWORD_BYTES = 2_500_000
 """Training text from which n-gram counts over subwords predict better than over characters."""
 CHARACTERS_PER_SUBWORD = 2.2
 CHARACTERS_PER_WORD = 5.5
+MAX_TABLE_VOCABULARY = 1000
+"""Context tables of larger vocabularies take a fifth of a step, and gain less than the steps in that time."""
 TABLE_NUMBERS = 3_000_000
 """In all context tables together; the counts of a hybrid remember what these forget."""
 STEPS = 2500
@@ -292,9 +294,9 @@ def _regularisation(width: int, length: float, epochs: float) -> tuple[float, fl
 
 
 def _tables(kind: TokenKind, vocabulary: int, dropout: float) -> dict[str, Any]:
-    if kind == "word":
+    if vocabulary > MAX_TABLE_VOCABULARY:
         return {}
-    orders = [2, 3, 4, 5, 6] if kind == "char" and vocabulary <= 1000 else [2, 3, 4]
+    orders = [2, 3, 4, 5, 6] if kind == "char" else [2, 3, 4]
     rows = TABLE_NUMBERS / (len(orders) * vocabulary)
     return {
         "table_orders": orders, "table_buckets": int(2 ** round(math.log2(max(512.0, rows)))), "table_dropout": dropout,
@@ -322,7 +324,7 @@ def _recurrent(
             "embedding_dropout": round(dropout / 4, 3), "weight_dropout": round(dropout / 2, 3),
         }  # fmt: skip
         training |= {"learning_rate": 3e-3, "betas": [0.9, 0.999], "weight_decay": min(decay, 0.1)}
-    else:
+    elif vocabulary <= MAX_TABLE_VOCABULARY:
         training["table_learning_rate"] = 1.0 if kind == "char" else 2.0
     return model, training
 
@@ -343,7 +345,7 @@ def _transformer(
         "batching": "shuffled", "optimizer": "muon", "muon_learning_rate": 0.01 if kind == "char" else 0.02,
         "learning_rate": 3e-3, "weight_decay": max(0.05, min(decay, 0.3)),
     }  # fmt: skip
-    if kind != "word":
+    if vocabulary <= MAX_TABLE_VOCABULARY:
         training["table_learning_rate"] = 1.0
     if vocabulary > 256:
         model["tie_weights"] = True
