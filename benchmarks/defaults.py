@@ -283,7 +283,8 @@ def _python(checkout: Path) -> str:
         return sys.executable
     own = checkout / ".venv" / "bin" / "python"
     python = str(own) if own.is_file() else sys.executable
-    asked = [python, "-c", "import lm, pathlib; print(pathlib.Path(lm.__file__).resolve().parents[1])"]
+    # -P: not the code of the folder that this process runs in.
+    asked = [python, "-P", "-c", "import lm, pathlib; print(pathlib.Path(lm.__file__).resolve().parents[1])"]
     ran = subprocess.run(asked, env=_environment(checkout, 1), capture_output=True, text=True, check=False)
     if ran.returncode or Path(ran.stdout.strip()) != checkout.resolve():
         raise CellError(f"--baseline {checkout} cannot be run by {python}: run `make demo` there first.")

@@ -86,7 +86,8 @@ def ways_to_beat_floor(run: Run) -> list[str]:
     rows = [row for row in run.folder.read_metrics() if row.get("valid_loss") is not None]
     config = unwrapped(run.config)
     # The rows of an ensemble have the sums over its members.
-    epochs = rows[-1]["epoch"] / (config.training.ensemble or 1) if rows else 0.0
+    members = 1 if config is run.config else config.training.ensemble or 1
+    epochs = rows[-1]["epoch"] / members if rows else 0.0
     done = f"{epochs:.1f} epochs" if epochs >= 1 else f"{epochs:.1%} of an epoch"
     best = min(rows, key=lambda row: row["valid_loss"]) if rows else None
     if best is None or best["step"] == rows[-1]["step"]:
@@ -99,7 +100,7 @@ def ways_to_beat_floor(run: Run) -> list[str]:
     else:
         ways = [f"use more text ({done}; the validation loss was lowest after {best['epoch']:.1f})"]
     if config.model.type != "hybrid" and config.tokenizer.type == "char":
-        ways.append("use --preset hybrid-char, which starts from such counts")
+        ways.append("use the default model (without --preset and --neural), which starts from such counts")
     return ways
 
 
@@ -135,8 +136,10 @@ def _memory_facts(fit: Fit) -> list[tuple[str, str, str]]:
             ("one step", size(fit.step_bytes), f"maximum, with {fit.batch_size:,} rows; {source}"),
             ("validation", size(fit.evaluation_bytes), "maximum"),
             ("saving", size(fit.saving_bytes), f"copies of weights and moments{on_host}"),
+            ("counting", size(fit.counting_bytes), "counts of the text, on the host"),
             ("total", size(fit.needed_bytes), f"maximum, on {fit.device}"),
         ]
+        rows = [row for row in rows if row[0] != "counting" or fit.counting_bytes]
     rows.append(("free", size(fit.available_bytes), f"on {fit.device}; up to {USABLE_SHARE:.0%} is used"))
     if fit.fits:
         largest = "" if fit.largest_batch is None else f"; steps of up to {fit.largest_batch:,} rows fit"

@@ -20,22 +20,30 @@ if TYPE_CHECKING:
     from lm.jobs.prepare import PreparedJob
 
 TRAINING_FLAGS = (
-    "minutes", "max_steps", "epochs", "ensemble", "distill", "seed", "device", "precision", "amp", "loss_scale",
-    "devices", "shard",
+    "minutes", "max_steps", "epochs", "ensemble", "student", "distill", "seed", "device", "precision", "amp",
+    "loss_scale", "devices", "shard",
 )  # fmt: skip
 """Fields of `TrainingConfig` that have a flag; the others are set with --set."""
 CORPUS_FLAGS = "split_fractions", "text_column", "encoding"
 """Fields of `CorpusConfig` that have a flag."""
 SECTIONS = ("training", TrainingConfig, TRAINING_FLAGS), ("corpus", CorpusConfig, CORPUS_FLAGS)
-PROCESSES = "devices", "shard", "ensemble", "distill"
+PROCESSES = "devices", "shard", "ensemble", "student", "distill"
 """Flags for training alone: profiles and benchmarks measure one process and one model."""
 
 _PRESET = Annotated[
     str | None,
     typer.Option(
-        help=f"Start from these options: {', '.join(preset_names())}. Default: by the text.", show_default=False
+        help=f"Start from these options: {', '.join(preset_names())}. Default: by text, time and machine.",
+        show_default=False,
     ),
 ]
+_FAMILY = Annotated[
+    str | None, typer.Option(help="Family of the default model: gru, lstm or transformer.", show_default=False)
+]
+_TOKENS = Annotated[
+    str | None, typer.Option(help="Tokens of the default model: char, word or subword.", show_default=False)
+]
+_NEURAL = Annotated[bool, typer.Option("--neural", help="A default model without n-gram counts: the network alone.")]
 _SET = Annotated[
     list[str] | None,
     typer.Option("--set", metavar=ANY_OPTION, help="Any option, e.g. model.hidden_size=768; repeatable."),
@@ -48,6 +56,9 @@ class TrainFlags:
     """The flags that choose options, as they were given."""
 
     preset: str | None
+    family: Any
+    tokens: Any
+    neural: bool
     file: Path | None
     overrides: dict[str, Any]
     """"section.field" → value, from --set and from the flags of fields."""
@@ -63,9 +74,13 @@ def with_train_flags(*leave_out: str) -> Callable[[Callable[..., None]], Callabl
         for name in names
         if name not in leave_out
     }
-    own = {"preset": _PRESET, "set_": _SET, "config": _CONFIG}
+    own = {
+        "preset": _PRESET, "family": _FAMILY, "tokens": _TOKENS, "neural": _NEURAL, "set_": _SET, "config": _CONFIG
+    }  # fmt: skip
     added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=False if hint is _NEURAL else None, annotation=hint
+        )
         for name, hint in own.items()
     ]
     for name, (_, declared) in fields.items():
@@ -79,7 +94,10 @@ def with_train_flags(*leave_out: str) -> Callable[[Callable[..., None]], Callabl
             if name in used:
                 # A text option stays a text, also if it looks like a number.
                 overrides[f"{section}.{name}"] = json.dumps(used[name]) if section == "corpus" else used[name]
-        return TrainFlags(used.get("preset"), used.get("config"), overrides, tuple(map(_flag, used)))
+        default_model = used.get("family"), used.get("tokens"), "neural" in used
+        return TrainFlags(
+            used.get("preset"), *default_model, used.get("config"), overrides, tuple(map(_flag, used))
+        )  # fmt: skip
 
     return with_flags(added, "flags", collect)
 
@@ -104,8 +122,8 @@ def prepare_corpus_or_run(
     if source is None:
         raise ConfigError("Which text, or which run? Write: lm profile FILE (or a named corpus, or a run's name).")
     request = TrainRequest(
-        corpus=source, preset=flags.preset, file=flags.file, overrides=flags.overrides, data_dir=data_dir,
-        progress=progress,
+        corpus=source, preset=flags.preset, family=flags.family, tokens=flags.tokens, neural=flags.neural,
+        file=flags.file, overrides=flags.overrides, data_dir=data_dir, progress=progress,
     )  # fmt: skip
     if source == "-" or Path(source).is_file():
         return prepare_job(resolve(request))

@@ -157,6 +157,11 @@ class TrainingConfig(Options):
         "probabilities: one run of model.type=ensemble. Minutes are shared by them; steps and epochs are of each.",
     )
 
+    student: bool = Field(
+        False,
+        description="With ensemble: the models are the teacher of one more model, which becomes the run. It has half "
+        "of the minutes.",
+    )
     distill: str | None = Field(
         None,
         description="Run whose probabilities the model learns as well: its teacher, such as an ensemble. It must have "
@@ -375,7 +380,7 @@ def preset_summary(name: str) -> str:
 def compose(
     source: str,
     *,
-    preset: str,
+    preset: str | Mapping[str, Mapping[str, Any]],
     file: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> RunConfig:
@@ -383,7 +388,7 @@ def compose(
 
     Args:
         source: the corpus, as `CorpusConfig.source`.
-        preset: name of the lowest layer.
+        preset: name of the lowest layer, or its sections.
         file: a TOML file with the same sections.
         overrides: "section.field" → value; text that is JSON ("3", "true", "[5,10]") is parsed, "none" is None.
 
@@ -393,15 +398,7 @@ def compose(
     sections: dict[str, dict[str, Any]] = {
         "corpus": {"source": source}, "tokenizer": {}, "model": {}, "training": {}
     }  # fmt: skip
-    layers = [read_preset(preset)]
-    if file is not None:
-        try:
-            layers.append(tomllib.loads(file.read_text("utf-8")))
-        except OSError as error:
-            raise ConfigError(f"--config {file}: {error.strerror}.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--config {file} is not TOML: {error}.") from None
-    layers.append(_nested(overrides or {}))
+    layers = [read_preset(preset) if isinstance(preset, str) else preset, *given_sections(file, overrides)]
     for layer in layers:
         for name, fields in layer.items():
             if name not in sections:
@@ -412,7 +409,24 @@ def compose(
                 raise ConfigError(f"{name} is a section: write [{name}] and its fields below it.")
             sections[name] = {**_still_known(name, sections[name], fields), **fields}
     sections["corpus"]["source"] = source
-    return validate(RunConfig, {**sections, "preset": preset}).resolved()
+    return validate(RunConfig, {**sections, "preset": preset if isinstance(preset, str) else None}).resolved()
+
+
+def given_sections(file: Path | None, overrides: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The options of a TOML file and of overrides, each by section.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    layers = []
+    if file is not None:
+        try:
+            layers.append(tomllib.loads(file.read_text("utf-8")))
+        except OSError as error:
+            raise ConfigError(f"--config {file}: {error.strerror}.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--config {file} is not TOML: {error}.") from None
+    return [*layers, _nested(overrides or {})]
 
 
 def _still_known(name: str, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

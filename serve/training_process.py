@@ -32,8 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from lm.config import RunConfig, compose, preset_names, read_preset
-from lm.corpora import Corpus
 from lm.errors import LMError
 from lm.runs.run import Run
 from lm.runs.run_folder import RunFolder
@@ -42,6 +40,8 @@ from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
 NICENESS = 10
 """Requests to the server have a higher priority."""
 PROGRESS_SECONDS = 0.25
+DEFAULT_FAMILY = "default"
+"""The kind of model that `lm train` makes by itself."""
 SAMPLE: dict[str, Any] = {"seed": 1, "temperature": 0.8, "max_tokens": 240}
 """Always the same, so that samples differ only by the model."""
 
@@ -53,28 +53,11 @@ class TrainingSpec:
     text: str
     """Path of the text."""
     family: str
-    """Type of the model."""
+    """Type of the model, or `DEFAULT_FAMILY`."""
     minutes: float
     runs_dir: str
     name: str | None = None
     """Name of the run; None: from the text and the model."""
-
-
-def choose_config(corpus: Corpus, family: str, minutes: float) -> RunConfig:
-    """The configuration for a text: a preset of the family with the tokenizer that suits the text."""
-    from lm.jobs.autoconfig import choose_config as choose
-    from lm.jobs.autoconfig import suited_presets
-
-    suited = suited_presets(corpus)[0]
-    tokenizer = read_preset(suited)["tokenizer"]["type"]
-    length = {"training.minutes": minutes}
-    if read_preset(suited)["model"]["type"] == family:
-        return choose(corpus, lambda preset: compose(corpus.source, preset=preset, overrides=length)).config
-    for preset in preset_names():
-        sections = read_preset(preset)
-        if sections["model"]["type"] == family and sections["tokenizer"]["type"] == tokenizer:
-            return compose(corpus.source, preset=preset, overrides=length)
-    return compose(corpus.source, preset=suited, overrides={"model.type": family, **length})
 
 
 class TrainingProcess(Callback):
@@ -102,9 +85,10 @@ class TrainingProcess(Callback):
 
         spec = self._spec
         corpus = open_corpus(CorpusConfig(source=spec.text), progress=self._on_reading)
-        config = choose_config(corpus, spec.family, spec.minutes)
+        options = {} if spec.family == DEFAULT_FAMILY else {"model.type": spec.family}
         run = train(
-            corpus, config, name=spec.name, runs_dir=spec.runs_dir, callbacks=[self], progress=self._on_reading
+            corpus, minutes=spec.minutes, overrides=options,
+            name=spec.name, runs_dir=spec.runs_dir, callbacks=[self], progress=self._on_reading,
         )  # fmt: skip
         assert self._end is not None, "train calls on_end"
         if self._end.signal == signal.SIGTERM:

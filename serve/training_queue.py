@@ -31,7 +31,7 @@ from lm.corpora.cache import cache_folder, put_in_place, unwritable, workplace
 from lm.errors import ConfigError, CorpusError, LMError, TrainingError
 from serve.engines.model_pool import ModelPool
 from serve.settings import ServeOptions
-from serve.training_process import TrainingSpec
+from serve.training_process import DEFAULT_FAMILY, TrainingSpec
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,10 @@ MAX_NAME, MAX_NAME_BYTES = 60, 120
 
 
 def families() -> dict[str, str]:
-    """The model types that have a preset, by their label."""
+    """The kinds of model to choose from, by their label: the default, and the model types that have a preset."""
     types = dict.fromkeys(read_preset(name)["model"]["type"] for name in preset_names())
-    return {name.upper() if len(name) <= 4 else name.capitalize(): name for name in types}
+    names = [DEFAULT_FAMILY, *types]
+    return {name.upper() if len(name) <= 4 else name.capitalize(): name for name in names}
 
 
 def safe_name(shown: str) -> str:
@@ -251,7 +252,7 @@ class TrainingQueue:
             TrainingError: the queue is full.
         """
         if family not in families().values():
-            raise ConfigError(f"There is no preset for models of type {family!r}.")
+            raise ConfigError(f"There is no kind of model {family!r}: choose one of {', '.join(families().values())}.")
         if not 0 < minutes <= MAX_MINUTES:
             raise ConfigError(f"{minutes:g} minutes: give more than 0, and at most {MAX_MINUTES}.")
         if sum(job.status == "waiting" for job in self.jobs) >= MAX_WAITING or self._closing:

@@ -34,7 +34,6 @@ from lm.errors import (
     VocabMismatchError,
 )
 from lm.files import digest
-from lm.jobs.autoconfig import suited_presets
 from lm.jobs.prepare import prepare_job
 from lm.jobs.resolve import TrainRequest, resolve
 from lm.jobs.train import init_config
@@ -179,25 +178,6 @@ def test_the_closing_sample_is_saved_with_what_reproduces_it(trained: Path) -> N
 def test_runs_are_named_after_corpus_and_preset_and_never_twice(text: Path, tmp_path: Path) -> None:
     names = [train(text, tmp_path, name=None, overrides={"training.max_steps": 1}).name for _ in range(3)]
     assert names == ["words-gru-char", "words-gru-char-2", "words-gru-char-3"]
-
-
-def test_defaults_suit_the_text(text: Path, tmp_path: Path) -> None:
-    assert suited_presets(lm_corpus(text)) == ("gru-char-small", "gru-char", "gru-char-large")
-    wide = tmp_path / "wide.txt"
-    wide.write_text("".join(chr(0x4E00 + number) for number in range(3000)), "utf-8")
-    assert suited_presets(lm_corpus(wide)) == ("gru-subword",)
-    long = tmp_path / "long.txt"
-    long.write_text("ten words are one line of this very long text\n" * 100_000, "utf-8")
-    assert suited_presets(lm_corpus(long)) == ("gru-subword-small", "gru-subword-medium")
-    middle = tmp_path / "middle.txt"
-    middle.write_text("ten words are one line of this very long text\n" * 50_000, "utf-8")
-    assert suited_presets(lm_corpus(middle)) == ("gru-subword-small", "gru-char", "gru-char-large")
-
-
-def lm_corpus(path: Path) -> Any:
-    from lm.corpora import open_corpus
-
-    return open_corpus(lm.CorpusConfig(source=str(path)))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "a@last", "a\\b"])

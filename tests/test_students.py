@@ -10,7 +10,9 @@ import pytest
 
 import lm
 from lm.errors import ConfigError, RunError, RunNotFoundError
-from tests.test_ensembles import assert_same_weights, config, make_text, untimed
+from lm.jobs.ensemble_config import member_config, student_config, teacher_config
+from lm.training.callbacks import Callback, Tick
+from tests.test_ensembles import Events, assert_same_weights, config, make_text, untimed
 
 pytestmark = pytest.mark.slow
 
@@ -45,10 +47,11 @@ def runs(trained: Path, tmp_path: Path) -> Path:
 
 def test_a_student_is_an_ordinary_run_that_records_its_teacher(trained: Path) -> None:
     run = lm.load("student", runs_dir=trained)
-    assert (run.config.model.type, run.record["kind"], run.record["teacher"]["run"]) == ("gru", None, "two@best")
+    assert (run.config.model.type, run.record["kind"], run.config.training.distill) == ("gru", None, "two")
+    assert run.record["teacher"]["run"] == "two@best"
     assert run.decoder().name.startswith("native")
     assert run.folder.read_weights()[0].keys() == lm.load("alone", runs_dir=trained).folder.read_weights()[0].keys()
-    assert "learned from the run two@best as well" in run.card()
+    assert "learned from two@best as well" in run.card()
 
 
 def test_the_teacher_changes_what_a_model_learns_from_the_same_batches(trained: Path) -> None:
@@ -56,15 +59,23 @@ def test_the_teacher_changes_what_a_model_learns_from_the_same_batches(trained: 
     assert [row["train_loss"] for row in untimed(student)] != [row["train_loss"] for row in untimed(alone)]
 
 
-@pytest.mark.parametrize("stop_after", [4, 5])
 def test_an_interrupted_and_resumed_student_has_the_weights_of_an_uninterrupted_one(
-    text: Path, runs: Path, stop_after: int
+    text: Path, trained: Path, runs: Path
 ) -> None:
-    whole = student_of(text, runs)
-    reference = shutil.move(str(whole.folder.path), str(runs / "whole"))
-    student_of(text, runs, stop_after=stop_after)
+    student_of(text, runs, stop_after=4)
     run, _ = lm.resume("student", runs_dir=runs)
-    assert_same_weights(run.folder, lm.load(reference).folder)
+    assert_same_weights(run.folder, lm.load("student", runs_dir=trained).folder)
+
+
+def test_a_teacher_with_counts_leaves_out_what_it_teaches_also_from_a_file(text: Path, tmp_path: Path) -> None:
+    options = config(text, model__type="hybrid", model__order=3, training__max_steps=2)
+    teacher = lm.train(text, options, ensemble=2, name="two", runs_dir=tmp_path)
+    # Its files have compact counts, from which nothing can be left out.
+    assert any(name.endswith("ngram.packed") for name in teacher.folder.read_weights()[0])
+    straight = student_of(text, tmp_path)
+    lm.train(text, config(text, training__distill="two"), name="halves", runs_dir=tmp_path, stop_after=2)
+    halves, _ = lm.resume("halves", runs_dir=tmp_path)
+    assert_same_weights(halves.folder, straight.folder)
 
 
 def test_a_student_does_not_resume_without_its_teacher_or_with_another_one(text: Path, runs: Path) -> None:
@@ -98,3 +109,72 @@ def test_members_of_an_ensemble_can_have_a_teacher_too(text: Path, runs: Path) -
     lm.train(text, config(text), name="parts", stop_after=8, **job)
     parts, _ = lm.resume("parts", runs_dir=runs)
     assert_same_weights(parts.folder, whole.folder)
+
+
+# -- the teacher and the student in one command ------------------------------------------------------------
+
+
+def test_one_command_trains_the_ensemble_and_the_student_that_becomes_the_run(
+    text: Path, trained: Path, tmp_path: Path
+) -> None:
+    events = Events()
+    run = lm.train(
+        text, config(text, training__student=True), ensemble=2, name="one", runs_dir=tmp_path, callbacks=[events]
+    )
+    assert_same_weights(run.folder, lm.load("student", runs_dir=trained).folder)
+    assert "It learned from an ensemble of 2 gru models as well." in run.card()
+    assert not (run.folder.path / "teacher").exists()
+    assert {start.run for start in events.starts} == {"one"}
+    assert [start.member for start in events.starts] == [(1, 2), (2, 2), None]
+    assert [(end.reason, end.step) for end in events.ends] == [("finished", 6)]
+    with pytest.raises(RunError, match="learned from an ensemble that was removed .* use it as a start with --init"):
+        lm.resume("one", runs_dir=tmp_path, max_steps=9)
+
+
+@pytest.mark.parametrize("killed_at", [8, 15])
+def test_a_kill_during_the_teacher_or_the_student_is_mended_by_a_resume(
+    text: Path, trained: Path, tmp_path: Path, killed_at: int
+) -> None:
+    ticks: list[Tick] = []
+
+    class Killed(Callback):
+        def on_step(self, tick: Tick) -> None:
+            ticks.append(tick)
+            if len(ticks) == killed_at:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lm.train(
+            text, config(text, training__student=True), ensemble=2, name="one", runs_dir=tmp_path, callbacks=[Killed()]
+        )
+    # The two members make six steps each.
+    if killed_at <= 12:
+        with pytest.raises(RunNotFoundError, match="some members of the ensemble are not trained"):
+            lm.load("one", runs_dir=tmp_path).sample()
+    run, went_on = lm.resume("one", runs_dir=tmp_path)
+    assert went_on
+    assert_same_weights(run.folder, lm.load("student", runs_dir=trained).folder)
+    assert run.config.training.student and not (run.folder.path / "teacher").exists()
+
+
+def test_half_of_the_minutes_are_for_the_teacher(text: Path) -> None:
+    options = config(text, training__minutes=8, training__max_steps=None, training__ensemble=2, training__student=True)
+    teacher = teacher_config(options)
+    assert (teacher.model.type, teacher.training.minutes) == ("ensemble", 4)
+    assert member_config(teacher, 1).training.minutes == 2
+    assert student_config(options).training.minutes == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, "--student needs a teacher: add --ensemble K"),
+        ({"ensemble": 2, "distill": "two"}, "--student has the ensemble as its teacher: leave --distill out"),
+        ({"ensemble": 2, "stop_after": 3}, "--stop-after .* leave --student out"),
+    ],
+)
+def test_options_that_contradict_a_student_are_refused_in_a_sentence(
+    text: Path, trained: Path, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        lm.train(text, config(text, training__student=True), runs_dir=trained, name="x", **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
 from dataclasses import asdict
@@ -69,6 +70,9 @@ def command(
             help="Check that an interrupted and resumed run gives bit-identical weights; do not train.",
         ),
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print how the options of the default model were chosen.")
+    ] = False,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -116,12 +120,13 @@ def command(
     with reading() as progress:
         view = TrainingView(runs_dir, progress)
         request = TrainRequest(
-            corpus=corpus, preset=flags.preset, file=flags.file, overrides=flags.overrides,
-            init=_initial_run(init, flags, runs_dir), name=name, runs_dir=runs_dir, overwrite=overwrite,
-            stop_after=stop_after, data_dir=data_dir, callbacks=[view], progress=progress, on_prepared=_print_choices,
+            corpus=corpus, preset=flags.preset, family=flags.family, tokens=flags.tokens, neural=flags.neural,
+            file=flags.file, overrides=flags.overrides, init=_initial_run(init, flags, runs_dir), name=name,
+            runs_dir=runs_dir, overwrite=overwrite, stop_after=stop_after, data_dir=data_dir,
+            callbacks=[view], progress=progress, on_prepared=functools.partial(_print_choices, explain=explain),
         )  # fmt: skip
         if dry_run:
-            _dry_run(request, as_json)
+            _dry_run(request, as_json, explain=explain)
             return
         if verify_resume:
             _verify_resume(request, as_json)
@@ -155,14 +160,14 @@ def _train(request: TrainRequest) -> Run | None:
 
     resolved = resolve_new_run(request)
     training = resolved.config.training
-    known = resolved.config if resolved.over_preset is None else None
+    known = resolved.config if resolved.over_default is None else None
     if _started_processes(training.devices, training.device, known):
         return None
     run = train_new_run(resolved)
     return run if distributed.rank() == 0 else None
 
 
-def _dry_run(request: TrainRequest, as_json: bool) -> None:
+def _dry_run(request: TrainRequest, as_json: bool, *, explain: bool) -> None:
     from cli.report import print_memory_estimate
     from lm.jobs.ensemble_config import member_config
     from lm.jobs.prepare import prepare_job
@@ -170,7 +175,9 @@ def _dry_run(request: TrainRequest, as_json: bool) -> None:
     from lm.profiling.memory_estimate import estimate
     from lm.training.distributed import config_per_process
 
-    job = prepare_job(resolve(request))
+    resolved = resolve(request)
+    job = prepare_job(resolved)
+    _print_choices(resolved, job, explain=explain)
     # Members of an ensemble are trained one after another.
     config = member_config(job.config, 0) if job.method == "members" else job.config
     # Each process trains its own rows of the batch.
@@ -198,22 +205,41 @@ def _verify_resume(request: TrainRequest, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _print_choices(resolved: ResolvedRequest, job: PreparedJob) -> None:
+def _print_choices(resolved: ResolvedRequest, job: PreparedJob, *, explain: bool) -> None:
     """Report the text, and what was chosen because no option gave it."""
     from cli.output import say
+    from lm.runs.card import model_name
 
-    given, config, request = resolved.config.training, job.config, resolved.request
+    given, config = resolved.config.training, job.config
     if job.tokens.notes:
         say(f"Text: {'; '.join(job.tokens.notes)}.", dim=False)
     has_length = given.max_steps is not None or given.epochs is not None or given.minutes is not None
     if not has_length and job.method != "counting":
         say("No length given: training for 5 minutes (--minutes changes this).", dim=False)
-    if request.preset is None and request.init is None:
-        tokens = "" if job.chosen_tokens is None else f" ({job.chosen_tokens:,} planned tokens)"
-        say(f"No preset given: {config.preset} suits this text{tokens}.", dim=False)
-    if config.training.epochs != given.epochs:
-        say(f"Short text: training stops after {config.training.epochs:g} epochs to avoid overfitting", dim=False)
-        say("(--epochs changes this).", dim=False)
+    if job.choice is not None:
+        width = config.model.model_dump().get("hidden_size")
+        size = "" if width is None else f" of width {width:,}"
+        say(f"Model for this text, time and machine: {model_name(config)}{size}.", dim=False)
+        if config.training.epochs != given.epochs:
+            say(f"Short text: training stops after {config.training.epochs:g} epochs to avoid overfitting", dim=False)
+            say("(--epochs changes this).", dim=False)
+    if explain:
+        _print_explanation(job)
+
+
+def _print_explanation(job: PreparedJob) -> None:
+    """The inputs and outputs of the rule for the default model, on stderr."""
+    from rich.table import Table
+
+    from cli.output import console, say
+
+    if job.choice is None:
+        say("--explain: the options were given by a preset or a run; there was nothing to choose.", dim=False)
+        return
+    table = Table("what", "value", "why", box=None, pad_edge=False)
+    for row in job.choice.explain():
+        table.add_row(*row)
+    console(stderr=True).print(table)
 
 
 def _started_processes(devices: int | None, device: str | None, config: RunConfig | None) -> bool:

@@ -16,6 +16,8 @@ The functions have the names of their files, so import the other names with `fro
 from lm.inspection.attention import attention
 from lm.inspection.gradients import gradients
 from lm.inspection.neurons import neurons
+from lm.inspection.shapes import shapes
+from lm.inspection.subject import fresh, subject, untrained
 from lm.inspection.why import why
 
-__all__ = ["attention", "gradients", "neurons", "why"]
+__all__ = ["attention", "fresh", "gradients", "neurons", "shapes", "subject", "untrained", "why"]

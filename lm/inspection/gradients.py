@@ -42,7 +42,7 @@ Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 POSITIONS = 256
-JACOBIAN_POSITIONS = 8
+JACOBIAN_POSITIONS = 16
 """Fewer for wide layers: see `MAX_JACOBIAN_WORK`."""
 MAX_JACOBIAN_WORK = 2e9
 """Positions times the third power of the values of a layer's state: some seconds."""
@@ -53,12 +53,12 @@ MAX_STEPS = 4096
 SATURATED = 0.97
 """Above this absolute value tanh has less than 6 % of the derivative that it has at 0."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-LAG_PARTS = ("hidden", "cells", "inputs")
-"""The parts whose gradients are measured, if the model has them."""
+LAG_PARTS = ("cells", "hidden", "inputs")
+"""The parts whose gradients are measured, if the model has them; those that keep most first."""
 LOSS_SCALE = 2.0**64
 """Keeps gradients that are small in float32's range; norms are divided by it."""
-_MAX_ROWS = 64
-_LOGITS_AT_ONCE = 1 << 23
+_TOKENS_AT_ONCE, _LOGITS_AT_ONCE = 2048, 1 << 22
+"""Of the windows in memory at a time; at least one window."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,13 @@ class LagNorms:
 
     @property
     def factor_per_step(self) -> float:
-        """The mean factor (geometric) of the median from one lag to the next, from lag 0 to K; 0 if it is 0 at K."""
-        first, last = self.median[0], self.median[-1]
-        return float((last / first) ** (1 / (len(self.median) - 1))) if first > 0 and last > 0 else 0.0
+        """The mean factor (geometric) of the median from one lag to the next; 0 if the median at lag K is 0.
+
+        It begins at lag 1, because lag 0 also has the direct path from the state to the loss.
+        """
+        first = min(1, len(self.median) - 2)
+        begin, end = self.median[first], self.median[-1]
+        return float((end / begin) ** (1 / (len(self.median) - 1 - first))) if begin > 0 and end > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,14 @@ class ModelGradients:
     def main(self) -> LagNorms:
         """The norms to compare models by: of the last layer whose earlier states change the loss.
 
-        This is a recurrent model's last layer. In a Transformer the outputs of the last block change only the loss of
-        their own position.
+        This is a recurrent model's last layer: its cell state, if it has one, because that is what an LSTM keeps. In a
+        Transformer the outputs of the last block change only the loss of their own position.
         """
-        hidden = [norms for norms in self.norms if norms.part == "hidden" and norms.median[1:].any()]
-        return hidden[-1] if hidden else self.norms[-1]
+        for part in LAG_PARTS:
+            changing = [norms for norms in self.norms if norms.part == part and norms.median[1:].any()]
+            if changing:
+                return changing[-1]
+        return self.norms[-1]
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ def _measure(subject: Subject, steps: int, positions: int) -> ModelGradients:
     window = min(window, int(ends[0]) + 1)
     parts = [part for part in LAG_PARTS if part in model.inspectable()]
     seen = Samples(parts)
-    rows = max(1, min(_MAX_ROWS, _LOGITS_AT_ONCE // (window * model.vocab_size)))
+    rows = max(1, min(_TOKENS_AT_ONCE, _LOGITS_AT_ONCE // model.vocab_size) // window)
     with evaluating(model), torch.enable_grad():
         windows = [*_windows(model, ids, ends, window)]
         for begin in range(0, len(windows), rows):
@@ -370,7 +377,8 @@ def recurrent_jacobians(model: LanguageModel, ids: Tensor, state: State) -> tupl
         state: before the token.
 
     Returns:
-        A tensor (B, S, S) a layer: row i has the derivatives of value i. S is H, for an LSTM 2 H: first the hidden state.
+        A tensor (B, S, S) a layer: row i has the derivatives of value i. S is H; of an LSTM 2 H, the
+        hidden state first.
     """
     names = model.recurrent_tensors
     with torch.enable_grad():

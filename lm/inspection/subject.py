@@ -38,10 +38,10 @@ class Subject(NamedTuple):
 
 
 def subject(run: Run, text: str | None = None) -> Subject:
-    """A run with a text; None: the validation split of its own text.
+    """A run with a text; None: the validation split of the run's text.
 
     Raises:
-        CorpusError: the text has no token, or the run's own text is not there.
+        CorpusError: the text has no token, or the run's text is not there.
     """
     return Subject(run.name, run.model, _ids(run, text))
 

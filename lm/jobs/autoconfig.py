@@ -1,160 +1,359 @@
-"""The preset for a text, where none is given.
+"""The default model: one rule gives all options that nobody gave, from the text, the time and the machine.
 
-The number of different characters and the length of the text decide how the text is tokenized. The tokens and epochs
-that the plan trains on this machine decide the size of the model: a larger model learns more from each token and
-overfits later; a smaller one trains on more tokens in the same time.
+    text (characters, different characters) ─┐
+    plan (minutes, epochs or steps)          ├─► work ─► width ─► epochs ─► dropout, weight decay, batch, learning rate
+    machine (speed of a reference network)   ┘
+
+Work is the number of tokens that a reference network, a GRU of width 128 over characters, would train on in the time
+of the plan. All formulas are smooth in work and in the length of the text: twice the time or the text changes a width
+or a rate by some percent, and no threshold exchanges one model for another. Characters give way to subwords where both
+are equally good.
+
+The constants come from trials on texts that no report uses (benchmarks/TRIALS.md).
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
+from typing import Any, Literal, get_args
 
-from lm.config import RunConfig, Section
-from lm.corpora import Corpus, PreparedCorpus, Progress, prepare
-from lm.corpora.shards import shards_tokenizer
-from lm.errors import ConfigError, CorpusError
-from lm.jobs.speed import measure_speed
-from lm.training import distributed
-from lm.training.plan import DEFAULT_MINUTES, LANDING, fit_to_text
+from lm.config import RunConfig, TrainingConfig
+from lm.corpora import Corpus
+from lm.corpora.shards import read_shards, shards_tokenizer
+from lm.errors import ConfigError
+from lm.training.plan import DEFAULT_MINUTES
 
-PRESETS: dict[str, tuple[str, ...]] = {
-    "char": ("gru-char-small", "gru-char", "gru-char-large"),
-    "middle": ("gru-subword-small", "gru-char", "gru-char-large"),
-    "long": ("gru-subword-small", "gru-subword-medium"),
-    "subword": ("gru-subword",),
-}
-"""By the kind of text: presets in rising size."""
-CANDIDATES = tuple(dict.fromkeys(chain(*PRESETS.values())))
-"""All presets that can be chosen."""
-MIN_TOKENS = {"gru-char": 400_000, "gru-char-large": 25_000_000, "gru-subword-medium": 5_000_000}
-"""Trained tokens from which a preset is better than the smaller one; the first preset of each kind has no minimum."""
-MIN_EPOCHS = {"gru-char": 8}
-"""Epochs that a preset needs in addition: with fewer, a smaller one or one of subwords is better."""
-SHORT_TOKENS = 400_000
-"""A shorter training text is read for at most `MAX_EPOCHS` in a plan by time: recorded runs with twice as many epochs
-ended with a worse loss (benchmarks/TRIALS.md)."""
-MAX_EPOCHS = 30.0
-MAX_CHARACTERS_FOR_CHAR = 1000
-"""Texts with more different characters than this are tokenized into subwords."""
-MIDDLE_CHARACTERS = 1_500_000
-"""Training texts of this length and longer are tokenized into subwords, unless they are read for many epochs."""
-LONG_CHARACTERS = 3_000_000
-"""From this length, subwords are better for all plans that were recorded."""
-MEASURE_SECONDS = 1.5
-"""Time to measure the speed of one preset, or a fiftieth of the minutes of the plan if that is less."""
+Sections = Mapping[str, Mapping[str, Any]]
+"""Options by section, as in a preset's file."""
+Family = Literal["gru", "lstm", "transformer"]
+TokenKind = Literal["char", "word", "subword"]
+
+MAX_CHARACTERS = 50_000_000
+"""Characters of the training text that are read for the rule; a longer text gets the same options."""
+REFERENCE_WIDTH = 128
+REFERENCE_WORK = 2.5e6
+"""Work that suits a network of the reference width."""
+WIDTH_EXPONENT = 0.39
+"""Width grows with this power of the work."""
+MIN_WIDTH, MAX_WIDTH = 64, 768
+WIDTH_STEP = 32
+SUBWORD_BYTES = 2_500_000
+"""Training text from which n-gram counts over subwords predict better than over characters."""
+CHARACTERS_PER_SUBWORD = 2.2
+CHARACTERS_PER_WORD = 5.5
+MAX_TABLE_VOCABULARY = 1000
+"""Context tables of larger vocabularies take a fifth of a step, and gain less than the steps in that time."""
+TABLE_NUMBERS = 3_000_000
+"""In all context tables together; the counts of a hybrid remember what these forget."""
+STEPS = 2500
+"""Optimizer steps of a plan, if batches from `MIN_ROWS` to `MAX_ROWS` rows allow it."""
+MIN_ROWS, MAX_ROWS = 8, 64
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the caller wants of the default model; None: the rule decides."""
+
+    family: Family | None = None
+    tokens: TokenKind | None = None
+    neural: bool = False
+    """No counts in the model."""
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("family", Family), ("tokens", TokenKind)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(kinds):
+                raise ConfigError(f"{name}={value!r}: choose one of {', '.join(get_args(kinds))}.")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rule reads."""
+
+    characters: int
+    """Of the training text."""
+    size_bytes: int
+    """Of the training text in UTF-8."""
+    distinct: int
+    """Different characters of the training text."""
+    encoded: int | None = None
+    """Tokens of a training text that was tokenized before."""
+    encoded_as: TokenKind | None = None
+    """How it was tokenized."""
+    seconds: float | None = None
+    """Training time of the plan; None: steps or epochs alone limit it."""
+    speed: float | None = None
+    """Tokens per second of the reference network on this machine; None where `seconds` is None."""
+    epochs: float | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The options that suit a text."""
+    """The options that suit a text, and how they came about."""
 
-    config: RunConfig
-    tokens: int | None = None
-    """Tokens that the plan trains on; None: not measured for this preset."""
+    sections: dict[str, dict[str, Any]]
+    facts: Facts
+    work: float
+    """Reference tokens."""
+    tokens: int
+    """Tokens that the plan trains on, as estimated."""
+    epochs: float
+    limited: bool = False
+    """Whether the plan ends before its minutes, because of `max_epochs`."""
+
+    def explain(self) -> list[tuple[str, str, str]]:
+        """The rule's inputs and outputs as rows: what, value, reason."""
+        facts, model, training = self.facts, self.sections["model"], self.sections["training"]
+        rows = [
+            ("text", f"{facts.characters:,} characters", f"{facts.distinct:,} different, {facts.size_bytes:,} bytes")
+        ]
+        if facts.seconds is not None:
+            rows.append(("time", f"{facts.seconds:,.0f} s", f"{facts.speed:,.0f} reference tokens/s on this machine"))
+        rows.append(("work", f"{self.work:,.0f}", f"tokens of a GRU of width {REFERENCE_WIDTH} in that time"))
+        rows.append(("plan", f"{self.tokens:,} tokens", f"{self.epochs:.3g} epochs" + (", the most" * self.limited)))
+        tokenizer = self.sections["tokenizer"]
+        kind = tokenizer["type"] + (f", {tokenizer['size']:,}" if "size" in tokenizer else "")
+        rows.append(("tokens", kind, f"subwords from {SUBWORD_BYTES / 1e6:g} MB"))
+        rows.append(("model", model["type"], f"width {model['hidden_size']:,}, by the work"))
+        reasons = {
+            "order": "length of counted n-grams", "dropout": "by epochs and width", "table_dropout": "by epochs",
+            "table_buckets": "rows of a context table, by vocabulary", "batch_size": f"about {STEPS:,} steps",
+            "learning_rate": "by width", "weight_decay": "by epochs",
+        }  # fmt: skip
+        values = {**model, **training}
+        rows += [(name, f"{values[name]:g}", reason) for name, reason in reasons.items() if name in values]
+        return rows
 
 
-def first_accepted(presets: Sequence[str], make: Callable[[str], RunConfig]) -> RunConfig:
-    """The configuration over the first preset that accepts the overrides; needs no text.
-
-    Raises:
-        ConfigError: no preset accepts them; the error is that of the first preset.
-    """
-    refusals = []
-    for preset in presets:
-        try:
-            return make(preset)
-        except ConfigError as error:
-            refusals.append(error)
-    raise refusals[0]
+def token_kind(tokenizer: str) -> TokenKind:
+    """The kind of tokens of a type of tokenizer: bytes count as characters."""
+    kinds: dict[str, TokenKind] = {kind: kind for kind in get_args(TokenKind)}
+    return kinds.get(tokenizer, "char")
 
 
-def suited_presets(corpus: Corpus) -> tuple[str, ...]:
-    """The presets that suit a text, smallest first: by its characters and its length, not by its name."""
+def read_facts(corpus: Corpus) -> Facts:
+    """Length and characters of the training text, of at most `MAX_CHARACTERS` of them."""
     if corpus.tokens is not None:
-        return PRESETS["char" if shards_tokenizer(corpus.tokens).type in ("byte", "char") else "subword"]
+        tokenizer = shards_tokenizer(corpus.tokens)
+        kind = token_kind(tokenizer.type)
+        split = read_shards(corpus.tokens, tokenizer).splits["train"]
+        counts = split.counts
+        return Facts(counts.characters, counts.bytes, tokenizer.vocab_size, counts.tokens, kind)
     seen: set[str] = set()
-    read = 0
+    characters = size = 0
     for chunk in corpus.splits["train"].chunks():
         seen.update(chunk)
-        read += len(chunk)
-        if read >= LONG_CHARACTERS:
+        characters += len(chunk)
+        size += len(chunk.encode("utf-8", "surrogatepass"))
+        if characters >= MAX_CHARACTERS:
             break
-    if len(seen) > MAX_CHARACTERS_FOR_CHAR:
-        return PRESETS["subword"]
-    return PRESETS["long" if read >= LONG_CHARACTERS else "middle" if read >= MIDDLE_CHARACTERS else "char"]
+    return Facts(characters, size, max(1, len(seen)))
 
 
-def choose_config(
-    corpus: Corpus,
-    make: Callable[[str], RunConfig],
-    *,
-    encode: Callable[[Section], PreparedCorpus] | None = None,
-    progress: Progress | None = None,
-) -> Choice:
-    """The options that suit a text and the length of the plan, measured with steps of the plan.
+def with_length(facts: Facts, training: TrainingConfig, measure: Callable[[], float]) -> Facts:
+    """The facts, with the length of the plan.
 
     Args:
-        corpus: an opened corpus. Only this process measures; other processes of the job count as equally fast.
-        make: the configuration over a preset.
-        encode: the tokens of the corpus; None: `lm.corpora.prepare`.
-        progress: called while the corpus is read.
-
-    Raises:
-        ConfigError: `make` refuses the options.
+        facts: of the text.
+        training: with the length of the plan.
+        measure: returns the speed of the reference network; called for a plan by time.
     """
-    encode = encode or functools.partial(prepare, corpus, progress=progress)
-    smallest, *larger = suited_presets(corpus)
-    choice = Choice(make(smallest))
-    for name in larger if "valid" in corpus.splits else ():
-        try:
-            config = make(name)
-            prepared = encode(config.tokenizer)
-        except (ConfigError, CorpusError):
-            # This preset does not suit the options or the text.
-            break
-        length = len(prepared.splits["train"].ids)
-        tokens, most = _planned_tokens(config, prepared), _max_tokens(config, length)
-        is_better = min(tokens, most) >= max(MIN_TOKENS[name], MIN_EPOCHS.get(name, 0) * length)
-        if is_better:
-            choice = Choice(config, int(min(tokens, most)))
-        if tokens > most:
-            choice = replace(choice, config=_with_max_epochs(choice.config))
-        if not is_better:
-            break
-    return choice
-
-
-def _max_tokens(config: RunConfig, length: int) -> float:
-    """Tokens that a plan trains on at most, where only time limits it and the training text has `length` tokens."""
-    training = config.training
-    limited = training.max_steps is not None or training.epochs is not None
-    return math.inf if limited or length >= SHORT_TOKENS else MAX_EPOCHS * length
-
-
-def _with_max_epochs(config: RunConfig) -> RunConfig:
-    """The same options in a plan by time that ends after `MAX_EPOCHS`."""
-    length = {"minutes": config.training.minutes or DEFAULT_MINUTES, "epochs": MAX_EPOCHS}
-    return config.model_copy(update={"training": config.training.model_copy(update=length)})
-
-
-def _planned_tokens(config: RunConfig, prepared: PreparedCorpus) -> int:
-    """Tokens that the plan trains on with this machine's speed."""
-    config = fit_to_text(config, prepared.splits["train"].counts.tokens)
-    training = config.training
     by_time = training.minutes is not None or (training.max_steps is None and training.epochs is None)
-    seconds = (training.minutes or DEFAULT_MINUTES) * 60 * LANDING
-    processes = distributed.current().size
-    with distributed.single_process():
-        timings = measure_speed(config, prepared, min(MEASURE_SECONDS, seconds / 50) if by_time else None)
-    lengths = []
-    if training.max_steps is not None:
-        lengths.append(training.max_steps * timings.tokens_per_step)
-    if training.epochs is not None:
-        lengths.append(int(training.epochs * timings.steps_per_epoch * timings.tokens_per_step))
-    if by_time:
-        lengths.append(int(seconds / timings.step_seconds * timings.tokens_per_step * processes))
-    return min(lengths)
+    return replace(
+        facts,
+        seconds=(training.minutes or DEFAULT_MINUTES) * 60 if by_time else None,
+        speed=measure() if by_time else None,
+        epochs=training.epochs,
+        steps=training.max_steps,
+    )
+
+
+def choose(facts: Facts, wishes: Wishes = Wishes()) -> Choice:
+    """The options for a text, a plan and a machine."""
+    kind = facts.encoded_as or wishes.tokens or ("subword" if facts.size_bytes >= SUBWORD_BYTES else "char")
+    pieces = _pieces(facts)
+    vocabulary = {"char": facts.distinct, "subword": pieces, "word": 20_000}[kind]
+    per_token = {"char": 1.0, "subword": CHARACTERS_PER_SUBWORD, "word": CHARACTERS_PER_WORD}[kind]
+    length = max(1.0, facts.encoded or facts.characters / per_token)
+    family = wishes.family or "gru"
+    price = _transformer_price if family == "transformer" else _recurrent_price
+    width, work, tokens = _width(facts, length, vocabulary, price)
+    epochs = tokens / length
+    most = round(max_epochs(length), 1)
+    limited = facts.seconds is not None and facts.epochs is None and facts.steps is None and epochs > most
+    if limited:
+        epochs, tokens = most, most * length
+    tokenizer: dict[str, Any] = {"type": kind}
+    if kind == "subword":
+        tokenizer["size"] = pieces
+    make = _transformer if family == "transformer" else _recurrent
+    model, training = make(kind, vocabulary, width, length, epochs)
+    training["batch_size"] = _rows(tokens, model.get("context_length") or training["bptt"])
+    if family != "transformer":
+        # Counts of words would need a row of the whole vocabulary for each position.
+        hybrid = not wishes.neural and kind != "word"
+        model = (
+            {"type": "hybrid", "cell": family, "order": _order(kind), **model} if hybrid else {"type": family, **model}
+        )
+    if limited:
+        training["epochs"] = most
+    sections = {"tokenizer": tokenizer, "model": model, "training": training}
+    return Choice(sections, facts, work, int(tokens), epochs, limited)
+
+
+# -- formulas -------------------------------------------------------------------------------------------
+
+
+def max_epochs(length: float) -> float:
+    """Epochs after which a strongly regularised model of a text of `length` tokens gets worse.
+
+    A plan by time that has more of them gets a wider network first, and ends early with the widest one.
+    """
+    return min(60.0, max(15.0, 25.0 * math.pow(length / 50_000, 0.15)))
+
+
+def max_width(length: float) -> float:
+    """The widest network that a text of `length` tokens can train without overfitting in `max_epochs`."""
+    return min(float(MAX_WIDTH), max(float(MIN_WIDTH), 128.0 * math.pow(length / 10_000, 0.3)))
+
+
+def _recurrent_price(width: float, vocabulary: int) -> float:
+    """Time of a token, in that of the reference network over 64 characters."""
+    h = width / REFERENCE_WIDTH
+    return 0.34 + 0.39 * h + 0.27 * h * h + vocabulary / 1000 * (2.5 + 0.5 * h)
+
+
+def _transformer_price(width: float, vocabulary: int) -> float:
+    h = width / REFERENCE_WIDTH
+    return 4.0 + 6.0 * h * h + vocabulary / 1000 * (2.5 + 0.5 * h)
+
+
+def _width(
+    facts: Facts, length: float, vocabulary: int, price: Callable[[float, int], float]
+) -> tuple[int, float, float]:
+    """Width, work and tokens of the plan.
+
+    A wider network takes the time that a narrow one would spend on too many epochs.
+    """
+
+    def by_work(work: float) -> float:
+        return REFERENCE_WIDTH * math.pow(work / REFERENCE_WORK, WIDTH_EXPONENT)
+
+    def rounded(width: float) -> int:
+        return int(min(MAX_WIDTH, max(MIN_WIDTH, WIDTH_STEP * round(width / WIDTH_STEP))))
+
+    limits = [] if facts.epochs is None else [facts.epochs * length]
+    if facts.steps is not None:
+        # The rows of a batch are chosen later; this many are in the middle.
+        limits.append(facts.steps * 32.0 * 64.0)
+    limit = min(limits, default=math.inf)
+    if facts.seconds is not None:
+        assert facts.speed is not None
+        work = facts.seconds * facts.speed
+        limit = max_epochs(length) * length if not limits else limit
+        wide = min(by_work(work), max_width(length))
+        while wide < max_width(length) and work / price(wide, vocabulary) > limit:
+            wide += 1.0
+        width = rounded(wide)
+        tokens = work / price(width, vocabulary)
+        return width, work, min(tokens, min(limits, default=math.inf))
+    wide = float(REFERENCE_WIDTH)
+    for _ in range(30):
+        wide = 0.5 * wide + 0.5 * by_work(limit * price(wide, vocabulary))
+        wide = min(max_width(length), max(float(MIN_WIDTH), wide))
+    width = rounded(wide)
+    return width, limit * price(width, vocabulary), limit
+
+
+def _pieces(facts: Facts) -> int:
+    """Size of a subword vocabulary: its characters, and pieces that grow with the text."""
+    pieces = 500 * (facts.size_bytes / 1.5e6) ** 0.7
+    return int(round(min(16_000, max(200, pieces)) + min(facts.distinct, 4000), -2))
+
+
+def _order(kind: TokenKind) -> int:
+    return 8 if kind == "char" else 5
+
+
+def _rows(tokens: float, length: int) -> int:
+    """Rows of a batch: a power of two."""
+    rows = tokens / (STEPS * length)
+    return int(2 ** round(math.log2(min(MAX_ROWS, max(MIN_ROWS, rows)))))
+
+
+def _regularisation(width: int, length: float, epochs: float) -> tuple[float, float, float]:
+    """Dropout, dropout of table rows, and weight decay: more for more epochs, and for more weights per token."""
+    doublings = math.log2(max(1.0, epochs))
+    excess = math.log2(4.0 * width * width / length)
+    dropout = min(0.5, max(0.0, 0.1 * doublings + 0.03 * excess)) if epochs > 1 else 0.0
+    decay = min(1.0, max(0.01, 0.04 * epochs * 2.0 ** (0.15 * excess)))
+    return round(dropout, 2), round(min(0.8, 0.3 + 0.1 * doublings), 2), round(decay, 3)
+
+
+def _tables(kind: TokenKind, vocabulary: int, dropout: float) -> dict[str, Any]:
+    if vocabulary > MAX_TABLE_VOCABULARY:
+        return {}
+    orders = [2, 3, 4, 5, 6] if kind == "char" else [2, 3, 4]
+    rows = TABLE_NUMBERS / (len(orders) * vocabulary)
+    return {
+        "table_orders": orders, "table_buckets": int(2 ** round(math.log2(max(512.0, rows)))), "table_dropout": dropout,
+    }  # fmt: skip
+
+
+def _recurrent(
+    kind: TokenKind, vocabulary: int, width: int, length: float, epochs: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    dropout, table_dropout, decay = _regularisation(width, length, epochs)
+    small = vocabulary <= 256
+    model: dict[str, Any] = {
+        "embedding_size": 64 if small else 128, "hidden_size": width, "dropout": dropout,
+        **_tables(kind, vocabulary, table_dropout),
+    }  # fmt: skip
+    training: dict[str, Any] = {
+        "bptt": 64 if kind == "char" else 48, "learning_rate": round(8e-3 * (256 / width) ** 0.6, 5),
+        "weight_decay": decay,
+    }  # fmt: skip
+    if not small:
+        model["tie_weights"] = True
+    if kind == "word":
+        model |= {
+            "embedding_size": 256, "adaptive_cutoffs": [2000, 10_000], "locked_dropout": True,
+            "embedding_dropout": round(dropout / 4, 3), "weight_dropout": round(dropout / 2, 3),
+        }  # fmt: skip
+        training |= {"learning_rate": 3e-3, "betas": [0.9, 0.999], "weight_decay": min(decay, 0.1)}
+    elif vocabulary <= MAX_TABLE_VOCABULARY:
+        training["table_learning_rate"] = 1.0 if kind == "char" else 2.0
+    return model, training
+
+
+def _transformer(
+    kind: TokenKind, vocabulary: int, width: int, length: float, epochs: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    # A layer costs what four rows of a recurrent one do; depth grows with width.
+    width = int(min(512, max(96, 32 * round(width * 0.6 / 32))))
+    layers = max(2, min(8, round(width / 40)))
+    dropout, table_dropout, decay = _regularisation(width, length, epochs)
+    model: dict[str, Any] = {
+        "type": "transformer", "context_length": 64 if kind == "word" else 128, "hidden_size": width,
+        "num_layers": layers, "num_heads": width // 32, "dropout": round(dropout / 2, 2),
+        **_tables(kind, vocabulary, round(max(0.2, table_dropout - 0.1), 2)),
+    }  # fmt: skip
+    training: dict[str, Any] = {
+        "batching": "shuffled", "optimizer": "muon", "muon_learning_rate": 0.01 if kind == "char" else 0.02,
+        "learning_rate": 3e-3, "weight_decay": max(0.05, min(decay, 0.3)),
+    }  # fmt: skip
+    if vocabulary <= MAX_TABLE_VOCABULARY:
+        training["table_learning_rate"] = 1.0
+    if vocabulary > 256:
+        model["tie_weights"] = True
+    if kind == "word":
+        model["adaptive_cutoffs"] = [2000, 10_000]
+    return model, training
+
+
+def composed(make: Callable[[Sections], RunConfig], wishes: Wishes) -> RunConfig:
+    """The configuration for a text that was not read yet: to check all options before it is."""
+    return make(choose(Facts(1_000_000, 1_000_000, 100, epochs=1.0), wishes).sections)

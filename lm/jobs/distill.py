@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.errors import ConfigError, RunError, RunNotFoundError
 from lm.files import read_facts
 from lm.runs.run import Run, load
-from lm.runs.run_folder import MEMBERS
+from lm.runs.run_folder import MEMBERS, TEACHER
 from lm.training.distillation import Teacher
 
 if TYPE_CHECKING:
@@ -32,6 +34,13 @@ def find_teacher(config: RunConfig, runs_dir: Path) -> Run | None:
     return teacher
 
 
+def teacher_name(teacher: Run, runs_dir: Path | None) -> str:
+    """The value of `training.distill` for a run: its name, or its path if it is not in the folder of the runs."""
+    folder = teacher.folder.path.resolve()
+    name = folder.name if runs_dir is not None and folder.parent == runs_dir.resolve() else str(folder)
+    return name if teacher.checkpoint == "best" else f"{name}@{teacher.checkpoint}"
+
+
 def check_teacher(teacher: Run, corpus: PreparedCorpus) -> None:
     """Refuse a teacher that divides the text into other tokens.
 
@@ -49,7 +58,12 @@ def check_teacher(teacher: Run, corpus: PreparedCorpus) -> None:
 
 def teacher_record(teacher: Run) -> dict[str, Any]:
     """The entry "teacher" of the record of a student."""
-    return {"run": f"{teacher.name}@{teacher.checkpoint}", "sha256": _weights_hash(teacher)}
+    kind = teacher.record.get("kind") or teacher.config.model.type
+    is_own = teacher.folder.name == TEACHER
+    return {
+        "run": None if is_own else f"{teacher.name}@{teacher.checkpoint}", "kind": kind,
+        "sha256": _weights_hash(teacher),
+    }  # fmt: skip
 
 
 def recorded_teacher(run: Run) -> Run | None:
@@ -59,6 +73,13 @@ def recorded_teacher(run: Run) -> Run | None:
         RunError: the teacher is missing, or has other weights than before.
     """
     name, recorded = run.config.training.distill, run.record.get("teacher")
+    if run.config.training.student:
+        name = str(run.folder.path / TEACHER)
+        if not Path(name).is_dir():
+            raise RunError(
+                f"Run {run.name!r} learned from an ensemble that was removed when the run was complete, so it has no "
+                f"longer plan: use it as a start with --init {run.folder.argument}."
+            )
     if name is None or recorded is None:
         return None
     runs_dir = run.folder.path.parent
@@ -80,12 +101,18 @@ def recorded_teacher(run: Run) -> Run | None:
 
 
 def make_teacher(job: PreparedJob) -> Teacher | None:
-    """The teacher of a job, ready to give soft targets."""
+    """The teacher of a job, ready to give soft targets.
+
+    A teacher with counts that knows the text counts it again: its file has not what leaving out an occurrence needs.
+    """
     if job.teacher is None:
         return None
     known = job.teacher.record["corpus"]["splits"].get("train", {}).get("sha256")
     knows_text = known == job.tokens.splits["train"].sha256
-    return Teacher(job.teacher.model, job.config.training.distill_weight, knows_text=knows_text)
+    model, ids = job.teacher.model, job.tokens.splits["train"].ids
+    if knows_text and model.num_counts():
+        model.fit(np.asarray(ids))
+    return Teacher(model, job.config.training.distill_weight, knows_text=knows_text)
 
 
 def _weights_hash(teacher: Run) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 from lm.errors import ConfigError
-from lm.jobs.ensemble_config import member_config
+from lm.jobs.ensemble_config import member_config, teacher_config
 from lm.jobs.prepare import PreparedJob
 from lm.jobs.report import report_run
 from lm.jobs.resolve import ResumeRequest, TrainRequest, training_method
@@ -23,7 +23,7 @@ from lm.models.base import build_model
 from lm.models.ensemble import Ensemble
 from lm.runs.record import run_record
 from lm.runs.run import Run
-from lm.runs.run_folder import EVENTS, MEMBERS, MODEL, RunFolder
+from lm.runs.run_folder import CONFIG, EVENTS, MEMBERS, MODEL, TEACHER, RunFolder
 from lm.training import distributed
 from lm.training.callbacks import Callback, End, Row, Start, Tick
 from lm.training.plan import Plan
@@ -164,11 +164,44 @@ def _train_member(
     return end
 
 
-class _MemberEvents(Callback):
+class _Passing(Callback):
+    """Passes the events of a part of the job on to the callbacks of the whole; the whole closes them."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = callbacks
+
+    def on_start(self, start: Start) -> None:
+        """See `Callback.on_start`."""
+        for callback in self._callbacks:
+            callback.on_start(start)
+
+    def on_step(self, tick: Tick) -> None:
+        """See `Callback.on_step`."""
+        for callback in self._callbacks:
+            callback.on_step(tick)
+
+    def on_log(self, row: Row) -> None:
+        """See `Callback.on_log`."""
+        for callback in self._callbacks:
+            callback.on_log(row)
+
+    def on_validation(self, done: int, total: int) -> None:
+        """See `Callback.on_validation`."""
+        for callback in self._callbacks:
+            callback.on_validation(done, total)
+
+    def on_save(self, step: int) -> None:
+        """See `Callback.on_save`."""
+        for callback in self._callbacks:
+            callback.on_save(step)
+
+
+class _MemberEvents(_Passing):
     """Passes the events of a member on as events of the ensemble, and writes the ensemble's metrics.jsonl."""
 
     def __init__(self, members: _Members, number: int, done: _Done, callbacks: Sequence[Callback]) -> None:
-        self._members, self._number, self._done, self._callbacks = members, number, done, callbacks
+        super().__init__(callbacks)
+        self._members, self._number, self._done = members, number, done
         self._plan_steps = 0
 
     def on_start(self, start: Start) -> None:
@@ -185,8 +218,7 @@ class _MemberEvents(Callback):
             plan_steps=self._plan_steps, plan_seconds=seconds, validations=start.validations * size,
             member=(self._number + 1, size),
         )  # fmt: skip
-        for callback in self._callbacks:
-            callback.on_start(shifted)
+        super().on_start(shifted)
 
     def on_step(self, tick: Tick) -> None:
         """See `Callback.on_step`."""
@@ -195,25 +227,17 @@ class _MemberEvents(Callback):
             tick, step=tick.step + self._done.step, seconds=tick.seconds + self._done.seconds,
             progress=self._members.share(self._number, tick.progress), plan_steps=self._plan_steps,
         )  # fmt: skip
-        for callback in self._callbacks:
-            callback.on_step(shifted)
+        super().on_step(shifted)
 
     def on_log(self, row: Row) -> None:
         """See `Callback.on_log`."""
         row = self._members.row(self._number, self._done, row)
         self._members.folder.append_metrics(row)
-        for callback in self._callbacks:
-            callback.on_log(row)
-
-    def on_validation(self, done: int, total: int) -> None:
-        """See `Callback.on_validation`."""
-        for callback in self._callbacks:
-            callback.on_validation(done, total)
+        super().on_log(row)
 
     def on_save(self, step: int) -> None:
         """See `Callback.on_save`."""
-        for callback in self._callbacks:
-            callback.on_save(step + self._done.step)
+        super().on_save(step + self._done.step)
 
     def end_of_all(self, end: End) -> End:
         """A member's end as that of the ensemble."""
@@ -266,3 +290,73 @@ def _finish(members: _Members, run: Run, callbacks: Sequence[Callback]) -> None:
     for callback in callbacks:
         callback.on_end(end)
     shutil.rmtree(folder.path / MEMBERS, ignore_errors=True)
+
+
+# -- an ensemble as the teacher of one more model ----------------------------------------------------------
+
+
+class _TeacherEvents(_Passing):
+    """Passes the events of a teacher on as those of its student's run, without a finished end."""
+
+    def __init__(self, run: str, callbacks: Sequence[Callback]) -> None:
+        super().__init__(callbacks)
+        self._run = run
+        self.stopped = False
+
+    def on_start(self, start: Start) -> None:
+        """See `Callback.on_start`."""
+        super().on_start(replace(start, run=self._run))
+
+    def on_end(self, end: End) -> None:
+        """See `Callback.on_end`."""
+        if end.reason in STOPPED:
+            self.stopped = True
+            for callback in self._callbacks:
+                callback.on_end(end)
+
+
+def train_teacher(
+    job: PreparedJob, folder: RunFolder, request: TrainRequest | ResumeRequest, train_steps: TrainSteps
+) -> PreparedJob | None:
+    """Train the rest of the ensemble that `training.student` has as its teacher.
+
+    Args:
+        job: of the student, which has made no step.
+        folder: of the student's run; the teacher's is inside it.
+        request: with the callbacks.
+        train_steps: trains one model.
+
+    Returns:
+        The job of the student, with its teacher; None: it was interrupted.
+    """
+    teacher = RunFolder(folder.path / TEACHER)
+    events = _TeacherEvents(folder.name, request.callbacks)
+    own: PreparedJob = replace(
+        job, config=teacher_config(job.config), method="members", path=teacher.path, overwrite=True
+    )
+    try:
+        if job.overwrite or not (folder.path / CONFIG).is_file():
+            model = build_model(job.config.model, job.tokens.tokenizer.vocab_size)
+            record = {**run_record(job.config, job.tokens, model, job.init), "plan": Plan(1, 1).to_json()}
+            folder.create(record, job.tokens.tokenizer, overwrite=job.overwrite)
+        with contextlib.ExitStack() as locks:
+            if (teacher.path / CONFIG).is_file():
+                again = ResumeRequest(run=str(teacher.path), data_dir=request.data_dir, is_restart=True)
+                own = reopen(again, distributed.current(), locks)
+            if own.corpus is not None:
+                train_members(own, teacher, replace(request, callbacks=[events]), train_steps)
+    except BaseException:
+        events.stopped = True
+        raise
+    finally:
+        if events.stopped:
+            with contextlib.ExitStack() as closing:
+                for callback in reversed(request.callbacks):
+                    closing.callback(callback.close)
+    return None if events.stopped else replace(job, teacher=Run(teacher, device="cpu"))
+
+
+def drop_teacher(folder: RunFolder) -> None:
+    """Remove the teacher in the folder of a run that is complete; one that is out of time can still be resumed."""
+    if not folder.has_last() or folder.read_state()["train_state"]["stop_reason"] in ("finished", "no_progress"):
+        shutil.rmtree(folder.path / TEACHER, ignore_errors=True)

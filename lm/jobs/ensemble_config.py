@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from lm.runs.run import Run
 
 
+TEACHER_SHARE = 0.5
+"""Share of the minutes for the teacher of `training.student`."""
+
+
 def as_ensemble(config: RunConfig) -> RunConfig:
     """The options of the run that joins `training.ensemble` models of these options."""
     size = config.training.ensemble
@@ -43,7 +47,27 @@ def with_shared_minutes(config: RunConfig) -> RunConfig:
     size, minutes = config.training.ensemble, minutes_of(config.training)
     if size is None or minutes is None:
         return config
-    return _with(config, {"minutes": minutes / size}, config.model)
+    return _with(config, {"minutes": minutes * _teacher_share(config) / size}, config.model)
+
+
+def teacher_config(config: RunConfig) -> RunConfig:
+    """The options of the ensemble that `training.student` has as its teacher."""
+    minutes = minutes_of(config.training)
+    share = {"minutes": None if minutes is None else minutes * _teacher_share(config), "student": False}
+    return as_ensemble(_with(config, share, config.model))
+
+
+def student_config(config: RunConfig) -> RunConfig:
+    """The options with the minutes of the student alone; unchanged without `training.student`."""
+    minutes = minutes_of(config.training)
+    if not config.training.student or minutes is None:
+        return config
+    return _with(config, {"minutes": minutes * (1 - _teacher_share(config))}, config.model)
+
+
+def _teacher_share(config: RunConfig) -> float:
+    """The share of the minutes in which the ensemble is trained."""
+    return TEACHER_SHARE if config.training.student else 1.0
 
 
 def minutes_of(training: TrainingConfig) -> float | None:
@@ -69,7 +93,11 @@ def check_ensemble(config: RunConfig, init: Run | None) -> None:
             f"model on its predictions: --distill {init.name}"
         )
     size, kind = config.training.ensemble, config.model.type
+    if config.training.student and config.training.distill is not None:
+        raise ConfigError("--student has the ensemble as its teacher: leave --distill out.")
     if size is None:
+        if config.training.student:
+            raise ConfigError("--student needs a teacher: add --ensemble K, or give a run with --distill RUN instead.")
         return
     method = MODELS.resolve(kind).trained_by
     if method == "members":

@@ -41,8 +41,7 @@ def reserve_run(job: PreparedJob, request: TrainRequest, world: World, locks: co
     memory = None
     if job.method == "members":
         config = member_config(config, 0)
-    # A model that counts as well would count the text twice.
-    if training_method(config) == "gradient" and not config.training.shard:
+    if training_method(config) != "counting" and not config.training.shard:
         with distributed.single_process():
             memory = refuse_what_cannot_fit(distributed.config_per_process(config, world.size), corpus)
     return replace(job, path=folder.path, overwrite=request.overwrite, memory_bytes=memory)

@@ -1,4 +1,4 @@
-"""Step 2 of a training job: open the corpus, choose the preset where none is given, and encode the text."""
+"""Step 2 of a training job: open the corpus, choose the options that nobody gave, and encode the text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from lm.config import CorpusConfig, RunConfig, Section, merge
 from lm.corpora import Corpus, PreparedCorpus, load_prepared_or_prepare, open_corpus
 from lm.corpora import prepare as encode
 from lm.errors import ConfigError, CorpusError
-from lm.jobs.autoconfig import choose_config, suited_presets
+from lm.jobs.autoconfig import Choice, choose, read_facts, token_kind, with_length
 from lm.jobs.distill import check_teacher
-from lm.jobs.ensemble_config import as_ensemble, minutes_of, with_shared_minutes
+from lm.jobs.ensemble_config import as_ensemble, with_shared_minutes
 from lm.jobs.resolve import Method, ResolvedRequest, ResumeRequest, TrainRequest, training_method
+from lm.jobs.speed import reference_speed
 from lm.runs.run import Run, load
 from lm.tokenizers.base import Tokenizer
+from lm.training import distributed
 from lm.training.distributed import ReadOnlyRunFolder, World
 from lm.training.plan import DEFAULT_MINUTES, Plan, bptt_of, fit_to_text
 
@@ -44,10 +46,10 @@ class PreparedJob:
     """None: the run is finished."""
     method: Method = "gradient"
     init: Run | None = None
+    choice: Choice | None = None
+    """How the options of the default model came about."""
     teacher: Run | None = None
     """The run of `training.distill`."""
-    chosen_tokens: int | None = None
-    """Tokens that the plan trains on, where the preset was chosen by them."""
     path: Path | None = None
     """The run folder; None: nothing is to be trained."""
     overwrite: bool = False
@@ -104,16 +106,20 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
             encoded[key] = encode(text, tokenizer, progress=request.progress)
         return encoded[key]
 
-    config, chosen_tokens = resolved.config, None
-    if resolved.over_preset is not None and training_method(config) == "counting":
-        config = resolved.over_preset(suited_presets(text)[0])
-    elif resolved.over_preset is not None:
-        over_preset = resolved.over_preset
-        choice = choose_config(text, lambda name: with_shared_minutes(over_preset(name)), encode=encode_once)
-        config, chosen_tokens = choice.config, choice.tokens
-        if config.training.ensemble is not None:
-            total = {"minutes": minutes_of(resolved.config.training)}
-            config = config.model_copy(update={"training": config.training.model_copy(update=total)})
+    config, choice = resolved.config, None
+    if resolved.over_default is not None:
+        with distributed.single_process():
+            facts = with_length(
+                read_facts(text), with_shared_minutes(config).training, lambda: reference_speed(config.training)
+            )
+        wishes, teacher = resolved.wishes, resolved.teacher
+        if teacher is not None:
+            wishes = replace(wishes, tokens=token_kind(teacher.config.tokenizer.type))
+        choice = choose(facts, wishes)
+        if teacher is not None:
+            # A student has its teacher's tokens.
+            choice.sections["tokenizer"] = teacher.config.tokenizer.model_dump(mode="json")
+        config = resolved.over_default(choice.sections)
     prepared = encode_once(request.init.tokenizer if request.init else config.tokenizer)
     sections: dict[str, Any] = {"corpus": config.corpus.model_copy(update={"source": text.source})}
     if text.tokens is not None:
@@ -125,13 +131,11 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
     config = config.model_copy(update=sections)
     if method != "counting":
         config = _with_batches_that_fit(config, prepared)
-    if config.training.ensemble is not None:
+    if config.training.ensemble is not None and not config.training.student:
         config, method = as_ensemble(config), "members"
     if (teacher := resolved.teacher) is not None:
         check_teacher(teacher, prepared)
-    return PreparedJob(
-        config=config, corpus=prepared, method=method, init=request.init, teacher=teacher, chosen_tokens=chosen_tokens
-    )
+    return PreparedJob(config=config, corpus=prepared, method=method, init=request.init, teacher=teacher, choice=choice)
 
 
 def prepare_run(run: Run, request: TrainRequest) -> PreparedJob:

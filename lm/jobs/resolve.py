@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, compose, merge
+from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, compose, given_sections, merge
 from lm.corpora import Corpus, Progress
 from lm.device import pick_device
 from lm.errors import ConfigError
-from lm.jobs.autoconfig import CANDIDATES, first_accepted
+from lm.jobs.autoconfig import Family, Sections, TokenKind, Wishes, composed, token_kind
 from lm.jobs.distill import find_teacher
 from lm.jobs.ensemble_config import check_ensemble, unwrapped
 from lm.jobs.new_run import check_new_run
@@ -36,7 +35,13 @@ class TrainRequest:
     config: RunConfig | None = None
     """All options; None: `preset`, `file` and `overrides` give them."""
     preset: str | None = None
-    """None: the preset that suits the text and the length of the plan."""
+    """None: the default model, which suits the text, the plan and the machine."""
+    family: Family | None = None
+    """Of the default model; None: GRU."""
+    tokens: TokenKind | None = None
+    """Of the default model; None: by the text."""
+    neural: bool = False
+    """A default model without counts."""
     file: Path | None = None
     """A TOML file of options over the preset."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -87,9 +92,11 @@ class ResolvedRequest:
 
     request: TrainRequest
     config: RunConfig
-    """All options; where the preset is still to be chosen, those of the first preset that accepts the overrides."""
-    over_preset: Callable[[str], RunConfig] | None = None
-    """The configuration over a preset, composed once; None: `config` is final."""
+    """All options; for the default model, those of a nominal text."""
+    over_default: Callable[[Sections], RunConfig] | None = None
+    """The configuration over the sections of the default model; None: `config` is final."""
+    wishes: Wishes = Wishes()
+    """For the default model."""
     teacher: Run | None = None
     """The run of `training.distill`."""
 
@@ -101,9 +108,11 @@ def resolve(request: TrainRequest) -> ResolvedRequest:
         ConfigError: an option is unknown, out of bounds or contradicts another.
         DeviceError: the device does not exist.
     """
-    over_preset = functools.cache(
-        lambda preset: compose(request.source, preset=preset, file=request.file, overrides=request.overrides)
-    )
+
+    def over(preset: str | Sections) -> RunConfig:
+        return compose(request.source, preset=preset, file=request.file, overrides=request.overrides)
+
+    wishes = _wishes(request)
     if request.stop_after is not None and request.stop_after < 1:
         raise ConfigError(f"--stop-after {request.stop_after}: give a step of the plan, 1 or later.")
     if request.preset is not None and (request.config is not None or request.init is not None):
@@ -115,15 +124,41 @@ def resolve(request: TrainRequest) -> ResolvedRequest:
         where = CorpusConfig(source=request.source)
         resolved = ResolvedRequest(request, init_config(request.init, where, dict(request.overrides)))
     elif request.preset is not None:
-        resolved = ResolvedRequest(request, over_preset(request.preset))
+        resolved = ResolvedRequest(request, over(request.preset))
     else:
-        resolved = ResolvedRequest(request, first_accepted(CANDIDATES, over_preset), over_preset)
+        resolved = ResolvedRequest(request, composed(over, wishes), over, wishes)
     config = unwrapped(resolved.config)
     check_ensemble(config, request.init)
+    if config.training.student and request.stop_after is not None:
+        raise ConfigError("--stop-after stops the training of one model or ensemble: leave --student out.")
     resolved = replace(resolved, config=config, teacher=find_teacher(config, request.runs_dir))
     training = resolved.config.training
     choose_format(training, pick_device(training.device))
     return resolved
+
+
+def _wishes(request: TrainRequest) -> Wishes:
+    """What the request says about the default model, by flags and by the types among its options.
+
+    Raises:
+        ConfigError: flags for the default model, and another model that is given.
+    """
+    flags = {"--family": request.family, "--tokens": request.tokens, "--neural": request.neural}
+    used = [flag for flag, value in flags.items() if value]
+    if used and (request.preset is not None or request.config is not None or request.init is not None):
+        other = f"--preset {request.preset}" if request.preset else "--init" if request.init else "config"
+        raise ConfigError(f"{used[0]} is for the default model, and {other} gives another one: leave one of them out.")
+    if request.config is not None or request.preset is not None or request.init is not None:
+        return Wishes()
+    given: dict[str, dict[str, Any]] = {"model": {}, "tokenizer": {}}
+    for layer in given_sections(request.file, request.overrides):
+        for name in given:
+            given[name] |= layer[name] if isinstance(layer.get(name), dict) else {}
+    model, tokenizer = given["model"].get("type"), given["tokenizer"].get("type")
+    cell = given["model"].get("cell", "gru") if model == "hybrid" else model
+    family = request.family or (cell if cell in get_args(Family) else None)
+    tokens = request.tokens or (None if tokenizer is None else token_kind(tokenizer))
+    return Wishes(family, tokens, request.neural or model in ("rnn", "gru", "lstm"))
 
 
 def resolve_new_run(request: TrainRequest) -> ResolvedRequest:
@@ -145,8 +180,9 @@ def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> Ru
         ConfigError: an override changes the tokenizer.
     """
     base = run.config.model_copy(update={"corpus": corpus})
-    own = "max_steps", "epochs", "minutes", "evaluate_every", "distill"
-    config = merge(base, {**{f"training.{field}": None for field in own}, **overrides})
+    own: dict[str, Any] = dict.fromkeys(("max_steps", "epochs", "minutes", "evaluate_every", "ensemble", "distill"))
+    own["student"] = False
+    config = merge(base, {**{f"training.{field}": value for field, value in own.items()}, **overrides})
     if config.tokenizer != base.tokenizer:
         raise ConfigError(f"--init {run.name} keeps that run's tokenizer: leave tokenizer options out.")
     return config

@@ -56,6 +56,8 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         return reopen_ensemble(run, config, corpus, request)
     has_state = bool(folder.has_last() or folder.read_metrics() or folder.kept_checkpoints())
     state: Any = folder.read_state()["train_state"] if has_state else {"step": 0, "stop_reason": None}
+    if config.training.student and not has_state:
+        return reopen_before_teacher(run, config, corpus, request)
     try:
         plan, step, stopped = Plan.from_json(record["plan"]), int(state["step"]), state["stop_reason"]
     except (KeyError, TypeError, ValueError):
@@ -79,7 +81,7 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         # The recorded model section stays as it is: the weights carry its hash.
         config = config.model_copy(update={"training": merge(config, request.changes).training})
     distributed.check(config, world.size)
-    init = load(record["init"], runs_dir=folder.path.parent) if record.get("init") and not has_state else None
+    init = None if has_state else _recorded_init(run)
     return PreparedJob(
         config=config,
         corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
@@ -89,6 +91,35 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         path=folder.path,
         resume=ResumePoint(plan, has_state, resets_patience),
     )
+
+
+def reopen_before_teacher(
+    run: Run, config: RunConfig, corpus: PreparedCorpus | None, request: ResumeRequest
+) -> PreparedJob:
+    """The job of a run with `training.student` that has made no step: its teacher may be incomplete.
+
+    Raises:
+        LMError: see `reopen`.
+    """
+    for flag, value in (("--max-steps", request.max_steps), ("--stop-after", request.stop_after)):
+        if value is not None:
+            raise ConfigError(f"{flag} {value}: the teacher of {run.name!r} is not trained yet: leave {flag} out.")
+    if request.changes:
+        config = config.model_copy(update={"training": merge(config, request.changes).training})
+    check_ensemble(unwrapped(config), None)
+    return PreparedJob(
+        config=config,
+        corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
+        method=training_method(config),
+        init=_recorded_init(run),
+        path=run.folder.path,
+    )
+
+
+def _recorded_init(run: Run) -> Run | None:
+    """The run whose weights this run starts from."""
+    name = run.record.get("init")
+    return load(name, runs_dir=run.folder.path.parent) if name else None
 
 
 def reopen_ensemble(run: Run, config: RunConfig, corpus: PreparedCorpus | None, request: ResumeRequest) -> PreparedJob:
@@ -112,7 +143,7 @@ def reopen_ensemble(run: Run, config: RunConfig, corpus: PreparedCorpus | None, 
         config=config,
         corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
         method="members",
-        init=load(record["init"], runs_dir=folder.path.parent) if record.get("init") else None,
+        init=_recorded_init(run),
         path=folder.path,
         resume=ResumePoint(Plan.from_json(record["plan"])),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from lm.config import RunConfig, TrainingConfig, runs_folder
 from lm.corpora import Corpus, Progress
 from lm.device import enough_memory
 from lm.errors import ConfigError
+from lm.jobs.autoconfig import Family, TokenKind
 from lm.jobs.counting import train_by_counting
-from lm.jobs.distill import make_teacher, teacher_record
-from lm.jobs.ensemble import train_members
+from lm.jobs.distill import make_teacher, teacher_name, teacher_record
+from lm.jobs.ensemble import drop_teacher, train_members, train_teacher
+from lm.jobs.ensemble_config import student_config
 from lm.jobs.measure import fix_plan, measure_times, reserve_run
 from lm.jobs.new_run import check_new_run, run_of_this_job
 from lm.jobs.prepare import PreparedJob, open_text, prepare_job, share_job
@@ -50,6 +53,9 @@ def train(
     epochs: float | None = None,
     max_steps: int | None = None,
     preset: str | None = None,
+    family: Family | None = None,
+    tokens: TokenKind | None = None,
+    neural: bool = False,
     ensemble: int | None = None,
     distill: str | Run | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -66,10 +72,13 @@ def train(
 
     Args:
         corpus: what `CorpusConfig.source` may be, or an opened corpus.
-        config: all options, from `lm.config.compose`; None: the preset that suits the text and the length.
+        config: all options, from `lm.config.compose`; None: the default model, which suits the text,
+            the length and the machine.
         minutes, epochs, max_steps: length of the plan; default: the config's, else 5 minutes. The one that ends first
             counts.
         preset: start from this preset instead of a config.
+        family, tokens: of the default model; None: a GRU, and the tokens that suit the text.
+        neural: a default model without counts.
         ensemble: train this many models with different seeds and average their probabilities.
         distill: the run, or its name as in `lm.load`, whose probabilities the model learns as well.
         overrides: other options over config or preset, "section.field" → value, as in `lm.config.compose`.
@@ -92,15 +101,17 @@ def train(
     Raises:
         LMError: an error the user can correct; nothing was overwritten.
     """
-    teacher = f"{distill.folder.path}@{distill.checkpoint}" if isinstance(distill, Run) else distill
+    runs_dir = runs_folder(runs_dir)
+    teacher = teacher_name(distill, runs_dir) if isinstance(distill, Run) else distill
     given = {
         "minutes": minutes, "epochs": epochs, "max_steps": max_steps, "ensemble": ensemble, "distill": teacher
     }  # fmt: skip
     changes = {f"training.{field}": value for field, value in given.items() if value is not None}
     request = TrainRequest(
         corpus=corpus if isinstance(corpus, Corpus) else str(corpus), config=config, preset=preset,
-        overrides={**changes, **(overrides or {})}, init=init, name=name, runs_dir=runs_folder(runs_dir),
-        overwrite=overwrite, stop_after=stop_after, data_dir=data_dir, callbacks=callbacks, progress=progress,
+        family=family, tokens=tokens, neural=neural, overrides={**changes, **(overrides or {})}, init=init,
+        name=name, runs_dir=runs_dir, overwrite=overwrite, stop_after=stop_after,
+        data_dir=data_dir, callbacks=callbacks, progress=progress,
     )  # fmt: skip
     return train_new_run(resolve_new_run(request))
 
@@ -201,12 +212,18 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
         if not job.has_report and world.is_rank0:
             run.own_text(data_dir=request.data_dir)
             run = report_run(folder, str(world.pick_device(job.config.training.device)), callbacks)
+            drop_teacher(folder)
         world.barrier()
         return run, not job.has_report
     if job.method == "counting":
         return train_by_counting(job, folder, callbacks), True
     if job.method == "members":
         return train_members(job, folder, request, _train_steps), True
+    if job.config.training.student and job.resume is None:
+        taught = train_teacher(job, folder, request, _train_steps)
+        if taught is None:
+            return Run(folder), True
+        job = taught
     recorded = request.plan if isinstance(request, TrainRequest) else None
     end = _train_steps(job, folder, [TensorBoard(folder.path / EVENTS), *callbacks], request.stop_after, recorded)
     device = str(world.pick_device(job.config.training.device))
@@ -214,6 +231,7 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
     # An interrupted run is saved, and `lm eval` can measure it later.
     if world.is_rank0 and end.reason != "interrupted":
         run = report_run(folder, device, callbacks)
+        drop_teacher(folder)
     world.barrier()
     return run, True
 
@@ -232,7 +250,7 @@ def _train_steps(
         folder: of the run.
         callbacks: receive the events, in the first process.
         stop_after: a step of the plan.
-        recorded: the plan of another run, which a new run follows; None: a plan of its own.
+        recorded: the plan of another run, which a new run follows; None: make a plan.
     """
     trainer, plan = _new_trainer(job, folder, recorded) if job.resume is None else _resumed_trainer(job, folder)
     trainer.callbacks = list(callbacks) if distributed.current().is_rank0 else []
@@ -241,18 +259,24 @@ def _train_steps(
 
 def _new_trainer(job: PreparedJob, folder: RunFolder, recorded: Plan | None) -> tuple[Trainer, Plan]:
     """The trainer of a new run at step 0, and its plan: `recorded` or a new one; the run folder is created."""
+    config = job.config
+    job = replace(job, config=student_config(config))
     make_model, teacher = _model_factory(job), make_teacher(job)
     timings = None if recorded is not None else measure_times(job, make_model, teacher)
     if teacher is not None:
         teacher.state = None
     trainer = Trainer(folder, job.config.training, make_model(), job.tokens, teacher=teacher)
     plan = recorded or fix_plan(job, trainer, timings)
-    record = {**run_record(job.config, job.tokens, trainer.model, job.init), "plan": plan.to_json()}
+    record = {**run_record(config, job.tokens, trainer.model, job.init), "plan": plan.to_json()}
     if job.teacher is not None:
         record["teacher"] = teacher_record(job.teacher)
     if (name := distributed.job_name()) is not None:
         record["job"] = name
-    folder.create(record, job.tokens.tokenizer, overwrite=job.overwrite)
+    if config.training.student:
+        # The folder was made before the teacher was trained in it.
+        folder.write_record({**folder.read_record(), **record})
+    else:
+        folder.create(record, job.tokens.tokenizer, overwrite=job.overwrite)
     return trainer, plan
 
 

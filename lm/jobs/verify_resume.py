@@ -28,6 +28,7 @@ from lm.config import RunConfig, validate
 from lm.device import pick_device
 from lm.errors import ConfigError, TrainingError
 from lm.files import Arrays
+from lm.jobs.distill import teacher_name
 from lm.jobs.ensemble_config import member_config
 from lm.jobs.prepare import PreparedJob
 from lm.jobs.resolve import TrainRequest, resolve_new_run, training_method
@@ -92,10 +93,10 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
         length = {"minutes": max(LEAST_SECONDS, steps * step_seconds) / 60}
     else:
         length = {"max_steps": steps, "evaluate_every": steps // 2}
-    teacher = None if job.teacher is None else f"{job.teacher.folder.path.resolve()}@{job.teacher.checkpoint}"
+    teacher = None if job.teacher is None else teacher_name(job.teacher, None)
     training = job.config.training.model_copy(
         update={
-            "distill": teacher,
+            "distill": teacher, "ensemble": None, "student": False,
             "max_steps": None, "minutes": None, "epochs": None, "evaluate_every": None, "log_every": 1,
             "validation_tokens": VALIDATION_TOKENS, "patience": None, "devices": None, "shard": False, **length,
         }

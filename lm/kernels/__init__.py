@@ -1,6 +1,7 @@
 """Native kernels: C++ that does the work of a torch model in fewer and faster steps, with equal results.
 
     compiled       the compiled module, if this install has it
+    counts         n-gram counts as flat arrays, how they are saved, and their compiled lookup
     decoding       registered model type ─► KERNELS (one file a family) ─► a step of decoding, without torch
     dispatch       which operations of training run natively
     layers         training layers with gradients (functions of `autograd`)

@@ -11,6 +11,7 @@ Source: Chen and Goodman 1999, "An empirical study of smoothing techniques for l
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import safetensors
+import safetensors.numpy
 
 from lm.kernels.compiled import native
 
@@ -175,14 +178,18 @@ def compiled_counts(levels: Sequence[Level]) -> Any:
 
 
 # -- saving -------------------------------------------------------------------------------------------
-# Raw counts of level k are "counts.k" with "keys.k", "starts.k" and "tokens.k". Compact counts, which have no level 0,
-# are in `PARTS`, and the distribution "unigrams" of the empty context.
+# Raw counts of level k are "counts.k" with "keys.k", "starts.k" and "tokens.k". Compact counts are one array, "packed":
+# a compressed safetensors file with "unigrams", the distribution of the empty context, and `PARTS` of the other levels.
 
 PARTS = ("contexts", "children", "sizes", "backoffs", "tokens", "shares")
-"""Arrays of compact counts: the oldest token of each context (C,); how many contexts each context one token shorter
-begins; pairs of each context (C,); rounded backoff weights (C,); next tokens (M,); rounded shares (M,)."""
+"""Arrays of a compact level: the oldest token of each context (C,); how many contexts end in each context one token
+shorter; pairs of each context (C,); rounded backoff weights (C,); next tokens (M,); rounded shares (M,)."""
+COMPRESSION = 1
+"""The level of zlib: higher ones take five times as long for 8 % less."""
+MAX_RATIO = 100
+"""Bytes for each compressed byte, at most: a small file of a stranger cannot fill the memory."""
 SHARE_STEPS = 16
-"""A share is exp(-code / 16): within 3 %. The shares of a context are then scaled to the sum 1 - backoff weight."""
+"""A share is exp(-code / 16), within 3 %. The shares of a context are then scaled to the sum 1 - backoff weight."""
 BACKOFF_STEPS = 12
 """A backoff weight is 1 / (1 + exp((128 - code) / 12)): it and 1 minus it are within 4 %."""
 
@@ -202,7 +209,7 @@ def raw_arrays(levels: Sequence[Level]) -> dict[str, Anything]:
 
 
 def compact_arrays(levels: Sequence[Level]) -> dict[str, Anything]:
-    """The levels as small arrays by name, rounded to 8 bits."""
+    """The levels as one small array, with shares and backoff weights rounded to 8 bits."""
     root, vocab_size = levels[0], levels[0].vocab_size
     unigrams = np.full(vocab_size, root.backoff[0] / vocab_size)
     unigrams[root.tokens] += root.shares
@@ -220,7 +227,23 @@ def compact_arrays(levels: Sequence[Level]) -> dict[str, Anything]:
             np.clip(shares, 0, 255).astype(np.uint8),
         )
         arrays |= {f"{name}.{k}": part for name, part in zip(PARTS, parts, strict=True)}
-    return arrays
+    return {"packed": np.frombuffer(zlib.compress(safetensors.numpy.save(arrays), COMPRESSION), np.uint8)}
+
+
+def _unpacked(packed: Anything) -> dict[str, Anything]:
+    """The arrays in "packed".
+
+    Raises:
+        ValueError: it holds something else, or far more than counts.
+    """
+    try:
+        unpacking = zlib.decompressobj()
+        content = unpacking.decompress(packed.tobytes(), MAX_RATIO * len(packed) + (1 << 20))
+        if unpacking.eof:
+            return safetensors.numpy.load(content)
+    except (zlib.error, safetensors.SafetensorError, TypeError):
+        pass
+    raise ValueError("packed in the file does not hold counts")
 
 
 def _smallest(values: Anything) -> Anything:
@@ -228,19 +251,30 @@ def _smallest(values: Anything) -> Anything:
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
-def levels_from_arrays(arrays: Mapping[str, Anything], *, order: int, vocab_size: int) -> list[Level]:
+def levels_from_arrays(arrays: Mapping[str, Anything], *, order: int, vocab_size: int | None = None) -> list[Level]:
     """The levels of a result of `raw_arrays` or `compact_arrays`.
+
+    Args:
+        arrays: by name.
+        order: number of the levels.
+        vocab_size: V; None: that of the arrays.
 
     Raises:
         ValueError: they have another order or vocabulary, or are inconsistent; names the array.
     """
-    compact = "unigrams" in arrays
+    compact = "packed" in arrays
+    if compact:
+        arrays = {**arrays, **_unpacked(np.asarray(arrays["packed"]))}
+        del arrays["packed"]
     root, parts = ("unigrams", PARTS) if compact else ("counts.0", ("keys", "starts", "tokens", "counts"))
     if odd := sorted({root, *(f"{name}.{k}" for k in range(1, order) for name in parts)} ^ arrays.keys()):
         raise ValueError(f"counts and model differ in {', '.join(odd[:4])}")
     unigrams = np.asarray(arrays[root])
+    vocab_size = unigrams.size if vocab_size is None else vocab_size
     if unigrams.shape != (vocab_size,):
         raise ValueError(f"{root} is {unigrams.shape} in the file, {(vocab_size,)} in the model")
+    if compact and not ((unigrams > 0) & (unigrams <= 1)).all():
+        raise ValueError("unigrams in the file are no probabilities")
     levels = [_compact_root(unigrams) if compact else _raw_root(unigrams)]
     for k in range(1, order):
         make = _compact_level if compact else _raw_level
@@ -301,7 +335,7 @@ def _compact_level(parts: Sequence[Anything], parents: int, vocab_size: int) -> 
 def _has_known_tokens(level: Level) -> bool:
     """Whether the tokens of each context are sorted, and in the vocabulary."""
     return int(level.tokens.max(initial=0)) < level.vocab_size and _are_sorted(
-        level.pairs, len(level.keys) * level.vocab_size
+        owners(level) * level.vocab_size + level.tokens, len(level.keys) * level.vocab_size
     )
 
 

@@ -40,6 +40,7 @@ from lm.config import Options
 from lm.errors import UnsupportedPartError
 from lm.kernels.autograd import cross_entropy
 from lm.kernels.dispatch import only_torch
+from lm.models.layout import Stage, Symbol
 from lm.models.profiled_parts import LOSS, run_part
 
 M = TypeVar("M", bound=nn.Module)
@@ -111,8 +112,8 @@ class TrainingLoss:
     nats: Tensor
     """Nats per token, without smoothing or penalties: a scalar without gradient."""
     state: State
-    logits: Tensor | None = None
-    """(B, T, V) without gradient; None if they were not computed."""
+    logits: Callable[[], Tensor] | None = None
+    """Gives the logits (B, T, V) without gradient, for metrics; None if they are not computed."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,18 @@ class LanguageModel(nn.Module, ABC):
         logits, state = self(ids, state)
         smoothing, soft = label_smoothing, soft_targets
         objective, nats = run_part(LOSS, cross_entropies, logits, targets, smoothing, self.loss_dtype, soft)
-        return TrainingLoss(objective, nats, state, logits.detach())
+        return TrainingLoss(objective, nats, state, logits.detach)
+
+    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """As `forward`, for the text that the model was trained on: its counts leave out each target's own occurrence.
+
+        Args:
+            ids: (B, T) int64.
+            targets: (B, T) int64: targets[b, t] follows ids[b, t].
+            state: as for `forward`.
+        """
+        logits, after = self(ids, state)
+        return logits, after
 
     def inspectable(self) -> tuple[str, ...]:
         """The parts that `inspect` can give: names of fields of `Inspection`."""
@@ -314,16 +326,17 @@ class LanguageModel(nn.Module, ABC):
         """`inspect` of parts that the model has; overridden by models that have parts."""
         return Inspection(*self(ids, state))
 
-    def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """As `forward`, for the text that the model was trained on: its counts leave out each target's own occurrence.
+    def symbols(self) -> dict[str, Symbol]:
+        """The letters of this model's shapes; B and T are the caller's."""
+        return {"V": Symbol(self.vocab_size, "tokens of the vocabulary")}
 
-        Args:
-            ids: (B, T) int64.
-            targets: (B, T) int64: targets[b, t] follows ids[b, t].
-            state: as for `forward`.
+    def layout(self) -> tuple[Stage, ...]:
+        """The stages of a step in order, with each parameter once; matrix products as in `inspect`.
+
+        A model that does not override it has its parameters in one stage, in numbers alone.
         """
-        logits, after = self(ids, state)
-        return logits, after
+        shapes = {name: tuple(map(str, parameter.shape)) for name, parameter in self.named_parameters()}
+        return (Stage("model", "", shapes, {"logits": ("B", "T", "V")}),)
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """Learn from a whole split at once; only for models that are trained by counting.
@@ -332,6 +345,10 @@ class LanguageModel(nn.Module, ABC):
             ids: (N + 1,) the start token, then the N tokens of the training split.
         """
         raise TypeError(f"{type(self).__name__} is trained by gradient")
+
+    def fit_bytes(self, ids: npt.NDArray[Any]) -> int:
+        """The memory of the host that `fit` needs for these ids at its peak, estimated in less than a second."""
+        return 0
 
     def fitted(self) -> Any:
         """What `fit` made, for `use_fitted` of an equal model, which shares it."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lm.config import listed
 from lm.errors import ConfigError
 from lm.models.base import ModelOptions, State
+from lm.models.layout import Stage, Symbol
 
 MAX_NUMBERS = 1 << 28
 """In all tables of a model: one gigabyte of float32."""
@@ -154,6 +155,17 @@ class ContextTables(nn.ModuleDict):
                 row = digits if contexts <= self.buckets else bucket(hashed, self.buckets)
                 rows[order] = torch.where(complete, row, self.rows(order))
         return rows
+
+    def symbols(self) -> dict[str, Symbol]:
+        """See `LanguageModel.symbols`."""
+        return {f"R{order}": Symbol(self.rows(order), f"rows of the table of order {order}") for order in self.orders}
+
+    def stages(self, prefix: str) -> list[Stage]:
+        """See `LanguageModel.layout`; `prefix` is that of the parameters' names."""
+        if not self.orders:
+            return []
+        rows = {f"{prefix}{order}.weight": (f"R{order} + 1", "V") for order in self.orders}
+        return [Stage("tables", "sum of one row a table", rows, {"table logits": ("B", "T", "V")})]
 
 
 def mix(hashed: Tensor, token: Tensor) -> Tensor:

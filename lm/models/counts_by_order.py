@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lm.models.kneser_ney import Anything, Floats, NGramCounts, Probabilities
+from lm.kernels.counts import Anything, Floats
+from lm.models.kneser_ney import NGramCounts, Probabilities
 
 
 def distributions_by_order(counts: NGramCounts, histories: Anything) -> dict[int, tuple[Floats, Probabilities]]:

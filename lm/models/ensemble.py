@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,9 @@ from torch import Tensor, nn
 
 from lm.config import Section
 from lm.kernels.ensemble_decoding import MEMBERS, SHARED, member_arrays
-from lm.models.base import LanguageModel, ModelOptions, State, build_model
+from lm.models.base import Inspection, LanguageModel, MixturePart, ModelOptions, State, build_model
+from lm.models.contributions import mixture_log_probabilities, mixture_terms
+from lm.models.layout import Stage, Symbol
 
 REGISTERS = {"ensemble": "Ensemble"}
 
@@ -98,6 +101,48 @@ class Ensemble(LanguageModel):
         assert total is not None
         return total - math.log(self.options.size), _joined(after)
 
+    def inspectable(self) -> tuple[str, ...]:
+        """See `LanguageModel.inspectable`."""
+        return "contributions", "terms", "mixture"
+
+    def _inspect(self, ids: Tensor, state: State | None, parts: frozenset[str]) -> Inspection:
+        """The members as parts of a mixture; terms of one name are added over the members."""
+        terms, mixture, after = {}, {}, {}
+        weight = torch.full(ids.shape, 1 / self.options.size, device=ids.device)
+        for number, member in enumerate(self._each()):
+            own = None if state is None else _part(state, number)
+            seen = member.inspect(ids, own, parts=("terms",) if parts else ())
+            name = f"member {number + 1}"
+            mixture[name] = MixturePart(weight, seen.logits.float().log_softmax(dim=-1))
+            terms[name], after[number] = seen.terms, seen.state
+        summed = mixture_terms(mixture, terms) if parts & {"contributions", "terms"} else {}
+        return Inspection(
+            mixture_log_probabilities(list(mixture.values())),
+            _joined(after),
+            contributions=summed if "contributions" in parts else {},
+            terms=summed if "terms" in parts else {},
+            mixture=mixture if "mixture" in parts else {},
+        )
+
+    def symbols(self) -> dict[str, Symbol]:
+        """See `LanguageModel.symbols`."""
+        return self._each()[0].symbols()
+
+    def layout(self) -> tuple[Stage, ...]:
+        """See `LanguageModel.layout`: the stages of each member, then the mean."""
+        stages = [
+            replace(
+                stage,
+                name=f"member {number + 1}: {stage.name}",
+                parameters={f"members.{number}.{name}": shape for name, shape in stage.parameters.items()},
+                state={f"{number}/{name}": shape for name, shape in stage.state.items()},
+            )
+            for number, member in enumerate(self._each())
+            for stage in member.layout()
+        ]
+        mean = Stage("mean", "log((p(member 1) + … + p(member K)) / K)", outputs={"log p": ("B", "T", "V")})
+        return (*stages, mean)
+
     def load_members(self, members: Sequence[dict[str, npt.NDArray[Any]]]) -> None:
         """Set the weights of each member, from its own `arrays`.
 
@@ -106,6 +151,13 @@ class Ensemble(LanguageModel):
         """
         for member, arrays in zip(self._each(), members, strict=True):
             member.load_arrays(arrays)
+
+    def fit(self, ids: npt.NDArray[Any]) -> None:
+        """See `LanguageModel.fit`; for members with counts, which share them."""
+        first, *others = self._each()
+        first.fit(ids)
+        for other in others:
+            other.use_fitted(first.fitted())
 
     def num_counts(self) -> int:
         """See `LanguageModel.num_counts`; all members have the same counts."""

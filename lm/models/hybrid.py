@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from lm.models.base import Inspection, LanguageModel, MixturePart, State, TrainingLoss, cross_entropies, declare
 from lm.models.contributions import NETWORK, count_terms, mixture_terms, total
+from lm.models.layout import Stage, Symbol
 from lm.models.ngram import HISTORY, CountingOptions, NGram, NGramOptions
 from lm.models.profiled_parts import LOSS, run_part
 from lm.models.recurrent import Recurrent, RecurrentOptions
@@ -87,6 +88,17 @@ class Hybrid(LanguageModel):
         """See `LanguageModel.held_out_logits`."""
         return self.network.held_out_logits(ids, targets, state)
 
+    def symbols(self) -> dict[str, Symbol]:
+        """See `LanguageModel.symbols`."""
+        return self.network.symbols()
+
+    def layout(self) -> tuple[Stage, ...]:
+        """See `LanguageModel.layout`; the counts are not trained, so their numbers are no parameters."""
+        return tuple(
+            replace(stage, parameters={f"network.{name}": shape for name, shape in stage.parameters.items()})
+            for stage in self.network.layout()
+        )
+
     def inspectable(self) -> tuple[str, ...]:
         """See `LanguageModel.inspectable`."""
         return self.network.inspectable()
@@ -98,6 +110,10 @@ class Hybrid(LanguageModel):
         """See `LanguageModel.fit`; makes the counts and does not change the network."""
         self.network.ngram.fit(ids)
         self.notes = self.network.ngram.notes
+
+    def fit_bytes(self, ids: npt.NDArray[Any]) -> int:
+        """See `LanguageModel.fit_bytes`."""
+        return self.network.ngram.fit_bytes(ids)
 
     def fitted(self) -> Any:
         """See `LanguageModel.fitted`."""
@@ -170,13 +186,20 @@ class _GatedNetwork(Recurrent):
         dropped = self.output_dropout(outputs)
         logits = self._head().logits(dropped, added)
         own, _ = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype, soft_targets)
+        penalties = self._penalties(outputs, dropped)
         logs, history = self.ngram.log_probabilities(ids, state, targets)
         # Even without the target's occurrence, counts predict the text that they were made from better than a new one.
         # A network that trained on the mixture would rely on them too much.
-        mixed = self._mix(outputs.detach(), logits.detach(), logs)
-        nats = F.nll_loss(mixed.flatten(0, 1), targets.flatten())
-        objective = own + nats + self._penalties(outputs, dropped)
-        return TrainingLoss(objective, nats.detach(), _with_history(after, history), mixed.detach())
+        outputs, logits = outputs.detach(), logits.detach()
+        gate = self._gate(outputs, logs)
+        # The gate needs the probabilities of the targets alone, not the whole mixture.
+        wanted = targets[..., None]
+        network = logits.float().gather(-1, wanted) - logits.float().logsumexp(dim=-1, keepdim=True)
+        mixed = torch.logaddexp(network + F.logsigmoid(-gate), logs.gather(-1, wanted) + F.logsigmoid(gate))
+        nats = -mixed.mean()
+        objective = own + nats + penalties
+        after = _with_history(after, history)
+        return TrainingLoss(objective, nats.detach(), after, lambda: self._mix(outputs, logits, logs).detach())
 
     def _mix(self, outputs: Tensor, logits: Tensor, logs: Tensor) -> Tensor:
         """Log-probabilities (B, T, V) of the mixture.
@@ -195,6 +218,19 @@ class _GatedNetwork(Recurrent):
         entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)
         gate: Tensor = self.gate(torch.cat([outputs, entropy.to(outputs.dtype)], dim=-1)).float()
         return gate
+
+    def layout(self) -> tuple[Stage, ...]:
+        """See `LanguageModel.layout`."""
+        logits = "B", "T", "V"
+        weights = {"gate.weight": ("1", "H + 1"), "gate.bias": ("1",)}
+        gate = Stage(
+            "gate", "g = sigmoid(w [h, entropy] + b)", weights, {"g": ("B", "T", "1")}, (("B·T", "H + 1", "1"),)
+        )
+        counts = Stage("counts", "log p(counts)", outputs={"log p(counts)": logits})
+        mixture = Stage(
+            "mixture", "log((1 - g) p(network) + g p(counts))", outputs={"log p(network)": logits, "log p": logits}
+        )
+        return (*super().layout(), counts, gate, mixture)
 
     def inspectable(self) -> tuple[str, ...]:
         """See `LanguageModel.inspectable`."""

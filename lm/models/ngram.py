@@ -3,7 +3,7 @@
     ids ─► the last order - 1 tokens ─► counts, longest context first ─► log-probabilities
 
 The state is those last tokens. Counts and smoothing are in `lm.models.kneser_ney`. Evaluation, sampling and the saved
-file use the compact counts of `lm.models.count_pruning`. Only training needs the raw ones: `fit` makes both.
+file use compact counts. Only training needs the raw ones: `fit` makes both.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 from lm.errors import DeviceError
 from lm.models.base import Inspection, LanguageModel, MixturePart, ModelOptions, State
 from lm.models.contributions import UNIFORM, count_terms, mixture_terms
-from lm.models.count_pruning import compacted
 from lm.models.counts_by_order import distributions_by_order
 from lm.models.kneser_ney import NGramCounts, count_text, histories_of
+from lm.models.layout import Stage, Symbol
 
 REGISTERS = {"ngram": "NGram"}
 
@@ -32,7 +32,11 @@ HISTORY = "history"
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_TOKENS = 20_000_000
-"""Counting takes up to 85 bytes a token for 7-grams of characters and 170 for 5-grams of words: 4 GB at most."""
+"""Counting takes 70 to 120 bytes a token for 8-grams of characters and 240 for 5-grams of words: 5 GB at most."""
+SAMPLE_TOKENS = 100_000
+"""Tokens from the start of a text from which the memory for its counts is estimated."""
+TOKEN_BYTES, CONTEXT_BYTES, PAIR_BYTES = 60, 40, 16
+"""Memory of counting: temporary arrays for each token of the text, and what is kept of its contexts and pairs."""
 
 
 class CountingOptions(ModelOptions):
@@ -105,6 +109,22 @@ class NGram(LanguageModel):
         logs = torch.from_numpy(values).view(*ids.shape, self.vocab_size)
         return logs.to(ids.device), torch.from_numpy(histories[:, -1].copy()).to(ids.device)
 
+    def symbols(self) -> dict[str, Symbol]:
+        """See `LanguageModel.symbols`."""
+        return {
+            "V": Symbol(self.vocab_size, "tokens of the vocabulary"),
+            "C": Symbol(self.num_counts(), "stored counts"),
+            "K": Symbol(self.counts.context_size, "tokens of the longest context"),
+        }
+
+    def layout(self) -> tuple[Stage, ...]:
+        """See `LanguageModel.layout`."""
+        stored = sum(array.nbytes for array in self.counts.arrays().values())
+        formula, outputs = "log p, from the longest context to the shortest", {"log p": ("B", "T", "V")}
+        return (
+            Stage("counts", formula, {"counts": ("C",)}, outputs, state={HISTORY: ("B", "K")}, stored_bytes=stored),
+        )
+
     def inspectable(self) -> tuple[str, ...]:
         """See `LanguageModel.inspectable`."""
         return "contributions", "terms", "mixture"
@@ -152,12 +172,26 @@ class NGram(LanguageModel):
         self.counted_tokens = len(ids) - 1
         try:
             self.training_counts = count_text(ids, order=order, vocab_size=self.vocab_size)
-            self.counts = compacted(self.training_counts)
+            compact = self.training_counts.compact_arrays()
+            # One after the other, because the arrays of a long text are large.
+            self.training_counts.free_arrays()
+            self.counts = NGramCounts.from_arrays(compact, order=order, vocab_size=self.vocab_size)
+            self.counts.free_arrays()
         except MemoryError:
             raise DeviceError(
                 f"The memory is not enough to count {self.counted_tokens:,} tokens at order {order}: lower "
                 "model.max_tokens or model.order."
             ) from None
+
+    def fit_bytes(self, ids: npt.NDArray[Any]) -> int:
+        """See `LanguageModel.fit_bytes`; a little too high, because a longer text has fewer pairs for each token."""
+        tokens = min(len(ids) - 1, self.options.max_tokens or len(ids))
+        sample = min(tokens, SAMPLE_TOKENS)
+        if sample < 1:
+            return 0
+        levels = count_text(ids[: sample + 1], order=self.options.order, vocab_size=self.vocab_size).levels
+        kept = sum(CONTEXT_BYTES * len(level.keys) + PAIR_BYTES * len(level.tokens) for level in levels)
+        return tokens * (TOKEN_BYTES + kept // sample)
 
     def fitted(self) -> Any:
         """See `LanguageModel.fitted`."""

@@ -33,6 +33,7 @@ from lm.kernels.autograd import apply, entropies, linear, product
 from lm.kernels.dispatch import in_its_format, stays_in_fp32, usable
 from lm.models.base import ModelOptions, State, TrainingLoss, cross_entropies
 from lm.models.contributions import Contributions, head_contributions, log_terms
+from lm.models.layout import Shape, Stage
 from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, run_part
 
 MAX_LOGITS = 1 << 23
@@ -98,6 +99,24 @@ def make_tails(options: HeadOptions, vocab_size: int, width: int, bias: Tensor |
     return tails
 
 
+def output_stage(parameters: dict[str, Shape], width: str, tails: Tails | None, *, shares: str | None) -> Stage:
+    """The stage of an output layer; see `LanguageModel.layout`.
+
+    Args:
+        parameters: its own ones, without those of the tails.
+        width: the symbol of E.
+        tails: of an adaptive softmax.
+        shares: name of the embedding that is the output matrix; None: it has its own.
+    """
+    products = [("B·T", width, "V")]
+    formula = f"W h + b, W = {shares}" if shares else "W h + b"
+    if tails is not None:
+        parameters = {**parameters, "tails.weight": ("K", width), "tails.bias": ("K",)}
+        products.append(("B·T", width, "K"))
+        formula = f"log-probabilities of {formula}, by tails"
+    return Stage("output", formula, parameters, {"logits": ("B", "T", "V")}, tuple(products))
+
+
 @dataclass(frozen=True)
 class OutputHead:
     """The output layer of a network, over parameters that the network owns and names."""
@@ -154,7 +173,7 @@ class OutputHead:
             return TrainingLoss(objective, objective.detach(), state)
         logits = self.logits(hidden, added)
         objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, dtype, soft_targets)
-        return TrainingLoss(objective, nats, state, logits.detach())
+        return TrainingLoss(objective, nats, state, logits.detach)
 
     def _project(self, hidden: Tensor) -> Tensor:
         return hidden if self.projection is None else self.projection(hidden)

@@ -22,7 +22,8 @@ from lm.kernels import autograd, layers
 from lm.kernels.dispatch import MIN_STEPS, cast_floats, in_its_format, stays_in_fp32, usable
 from lm.models.base import Inspection, LanguageModel, State, TrainingLoss, declare
 from lm.models.context_tables import ContextTables, TableOptions
-from lm.models.output_head import HeadOptions, OutputHead, make_tails
+from lm.models.layout import Shape, Stage, Symbol
+from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage
 from lm.models.profiled_parts import run_part
 from lm.models.unrolled_cells import UnrolledLayer, unroll
 from lm.torch_private import has_hooks, recurrent_function
@@ -31,6 +32,16 @@ REGISTERS = {"rnn": "Recurrent", "gru": "Recurrent", "lstm": "Recurrent"}
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 """The weights of one layer of torch's cells, in their order."""
+
+NUM_GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+"""Blocks of H rows in the weights of a layer."""
+FORMULAS = {
+    "rnn": "h = tanh(W x + U h' + b)",
+    "gru": "h = z h' + (1 - z) tanh(W x + r U h' + b)",
+    "lstm": "c = f c' + i g, h = o tanh(c)",
+}
+ACTIVATIONS = {"rnn": (), "gru": ("r", "z", "n"), "lstm": ("i", "f", "g", "o", "c")}
+"""Of a layer in a training step, without the hidden state: see `lm.models.unrolled_cells`."""
 
 
 class RecurrentOptions(HeadOptions, TableOptions):
@@ -149,6 +160,48 @@ class Recurrent(LanguageModel):
             soft_targets=soft_targets,
         )
         return replace(loss, objective=loss.objective + self._penalties(outputs, dropped))
+
+    def symbols(self) -> dict[str, Symbol]:
+        """See `LanguageModel.symbols`."""
+        found = {
+            "V": Symbol(self.vocab_size, "tokens of the vocabulary"),
+            "E": Symbol(self.options.embedding_size, "width of the embeddings"),
+            "H": Symbol(self.options.hidden_size, "units of a hidden state"),
+        }
+        if self.tails is not None:
+            found["K"] = Symbol(len(self.tails.cutoffs), "tails of the adaptive softmax")
+        return found | self.tables.symbols()
+
+    def layout(self) -> tuple[Stage, ...]:
+        """See `LanguageModel.layout`."""
+        sizes = "B", "T", "H"
+        gates = NUM_GATES[self.options.type]
+        rows = f"{gates}·H" if gates > 1 else "H"
+        stages = [Stage("embedding", "x = row of the token", {"embedding.weight": ("V", "E")}, {"x": ("B", "T", "E")})]
+        for layer in range(self.options.num_layers):
+            width = "H" if layer else "E"
+            shapes: list[Shape] = [(rows, width), (rows, "H"), (rows,), (rows,)]
+            parameters = {f"cell.{name}_l{layer}": shape for name, shape in zip(WEIGHTS, shapes, strict=True)}
+            stages.append(
+                Stage(
+                    f"layer {layer}",
+                    FORMULAS[self.options.type].replace("tanh", self.options.nonlinearity, 1),
+                    parameters,
+                    {**dict.fromkeys(ACTIVATIONS[self.options.type], sizes), "h": sizes},
+                    (("B·T", width, rows), ("B·T", "H", rows)),
+                    {f"{name} of layer {layer}": ("B", "H") for name in self.recurrent_tensors},
+                )
+            )
+        stages += self.tables.stages("tables.")
+        if self.projection is not None:
+            shape = {"projection.weight": ("E", "H")}
+            stages.append(Stage("projection", "P h", shape, {"projected": ("B", "T", "E")}, (("B·T", "H", "E"),)))
+        if self.output is None:
+            stages.append(output_stage({"output_bias": ("V",)}, "E", self.tails, shares="embedding.weight"))
+        else:
+            own: dict[str, Shape] = {"output.weight": ("V", "H"), "output.bias": ("V",)}
+            stages.append(output_stage(own, "H", self.tails, shares=None))
+        return tuple(stages)
 
     def inspectable(self) -> tuple[str, ...]:
         """See `LanguageModel.inspectable`."""

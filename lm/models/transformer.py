@@ -27,7 +27,8 @@ from lm.kernels.dispatch import usable
 from lm.models.attention_maps import attend
 from lm.models.base import AttentionMaps, Inspection, LanguageModel, State, TrainingLoss
 from lm.models.context_tables import ContextTables, TableOptions
-from lm.models.output_head import HeadOptions, OutputHead, make_tails
+from lm.models.layout import Shape, Stage, Symbol
+from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage
 from lm.torch_private import has_hooks
 
 REGISTERS = {"transformer": "Transformer"}
@@ -56,6 +57,11 @@ class TransformerOptions(HeadOptions, TableOptions):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout probability of embeddings, attention weights and both branches."
     )
+
+    @property
+    def inner_size(self) -> int:
+        """`mlp_size`, or its default."""
+        return self.mlp_size or -(-self.hidden_size * 8 // 3 // 64) * 64
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -154,7 +160,7 @@ class SwiGLU(nn.Module):
     def __init__(self, options: TransformerOptions) -> None:
         super().__init__()
         size = options.hidden_size
-        inner = options.mlp_size or -(-size * 8 // 3 // 64) * 64
+        inner = options.inner_size
         self.gate_proj = HiddenLinear(size, inner, bias=False)
         self.up_proj = HiddenLinear(size, inner, bias=False)
         self.down_proj = HiddenLinear(inner, size, bias=False)
@@ -317,6 +323,76 @@ class Transformer(LanguageModel):
             return [None] * len(self.layers)
         return [(state.tensors[f"keys.{index}"], state.tensors[f"values.{index}"]) for index in range(len(self.layers))]
 
+    def symbols(self) -> dict[str, Symbol]:
+        """See `LanguageModel.symbols`."""
+        options = self.options
+        found = {
+            "V": Symbol(self.vocab_size, "tokens of the vocabulary"),
+            "E": Symbol(options.hidden_size, "width of the residual stream"),
+            "H": Symbol(options.num_heads, "query heads"),
+            "G": Symbol(options.num_kv_heads or options.num_heads, "key-value heads"),
+            "D": Symbol(options.hidden_size // options.num_heads, "width of a head"),
+            "M": Symbol(options.inner_size, "inner width of SwiGLU"),
+        }
+        if self.tails is not None:
+            found["K"] = Symbol(len(self.tails.cutoffs), "tails of the adaptive softmax")
+        return found | self.tables.symbols()
+
+    def layout(self) -> tuple[Stage, ...]:
+        """See `LanguageModel.layout`; attention has all T · T scores, of which the causal mask uses half."""
+        stream = "B", "T", "E"
+        stages = [Stage("embedding", "x = row of the token", {"embed_tokens.weight": ("V", "E")}, {"x": stream})]
+        for layer in range(self.options.num_layers):
+            stages += self._block_stages(layer)
+        stages.append(Stage("norm", "x / rms(x) · w", {"norm.weight": ("E",)}, {"normed": stream}))
+        stages += self.tables.stages("tables.")
+        own: dict[str, Shape] = {} if self.lm_head is None else {"lm_head.weight": ("V", "E")}
+        shares = "embed_tokens.weight" if self.lm_head is None else None
+        return (*stages, output_stage(own, "E", self.tails, shares=shares))
+
+    def _block_stages(self, layer: int) -> tuple[Stage, Stage]:
+        """Attention and SwiGLU of one block."""
+        prefix, stream = f"layers.{layer}.", ("B", "T", "E")
+        attention: dict[str, Shape] = {
+            "input_layernorm.weight": ("E",),
+            "self_attn.q_proj.weight": ("H·D", "E"),
+            "self_attn.k_proj.weight": ("G·D", "E"),
+            "self_attn.v_proj.weight": ("G·D", "E"),
+            "self_attn.o_proj.weight": ("E", "H·D"),
+        }
+        if self.options.qk_norm:
+            attention |= {"self_attn.q_norm.weight": ("D",), "self_attn.k_norm.weight": ("D",)}
+        mlp: dict[str, Shape] = {
+            "post_attention_layernorm.weight": ("E",),
+            "mlp.gate_proj.weight": ("M", "E"),
+            "mlp.up_proj.weight": ("M", "E"),
+            "mlp.down_proj.weight": ("E", "M"),
+        }
+        keys = ("B", "T", "G", "D")
+        heads: dict[str, Shape] = {"Q": ("B", "T", "H", "D"), "K": keys, "V": keys}
+        scores: dict[str, Shape] = {"scores": ("B", "H", "T", "T"), "weights": ("B", "H", "T", "T")}
+        inner = "B", "T", "M"
+        return (
+            Stage(
+                f"block {layer}: attention",
+                "x + softmax(Q Kᵀ / √D) V Wo",
+                {prefix + name: shape for name, shape in attention.items()},
+                {"normed": stream, **heads, **scores, "mixed": ("B", "T", "H", "D"), "x": stream},
+                (
+                    ("B·T", "E", "H·D"), ("B·T", "E", "G·D"), ("B·T", "E", "G·D"),
+                    ("B·H·T", "D", "T"), ("B·H·T", "T", "D"), ("B·T", "H·D", "E"),
+                ),
+                {f"keys.{layer}": keys, f"values.{layer}": keys},
+            ),
+            Stage(
+                f"block {layer}: SwiGLU",
+                "x + down(silu(gate(x)) · up(x))",
+                {prefix + name: shape for name, shape in mlp.items()},
+                {"normed": stream, "gate": inner, "up": inner, "product": inner, "x": stream},
+                (("B·T", "E", "M"), ("B·T", "E", "M"), ("B·T", "M", "E")),
+            ),
+        )  # fmt: skip
+
     def inspectable(self) -> tuple[str, ...]:
         """See `LanguageModel.inspectable`."""
         return "inputs", "hidden", "attention", "contributions", "terms", "layer_logits"
@@ -327,11 +403,14 @@ class Transformer(LanguageModel):
         residual, attention, caches = [], [], []
         blocks: Any = self.layers
         for layer, cache in zip(blocks, self._caches(state), strict=True):
-            hidden, maps, cache = layer.inspect(hidden, rotation, cache, mask)
+            # Maps grow with the square of the text: they are made if they are asked for.
+            if "attention" in parts:
+                hidden, maps, cache = layer.inspect(hidden, rotation, cache, mask)
+                attention.append(maps)
+            else:
+                hidden, cache = layer(hidden, rotation, cache, mask, state is None)
             caches.append(cache)
             residual.append(hidden)
-            # Maps grow with the square of the text.
-            attention += [maps] if "attention" in parts else []
         added, after = self.tables(ids, state, make_state(before + ids.shape[1], caches, state))
         head, vectors = self._head(), self.norm(hidden)
         contributions = {}

@@ -6,8 +6,8 @@
 Steps run on one row of the batch, two, four, …, for about a second or until half of the free memory would be needed,
 and every tensor is tracked. The need of the whole batch is a straight line through the last two sizes, because a row's
 memory is the same in each row. If the whole batch was reached, its need is measured. Validation counts if it needs
-more, and so do the copies that are saved during training. Allocations beyond the free memory are stopped before
-anything is written to them.
+more, and so do the copies that are saved during training. Counts of the text are estimated, not made. Allocations
+beyond the free memory are stopped before anything is written to them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from lm import machine
 from lm.config import RunConfig
@@ -24,7 +26,7 @@ from lm.device import pick_device
 from lm.errors import DeviceError
 from lm.evaluation.perplexity import tokens_at_once
 from lm.kernels.dispatch import release_buffers
-from lm.models.base import LanguageModel
+from lm.models.base import LanguageModel, build_model
 from lm.profiling.phases import Listener, Watch
 from lm.profiling.tensor_memory import TensorMemory, TooMuchMemory, state_tensors
 from lm.profiling.trial import Trial, make_trial
@@ -64,6 +66,8 @@ class Fit:
     tried_rows: int
     """Rows of the largest batch that was measured."""
     seconds: float
+    counting_bytes: int = 0
+    """On the host, to count the training text; part of the peak if the device is the CPU."""
 
     @property
     def fits(self) -> bool:
@@ -94,6 +98,8 @@ class Fit:
                 f"lower training.batch_size to {self.batch_size // parts} and raise training.gradient_accumulation "
                 f"{parts}-fold, which trains the same way, or lower training.bptt or model.hidden_size."
             )
+        if self.counting_bytes > self.available_bytes * USABLE_SHARE / 2:
+            return head + f"counts of the text alone need {gigabytes(self.counting_bytes)}. Lower model.max_tokens."
         return head + (
             f"weights, gradients and moments alone need {gigabytes(self.state_bytes)}. Lower model.hidden_size or "
             "model.num_layers, or use a device with more memory."
@@ -126,8 +132,13 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
     try:
         if memory.limit is not None and least > memory.limit:
             raise TooMuchMemory
+        counting = model.fit_bytes(np.asarray(corpus.splits["train"].ids))
         with memory:
-            return _measured(make_trial(config, corpus), memory, available, seconds, begun)
+            # Without its counts, a model that counts as well needs the same memory for its steps.
+            fresh = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
+            fit = _measured(make_trial(config, corpus, model=fresh), memory, available, seconds, begun)
+        on_cpu = counting if device.type == "cpu" else 0
+        return replace(fit, counting_bytes=counting, needed_bytes=fit.needed_bytes + on_cpu)
     except TooMuchMemory:
         # Not even one row of the batch fits.
         return Fit(

@@ -87,7 +87,7 @@ def run_facts(
         "splits": corpus["splits"],
         "preset": config.preset,
         "initialised_from": record.get("init"),
-        "teacher": (record.get("teacher") or {}).get("run"),
+        "teacher": _teacher(record),
         "plan": record.get("plan"),
         "created": record["created"],
         "inkling": record["inkling"],
@@ -97,6 +97,12 @@ def run_facts(
         "options": config.model_dump(mode="json"),
         "reports": reports,
     }
+
+
+def _teacher(record: Mapping[str, Any]) -> str | None:
+    """The run that a run learned from, or what it was."""
+    teacher = record.get("teacher")
+    return None if teacher is None else teacher["run"] or f"an {teacher['kind']}"
 
 
 def numbers(facts: dict[str, Any]) -> str:
@@ -115,7 +121,7 @@ def model_card(facts: dict[str, Any]) -> str:
         f"A {facts['model']} language model with {numbers(facts)} over {facts['vocab_size']:,} "
         f"{facts['tokenizer']} tokens, trained on {facts['corpus']} with Inkling {facts['inkling']}."
         + (f" It is {facts['kind']}." if facts["kind"] else "")
-        + (f" It learned from the run {facts['teacher']} as well." if facts["teacher"] else ""),
+        + (f" It learned from {facts['teacher']} as well." if facts["teacher"] else ""),
         "",
         "```",
         f'lm sample {facts["name"]} --prompt "…" --temperature 0.8 --seed 1',

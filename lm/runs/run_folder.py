@@ -7,6 +7,7 @@
         metrics.jsonl · report.json · README.md · samples/ · states/ · events/
         steps/step-500/      other checkpoints
         members/1/           a member of an ensemble, as a run folder, until all are trained
+        teacher/             the ensemble that teaches the run, as a run folder, until the run is complete
         last/                the last checkpoint, to resume from: model, optimizer, hidden state, state.json
 
 Every weights file stores the hash of its tensors, and of its tokenizer and model options, so that files of different
@@ -61,6 +62,8 @@ CONFIG, MODEL, TOKENIZER, METRICS, REPORT, CARD = (
 LAST, LAST_OLD, STEPS, SAMPLES, EVENTS, LOCK = "last", "last.old", "steps", "samples", "events", ".lock"
 MEMBERS = "members"
 """The folder of the members' run folders, until an ensemble is complete."""
+TEACHER = "teacher"
+"""The folder of the run that teaches a run with `training.student`, until that is complete."""
 SNAPSHOTS = "states"
 """The folder of saved snapshots."""
 DELETED = ".deleted-"
@@ -339,7 +342,7 @@ class RunFolder:
             CorruptRunError, VocabMismatchError, RunNotFoundError: they cannot be used.
         """
         path = self.weights_path(checkpoint)
-        if (self.path / MEMBERS).is_dir() and not path.exists():
+        if not path.exists() and any((self.path / name).is_dir() for name in (MEMBERS, TEACHER)):
             raise RunNotFoundError(
                 f"Run {self.name!r} has no weights yet, because some members of the ensemble are not trained: train "
                 f"them with: lm train --resume {self.argument}"

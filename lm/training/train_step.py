@@ -164,7 +164,7 @@ class TrainStep:
             found = self.loss_function(inputs, targets, self._input_state, **options)
         self.carried_state = found.state.detach() if self.carries_state else None
         if result is not None and found.logits is not None:
-            accuracy = float((found.logits.argmax(dim=-1) == targets).float().mean())
+            accuracy = float((found.logits().argmax(dim=-1) == targets).float().mean())
             result.accuracy = self.world.all_reduce_mean(accuracy, batch.weight)
         objective = found.objective if batch.weight == 1 else found.objective * batch.weight
         return self.world.all_reduce_mean(float(found.nats), batch.weight), objective

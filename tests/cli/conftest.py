@@ -91,7 +91,8 @@ def first(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
     """A folder with checkpoints/a, and what `lm train` said when it made it."""
     folder = tmp_path_factory.mktemp("first")
     kept = ("--set", "training.checkpoint_every=4", "--set", "corpus.split_at=character")
-    done = spawn("train", str(text), "--name", "a", "--max-steps", "12", *kept, *SMALL, cwd=folder)
+    preset = "--preset", "gru-char-small"
+    done = spawn("train", str(text), "--name", "a", "--max-steps", "12", *preset, *kept, *SMALL, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 import lm as lm_package
-from cli.commands.inspect import print_colored
+from cli.inspect_tables import print_colored
 from tests.cli.conftest import make_text
 
 Lm = Callable[..., Any]
@@ -167,6 +167,8 @@ def test_an_output_that_cannot_be_is_a_sentence_before_the_work(lm: Lm, inspecte
     ("why gru-char --text binary.txt", "binary.txt"),
     ("why gru-char --encoding latin-1", "--encoding is for --text"),
     ("shapes ghost", "No run 'ghost'"),
+    ("shapes transformer-char --length 33", "length 33: this model depends on 32 tokens at most."),
+    ("shapes gru-char --text short.txt", "--text is for the model of --preset"),
     ("shapes gru-char --preset lstm-char", "Give a run or --preset, not both."),
 ])  # fmt: skip
 def test_a_bad_request_is_one_sentence(lm: Lm, inspected: Path, arguments: str, sentence: str) -> None:

@@ -26,9 +26,11 @@ pytestmark = pytest.mark.slow
 Lm = Callable[..., Any]
 ROOT = str(Path(program.__file__).parents[1])
 COMMANDS = [
-    "train", "sample", "eval", "chat", "page", "serve", "list", "show", "state", "watch", "plot", "profile", "bench",
-    "devices", "prepare", "demo",
+    "train", "sample", "eval", "chat", "page", "serve", "list", "show", "state", "watch", "plot", "profile", "inspect",
+    "bench", "devices", "prepare", "demo",
 ]  # fmt: skip
+VIEWS = "gradients", "attention", "neurons", "why", "shapes"
+"""Of lm inspect."""
 
 
 def test_help_names_every_command_in_order(lm: Lm) -> None:
@@ -40,10 +42,11 @@ def test_help_names_every_command_in_order(lm: Lm) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *(name for name in COMMANDS if name not in ("state", "devices", "prepare")),
+        *(name for name in COMMANDS if name not in ("state", "inspect", "devices", "prepare")),
         "state save",
         "state list",
         "state delete",
+        *(f"inspect {view}" for view in VIEWS),
     ],
 )
 def test_every_command_explains_itself(lm: Lm, command: str) -> None:
@@ -52,7 +55,10 @@ def test_every_command_explains_itself(lm: Lm, command: str) -> None:
         assert done.code == 0 and "--runs-dir" in done.out
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "state save", "state list", "state delete"])
+@pytest.mark.parametrize(
+    "command",
+    ["", *COMMANDS, "state save", "state list", "state delete", *(f"inspect {view}" for view in VIEWS)],
+)
 def test_help_fits_a_terminal_of_80_columns(lm: Lm, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert [line for line in lm(*command.split(), "--help").out.splitlines() if len(line) > 80] == []

@@ -93,6 +93,10 @@ def test_options_are_those_of_lm_train(lm: Lm) -> None:
         "--overwrite",
         "--dry-run",
         "--verify-resume",
+        "--explain",
+        "--ensemble",
+        "--distill",
+        "--student",
     }
     not_options |= {"--devices", "--shard"}
     for command in ("profile", "bench"):

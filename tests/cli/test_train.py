@@ -47,7 +47,7 @@ def test_training_ends_with_the_score_a_sample_and_the_next_command(first: tuple
     *_, longer, hybrid, sample_it, eval_it = done.stdout.strip().splitlines()
     # Twelve steps know less than counts do.
     assert re.match(r"- train longer \(1\d\.\d% of an epoch, and the validation loss was still falling\)", longer)
-    assert hybrid == "- use --preset hybrid-char, which starts from such counts"
+    assert hybrid == "- use the default model (without --preset and --neural), which starts from such counts"
     assert [sample_it, eval_it] == ['Next: lm sample a --prompt "…"', "or:   lm eval a --split test"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import torch.nn.functional as F
 import lm
 from lm.config import Section
 from lm.errors import ConfigError, CorpusError, UnsupportedPartError
-from lm.inspection import attention as room
 from lm.inspection.attention import START, Attention, attention, softmax_statistics
 from lm.inspection.drawing.attention import figure
 from lm.models.attention_maps import attend
 from lm.models.base import LanguageModel, State, build_model
 from tests.cli.conftest import make_text
 
+room = sys.modules["lm.inspection.attention"]
+"""The module: its package has the function under this name."""
 TEXT = make_text(400)
 OPTIONS: dict[str, dict[str, object]] = {
     "plain": {"qk_norm": False},

@@ -31,7 +31,7 @@ def small(name: str, vocab_size: int = 11, **options: object) -> LanguageModel:
     for key, parameter in model.named_parameters():
         if "tables." in key:
             torch.nn.init.normal_(parameter.data[:-1], std=0.5)
-    if model.trained_by != "gradient":
+    if model.trained_by in ("counting", "both"):
         model.fit(some_ids(1, 400)[0].numpy())
     return model.eval()
 

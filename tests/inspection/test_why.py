@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from html import unescape
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 
 import lm
 from lm.errors import CorpusError
-from lm.inspection import why as room
 from lm.inspection.drawing.why import colors_of, figure, page
 from lm.inspection.why import Why, why
 from tests.cli.conftest import make_text
 
+room = sys.modules["lm.inspection.why"]
+"""The module: its package has the function under this name."""
 TEXT = make_text(300)
 RUNS: dict[str, dict[str, Any]] = {
     "transformer-char": {"model.num_layers": 2, "model.num_heads": 2, "model.context_length": 32},

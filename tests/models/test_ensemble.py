@@ -11,6 +11,7 @@ import torch
 from lm.config import Section
 from lm.errors import ConfigError
 from lm.evaluation.perplexity import score
+from lm.generation.open_decoder import open_decoder
 from lm.models.base import LanguageModel, build_model
 from lm.models.ensemble import Ensemble
 
@@ -50,8 +51,7 @@ def test_members_that_are_equal_give_the_logits_of_one() -> None:
 def test_counts_of_hybrid_members_are_stored_and_counted_once() -> None:
     model = ensemble({**GRU, "type": "hybrid", "order": 3}, size=2)
     text = np.random.default_rng(2).integers(VOCAB, size=300)
-    for member in members(model):
-        member.fit(text)
+    model.fit(text)
     own = members(model)[0].arrays()
     counts = [name for name in own if name not in members(model)[0].state_dict()]
     arrays = model.arrays()
@@ -60,7 +60,11 @@ def test_counts_of_hybrid_members_are_stored_and_counted_once() -> None:
     assert model.num_counts() == members(model)[0].num_counts() > 0
     again = ensemble({**GRU, "type": "hybrid", "order": 3}, size=2, seed=9)
     again.load_arrays(arrays)
-    assert torch.equal(again(IDS)[0], model(IDS)[0])
+    torch.testing.assert_close(again(IDS)[0], model(IDS)[0])
+    decoder = open_decoder(again.options.model_dump(mode="json"), lambda: arrays, lambda: again)
+    assert decoder.name.startswith("native")
+    logits = decoder.prefill(decoder.open(), IDS[0].tolist())
+    torch.testing.assert_close(torch.from_numpy(logits), again(IDS)[0][0].detach(), atol=1e-5, rtol=0)
 
 
 def test_weights_are_stored_for_each_member_even_if_they_are_equal() -> None:

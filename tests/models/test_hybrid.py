@@ -168,7 +168,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(text: Path, tmp_
     halves, went_on = lm.resume("halves", runs_dir=tmp_path)
     assert went_on
     (ours, _), (theirs, _) = straight.folder.read_weights("last"), halves.folder.read_weights("last")
-    assert ours.keys() == theirs.keys() >= {"ngram.unigrams", "network.gate.weight"}
+    assert ours.keys() == theirs.keys() >= {"ngram.packed", "network.gate.weight"}
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
@@ -217,5 +217,5 @@ def test_a_run_that_starts_from_another_counts_its_own_text(text: Path, tmp_path
     other = tmp_path / "other.txt"
     other.write_text("one red hen sat on a mat.\n" * 60, "utf-8")
     second = lm.train(other, init=first, name="b", runs_dir=tmp_path, stop_after=1)
-    ours, theirs = (run.folder.read_weights("last")[0]["ngram.unigrams"] for run in (first, second))
+    ours, theirs = (run.folder.read_weights("last")[0]["ngram.packed"] for run in (first, second))
     assert not np.array_equal(ours, theirs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import lm
 from lm.config import Section
 from lm.errors import DeviceError
 from lm.models.base import LanguageModel, build_model
-from lm.models.count_pruning import compacted
 from lm.models.kneser_ney import count_text
 from lm.models.ngram import NGram, NGramOptions
 from lm.runs import run_folder
@@ -67,8 +67,11 @@ def test_logits_are_the_log_probabilities_of_the_counts(order: int) -> None:
     logits, _ = model(torch.from_numpy(other[None, :-1]))
     assert torch.allclose(logits.double().exp().sum(dim=-1), torch.ones(1, 40, dtype=torch.float64), atol=1e-6)
     own = logits[0, torch.arange(40), torch.from_numpy(other[1:])]
-    expected = compacted(count_text(ids, order=order, vocab_size=5)).log_probabilities_of(other)
-    assert own.numpy() == pytest.approx(expected, abs=1e-5)
+    assert isinstance(model, NGram)
+    assert own.numpy() == pytest.approx(model.counts.log_probabilities_of(other), abs=1e-5)
+    # They are compact, and near those of the raw counts.
+    raw = count_text(ids, order=order, vocab_size=5).log_probabilities_of(other)
+    assert own.numpy() == pytest.approx(raw, abs=0.1)
 
 
 def test_a_model_without_counts_has_a_uniform_distribution() -> None:
@@ -150,6 +153,18 @@ def test_too_little_memory_for_the_counts_is_one_sentence_with_a_remedy() -> Non
     with pytest.raises(DeviceError, match=r"at order 6: lower model\.max_tokens or model\.order\.$"):
         NGram(NGramOptions(max_tokens=None), 4).fit(endless)
     NGram(NGramOptions(max_tokens=100), 4).fit(endless)
+
+
+@pytest.mark.parametrize(("order", "vocab_size"), [(7, 30), (4, 20_000)])
+def test_the_memory_of_counting_is_estimated_from_the_start_of_the_text(order: int, vocab_size: int) -> None:
+    model = NGram(NGramOptions(order=order, max_tokens=300_000), vocab_size)
+    ids = np.random.default_rng(1).zipf(1.3, size=400_001) % vocab_size
+    tracemalloc.start()
+    model.fit(ids)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.9 * peak < model.fit_bytes(ids) < 2 * peak
+    assert model.fit_bytes(ids[:1]) == 0
 
 
 def test_a_run_of_counts_starts_without_its_preset(text: Path, tmp_path: Path) -> None:

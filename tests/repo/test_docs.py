@@ -13,8 +13,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if path != DOCS / "reference" / "options.md")
 RECORDS = sorted((DOCS / "decisions").glob("0*.md"))
 COLUMNS = 100
-MAX_WORDS = 13_000
-"""Of all pages but the decisions and the generated options."""
+MAX_WORDS = 14_800
+"""Of all pages but the decisions, the lessons and the generated options."""
 
 
 class Assets(HTMLParser):
@@ -74,7 +74,8 @@ def test_lines_of_prose_fit_in_100_columns():
 
 
 def test_the_pages_stay_short():
-    words = sum(len(path.read_text("utf-8").split()) for path in PAGES if DOCS / "decisions" not in path.parents)
+    pages = [path for path in PAGES if not {DOCS / "decisions", DOCS / "lessons"} & set(path.parents)]
+    words = sum(len(path.read_text("utf-8").split()) for path in pages)
     assert words <= MAX_WORDS
 
 

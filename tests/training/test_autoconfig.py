@@ -1,94 +1,185 @@
-"""The preset for a text that came without one."""
+"""The rule for the default model: smooth, valid for every wish, and explained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lm.config import CorpusConfig, RunConfig, compose
+import lm
+from lm.config import CorpusConfig, Section, TrainingConfig, compose
 from lm.corpora import open_corpus
-from lm.jobs.autoconfig import MAX_EPOCHS, choose_config
-from lm.training.plan import DEFAULT_MINUTES
+from lm.corpora.shards import learn_tokenizer, prepare_shard
+from lm.errors import ConfigError
+from lm.jobs.autoconfig import (
+    MAX_WIDTH,
+    MIN_WIDTH,
+    SUBWORD_BYTES,
+    WIDTH_STEP,
+    Choice,
+    Facts,
+    Wishes,
+    choose,
+    max_epochs,
+    read_facts,
+    with_length,
+)
+from lm.jobs.prepare import prepare_job
+from lm.jobs.resolve import TrainRequest, resolve
+from lm.jobs.speed import reference_speed
 
-STEP = 64 * 64
-"""Tokens of a step of gru-char and gru-char-large."""
-SUBWORD_STEP = 32 * 48
+SPEED = 100_000.0
+LENGTHS = [int(5_000 * 1.3**k) for k in range(34)]
+SECONDS = [6 * 1.5**k for k in range(18)]
+SMALL = {"model.hidden_size": 8, "model.embedding_size": 4, "model.table_orders": []}
 
 
-def over(source: str, **training: object) -> Callable[[str], RunConfig]:
-    overrides = {f"training.{name}": value for name, value in training.items()}
-    return lambda preset: compose(source, preset=preset, overrides={"model.table_orders": [], **overrides})
+def facts(characters: int, seconds: float | None = 60.0, **fields: Any) -> Facts:
+    speed = None if seconds is None else SPEED
+    return Facts(characters, characters, 100, seconds=seconds, speed=speed, **fields)
 
 
-def write(path: Path, characters: int) -> str:
-    path.write_text(("the hens sat down in the yard. " * (characters // 31 + 1))[:characters], "utf-8")
-    return str(path)
+def numbers(choice: Choice) -> dict[str, float]:
+    model, training = choice.sections["model"], choice.sections["training"]
+    values = {**model, **training}
+    return {name: values[name] for name in ("hidden_size", "dropout", "table_dropout", "weight_decay", "learning_rate")}
+
+
+@pytest.mark.parametrize("family", ["gru", "transformer"])
+def test_a_little_more_time_or_text_changes_little(family: Any) -> None:
+    wishes = Wishes(family=family, tokens="char")
+    for length, seconds in itertools.product(LENGTHS, SECONDS):
+        here = numbers(choose(facts(length, seconds), wishes))
+        for other in (facts(int(length * 1.3), seconds), facts(length, seconds * 1.3)):
+            there = numbers(choose(other, wishes))
+            assert abs(there["hidden_size"] - here["hidden_size"]) <= max(WIDTH_STEP * 2, 0.3 * here["hidden_size"])
+            for name in ("dropout", "table_dropout"):
+                assert abs(there[name] - here[name]) <= 0.11
+            assert 0.4 <= there["learning_rate"] / here["learning_rate"] <= 2.5
+
+
+def test_more_time_never_means_a_narrower_network() -> None:
+    for length in LENGTHS:
+        widths = [choose(facts(length, seconds), Wishes(tokens="char")) for seconds in SECONDS]
+        sizes = [choice.sections["model"]["hidden_size"] for choice in widths]
+        assert sizes == sorted(sizes) and sizes[0] >= MIN_WIDTH and sizes[-1] <= MAX_WIDTH
+
+
+def test_no_plan_by_time_has_more_epochs_than_the_text_stands() -> None:
+    for length, seconds in itertools.product(LENGTHS, SECONDS):
+        choice = choose(facts(length, seconds))
+        assert choice.epochs <= max_epochs(choice.tokens / choice.epochs) + 0.1
+        assert choice.limited == ("epochs" in choice.sections["training"])
+    assert choose(facts(5_000, 600)).limited and not choose(facts(5_000_000, 600)).limited
+    # Given epochs count as they are.
+    assert not choose(facts(5_000, 600, epochs=500.0)).limited
+
+
+def test_subwords_are_for_long_texts_and_grow_with_them() -> None:
+    assert choose(facts(SUBWORD_BYTES - 1)).sections["tokenizer"] == {"type": "char"}
+    sizes = [choose(facts(length)).sections["tokenizer"]["size"] for length in (SUBWORD_BYTES, 6_000_000, 12_000_000)]
+    assert sizes == sorted(set(sizes)) and sizes[0] >= 500
+    # Bytes count: a text in Chinese has a third as many characters.
+    assert choose(replace(facts(1_000_000), size_bytes=3_000_000, distinct=3000)).sections["tokenizer"]["size"] > 3000
+
+
+@pytest.mark.parametrize("family", ["gru", "lstm", "transformer"])
+@pytest.mark.parametrize("tokens", ["char", "subword", "word"])
+@pytest.mark.parametrize("neural", [False, True])
+def test_every_wish_gives_valid_options(family: Any, tokens: Any, neural: bool) -> None:
+    for length, seconds in itertools.product((5_000, 1_000_000, 12_000_000), (6.0, 600.0)):
+        sections = choose(facts(length, seconds), Wishes(family, tokens, neural)).sections
+        config = compose("text.txt", preset=sections)
+        assert config.tokenizer.type == tokens
+        is_hybrid = not neural and tokens != "word" and family != "transformer"
+        assert config.model.type == ("hybrid" if is_hybrid else family)
+        if is_hybrid:
+            assert config.model.model_dump()["cell"] == family
+
+
+def test_an_unknown_wish_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="family='mamba': choose one of gru, lstm, transformer"):
+        Wishes(family="mamba")  # type: ignore[arg-type]
+
+
+def test_wishes_and_another_model_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="--neural is for the default model, and --preset gru-char gives another"):
+        resolve(TrainRequest(corpus="text.txt", preset="gru-char", neural=True))
 
 
 @pytest.mark.parametrize(
-    ("characters", "tokens", "step", "smaller", "larger"),
+    ("overrides", "model", "tokenizer"),
     [
-        (30_000, 400_000, STEP, "gru-char-small", "gru-char"),
-        (450_000, 8 * 405_001, STEP, "gru-char-small", "gru-char"),
-        (1_200_000, 8 * 1_080_001, STEP, "gru-char-small", "gru-char"),
-        (450_000, 25_000_000, STEP, "gru-char", "gru-char-large"),
-        (2_000_000, 8 * 1_800_001, STEP, "gru-subword-small", "gru-char"),
-        (4_000_000, 5_000_000, SUBWORD_STEP, "gru-subword-small", "gru-subword-medium"),
-        (2_000_000, 25_000_000, STEP, "gru-char", "gru-char-large"),
+        ({"model.type": "lstm"}, "lstm", "char"),
+        ({"model.type": "transformer"}, "transformer", "char"),
+        ({"model.type": "ngram"}, "ngram", "char"),
+        ({"tokenizer.type": "byte"}, "hybrid", "byte"),
+        ({"tokenizer.type": "word"}, "gru", "word"),
+        ({"tokenizer.type": "subword", "tokenizer.size": 300}, "hybrid", "subword"),
     ],
 )
-def test_a_larger_preset_is_worth_its_time_from_enough_tokens_and_readings_on(
-    tmp_path: Path, characters: int, tokens: int, step: int, smaller: str, larger: str
+def test_types_among_the_options_count_as_wishes(
+    tmp_path: Path, overrides: dict[str, Any], model: str, tokenizer: str
 ) -> None:
-    source = write(tmp_path / "text.txt", characters)
-    corpus = open_corpus(CorpusConfig(source=source))
-    steps = -(-tokens // step)
-    assert choose_config(corpus, over(source, max_steps=steps - 1)).config.preset == smaller
-    choice = choose_config(corpus, over(source, max_steps=steps))
-    assert choice.config.preset == larger and choice.tokens == steps * step
+    (tmp_path / "text.txt").write_text("the hens sat down in the yard. \n" * 400, "utf-8")
+    request = TrainRequest(corpus=str(tmp_path / "text.txt"), overrides={"training.max_steps": 5, **overrides})
+    config = prepare_job(resolve(request)).config
+    assert (config.model.type, config.tokenizer.type) == (model, tokenizer)
 
 
-def test_presets_that_do_not_take_the_options_are_passed_over(tmp_path: Path) -> None:
-    source = write(tmp_path / "text.txt", 2_000_000)
-    corpus = open_corpus(CorpusConfig(source=source))
-    options = {"training.max_steps": 10**6, "tokenizer.size": 500}
-    choice = choose_config(corpus, lambda preset: compose(source, preset=preset, overrides=options))
-    assert choice.config.preset == "gru-subword-small"
+def test_the_rule_reads_the_training_text(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("ä1" * 5000, "utf-8")
+    corpus = open_corpus(CorpusConfig(source=str(path), split_fractions=(0.5, 0.5)))
+    found = read_facts(corpus)
+    assert (found.characters, found.size_bytes, found.distinct) == (5000, 7500, 2)
 
 
-def test_the_shortest_of_the_given_lengths_decides(tmp_path: Path) -> None:
-    source = write(tmp_path / "text.txt", 450_000)
-    corpus = open_corpus(CorpusConfig(source=source))
-    assert choose_config(corpus, over(source, max_steps=10**6)).config.preset == "gru-char-large"
-    assert choose_config(corpus, over(source, max_steps=10**6, epochs=10)).config.preset == "gru-char"
-    assert (
-        choose_config(corpus, over(source, max_steps=10**6, epochs=10, minutes=1e-3)).config.preset == "gru-char-small"
-    )
+def test_only_a_plan_by_time_is_measured() -> None:
+    def measure() -> float:
+        raise AssertionError("measured")
+
+    text = facts(10_000, None)
+    steps = with_length(text, TrainingConfig(max_steps=10), measure)
+    assert steps.steps == 10 and steps.seconds is None
+    assert choose(steps).sections["model"]["hidden_size"] == MIN_WIDTH
+    timed = with_length(text, TrainingConfig(minutes=0.5), lambda: 5.0)
+    assert (timed.seconds, timed.speed) == (30, 5)
 
 
-@pytest.mark.slow
-def test_a_plan_by_time_reads_a_short_text_only_so_often(tmp_path: Path) -> None:
-    def chosen(characters: int, **training: object) -> tuple[str | None, float | None, float | None, int | None]:
-        source = write(tmp_path / "text.txt", characters)
-        small = {"model.table_orders": [], "model.hidden_size": 8}
-        overrides = {f"training.{name}": value for name, value in training.items()} | small
-        choice = choose_config(
-            open_corpus(CorpusConfig(source=source, split_at="character")),
-            lambda preset: compose(source, preset=preset, overrides=overrides),
-        )
-        length = choice.config.training
-        return choice.config.preset, length.minutes, length.epochs, choice.tokens
+def test_the_reference_network_is_timed_on_this_machine() -> None:
+    assert reference_speed(TrainingConfig(device="cpu"), seconds=0.05) > 100
 
-    # The training split, nine tenths, is one token longer than its characters.
-    assert chosen(60_000) == ("gru-char", DEFAULT_MINUTES, MAX_EPOCHS, 30 * 54_001)
-    assert chosen(20_000, minutes=10) == ("gru-char", 10, MAX_EPOCHS, 30 * 18_001)
-    assert chosen(10_000, minutes=10) == ("gru-char-small", 10, MAX_EPOCHS, None)
-    # Too short for batches of the larger ones.
-    assert chosen(4200) == ("gru-char-small", DEFAULT_MINUTES, MAX_EPOCHS, None)
-    # Time ends it before; readings or steps are given; and a longer text is not as easily known by heart.
-    assert chosen(100_000, minutes=1e-4)[1:3] == (1e-4, None)
-    assert chosen(20_000, minutes=10, epochs=500)[1:3] == (10, 500)
-    assert chosen(20_000, max_steps=10**6)[1:3] == (None, None)
-    assert chosen(700_000, minutes=100)[1:3] == (100, None)
+
+def test_inputs_and_outputs_of_the_rule_are_explained() -> None:
+    rows = choose(facts(300_000, 30)).explain()
+    assert all(len(row) == 3 for row in rows)
+    named = {name: value for name, value, _ in rows}
+    assert named["text"] == "300,000 characters" and named["time"] == "30 s" and named["model"] == "hybrid"
+    assert {"work", "plan", "tokens", "dropout", "weight_decay", "batch_size", "learning_rate"} <= named.keys()
+
+
+def test_lm_train_takes_the_default_model_and_records_it(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("the hens sat down in the yard. \n" * 400, "utf-8")
+    run = lm.train(path, max_steps=3, overrides=SMALL, runs_dir=tmp_path / "runs")
+    assert run.name == "text-hybrid" and run.config.preset is None
+    assert run.config.model.type == "hybrid"
+    alone = lm.train(path, max_steps=3, family="lstm", neural=True, overrides=SMALL, runs_dir=tmp_path / "runs")
+    assert alone.config.model.type == "lstm"
+
+
+def test_a_text_that_was_tokenized_before_keeps_its_tokens(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for name in "abcd":
+        (tmp_path / "texts" / f"{name}.txt").write_text("the hens sat down in the yard. \n" * 6000, "utf-8")
+    source = CorpusConfig(source=str(tmp_path / "texts"))
+    learn_tokenizer(source, tmp_path / "shards", Section.model_validate({"type": "word"}), characters=300_000)
+    for number in range(2):
+        prepare_shard(source, tmp_path / "shards", number, 2, valid_every=2)
+    request = TrainRequest(corpus=str(tmp_path / "shards"), overrides={"training.max_steps": 5})
+    config = prepare_job(resolve(request)).config
+    assert (config.model.type, config.tokenizer.type) == ("gru", "word")

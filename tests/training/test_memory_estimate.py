@@ -15,6 +15,7 @@ from lm.corpora import PreparedCorpus
 from lm.errors import DeviceError
 from lm.jobs.train import train
 from lm.kernels.dispatch import release_buffers
+from lm.models.ngram import NGram
 from lm.profiling import memory_estimate
 from lm.profiling.memory_estimate import estimate, refuse_what_cannot_fit
 from lm.profiling.tensor_memory import TensorMemory
@@ -92,6 +93,21 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(
     assert not (tmp_path / "runs" / "a").exists()
     smaller = estimate(options("gru", batch_size=40, **{"model.hidden_size": 64}), prepared, seconds=60)
     assert smaller.fits
+
+
+def test_counts_of_the_text_are_part_of_the_need_without_being_made(
+    options: Options, prepared: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = options("gru", batch_size=4)
+    hybrid = options("gru", batch_size=4, **{"model.type": "hybrid"})
+    alone = estimate(config, prepared, seconds=0)
+    monkeypatch.setattr(NGram, "fit", None)
+    fit = estimate(hybrid, prepared, seconds=0)
+    assert fit.counting_bytes > 50 * prepared.splits["train"].counts.tokens
+    assert alone.counting_bytes == 0
+    assert alone.needed_bytes < fit.needed_bytes - fit.counting_bytes < 3 * alone.needed_bytes
+    monkeypatch.setattr(machine, "available_bytes", lambda device: fit.counting_bytes)
+    assert "Lower model.max_tokens" in estimate(hybrid, prepared, seconds=0).advice()
 
 
 def test_estimating_leaves_nothing_behind(options: Options, prepared: PreparedCorpus) -> None:

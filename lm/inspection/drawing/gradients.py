@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"
 """Okabe and Ito's palette, for colour-blind readers."""
+PLACES = {"hidden": "hidden state of layer {}", "cells": "cell state of layer {}", "inputs": "embeddings"}
 MARKS = "o", "s", "^", "D", "v", "P", "X"
 MARKS_A_LINE = 8
 
 
 def figure(view: Gradients) -> Figure:
-    """The norm of dL_t/dh_{t-k} against k, on a logarithmic axis."""
+    """The norm of dLoss_t/dstate_{t-k} against k, on a logarithmic axis."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -28,15 +29,15 @@ def figure(view: Gradients) -> Figure:
     for number, model in enumerate(view.models):
         norms, color = model.main, COLORS[number % len(COLORS)]
         axes.plot(
-            lags, _positive(norms.median), color=color, linewidth=1.8, marker=MARKS[number % len(MARKS)], markersize=4.5,
-            markevery=max(1, view.steps // MARKS_A_LINE), label=label(model),
+            lags, _positive(norms.median), color=color, linewidth=1.8, marker=MARKS[number % len(MARKS)],
+            markersize=4.5, markevery=max(1, view.steps // MARKS_A_LINE), label=label(model),
         )  # fmt: skip
         axes.fill_between(lags, _positive(norms.lower), _positive(norms.upper), color=color, alpha=0.18, linewidth=0)
     axes.set_yscale("log")
     axes.set_xlim(0, view.steps)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
-        xlabel="k: steps back", ylabel="norm of dLoss$_t$ / dh$_{t-k}$  (line: median, band: quartiles)",
+        xlabel="k: steps back", ylabel="norm of dLoss$_t$ / dstate$_{t-k}$  (line: median, band: quartiles)",
         title="How much an earlier state changes the loss now",
     )  # fmt: skip
     axes.grid(alpha=0.25)
@@ -48,8 +49,7 @@ def figure(view: Gradients) -> Figure:
 def label(model: ModelGradients) -> str:
     """Name of the model, layer and mean factor a step."""
     main = model.main
-    place = "embeddings" if main.part == "inputs" else f"layer {main.layer}"
-    return f"{model.name}, {place}: × {main.factor_per_step:.2f} a step"
+    return f"{model.name}, {PLACES[main.part].format(main.layer)}: × {main.factor_per_step:.2f} a step"
 
 
 def _positive(values: Floats) -> Floats:

@@ -30,7 +30,7 @@ Counts::Counts(const std::vector<CountLevel>& levels, int vocab_size)
             node.token = uint32_t(key % vocab_size);
             node.first_pair = uint32_t(from.starts[i]);
             node.backoff = float(from.backoff[i]);
-            node.total = from.totals ? uint32_t(from.totals[i]) : 0;
+            node.total = from.totals ? uint32_t(std::min(from.totals[i], double(UINT32_MAX))) : 0;
         }
         level.nodes.back().first_pair = uint32_t(from.pairs);
         for (int64_t i = 0; i < from.pairs; ++i) {

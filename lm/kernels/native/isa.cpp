@@ -7,6 +7,7 @@
 #include "block.hpp"
 #include "elementwise.hpp"
 #include "entropy.hpp"
+#include "mixture.hpp"
 #include "recurrent.hpp"
 #include "training.hpp"
 #include "transformer.hpp"
@@ -15,6 +16,9 @@ namespace INKLING_ISA {
 
 inkling::Kernel* recurrent(const inkling::RecurrentParts& parts, const inkling::Settings& settings) {
     return new Recurrent(parts, settings);
+}
+inkling::Kernel* ngram(const inkling::Counts& counts, const inkling::Settings& settings) {
+    return new NGram(counts, settings);
 }
 inkling::Kernel* transformer(const inkling::TransformerParts& parts, const inkling::Settings& settings) {
     return new Transformer(parts, settings);

@@ -1,4 +1,4 @@
-// The gated mixture of a network and counts; as lm.models.hybrid.
+// Counts, alone or in a gated mixture with a network; as lm.models.ngram and lm.models.hybrid.
 #pragma once
 
 #include <algorithm>
@@ -11,28 +11,49 @@ namespace INKLING_ISA {
 
 using namespace inkling;
 
-class Mixture {
+// The last tokens of each slot, oldest first; -1 before the text's beginning.
+class Histories {
 public:
-    Mixture(const MixtureParts& parts, int hidden, int slots, int rows)
-        : counts_(parts.counts), hidden_(hidden), bias_(parts.bias) {
-        if (!counts_) return;
-        held_ = counts_->context_size();
-        gate_ = Buffer<float>(padded(hidden));
-        std::copy_n(parts.gate, hidden, gate_.data());
-        entropy_gate_ = parts.gate[hidden];
-        histories_ = Buffer<int32_t>(std::max<size_t>(1, size_t(slots) * held_));
-        found_ = Buffer<int32_t>(std::max<size_t>(1, size_t(rows) * held_));
-        shares_ = Buffer<float>(padded(counts_->vocab_size()));
+    Histories(const Counts* counts, int slots, int rows)
+        : held_(counts ? counts->context_size() : 0),
+          histories_(std::max<size_t>(1, size_t(slots) * held_)),
+          found_(std::max<size_t>(1, size_t(rows) * held_)) {
         for (int slot = 0; slot < slots; ++slot) clear(slot);
     }
 
     // Adds one more token to a slot's history, and keeps it for row `row` of the logits.
     void place(int row, int slot, int id) {
-        if (!counts_ || held_ == 0) return;
+        if (held_ == 0) return;
         int32_t* history = at(slot);
         std::memmove(history, history + 1, size_t(held_ - 1) * 4);
         history[held_ - 1] = id;
         std::memcpy(found_.data() + size_t(row) * held_, history, size_t(held_) * 4);
+    }
+    // What `place` kept for a row.
+    const int32_t* row(int row) const { return found_.data() + size_t(row) * held_; }
+
+    void clear(int slot) { std::fill_n(at(slot), held_, -1); }
+    void copy(int from, int to) { std::memcpy(at(to), at(from), size_t(held_) * 4); }
+    void show(std::map<std::string, View>& views, int slots) {
+        if (held_ > 0) views["history"] = {histories_.data(), true, {size_t(slots), size_t(held_)}};
+    }
+
+private:
+    int32_t* at(int slot) { return histories_.data() + size_t(slot) * held_; }
+
+    int held_;
+    Buffer<int32_t> histories_, found_;
+};
+
+class Mixture {
+public:
+    Mixture(const MixtureParts& parts, int hidden, int slots, int rows)
+        : histories(parts.counts, slots, rows), counts_(parts.counts), hidden_(hidden), bias_(parts.bias) {
+        if (!counts_) return;
+        gate_ = Buffer<float>(padded(hidden));
+        std::copy_n(parts.gate, hidden, gate_.data());
+        entropy_gate_ = parts.gate[hidden];
+        shares_ = Buffer<float>(padded(counts_->vocab_size()));
     }
 
     // Turns the network's logits of a row into log-probabilities of the mixture; `hidden` is the cell's output.
@@ -40,7 +61,7 @@ public:
         if (!counts_) return;
         const int width = counts_->vocab_size();
         float* shares = shares_.data();
-        counts_->distribution(found_.data() + size_t(row) * held_, shares);
+        counts_->distribution(histories.row(row), shares);
         const float entropy = -summed(width, [&](int i, int few) {
             const vec p = load_few(shares + i, few);
             return kept(p * log(p), few, 0.0f);
@@ -67,26 +88,58 @@ public:
         }
     }
 
-    void clear(int slot) {
-        if (counts_) std::fill_n(at(slot), held_, -1);
-    }
-    void copy(int from, int to) {
-        if (counts_) std::memcpy(at(to), at(from), size_t(held_) * 4);
-    }
-
-    // The last tokens of each slot.
-    void show(std::map<std::string, View>& views, int slots) {
-        if (held_ > 0) views["history"] = {histories_.data(), true, {size_t(slots), size_t(held_)}};
-    }
+    Histories histories;
 
 private:
-    int32_t* at(int slot) { return histories_.data() + size_t(slot) * held_; }  // oldest first, -1 before the text
-
     const Counts* counts_;
-    int hidden_, held_ = 0;
+    int hidden_;
     float bias_, entropy_gate_ = 0;
     Buffer<float> gate_, shares_;
-    Buffer<int32_t> histories_, found_;
+};
+
+// Counts alone; the logits are log-probabilities.
+class NGram final : public Kernel {
+public:
+    NGram(const Counts& counts, const Settings& settings)
+        : counts_(counts), histories_(&counts, settings.slots, std::max(settings.slots, kRowsAtOnce)) {
+        slots = settings.slots;
+        rows = std::max(slots, kRowsAtOnce);
+        vocab_size = counts.vocab_size();
+        stride = padded(vocab_size);
+        out_ = Buffer<float>(size_t(rows) * stride);
+        logits = out_.data();
+        histories_.show(views, slots);
+    }
+
+    void step(const int* which, const int* ids, int count) override {
+        for (int row = 0; row < count; ++row) {
+            histories_.place(row, which[row], ids[row]);
+            predict(row);
+        }
+    }
+
+    void read(int slot, const int* ids, int count, float* all) override {
+        for (int i = 0; i < count; ++i) {
+            histories_.place(0, slot, ids[i]);
+            if (!all && i + 1 < count) continue;
+            predict(0);
+            if (all) std::memcpy(all + size_t(i) * vocab_size, logits, size_t(vocab_size) * 4);
+        }
+    }
+
+    void clear(int slot) override { histories_.clear(slot); }
+    void copy(int from, int to) override { histories_.copy(from, to); }
+
+private:
+    void predict(int row) {
+        float* to = logits + size_t(row) * stride;
+        counts_.distribution(histories_.row(row), to);
+        for (int i = 0; i < stride; i += LANES) store(to + i, log(load(to + i)));
+    }
+
+    const Counts& counts_;
+    Histories histories_;
+    Buffer<float> out_;
 };
 
 }  // namespace INKLING_ISA

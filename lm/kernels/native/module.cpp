@@ -22,6 +22,7 @@ using inkling::Kernel;
     namespace isa {                                                                               \
     Kernel* recurrent(const inkling::RecurrentParts&, const inkling::Settings&);                  \
     Kernel* transformer(const inkling::TransformerParts&, const inkling::Settings&);              \
+    Kernel* ngram(const inkling::Counts&, const inkling::Settings&);                              \
     void product(const inkling::Operands&, int threads);                                          \
     void drop(const float* from, float* to, int64_t count, uint64_t seed, float rate, int threads);   \
     void attention(const inkling::Attention&, int threads);                                       \
@@ -94,6 +95,12 @@ Kernel* make(const Parts& parts, const inkling::Settings& settings, const std::s
         if (isa == "avx2") kernel = MAKE(inkling_avx2, recurrent);
 #endif
         if (isa == "plain") kernel = MAKE(inkling_plain, recurrent);
+    } else if constexpr (std::is_same_v<Parts, inkling::Counts>) {
+#if defined(INKLING_X86)
+        if (isa == "avx512") kernel = MAKE(inkling_avx512, ngram);
+        if (isa == "avx2") kernel = MAKE(inkling_avx2, ngram);
+#endif
+        if (isa == "plain") kernel = MAKE(inkling_plain, ngram);
     } else {
 #if defined(INKLING_X86)
         if (isa == "avx512") kernel = MAKE(inkling_avx512, transformer);
@@ -203,6 +210,10 @@ Kernel* transformer(const Floats& embedding, const Floats& head, const Floats& n
     parts.tables = context_tables(tables, buckets, parts.embedding.rows);
     nb::gil_scoped_release release;
     return make(parts, {slots, threads, int8}, isa);
+}
+
+Kernel* ngram(const inkling::Counts& counts, int slots, int threads, bool int8, const std::string& isa) {
+    return make(counts, {slots, threads, int8}, isa);
 }
 
 void check(const Kernel& kernel, const std::vector<int>& slots, const std::vector<int>& ids) {
@@ -510,6 +521,9 @@ NB_MODULE(_native, module) {
     module.def("transformer", &transformer, nb::rv_policy::take_ownership, "embedding"_a, "head"_a, "norm"_a,
                "blocks"_a, "cosines"_a, "sines"_a, "heads"_a, "kv_heads"_a, "epsilon"_a, "tables"_a,
                "buckets"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a);
+
+    module.def("ngram", &ngram, nb::rv_policy::take_ownership, "counts"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a,
+               nb::keep_alive<0, 1>());
 
     nb::class_<inkling::Counts>(module, "Counts")
         .def("__init__", &make_counts, "levels"_a, "vocab_size"_a)

@@ -52,7 +52,7 @@ public:
             weight_bytes += heads_.back().nbytes();
         }
         tables_.show(views, slots);
-        mixture_.show(views, slots);
+        mixture_.histories.show(views, slots);
         weight_bytes += tables_.nbytes();
         stride = heads_.back().panels * kPanel;
         out_ = Buffer<float>(size_t(rows) * stride);
@@ -98,14 +98,14 @@ public:
 
     void clear(int slot) override {
         tables_.clear(slot);
-        mixture_.clear(slot);
+        mixture_.histories.clear(slot);
         const size_t size = size_t(layers_) * width_;
         std::memset(state_.data() + slot * size, 0, size * 4);
         if (cell_ == Cell::lstm) std::memset(cells_.data() + slot * size, 0, size * 4);
     }
     void copy(int from, int to) override {
         tables_.copy(from, to);
-        mixture_.copy(from, to);
+        mixture_.histories.copy(from, to);
         const size_t size = size_t(layers_) * width_;
         std::memcpy(state_.data() + to * size, state_.data() + from * size, size * 4);
         if (cell_ == Cell::lstm) std::memcpy(cells_.data() + to * size, cells_.data() + from * size, size * 4);
@@ -146,7 +146,7 @@ private:
     void run(const int* which, const int* ids, int count, bool sequence) {
         for (int row = 0; row < count; ++row) {
             tables_.place(row, which[sequence ? 0 : row], ids[row]);
-            mixture_.place(row, which[sequence ? 0 : row], ids[row]);
+            mixture_.histories.place(row, which[sequence ? 0 : row], ids[row]);
         }
         const int gate_width = gates_ * width_;
         std::vector<const float*>& gate_inputs = gate_rows_;

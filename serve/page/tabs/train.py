@@ -61,7 +61,8 @@ def build(page: Page) -> None:
             )  # fmt: skip
             family = gr.Radio(
                 list(families().items()), value=next(iter(families().values())), label="Kind of model",
-                info="A GRU learns fastest from a small text.", elem_id="train-family",
+                info="Default: n-gram counts and a network, of a size that suits text, time and machine.",
+                elem_id="train-family",
             )  # fmt: skip
             go = gr.Button("Train", variant="primary", elem_id="train-go")
         with gr.Column(scale=3, min_width=320):

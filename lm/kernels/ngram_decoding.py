@@ -1,0 +1,38 @@
+"""The native decoding step of n-gram counts; equals `lm.models.ngram`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lm.kernels.compiled import native
+from lm.kernels.counts import compiled_counts, levels_from_arrays
+from lm.kernels.decoding import Arrays, Kernel
+
+REGISTERS = {"ngram": "NGramKernel"}
+
+
+class NGramKernel(Kernel):
+    """Counts alone; they are the same in either precision."""
+
+    def _build(self, options: Mapping[str, Any], arrays: Arrays, settings: dict[str, Any]) -> Any:
+        levels = levels_from_arrays(arrays, order=options["order"])
+        self.vocab_size = levels[0].vocab_size
+        return native().ngram(compiled_counts(levels), **settings)
+
+    @classmethod
+    def slot_bytes(cls, options: Mapping[str, Any]) -> int:
+        """See `Kernel.slot_bytes`."""
+        return 4 * (int(options["order"]) - 1)
+
+    def save(self, slot: int) -> tuple[dict[str, npt.NDArray[Any]], tuple[int, ...]]:
+        """See `Kernel.save`: the "history" (K,)."""
+        return {"history": np.array(self._views["history"][slot]) if self._views else np.zeros(0, np.int32)}, ()
+
+    def load(self, slot: int, arrays: Arrays, window: tuple[int, ...]) -> None:
+        """See `Kernel.load`."""
+        if self._views:
+            self._views["history"][slot] = arrays["history"]
