@@ -191,7 +191,7 @@ def choose(facts: Facts, wishes: Wishes = Wishes()) -> Choice:
         tokenizer["size"] = pieces
     make = _transformer if family == "transformer" else _recurrent
     model, training = make(kind, vocabulary, width, length, epochs)
-    training["batch_size"] = _rows(tokens, model.get("context_length") or training["bptt"])
+    training["batch_size"] = _rows(tokens, model.get("context_length") or training["bptt"], vocabulary)
     if family != "transformer":
         # Counts of words would need a row of the whole vocabulary for each position.
         hybrid = not wishes.neural and kind != "word"
@@ -278,10 +278,10 @@ def _order(kind: TokenKind) -> int:
     return 8 if kind == "char" else 5
 
 
-def _rows(tokens: float, length: int) -> int:
-    """Rows of a batch: a power of two."""
+def _rows(tokens: float, length: int, vocabulary: int) -> int:
+    """Rows of a batch: a power of two. The update of a large embedding takes time, so its steps are larger."""
     rows = tokens / (STEPS * length)
-    return int(2 ** round(math.log2(min(MAX_ROWS, max(MIN_ROWS, rows)))))
+    return int(2 ** round(math.log2(min(MAX_ROWS, max(MIN_ROWS if vocabulary <= 256 else 2 * MIN_ROWS, rows)))))
 
 
 def _regularisation(width: int, length: float, epochs: float) -> tuple[float, float, float]:
