@@ -43,10 +43,11 @@ SUBWORD_BYTES = 2_500_000
 """Training text from which n-gram counts over subwords predict better than over characters."""
 CHARACTERS_PER_SUBWORD = 2.2
 CHARACTERS_PER_WORD = 5.5
-MAX_TABLE_VOCABULARY = 1000
-"""Context tables of larger vocabularies take a fifth of a step, and gain less than the steps in that time."""
-TABLE_NUMBERS = 3_000_000
-"""In all context tables together; the counts of a hybrid remember what these forget."""
+MAX_TABLE_VOCABULARY = 1000, 4000
+"""Of a hybrid and of a network alone: context tables of larger vocabularies take a fifth of a step, and gain less than
+the steps in that time."""
+TABLE_NUMBERS = 3_000_000, 12_000_000
+"""Of a hybrid and of a network alone, in all context tables together: counts remember what tables forget."""
 STEPS = 2500
 """Optimizer steps of a plan, if batches from `MIN_ROWS` to `MAX_ROWS` rows allow it."""
 MIN_ROWS, MAX_ROWS = 8, 64
@@ -175,7 +176,9 @@ def choose(facts: Facts, wishes: Wishes = Wishes()) -> Choice:
     """The options for a text, a plan and a machine."""
     kind = facts.encoded_as or wishes.tokens or ("subword" if facts.size_bytes >= SUBWORD_BYTES else "char")
     pieces = _pieces(facts)
-    vocabulary = {"char": facts.distinct, "subword": pieces, "word": 20_000}[kind]
+    vocabulary = (
+        facts.distinct if facts.encoded_as else {"char": facts.distinct, "subword": pieces, "word": 20_000}[kind]
+    )
     per_token = {"char": 1.0, "subword": CHARACTERS_PER_SUBWORD, "word": CHARACTERS_PER_WORD}[kind]
     length = max(1.0, facts.encoded or facts.characters / per_token)
     family = wishes.family or "gru"
@@ -189,15 +192,13 @@ def choose(facts: Facts, wishes: Wishes = Wishes()) -> Choice:
     tokenizer: dict[str, Any] = {"type": kind}
     if kind == "subword":
         tokenizer["size"] = pieces
+    # Counts of words would need a row of the whole vocabulary for each position.
+    hybrid = not wishes.neural and kind != "word" and family != "transformer"
     make = _transformer if family == "transformer" else _recurrent
-    model, training = make(kind, vocabulary, width, length, epochs)
-    training["batch_size"] = _rows(tokens, model.get("context_length") or training["bptt"])
-    if family != "transformer":
-        # Counts of words would need a row of the whole vocabulary for each position.
-        hybrid = not wishes.neural and kind != "word"
-        model = (
-            {"type": "hybrid", "cell": family, "order": _order(kind), **model} if hybrid else {"type": family, **model}
-        )
+    model, training = make(kind, vocabulary, width, _Regularisation.of(width, length, epochs), hybrid)
+    training["batch_size"] = _rows(tokens, model.get("context_length") or training["bptt"], vocabulary)
+    own = {"type": "hybrid", "cell": family, "order": _order(kind)} if hybrid else {"type": family}
+    model = {**own, **model}
     if limited:
         training["epochs"] = most
     sections = {"tokenizer": tokenizer, "model": model, "training": training}
@@ -278,39 +279,46 @@ def _order(kind: TokenKind) -> int:
     return 8 if kind == "char" else 5
 
 
-def _rows(tokens: float, length: int) -> int:
-    """Rows of a batch: a power of two."""
+def _rows(tokens: float, length: int, vocabulary: int) -> int:
+    """Rows of a batch: a power of two. The update of a large embedding takes time, so its steps are larger."""
     rows = tokens / (STEPS * length)
-    return int(2 ** round(math.log2(min(MAX_ROWS, max(MIN_ROWS, rows)))))
+    return int(2 ** round(math.log2(min(MAX_ROWS, max(MIN_ROWS if vocabulary <= 256 else 2 * MIN_ROWS, rows)))))
 
 
-def _regularisation(width: int, length: float, epochs: float) -> tuple[float, float, float]:
-    """Dropout, dropout of table rows, and weight decay: more for more epochs, and for more weights per token."""
-    doublings = math.log2(max(1.0, epochs))
-    excess = math.log2(4.0 * width * width / length)
-    dropout = min(0.5, max(0.0, 0.1 * doublings + 0.03 * excess)) if epochs > 1 else 0.0
-    decay = min(1.0, max(0.01, 0.04 * epochs * 2.0 ** (0.15 * excess)))
-    return round(dropout, 2), round(min(0.8, 0.3 + 0.1 * doublings), 2), round(decay, 3)
+@dataclass(frozen=True)
+class _Regularisation:
+    """More for more epochs, and for more weights per token."""
+
+    dropout: float
+    table_dropout: float
+    weight_decay: float
+
+    @classmethod
+    def of(cls, width: int, length: float, epochs: float) -> _Regularisation:
+        doublings = math.log2(max(1.0, epochs))
+        excess = math.log2(4.0 * width * width / length)
+        dropout = min(0.5, max(0.0, 0.1 * doublings + 0.03 * excess)) if epochs > 1 else 0.0
+        decay = min(1.0, max(0.01, 0.04 * epochs * 2.0 ** (0.15 * excess)))
+        return cls(round(dropout, 2), round(min(0.8, 0.3 + 0.1 * doublings), 2), round(decay, 3))
 
 
-def _tables(kind: TokenKind, vocabulary: int, dropout: float) -> dict[str, Any]:
-    if vocabulary > MAX_TABLE_VOCABULARY:
+def _tables(kind: TokenKind, vocabulary: int, dropout: float, hybrid: bool) -> dict[str, Any]:
+    if vocabulary > MAX_TABLE_VOCABULARY[not hybrid]:
         return {}
     orders = [2, 3, 4, 5, 6] if kind == "char" else [2, 3, 4]
-    rows = TABLE_NUMBERS / (len(orders) * vocabulary)
+    rows = TABLE_NUMBERS[not hybrid] / (len(orders) * vocabulary)
     return {
         "table_orders": orders, "table_buckets": int(2 ** round(math.log2(max(512.0, rows)))), "table_dropout": dropout,
     }  # fmt: skip
 
 
 def _recurrent(
-    kind: TokenKind, vocabulary: int, width: int, length: float, epochs: float
+    kind: TokenKind, vocabulary: int, width: int, regularisation: _Regularisation, hybrid: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    dropout, table_dropout, decay = _regularisation(width, length, epochs)
-    small = vocabulary <= 256
+    small, dropout, decay = vocabulary <= 256, regularisation.dropout, regularisation.weight_decay
     model: dict[str, Any] = {
         "embedding_size": 64 if small else 128, "hidden_size": width, "dropout": dropout,
-        **_tables(kind, vocabulary, table_dropout),
+        **_tables(kind, vocabulary, regularisation.table_dropout, hybrid),
     }  # fmt: skip
     training: dict[str, Any] = {
         "bptt": 64 if kind == "char" else 48, "learning_rate": round(8e-3 * (256 / width) ** 0.6, 5),
@@ -324,28 +332,27 @@ def _recurrent(
             "embedding_dropout": round(dropout / 4, 3), "weight_dropout": round(dropout / 2, 3),
         }  # fmt: skip
         training |= {"learning_rate": 3e-3, "betas": [0.9, 0.999], "weight_decay": min(decay, 0.1)}
-    elif vocabulary <= MAX_TABLE_VOCABULARY:
+    if "table_orders" in model:
         training["table_learning_rate"] = 1.0 if kind == "char" else 2.0
     return model, training
 
 
 def _transformer(
-    kind: TokenKind, vocabulary: int, width: int, length: float, epochs: float
+    kind: TokenKind, vocabulary: int, width: int, regularisation: _Regularisation, hybrid: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     # A layer costs what four rows of a recurrent one do; depth grows with width.
     width = int(min(512, max(96, 32 * round(width * 0.6 / 32))))
-    layers = max(2, min(8, round(width / 40)))
-    dropout, table_dropout, decay = _regularisation(width, length, epochs)
     model: dict[str, Any] = {
-        "type": "transformer", "context_length": 64 if kind == "word" else 128, "hidden_size": width,
-        "num_layers": layers, "num_heads": width // 32, "dropout": round(dropout / 2, 2),
-        **_tables(kind, vocabulary, round(max(0.2, table_dropout - 0.1), 2)),
+        "context_length": 64 if kind == "word" else 128, "hidden_size": width,
+        "num_layers": max(2, min(8, round(width / 40))), "num_heads": width // 32,
+        "dropout": round(regularisation.dropout / 2, 2),
+        **_tables(kind, vocabulary, round(max(0.2, regularisation.table_dropout - 0.1), 2), hybrid),
     }  # fmt: skip
     training: dict[str, Any] = {
         "batching": "shuffled", "optimizer": "muon", "muon_learning_rate": 0.01 if kind == "char" else 0.02,
-        "learning_rate": 3e-3, "weight_decay": max(0.05, min(decay, 0.3)),
+        "learning_rate": 3e-3, "weight_decay": max(0.05, min(regularisation.weight_decay, 0.3)),
     }  # fmt: skip
-    if vocabulary <= MAX_TABLE_VOCABULARY:
+    if "table_orders" in model:
         training["table_learning_rate"] = 1.0
     if vocabulary > 256:
         model["tie_weights"] = True
