@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.errors import ConfigError, RunError, RunNotFoundError
@@ -104,7 +106,11 @@ def make_teacher(job: PreparedJob) -> Teacher | None:
         return None
     known = job.teacher.record["corpus"]["splits"].get("train", {}).get("sha256")
     knows_text = known == job.tokens.splits["train"].sha256
-    return Teacher(job.teacher.model, job.config.training.distill_weight, knows_text=knows_text)
+    model = job.teacher.model
+    if knows_text and model.trained_by != "gradient":
+        # A run stores counts in a form that cannot leave out an occurrence.
+        model.fit(np.asarray(job.tokens.splits["train"].ids))
+    return Teacher(model, job.config.training.distill_weight, knows_text=knows_text)
 
 
 def _weights_hash(teacher: Run) -> str:

@@ -250,7 +250,7 @@ def _train_steps(
         folder: of the run.
         callbacks: receive the events, in the first process.
         stop_after: a step of the plan.
-        recorded: the plan of another run, which a new run follows; None: a plan of its own.
+        recorded: the plan of another run, which a new run follows; None: its own plan.
     """
     trainer, plan = _new_trainer(job, folder, recorded) if job.resume is None else _resumed_trainer(job, folder)
     trainer.callbacks = list(callbacks) if distributed.current().is_rank0 else []

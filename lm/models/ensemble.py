@@ -152,6 +152,12 @@ class Ensemble(LanguageModel):
         for member, arrays in zip(self._each(), members, strict=True):
             member.load_arrays(arrays)
 
+    def fit(self, ids: npt.NDArray[Any]) -> None:
+        """See `LanguageModel.fit`; makes the counts of members that have counts, and changes no network."""
+        for member in self._each():
+            if member.trained_by != "gradient":
+                member.fit(ids)
+
     def num_counts(self) -> int:
         """See `LanguageModel.num_counts`; all members have the same counts."""
         return self._each()[0].num_counts()
