@@ -103,6 +103,14 @@ def test_a_run_that_starts_from_a_student_has_no_teacher(text: Path, trained: Pa
     assert run.config.training.distill is None and "teacher" not in run.record
 
 
+@pytest.mark.parametrize("size", [None, 2])
+def test_a_hybrid_teaches_the_text_that_it_has_counted(text: Path, tmp_path: Path, size: int | None) -> None:
+    counting = config(text, model__type="hybrid", model__order=3, training__max_steps=2)
+    lm.train(text, counting, ensemble=size, name="two", runs_dir=tmp_path)
+    run = student_of(text, tmp_path, max_steps=2)
+    assert run.step == 2 and run.record["kind"] is None
+
+
 def test_members_of_an_ensemble_can_have_a_teacher_too(text: Path, runs: Path) -> None:
     job = {"ensemble": 2, "distill": "two", "runs_dir": runs}
     whole = lm.train(text, config(text), name="whole", **job)

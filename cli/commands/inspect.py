@@ -411,5 +411,5 @@ def _content(
         with reading() as progress:
             split = run.own_text(split="valid", data_dir=data_dir, progress=progress).splits["valid"]
     except CorpusError as error:
-        raise type(error)(f"{error} – or give another text: --text FILE") from None
+        raise type(error)(f"{str(error).rstrip('.')}. Or give another text: --text FILE") from None
     return f"the validation text ({run.record['corpus']['name']})", run.tokenizer.decode(split.ids[1 : tokens + 1])

@@ -267,7 +267,7 @@ def _join(members: _Members, model: Ensemble) -> None:
     record, first = folder.read_record(), runs[0].read_record()
     # The notes of counts; and the steps that the members really made.
     record["corpus"]["notes"] = first["corpus"]["notes"]
-    record |= {"counts": model.num_counts(), "plan": {**record["plan"], "steps": steps}}
+    record |= {"counts": first["counts"], "plan": {**record["plan"], "steps": steps}}
     folder.write_record(record)
     folder.write_best(model.arrays(), step=steps, valid_loss=None)
 

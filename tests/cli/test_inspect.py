@@ -111,7 +111,7 @@ def test_a_terminal_gets_colors_unless_no_color_is_set(
 
 VIEWS = {
     "gradients": ("gru-char", "--steps", "8"),
-    "attention": ("transformer-char",),
+    "attention": ("transformer-char", "--layer", "1"),
     "neurons": ("gru-char",),
     "why": ("hybrid-char",),
     "shapes": ("transformer-char", "--batch", "3", "--length", "7"),
