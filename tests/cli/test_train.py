@@ -99,8 +99,8 @@ def test_a_folder_with_splits_is_trained_on(lm: Lm, tmp_path: Path, text: Path) 
         (tmp_path / "mine" / f"{split}.txt").write_text(part)
     done = lm("train", "mine", "--max-steps", "2", *SMALL)
     assert done.code == 0, done.err
-    assert "lm eval mine-gru-char-small\n" in done.out  # no test split, so none is named
-    assert RunFolder(tmp_path / "checkpoints" / "mine-gru-char-small").read_record()["corpus"]["name"] == "mine"
+    assert "lm eval mine-hybrid\n" in done.out  # no test split, so none is named
+    assert RunFolder(tmp_path / "checkpoints" / "mine-hybrid").read_record()["corpus"]["name"] == "mine"
 
 
 def test_a_text_from_stdin_is_trained_on_and_can_be_evaluated_later(lm: Lm, tmp_path: Path, text: Path) -> None:
