@@ -318,7 +318,7 @@ def test_options_are_composed_once_and_a_text_is_read_and_encoded_once(
 
         monkeypatch.setattr(module, name, call)
 
-    counted(resolve, "compose", lambda source, *, preset, **options: preset)
+    counted(resolve, "compose", lambda source, *, preset, **options: json.dumps(preset))
     counted(prepare, "open_corpus", lambda where, **options: where.source)
     counted(prepare, "encode", lambda corpus, tokenizer, **options: tokenizer.type)
     lm.train(text, max_steps=1, overrides={"model.table_orders": [], "model.hidden_size": 8}, runs_dir=tmp_path)
@@ -727,10 +727,10 @@ def test_the_environment_names_the_runs_folder(
         lm.load(runs_dir=tmp_path / "none")
 
 
-def test_a_length_and_options_alone_choose_the_preset_that_suits_the_text(text: Path, tmp_path: Path) -> None:
+def test_a_length_and_options_alone_train_the_default_model(text: Path, tmp_path: Path) -> None:
     small = {"training.batch_size": 4, "training.bptt": 16, "model.hidden_size": 16}
     run = lm.train(text, max_steps=2, overrides=small, runs_dir=tmp_path)
-    assert (run.name, run.config.preset, run.config.training.max_steps) == ("words-gru-char-small", "gru-char-small", 2)
+    assert (run.name, run.config.preset, run.config.training.max_steps) == ("words-hybrid", None, 2)
     assert run.config.model.model_dump()["hidden_size"] == 16
     # Over a whole configuration too.
     config = lm.compose(str(text), preset="gru-char", overrides=SMALL)

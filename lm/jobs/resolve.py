@@ -15,7 +15,7 @@ from lm.jobs.autoconfig import Family, Sections, TokenKind, Wishes, composed, to
 from lm.jobs.distill import find_teacher
 from lm.jobs.ensemble_config import check_ensemble, unwrapped
 from lm.jobs.new_run import check_new_run
-from lm.registry import MODELS
+from lm.registry import MODELS, TOKENIZERS
 from lm.runs.run import Run
 from lm.training import distributed
 from lm.training.callbacks import Callback
@@ -157,8 +157,16 @@ def _wishes(request: TrainRequest) -> Wishes:
     model, tokenizer = given["model"].get("type"), given["tokenizer"].get("type")
     cell = given["model"].get("cell", "gru") if model == "hybrid" else model
     family = request.family or (cell if cell in get_args(Family) else None)
-    tokens = request.tokens or (None if tokenizer is None else token_kind(tokenizer))
+    tokens = request.tokens or (_kind_with(given["tokenizer"]) if tokenizer is None else token_kind(tokenizer))
     return Wishes(family, tokens, request.neural or model in ("rnn", "gru", "lstm"))
+
+
+def _kind_with(options: dict[str, Any]) -> TokenKind | None:
+    """The first kind of tokens whose tokenizer has all of these options; None if there are no options, or no kind."""
+    kinds: tuple[TokenKind, ...] = get_args(TokenKind) if options else ()
+    return next(
+        (kind for kind in kinds if options.keys() <= TOKENIZERS.resolve(kind).Options.model_fields.keys()), None
+    )
 
 
 def resolve_new_run(request: TrainRequest) -> ResolvedRequest:

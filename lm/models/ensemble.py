@@ -154,10 +154,11 @@ class Ensemble(LanguageModel):
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """See `LanguageModel.fit`; for members with counts, which share them."""
-        first, *others = self._each()
-        first.fit(ids)
-        for other in others:
-            other.use_fitted(first.fitted())
+        counting = [member for member in self._each() if member.trained_by != "gradient"]
+        for member in counting[:1]:
+            member.fit(ids)
+        for member in counting[1:]:
+            member.use_fitted(counting[0].fitted())
 
     def num_counts(self) -> int:
         """See `LanguageModel.num_counts`; all members have the same counts."""

@@ -152,7 +152,7 @@ def test_a_training_is_recorded_with_its_choice_its_course_and_its_floor(tiny):
     default, floor = found[Cell("tiny", 0.02, "default")], found[Cell("tiny", None, "floor")]
     assert default["split_sha256"] == floor["split_sha256"]
     assert default["floor"] == floor["floor"]
-    assert floor["best"]["bits_per_byte"] == pytest.approx(floor["floor"]["bits_per_byte"], abs=1e-4)
+    assert floor["best"]["bits_per_byte"] == pytest.approx(floor["floor"]["bits_per_byte"], rel=3e-3)
     assert default["config"]["training"]["minutes"] == pytest.approx(0.02)
     assert 0 < default["rate_end"] <= 1
     assert 0 < default["best_at"] <= 1

@@ -135,7 +135,7 @@ def test_a_terminal_gets_a_live_view_and_its_cursor_back(text: Path, tmp_path: P
     small = ("--set", "model.hidden_size=8", "--set", "training.batch_size=4", "--set", "training.bptt=16")
     code, shown = on_a_terminal("train", str(text), "--name", "a", "--max-steps", "150", *small, cwd=tmp_path)
     assert code == 0, shown
-    assert re.search(r"step \d+/150", shown) and " left" in shown and COLOURS.search(shown)
+    assert re.search(r"step \d+ of 150", shown) and " left" in shown and COLOURS.search(shown)
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") > 0
     wild = ("--set", "training.learning_rate=1e30", "--set", "training.grad_clip=none")
     code, shown = on_a_terminal("train", str(text), "--name", "b", "--max-steps", "150", *small, *wild, cwd=tmp_path)

@@ -64,7 +64,7 @@ CASES = {
     ),
     "a module that there is not": Case(
         f"{TRAIN} --precision bf16 --set training.fp32_modules=outputt",
-        r"Did you mean '(\w+)'.*for the whole model use (--precision fp32)",
+        r"Did you mean '([\w.]+)'.*for the whole model use (--precision fp32)",
         (f"{TRAIN} --precision bf16 --set training.fp32_modules={{0}}", f"{TRAIN} {{1}}"),
     ),
     "tables too large": Case(

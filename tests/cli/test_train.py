@@ -141,7 +141,8 @@ def test_every_flag_reaches_the_configuration(lm: Lm, tmp_path: Path, text: Path
 
 def test_a_run_stopped_early_says_how_to_go_on_and_does(lm: Lm, tmp_path: Path, runs: Path, text: Path) -> None:
     kept = ("--set", "training.checkpoint_every=4")
-    done = lm("train", str(text), "--name", "b", "--max-steps", "12", "--stop-after", "5", *kept, *SMALL)
+    preset = "--preset", "gru-char-small"
+    done = lm("train", str(text), "--name", "b", "--max-steps", "12", "--stop-after", "5", *preset, *kept, *SMALL)
     assert done.code == 0
     assert "Stopped early at step 5 of 12" in done.err
     assert "Finish the plan with: lm train --resume b\n" in done.err
@@ -156,7 +157,8 @@ def test_a_run_stopped_early_says_how_to_go_on_and_does(lm: Lm, tmp_path: Path, 
 @pytest.mark.slow
 def test_a_resume_in_a_new_process_is_exact_too(lm: Lm, runs: Path, text: Path, tmp_path: Path) -> None:
     kept = ("--set", "training.checkpoint_every=4")
-    assert lm("train", str(text), "--name", "b", "--max-steps", "12", "--stop-after", "7", *kept, *SMALL).code == 0
+    length = "--preset", "gru-char-small", "--max-steps", "12", "--stop-after", "7"
+    assert lm("train", str(text), "--name", "b", *length, *kept, *SMALL).code == 0
     done = run_program("train", "--resume", "b", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "last bits may differ" not in done.stderr
@@ -365,7 +367,7 @@ def refused(done: Any, sentence: str) -> None:
         (["words.txt", "--loss-scale", "big"], "use dynamic, none, or a number above 0"),
         (
             ["words.txt", "--amp", "O2", "--set", "training.fp32_modules=outputt", "--max-steps", "1", *SMALL],
-            "model has no module 'outputt'. Did you mean 'output'?",
+            "model has no module 'outputt'. Did you mean 'network.output'?",
         ),
         (["words.txt", "--device", "tpu"], "Device 'tpu' is not available: use "),
         (["words.txt", "--seed", "-1"], "training.seed = -1"),
@@ -451,8 +453,8 @@ def test_brackets_in_names_are_printed_as_they_are(lm: Lm, tmp_path: Path, text:
     done = lm("train", "notes[draft] :smile:.txt", "--max-steps", "2", *SMALL)
     assert done.code == 0, done.err
     # The run is named in signs that need no quoting where its name is typed.
-    name = "notes-draft-smile-gru-char-small"
-    assert f"{name} starts: gru" in done.err and "on notes[draft] :smile:\n" in done.err
+    name = "notes-draft-smile-hybrid"
+    assert f"{name} starts: hybrid" in done.err and "on notes[draft] :smile:\n" in done.err
     assert f"{name} (best, step 2) on notes[draft] :smile:, split valid" in done.out
     assert "notes[draft] :smile:" in lm("list").out
     assert "notes[draft] :smile:" in lm("show", name).out
@@ -503,13 +505,13 @@ def test_a_run_recorded_before_texts_were_cut_at_words_has_its_own_text_still(lm
     assert json.loads(path.read_text())["config"]["corpus"]["split_at"] == "character"
 
 
-def test_tokenizer_options_of_the_preset_that_suits_the_text_are_taken(lm: Lm, runs: Path) -> None:
+def test_options_of_a_tokenizer_alone_choose_it(lm: Lm, runs: Path) -> None:
     letters = "".join(chr(0x4E00 + number) for number in range(1500))
     Path("zh.txt").write_text("".join(f"{letters[n * 7 % 1400 : n * 7 % 1400 + 30]}\n" for n in range(400)), "utf-8")
     size = ("--set", "tokenizer.size=2500", "--set", "model.hidden_size=16", "--set", "model.embedding_size=8")
     done = lm("train", "zh.txt", "--name", "zh", "--max-steps", "1", "--set", "training.batch_size=4", *size)
     assert done.code == 0, done.err
-    assert json.loads((runs / "zh" / "config.json").read_text())["config"]["preset"] == "gru-subword"
+    assert json.loads((runs / "zh" / "config.json").read_text())["config"]["tokenizer"]["type"] == "subword"
 
 
 def test_commands_to_type_next_name_the_folder_of_the_runs(lm: Lm, text: Path) -> None:

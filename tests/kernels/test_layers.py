@@ -445,7 +445,7 @@ def test_a_transformer_has_the_logits_and_gradients_of_torch(
         assert loss.logits is not None
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         assert len(gradients) == len(list(model.parameters()))
-        found.append([loss.logits, *gradients])
+        found.append([loss.logits(), *gradients])
     for one, other in zip(found[1], found[0], strict=True):
         close(one, other)
 
