@@ -33,7 +33,7 @@ TokenKind = Literal["char", "word", "subword"]
 MAX_CHARACTERS = 50_000_000
 """Characters of the training text that are read for the rule; a longer text gets the same options."""
 REFERENCE_WIDTH = 128
-REFERENCE_WORK = 2.5e6
+REFERENCE_WORK = 5.5e6
 """Work that suits a network of the reference width."""
 WIDTH_EXPONENT = 0.39
 """Width grows with this power of the work."""
@@ -48,7 +48,7 @@ MAX_TABLE_VOCABULARY = 1000, 4000
 the steps in that time."""
 TABLE_NUMBERS = 3_000_000, 12_000_000
 """Of a hybrid and of a network alone, in all context tables together: counts remember what tables forget."""
-STEPS = 2500
+STEPS = 1000
 """Optimizer steps of a plan, if batches from `MIN_ROWS` to `MAX_ROWS` rows allow it."""
 MIN_ROWS, MAX_ROWS = 8, 64
 
@@ -222,14 +222,14 @@ def max_width(length: float) -> float:
 
 
 def _recurrent_price(width: float, vocabulary: int) -> float:
-    """Time of a token, in that of the reference network over 64 characters."""
+    """Time of a token with counts, validation and saving, in that of the reference network."""
     h = width / REFERENCE_WIDTH
-    return 0.34 + 0.39 * h + 0.27 * h * h + vocabulary / 1000 * (2.5 + 0.5 * h)
+    return 0.7 + 0.8 * h + 0.7 * h * h + vocabulary / 1000 * (3.0 + 0.6 * h)
 
 
 def _transformer_price(width: float, vocabulary: int) -> float:
     h = width / REFERENCE_WIDTH
-    return 4.0 + 6.0 * h * h + vocabulary / 1000 * (2.5 + 0.5 * h)
+    return 2.0 + 6.0 * h * h + vocabulary / 1000 * (3.0 + 0.6 * h)
 
 
 def _width(
@@ -321,7 +321,7 @@ def _recurrent(
         **_tables(kind, vocabulary, regularisation.table_dropout, hybrid),
     }  # fmt: skip
     training: dict[str, Any] = {
-        "bptt": 64 if kind == "char" else 48, "learning_rate": round(8e-3 * (256 / width) ** 0.6, 5),
+        "bptt": 64 if kind == "char" else 48, "learning_rate": round(8e-3 * (128 / width) ** 0.45, 5),
         "weight_decay": decay,
     }  # fmt: skip
     if not small:

@@ -29,8 +29,6 @@ VALIDATION_COST = 1 / 3
 """Time of a validation token in training tokens: about that of a forward pass."""
 ALWAYS_VALIDATED = 1024
 """Tokens that each of `VALIDATIONS` may score, even in a short plan."""
-PATIENCE = 3
-"""A plan by time stops after this many validations in a row that were worse than the best one by more than `HARM`."""
 HARM = 0.005
 """Nats per token."""
 MIN_BATCHES = 4
@@ -72,7 +70,8 @@ class Plan:
     """Training time of a plan by time; None: a plan in steps."""
     measured_step_seconds: float | None = None
     patience: int | None = None
-    """Validations in a row worse than the best one by more than `HARM` at which to stop; None: no limit."""
+    """Validations in a row worse than the best one by more than `HARM` at which to stop; None: no limit. Plans of older
+    runs have it."""
     expected_bytes: int | None = None
     """Peak of tensors in each process; None: unknown."""
     measured_validation_seconds: float | None = None
@@ -157,7 +156,6 @@ def timed_plan(
         validation_tokens=scored if scored < valid_tokens else None,
         seconds=seconds,
         measured_step_seconds=step_seconds,
-        patience=None if config.patience else PATIENCE,
         measured_validation_seconds=scored * token_seconds,
         validations=validations if config.evaluate_every is None else None,
         max_steps=limit,

@@ -44,7 +44,7 @@ def test_ten_validations_fall_on_a_plan() -> None:
 def test_minutes_are_filled_to_99_percent_with_steps_and_ten_validations() -> None:
     plan = timed(minutes=1)
     # 59.4 s; ten validations of 0.01 s leave 59.3 s, 5,930 steps of 0.01 s.
-    assert plan == Plan(5930, 593, None, 60.0, 0.01, 3, measured_validation_seconds=0.01, validations=10)
+    assert plan == Plan(5930, 593, None, 60.0, 0.01, measured_validation_seconds=0.01, validations=10)
 
 
 def test_validation_that_is_too_slow_runs_three_times_on_a_part_of_the_split() -> None:
@@ -120,10 +120,6 @@ def test_validation_takes_at_most_a_small_share_of_a_plan_in_steps() -> None:
 def test_what_was_said_about_validation_goes_before_its_bound() -> None:
     assert fixed(max_steps=3, tokens=700, valid=217_646, validation_tokens=50_000) == Plan(3, 3, 50_000)
     assert fixed(max_steps=3, tokens=700, valid=217_646, evaluate_every=1) == Plan(3, 1, None)
-
-
-def test_patience_of_the_options_goes_before_that_of_a_plan_by_time() -> None:
-    assert timed(minutes=1, patience=7).patience is None
 
 
 @pytest.mark.parametrize(
