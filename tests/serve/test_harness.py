@@ -104,7 +104,7 @@ def harness(
     ("model", "max_length", "batch"),
     [
         ("transformer", CONTEXT + 2, 4),
-        ("pieces", 4000, 2),
+        pytest.param("pieces", 4000, 2, marks=pytest.mark.soak),
         pytest.param("transformer", CONTEXT + 2, 1, marks=pytest.mark.soak),
     ],
 )

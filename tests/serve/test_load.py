@@ -262,7 +262,7 @@ def load(
         assert server.end() == 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_twenty_seconds_of_clients_of_every_kind(serve: Serve, runs: Path) -> None:
     # What stalled clients let pile up makes memory rise and fall: only a long look can say that it is flat.
     load(serve, runs, lambda text: None, seconds=20)

@@ -58,7 +58,7 @@ def test_a_training_shows_its_progress_and_after_a_stop_the_model_can_write(open
         expect(visitor.get_by_role("button", name="Stop and save")).to_be_hidden()
     # The file name is shown as text; the run's name has only its safe characters.
     name = re.findall(r"run (\S+)", page.locator("#train-status").inner_text())[-1]
-    assert re.fullmatch(r"[\w.-]+-gru-char(-small)?", name) and page.locator("#train-status i").count() == 0
+    assert re.fullmatch(r"[\w.-]+-hybrid(-\d+)?", name) and page.locator("#train-status i").count() == 0
     text = workshop.post("/v1/completions", model=name, prompt="the", max_tokens=20, seed=1)["choices"][0]["text"]
     assert len(text) == 20
     page.get_by_role("tab", name="Write").click()
@@ -72,7 +72,7 @@ def test_a_second_training_waits_and_can_be_cancelled(open_page: OpenPage, works
     for turn in range(2):
         page.locator("#train-paste textarea").fill(PASTED)
         press_train(page)
-        status(page).to_contain_text("pasted text · GRU · 1 minute")
+        status(page).to_contain_text("pasted text · Default · 1 minute")
         if turn:
             status(page).to_contain_text("Waiting for 1 other training.")
     page.get_by_role("button", name="Cancel").click()
