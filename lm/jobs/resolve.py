@@ -145,11 +145,11 @@ def _wishes(request: TrainRequest) -> Wishes:
     """
     flags = {"--family": request.family, "--tokens": request.tokens, "--neural": request.neural}
     used = [flag for flag, value in flags.items() if value]
-    if used and (request.preset is not None or request.config is not None or request.init is not None):
+    if request.preset is not None or request.config is not None or request.init is not None:
+        if not used:
+            return Wishes()
         other = f"--preset {request.preset}" if request.preset else "--init" if request.init else "config"
         raise ConfigError(f"{used[0]} is for the default model, and {other} gives another one: leave one of them out.")
-    if request.config is not None or request.preset is not None or request.init is not None:
-        return Wishes()
     given: dict[str, dict[str, Any]] = {"model": {}, "tokenizer": {}}
     for layer in given_sections(request.file, request.overrides):
         for name in given:

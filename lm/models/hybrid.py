@@ -190,11 +190,11 @@ class _GatedNetwork(Recurrent):
         logs, history = self.ngram.log_probabilities(ids, state, targets)
         # Even without the target's occurrence, counts predict the text that they were made from better than a new one.
         # A network that trained on the mixture would rely on them too much.
-        outputs, logits = outputs.detach(), logits.detach()
+        outputs, logits = outputs.detach(), logits.detach().float()
         gate = self._gate(outputs, logs)
         # The gate needs the probabilities of the targets alone, not the whole mixture.
         wanted = targets[..., None]
-        network = logits.float().gather(-1, wanted) - logits.float().logsumexp(dim=-1, keepdim=True)
+        network = logits.gather(-1, wanted) - logits.logsumexp(dim=-1, keepdim=True)
         mixed = torch.logaddexp(network + F.logsigmoid(-gate), logs.gather(-1, wanted) + F.logsigmoid(gate))
         nats = -mixed.mean()
         objective = own + nats + penalties
