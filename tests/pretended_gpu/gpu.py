@@ -118,6 +118,10 @@ class GpuTensor(torch.Tensor):
         WATCH.wait("tolist")
         return self.host.tolist()
 
+    def data_ptr(self) -> int:
+        # Only for native code, which would read memory of the other device.
+        raise MixedDevicesError(f"the address of a tensor on the GPU is read at {place()}")
+
     def numpy(self, *, force: bool = False) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
 
@@ -222,6 +226,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     wanted = kwargs.get("device")
     to_gpu = wanted is not None and torch.device(wanted).type == "cuda"
     if not on_gpu and not to_gpu:
+        lost = next((tensor for tensor in tensors if tensor.is_cuda), None)
+        assert lost is None, f"{name} at {place()}: a tensor lost its host memory, a fault of the pretended GPU"
         return func(*args, **kwargs)
     if name == "layout":
         return plain_args[0].layout
@@ -569,11 +575,12 @@ _real_apply = torch.nn.Module._apply
 
 def _apply(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
     """`module.to`, which by default exchanges a parameter's memory alone; a wrapper is more than its memory."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         return _real_apply(self, *args, **kwargs)
     finally:
-        torch.__future__.set_swap_module_params_on_conversion(False)
+        torch.__future__.set_swap_module_params_on_conversion(before)
 
 
 def _stand_in_for_torch_cuda() -> None:

@@ -36,8 +36,6 @@ TINY_RECURRENT = {"model.embedding_size": 12, "model.hidden_size": 16}
 TINY_TRANSFORMER = {
     "model.context_length": 8, "model.hidden_size": 16, "model.num_heads": 2, "model.num_layers": 2,
 }  # fmt: skip
-COUNTED = ("ngram-char", "ngram-word")
-"""Presets without steps."""
 
 
 @dataclass
@@ -83,7 +81,8 @@ class Bench:
         if not self.real:
             preset = read_preset(case.preset)
             model = preset["model"]
-            tiny = {**TINY, **(TINY_TRANSFORMER if model["type"] == "transformer" else TINY_RECURRENT)}
+            sizes = {"transformer": TINY_TRANSFORMER, "ngram": {}}.get(model["type"], TINY_RECURRENT)
+            tiny = {**TINY, **sizes}
             if "table_orders" not in model:
                 tiny.pop("model.table_buckets")
             if "adaptive_cutoffs" in model:
@@ -240,9 +239,11 @@ def mixing(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
     """A step of a model that has a weight on the other device."""
     import torch
 
+    name = case.overrides.pop("part")
     trial = bench.trial(case)
     model = trial.step.model
-    model.embedding.weight = torch.nn.Parameter(model.embedding.weight.detach().cpu())
+    part = model.get_submodule(name)
+    part.weight = torch.nn.Parameter(part.weight.detach().cpu())
     trial.run_step()
     return {}
 
