@@ -133,7 +133,7 @@ def job(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
     import lm
 
     _shorten_samples()
-    config = bench.config(case, **{"training.max_steps": 4, "training.log_every": 2})
+    config = bench.config(case, **{"training.max_steps": 4, "training.log_every": 2, "training.sample_tokens": 3})
     starts = _Starts()
     with tempfile.TemporaryDirectory(dir=bench.folder) as runs:
         shared: dict[str, Any] = {"config": config, "runs_dir": runs, "callbacks": [starts.callback()]}
