@@ -76,7 +76,7 @@ def divisions(text: str, training: Counter[str] | None) -> list[Division]:
             lower = word.lower()
             if word[0].isupper() and len(word) > 1 and not training[lower] and lower not in own_lower:
                 names[begin:end] = int(not training[word])
-        found.append(division("frequency of the word in training", FREQUENCY_NAMES, frequency))
+        found.append(division("frequency in training", FREQUENCY_NAMES, frequency))
         found.append(division("names", ("seen in training", "not seen in training"), names))
     found.append(division("place in the line", ("first word", "the rest", "line end"), _places_in_lines(text)))
     found.append(_place_in_text(int(sizes.sum())))

@@ -54,7 +54,9 @@ def group_name(names: Sequence[str]) -> str:
         while not name.startswith(common):
             common = common[:-1]
     # A number is not cut in two: of "run-10" and "run-11" the common part is "run-".
-    common = _END.sub("", common.rstrip("0123456789") if any(name[len(common) :][:1].isdigit() for name in names) else common)
+    common = _END.sub(
+        "", common.rstrip("0123456789") if any(name[len(common) :][:1].isdigit() for name in names) else common
+    )
     return f"{common or names[0]} ({len(names)} seeds)"
 
 

@@ -154,6 +154,8 @@ def model_card(facts: dict[str, Any]) -> str:
                 f"| text sha256 | `{report['text_sha256']}` |",
                 "",
             ]
+            if report.get("signature"):
+                lines += [f"Signature: `{report['signature']}`", ""]
             lines += [f"{note}\n" for note in report["notes"]]
     else:
         lines += ["None yet: `lm eval` measures and records them.", ""]
