@@ -69,7 +69,7 @@ def _print_ranking(screen: Console, found: Comparison) -> None:
             cells.append(figure(each.spelling_bits_per_byte, ".4f"))
         table.add_row(*map(_safe, (each.name, *cells, f"{each.parameters:,}", each.tokenizer)))
     screen.print(table)
-    screen.print(f"[dim]{found.figure}; lower is better[/dim]", soft_wrap=True)
+    _wrapped(screen, f"{found.figure}; lower is better", style="dim")
 
 
 def _method(found: Comparison, difference: Difference) -> str:
@@ -98,11 +98,8 @@ def _print_places(screen: Console, found: Comparison, difference: Difference) ->
         )
     screen.print()
     screen.print(table)
-    screen.print(
-        f"[dim]difference: bits per byte of {escape(difference.b)} less those of {escape(difference.a)}; "
-        "* not chance[/dim]",
-        soft_wrap=True,
-    )
+    legend = f"difference: bits per byte of {difference.b} less those of {difference.a}; * not chance"
+    _wrapped(screen, legend, style="dim")
 
 
 def _gap(place: Place) -> str:

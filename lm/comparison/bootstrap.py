@@ -165,7 +165,7 @@ def interval(estimate: float, resampled: Floats, widen: float) -> Interval:
 def mean_interval(
     difference: Floats, blocks: Blocks, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[Interval | None, Blocks]:
-    """The interval of the mean of `difference` (B,), None if there are too few blocks; and the blocks that were drawn."""
+    """The interval of the mean of `difference` (B,) (None: too few blocks), and the blocks that were drawn."""
     blocks = joined_for(blocks, difference)
     if len(blocks.starts) < MIN_BLOCKS:
         return None, blocks

@@ -28,11 +28,12 @@ td.group { font-weight: 600; padding-top: .8rem; }
 td svg { width: 420px; height: 22px; display: block; }
 .passages { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 1.5rem; }
 .passage { border: 1px solid var(--line); border-radius: 4px; padding: .5rem .8rem; margin: .5rem 0; }
-.passage pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.6 ui-monospace, monospace; margin: .3rem 0 0; }
+.passage pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.6 ui-monospace, monospace;
+  margin: .3rem 0 0; }
 .passage small { color: var(--soft); }
 .passage b { font-weight: inherit; border-radius: 2px; }
 summary { cursor: pointer; font-weight: 600; font-size: 1.05rem; margin-top: 1.5rem; }
-.zero { stroke: var(--soft); } .span { stroke-width: 3; } 
+.zero { stroke: var(--soft); } .span { stroke-width: 3; }
 """
 
 
@@ -109,10 +110,17 @@ def _details(found: Comparison, difference: Difference, known: Sequence[str], *,
 <h2>Passages</h2>
 <p>A word is coloured by who predicts it better; full colour is {FULL_BITS:.0f} bits.</p>
 <div class="passages">
-<div><h3>{_colored(difference.a, 0)} wins most</h3>{"".join(_passage(each, difference) for each in difference.passages_a)}</div>
-<div><h3>{_colored(difference.b, 1)} wins most</h3>{"".join(_passage(each, difference) for each in difference.passages_b)}</div>
+{_won(difference, 0, difference.passages_a)}
+{_won(difference, 1, difference.passages_b)}
 </div></details>
 """
+
+
+def _won(difference: Difference, side: int, won: Sequence[Passage]) -> str:
+    winner = (difference.a, difference.b)[side]
+    return (
+        f"<div><h3>{_colored(winner, side)} wins most</h3>{''.join(_passage(each, difference) for each in won)}</div>"
+    )
 
 
 def _colored(name: str, side: int) -> str:
