@@ -1,4 +1,4 @@
-"""Runs that differ by their seed alone are one candidate: the spread across seeds stands beside a difference."""
+"""Runs that differ by their seed alone are one candidate: the spread across seeds is shown with a difference."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from lm.comparison.result import Candidate, Difference
 from lm.corpora import PreparedCorpus
 
 LONG_TOKEN = 1.5
-"""Mean bytes of a token, from which letters cannot be told apart."""
+"""Mean bytes of a token, from which the letters of a word have one figure."""
 
 
 def decimals(margin: float) -> int:
@@ -80,8 +80,8 @@ def notes(
     long = [candidate.name for candidate in candidates if candidate.bytes_per_token > LONG_TOKEN]
     if long:
         yield (
-            f"The nats of a token are spread evenly over its bytes: for {', '.join(long)}, first and later letters of "
-            "a word are not told apart."
+            f"The nats of a token are spread evenly over its bytes: for {', '.join(long)}, the letters of a token have "
+            "one figure."
         )
     if len(differences) > 1:
         yield (

@@ -184,7 +184,7 @@ def parse(line: str) -> Signature:
         raise ConfigError(f"Signature: the part {missing[0]} is missing. Copy the whole line, such as {EXAMPLE}")
     kind: Kind = kinds[0]  # type: ignore[assignment]
     try:
-        value = float(given[kind])
+        figure = float(given[kind])
     except ValueError:
         raise ConfigError(f"Signature: {kind}:{given[kind]} is no number.") from None
     for name in ("text", "tok"):
@@ -195,7 +195,8 @@ def parse(line: str) -> Signature:
         raise ConfigError(f"Signature: {kind} is divided by {DENOMINATORS[kind]}, and den is {given['den']!r}.")
     if not _CONTEXT.fullmatch(given["ctx"]):
         raise ConfigError(f"Signature: ctx:{given['ctx']} is no context rule, such as carried or window-256-128.")
-    return Signature(kind=kind, value=value, **{field: given[name] for name, field in _NAMES.items() if name in given})
+    parts = {field: given[name] for name, field in _NAMES.items() if name in given}
+    return Signature(kind=kind, value=figure, **parts)
 
 
 def check(expected: Signature, measured: Signature) -> Check:

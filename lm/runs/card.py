@@ -185,7 +185,7 @@ def run_summary(facts: dict[str, Any], weights: Path) -> dict[str, Any]:
         "created",
         "shipped",
     )
-    figures = ("loss", "bits_per_byte", "token_bits_per_byte", "unknown_rate")
+    figures = ("loss", "bits_per_byte", "token_bits_per_byte", "unknown_rate", "text_sha256")
     return {
         **{name: facts[name] for name in copied},
         **{name: best.get(name) for name in figures},

@@ -196,7 +196,7 @@ class SubwordTokenizer(Tokenizer):
         return Utf8StreamDecoder(self, self._table)
 
     def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
-        """See `Tokenizer.byte_spans`; a byte of a character is a span of its own."""
+        """See `Tokenizer.byte_spans`; a byte of a character is one span."""
         sizes = np.array([len(piece) for piece in self._table], np.int64)
         return spans_of_sizes(sizes[self.checked(ids)], text)
 

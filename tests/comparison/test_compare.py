@@ -12,10 +12,12 @@ import lm
 from lm.comparison.comparison_html import page
 from lm.errors import ConfigError, CorpusError
 from lm.runs import run_folder
+from tests.cli import conftest as cli_conftest
 from tests.cli.conftest import Lm
 from tests.test_jobs import SMALL, make_text
 
-pytest_plugins = ["tests.cli.conftest"]
+program = cli_conftest.lm
+"""The fixture, under a name that leaves `lm` to the library."""
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +164,11 @@ def test_the_page_is_one_file_without_links_and_escapes_the_text(folder: Path) -
     assert html.count("<details") == 2 and "Where they differ" in html
 
 
-def test_the_program_prints_verdict_table_difference_places_and_passages(lm: Lm, folder: Path, tmp_path: Path) -> None:
+def test_the_program_prints_verdict_table_difference_places_and_passages(
+    program: Lm, folder: Path, tmp_path: Path
+) -> None:
     runs = "--runs-dir", str(folder / "checkpoints")
-    done = lm("compare", "gru-s1", "gru-s2", "counts", *runs, "--html", "page.html", "--resamples", "200")
+    done = program("compare", "gru-s1", "gru-s2", "counts", *runs, "--html", "page.html", "--resamples", "200")
     assert done.code == 0 and done.out.startswith("Comparable:")
     order = [
         "bits/byte",
@@ -178,33 +182,33 @@ def test_the_program_prints_verdict_table_difference_places_and_passages(lm: Lm,
     assert places == sorted(places)
     assert max(len(line.rstrip()) for line in done.out.splitlines()) <= 80
     assert (tmp_path / "page.html").read_text("utf-8").startswith("<!doctype html>")
-    done = lm("compare", "gru-s1", "counts", *runs, "--json", "--resamples", "200", "--against", "best")
+    done = program("compare", "gru-s1", "counts", *runs, "--json", "--resamples", "200", "--against", "best")
     found = json.loads(done.out)
     assert found["verdict"]["comparable"] and found["differences"][0]["a"] == "counts"
-    assert "give only one" in lm("compare", "gru-s1", "counts", *runs, "--text", "a", "--split", "valid").err
+    assert "give only one" in program("compare", "gru-s1", "counts", *runs, "--text", "a", "--split", "valid").err
 
 
-def test_a_figure_reproduces_by_its_signature(lm: Lm, folder: Path) -> None:
+def test_a_figure_reproduces_by_its_signature(program: Lm, folder: Path) -> None:
     runs = "--runs-dir", str(folder / "checkpoints")
-    printed = lm("eval", "looking", "--stride", "8", *runs)
+    printed = program("eval", "looking", "--stride", "8", *runs)
     signature = printed.out.splitlines()[-1]
     assert signature.startswith("bpb:") and "|ctx:window-32-8|" in signature
-    done = lm("eval", "looking", "--check", signature, *runs)
+    done = program("eval", "looking", "--check", signature, *runs)
     assert done.code == 0 and "The figure reproduces" in done.out
     value = signature.partition("|")[0]
-    done = lm("eval", "looking", "--check", signature.replace(value, "bpb:1.0000"), "--json", *runs)
+    done = program("eval", "looking", "--check", signature.replace(value, "bpb:1.0000"), "--json", *runs)
     found = json.loads(done.out)
     assert done.code == 1 and not found["check"]["reproduces"] and "The value is" in found["check"]["sentence"]
     assert found["signature"] == found["check"]["measured"] == signature
     # Another run has another value, of the same text and context.
-    done = lm("eval", "words", "--check", signature, *runs)
+    done = program("eval", "words", "--check", signature, *runs)
     assert done.code == 1 and "The tokenizer is another one" in done.out and "The context is carried" in done.out
-    done = lm("eval", "words", "--check", "bpb", *runs)
+    done = program("eval", "words", "--check", "bpb", *runs)
     assert done.code == 1 and "is not NAME:VALUE" in done.err
 
 
-def test_the_signature_is_kept_with_the_report_and_on_the_card(lm: Lm, folder: Path) -> None:
-    assert lm("eval", "counts", "--split", "valid", "--runs-dir", str(folder / "checkpoints")).code == 0
+def test_the_signature_is_kept_with_the_report_and_on_the_card(program: Lm, folder: Path) -> None:
+    assert program("eval", "counts", "--split", "valid", "--runs-dir", str(folder / "checkpoints")).code == 0
     run = folder / "checkpoints" / "counts"
     signature = json.loads((run / "report.json").read_text("utf-8"))["valid"]["signature"]
     assert f"Signature: `{signature}`" in (run / "README.md").read_text("utf-8")
