@@ -9,7 +9,7 @@ from lm.comparison.result import Comparison, Difference, Passage, Place
 from lm.profiling.profile_html import STYLE
 from lm.version import __version__
 
-COLORS = ("#0072b2", "#d55e00")
+COLORS = ("var(--a)", "var(--b)")
 """Of the first and the second of a pair; from Okabe and Ito's palette, for colour-blind readers."""
 FULL_BITS = 8.0
 """Difference of a word that has the full colour."""
@@ -19,6 +19,9 @@ WIDTH, ROW = 420, 22
 """Of a picture of intervals, in pixels."""
 
 OWN_STYLE = """
+:root { --a: #0072b2; --b: #d55e00; }
+@media (prefers-color-scheme: dark) { :root { --a: #56b4e9; --b: #e69f00; } }
+th.text { text-align: left; }
 .verdict { font-size: 1.1rem; font-weight: 600; color: var(--ink); border-left: .35rem solid #009e73;
   padding: .3rem .8rem; background: var(--band); max-width: none; }
 .verdict.no { border-color: #d55e00; }
@@ -82,8 +85,12 @@ def _ranking(found: Comparison) -> str:
     return _table(heads, rows)
 
 
+_TEXTS = ("Tokens", "Context")
+"""Columns of text, aligned left."""
+
+
 def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    head = "".join(f"<th{' class=text' if name in _TEXTS else ''}>{escape(name)}</th>" for name in heads)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
@@ -165,12 +172,12 @@ def _picture(place: Place, most: float) -> str:
     if place.low is not None and place.high is not None:
         span = (
             f'<line class="span" x1="{x(place.low):.1f}" x2="{x(place.high):.1f}" y1="{ROW / 2}" y2="{ROW / 2}" '
-            f'stroke="{color}"/>'
+            f'style="stroke: {color}"/>'
         )
     return (
         f'<svg viewBox="0 0 {WIDTH} {ROW}" role="img" aria-label="{place.difference:+.3f}">'
         f'<line class="zero" x1="{WIDTH / 2}" x2="{WIDTH / 2}" y1="0" y2="{ROW}"/>{span}'
-        f'<circle cx="{x(place.difference):.1f}" cy="{ROW / 2}" r="4.5" fill="{color}"/></svg>'
+        f'<circle cx="{x(place.difference):.1f}" cy="{ROW / 2}" r="4.5" style="fill: {color}"/></svg>'
     )
 
 

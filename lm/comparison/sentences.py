@@ -80,8 +80,8 @@ def notes(
     long = [candidate.name for candidate in candidates if candidate.bytes_per_token > LONG_TOKEN]
     if long:
         yield (
-            f"The nats of a token are spread evenly over its bytes: for {', '.join(long)}, the letters of a token have "
-            "one figure."
+            f"The nats of a token are spread evenly over its bytes. So for {', '.join(long)}, parts of a word and line "
+            "ends show how the tokens are cut, not where the model knows more."
         )
     if len(differences) > 1:
         yield (
