@@ -16,7 +16,7 @@ from lm.evaluation.report import Report
 from lm.html_parts import escape
 from lm.html_parts.line_chart import Line, line_chart_html
 from lm.html_parts.token_marks import SURPRISE_SCALE, Mark, marks_html, scale_html, score_note, surprise_strength
-from lm.runs.card import figure, figures_of
+from lm.runs.card import MEANINGS, figure, figures_of
 from lm.runs.run import Run
 from serve.http_errors import RequestError
 from serve.page import token_marks
@@ -41,21 +41,6 @@ _WARM, _COOL = "#f97316", "#0ea5e9"
 # The server refuses longer texts anyway, and they may exceed the size limit of a request.
 _CUT_JS = "(text, ...others) => [text.slice(0, LIMIT), ...others]"
 
-# Of each figure: its meaning and its denominator.
-MEANINGS = {
-    "loss": ("Average loss of a token. Lower is better.", "tokens"),
-    "perplexity": (
-        "exp(loss): the model chooses among this many equally likely tokens. Compare only models with the same "
-        "tokenizer.", "tokens",
-    ),
-    "perplexity_without_unknown": ("Perplexity without the unknown tokens.", "tokens"),
-    "word_perplexity": ("Perplexity of a word, for any tokenizer.", "words"),
-    "bits_per_char": ("Bits to encode a character.", "characters"),
-    "bits_per_byte": ("Bits to encode a byte of the file. Comparable between all models.", "bytes"),
-    "token_bits_per_byte": ("Bits per byte without the spelling of unknown words and white space.", "bytes"),
-    "accuracy": ("How often the next token was the model's first choice.", "tokens"),
-    "top5_accuracy": ("How often it was among the first five choices.", "tokens"),
-}  # fmt: skip
 _START = (
     "<p class='hint'>Paste a text or drop a file, and press Measure. Try a page of the training text, a newspaper, or "
     "your own writing. The page shows how well the model predicts the text, and which parts surprise it.</p>"
