@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from lm.errors import TokenizerError
 from lm.tokenizers.base import (
@@ -19,6 +20,7 @@ from lm.tokenizers.base import (
     TokenizerOptions,
     UnknownPolicy,
     Utf8StreamDecoder,
+    spans_of_sizes,
     visible_byte,
     without_surrogates,
 )
@@ -97,6 +99,10 @@ class ByteTokenizer(Tokenizer):
         converted.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         converted.decoder = decoders.ByteLevel()
         return converted
+
+    def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
+        """See `Tokenizer.byte_spans`; each token is a byte."""
+        return spans_of_sizes(np.ones(len(ids), np.int64), text)
 
     def payload(self) -> dict[str, Any]:
         """Empty: all byte tokenizers are equal."""
