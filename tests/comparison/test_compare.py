@@ -75,7 +75,7 @@ def test_families_and_tokenizers_are_compared_in_bits_per_byte(compared: lm.Comp
     # n-gram counts are far better than six steps of training; each other one is compared with the best.
     assert [difference.a for difference in compared.differences] == ["counts"] * 3
     assert all(difference.better == "counts" for difference in compared.differences)
-    assert "is better by" in compared.differences[0].sentence and "not chance" in compared.differences[0].sentence
+    assert "is better than" in compared.differences[0].sentence and "not chance" in compared.differences[0].sentence
 
 
 def test_the_parts_of_a_division_add_up_to_the_whole(compared: lm.Comparison) -> None:
@@ -173,7 +173,7 @@ def test_the_program_prints_verdict_table_difference_places_and_passages(
     order = [
         "bits/byte",
         "spread of seeds",
-        "counts is better by",
+        "counts is better than",
         "where they differ",
         "first letter",
         "wins most on:",
