@@ -36,8 +36,7 @@ def difference_sentence(
         margin: standard error and 95 % margin of the difference across seeds; None without several seeds.
         comparable: False if the verdict forbids a conclusion.
     """
-    better, worse = (b, a) if bits < 0 else (a, b)
-    size = abs(bits)
+    better, worse, size = (b, a, -bits) if bits < 0 else (a, b, bits)
     places = decimals(span.half if span else size)
     amount = f"{size:.{places}f}" + (f" ± {span.half:.{places}f}" if span else "") + " bits per byte"
     if not comparable:
@@ -49,10 +48,8 @@ def difference_sentence(
     if not span.excludes_zero:
         return f"{a} and {b} differ by {amount}; that may be chance."
     if margin is not None and size <= margin[1]:
-        return (
-            f"{better} is better than {worse} by {amount} on this text; but seeds alone make differences up to "
-            f"{margin[1]:.3f}."
-        )
+        seeds = f"seeds alone make differences up to {margin[1]:.3f}"
+        return f"{better} is better than {worse} by {amount} on this text; but {seeds}."
     return f"{better} is better than {worse} by {amount}; that is not chance."
 
 
