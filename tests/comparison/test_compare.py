@@ -100,6 +100,7 @@ def test_seeds_alone_are_grouped_and_their_spread_is_shown(folder: Path, compare
     # Two runs that differ by their seed alone are compared with each other.
     pair = lm.compare(["gru-s1", "gru-s2"], runs_dir=folder / "checkpoints", resamples=200)
     assert [candidate.name for candidate in pair.candidates] in (["gru-s1", "gru-s2"], ["gru-s2", "gru-s1"])
+    assert "differ by their seed alone" in pair.notes[0]
     assert pair.differences[0].a == "gru-s1" and pair.verdict.sentence.startswith("Comparable: the same text")
 
 
