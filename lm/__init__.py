@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lm.errors import LMError
     from lm.evaluation.report import Report
     from lm.generation.options import SamplingOptions
+    from lm.jobs.sweep import sweep
     from lm.jobs.train import resume, train
     from lm.runs.run import Run, load
     from lm.training.callbacks import Callback
@@ -49,6 +50,7 @@ _HOMES = {
     "load": "lm.runs.run",
     "preset_names": "lm.config",
     "resume": "lm.jobs.train",
+    "sweep": "lm.jobs.sweep",
     "train": "lm.jobs.train",
 }
 _ROOMS = {"inspect": "lm.inspection"}
@@ -69,6 +71,7 @@ __all__ = [
     "load",
     "preset_names",
     "resume",
+    "sweep",
     "train",
 ]
 

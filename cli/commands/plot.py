@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.options import DEFAULT_RUNS, Json, RunsDir, path_option
+from lm.errors import ConfigError
 
 POSITION = 11
 DEFAULT_PICTURE = Path("curves.png")
@@ -26,6 +27,18 @@ def command(
         path_option("-o", "--output", help="Image file: .png, .svg or .pdf.  [default: curves.png]"),
     ] = None,
     terminal: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal.")] = False,
+    bands: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Draw runs that differ by their seed alone as their mean with a band: min-max (lowest to highest) or "
+            "std (± standard deviation). Default: one curve for each run; with --sweep min-max.",
+            show_default=False,
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Plot the finished runs of a sweep.", show_default=False)
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
@@ -35,21 +48,32 @@ def command(
     lm plot RUN
     lm plot RUN OTHER --by time --metric bits_per_byte -o curves.svg
     lm plot RUN --terminal
+    lm plot SEED1 SEED2 SEED3 --bands std
     """
     from dataclasses import asdict
 
     from cli.output import console, no_color, print_json, say
     from lm.files import check_place
-    from lm.runs.curves import curves, draw, sketch
+    from lm.runs.curves import curves, draw, seed_groups, sketch, with_bands
     from lm.runs.run_folder import find_run
 
-    names: list[str | None] = [*dict.fromkeys(runs or [])] or [None]
-    folders = [find_run(name, runs_dir)[0] for name in names]
+    if sweep is not None and runs:
+        raise ConfigError("--sweep names the runs of a sweep: leave other runs out.")
     if output is None and not (terminal or as_json):
         output = DEFAULT_PICTURE
     if output is not None:
         check_place(output)
-    drawn = curves(folders, metric, by)
+    if sweep is not None:
+        from lm.jobs.sweep_choice import sweep_curves
+        from lm.jobs.sweep_record import open_sweep
+
+        drawn = sweep_curves(open_sweep(sweep, runs_dir), metric, by, bands or "min-max")
+    else:
+        names: list[str | None] = [*dict.fromkeys(runs or [])] or [None]
+        folders = [find_run(name, runs_dir)[0] for name in names]
+        drawn = curves(folders, metric, by)
+        if bands is not None:
+            drawn = with_bands(drawn, seed_groups(folders), bands)
     if output is not None:
         draw(drawn, output, metric=metric, by=by)
         say(f"Wrote {output}.")

@@ -1,18 +1,24 @@
 """Learning curves: from the metrics of runs to a picture, or to lines for a terminal.
 
-metrics.jsonl ──► curves ──► draw (PNG, SVG, PDF: matplotlib)   or   sketch (text: uniplot)
+metrics.jsonl ──► curves ──► (with_bands) ──► draw (PNG, SVG, PDF: matplotlib)   or   sketch (text: uniplot)
+
+Runs that differ by their seed alone can be one curve: their mean, with a band that shows their spread.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from lm.errors import ConfigError, MissingExtraError, RunError
-from lm.files import write_file
+from lm.files import digest, write_file
 from lm.registry import did_you_mean
 from lm.runs.run_folder import RunFolder
 
@@ -22,6 +28,9 @@ AXES: dict[Axis, tuple[str, str]] = {
 }  # fmt: skip
 """Axis → field of metrics.jsonl, and title."""
 UNITS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "memory_bytes": "memory (bytes)"}
+BandKind = Literal["min-max", "std"]
+BANDS: dict[BandKind, str] = {"min-max": "lowest to highest", "std": "± standard deviation"}
+"""Kind of band → its name in the legend."""
 FORMATS = ("png", "svg", "pdf")
 MAX_NATS = 700.0
 """A higher loss has no perplexity that fits a float, so no point in the picture."""
@@ -33,19 +42,40 @@ BORDER = 14
 
 
 @dataclass(frozen=True)
+class Band:
+    """The spread of several runs around their mean."""
+
+    kind: BandKind
+    runs: tuple[str, ...]
+    """Those of the mean."""
+    low: list[float]
+    high: list[float]
+    """Ends of the band at each point of the curve."""
+
+
+@dataclass(frozen=True)
 class Curve:
     """One curve of the picture."""
 
     run: str
+    """Name of the run, or of the group of runs that `band` names."""
     split: str
     """train, valid, or "" for a figure of training itself."""
     x: list[float]
     y: list[float]
+    band: Band | None = None
+    """With it, `y` is the mean of several runs."""
 
     @property
     def label(self) -> str:
         """In the legend."""
-        return f"{self.run} {self.split}".strip()
+        name = f"{self.run} {self.split}".strip()
+        return name if self.band is None else f"{name}: mean of {len(self.band.runs)}"
+
+    @property
+    def ends(self) -> tuple[list[float], list[float]]:
+        """The lowest and the highest value at each point."""
+        return (self.y, self.y) if self.band is None else (self.band.low, self.band.high)
 
 
 def curves(runs: Sequence[RunFolder], metric: str = "loss", by: str = "step") -> list[Curve]:
@@ -81,6 +111,80 @@ def curves(runs: Sequence[RunFolder], metric: str = "loss", by: str = "step") ->
     if missing := [run.name for run in runs if run.name not in {curve.run for curve in found}]:
         raise RunError(f"Run {missing[0]!r} has no {metric} by {by}: it was trained without, or by an older Inkling.")
     return found
+
+
+# -- bands across seeds ------------------------------------------------------------------------------------
+
+
+def seed_groups(runs: Sequence[RunFolder]) -> dict[str, str]:
+    """Run → name of its group: runs that differ by their seed alone have the same one.
+
+    The name is the common start of the names of the runs; two groups never have the same name.
+    """
+    members: dict[str, list[str]] = {}
+    for run in runs:
+        members.setdefault(without_seed(run.read_record()), []).append(run.name)
+    groups: dict[str, str] = {run.name: run.name for run in runs}
+    for names in members.values():
+        if len(names) > 1:
+            start = _common_start(names)
+            groups |= dict.fromkeys(names, start if start and start not in groups.values() else ", ".join(names))
+    return groups
+
+
+def without_seed(record: Mapping[str, Any]) -> str:
+    """A hash of all that decides a run but its seed: options and text."""
+    config = record["config"]
+    training = {name: value for name, value in config["training"].items() if name != "seed"}
+    return digest([{**config, "training": training}, record["corpus"]["sha256"]])
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """The common start of some names, without a sign or "seed" at its end: a-s1, a-s2 → a."""
+    start = os.path.commonprefix(names)
+    return re.sub(r"(?:[-_.+]+(?:s|seed)?)+$", "", start) or start
+
+
+def with_bands(drawn: Sequence[Curve], groups: Mapping[str, str], kind: str) -> list[Curve]:
+    """The curves, with those of a group of several runs as one: their mean, with a band.
+
+    Runs have their points at different places, as in plans by time. So each curve is interpolated linearly at the points
+    of all, where every curve of the group has values. The standard deviation is that of a sample.
+
+    Args:
+        drawn: from `curves`.
+        groups: run → name of its group, from `seed_groups`.
+        kind: min-max or std.
+
+    Raises:
+        ConfigError: no such kind of band.
+    """
+    if kind not in get_args(BandKind):
+        raise ConfigError(f"--bands {kind!r}: use {' or '.join(get_args(BandKind))}.")
+    found: dict[tuple[str, str], list[Curve]] = {}
+    for curve in drawn:
+        found.setdefault((groups.get(curve.run, curve.run), curve.split), []).append(curve)
+    return [
+        each[0] if len(each) == 1 else _mean(name, each, kind)  # type: ignore[arg-type]
+        for (name, _), each in found.items()
+    ]
+
+
+def _mean(name: str, group: Sequence[Curve], kind: BandKind) -> Curve:
+    first, last = max(curve.x[0] for curve in group), min(curve.x[-1] for curve in group)
+    points = sorted({x for curve in group for x in curve.x if first <= x <= last})
+    if not points:
+        # Nothing in common, such as one point each: the mean of the ends.
+        points = [first]
+    values = np.array([np.interp(points, curve.x, curve.y) for curve in group])
+    mean = values.mean(axis=0)
+    if kind == "std":
+        deviation = values.std(axis=0, ddof=1)
+        low, high = mean - deviation, mean + deviation
+    else:
+        low, high = values.min(axis=0), values.max(axis=0)
+    band = Band(kind, tuple(curve.run for curve in group), low.tolist(), high.tolist())
+    return Curve(name, group[0].split, points, mean.tolist(), band)
 
 
 def _with_perplexity(row: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +242,9 @@ def draw(drawn: Sequence[Curve], path: Path, *, metric: str, by: str) -> None:
         elif curve.split == "valid":
             style |= {"marker": "o", "markersize": 3.5, "linewidth": 1.8}
         axes.plot(curve.x, curve.y, **style)
+        if curve.band is not None:
+            shade = 0.08 if curve.split == "train" else 0.18
+            axes.fill_between(curve.x, *curve.ends, color=colors[curve.run], alpha=shade, linewidth=0)
     x_title, y_title = _titles(metric, by)
     axes.set(xlabel=x_title, ylabel=y_title)
     axes.set_ylim(*_span(drawn))
@@ -145,18 +252,29 @@ def draw(drawn: Sequence[Curve], path: Path, *, metric: str, by: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if by == "tokens":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if len(drawn) > 1:
-        axes.legend(frameon=False, ncols=1 + (len(drawn) > 12))
+    title = _band_title(drawn)
+    if len(drawn) > 1 or title:
+        axes.legend(frameon=False, ncols=1 + (len(drawn) > 12), title=title)
     picture = io.BytesIO()
     figure.savefig(picture, format=ending, dpi=150)
     write_file(path, picture.getvalue())
+
+
+def _band_title(drawn: Sequence[Curve]) -> str | None:
+    """What the bands are; None: there is none."""
+    kinds = {curve.band.kind for curve in drawn if curve.band is not None}
+    return f"band: {', '.join(BANDS[kind] for kind in sorted(kinds))} of the seeds" if kinds else None
 
 
 def _span(drawn: Sequence[Curve]) -> tuple[float, float]:
     """Range of the vertical axis, without the first drop of the training loss, which would flatten the rest."""
     begun = START * max(curve.x[-1] for curve in drawn)
     values = [
-        y for curve in drawn for x, y in zip(curve.x, curve.y, strict=True) if curve.split != "train" or x >= begun
+        y
+        for curve in drawn
+        for ends in curve.ends
+        for x, y in zip(curve.x, ends, strict=True)
+        if curve.split != "train" or x >= begun
     ]
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
@@ -184,14 +302,23 @@ def sketch(drawn: Sequence[Curve], *, metric: str, by: str, width: int, height: 
     if len(drawn) > MAX_SKETCHED:
         drawn = [curve for curve in drawn if curve.split != "train"]
     x_title, y_title = _titles(metric, by)
+    # A terminal has no areas: the ends of a band are points without a line.
+    series = [(curve.label, curve.x, curve.y, True) for curve in drawn]
+    for curve in drawn:
+        if curve.band is not None and curve.split != "train":
+            name = f"{curve.run} {curve.split}".strip()
+            low, high = curve.ends
+            series += [(f"{name}: low", curve.x, low, False), (f"{name}: high", curve.x, high, False)]
+    labels, xs, ys, lines = (list(part) for part in zip(*series, strict=True))
+    title = _band_title(drawn)
     picture: str = plot_to_string(
-        xs=[curve.x for curve in drawn],
-        ys=[curve.y for curve in drawn],
-        lines=True,
+        xs=xs,
+        ys=ys,
+        lines=lines,
         color=color,
         character_set="block" if color else "ascii",
-        legend_labels=[curve.label for curve in drawn],
-        title=f"{y_title}, by {x_title}",
+        legend_labels=labels,
+        title=f"{y_title}, by {x_title}" + (f"; {title}" if title else ""),
         width=max(20, width - BORDER),
         height=height,
     )
