@@ -35,12 +35,12 @@ def print_result(screen: Console, result: SweepResult, picture: Path | None, run
     if result.best is None:
         say("No configuration has every seed finished, so none is chosen.")
         return
-    best, count = result.best, len(result.configurations)
+    best, count = result.best, sum(each.is_complete for each in result.configurations)
     assert best.valid is not None
     say(f"Best by validation: {best.label}: {best.valid.mean:.4f} bits per byte.")
     if count > 1:
         say(f"It is the lowest of {count}, so this figure is a little too low by chance.")
-    _print_test(say_to=screen, result=result)
+    _print_test(screen, result)
     assert result.best_file is not None
     if picture is not None:
         say(f"Curves: {picture}")
@@ -49,7 +49,7 @@ def print_result(screen: Console, result: SweepResult, picture: Path | None, run
     say(f"or:   lm plot --sweep {shlex.quote(result.name)}{there} --terminal --metric bits_per_byte")
 
 
-def _print_test(say_to: Console, result: SweepResult) -> None:
+def _print_test(screen: Console, result: SweepResult) -> None:
     """Print the figure of the test split, and how often it was scored."""
     if result.test is None:
         sentence = "The text has no test split, so no figure is free of the choice."
@@ -61,7 +61,7 @@ def _print_test(say_to: Console, result: SweepResult) -> None:
         times = len(result.folder.record.test)
         once = "once, for the best alone" if times == 1 else f"{times} times, for each configuration that was the best"
         sentence = f"Test split, scored {once}: {figures.mean:.4f} bits per byte{spread}."
-    say_to.print(sentence, markup=False, soft_wrap=True)
+    screen.print(sentence, markup=False, soft_wrap=True)
 
 
 def _seeds(each: ConfigurationResult) -> str:

@@ -9,10 +9,11 @@ from types import TracebackType
 
 from rich.console import Group
 from rich.live import Live
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from cli.output import console
+from cli.output import console, token_bar
 from cli.progress import duration
 from lm.jobs.sweep_axes import label
 from lm.jobs.sweep_queue import RunProgress
@@ -38,6 +39,7 @@ class SweepView:
         self._record, self._jobs = record, jobs
         self._screen = console(stderr=True)
         self._live: Live | None = None
+        self._scoring: Progress | None = None
         self._stages: dict[str, str] = {}
         self._printed = time.monotonic()
 
@@ -48,8 +50,24 @@ class SweepView:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._close()
+
+    def on_test(self, run: str, done: int, total: int) -> None:
+        """Show that `done` of `total` tokens of the test split are scored, after the last run."""
+        if not self._screen.is_terminal:
+            return
+        if self._scoring is None:
+            self._close()
+            self._scoring = token_bar("scoring the test split", self._screen)
+            self._scoring.start()
+            self._task = self._scoring.add_task("", total=total)
+        self._scoring.update(self._task, completed=done, total=total)
+
+    def _close(self) -> None:
+        for shown in (self._live, self._scoring):
+            if shown is not None:
+                shown.stop()
+        self._live = self._scoring = None
 
     def __call__(self, runs: Sequence[RunProgress]) -> None:
         """Show the runs as they are now."""
@@ -70,7 +88,7 @@ class SweepView:
         if run.stage == "training":
             self._print(f"{name}: {self._label(run)}, seed {run.run.seed}")
         elif run.stage == "finished":
-            self._print(f"{name}: finished after {duration(run.seconds)}, {bits} bits/byte in training's validations")
+            self._print(f"{name}: finished after {duration(run.seconds)}, best validation {bits} bits/byte")
         elif run.stage == "failed":
             self._print(f"{name}: failed. {run.run.sentence}")
         elif run.stage == "stopped":

@@ -34,8 +34,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUES",
-            help="What varies: preset, family, tokens or SECTION.FIELD, with values such as 1e-3,3e-3, or with --random "
-            "a range such as 1e-3..1e-2. Repeatable.",
+            help="What varies: preset, family, tokens or SECTION.FIELD, with values such as 1e-3,3e-3; with --random also a "
+            "range such as 1e-3..1e-2. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -48,9 +48,7 @@ def command(
     name: Annotated[
         str | None, typer.Option(help="Name of the sweep. Default: made from the corpus.", show_default=False)
     ] = None,
-    resume: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Continue this sweep.", show_default=False)
-    ] = None,
+    resume: Annotated[str | None, typer.Option(metavar="NAME", help="Continue this sweep.", show_default=False)] = None,
     retry: Annotated[bool, typer.Option("--retry", help="With --resume: train failed runs again.")] = False,
     bands: Annotated[
         str, typer.Option(help="Bands of the curves: min-max (lowest to highest) or std (± standard deviation).")
@@ -71,7 +69,7 @@ def command(
     lm sweep --resume NAME
     """
     choice("--bands", bands, "min-max", "std")
-    from cli.output import console, print_json, reading, say, scoring
+    from cli.output import console, print_json, reading, say
     from cli.sweep_view import SweepView
     from lm.jobs.sweep import SweepRequest, check_jobs, notes, prepare_sweep, resume_sweep, run_sweep
 
@@ -103,13 +101,8 @@ def command(
     for note in notes(folder, jobs):
         say(f"note: {note}", dim=False)
     try:
-        with SweepView(folder.record, jobs) as view, scoring("scoring the test split") as progress_bar:
-
-            def on_test(run: str, done: int, total: int) -> None:
-                if progress_bar is not None:
-                    progress_bar(done, total)
-
-            result = run_sweep(folder, jobs=jobs, on_update=view, on_test=on_test)
+        with SweepView(folder.record, jobs) as view:
+            result = run_sweep(folder, jobs=jobs, on_update=view, on_test=view.on_test)
     except KeyboardInterrupt:
         there = f"{shlex.quote(folder.record.name)}{runs_dir_flag(runs_dir)}"
         say(f"Stopped, and saved. Continue with: lm sweep --resume {there}", dim=False)
@@ -117,10 +110,12 @@ def command(
     picture = _draw(result, bands)
     if as_json:
         print_json(result.to_json())
-        return
-    from cli.sweep_table import print_result
+    else:
+        from cli.sweep_table import print_result
 
-    print_result(console(), result, picture, runs_dir)
+        print_result(console(), result, picture, runs_dir)
+    if result.best is None:
+        raise typer.Exit(1)
 
 
 def _print_plan(folder: SweepFolder) -> None:
@@ -148,11 +143,13 @@ def _draw(result: SweepResult, bands: str) -> Path | None:
     from lm.runs.curves import draw
 
     path = result.folder.path / CURVES
-    numbers = [str(each.number) for each in result.configurations[:MAX_DRAWN]]
+    # The best first, also in the legend.
+    rank = {str(each.number): place for place, each in enumerate(result.configurations[:MAX_DRAWN])}
     by = "time" if any(each.config.training.minutes for each in result.folder.record.configurations) else "step"
     try:
         known = sweep_curves(result.folder, by=by, bands=bands)
-        drawn = [curve for curve in known if curve.split == "valid" and curve.run.partition(":")[0] in numbers]
+        drawn = [curve for curve in known if curve.run.partition(":")[0] in rank]
+        drawn.sort(key=lambda curve: rank[curve.run.partition(":")[0]])
         if not drawn:
             return None
         draw(drawn, path, metric="bits_per_byte", by=by)

@@ -1,11 +1,11 @@
 """Sweeps: the same training with different options and seeds, as a queue of ordinary runs.
 
-    ask ──► configurations ──► queue of runs ──► results ──► choice by validation ──► best.toml, test split once
+ask ──► configurations ──► queue of runs ──► results ──► choice by validation ──► best.toml, test split once
 
-    lm.jobs.sweep_axes      options and values of a search
-    lm.jobs.sweep_record    the folder of a sweep
-    lm.jobs.sweep_queue     the runs, in processes
-    lm.jobs.sweep_choice    results and choice
+lm.jobs.sweep_axes      options and values of a search
+lm.jobs.sweep_record    the folder of a sweep
+lm.jobs.sweep_queue     the runs, in processes
+lm.jobs.sweep_choice    results and choice
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ Source of the strata: McKay, Beckman and Conover 1979 (Latin hypercube sampling)
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 import re
@@ -20,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from lm.config import TrainingConfig
+from lm.config import TrainingConfig, parse_value
 from lm.errors import ConfigError
 from lm.registry import ALL, did_you_mean
 
@@ -98,7 +99,7 @@ def _axis(name: str, given: str | Sequence[Any]) -> Axis:
     if isinstance(given, str):
         if (ends := re.fullmatch(r"\s*(.+?)\s*\.\.\s*(.+?)\s*", given)) is not None:
             return _range(name, ends[1], ends[2])
-        given = _split(given)
+        given = [parse_value(part) for part in _split(given)]
     values = list(given)
     if not values:
         raise ConfigError(f"--over {name}: give at least one value.")
@@ -215,5 +216,14 @@ def draw(axes: Sequence[Axis], number: int, seed: int) -> list[Values]:
 def label(values: Values) -> str:
     """The values of a configuration in one line, such as gru-char, learning_rate=0.003."""
     return ", ".join(
-        str(value) if name in CHOICES else f"{name.partition('.')[2]}={value}" for name, value in values.items()
+        str(value) if name in CHOICES else f"{name.partition('.')[2]}={_shown(value)}" for name, value in values.items()
     )
+
+
+def _shown(value: Any) -> str:
+    """A value as typed."""
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -112,8 +112,8 @@ def read_results(folder: SweepFolder) -> list[ConfigurationResult]:
         )  # fmt: skip
     if len(texts) > 1:
         raise CorpusError(
-            f"The runs of sweep {record.name!r} were validated on different texts: the corpus changed during the sweep. "
-            "Begin another one with --name."
+            f"The runs of sweep {record.name!r} were validated on different texts, so the corpus changed during the "
+            "sweep: begin another one with --name."
         )
     return sorted(found, key=_rank)
 
@@ -182,6 +182,8 @@ def sweep_curves(
 ) -> list[Curve]:
     """The curves of the finished runs, one for each configuration: the mean of its seeds, with a band.
 
+    Curves of the validation split, or of training for a figure that has no split.
+
     Raises:
         ConfigError: no such metric, axis or kind of band.
         RunError: no finished run has a curve.
@@ -193,7 +195,8 @@ def sweep_curves(
     }
     if not groups:
         raise RunError(f"No finished run of sweep {folder.record.name!r} has a learning curve.")
-    return with_bands(curves([RunFolder(folder.runs_dir / name) for name in groups], metric, by), groups, bands)
+    found = curves([RunFolder(folder.runs_dir / name) for name in groups], metric, by)
+    return with_bands([curve for curve in found if curve.split != "train"], groups, bands)
 
 
 # -- the options of the best configuration ------------------------------------------------------------------
@@ -242,5 +245,3 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(map(_toml, value)) + "]"
     # Text, numbers and booleans are written as in JSON.
     return json.dumps(value, ensure_ascii=False)
-
-

@@ -101,7 +101,7 @@ def main() -> None:
     except (LMError, OSError, MemoryError) as error:
         sentence = str(error) or "The memory is not enough."
         result = {"event": "failed", "sentence": sentence, "is_disk_full": is_disk_full(error)}
-    print(json.dumps(result), file=out, flush=True)  # noqa: T201 (the protocol of this process)
+    print(json.dumps(result), file=out, flush=True)
 
 
 if __name__ == "__main__":

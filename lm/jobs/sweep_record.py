@@ -189,8 +189,8 @@ def new_sweep(
 ) -> SweepFolder:
     """The folder of a new sweep with its queue; its record is written.
 
-    The queue has all configurations with the first seed, then all with the second one: a sweep that is stopped early has
-    the same seeds of every configuration.
+    The queue has all configurations with the first seed, then all with the second one: a sweep that is stopped early
+    has the same seeds of every configuration.
 
     Args:
         name: of the sweep; None: the first free name made from the corpus.
@@ -229,8 +229,8 @@ def new_sweep(
     for run in runs:
         check_new_run(run.run, runs_dir)
     record = SweepRecord(
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), name=name, corpus=corpus, asked=asked,
-        data_dir=None if data_dir is None else str(data_dir), configurations=tuple(configurations), runs=runs,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), name=name, corpus=corpus,
+        asked=asked, data_dir=None if data_dir is None else str(data_dir), configurations=tuple(configurations), runs=runs,
     )  # fmt: skip
     folder = SweepFolder(runs_dir / SWEEPS / name, record)
     folder.save()

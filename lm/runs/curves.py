@@ -35,6 +35,10 @@ FORMATS = ("png", "svg", "pdf")
 MAX_NATS = 700.0
 """A higher loss has no perplexity that fits a float, so no point in the picture."""
 MAX_SKETCHED = 8
+SIGNS, BAND_SIGN = "+xo*~=abcdefghijklmnpqrstuvwyz", "."
+"""Of curves in a terminal without colours, and of the ends of a band."""
+COLORS = "blue", "magenta", "green", "yellow", "cyan", "red"
+"""Of curves in a terminal, by uniplot's names."""
 START = 0.03
 """First share of a training curve that may lie outside the picture."""
 BORDER = 14
@@ -148,8 +152,8 @@ def _common_start(names: Sequence[str]) -> str:
 def with_bands(drawn: Sequence[Curve], groups: Mapping[str, str], kind: str) -> list[Curve]:
     """The curves, with those of a group of several runs as one: their mean, with a band.
 
-    Runs have their points at different places, as in plans by time. So each curve is interpolated linearly at the points
-    of all, where every curve of the group has values. The standard deviation is that of a sample.
+    Runs have their points at different places, as in plans by time. So each curve is interpolated linearly at the
+    points of all, where every curve of the group has values. The standard deviation is that of a sample.
 
     Args:
         drawn: from `curves`.
@@ -302,23 +306,24 @@ def sketch(drawn: Sequence[Curve], *, metric: str, by: str, width: int, height: 
     if len(drawn) > MAX_SKETCHED:
         drawn = [curve for curve in drawn if curve.split != "train"]
     x_title, y_title = _titles(metric, by)
-    # A terminal has no areas: the ends of a band are points without a line.
-    series = [(curve.label, curve.x, curve.y, True) for curve in drawn]
-    for curve in drawn:
-        if curve.band is not None and curve.split != "train":
-            name = f"{curve.run} {curve.split}".strip()
-            low, high = curve.ends
-            series += [(f"{name}: low", curve.x, low, False), (f"{name}: high", curve.x, high, False)]
-    labels, xs, ys, lines = (list(part) for part in zip(*series, strict=True))
+    # A terminal has no areas: the ends of a band are points, in the colour or with the sign of `BAND_SIGN`.
+    banded = [place for place, curve in enumerate(drawn) if curve.band is not None and curve.split != "train"]
+    ends = [end for place in banded for end in drawn[place].ends]
+    owners = [*range(len(drawn)), *(place for place in banded for _ in ("low", "high"))]
     title = _band_title(drawn)
     picture: str = plot_to_string(
-        xs=xs,
-        ys=ys,
-        lines=lines,
-        color=color,
+        xs=[drawn[place].x for place in owners],
+        ys=[*(curve.y for curve in drawn), *ends],
+        lines=[*(True for _ in drawn), *(False for _ in ends)],
+        color=[COLORS[place % len(COLORS)] for place in owners] if color else False,
         character_set="block" if color else "ascii",
-        legend_labels=labels,
-        title=f"{y_title}, by {x_title}" + (f"; {title}" if title else ""),
+        force_ascii_characters=[
+            *(SIGNS[place % len(SIGNS)] for place in range(len(drawn))),
+            *(BAND_SIGN for _ in ends),
+        ],
+        # The ends have no label: the title names them.
+        legend_labels=[curve.label for curve in drawn],
+        title=f"{y_title}, by {x_title}" + (f"; {title} (points)" if title else ""),
         width=max(20, width - BORDER),
         height=height,
     )
