@@ -80,9 +80,10 @@ class SweepView:
 
     def _report_change(self, run: RunProgress) -> None:
         """Print a line where a run begins or ends."""
-        before = self._stages.get(run.run.run)
+        # A run that an earlier sweep ended is no change.
+        before = self._stages.get(run.run.run, run.stage if run.stage in ENDED else "waiting")
         self._stages[run.run.run] = run.stage
-        if before is None or before == run.stage:
+        if before == run.stage:
             return
         name, bits = run.run.run, figure(run.bits_per_byte, ".4f")
         if run.stage == "training":

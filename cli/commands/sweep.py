@@ -34,8 +34,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUES",
-            help="What varies: preset, family, tokens or SECTION.FIELD, with values such as 1e-3,3e-3; with --random also a "
-            "range such as 1e-3..1e-2. Repeatable.",
+            help="What varies: preset, family, tokens or SECTION.FIELD, with values such as 1e-3,3e-3; with --random "
+            "also a range such as 1e-3..1e-2. Repeatable.",
             show_default=False,
         ),
     ] = None,

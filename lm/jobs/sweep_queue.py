@@ -116,8 +116,8 @@ class _Process:
         config = record.config_of(run).model_dump(mode="json")
         task = RunTask(run.run, str(folder.runs_dir), config, record.data_dir, was_started)
         self._follower = Follower(folder.run_folder(run), progress)
-        self._files = contextlib.ExitStack()
-        self._out, self._errors = (self._files.enter_context(tempfile.TemporaryFile()) for _ in ("stdout", "stderr"))
+        # Closed in `result`.
+        self._out, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "lm.jobs.sweep_process"], stdin=subprocess.PIPE, stdout=self._out,
             stderr=self._errors, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
@@ -148,7 +148,7 @@ class _Process:
         for file in (self._out, self._errors):
             file.seek(0)
             texts.append(file.read().decode("utf-8", "replace").strip().splitlines())
-        self._files.close()
+            file.close()
         assert self._process.stdin is not None
         self._process.stdin.close()
         lines, errors = texts

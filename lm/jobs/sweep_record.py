@@ -230,7 +230,8 @@ def new_sweep(
         check_new_run(run.run, runs_dir)
     record = SweepRecord(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), name=name, corpus=corpus,
-        asked=asked, data_dir=None if data_dir is None else str(data_dir), configurations=tuple(configurations), runs=runs,
+        asked=asked, data_dir=None if data_dir is None else str(data_dir),
+        configurations=tuple(configurations), runs=runs,
     )  # fmt: skip
     folder = SweepFolder(runs_dir / SWEEPS / name, record)
     folder.save()
