@@ -154,6 +154,8 @@ def model_card(facts: dict[str, Any]) -> str:
                 f"| text sha256 | `{report['text_sha256']}` |",
                 "",
             ]
+            if report.get("signature"):
+                lines += [f"Signature: `{report['signature']}`", ""]
             lines += [f"{note}\n" for note in report["notes"]]
     else:
         lines += ["None yet: `lm eval` measures and records them.", ""]
@@ -183,7 +185,7 @@ def run_summary(facts: dict[str, Any], weights: Path) -> dict[str, Any]:
         "created",
         "shipped",
     )
-    figures = ("loss", "bits_per_byte", "token_bits_per_byte", "unknown_rate")
+    figures = ("loss", "bits_per_byte", "token_bits_per_byte", "unknown_rate", "text_sha256")
     return {
         **{name: facts[name] for name in copied},
         **{name: best.get(name) for name in figures},

@@ -465,6 +465,7 @@ class Run:
         from lm.device import TO_USE, enough_memory
         from lm.evaluation.perplexity import score
         from lm.evaluation.report import make_report
+        from lm.evaluation.signature import signature_of
         from lm.spelling import spelling_rule
 
         if text is not None:
@@ -486,7 +487,7 @@ class Run:
                 scores = score(
                     self.model, part.ids, precision=precision, stride=stride, unknown_id=unknown, progress=progress
                 )
-        return make_report(
+        report = make_report(
             scores,
             part.counts,
             floor,
@@ -502,6 +503,10 @@ class Run:
             precision=precision,
             version=__version__,
         )
+        signature = signature_of(
+            report, unknown=self.tokenizer.options.unknown, tokenizer_sha256=self.tokenizer.sha256
+        )  # fmt: skip
+        return report.model_copy(update={"signature": str(signature)})
 
     def floor(self, part: TokenSplit, *, most_tokens: int | None = None) -> Floor | None:
         """The n-gram floor of a text; None if the training text is not in the cache.

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from lm.errors import TokenizerError
 from lm.tokenizers.base import (
@@ -19,6 +20,7 @@ from lm.tokenizers.base import (
     TokenizerOptions,
     UnknownPolicy,
     Utf8StreamDecoder,
+    spans_of_sizes,
     visible_byte,
     without_surrogates,
 )
@@ -83,6 +85,10 @@ class ByteTokenizer(Tokenizer):
     def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
         """A decoder that gives whole characters."""
         return Utf8StreamDecoder(self, _BYTES)
+
+    def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
+        """See `Tokenizer.byte_spans`; each token is a byte."""
+        return spans_of_sizes(np.ones(len(ids), np.int64), text)
 
     def payload(self) -> dict[str, Any]:
         """Empty: all byte tokenizers are equal."""

@@ -21,7 +21,9 @@ from lm.tokenizers.base import (
     Ids,
     Tokenizer,
     UnknownPolicy,
+    spans_of_sizes,
     unknown_symbol,
+    utf8_sizes,
     visible,
 )
 
@@ -127,6 +129,12 @@ class CharTokenizer(Tokenizer):
             "<unk>" if token == self.unknown_id else visible(self.vocabulary[token])
             for token in self.checked(ids).tolist()
         ]
+
+    def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
+        """See `Tokenizer.byte_spans`; each token is a character."""
+        sizes = utf8_sizes(text)
+        # Fewer tokens than characters: symbols were left out.
+        return spans_of_sizes(sizes[: len(ids)], text)
 
     def payload(self) -> dict[str, Any]:
         """The characters by id, as one string, without `<unk>`, which is last."""

@@ -23,6 +23,7 @@ from itertools import chain
 from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from lm.errors import TokenizerError
@@ -36,6 +37,7 @@ from lm.tokenizers.base import (
     UnknownPolicy,
     Utf8StreamDecoder,
     line_blocks,
+    spans_of_sizes,
     visible,
     visible_byte,
     without_surrogates,
@@ -192,6 +194,11 @@ class SubwordTokenizer(Tokenizer):
     def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
         """A decoder that gives out whole characters."""
         return Utf8StreamDecoder(self, self._table)
+
+    def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
+        """See `Tokenizer.byte_spans`; a byte of a character is one span."""
+        sizes = np.array([len(piece) for piece in self._table], np.int64)
+        return spans_of_sizes(sizes[self.checked(ids)], text)
 
     def payload(self) -> dict[str, Any]:
         """The pieces with their scores by id, for readers; the sentencepiece model in base64."""

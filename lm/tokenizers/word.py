@@ -15,6 +15,7 @@ from itertools import repeat
 from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from lm.errors import TokenizerError
@@ -26,6 +27,7 @@ from lm.tokenizers.base import (
     UnknownPolicy,
     line_blocks,
     unknown_symbol,
+    utf8_sizes,
     visible,
 )
 
@@ -35,6 +37,7 @@ EOS = "<eos>"
 UNK = "<unk>"
 _BLOCK = 1 << 18  # characters processed at a time
 _SPACE = re.compile(r"\s")
+_WORD_OR_NEWLINE = re.compile(r"\n|\S+")
 
 
 class WordOptions(ByteFreeOptions):
@@ -134,6 +137,15 @@ class WordTokenizer(Tokenizer):
     def pieces(self, ids: Sequence[int] | Ids) -> list[str]:
         """The words; `<eos>` as itself."""
         return [visible(self.vocabulary[token]) for token in self.checked(ids).tolist()]
+
+    def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
+        """See `Tokenizer.byte_spans`; a token is a word or a newline, without the white space around it."""
+        found = [match.span() for match in _WORD_OR_NEWLINE.finditer(text)]
+        if len(found) != len(ids):
+            raise TokenizerError("The tokens do not cover the text: words were left out, or it is another text.")
+        starts = np.append(0, np.cumsum(utf8_sizes(text)))
+        spans: npt.NDArray[np.int64] = starts[np.array(found, np.int64).reshape(-1, 2)]
+        return spans
 
     def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
         """A decoder that gives " word" after another word, and "word" at the start of a line."""
