@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 def print_result(screen: Console, result: SweepResult, picture: Path | None, runs_dir: Path) -> None:
     """Print the configurations, best first, the choice, the test figure, and the commands to type next."""
-    table = wide_table("configuration", "seeds", "bits/byte", "lowest–highest", "runs", left=("runs",))
+    table = wide_table("configuration", "seeds", "bits/byte", "lowest–highest")
     for each in result.configurations:
-        table.add_row(Text(f"{each.number}: {each.label}"), _seeds(each), *_figures(each.valid), Text(_names(each)))
+        table.add_row(Text(f"{each.number}: {each.label}"), _seeds(each), *_figures(each.valid))
     screen.print(table)
 
     def say(sentence: str) -> None:
         screen.print(sentence, markup=False, soft_wrap=True)
 
+    first = result.folder.record.runs[0]
     say("bits/byte: validation split, mean of the seeds; lower is better.")
+    say(f"Runs: {first.run} is configuration {first.configuration} with seed {first.seed}, and so on.")
     for run in result.folder.record.runs:
         if run.status == "failed":
             say(f"{run.run} failed: {run.sentence}")
@@ -38,6 +40,11 @@ def print_result(screen: Console, result: SweepResult, picture: Path | None, run
     best, count = result.best, sum(each.is_complete for each in result.configurations)
     assert best.valid is not None
     say(f"Best by validation: {best.label}: {best.valid.mean:.4f} bits per byte.")
+    if result.comparison is not None:
+        if not result.comparison.verdict.comparable:
+            say(result.comparison.verdict.sentence)
+        for difference in result.comparison.differences:
+            say(difference.sentence)
     if count > 1:
         say(f"It is the lowest of {count}, so this figure is a little too low by chance.")
     _print_test(screen, result)
@@ -73,8 +80,3 @@ def _figures(valid: Spread | None) -> tuple[str, str]:
         return "–", "–"
     spread = f"{valid.low:.4f}–{valid.high:.4f}" if len(valid.figures) > 1 else "–"
     return figure(valid.mean, ".4f"), spread
-
-
-def _names(each: ConfigurationResult) -> str:
-    """The names of the runs, without the common start of the later ones."""
-    return " ".join([each.runs[0], *(f"…-{name.rpartition('-')[2]}" for name in each.runs[1:])]) if each.runs else ""

@@ -40,6 +40,7 @@ class SweepView:
         self._screen = console(stderr=True)
         self._live: Live | None = None
         self._scoring: Progress | None = None
+        self._scored: str | None = None
         self._stages: dict[str, str] = {}
         self._printed = time.monotonic()
 
@@ -52,16 +53,17 @@ class SweepView:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._close()
 
-    def on_test(self, run: str, done: int, total: int) -> None:
-        """Show that `done` of `total` tokens of the test split are scored, after the last run."""
+    def on_score(self, what: str, done: int, total: int) -> None:
+        """Show that `done` of `total` tokens are scored, after the last run."""
         if not self._screen.is_terminal:
             return
-        if self._scoring is None:
+        if self._scored != what:
             self._close()
-            self._scoring = token_bar("scoring the test split", self._screen)
+            self._scored, self._scoring = what, token_bar(what, self._screen)
             self._scoring.start()
             self._task = self._scoring.add_task("", total=total)
-        self._scoring.update(self._task, completed=done, total=total)
+        if self._scoring is not None:
+            self._scoring.update(self._task, completed=done, total=total)
 
     def _close(self) -> None:
         for shown in (self._live, self._scoring):

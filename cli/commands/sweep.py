@@ -102,7 +102,7 @@ def command(
         say(f"note: {note}", dim=False)
     try:
         with SweepView(folder.record, jobs) as view:
-            result = run_sweep(folder, jobs=jobs, on_update=view, on_test=view.on_test)
+            result = run_sweep(folder, jobs=jobs, on_update=view, on_score=view.on_score)
     except KeyboardInterrupt:
         there = f"{shlex.quote(folder.record.name)}{runs_dir_flag(runs_dir)}"
         say(f"Stopped, and saved. Continue with: lm sweep --resume {there}", dim=False)

@@ -10,11 +10,12 @@ lm.jobs.sweep_choice    results and choice
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lm.comparison.result import Comparison
 from lm.config import CorpusConfig, RunConfig, given_sections, runs_folder
 from lm.corpora import Corpus, Progress
 from lm.errors import ConfigError
@@ -23,12 +24,22 @@ from lm.jobs.autoconfig import Family, TokenKind
 from lm.jobs.prepare import open_text, prepare_job
 from lm.jobs.resolve import ResolvedRequest, TrainRequest, resolve
 from lm.jobs.sweep_axes import CHOICES, SET_BY_SWEEP, Axis, Values, draw, grid, label, parse_axes
-from lm.jobs.sweep_choice import ConfigurationResult, choose, read_results, score_test, write_best
+from lm.jobs.sweep_choice import (
+    ConfigurationResult,
+    OnScore,
+    choose,
+    compare_best,
+    read_results,
+    score_test,
+    write_best,
+)
 from lm.jobs.sweep_queue import OnUpdate, run_queue, threads_of
 from lm.jobs.sweep_record import Configuration, SweepFolder, TestScore, find_same, new_sweep, open_sweep
 from lm.training.plan import DEFAULT_MINUTES, bptt_of
 
 MAX_SEEDS = 100
+_LONG: Any = {"differences": {"__all__": {"places", "passages_a", "passages_b"}}}
+"""Parts of a comparison that --json leaves out."""
 LENGTHS = ("minutes", "max_steps", "epochs")
 
 
@@ -68,6 +79,8 @@ class SweepResult:
     """None: no configuration has every seed finished."""
     best_file: Path | None
     """best.toml of the sweep, which `lm train --config` takes."""
+    comparison: Comparison | None
+    """The best configurations on the validation split; None: there is one only, or the text is not here any more."""
     test: TestScore | None
     """The test split under the runs of the best; None: there is no test split, or no best."""
 
@@ -86,6 +99,7 @@ class SweepResult:
             "runs": [run.model_dump(mode="json") for run in record.runs],
             "best": None if self.best is None else self.best.number,
             "best_file": None if self.best_file is None else str(self.best_file),
+            "comparison": None if self.comparison is None else self.comparison.model_dump(mode="json", exclude=_LONG),
             "test": None if self.test is None else self.test.bits_per_byte,
             "test_scores": len(record.test),
         }
@@ -191,7 +205,7 @@ def run_sweep(
     *,
     jobs: int = 1,
     on_update: OnUpdate | None = None,
-    on_test: Callable[[str, int, int], None] | None = None,
+    on_score: OnScore | None = None,
 ) -> SweepResult:
     """Train the runs that are left, choose the best configuration, and score the test split for it alone.
 
@@ -199,7 +213,7 @@ def run_sweep(
         folder: from `prepare_sweep` or `resume_sweep`.
         jobs: runs at the same time.
         on_update: shows the progress of the runs.
-        on_test: called with the run, tokens done and tokens in all, while the test split is scored.
+        on_score: called with what is scored after the last run, tokens done and tokens in all.
 
     Raises:
         LMError: see `sweep`.
@@ -211,11 +225,12 @@ def run_sweep(
         results = read_results(folder)
         best = choose(results)
         if best is None:
-            return SweepResult(folder, tuple(results), None, None, None)
+            return SweepResult(folder, tuple(results), None, None, None, None)
         if folder.record.best != best.number:
             folder.update(best=best.number)
         path = write_best(folder, best)
-        return SweepResult(folder, tuple(results), best, path, score_test(folder, best, on_test))
+        comparison = compare_best(folder, results, on_score)
+        return SweepResult(folder, tuple(results), best, path, comparison, score_test(folder, best, on_score))
 
 
 def check_jobs(jobs: int) -> None:

@@ -6,14 +6,18 @@ configuration only: the lowest of many validation figures is too low by chance, 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lm.comparison.compare import compare
+from lm.comparison.result import Comparison
 from lm.config import RunConfig
 from lm.errors import CorpusError, RunError, RunNotFoundError
 from lm.files import write_file
@@ -26,6 +30,11 @@ from lm.runs.run_folder import RunFolder
 CHOSEN_BY = "valid"
 """The split that decides."""
 SCORED_AT_END = "test"
+MAX_COMPARED = 3
+"""Configurations that are compared with the best one, itself included."""
+
+OnScore = Callable[[str, int, int], None]
+"""Called with what is scored, tokens done and tokens in all."""
 
 
 @dataclass(frozen=True)
@@ -135,15 +144,13 @@ def _validation_report(folder: RunFolder) -> dict[str, Any] | None:
         return None
 
 
-def score_test(
-    folder: SweepFolder, best: ConfigurationResult, progress: Callable[[str, int, int], None] | None = None
-) -> TestScore | None:
+def score_test(folder: SweepFolder, best: ConfigurationResult, progress: OnScore | None = None) -> TestScore | None:
     """Score the test split under the runs of the chosen configuration, and record it; a recorded score is read.
 
     Args:
         folder: of the sweep.
         best: from `choose`.
-        progress: called with the run, tokens done and tokens in all.
+        progress: called with "scoring the test split", tokens done and tokens in all.
 
     Returns:
         None if the corpus has no test split.
@@ -157,14 +164,14 @@ def score_test(
             return known
     figures: dict[str, float | None] = {}
     data_dir = None if record.data_dir is None else Path(record.data_dir)
-    for name in best.runs:
+    for place, name in enumerate(best.runs):
         run = Run(folder.run_folder(next(each for each in record.runs if each.run == name)))
         if SCORED_AT_END not in run.record["corpus"]["splits"]:
             return None
 
-        def show(done: int, total: int, name: str = name) -> None:
+        def show(done: int, total: int, place: int = place) -> None:
             if progress is not None:
-                progress(name, done, total)
+                progress("scoring the test split", place * total + done, len(best.runs) * total)
 
         report = run.evaluate(SCORED_AT_END, progress=show, data_dir=data_dir)
         run.save_report(report)
@@ -172,6 +179,34 @@ def score_test(
     score = TestScore(configuration=best.number, bits_per_byte=figures)
     folder.update(test=(*record.test, score))
     return score
+
+
+def compare_best(
+    folder: SweepFolder, results: Sequence[ConfigurationResult], progress: OnScore | None = None
+) -> Comparison | None:
+    """The best configurations compared on the validation split, as by `lm compare`: is the best better by chance?
+
+    Args:
+        folder: of the sweep.
+        results: from `read_results`.
+        progress: called with "comparing the best", tokens done and tokens in all.
+
+    Returns:
+        None if fewer than two configurations have every seed finished, or if the text is not here any more.
+    """
+    compared = [each for each in results if each.is_complete][:MAX_COMPARED]
+    if len(compared) < 2:
+        return None
+    record = folder.record
+    runs = [Run(RunFolder(folder.runs_dir / name)) for each in compared for name in each.runs]
+    follow = None if progress is None else functools.partial(progress, "comparing the best")
+    try:
+        return compare(
+            runs, split=CHOSEN_BY, against="best", progress=follow,
+            data_dir=None if record.data_dir is None else Path(record.data_dir),
+        )  # fmt: skip
+    except CorpusError:
+        return None
 
 
 # -- curves -------------------------------------------------------------------------------------------------
@@ -188,13 +223,19 @@ def sweep_curves(
         ConfigError: no such metric, axis or kind of band.
         RunError: no finished run has a curve.
     """
-    groups = {
-        run.run: f"{run.configuration}: {label(folder.record.configuration(run.configuration).values)}"
+    drawn = [
+        run
         for run in sorted(folder.record.runs, key=lambda run: (run.configuration, run.seed))
         if run.status == "finished" and folder.run_folder(run).read_metrics()
-    }
-    if not groups:
+    ]
+    if not drawn:
         raise RunError(f"No finished run of sweep {folder.record.name!r} has a learning curve.")
+    seeds = Counter(run.configuration for run in drawn)
+    groups = {
+        run.run: f"{run.configuration}: {label(folder.record.configuration(run.configuration).values)}"
+        + (f" ({seeds[run.configuration]} seeds)" if seeds[run.configuration] > 1 else "")
+        for run in drawn
+    }
     found = curves([RunFolder(folder.runs_dir / name) for name in groups], metric, by)
     return with_bands([curve for curve in found if curve.split != "train"], groups, bands)
 

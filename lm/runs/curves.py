@@ -8,8 +8,6 @@ Runs that differ by their seed alone can be one curve: their mean, with a band t
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lm.errors import ConfigError, MissingExtraError, RunError
-from lm.files import digest, write_file
+from lm.files import write_file
 from lm.registry import did_you_mean
 from lm.runs.run_folder import RunFolder
 
@@ -74,7 +72,7 @@ class Curve:
     def label(self) -> str:
         """In the legend."""
         name = f"{self.run} {self.split}".strip()
-        return name if self.band is None else f"{name}: mean of {len(self.band.runs)}"
+        return name if self.band is None else f"{name}: mean"
 
     @property
     def ends(self) -> tuple[list[float], list[float]]:
@@ -120,35 +118,6 @@ def curves(runs: Sequence[RunFolder], metric: str = "loss", by: str = "step") ->
 # -- bands across seeds ------------------------------------------------------------------------------------
 
 
-def seed_groups(runs: Sequence[RunFolder]) -> dict[str, str]:
-    """Run → name of its group: runs that differ by their seed alone have the same one.
-
-    The name is the common start of the names of the runs; two groups never have the same name.
-    """
-    members: dict[str, list[str]] = {}
-    for run in runs:
-        members.setdefault(without_seed(run.read_record()), []).append(run.name)
-    groups: dict[str, str] = {run.name: run.name for run in runs}
-    for names in members.values():
-        if len(names) > 1:
-            start = _common_start(names)
-            groups |= dict.fromkeys(names, start if start and start not in groups.values() else ", ".join(names))
-    return groups
-
-
-def without_seed(record: Mapping[str, Any]) -> str:
-    """A hash of all that decides a run but its seed: options and text."""
-    config = record["config"]
-    training = {name: value for name, value in config["training"].items() if name != "seed"}
-    return digest([{**config, "training": training}, record["corpus"]["sha256"]])
-
-
-def _common_start(names: Sequence[str]) -> str:
-    """The common start of some names, without a sign or "seed" at its end: a-s1, a-s2 → a."""
-    start = os.path.commonprefix(names)
-    return re.sub(r"(?:[-_.+]+(?:s|seed)?)+$", "", start) or start
-
-
 def with_bands(drawn: Sequence[Curve], groups: Mapping[str, str], kind: str) -> list[Curve]:
     """The curves, with those of a group of several runs as one: their mean, with a band.
 
@@ -157,7 +126,7 @@ def with_bands(drawn: Sequence[Curve], groups: Mapping[str, str], kind: str) -> 
 
     Args:
         drawn: from `curves`.
-        groups: run → name of its group, from `seed_groups`.
+        groups: run → name of its group.
         kind: min-max or std.
 
     Raises:
