@@ -40,20 +40,20 @@ def print_result(screen: Console, result: SweepResult, picture: Path | None, run
     best, count = result.best, sum(each.is_complete for each in result.configurations)
     assert best.valid is not None
     say(f"Best by validation: {best.label}: {best.valid.mean:.4f} bits per byte.")
+    if count > 1:
+        say(f"It is the lowest of {count}, so this figure is a little too low by chance.")
     if result.comparison is not None:
         if not result.comparison.verdict.comparable:
             say(result.comparison.verdict.sentence)
         for difference in result.comparison.differences:
             say(difference.sentence)
-    if count > 1:
-        say(f"It is the lowest of {count}, so this figure is a little too low by chance.")
     _print_test(screen, result)
     assert result.best_file is not None
     if picture is not None:
         say(f"Curves: {picture}")
     there = runs_dir_flag(runs_dir)
     say(f"Next: lm train CORPUS --config {shlex.quote(str(result.best_file))}")
-    say(f"or:   lm plot --sweep {shlex.quote(result.name)}{there} --terminal --metric bits_per_byte")
+    say(f"or:   lm plot --sweep {shlex.quote(result.name)}{there} --terminal")
 
 
 def _print_test(screen: Console, result: SweepResult) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -23,12 +24,15 @@ from lm.jobs.sweep_process import is_disk_full
 from lm.jobs.sweep_queue import RunProgress, threads_of
 from lm.jobs.sweep_record import SweepFolder, open_sweep
 from lm.runs.run import Run
+from tests.cli import conftest
 from tests.cli.conftest import make_text
 
 SMALL: dict[str, Any] = {
     "model.embedding_size": 8, "model.hidden_size": 16, "model.table_orders": [], "training.batch_size": 4,
     "training.bptt": 16, "training.warmup_steps": 0, "training.sample_tokens": "none",
 }  # fmt: skip
+run_lm = conftest.lm
+"""The program in this process, in a folder of its own."""
 OVER = {"training.learning_rate": [0.01, 1e9]}
 """The second one diverges."""
 
@@ -119,28 +123,42 @@ def test_failed_runs_are_trained_again_only_where_asked(copied: SweepFolder) -> 
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_continues_its_interrupted_run(text: Path, tmp_path: Path) -> None:
+def test_a_sweep_that_is_killed_or_stopped_continues_its_interrupted_run(text: Path, tmp_path: Path) -> None:
     over = {"training.learning_rate": [0.01, 0.02]}
-    folder = a_sweep(
-        text, tmp_path, over, seeds=1, overrides={"training.max_steps": 200, "training.evaluate_every": 20}
+    longer = {"training.max_steps": 200, "training.evaluate_every": 20}
+    folder = a_sweep(text, tmp_path, over, seeds=1, overrides=longer)
+    name = folder.record.name
+    program = (
+        "from pathlib import Path; from lm.jobs.sweep import resume_sweep, run_sweep; "
+        f"run_sweep(resume_sweep({name!r}, Path({str(tmp_path)!r})))"
     )
-    program = f"from lm.jobs.sweep import *; run_sweep(resume_sweep({folder.record.name!r}, Path({str(tmp_path)!r})))"
     process = subprocess.Popen([sys.executable, "-c", program])
-    first = folder.run_folder(folder.record.runs[0])
+    first, second = (folder.run_folder(run) for run in folder.record.runs)
     while not first.has_last() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     created = first.read_record()["created"]
-    killed = open_sweep(folder.record.name, tmp_path)
+    killed = open_sweep(name, tmp_path)
     assert [run.status for run in killed.record.runs] == ["running", "waiting"]
-    result = run_sweep(killed)
-    assert [run.status for run in open_sweep(folder.record.name, tmp_path).record.runs] == ["finished", "finished"]
+
+    def stop(runs: Any) -> None:
+        if runs[1].stage == "training":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(killed, on_update=stop)
+    stopped = open_sweep(name, tmp_path)
+    assert [run.status for run in stopped.record.runs] == ["finished", "stopped"]
+    assert second.has_last() and not second.is_training
+    # Resumed, not begun again; and the same as without the kill.
     assert first.read_record()["created"] == created and first.read_metrics()[-1]["step"] == 200
-    # The same weights as without the kill.
-    straight = lm.train(text, killed.record.config_of(killed.record.runs[0]), name="straight", runs_dir=tmp_path)
+    straight = lm.train(text, stopped.record.config_of(stopped.record.runs[0]), name="straight", runs_dir=tmp_path)
     assert straight.reports()["valid"]["loss"] == Run(first).reports()["valid"]["loss"]
-    assert result.best is not None and result.best.seeds == 1
+    result = run_sweep(stopped)
+    assert [run.status for run in open_sweep(name, tmp_path).record.runs] == ["finished", "finished"]
+    assert result.best is not None and result.comparison is not None
+    assert [each.runs for each in result.comparison.candidates][0] == result.best.runs
 
 
 def test_the_threads_are_divided_among_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,19 +304,6 @@ def test_runs_of_two_texts_are_not_compared(copied: SweepFolder) -> None:
         read_results(copied)
 
 
-@pytest.mark.slow
-def test_the_best_options_as_toml_train_the_same_model(
-    done: tuple[SweepResult, Any], text: Path, tmp_path: Path
-) -> None:
-    result = done[0]
-    assert result.best_file is not None and result.best_file.read_text().startswith("# The best of 2 configurations")
-    config = lm.compose(str(text.resolve()), preset="lstm-char", file=result.best_file)
-    best = Run(result.folder.run_folder(result.folder.record.runs[0]))
-    assert config.model_copy(update={"preset": best.config.preset}) == best.config
-    again = lm.train(text, config, name="again", runs_dir=tmp_path)
-    assert again.reports()["valid"]["loss"] == best.reports()["valid"]["loss"]
-
-
 def test_every_kind_of_value_comes_back_from_toml(text: Path, tmp_path: Path) -> None:
     options = {
         "training.grad_clip": "none", "training.fp32_modules": ["héad", 'a"b'], "training.learning_rate": 1e-7,
@@ -308,3 +313,63 @@ def test_every_kind_of_value_comes_back_from_toml(text: Path, tmp_path: Path) ->
     (tmp_path / "x.toml").write_text(options_toml(config, "A comment."), "utf-8")
     again = lm.compose("words.txt", preset="gru-char", file=tmp_path / "x.toml")
     assert again == config and again.training.grad_clip is None
+
+
+# -- the program ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_table_says_what_was_chosen_and_how(run_lm: Any, copied: SweepFolder) -> None:
+    said = run_lm("sweep", "--resume", "s", "--runs-dir", "runs")
+    assert said.code == 0 and "4 runs; 2 are finished" in said.err
+    lines = said.out.splitlines()
+    assert re.match(r"1: learning_rate=0.01 +2 +\d\.\d{4} +\d\.\d{4}–\d\.\d{4}", lines[1])
+    assert re.match(r"2: learning_rate=1e\+09 +0 of 2 +– +–", lines[2])
+    assert "s-02-s1 failed: " in said.out and "Best by validation: learning_rate=0.01: " in said.out
+    assert re.search(r"Test split, scored once, for the best alone: \d\.\d{4} bits per byte \(", said.out)
+    assert Path("runs/sweeps/s/curves.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads(run_lm("sweep", "--resume", "s", "--runs-dir", "runs", "--json").out)
+    assert (
+        found["best"] == 1 and found["configurations"][0]["valid"]["min"] < found["configurations"][0]["valid"]["max"]
+    )
+
+
+@pytest.mark.slow
+def test_the_best_options_train_the_same_model_again(run_lm: Any, copied: SweepFolder, text: Path) -> None:
+    best = copied.path / "best.toml"
+    assert best.read_text().startswith("# The best of 2 configurations of the sweep s: learning_rate=0.01.")
+    done = run_lm("train", str(text), "--config", str(best), "--name", "again", "--runs-dir", "runs", "--json")
+    assert done.code == 0, done.err
+    again, chosen = lm.load("again", runs_dir="runs"), lm.load("s-01-s1", runs_dir="runs")
+    assert again.config == chosen.config.model_copy(update={"preset": None})
+    assert again.reports()["valid"]["loss"] == chosen.reports()["valid"]["loss"]
+
+
+@pytest.mark.slow
+def test_plot_draws_seeds_as_a_band(run_lm: Any, copied: SweepFolder) -> None:
+    (curve,) = json.loads(run_lm("plot", "--sweep", "s", "--runs-dir", "runs", "--json").out)
+    assert curve["run"] == "1: learning_rate=0.01 (2 seeds)" and curve["band"]["kind"] == "min-max"
+    names = "s-01-s1", "s-01-s2"
+    found = json.loads(run_lm("plot", *names, "--bands", "std", "--runs-dir", "runs", "--json").out)
+    assert [(each["run"], each["split"], each["band"]["runs"]) for each in found] == [
+        ("s-01 (2 seeds)", "train", list(names)), ("s-01 (2 seeds)", "valid", list(names)),
+    ]  # fmt: skip
+    plain = json.loads(run_lm("plot", *names, "--runs-dir", "runs", "--json").out)
+    assert {each["run"] for each in plain} == set(names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "Which text? Write: lm sweep FILE --over"),
+        (("x.txt",), "What varies? Write: lm sweep CORPUS --over"),
+        (("x.txt", "--over", "preset=gru-char", "--retry"), "--retry is for --resume"),
+        (("--resume", "s", "--over", "preset=gru-char", "--minutes", "1"), "so --over, --minutes cannot change it"),
+        (("--resume", "s"), "No sweep 's' in checkpoints. There are none yet."),
+        (("x.txt", "--over", "preset=gru-char", "--jobs", "0"), "--jobs 0: give the number of runs at the same time"),
+        (("x.txt", "--over", "preset=gru-char", "--bands", "all"), "--bands 'all': use min-max or std"),
+    ],
+)
+def test_what_cannot_be_swept_is_a_sentence(run_lm: Any, arguments: tuple[str, ...], sentence: str) -> None:
+    done = run_lm("sweep", *arguments)
+    assert done.code == 1 and sentence in done.err and done.out == ""
