@@ -52,7 +52,8 @@ def print_result(screen: Console, result: SweepResult, picture: Path | None, run
     if picture is not None:
         say(f"Curves: {picture}")
     there = runs_dir_flag(runs_dir)
-    say(f"Next: lm train CORPUS --config {shlex.quote(str(result.best_file))}")
+    source = shlex.quote(result.folder.record.configurations[0].config.corpus.source)
+    say(f"Next: lm train {source} --config {shlex.quote(str(result.best_file))}{there}")
     say(f"or:   lm plot --sweep {shlex.quote(result.name)}{there} --terminal")
 
 

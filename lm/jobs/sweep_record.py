@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lm.config import Options, RunConfig, validate
-from lm.errors import CorruptRunError, RunExistsError, RunNotFoundError
+from lm.errors import ConfigError, CorruptRunError, LMError, RunExistsError, RunNotFoundError
 from lm.files import FORMAT_VERSION, check_version, digest, read_json, write_file
 from lm.jobs.new_run import check_new_run
 from lm.registry import did_you_mean
@@ -163,14 +163,18 @@ def open_sweep(name: str, runs_dir: Path) -> SweepFolder:
     if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
         raise CorruptRunError(f"{path / RECORD} is not the record of a sweep: restore it from a copy.")
     check_version(content["format_version"], path / RECORD)
-    return SweepFolder(path, validate(SweepRecord, content, where=RECORD))
+    try:
+        return SweepFolder(path, validate(SweepRecord, content, where=RECORD))
+    except ConfigError as error:
+        raise CorruptRunError(f"{path / RECORD} was edited or damaged ({error}): restore it from a copy.") from None
 
 
 def find_same(asked: Mapping[str, Any], runs_dir: Path) -> SweepFolder | None:
     """The sweep that the same command began; None: there is none."""
     wanted = digest(dict(asked))
     for name in sweep_names(runs_dir):
-        with contextlib.suppress(CorruptRunError):
+        # Another sweep that cannot be read is no reason to refuse this one.
+        with contextlib.suppress(LMError):
             found = open_sweep(name, runs_dir)
             if found.record.asked_sha256 == wanted:
                 return found
