@@ -14,6 +14,7 @@ from cli.output import wide_table
 from lm.runs.card import figure
 
 if TYPE_CHECKING:
+    from lm.comparison.result import Difference
     from lm.jobs.sweep import SweepResult
     from lm.jobs.sweep_choice import ConfigurationResult, Spread
 
@@ -46,7 +47,7 @@ def print_result(screen: Console, result: SweepResult, picture: Path | None, run
         if not result.comparison.verdict.comparable:
             say(result.comparison.verdict.sentence)
         for difference in result.comparison.differences:
-            say(difference.sentence)
+            say(f"Against {_other(result, difference)}: {difference.sentence}")
     _print_test(screen, result)
     assert result.best_file is not None
     if picture is not None:
@@ -70,6 +71,17 @@ def _print_test(screen: Console, result: SweepResult) -> None:
         once = "once, for the best alone" if times == 1 else f"{times} times, for each configuration that was the best"
         sentence = f"Test split, scored {once}: {figures.mean:.4f} bits per byte{spread}."
     screen.print(sentence, markup=False, soft_wrap=True)
+
+
+def _other(result: SweepResult, difference: Difference) -> str:
+    """The configuration that a difference compares with the best one, as in the table."""
+    assert result.comparison is not None and result.best is not None
+    for candidate in result.comparison.candidates:
+        if candidate.name in (difference.a, difference.b) and candidate.runs != result.best.runs:
+            for each in result.configurations:
+                if each.runs == candidate.runs:
+                    return f"{each.number}: {each.label}"
+    return difference.b
 
 
 def _seeds(each: ConfigurationResult) -> str:

@@ -126,7 +126,11 @@ def _print_plan(folder: SweepFolder) -> None:
     record = folder.record
     ended = sum(run.status == "finished" for run in record.runs)
     configurations, seeds = len(record.configurations), len({run.seed for run in record.runs})
-    plan = f"{configurations} configurations × {seeds} seeds: {len(record.runs)} runs"
+    counts = [
+        f"{number:,} {name}" + "s" * (number != 1)
+        for number, name in ((configurations, "configuration"), (seeds, "seed"), (len(record.runs), "run"))
+    ]
+    plan = f"{counts[0]} × {counts[1]}: {counts[2]}"
     minutes = {each.config.training.minutes for each in record.configurations}
     if None not in minutes and len(minutes) == 1:
         each = 60 * float(next(iter(minutes)) or 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -138,7 +138,7 @@ def with_bands(drawn: Sequence[Curve], groups: Mapping[str, str], kind: str) -> 
     for curve in drawn:
         found.setdefault((groups.get(curve.run, curve.run), curve.split), []).append(curve)
     return [
-        each[0] if len(each) == 1 else _mean(name, each, kind)  # type: ignore[arg-type]
+        replace(each[0], run=name) if len(each) == 1 else _mean(name, each, kind)  # type: ignore[arg-type]
         for (name, _), each in found.items()
     ]
 

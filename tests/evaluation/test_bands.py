@@ -26,6 +26,10 @@ def test_a_band_is_of_the_places_where_all_runs_have_values() -> None:
     ]
 
 
+def test_a_run_alone_has_the_name_of_its_group_and_no_band() -> None:
+    assert with_bands([OTHER], {"b": "another"}, "std") == [Curve("another", "valid", [1.0], [5.0])]
+
+
 def test_the_standard_deviation_is_that_of_a_sample() -> None:
     curve = with_bands([ONE, TWO], GROUPS, "std")[0]
     assert curve.band is not None
