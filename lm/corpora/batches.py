@@ -11,8 +11,9 @@ half counts the draws.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ import numpy.typing as npt
 from lm.corpora import TokenSplit
 from lm.errors import CorpusError
 from lm.tokenizers.base import Ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BatchingKind = Literal["streams", "random", "shuffled"]
 
@@ -41,6 +45,8 @@ class Batch:
     """Whether to reset the carried state before this batch."""
     weight: float = 1.0
     """Of a share of a batch: its number of rows, divided by that of an average share."""
+    pinned: Mapping[str, Tensor] | None = None
+    """Copies for a GPU: "inputs", "targets" and the model's host inputs, in pinned memory."""
     place: int | None = None
     """Number of the batch in its epoch, from 0, where all epochs have the same batches; None: they differ."""
 
@@ -122,7 +128,7 @@ class StreamBatches(Batches):
         inputs, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
         if number == 0:
             inputs[:, 0] = self._start_id
-        return Batch(inputs, targets, number == 0, weight, number)
+        return Batch(inputs, targets, number == 0, weight, place=number)
 
 
 class RandomWindows(Batches):

@@ -39,7 +39,9 @@ class AdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update all weights that have a gradient."""
-        if closure is not None or not self.defaults["fused"] or not self._native():
+        # The native kernel cannot skip a step by a flag.
+        flagged = getattr(self, "found_inf", None) is not None
+        if closure is not None or flagged or not self.defaults["fused"] or not self._native():
             return self._step(closure)
         for group in self.param_groups:
             updated = [weight for weight in group["params"] if weight.grad is not None]
@@ -127,10 +129,14 @@ def make_optimizers(
     ]
     groups = [group for group in groups if group["params"]]
     optimizers: list[Optimizer] = []
+    weights = updated(model.parameters())
+    low = any(tensor.dtype == torch.float16 for tensor in weights)
     if config.optimizer == "sgd":
-        optimizers.append(torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum))
+        # It divides fp16 gradients by the loss scale in fp32, and on a GPU it can skip a step without a wait.
+        whole_step = fused and (low or weights[0].device.type == "cuda")
+        momentum = config.momentum
+        optimizers.append(torch.optim.SGD(groups, lr=config.learning_rate, momentum=momentum, fused=whole_step or None))
     else:
-        low = any(tensor.dtype == torch.float16 for tensor in updated(model.parameters()))
         epsilon = FP16_EPSILON if low else 1e-8
         optimizers.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=epsilon, fused=fused))
     if matrices:

@@ -4,6 +4,9 @@
 
 Everything that a later step depends on is in the `last` checkpoint: N steps give the same weights as N/2 steps, a
 resume and N/2 steps, bit for bit on one machine's CPU.
+
+On a GPU the result of a step is read after the next step was started, so that the device never waits for the host. Loss
+and skipped steps are known one step later. All results are read before a line of metrics, a validation and a save.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import re
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -36,7 +40,7 @@ from lm.training.metrics import MetricsInterval, bits_per_byte
 from lm.training.plan import HARM, Plan
 from lm.training.preview import preview_sample
 from lm.training.schedule import TimedSchedule, make_schedule
-from lm.training.train_step import StepBatches, TrainStep
+from lm.training.train_step import StepBatches, StepResult, TrainStep
 from lm.training.validation import validate
 
 log = logging.getLogger(__name__)
@@ -79,6 +83,9 @@ class Trainer:
         self.steps_per_epoch, self.tokens_per_step = self.batches.steps_per_epoch, self.batches.tokens_per_step
         self.progress = TrainProgress()
         self._interval = MetricsInterval()
+        # Steps whose result is not read, by number: at most one, on a GPU.
+        self._started: deque[tuple[int, Callable[[], StepResult]]] = deque()
+        self._loss: float | None = None
         # The signal that this process received, and the one that all processes agreed on after a step.
         self._received: int | None = None
         self._signal: int | None = None
@@ -214,28 +221,40 @@ class Trainer:
             self.progress.pace.save_seconds = max(seconds, self.progress.pace.save_seconds)
 
     def _run_step(self) -> float:
-        """One step; its loss in nats per token, NaN if the update was skipped."""
+        """One step; the last known loss in nats per token, NaN if that update was skipped."""
         progress, number, begun = self.progress, self.progress.step + 1, self._clock()
         # A skipped step uses up its batch, but no step of a schedule in steps.
         share = self.schedule.learning_rate_share(progress.step, progress.updates) * progress.rate_scale
         progress.learning_rate_share = share
-        result = self.step.run(self.batches.of_step(progress.step), share, with_metrics=self._logs_at(number))
-        if result.problem is not None:
-            if self.config.on_nonfinite == "stop":
-                result.raise_problem(
-                    number,
-                    "The saved weights are intact: start from them with "
-                    f"--init {self.folder.name}@last and a lower training.learning_rate, training.precision=fp32, or "
-                    "training.on_nonfinite=skip.",
-                )
-            log.warning(
-                "Step %d: %s (first in %s); the step was skipped.", number, result.problem, result.first_nonfinite
-            )
+        logs = self._logs_at(number)
+        self._started.append((number, self.step.start(self.batches.of_step(progress.step), share, with_metrics=logs)))
         progress.step = number
-        progress.skipped_steps += not result.is_updated
-        progress.clipped_steps += result.is_clipped
-        self._interval.add(result, self._clock() - begun)
-        return result.loss
+        self._read_results(1 if self.step.reads_late and not logs and self._loss is not None else 0)
+        self._interval.seconds += self._clock() - begun
+        assert self._loss is not None
+        return self._loss
+
+    def _read_results(self, unread: int = 0) -> None:
+        """Read the results of started steps, and leave the last `unread` of them."""
+        progress = self.progress
+        while len(self._started) > unread:
+            number, finish = self._started.popleft()
+            result = finish()
+            if result.problem is not None:
+                if self.config.on_nonfinite == "stop":
+                    result.raise_problem(
+                        number,
+                        "The saved weights are intact: start from them with "
+                        f"--init {self.folder.name}@last and a lower training.learning_rate, training.precision=fp32, "
+                        "or training.on_nonfinite=skip.",
+                    )
+                log.warning(
+                    "Step %d: %s (first in %s); the step was skipped.", number, result.problem, result.first_nonfinite
+                )
+            progress.skipped_steps += not result.is_updated
+            progress.clipped_steps += result.is_clipped
+            self._interval.add(result)
+            self._loss = result.loss
 
     def _logs_at(self, step: int) -> bool:
         return step % self.config.log_every == 0 or self.schedule.validates_at(step)
@@ -281,6 +300,7 @@ class Trainer:
     # -- metrics and validation -----------------------------------------------------------------------
 
     def _write_row(self, validates: bool) -> None:
+        self._read_results()
         progress = self.progress
         row = self._interval.row(
             progress.step, progress.skipped_steps, self.step, self.batches, self.corpus.splits["train"]
@@ -385,6 +405,7 @@ class Trainer:
 
     def save(self) -> None:
         """Replace the `last` checkpoint, in the writer's thread."""
+        self._read_results()
         step = self.progress.step
 
         def saved() -> None:
