@@ -30,6 +30,7 @@ from lm.training.distillation import Teacher
 from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import load_optimizer_arrays, make_optimizers, optimizer_arrays
 from lm.training.plan import DEFAULT_BPTT
+from lm.training.prefetch import Prefetch
 from lm.training.precision import MixedPrecision
 from lm.training.weight_average import WeightAverage
 
@@ -398,6 +399,7 @@ class StepBatches:
         self.bptt = config.bptt or model.context_length or DEFAULT_BPTT
         kind, rows = config.batching or model.batching, config.batch_size
         self._batches = make_batches(kind, split, rows, self.bptt, config.seed, share=step.world.share)
+        self._prefetch = Prefetch(self._batches, model) if step.device.type == "cuda" else None
         self._parts = config.gradient_accumulation
         self.steps_per_epoch = self._batches.per_epoch / self._parts
         self.tokens_per_step = rows * self.bptt * self._parts
@@ -408,7 +410,8 @@ class StepBatches:
 
     def of_step(self, number: int) -> Iterator[Batch]:
         """The batches of a step, from 0: as many as `training.gradient_accumulation`."""
-        return (self._batches.batch(index) for index in range(number * self._parts, (number + 1) * self._parts))
+        source = self._batches if self._prefetch is None else self._prefetch
+        return (source.batch(index) for index in range(number * self._parts, (number + 1) * self._parts))
 
 
 def _weighted(objective: Tensor, batch: Batch) -> Tensor:
