@@ -89,8 +89,8 @@ def keep_compiler_away_from_optimizers() -> None:
             setattr(plain, "__dynamo_disable", plain)
 
 
-def foreach(operation: Literal["mul", "copy", "lerp", "add"], tensors: Sequence[Tensor], *arguments: Any) -> None:
-    """Apply an in-place method to many tensors in one call (`_foreach_mul_`, `_foreach_copy_`, and so on)."""
+def foreach(operation: Literal["add", "copy", "lerp", "mul"], tensors: Sequence[Tensor], *arguments: Any) -> None:
+    """Apply an in-place method to many tensors in one call (`_foreach_add_` and so on)."""
     import torch
 
     getattr(torch, f"_foreach_{operation}_")(list(tensors), *arguments)

@@ -556,8 +556,12 @@ def _copy(model: LanguageModel) -> tuple[DistributedDataParallel, list[nn.Parame
 
 
 def _average_sparse_grad(parameter: nn.Parameter, world: World) -> None:
-    """Replace a sparse gradient by the mean over all processes: their rows one after the other."""
+    """Replace a gradient by the mean over all processes; a sparse one has their rows one after the other."""
     if parameter.grad is None:
+        return
+    if not parameter.grad.is_sparse:
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world.size
         return
     grad = parameter.grad.coalesce()
     rows, values = grad.indices()[0], grad.values() / world.size

@@ -1,6 +1,7 @@
 """An optimizer step that a flag on the device can forbid: the host knows later whether it was made.
 
-Torch's fused optimizers read the flag themselves. Around others, weights and moments are copied and put back.
+Torch's fused optimizers read the flag `found_inf` themselves, and ours that declare `skips_by_flag`. Around others,
+weights and moments are copied and put back.
 """
 
 from __future__ import annotations
@@ -27,13 +28,18 @@ def guarded_step(optimizer: Optimizer, factor: Tensor, allowed: Tensor) -> None:
         factor: of the gradients, a scalar in fp32 on their device.
         allowed: a bool scalar on the same device.
     """
-    with optimizer_flags(optimizer, 1 / factor, (~allowed).float()) as fused:
-        if fused:
+    skip = (~allowed).float()
+    with optimizer_flags(optimizer, 1 / factor, skip) as is_fused:
+        if is_fused:
             optimizer.step()
             return
     weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
-    grads = [_numbers(weight.grad) for weight in weights]
-    foreach("mul", grads, factor.to(grads[0].dtype))
+    _scale([_numbers(weight.grad) for weight in weights], factor)
+    if getattr(optimizer, "skips_by_flag", False):
+        optimizer.found_inf = skip  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+        return
     before = _tensors(optimizer, weights)
     copies = {key: tensor.clone() for key, tensor in before.items()}
     optimizer.step()
@@ -41,6 +47,15 @@ def guarded_step(optimizer: Optimizer, factor: Tensor, allowed: Tensor) -> None:
         # A moment that this step made was 0 before it.
         old = copies[key] if key in copies else torch.zeros_like(tensor)
         tensor.copy_(torch.where(allowed, tensor, old))
+
+
+def _scale(grads: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply gradients in place by a scalar in fp32; its rounding to fp16 would have few digits."""
+    for grad in grads:
+        if grad.dtype != factor.dtype:
+            grad.copy_(grad.to(factor.dtype) * factor)
+    if full := [grad for grad in grads if grad.dtype == factor.dtype]:
+        foreach("mul", full, factor)
 
 
 def _numbers(grad: Tensor) -> Tensor:
