@@ -30,8 +30,8 @@ from lm.training.distillation import Teacher
 from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import load_optimizer_arrays, make_optimizers, optimizer_arrays
 from lm.training.plan import DEFAULT_BPTT
-from lm.training.prefetch import Prefetch
 from lm.training.precision import MixedPrecision
+from lm.training.prefetch import Prefetch
 from lm.training.weight_average import WeightAverage
 
 
