@@ -44,6 +44,8 @@ class TrainProgress:
     skipped_steps: int = 0
     """Steps without an update, because a number was not finite."""
     clipped_steps: int = 0
+    last_is_skipped: bool = False
+    """Whether the last step is one of `skipped_steps`, on a GPU: there the schedule follows one step later."""
     stop_reason: StopReason | None = None
     segments: list[Segment] = field(default_factory=list)
     """Of a plan by time, up to this step."""

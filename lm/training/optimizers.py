@@ -226,13 +226,12 @@ def make_optimizers(
     ]
     groups = [group for group in groups if group["params"]]
     optimizers: list[Optimizer] = []
-    weights = updated(model.parameters())
-    low = any(tensor.dtype == torch.float16 for tensor in weights)
     if config.optimizer == "sgd":
-        # On a CPU torch's own choice, but fp16 gradients are divided by the loss scale in fp32.
-        whole = True if fused and (on_gpu or low) else None
+        # On a CPU torch's own choice.
+        whole = True if fused and on_gpu else None
         optimizers.append(torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=whole))
     else:
+        low = any(tensor.dtype == torch.float16 for tensor in updated(model.parameters()))
         epsilon = FP16_EPSILON if low else 1e-8
         optimizers.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=epsilon, fused=fused))
     if matrices:

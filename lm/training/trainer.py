@@ -224,11 +224,13 @@ class Trainer:
         """One step; the last known loss in nats per token, NaN if that update was skipped."""
         progress, number, begun = self.progress, self.progress.step + 1, self._clock()
         # A skipped step uses up its batch, but no step of a schedule in steps.
-        share = self.schedule.learning_rate_share(progress.step, progress.updates) * progress.rate_scale
+        # On a GPU the last step counts as an update, whether its result happens to be read already or not.
+        updates = progress.updates + progress.last_is_skipped
+        share = self.schedule.learning_rate_share(progress.step, updates) * progress.rate_scale
         progress.learning_rate_share = share
         logs = self._logs_at(number)
         self._started.append((number, self.step.start(self.batches.of_step(progress.step), share, with_metrics=logs)))
-        progress.step = number
+        progress.step, progress.last_is_skipped = number, False
         self._read_results(1 if self.step.reads_late and not logs and self._loss is not None else 0)
         self._interval.seconds += self._clock() - begun
         assert self._loss is not None
@@ -252,6 +254,7 @@ class Trainer:
                     "Step %d: %s (first in %s); the step was skipped.", number, result.problem, result.first_nonfinite
                 )
             progress.skipped_steps += not result.is_updated
+            progress.last_is_skipped = self.step.reads_late and number == progress.step and not result.is_updated
             progress.clipped_steps += result.is_clipped
             self._interval.add(result)
             self._loss = result.loss
