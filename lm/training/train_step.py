@@ -8,8 +8,10 @@ result = step.run(batches.of_step(0), learning_rate_share=1.0)
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,7 @@ from lm.files import Arrays
 from lm.kernels.compiled import native
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.training import distributed
+from lm.training.compiling import MAX_GRAPHS, CompiledLoss, compiled, compiling, kind_for, obstacle
 from lm.training.distillation import Teacher
 from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import load_optimizer_arrays, make_optimizers, optimizer_arrays
@@ -33,6 +36,8 @@ from lm.training.plan import DEFAULT_BPTT
 from lm.training.precision import MixedPrecision
 from lm.training.prefetch import Prefetch
 from lm.training.weight_average import WeightAverage
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -107,6 +112,11 @@ class TrainStep:
         self.carries_state = (config.batching or model.batching) == "streams" and model.context_length is None
         self.carried_state: State | None = None
         self._input_state: State | None = None
+        self.compile_kind = kind_for(model)
+        self.compiled: str = "off"
+        """How forward pass and loss are compiled: "off", or a kind."""
+        self.compiled_before: str | None = None
+        """The same before a resume; None: this is a new run."""
         self.reads_late = self.device.type == "cuda"
         """Whether the next step is started before the result of a step is read: the device never waits for the host."""
         if teacher is not None:
@@ -217,6 +227,51 @@ class TrainStep:
 
         return finish
 
+    def compile(self, batches: StepBatches) -> bool:
+        """Compile forward pass and loss with the first batches; if that fails, log a sentence. Whether it is compiled.
+
+        Weights, moments, carried state and random generators stay as they are. An error that is not the compiler's
+        comes again in the next step, which runs uncompiled.
+        """
+        processes, parts = self.world.size, self.config.gradient_accumulation
+        reason = obstacle(self.compile_kind, self.device, processes=processes, parts=parts)
+        plain, carried, begun = self.loss_function, self.carried_state, time.perf_counter()
+        taught = None if self.teacher is None else self.teacher.state
+        try:
+            if reason is None:
+                carries = self.carries_state
+                self.loss_function = compiled(self.model, self.compile_kind, carries_state=carries)
+                self.model.train()
+                with compiling(self.device):
+                    for number in range(MAX_GRAPHS + 1 if self.compile_kind == "cuda graphs" else 1):
+                        for batch in batches.of_step(number):
+                            self.mixed.backward(self._forward(batch, None)[0].objective)
+        except Exception as error:
+            # The compiler's own error is inside of torch's.
+            cause = getattr(error, "inner_exception", error)
+            reason = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0][:200]}"
+        finally:
+            self._clear_gradients()
+            self.model.zero_grad(set_to_none=True)
+            self.carried_state = carried
+            if self.teacher is not None:
+                self.teacher.state = taught
+        if reason is None:
+            self.compiled = self.compile_kind
+            log.info("The training step is compiled (%s, %.0f s).", self.compiled, time.perf_counter() - begun)
+            return True
+        self.loss_function = plain
+        log.warning("The training step runs uncompiled (%s).", reason)
+        return False
+
+    def known_compilation(self) -> str | None:
+        """How the step will be compiled, "off" or a kind; None: the length of the plan decides."""
+        if self.config.compile == "on":
+            return self.compile_kind
+        if self.config.compile == "off" or self.device.type != "cuda":
+            return "off"
+        return self.compiled_before
+
     def _forward(self, batch: Batch, result: StepResult | None) -> tuple[TrainingLoss, Tensor | None]:
         """The loss of a batch, and with `result` the accuracy; other metrics go into `result`."""
         inputs, targets, others = self._on_device(batch)
@@ -234,7 +289,9 @@ class TrainStep:
             found = self.loss_function(inputs, targets, self._input_state, **options)
         self.carried_state = found.state.detach() if self.carries_state else None
         accuracy = None
-        if result is not None and found.logits is not None:
+        if result is not None and isinstance(found, CompiledLoss):
+            accuracy = found.accuracy
+        elif result is not None and found.logits is not None:
             accuracy = (found.logits().argmax(dim=-1) == targets).float().mean()
         return found, accuracy
 
@@ -354,6 +411,7 @@ class TrainStep:
             "device": self.device.type,
             "precision": self.mixed.format.precision,
             "amp": self.mixed.format.level,
+            "compile": self.compiled,
             "optimizer": "fused" if self.optimizers[0].defaults.get("fused") else "unfused",
             "processes": str(self.world.size),
             "threads": str(torch.get_num_threads()),

@@ -34,6 +34,7 @@ from lm.torch_private import keep_freed_memory
 from lm.training import last_checkpoint
 from lm.training.async_writer import Writer
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
+from lm.training.compiling import MEASURED_STEPS, obstacle, pays
 from lm.training.distillation import Teacher
 from lm.training.last_checkpoint import TrainProgress
 from lm.training.metrics import MetricsInterval, bits_per_byte
@@ -144,6 +145,9 @@ class Trainer:
             callback.on_start(start)
         self._save_is_timed = False
         self._begun = self._clock() - progress.seconds
+        if self._compile():
+            # The time belongs to the plan.
+            progress.seconds, _ = self.world.sync_clock(self._seconds())
         schedule.begin(progress.step, progress.seconds)
         self._saved_at = progress.seconds
         self._interval = MetricsInterval()
@@ -167,7 +171,7 @@ class Trainer:
     def _loop(self, stop_after: int | None) -> StopReason:
         progress, schedule = self.progress, self.schedule
         reason: StopReason | None = None
-        since = progress.seconds
+        since = begun = progress.seconds
         while not schedule.is_done(progress.step):
             loss = self._run_step()
             self._writer.poll()
@@ -190,12 +194,41 @@ class Trainer:
             if reason is not None:
                 return reason
             since = stepped
+            if progress.step == self._decides_at:
+                self._read_results()
+                spent = (progress.seconds - begun) / MEASURED_STEPS
+                self._compile_if_it_pays(spent * (schedule.steps - progress.step))
             if validates:
                 since = self._save_after_validation(stepped)
             elif kept or progress.seconds - self._saved_at > SAVE_SECONDS:
                 self.save()
             schedule.look(progress.step, since)
         return "finished"
+
+    def _compile(self) -> bool:
+        """Compile the step if the options, a resumed run or the plan's minutes say so; whether time was spent on it."""
+        self._decides_at: int | None = None
+        known = self.step.known_compilation()
+        if known is not None:
+            return known != "off" and self._compile_step()
+        if self.plan.seconds is None:
+            # The first steps tell how long the plan takes.
+            self._decides_at = self.progress.step + MEASURED_STEPS
+            return False
+        return self._compile_if_it_pays(self.plan.seconds)
+
+    def _compile_if_it_pays(self, seconds: float) -> bool:
+        """Decide by the seconds that the plan takes; whether time was spent."""
+        kind, parts = self.step.compile_kind, self.config.gradient_accumulation
+        if obstacle(kind, self.device, processes=self.world.size, parts=parts) is not None:
+            return False
+        wanted, sentence = pays(kind, seconds)
+        log.warning("%s", sentence)
+        return wanted and self._compile_step()
+
+    def _compile_step(self) -> bool:
+        self.step.compile(self.batches)
+        return True
 
     def _seconds(self) -> float:
         """The training time by this process's clock."""
