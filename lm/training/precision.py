@@ -238,10 +238,9 @@ class Update:
     names: list[str]
     """P names of weights."""
 
-    def nonfinite_gradient(self) -> str:
-        """The first gradient in backward order that is not finite; waits for the device."""
-        finite = torch.isfinite(whole(self.norms)).tolist()
-        bad = [name for name, is_finite in zip(self.names, finite, strict=True) if not is_finite]
+    def nonfinite_gradient(self, norms: Sequence[float]) -> str:
+        """The first gradient in backward order that is not finite, by the numbers of `norms`."""
+        bad = [name for name, norm in zip(self.names, norms, strict=True) if not math.isfinite(norm)]
         return f"the gradient of {bad[-1]}" if bad else FINITE_GRADIENTS
 
 
@@ -404,10 +403,10 @@ class MixedPrecision:
             for (name, _), tensor in zip(self._model.named_parameters(), self.trained, strict=True)
             if tensor.grad is not None
         ]
-        norms = gradient_norms([_values(tensor) for _, tensor in named])
+        norms = whole(gradient_norms([_values(tensor) for _, tensor in named]))
         clipped = [index for index, (_, tensor) in enumerate(named) if tensor not in self._unclipped]
         own = norms if len(clipped) == len(named) else torch.stack([norms[index] for index in clipped])
-        norm = whole(torch.linalg.vector_norm(own))
+        norm = torch.linalg.vector_norm(own)
         if self.scale.enabled:
             norm = norm / self.scale.on_device(norm.device)
         if len(clipped) < len(named):

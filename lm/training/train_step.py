@@ -203,19 +203,20 @@ class TrainStep:
         if self.average is not None:
             self.average.update_where(update.finite, self.updates)
         scale = self.mixed.scale.on_device(self.device) if self.mixed.scale.enabled else update.norm
-        read = read_later(loss, update.norm, scale, *(() if accuracy is None else (accuracy,)))
+        measured = loss if accuracy is None else accuracy
+        read = read_later(torch.stack([loss, update.norm, scale, measured.float()]), update.norms)
 
         def finish() -> StepResult:
-            total, norm, scale, *measured = read()
+            total, norm, scale, measured, *norms = read()
             result.grad_norm = norm
-            result.accuracy = measured[0] if measured else None
+            result.accuracy = None if accuracy is None else measured
             if not math.isfinite(total):
                 where = self._first_nonfinite(seen[_first_bad(losses)]) or "the loss"
                 return self._skip(result, where, problem=f"the loss is {total}")
             is_good = math.isfinite(norm)
             is_cause = self.mixed.scale.follow(scale, is_good=is_good) if self.mixed.scale.enabled else False
             if not is_good:
-                where, is_cause = update.nonfinite_gradient(), is_cause
+                where = update.nonfinite_gradient(norms)
                 if not is_cause:
                     return self._skip(result, where, problem=f"the gradient norm is {norm}")
                 result.loss = total
@@ -482,12 +483,12 @@ def _first_bad(losses: list[Tensor]) -> int:
     return next((n for n, loss in enumerate(losses) if not math.isfinite(float(loss))), len(losses) - 1)
 
 
-def read_later(*numbers: Tensor) -> Callable[[], list[float]]:
-    """Start to copy scalars of one device to the host; the function waits for them and returns them.
+def read_later(*vectors: Tensor) -> Callable[[], list[float]]:
+    """Start to copy vectors of one device to the host; the function waits for them and returns all their numbers.
 
-    The copies go to pinned memory, so the device does not wait, and the host waits for an event of its own.
+    The copy goes to pinned memory, so the device does not wait, and the host waits for an event of its own.
     """
-    together = torch.stack([number.float() for number in numbers])
+    together = torch.cat([vector.float() for vector in vectors])
     copy = together.to("cpu", non_blocking=True)
     if together.device.type != "cuda":
         return copy.tolist
