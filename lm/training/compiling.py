@@ -197,7 +197,8 @@ class _Pass(nn.Module):
         with _without_autocast_cache():
             # The recorded pass overwrites its inputs.
             samples = tuple(tensor.detach().clone() for tensor in inputs.tensors.values())
-            self._run = torch.cuda.make_graphed_callables(self, samples, allow_unused_input=True)
+            recorded: Any = torch.cuda.make_graphed_callables(self, samples, allow_unused_input=True)
+            self._run = recorded
 
     def loss(self, inputs: _Inputs) -> TrainingLoss:
         """The loss of inputs with the recorded shapes."""
