@@ -280,13 +280,14 @@ class _MeanNats(torch.autograd.Function):
                 layer, d_layer = (weight[begin:end], bias[begin:end]), (d_weight[begin:end], d_bias[begin:end])
                 nats += _softmax(selected, own, layer, d_selected, d_layer, dtype, is_real)
                 d_hidden.index_add_(0, rows, d_selected)
-        ctx.count, ctx.grads, ctx.listed = len(targets), grads, len(listed)
+        ctx.save_for_backward(*grads)
+        ctx.count, ctx.listed = len(targets), len(listed)
         return nats / len(targets)
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> Any:
-        d_hidden, *d_layers = (grad.mul_(outer / ctx.count) for grad in ctx.grads)
-        del ctx.grads
+        factor = outer / ctx.count
+        d_hidden, *d_layers = (grad.mul_(factor) for grad in ctx.saved_tensors)
         return d_hidden, None, None, None, *d_layers, *[None] * ctx.listed
 
 
