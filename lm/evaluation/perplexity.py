@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lm.device import Precision, computing, to_device
+from lm.device import Precision, computing, memory_bytes, to_device
 from lm.evaluation.score_sums import Scores
 from lm.models.base import LanguageModel, State
 
@@ -36,6 +36,8 @@ LOGITS_AT_ONCE, GPU_LOGITS_AT_ONCE = 16_000_000, 1 << 28
 """Logits in memory at a time, at least those of one window. It limits the memory of an evaluation; a GPU needs large
 pieces."""
 MAX_TOKENS_AT_ONCE, MAX_GPU_TOKENS_AT_ONCE = 8192, 1 << 16
+LOGITS_SHARE = 1 / 256
+"""Logits at a time for each byte of a GPU's memory, at most: with their copies of 4 bytes they need an eighth of it."""
 MAX_PENDING_TOKENS = 1 << 20
 """Scored tokens whose nats may be on a GPU before the host waits for them."""
 SCORED_PER_WARM_UP = 4
@@ -48,7 +50,8 @@ def tokens_at_once(vocab_size: int, device: torch.device) -> int:
     """Tokens that run through a model together; a longer window still runs whole."""
     if device.type == "cpu":
         return max(1, min(MAX_TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size))
-    return max(1, min(MAX_GPU_TOKENS_AT_ONCE, GPU_LOGITS_AT_ONCE // vocab_size))
+    logits = min(GPU_LOGITS_AT_ONCE, int(memory_bytes(device) * LOGITS_SHARE))
+    return max(1, min(MAX_GPU_TOKENS_AT_ONCE, logits // vocab_size))
 
 
 @dataclass
