@@ -171,14 +171,15 @@ class _PendingNats:
         self._targets: list[Ids] = []
         self.tokens = 0
 
-    def add(self, logits: Tensor, targets: Tensor, host_targets: Ids) -> None:
-        """Add tokens (B, T) with logits (B, T, V); the targets on both sides."""
+    def add(self, logits: Tensor, targets: Tensor, host_targets: Ids) -> Tensor:
+        """Add tokens (B, T) with logits (B, T, V), the targets on both sides; returns their nats (B · T,) float32."""
         logits, targets = logits.float().reshape(-1, logits.shape[-1]), targets.reshape(-1)
         nats = F.cross_entropy(logits, targets, reduction="none")
         # One tensor, so that there is one transfer; ranks below 2^24 are exact in float32.
         self._parts.append(torch.stack([nats, _ranks(logits, targets).float()]))
         self._targets.append(host_targets.reshape(-1))
         self.tokens += targets.numel()
+        return nats
 
     def move_to(self, scores: Scores) -> None:
         """Add all tokens to the sums, and forget them."""
