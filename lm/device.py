@@ -126,6 +126,13 @@ def deterministic(device: torch.device) -> Iterator[None]:
         settings.fill_uninitialized_memory = fills
 
 
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a GPU, in use or not."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def memory_in_use(device: torch.device) -> int | None:
     """Bytes in use now: of tensors on a GPU, of the whole process on a CPU; None if the system does not report it."""
     if device.type == "cuda":

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lm.device import Precision, computing, to_device
+from lm.device import Precision, computing, memory_bytes, to_device
 from lm.evaluation.score_sums import Scores
 from lm.models.base import LanguageModel, State
 
@@ -36,6 +36,8 @@ LOGITS_AT_ONCE, GPU_LOGITS_AT_ONCE = 16_000_000, 1 << 28
 """Logits in memory at a time, at least those of one window. It limits the memory of an evaluation; a GPU needs large
 pieces."""
 MAX_TOKENS_AT_ONCE, MAX_GPU_TOKENS_AT_ONCE = 8192, 1 << 16
+LOGITS_SHARE = 1 / 256
+"""Logits at a time for each byte of a GPU's memory, at most: with their copies of 4 bytes they need an eighth of it."""
 MAX_PENDING_TOKENS = 1 << 20
 """Scored tokens whose nats may be on a GPU before the host waits for them."""
 SCORED_PER_WARM_UP = 4
@@ -48,7 +50,8 @@ def tokens_at_once(vocab_size: int, device: torch.device) -> int:
     """Tokens that run through a model together; a longer window still runs whole."""
     if device.type == "cpu":
         return max(1, min(MAX_TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size))
-    return max(1, min(MAX_GPU_TOKENS_AT_ONCE, GPU_LOGITS_AT_ONCE // vocab_size))
+    logits = min(GPU_LOGITS_AT_ONCE, int(memory_bytes(device) * LOGITS_SHARE))
+    return max(1, min(MAX_GPU_TOKENS_AT_ONCE, logits // vocab_size))
 
 
 @dataclass
@@ -168,14 +171,15 @@ class _PendingNats:
         self._targets: list[Ids] = []
         self.tokens = 0
 
-    def add(self, logits: Tensor, targets: Tensor, host_targets: Ids) -> None:
-        """Add tokens (B, T) with logits (B, T, V); the targets on both sides."""
+    def add(self, logits: Tensor, targets: Tensor, host_targets: Ids) -> Tensor:
+        """Add tokens (B, T) with logits (B, T, V), the targets on both sides; returns their nats (B · T,) float32."""
         logits, targets = logits.float().reshape(-1, logits.shape[-1]), targets.reshape(-1)
         nats = F.cross_entropy(logits, targets, reduction="none")
         # One tensor, so that there is one transfer; ranks below 2^24 are exact in float32.
         self._parts.append(torch.stack([nats, _ranks(logits, targets).float()]))
         self._targets.append(host_targets.reshape(-1))
         self.tokens += targets.numel()
+        return nats
 
     def move_to(self, scores: Scores) -> None:
         """Add all tokens to the sums, and forget them."""

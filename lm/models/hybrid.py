@@ -183,7 +183,7 @@ class _GatedNetwork(Recurrent):
         """As in `Recurrent`; with `targets`, the counts leave out their occurrences."""
         logits = self._head().logits(self.output_dropout(outputs), added)
         logs, history = self.ngram.log_probabilities(ids, state, targets)
-        return self._mix(outputs, logits, logs), _with_history(after, history)
+        return _mix(self._gate(outputs, entropies(logs)), logits, logs), _with_history(after, history)
 
     def training_loss(
         self,
@@ -218,7 +218,7 @@ class _GatedNetwork(Recurrent):
 
         def mixture() -> Tensor:
             all_logs = self.ngram.log_probabilities(ids, state, targets)[0] if logs is None else logs
-            return self._mix(outputs, logits, all_logs).detach()
+            return _mix(gate.detach(), logits, all_logs)
 
         return TrainingLoss(objective, nats.detach(), after, mixture)
 
@@ -232,18 +232,6 @@ class _GatedNetwork(Recurrent):
         following = torch.from_numpy(targets)
         logs, _ = self.ngram.log_probabilities(torch.from_numpy(ids), state, following)
         return {**super().host_inputs(ids, targets, earlier), **_counted(logs, following)}
-
-    def _mix(self, outputs: Tensor, logits: Tensor, logs: Tensor) -> Tensor:
-        """Log-probabilities (B, T, V) of the mixture.
-
-        Args:
-            outputs: (B, T, H) of the cell.
-            logits: (B, T, V) of the network.
-            logs: (B, T, V) log-probabilities of the counts.
-        """
-        gate = self._gate(outputs, entropies(logs))
-        network = logits.float().log_softmax(dim=-1)
-        return torch.logaddexp(network + F.logsigmoid(-gate), logs + F.logsigmoid(gate))
 
     def _gate(self, outputs: Tensor, entropy: Tensor) -> Tensor:
         """The log-odds (B, T, 1) of the counts' weight, from outputs (B, T, H) and `entropies` of the counts."""
@@ -286,6 +274,18 @@ class _GatedNetwork(Recurrent):
 def entropies(logs: Tensor) -> Tensor:
     """The entropies (B, T, 1) in nats of log-probabilities (B, T, V)."""
     return -(logs.exp() * logs).sum(dim=-1, keepdim=True)
+
+
+def _mix(gate: Tensor, logits: Tensor, logs: Tensor) -> Tensor:
+    """Log-probabilities (B, T, V) of the mixture.
+
+    Args:
+        gate: (B, T, 1) log-odds of the counts' weight.
+        logits: (B, T, V) of the network.
+        logs: (B, T, V) log-probabilities of the counts.
+    """
+    network = logits.float().log_softmax(dim=-1)
+    return torch.logaddexp(network + F.logsigmoid(-gate), logs + F.logsigmoid(gate))
 
 
 def _counted(logs: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -325,6 +325,8 @@ class Transformer(LanguageModel):
         rope = self.options.hidden_size // self.options.num_heads, self.options.rope_theta
         if state is None:
             before = torch.zeros(batch, dtype=torch.int64, device=ids.device)
+            if torch.compiler.is_compiling():
+                return before, rotary_tables(torch.arange(time, device=ids.device)[None], *rope), None
             # The native kernels read a table for each row; torch broadcasts one.
             rows = batch if ids.is_cpu else 1
             return before, first_rotary_tables(rows, time, *rope, ids.device), None

@@ -48,7 +48,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 ROOT = Path(__file__).parents[2]
@@ -57,17 +57,21 @@ NAME = "Pretended GPU"
 MEMORY_BYTES = 8 * 2**30
 aten = torch.ops.aten
 
-VIEWS = """
+VIEWS = frozenset(
+    """
 _indices _values _nnz alias as_strided chunk detach diagonal expand is_coalesced lift_fresh narrow permute
 _reshape_alias select slice sparse_dim dense_dim split split_with_sizes squeeze t transpose unbind unfold unsqueeze
 view view_as_real _unsafe_view _coalesced_ empty empty_like empty_strided new_empty new_empty_strided
 _sparse_coo_tensor_unsafe _sparse_coo_tensor_with_dims_and_tensors set_ resize_
 """.split()
+)
 """Operators that launch nothing."""
-WAITS = """
+WAITS = frozenset(
+    """
 _local_scalar_dense nonzero masked_select _unique2 unique_dim unique_consecutive equal _coalesce is_nonzero
 repeat_interleave bincount
 """.split()
+)
 """Operators whose result's value or size the host must know."""
 COPIES = frozenset(("copy_", "_to_copy", "_copy_from", "_copy_from_and_resize"))
 CPU_INDICES = frozenset(("index", "index_put_", "index_put", "_index_put_impl_", "_unsafe_index"))
@@ -114,6 +118,10 @@ class GpuTensor(torch.Tensor):
         WATCH.wait("tolist")
         return self.host.tolist()
 
+    def data_ptr(self) -> int:
+        # Only for native code, which would read memory of the other device.
+        raise MixedDevicesError(f"the address of a tensor on the GPU is read at {place()}")
+
     def numpy(self, *, force: bool = False) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
 
@@ -147,8 +155,6 @@ class Watch:
         self.events: Counter[tuple[str, str]] = Counter()
         """The same for waits for an event, which may be long over: of a step before."""
         self.operators: Counter[str] = Counter()
-        self.places: Counter[tuple[str, str]] = Counter()
-        """(operator, place) → launches."""
         self.float64: Counter[tuple[str, str]] = Counter()
 
     def wait(self, kind: str) -> None:
@@ -160,11 +166,12 @@ class Watch:
         with self.lock:
             self.events["event", place()] += 1
 
-    def launch(self, name: str, results: list[Tensor]) -> None:
+    def launch(self, name: str, results: Any) -> None:
+        """Count an operator on the GPU, with its result."""
+        each = results if isinstance(results, list | tuple) else (results,)
         with self.lock:
             self.operators[name] += 1
-            self.places[name, place()] += 1
-            if any(result.dtype == torch.float64 for result in results):
+            if any(isinstance(result, GpuTensor) and result.dtype == torch.float64 for result in each):
                 self.float64[name, place()] += 1
 
     def report(self) -> dict[str, Any]:
@@ -200,76 +207,99 @@ def place() -> str:
 class _Mode(TorchDispatchMode):
     """Sends every operator through `run`."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch's compiler is imported, which takes seconds.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {})
 
 
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operator: on the GPU if a tensor or the argument `device` says so."""
-    name = func._schema.name.split("::")[1]
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    on_gpu = [tensor for tensor in tensors if isinstance(tensor, GpuTensor)]
+    name, written = _facts(func)
+    tensors: list[Tensor] = []
+    plain_args = tuple(_unwrap(value, tensors) for value in args)
+    plain = {key: _unwrap(value, tensors) for key, value in kwargs.items()}
+    on_gpu = any(isinstance(tensor, GpuTensor) for tensor in tensors)
     wanted = kwargs.get("device")
     to_gpu = wanted is not None and torch.device(wanted).type == "cuda"
     if not on_gpu and not to_gpu:
-        with _disable_current_modes():
-            return func(*args, **kwargs)
-    if name == "layout" or func is torch.ops.prim.layout.default:
-        return on_gpu[0].host.layout
-    _check(name, tensors, on_gpu)
-    _count_waits(name, args, kwargs, tensors, on_gpu, to_gpu)
-    result_on_gpu = to_gpu or not (wanted is not None or (name in COPIES and not isinstance(args[0], GpuTensor)))
-    plain_args, plain = tree_map(_unwrap, args), tree_map(_unwrap, kwargs)
+        lost = next((tensor for tensor in tensors if tensor.is_cuda), None)
+        assert lost is None, f"{name} at {place()}: a tensor lost its host memory, a fault of the pretended GPU"
+        return func(*args, **kwargs)
+    if name == "layout":
+        return plain_args[0].layout
+    if on_gpu:
+        _check(name, tensors)
+    _count_waits(name, args, kwargs, on_gpu=on_gpu, to_gpu=to_gpu)
     if to_gpu:
         plain["device"] = CPU
     if "pin_memory" in plain:
         plain["pin_memory"] = False
-    with _disable_current_modes():
-        out = STAND_INS.get(name, func)(*plain_args, **plain)
-    written = [ret.alias_info is not None and ret.alias_info.is_write for ret in func._schema.returns]
-    if any(written):
-        results = _written(func, args, kwargs)
+    out = STAND_INS.get(name, func)(*plain_args, **plain)
+    if written:
+        results = [
+            kwargs[key] if key in kwargs else args[index] if index < len(args) else None for index, key in written
+        ]
+        for result in results:
+            if isinstance(result, GpuTensor) and result.shape != result.host.shape:
+                raise NotImplementedError(f"{func} changes the shape of a tensor in place")
         out = results[0] if len(results) == 1 else tuple(results)
-    elif result_on_gpu:
-        out = tree_map(lambda leaf: GpuTensor(leaf) if isinstance(leaf, Tensor) else leaf, out)
+    elif to_gpu or (wanted is None and (name not in COPIES or isinstance(args[0], GpuTensor))):
+        out = _wrap(out)
     if name not in VIEWS:
-        WATCH.launch(name, [leaf for leaf in tree_leaves(out) if isinstance(leaf, GpuTensor)])
+        WATCH.launch(name, out)
     return out
 
 
-def _unwrap(leaf: Any) -> Any:
-    return leaf.host if isinstance(leaf, GpuTensor) else leaf
+@functools.cache
+def _facts(func: Any) -> tuple[str, tuple[tuple[int, str], ...]]:
+    """The name of an operator, and the arguments that it writes and returns."""
+    schema = func._schema
+    returns_written = any(each.alias_info is not None and each.alias_info.is_write for each in schema.returns)
+    written = [
+        (index, argument.name)
+        for index, argument in enumerate(schema.arguments)
+        if returns_written and argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return schema.name.split("::")[1], tuple(written)
 
 
-def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
-    """The arguments that an operator writes and returns."""
-    found = []
-    for index, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = kwargs[argument.name] if argument.name in kwargs else args[index] if index < len(args) else None
-            if isinstance(value, GpuTensor) and value.shape != value.host.shape:
-                raise NotImplementedError(f"{func} changes the shape of a tensor in place")
-            found.append(value)
-    return found
+def _unwrap(value: Any, tensors: list[Tensor]) -> Any:
+    """The host's tensors of an argument; all its tensors go into `tensors`."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value.host if isinstance(value, GpuTensor) else value
+    if isinstance(value, list | tuple):
+        return type(value)(_unwrap(each, tensors) for each in value)
+    return value
 
 
-def _check(name: str, tensors: list[Tensor], on_gpu: list[Tensor]) -> None:
+def _wrap(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return GpuTensor(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_wrap(each) for each in value)
+    return value
+
+
+def _check(name: str, tensors: list[Tensor]) -> None:
     """Raise what CUDA raises where tensors of both devices meet; scalars of the CPU may, as in torch."""
-    if name in COPIES or not on_gpu or name in ("is_same_size", "_has_same_storage_numel"):
-        return
     others = [tensor for tensor in tensors if not isinstance(tensor, GpuTensor)]
+    if not others or name in COPIES or name == "is_same_size":
+        return
     if name in CPU_INDICES:
         others = [tensor for tensor in others if tensor.dtype not in (torch.int64, torch.bool, torch.uint8)]
-    if [tensor for tensor in others if tensor.ndim > 0] or (others and name.startswith(("_foreach", "_fused"))):
+    if any(tensor.ndim > 0 for tensor in others) or (others and name.startswith(("_foreach", "_fused"))):
         shapes = ", ".join(f"{tuple(tensor.shape)} on {tensor.device.type}" for tensor in tensors)
         raise MixedDevicesError(
             f"{name} at {place()}: Expected all tensors to be on the same device, but got {shapes}."
         )
 
 
-def _count_waits(
-    name: str, args: Any, kwargs: dict[str, Any], tensors: list[Tensor], on_gpu: list[Tensor], to_gpu: bool
-) -> None:
+def _count_waits(name: str, args: Any, kwargs: dict[str, Any], *, on_gpu: bool, to_gpu: bool) -> None:
     if name in WAITS and on_gpu:
         # With a given size of the output, repeat_interleave knows it.
         if name != "repeat_interleave" or kwargs.get("output_size") is None:
@@ -282,15 +312,12 @@ def _count_waits(
             WATCH.wait("indices on the host")
     elif name in COPIES:
         source = args[1] if name == "copy_" else args[0]
-        target_on_gpu = isinstance(args[0], GpuTensor) if name == "copy_" else to_gpu or "device" not in kwargs
+        target_on_gpu = isinstance(args[0], GpuTensor) if name == "copy_" else to_gpu or kwargs.get("device") is None
         blocking = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
-        if (
-            isinstance(source, GpuTensor)
-            and not target_on_gpu
-            and (blocking or (name == "copy_" and not args[0].is_pinned()))
-        ):
-            WATCH.wait("copy to the host")
-        elif not isinstance(source, GpuTensor) and target_on_gpu and (blocking or not source.is_pinned()):
+        if isinstance(source, GpuTensor):
+            if not target_on_gpu and (blocking or (name == "copy_" and not args[0].is_pinned())):
+                WATCH.wait("copy to the host")
+        elif target_on_gpu and (blocking or not source.is_pinned()):
             WATCH.wait("copy to the device, " + ("blocking" if blocking else "pageable"))
 
 
@@ -543,6 +570,19 @@ class Event:
         return 1.0
 
 
+_real_apply = torch.nn.Module._apply
+
+
+def _apply(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+    """`module.to`, which by default exchanges a parameter's memory alone; a wrapper is more than its memory."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return _real_apply(self, *args, **kwargs)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+
+
 def _stand_in_for_torch_cuda() -> None:
     cuda: Any = torch.cuda
     stream = Stream()
@@ -594,8 +634,7 @@ def _stand_in_for_torch_cuda() -> None:
     F.scaled_dot_product_attention = _scaled_dot_product_attention
     # cuDNN's own layout of the weights, which nothing here needs.
     torch.backends.cudnn.is_acceptable = lambda _: False
-    # By default `module.to` would move the memory alone, and a wrapper is more than its memory.
-    torch.__future__.set_swap_module_params_on_conversion(True)
+    torch.nn.Module._apply = _apply  # type: ignore[method-assign]
     # torch.tensor([...], device="cuda") makes a tensor of the CPU and copies it.
     torch._C._set_only_lift_cpu_tensors(True)
 

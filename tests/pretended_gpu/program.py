@@ -36,8 +36,6 @@ TINY_RECURRENT = {"model.embedding_size": 12, "model.hidden_size": 16}
 TINY_TRANSFORMER = {
     "model.context_length": 8, "model.hidden_size": 16, "model.num_heads": 2, "model.num_layers": 2,
 }  # fmt: skip
-COUNTED = ("ngram-char", "ngram-word")
-"""Presets without steps."""
 
 
 @dataclass
@@ -83,7 +81,8 @@ class Bench:
         if not self.real:
             preset = read_preset(case.preset)
             model = preset["model"]
-            tiny = {**TINY, **(TINY_TRANSFORMER if model["type"] == "transformer" else TINY_RECURRENT)}
+            sizes = {"transformer": TINY_TRANSFORMER, "ngram": {}}.get(model["type"], TINY_RECURRENT)
+            tiny = {**TINY, **sizes}
             if "table_orders" not in model:
                 tiny.pop("model.table_buckets")
             if "adaptive_cutoffs" in model:
@@ -127,7 +126,131 @@ def steps(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
     return {"format": str(trial.step.mixed.format), "losses": losses, **found}
 
 
-ACTIONS: dict[str, Callable[[Bench, Case, gpu.Watch], dict[str, Any]]] = {"steps": steps}
+def job(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
+    """A whole run: train, validate, save, stop and resume, evaluate, score and sample; what it did to the device."""
+    import lm
+
+    _shorten_samples()
+    config = bench.config(case, **{"training.max_steps": 6, "training.log_every": 2, "training.sample_tokens": 4})
+    starts = _Starts()
+    with tempfile.TemporaryDirectory(dir=bench.folder) as runs:
+        shared: dict[str, Any] = {"config": config, "runs_dir": runs, "callbacks": [starts.callback()]}
+        whole = lm.train(config.corpus.source, name="whole", **shared)
+        lm.train(config.corpus.source, name="part", stop_after=3, **shared)
+        part, _ = lm.resume("part", runs_dir=runs, callbacks=[starts.callback()])
+        run = lm.load("whole", runs_dir=runs, device="cuda")
+        report = run.evaluate("valid")
+        sample = run.sample("the cat", max_tokens=6, seed=1)
+        differing = [] if config.model.type == "ngram" else _differing(whole, part)
+        scored = [token.nats for token in run.score("the cat sat")]
+    devices = sorted({start.device for start in starts.seen})
+    formats = sorted({start.precision for start in starts.seen})
+    return {
+        "devices": devices, "formats": formats, "differing": differing, "loss": report.loss,
+        "sample": sample, "scored": sum(scored), **watch.report(),
+    }  # fmt: skip
+
+
+def _shorten_samples() -> None:
+    """The sample of a finished run is 300 tokens long, which takes seconds here."""
+    from lm.generation.options import SamplingOptions
+    from lm.jobs import report
+
+    report.SAMPLE = SamplingOptions(max_tokens=4)
+
+
+class _Starts:
+    """Remembers the `Start` of each training."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def callback(self) -> Any:
+        from lm.training.callbacks import Callback
+
+        seen = self.seen
+
+        class Starts(Callback):
+            def on_start(self, start: Any) -> None:
+                seen.append(start)
+
+        return Starts()
+
+
+def _differing(one: Any, other: Any) -> list[str]:
+    """Names of weights of the last checkpoints that differ."""
+    first, second = (run.folder.read_weights("last")[0] for run in (one, other))
+    return sorted(name for name in first if first[name].tobytes() != second[name].tobytes())
+
+
+def equal(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
+    """Losses of the same steps on both devices, without dropout."""
+    from lm.config import merge
+    from lm.profiling.trial import make_trial
+
+    config = bench.config(case)
+    model = config.model.model_dump()
+    off = {f"model.{name}": 0 for name, value in model.items() if name.endswith("dropout") and value is not None}
+    off |= {"model.locked_dropout": False} if "locked_dropout" in model else {}
+    losses: dict[str, list[float]] = {}
+    for device in ("cuda", "cpu"):
+        same = merge(config, {**off, "training.device": device})
+        trial = make_trial(same, bench.corpus(same), learns=True)
+        results = [trial.run_step() for _ in range(6)]
+        losses[device] = [result.loss for result in results]
+        losses[f"{device} norms"] = [result.grad_norm for result in results]
+    return losses
+
+
+def loop(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
+    """The trainer's loop: waits of each step from one `on_step` to the next, without those of log lines."""
+    import lm
+    from lm.training.callbacks import Callback
+
+    _shorten_samples()
+    steps = {}
+    every = 4
+
+    class Steps(Callback):
+        def on_start(self, start: Any) -> None:
+            watch.reset()
+
+        def on_step(self, tick: Any) -> None:
+            steps[tick.step] = watch.report()
+            watch.reset()
+
+        def on_log(self, row: Any) -> None:
+            watch.reset()
+
+        def on_save(self, step: int) -> None: ...
+
+    config = bench.config(case, **{"training.max_steps": 11, "training.log_every": every})
+    with tempfile.TemporaryDirectory(dir=bench.folder) as runs:
+        lm.train(config.corpus.source, config, name="run", runs_dir=runs, callbacks=[Steps()])
+    # The first step allocates, and the one after a log line may settle what the line left.
+    between = {step: found for step, found in steps.items() if step > 1 and step % every and step % every != 1}
+    return {
+        "steps": {step: found["waits"] for step, found in between.items()},
+        "wait_places": {place: n for found in between.values() for place, n in found["wait_places"].items()},
+    }
+
+
+def mixing(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
+    """A step of a model that has a weight on the other device."""
+    import torch
+
+    name = case.overrides.pop("part")
+    trial = bench.trial(case)
+    model = trial.step.model
+    part = model.get_submodule(name)
+    part.weight = torch.nn.Parameter(part.weight.detach().cpu())
+    trial.run_step()
+    return {}
+
+
+ACTIONS: dict[str, Callable[[Bench, Case, gpu.Watch], dict[str, Any]]] = {
+    "steps": steps, "job": job, "equal": equal, "loop": loop, "mixing": mixing,
+}  # fmt: skip
 
 
 def run(bench: Bench, text: str) -> dict[str, Any]:
