@@ -340,7 +340,7 @@ class MixedPrecision:
 
     @torch.no_grad()
     def clip(self, max_norm: float | None) -> float:
-        """Divide the gradients by the loss scale, then clip them; sparse ones are not clipped.
+        """Divide the gradients by the loss scale, then clip them; those of context tables are not clipped.
 
         Args:
             max_norm: None: no clipping.
@@ -349,15 +349,15 @@ class MixedPrecision:
             The norm before clipping; NaN or infinite if a gradient is, and then nothing is clipped.
         """
         with_grad = [tensor for tensor in self.trained if tensor.grad is not None]
-        sparse = [_values(tensor) for tensor in with_grad if tensor.grad is not None and tensor.grad.is_sparse]
+        # Their optimizer bounds their steps itself.
+        unclipped = [_values(tensor) for tensor in with_grad if tensor in self._unclipped]
         if self.scale.enabled and with_grad:
             # Clip true gradients: those of fp16 still contain the loss scale (65,536 at first).
             foreach("mul", [_values(tensor) for tensor in with_grad], 1 / self.scale.value)
-        # The optimizer of sparse gradients bounds their steps itself.
-        if not all(math.isfinite(float(values.sum(dtype=torch.float32))) for values in sparse):
+        if not all(math.isfinite(float(values.sum(dtype=torch.float32))) for values in unclipped):
             return math.nan
-        dense = [tensor for tensor in with_grad if tensor.grad is not None and not tensor.grad.is_sparse]
-        grads = [tensor.grad for tensor in dense if tensor.grad is not None]
+        clipped = [tensor for tensor in with_grad if tensor not in self._unclipped]
+        grads = [tensor.grad for tensor in clipped if tensor.grad is not None]
         max_norm = math.inf if max_norm is None else max_norm
         if usable_for_all("clip", grads):
             return clip_grad_norm(grads, max_norm)
@@ -365,7 +365,7 @@ class MixedPrecision:
         total = torch.nn.utils.get_total_norm([grad.float() for grad in grads])
         norm = float(whole(total))
         if math.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(dense, max_norm, total)
+            torch.nn.utils.clip_grads_with_norm_(clipped, max_norm, total)
         return norm
 
     def nonfinite_gradient(self) -> str:

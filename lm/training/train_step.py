@@ -293,7 +293,8 @@ class TrainStep:
         if result is not None and isinstance(found, CompiledLoss):
             accuracy = found.accuracy
         elif result is not None and found.logits is not None:
-            accuracy = (found.logits().argmax(dim=-1) == targets).float().mean()
+            with self.mixed.computing():
+                accuracy = (found.logits().argmax(dim=-1) == targets).float().mean()
         return found, accuracy
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -37,6 +37,7 @@ def losses(trainer: Trainer) -> list[float]:
 def test_a_compiled_transformer_makes_the_same_steps_and_its_files_name_the_same_weights(
     make_trainer: Make, aot: None, caplog: pytest.LogCaptureFixture
 ) -> None:
+    # A compiled step gives context tables dense gradients; they are not clipped either.
     options = {"model.table_orders": (2,), "model.table_dropout": 0}
     plain, compiled = make_trainer("transformer", **options), make_trainer("transformer", compile="on", **options)
     with caplog.at_level(logging.INFO, logger="lm"):
