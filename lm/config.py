@@ -260,6 +260,11 @@ class TrainingConfig(Options):
     timeout_seconds: float = Field(
         600.0, gt=0, description="Longest wait of a process for the others in one step; then the job ends."
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Compile the training step: a Transformer with torch.compile, a recurrent model to CUDA graphs. "
+        "auto: on a GPU, if the plan is long enough. Results differ by rounding.",
+    )
     seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, dropout and batch order.")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
