@@ -74,6 +74,8 @@ class Muon(torch.optim.Muon):
         batched: use the batched step; its results differ by rounding alone.
     """
 
+    _step = plain_step(torch.optim.Muon)
+
     def __init__(self, params: Iterable[Tensor], *, batched: bool, **options: Any) -> None:
         super().__init__(params, **options)
         self.batched = batched
@@ -82,7 +84,7 @@ class Muon(torch.optim.Muon):
     def step(self, closure: Any = None) -> Any:
         """Update all matrices that have a gradient."""
         if closure is not None or not self.batched:
-            return super().step(closure)
+            return self._step(closure)
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for weight in group["params"]:
