@@ -115,7 +115,7 @@ class Bench:
 
 
 def steps(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
-    """Training steps without metrics: counts of the last one, losses of all."""
+    """Training steps without metrics: counts of the last one, losses of all; then one step with metrics."""
     trial = bench.trial(case)
     losses, found = [], {}
     for _ in range(STEPS):
@@ -123,7 +123,9 @@ def steps(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
         result = trial.run_step()
         found = watch.report()
         losses.append(result.loss)
-    return {"format": str(trial.step.mixed.format), "losses": losses, **found}
+    with_metrics = trial.run_step(with_metrics=True)
+    accuracy = with_metrics.accuracy
+    return {"format": str(trial.step.mixed.format), "losses": losses, "accuracy": accuracy, **found}
 
 
 def job(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
@@ -131,12 +133,12 @@ def job(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
     import lm
 
     _shorten_samples()
-    config = bench.config(case, **{"training.max_steps": 6, "training.log_every": 2, "training.sample_tokens": 4})
+    config = bench.config(case, **{"training.max_steps": 4, "training.log_every": 2, "training.sample_tokens": 3})
     starts = _Starts()
     with tempfile.TemporaryDirectory(dir=bench.folder) as runs:
         shared: dict[str, Any] = {"config": config, "runs_dir": runs, "callbacks": [starts.callback()]}
         whole = lm.train(config.corpus.source, name="whole", **shared)
-        lm.train(config.corpus.source, name="part", stop_after=3, **shared)
+        lm.train(config.corpus.source, name="part", stop_after=2, **shared)
         part, _ = lm.resume("part", runs_dir=runs, callbacks=[starts.callback()])
         run = lm.load("whole", runs_dir=runs, device="cuda")
         report = run.evaluate("valid")
@@ -203,13 +205,15 @@ def equal(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
 
 
 def loop(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
-    """The trainer's loop: waits of each step from one `on_step` to the next, without those of log lines."""
-    import lm
+    """The trainer's loop without validations: waits from one `on_step` to the next, without those of log lines."""
+    from lm.models.base import build_model
+    from lm.runs.record import run_record
+    from lm.runs.run_folder import RunFolder
     from lm.training.callbacks import Callback
+    from lm.training.plan import Plan
+    from lm.training.trainer import Trainer
 
-    _shorten_samples()
-    steps = {}
-    every = 4
+    steps, every = {}, 4
 
     class Steps(Callback):
         def on_start(self, start: Any) -> None:
@@ -222,13 +226,18 @@ def loop(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
         def on_log(self, row: Any) -> None:
             watch.reset()
 
-        def on_save(self, step: int) -> None: ...
-
-    config = bench.config(case, **{"training.max_steps": 11, "training.log_every": every})
+    config = bench.config(case, **{"training.log_every": every})
+    corpus = bench.corpus(config)
+    model = build_model(config.model, corpus.tokenizer.vocab_size, seed=1)
+    if model.trained_by == "both":
+        model.fit(corpus.splits["train"].ids)
     with tempfile.TemporaryDirectory(dir=bench.folder) as runs:
-        lm.train(config.corpus.source, config, name="run", runs_dir=runs, callbacks=[Steps()])
+        folder = RunFolder(Path(runs) / "run")
+        folder.create(run_record(config, corpus, model, None), corpus.tokenizer)
+        trainer = Trainer(folder, config.training, model, corpus, callbacks=[Steps()])
+        trainer.train(Plan(steps=12, evaluate_every=1000))
     # The first step allocates, and the one after a log line may settle what the line left.
-    between = {step: found for step, found in steps.items() if step > 1 and step % every and step % every != 1}
+    between = {step: found for step, found in steps.items() if step > 1 and step % every > 1}
     return {
         "steps": {step: found["waits"] for step, found in between.items()},
         "wait_places": {place: n for found in between.values() for place, n in found["wait_places"].items()},

@@ -23,11 +23,25 @@ def compiler() -> str | None:
     return next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
 
 
-def build() -> Path:
-    """The shared library, compiled if the source or torch changed."""
+def missing() -> str | None:
+    """Why the library cannot be built or used here; None: it can."""
+    if compiler() is None:
+        return "needs a C++ compiler"
+    if any(_torch().glob("lib/libtorch_cuda.*")):
+        return "this build of torch has CUDA of its own"
+    return None
+
+
+def _torch() -> Path:
+    """The folder of torch, which is not imported."""
     spec = importlib.util.find_spec("torch")
     assert spec is not None and spec.origin is not None
-    torch = Path(spec.origin).parent
+    return Path(spec.origin).parent
+
+
+def build() -> Path:
+    """The shared library, compiled if the source or torch changed."""
+    torch = _torch()
     version = importlib.metadata.version("torch")
     name = hashlib.sha256(f"{version} {sys.version} {torch} {SOURCE.read_text('utf-8')}".encode()).hexdigest()[:16]
     library = BUILDS / f"{name}.so"
