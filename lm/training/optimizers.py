@@ -107,15 +107,14 @@ class Muon(torch.optim.Muon):
             grads = [torch.where(found_inf > 0, *pair) for pair in zip(moments, grads, strict=True)]
             rate = rate * (1 - found_inf)
         foreach("lerp", moments, grads, 1 - momentum)
-        updates = (
-            torch.stack(grads).lerp_(torch.stack(moments), momentum) if group["nesterov"] else torch.stack(moments)
-        )
-        updates = orthogonalised(updates, group["ns_coefficients"], group["ns_steps"], group["eps"]).to(
-            weights[0].dtype
-        )
+        averages = torch.stack(moments)
+        if group["nesterov"]:
+            averages = torch.stack(grads).lerp_(averages, momentum)
         rows, columns = weights[0].shape
+        updates = orthogonalised(averages, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        updates = updates.to(weights[0].dtype) * (-rate * max(1, rows / columns) ** 0.5)
         foreach("mul", weights, 1 - rate * group["weight_decay"])
-        foreach("add", weights, list((updates * (-rate * max(1, rows / columns) ** 0.5)).unbind()))
+        foreach("add", weights, list(updates.unbind()))
 
 
 def orthogonalised(matrices: Tensor, coefficients: Sequence[float], steps: int, epsilon: float) -> Tensor:
