@@ -385,7 +385,10 @@ def _cudnn_rnn(
         outputs, *last = _compute_layer(*full, mode, layers, batch_first, dropout, training, both, seed)
     empty = torch.empty(0, dtype=dtype)
     states = [part.to(dtype) for part in last]
-    reserve = torch.frombuffer(bytearray(seed.to_bytes(8, "little")), dtype=torch.uint8)
+    # What cuDNN keeps for backward: gates and states, in the layer's format.
+    kept = (weights[0].shape[0] // size + 2) * outputs.numel() * layers * dtype.itemsize if training else 0
+    reserve = torch.zeros(8 + kept, dtype=torch.uint8)
+    reserve[:8] = torch.tensor(list(seed.to_bytes(8, "little")), dtype=torch.uint8)
     return outputs.to(dtype), states[0], states[1] if len(states) > 1 else empty, reserve, torch.empty(0, dtype=dtype)
 
 
@@ -403,7 +406,7 @@ def _cudnn_rnn_backward(
         _in_fp32((inputs, list(weights), hidden, cells)),
     )
     with _autograd():
-        seed = int.from_bytes(reserve.numpy().tobytes(), "little")
+        seed = int.from_bytes(reserve[:8].numpy().tobytes(), "little")
         found = _compute_layer(*leaves, mode, layers, batch_first, dropout, training, both, seed)
         grads = (grad_outputs, grad_hidden, grad_cells)[: len(found)]
         pairs = [(part, grad.float()) for part, grad in zip(found, grads, strict=True) if grad is not None]

@@ -20,9 +20,10 @@ LEVELS = {
 }  # fmt: skip
 TRAINED = [name for name in preset_names() if not name.startswith("ngram")]
 MAX_OPERATORS = {
-    "gru-char": 300, "gru-char-large": 300, "gru-char-small": 295, "gru-subword": 80, "gru-subword-medium": 215,
-    "gru-subword-small": 210, "gru-word": 195, "hybrid-char": 345, "lstm-char": 70, "lstm-word": 195,
-    "transformer-char": 1090, "transformer-subword": 860, "transformer-word": 960,
+    "gru-char": 300, "gru-char-gpu": 300, "gru-char-large": 300, "gru-char-small": 295, "gru-subword": 80,
+    "gru-subword-medium": 215, "gru-subword-small": 210, "gru-word": 195, "hybrid-char": 345, "lstm-char": 70,
+    "lstm-word": 195, "lstm-word-gpu": 520, "transformer-char": 1090, "transformer-char-gpu": 1320,
+    "transformer-subword": 860, "transformer-word": 960,
 }  # fmt: skip
 """Launches of a step of a tiny model at any level; two layers of a Transformer."""
 ALLOWED_WAITS: dict[str, set[str]] = {}
@@ -92,6 +93,13 @@ def test_a_run_makes_no_float64_on_the_device(case, outcome):
 @pytest.mark.parametrize("case", ["mixing:gru-char:::part=embedding", "mixing:gru-char:::part=output"])
 def test_a_weight_on_the_other_device_is_an_error(case, outcomes):
     assert outcomes[case]["error"].startswith("MixedDevicesError")
+
+
+@pytest.mark.parametrize("case", ["explain:"])
+def test_lm_train_explains_the_choice_for_a_gpu(case, outcome):
+    assert outcome["exit_code"] == 0
+    assert "32 to 2,048 rows a batch, 8.6 GB free" in outcome["printed"]
+    assert "on cuda" in outcome["printed"]
 
 
 COMPILED = """
