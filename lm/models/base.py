@@ -71,6 +71,9 @@ class State:
     growing: frozenset[str] = field(default_factory=frozenset)
     ragged: bool = False
     """Whether rows may have different numbers of valid positions, which are in "lengths"."""
+    reserved: bool = False
+    """Whether the tensors named in `growing` are buffers: a row has its "lengths" positions first, then room, in which
+    `forward` writes the new ones."""
 
     def detach(self) -> State:
         """The same values without autograd graph, for truncated back-propagation through time."""
