@@ -95,8 +95,8 @@ def _tf32(allowed: bool) -> Iterator[None]:
     layers: Any = torch.backends.cudnn
     parts = products, layers.conv, layers.rnn
     before = [part.fp32_precision for part in parts]
-    # Torch has an older interface too. Reading it fails if both interfaces were used and disagree; else they must go on
-    # to agree, because other programs and torch's compiler read it.
+    # Torch has an older interface too. Reading it fails if both interfaces were used and disagree. If they agree, this
+    # must not change, because other programs and torch's compiler read it.
     try:
         older = products.allow_tf32, layers.allow_tf32
     except RuntimeError:

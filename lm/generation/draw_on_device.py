@@ -7,9 +7,11 @@ the numpy filters only if the random number is within about a millionth of the b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def draw_rows(logits: Tensor, plan: DrawPlan, numbers: Sequence[float]) -> Tenso
     """
     size = logits.shape[-1]
     if len(plan.bans):
-        logits = logits.index_fill(1, torch.from_numpy(plan.bans).to(logits.device), -torch.inf)
+        logits = logits.index_fill(1, _on_device(plan.bans.tobytes(), logits.device), -torch.inf)
     # As `ensure_finite_row`, without asking the device whether it is needed.
     huge = torch.finfo(torch.float32).max
     logits = torch.nan_to_num(logits, nan=-torch.inf, posinf=huge, neginf=-torch.inf)
@@ -52,6 +54,12 @@ def draw_rows(logits: Tensor, plan: DrawPlan, numbers: Sequence[float]) -> Tenso
     cumulative = _weights(logits).cumsum(dim=1)
     chosen = torch.tensor([int(number * 2**BITS) for number in numbers]).to(logits.device)
     return (cumulative <= _share(cumulative[:, -1:], chosen[:, None])).sum(dim=1)
+
+
+@functools.lru_cache(maxsize=256)
+def _on_device(ids: bytes, device: torch.device) -> Tensor:
+    """int64 ids on the device, sent once: they are the same in every step."""
+    return torch.from_numpy(np.frombuffer(ids, np.int64).copy()).to(device)
 
 
 def _weights(logits: Tensor) -> Tensor:

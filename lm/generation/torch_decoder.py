@@ -35,7 +35,7 @@ class TorchDecoder:
     Args:
         model: on its device.
         joined: one call of the model steps all slots. That is many times as fast on a GPU, but the last bits of a
-            slot's logits then depend on how many slots there are. Without it each slot has a call of its own, and its
+            slot's logits then depend on how many slots there are. Without it there is a call for each slot, and its
             logits do not depend on other slots. None: on a device other than the CPU.
         draws: draw tokens on the device in `step_and_draw`. None: on a device other than the CPU.
     """

@@ -525,7 +525,7 @@ class Parallel:
             return
         from torch.distributed.fsdp import FSDPModule
 
-        # They are in the whole weights, which FSDP keeps beside the shards that optimizers see.
+        # They are in the whole weights, which FSDP keeps next to the shards that optimizers see.
         for module in self._sharded.modules():
             if isinstance(module, FSDPModule):
                 module.unshard()

@@ -14,9 +14,8 @@ INLINE = "#include <vector>\nvoid {name}(std::vector<float>& v) {{ v.resize(v.si
 
 def checked(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """The check of the build, on two objects that use one template."""
-    for tool in ("cmake", "c++", "nm"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"needs {tool}")
+    if any(shutil.which(tool) is None for tool in ("cmake", "c++", "nm")):
+        pytest.skip("needs cmake, c++ and nm")
     objects = []
     for name in ("one", "two"):
         source, made = folder / f"{name}.cpp", folder / f"{name}.o"
