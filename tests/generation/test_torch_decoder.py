@@ -185,3 +185,13 @@ def test_a_slot_given_twice_in_one_step_is_refused(joined: bool) -> None:
 def test_the_cpu_is_the_reference_and_keeps_slots_apart() -> None:
     assert "joined" not in TorchDecoder(model_of("gru", 9)).name
     assert TorchDecoder(model_of("gru", 9), joined=True).name == "torch fp32, cpu, joined"
+
+
+def test_fp32_on_a_gpu_is_fp32_in_recurrent_layers_too() -> None:
+    # Torch's default there is tf32. The flags are in every build of torch; only the tensors need a GPU.
+    model, seen = model_of("gru", 9), []
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.rnn.fp32_precision))
+    decoder = TorchDecoder(model)
+    decoder._device = torch.device("cuda")
+    decoder._forward(torch.tensor([[1, 2]]), None)
+    assert seen == ["ieee"] and torch.backends.cudnn.rnn.fp32_precision == "tf32"
