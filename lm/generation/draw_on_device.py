@@ -53,7 +53,8 @@ def draw_rows(logits: Tensor, plan: DrawPlan, numbers: Sequence[float]) -> Tenso
         logits = torch.empty_like(logits).scatter_(1, ids, ordered)
     cumulative = _weights(logits).cumsum(dim=1)
     chosen = torch.tensor([int(number * 2**BITS) for number in numbers]).to(logits.device)
-    return (cumulative <= _share(cumulative[:, -1:], chosen[:, None])).sum(dim=1)
+    tokens: Tensor = (cumulative <= _share(cumulative[:, -1:], chosen[:, None])).sum(dim=1)
+    return tokens
 
 
 @functools.lru_cache(maxsize=256)
@@ -67,10 +68,11 @@ def _weights(logits: Tensor) -> Tensor:
     return (logits.exp() * 2.0**BITS).long()
 
 
-def _share(total: Tensor, numbers: Tensor) -> Tensor:
+def _share(total: Tensor, numbers: Tensor | int) -> Tensor:
     """floor(total · numbers / 2^BITS), exactly, for totals below 2^(2 BITS)."""
     low = total & (2**BITS - 1)
-    return (total >> BITS) * numbers + ((low * numbers) >> BITS)
+    share: Tensor = (total >> BITS) * numbers + ((low * numbers) >> BITS)
+    return share
 
 
 # Rows are sorted, the most likely token first and among equals the lower id.
@@ -85,7 +87,7 @@ def _top_p(ordered: Tensor, top_p: float) -> Tensor:
     if top_p >= 1:
         return ordered
     mass = _weights(ordered).cumsum(dim=1)
-    enough = _share(mass[:, -1:], torch.tensor(int(top_p * 2**BITS), device=ordered.device))
+    enough = _share(mass[:, -1:], int(top_p * 2**BITS))
     # The mass before each token decides, so that the token which crosses the border stays.
     kept = torch.nn.functional.pad(mass[:, :-1] < enough, (1, 0), value=True)
     return ordered.masked_fill(~kept, -torch.inf)

@@ -415,7 +415,7 @@ def _gathered(tensor: Any) -> Tensor | None:
     if rank != 0:
         dist.gather(part, dst=0, group=group)
         return None
-    every = part.new_empty((each * tensor.device_mesh.size(), *tensor.shape[1:]))
+    every: Tensor = part.new_empty((each * tensor.device_mesh.size(), *tensor.shape[1:]))
     dist.gather(part, list(every.split(each)), dst=0, group=group)
     return every[: len(tensor)]
 

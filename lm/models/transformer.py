@@ -211,9 +211,9 @@ class Block(nn.Module):
         if causal and cache is None and usable("block", hidden) and not any(map(has_hooks, self._parts)):
             hidden, key, value = self._run_native(hidden, rotation)
             return hidden, (key, value)
-        mixed, cache = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)
+        mixed, after = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)
         hidden = hidden + self.dropout(mixed)
-        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), cache
+        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), after
 
     def inspect(
         self,
@@ -223,9 +223,9 @@ class Block(nn.Module):
         mask: Tensor | None,
     ) -> tuple[Tensor, AttentionMaps, tuple[Tensor, Tensor]]:
         """`forward` in plain torch, with the maps of the attention."""
-        maps, cache = self.self_attn.inspect(self.input_layernorm(hidden), rotation, cache, mask)
+        maps, after = self.self_attn.inspect(self.input_layernorm(hidden), rotation, cache, mask)
         hidden = hidden + self.dropout(maps.outputs)
-        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), maps, cache
+        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), maps, after
 
     def _run_native(self, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The whole block in one native call."""
