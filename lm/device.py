@@ -135,6 +135,13 @@ def deterministic(device: torch.device) -> Iterator[None]:
         settings.fill_uninitialized_memory = fills
 
 
+def send_ids(ids: Any, device: torch.device) -> torch.Tensor:
+    """Nested lists of integers as an int64 tensor on a device; the host does not wait for a GPU."""
+    if device.type != "cuda":
+        return torch.tensor(ids, dtype=torch.int64, device=device)
+    return torch.tensor(ids, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
+
+
 def memory_in_use(device: torch.device) -> int | None:
     """Bytes in use now: of tensors on a GPU, of the whole process on a CPU; None if the system does not report it."""
     if device.type == "cuda":

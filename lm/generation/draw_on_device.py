@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lm.device import send_ids
 from lm.generation.decoder import DrawPlan
 from lm.generation.filters import keep_min_p, keep_top_k, keep_top_p
 
@@ -52,7 +53,7 @@ def draw_rows(logits: Tensor, plan: DrawPlan, numbers: Sequence[float]) -> Tenso
             ordered = ON_DEVICE[function](ordered, *values)
         logits = torch.empty_like(logits).scatter_(1, ids, ordered)
     cumulative = _weights(logits).cumsum(dim=1)
-    chosen = torch.tensor([int(number * 2**BITS) for number in numbers]).to(logits.device)
+    chosen = send_ids([int(number * 2**BITS) for number in numbers], logits.device)
     tokens: Tensor = (cumulative <= _share(cumulative[:, -1:], chosen[:, None])).sum(dim=1)
     return tokens
 

@@ -29,14 +29,14 @@ class StateRows:
     def __contains__(self, slot: int) -> bool:
         return slot in self._row_of
 
-    def put(self, slot: int, state: State) -> None:
-        """Store the state of one text, by copy."""
+    def put(self, slot: int, state: State, number: int = 0) -> None:
+        """Store row `number` of a state, by copy; all its rows are of the same length."""
         length = max((state.tensors[name].shape[1] for name in state.growing), default=0)
         row = self._owners.index(None) if None in self._owners else len(self._owners)
         self._reserve(state, row + 1, length + 1)
         assert self._buffers is not None
         for name, buffer in self._buffers.tensors.items():
-            own = state.tensors[name][0]
+            own = state.tensors[name][number]
             (buffer[row, :length] if name in state.growing else buffer[row]).copy_(own)
         if row == len(self._owners):
             self._owners.append(None)

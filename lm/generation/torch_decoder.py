@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm.device import computing
+from lm.device import computing, send_ids
 from lm.generation.decoder import Draw, Drawn, DrawPlan, Logits, Snapshot, check_different
 from lm.generation.draw_on_device import can_draw, draw_rows
 from lm.generation.state_rows import StateRows
@@ -119,7 +119,7 @@ class TorchDecoder:
         return slot_state, torch.cat(parts)
 
     def _read(self, slot_state: _SlotState, ids: Sequence[int]) -> tuple[_SlotState, Tensor]:
-        logits, state = self._forward(torch.tensor([list(ids)], device=self._device), slot_state.state)
+        logits, state = self._forward(send_ids([list(ids)], self._device), slot_state.state)
         window = (*slot_state.window, *ids) if self.context_length is not None else ()
         return _SlotState(state, window), logits[0]
 
@@ -187,7 +187,7 @@ class TorchDecoder:
                 rows.put(slot, state)
         by_row, token_of = rows.gather(slots), dict(zip(slots, ids, strict=True))
         row_of = {slot: row for row, slot in enumerate(by_row)}
-        sent = torch.tensor([[token_of[slot] for slot in by_row], [row_of[slot] for slot in slots]]).to(self._device)
+        sent = send_ids([[token_of[slot] for slot in by_row], [row_of[slot] for slot in slots]], self._device)
         logits, after = self._forward(sent[0, :, None], rows.begin(len(slots)))
         rows.end(after, len(slots))
         for slot, token in token_of.items():
@@ -204,8 +204,9 @@ class TorchDecoder:
             return
         assert limit is not None
         kept = {slot: self._slots[slot].window[limit - limit // 2 :] for slot in full}
-        _, state = self._forward(torch.tensor([kept[slot] for slot in full], device=self._device), None)
+        _, state = self._forward(send_ids([kept[slot] for slot in full], self._device), None)
         for row, slot in enumerate(full):
             if slot in rows:
                 rows.drop(slot)
-            self._slots[slot] = _SlotState(state.select([row]), kept[slot])
+            rows.put(slot, state, row)
+            self._slots[slot] = _SlotState(None, kept[slot])
