@@ -27,7 +27,7 @@ from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text
 from lm.corpora.cache import cache_folder
 from lm.errors import ConfigError, CorpusError, CorruptRunError, LMError, RunError
 from lm.files import read_facts, write_file
-from lm.generation.open_decoder import STATE_BYTES, open_decoder
+from lm.generation.open_decoder import STATE_BYTES, JoinedDecoding, open_decoder
 from lm.generation.options import SamplingOptions
 from lm.runs.card import model_card, run_facts, run_summary
 from lm.runs.run_folder import CARD, SAMPLES, SNAPSHOTS, RunFolder, find_run
@@ -207,6 +207,7 @@ class Run:
         max_slots: int = 1,
         state_bytes: int = STATE_BYTES,
         threads: int | None = None,
+        joined: JoinedDecoding = "auto",
     ) -> Decoder:
         """A new decoder; see `lm.generation.open_decoder.open_decoder`, which chooses it.
 
@@ -222,6 +223,7 @@ class Run:
             max_slots=max_slots,
             state_bytes=state_bytes,
             threads=threads,
+            joined=joined,
         )
         if opened.vocab_size != self.tokenizer.vocab_size:
             raise CorruptRunError(
@@ -237,6 +239,7 @@ class Run:
         prefix_cache_bytes: int = 0,
         state_bytes: int = STATE_BYTES,
         threads: int | None = None,
+        joined: JoinedDecoding = "auto",
     ) -> Engine:
         """An engine with its own decoder: many requests at once, each with the same text as alone.
 
@@ -245,10 +248,12 @@ class Run:
             prefix_cache_bytes: memory for the states of prompt prefixes, so that equal prefixes are prefilled once.
             state_bytes: memory for the states of all samples.
             threads: of a native decoder.
+            joined: whether a torch decoder computes all samples in one call; see
+                `lm.generation.open_decoder.JoinedDecoding`.
         """
         from lm.generation.engine import Engine
 
-        opened = self.decoder(max_slots=max_batch, state_bytes=state_bytes, threads=threads)
+        opened = self.decoder(max_slots=max_batch, state_bytes=state_bytes, threads=threads, joined=joined)
         return Engine(opened, self.tokenizer, max_batch=max_batch, prefix_cache_bytes=prefix_cache_bytes)
 
     def request(
