@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lm.device import Precision, computing
+from lm.evaluation.per_token import Scored, Watcher
 from lm.evaluation.score_sums import Scores
 from lm.models.base import LanguageModel, State
 
@@ -88,6 +89,7 @@ def score(
     unknown_id: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     each: Callable[[npt.NDArray[np.float64]], None] | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> Scores:
     """Score every token of a split, or one share of them.
 
@@ -104,6 +106,7 @@ def score(
         unknown_id: the token whose nats are also summed separately.
         progress: called with tokens done and tokens in all.
         each: called with the nats of the tokens just scored, in the order of the text if `rows` is 1.
+        watchers: called with the `Scored` tokens, in the same order.
     """
     count = len(ids) - 1
     at_once = tokens_at_once(model.vocab_size)
@@ -143,6 +146,11 @@ def score(
                     nats = _add(scores, logits[scored], targets[scored], unknown_id)
                     if each is not None:
                         each(nats.cpu().numpy())
+                    if watchers:
+                        flat = logits[scored].reshape(-1, logits.shape[-1]).float()
+                        just_scored = Scored(flat, targets[scored].reshape(-1), nats)
+                        for watcher in watchers:
+                            watcher(just_scored)
                 if progress is not None:
                     progress(min(scores.tokens * share[1], count), count)
     finally:
