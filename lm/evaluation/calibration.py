@@ -25,8 +25,8 @@ import numpy.typing as npt
 import torch.nn.functional as F
 from torch import Tensor
 
-from lm.evaluation.perplexity import score
 from lm.evaluation.per_token import Scored
+from lm.evaluation.perplexity import score
 from lm.models.base import LanguageModel
 
 BINS = 15
@@ -208,6 +208,7 @@ def fit_temperature(
     ids: npt.NDArray[Any],
     name: str,
     *,
+    stride: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Temperature:
     """The temperature with the lowest loss on a text, of which the first `MAX_FITTED` tokens are used.
@@ -216,6 +217,7 @@ def fit_temperature(
         model: in evaluation mode.
         ids: (N + 1,) the start token, then the N tokens.
         name: of the text, for the result.
+        stride: of a window; default: half the context length.
         progress: called with tokens done and tokens in all, once or several times from the start.
     """
     ids = ids[: MAX_FITTED + 1]
@@ -233,7 +235,7 @@ def fit_temperature(
                 stored.append((scored.logits.clone(), scored.targets))
             total.__iadd__(_sums([(scored.logits, scored.targets)], inverse))
 
-        score(model, ids, watchers=[add], progress=progress)
+        score(model, ids, stride=stride, watchers=[add], progress=progress)
         loss, first, second = total.tolist()
         return loss, first, second
 
@@ -241,9 +243,7 @@ def fit_temperature(
     return Temperature(1 / inverse, name, tokens, before / tokens, after / tokens)
 
 
-def minimise(
-    evaluate: Callable[[float], tuple[float, float, float]], tokens: int
-) -> tuple[float, float, float]:
+def minimise(evaluate: Callable[[float], tuple[float, float, float]], tokens: int) -> tuple[float, float, float]:
     """The inverse temperature with the lowest loss, the loss at temperature 1 and the lowest loss.
 
     The loss is convex in the inverse temperature: Newton's steps, halved in ratio where they leave the bracket.
