@@ -36,10 +36,18 @@ LABELS = {
     "dynamic evaluation": "the model learns from each segment after it is scored",
     "cache": "tokens that followed the same context earlier in this text are more likely",
 }
+OPTION_NOTES = {
+    "rate": "of a step, for a gradient of the usual size",
+    "decay": "share of the way back to the trained weights, each step",
+    "segment": "tokens that are scored, then learned",
+    "order": "tokens of an n-gram of the cache",
+    "window": "last tokens that the cache counts",
+    "weight": "of the cache where it knows the context",
+}
 CONVENTION_NOTES = {
-    "lm-eval": "as lm-evaluation-harness counts one document; without the spelling of unknown words",
-    "kenlm": "as KenLM's query counts; KenLM starts each line afresh, this model reads on",
-    "srilm": "as SRILM's ngram -ppl counts; SRILM starts each line afresh, this model reads on",
+    "lm-eval": "as lm-evaluation-harness counts one document, tokens alone",
+    "kenlm": "as KenLM's query counts, but with the context of the report",
+    "srilm": "as SRILM's ngram -ppl counts, but with the context of the report",
 }
 
 
@@ -101,7 +109,7 @@ class Extras:
         if self.adapt:
             from lm.evaluation.adaptation import check_adaptable
 
-            check_adaptable(run.model)
+            check_adaptable(run.model, "--cache instead of --adapt")
 
     def stride(self, given: int | None, run: Run) -> int | None:
         """The stride of a sliding window: that of --stride, or the convention's."""
@@ -224,7 +232,7 @@ class Extras:
 
 
 def _heading(screen: Console, name: str, sentence: str) -> None:
-    screen.print(Text.assemble((name, "bold"), f": {sentence}"), soft_wrap=True)
+    screen.print(Text.assemble((name, "bold"), f": {sentence}"))
 
 
 def _print_calibration(screen: Console, found: Calibration) -> None:
@@ -317,7 +325,10 @@ def _print_changing(screen: Console, found: ChangingFigures) -> None:
     rows = [
         ("loss", f"{found.loss:.4f}", f"nats per token; without it {found.static_loss:.4f}"),
         ("bits per byte", _number(found.bits_per_byte), f"without it {_number(found.static_bits_per_byte)}"),
-        *((name, "all" if value is None else f"{value:.4g}", "") for name, value in found.options.items()),
+        *(
+            (name, "all" if value is None else f"{value:.4g}", OPTION_NOTES[name])
+            for name, value in found.options.items()
+        ),
         ("chosen on", found.tuned_on,
          f"{found.tuned_tokens:,} tokens: {found.tuned_static_loss:.4f} → {found.tuned_loss:.4f}"),
     ]  # fmt: skip

@@ -16,6 +16,7 @@ Sources: Krause et al. 2018, "Dynamic evaluation of neural sequence models"; Kra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -150,14 +151,18 @@ class Learner:
                 parameter.lerp_(trained, decay)
 
 
-def check_adaptable(model: LanguageModel) -> None:
+def check_adaptable(model: LanguageModel, instead: str) -> None:
     """Check that a model has weights that can learn.
+
+    Args:
+        model: any model.
+        instead: what the user can do if not.
 
     Raises:
         ConfigError: it has only counts.
     """
     if not _parameters(model):
-        raise ConfigError(f"Counts alone do not learn from gradients ({model.kind}): use --cache instead of --adapt.")
+        raise ConfigError(f"A model of {model.kind} has no weights that learn from a text: use {instead}.")
 
 
 def gradient_sizes(
@@ -259,7 +264,9 @@ def tune(
                 if progress is not None:
                     progress(before + done, trials * tokens)
 
-            losses[options] = float(adapted_nats(model, ids, sizes, options, progress=trial_progress).mean())
+            loss = float(adapted_nats(model, ids, sizes, options, progress=trial_progress).mean())
+            # Steps that are too long end in NaN.
+            losses[options] = loss if math.isfinite(loss) else math.inf
         return losses[options]
 
     rate = min(RATES, key=lambda each: loss_of(AdaptationOptions(each, DECAYS[1], segment)))

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 ORDERS = 1, 2, 3, 4, 5, 6, 8
-WINDOWS = 500, 2000, None
+WINDOWS = None, 2000, 500
 MAX_TUNED = 100_000
 """Tokens from the start of the validation text on which the cache is chosen."""
 WEIGHT_STEPS = 60

@@ -185,9 +185,15 @@ def equal_width(confidences: npt.NDArray[Any], hits: npt.NDArray[np.bool_], bins
 
 
 def equal_mass(confidences: npt.NDArray[Any], hits: npt.NDArray[np.bool_], bins: int = BINS) -> Reliability:
-    """Bins with as many tokens each, in order of confidence; arguments as `equal_width`."""
+    """Bins with about as many tokens each, in order of confidence; tokens of equal confidence share a bin.
+
+    Arguments as `equal_width`.
+    """
     order = np.argsort(confidences, kind="stable")
-    parts = np.array_split(order, min(bins, len(order)))
+    ranked = confidences[order]
+    wanted = np.arange(1, bins) * len(ranked) // bins
+    cuts = np.unique(np.searchsorted(ranked, ranked[wanted[wanted > 0] - 1], side="right"))
+    parts = [part for part in np.split(order, cuts) if len(part)]
     return _reliability([_bin(confidences[p], hits[p], confidences[p[0]], confidences[p[-1]]) for p in parts])
 
 

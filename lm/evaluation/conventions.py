@@ -159,6 +159,7 @@ def srilm(counts: WordCounts) -> dict[str, Any]:
 def _power(base: float, total: float, count: int) -> float | None:
     """base^(total / count); None without a count, or beyond the range of a float."""
     try:
-        return float(base ** (total / count))
+        power = float(base ** (total / count))
     except (ZeroDivisionError, OverflowError):
         return None
+    return power if math.isfinite(power) else None

@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.device import TO_USE, enough_memory
-from lm.evaluation.adaptation import adapted_nats, gradient_sizes, static_nats, tune
+from lm.evaluation.adaptation import (
+    AdaptationOptions,
+    Learner,
+    adapted_nats,
+    check_adaptable,
+    gradient_sizes,
+    static_nats,
+    tune,
+)
 from lm.evaluation.cache import cached_nats, tune_cache
 from lm.evaluation.calibration import SampledEntropy, Temperature, fit_temperature, sampled_entropy
 from lm.evaluation.perplexity import score
@@ -95,6 +103,18 @@ def run_adapted(
         "dynamic evaluation", *_figures(report, float(nats.mean())), *_figures(report, static),
         asdict(tuned.options), "valid", tuned.tokens, tuned.static_loss, tuned.loss,
     )  # fmt: skip
+
+
+def chat_learner(run: Run) -> Learner:
+    """A learner of the run's model, in memory, for a chat; the engine must use `run.model`.
+
+    Raises:
+        ConfigError: the model has only counts.
+        CorpusError: the training text, which gives the usual sizes of gradients, is not available.
+    """
+    check_adaptable(run.model, "lm chat without --learn")
+    sizes = gradient_sizes(run.model, run.own_text().splits["train"].ids)
+    return Learner(run.model, sizes, AdaptationOptions())
 
 
 def run_cached(

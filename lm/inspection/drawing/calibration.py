@@ -16,7 +16,7 @@ def figure(calibration: Calibration, title: str) -> Figure:
     """Two diagrams: bins of equal mass, and of equal width with their shares of the tokens."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(9.5, 5), layout="constrained")
+    drawn = Figure(figsize=(10, 5.8), layout="constrained")
     drawn.suptitle(title, fontsize=12)
     left, right = drawn.subplots(1, 2, sharey=True)
     _diagonal(left, "equal mass", calibration.equal_mass)
@@ -34,9 +34,9 @@ def figure(calibration: Calibration, title: str) -> Figure:
     shares = [each.tokens / calibration.tokens for each in bins]
     right.bar(
         places, [each.accuracy for each in bins], widths,
-        align="edge", color=COLORS[0], alpha=0.85, edgecolor="white", label="first choice right",
+        align="edge", color=COLORS[0], edgecolor="white", label="first choice right",
     )  # fmt: skip
-    right.bar(places, shares, widths, align="edge", color=COLORS[1], alpha=0.5, label="share of the tokens")
+    right.bar(places, shares, widths, align="edge", color=COLORS[1], edgecolor="white", label="share of the tokens")
     right.legend(frameon=False, loc="upper left")
     return drawn
 
@@ -44,7 +44,7 @@ def figure(calibration: Calibration, title: str) -> Figure:
 def _diagonal(axes: Axes, kind: str, reliability: Reliability) -> None:
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
     axes.set(
-        xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="probability of the first choice",
+        xlim=(0, 1), ylim=(0, 1), box_aspect=1, xlabel="probability of the first choice",
         title=f"{len(reliability.bins)} bins of {kind}: error {reliability.error:.4f}",
     )  # fmt: skip
     axes.grid(alpha=0.25)
