@@ -19,7 +19,7 @@ from lm.evaluation.adaptation import (
     static_nats,
     tune,
 )
-from lm.evaluation.cache import cached_nats, tune_cache
+from lm.evaluation.cache import MAX_TUNED, cached_nats, tune_cache
 from lm.evaluation.calibration import SampledEntropy, Temperature, fit_temperature, sampled_entropy
 from lm.evaluation.perplexity import score
 from lm.evaluation.report import bits_per_byte
@@ -128,7 +128,7 @@ def run_cached(
     progress: Progress | None = None,
 ) -> ChangingFigures:
     """The figures of a text with a cache; arguments as `run_adapted`, and the nats (N,) of the text's tokens."""
-    valid = own.splits["valid"].ids
+    valid = own.splits["valid"].ids[: MAX_TUNED + 1]
     parts: list[npt.NDArray[Any]] = []
     with enough_memory(TO_USE):
         score(run.model, valid, stride=stride, each=parts.append, progress=progress)
