@@ -9,6 +9,7 @@
     print(run.evaluate("valid").bits_per_byte)
     print(run.score("To be, or not to be"))            # nats of each token
     print(lm.inspect.shapes(run.model))                # and attention, gradients, neurons, why
+    print(lm.compare(["shakespeare-gru", run]).verdict)
 
 Names are imported at first use, so that `import lm` is fast and does not import torch.
 """
@@ -27,6 +28,8 @@ _renamed.install()
 
 if TYPE_CHECKING:
     from lm import inspection as inspect
+    from lm.comparison.compare import compare
+    from lm.comparison.result import Comparison
     from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, compose, preset_names
     from lm.errors import LMError
     from lm.evaluation.report import Report
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Callback": "lm.training.callbacks",
+    "Comparison": "lm.comparison.result",
     "CorpusConfig": "lm.config",
     "LMError": "lm.errors",
     "Report": "lm.evaluation.report",
@@ -45,6 +49,7 @@ _HOMES = {
     "SamplingOptions": "lm.generation.options",
     "Section": "lm.config",
     "TrainingConfig": "lm.config",
+    "compare": "lm.comparison.compare",
     "compose": "lm.config",
     "load": "lm.runs.run",
     "preset_names": "lm.config",
@@ -55,6 +60,7 @@ _ROOMS = {"inspect": "lm.inspection"}
 
 __all__ = [
     "Callback",
+    "Comparison",
     "CorpusConfig",
     "LMError",
     "Report",
@@ -64,6 +70,7 @@ __all__ = [
     "Section",
     "TrainingConfig",
     "__version__",
+    "compare",
     "compose",
     "inspect",
     "load",

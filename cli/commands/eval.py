@@ -68,6 +68,14 @@ def command(
     cache: Annotated[
         bool, typer.Option("--cache", help="Also score with a cache of what this text said before.")
     ] = False,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIGNATURE",
+            help="Measure as this signature says, and say if the figure reproduces.",
+            show_default=False,
+        ),
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -80,6 +88,7 @@ def command(
     lm eval RUN
     lm eval RUN --text FILE --json
     lm eval RUN --calibration --out calibration.svg
+    lm eval RUN --check SIGNATURE
     """
     measured_in = choice("--precision", precision, "fp32", "bf16", "fp16", "int8")
     if split is not None and text is not None:
@@ -92,6 +101,7 @@ def command(
     from cli.eval_extras import Extras
     from cli.output import console, print_json, reading, scoring
     from cli.report import print_report
+    from cli.signature_check import checked, settings_of
     from lm.corpora import open_text
     from lm.runs.run import load
 
@@ -105,6 +115,11 @@ def command(
             "sliding window: leave --stride out."
         )
     stride = extras.stride(stride, loaded)
+    if check is not None:
+        split, stride, measured_in = settings_of(
+            check, loaded, split=split, text=text, stride=stride, precision=measured_in
+        )  # fmt: skip
+        extras.check(measured_in)
     content = None
     if text is not None:
         own = loaded.config.corpus
@@ -120,11 +135,19 @@ def command(
             progress=progress, reading=watch, data_dir=data_dir, corpus=corpus, watchers=watchers,
         )  # fmt: skip
     more = extras.finish(loaded, report, stride=stride)
-    if as_json:
-        print_json({**report.model_dump(mode="json"), **more})
-    else:
+    facts = {**report.model_dump(mode="json"), **more}
+    if not as_json:
         print_report(console(), report)
         extras.print(console())
+    if check is not None:
+        facts["check"] = checked(check, report, quiet=as_json)
+    if as_json:
+        print_json(facts)
+    elif report.signature is not None:
+        # The last line, whole, so that it can be copied.
+        typer.echo(report.signature)
+    if check is not None:
+        raise typer.Exit(0 if facts["check"]["reproduces"] else 1)
     # The card has reference figures only.
     if not loaded.folder.shipped and text is None and stride is None and precision == "fp32":
         try:

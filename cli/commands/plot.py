@@ -18,8 +18,13 @@ LINES = 20
 def command(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs. Default: the newest.")] = None,
     metric: Annotated[
-        str, typer.Option(help="loss, perplexity, bits_per_byte, accuracy, or any figure of metrics.jsonl.")
-    ] = "loss",
+        str | None,
+        typer.Option(
+            help="loss, perplexity, bits_per_byte, accuracy, or any figure of metrics.jsonl. Default: loss; "
+            "bits_per_byte for runs with different tokenizers.",
+            show_default=False,
+        ),
+    ] = None,
     by: Annotated[str, typer.Option(help="Horizontal axis: step, tokens or time.")] = "step",
     output: Annotated[
         Path | None,
@@ -38,6 +43,9 @@ def command(
     """
     from dataclasses import asdict
 
+    from cli.plot_metric import chosen_metric
+
+    metric = chosen_metric(metric, runs, runs_dir)
     from cli.output import console, no_color, print_json, say
     from lm.files import check_place
     from lm.runs.curves import curves, draw, sketch
