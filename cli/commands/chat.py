@@ -175,7 +175,8 @@ def _lines() -> Any:
 
 def _reply(talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | None) -> list[int]:
     """Print the reply to a line; returns the line's tokens."""
-    ids, text = run.encode_prompt(line + run.newline, unknown).tolist(), Shown(sys.stdout)
+    ids: list[int] = run.encode_prompt(line + run.newline, unknown).tolist()
+    text = Shown(sys.stdout)
     try:
         for event in talk.say(ids):
             typer.echo(text.feed(event.text), nl=False, color=True)

@@ -56,7 +56,8 @@ class Scored:
     @cached_property
     def entropy(self) -> Tensor:
         """(N,) nats of the predicted distributions."""
-        return torch.special.entr(self.probabilities).sum(dim=-1)
+        entropy: Tensor = torch.special.entr(self.probabilities).sum(dim=-1)
+        return entropy
 
     @cached_property
     def confidence(self) -> Tensor:
@@ -161,8 +162,8 @@ def _json_lines(path: Path) -> Iterator[Callable[[_Columns], None]]:
 
 @contextlib.contextmanager
 def _parquet(path: Path) -> Iterator[Callable[[_Columns], None]]:
-    import pyarrow
-    from pyarrow.parquet import ParquetWriter
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow.parquet import ParquetWriter  # type: ignore[import-untyped]
 
     kinds = dict(zip(COLUMNS, ("uint32", "string", "uint32", "float64", "uint32", "float32"), strict=True))
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in kinds.items()])

@@ -59,8 +59,10 @@ def test_the_tables_come_after_the_report_in_80_columns(lm: Lm, monkeypatch: pyt
     assert re.search(r"\ncalibration: is the first choice .*\nprobability +tokens +mean +right +gap ", out)
     assert re.search(r"\ntemperature +\d\.\d{3}  lowest loss on valid, 250 tokens: ", out)
     assert re.search(r"\nsrilm: as SRILM's .*\nsentences +\d+ ", out) and re.search(r"\nppl1 +[\d,.]+ ", out)
-    tables = out[out.index("\ncalibration") :]
-    assert all(len(line) <= 80 for line in tables.splitlines() if not line.startswith("note: "))
+    # Notes are whole lines; so is the signature, which is the last.
+    *tables, signature = out[out.index("\ncalibration") :].splitlines()
+    assert all(len(line) <= 80 for line in tables if not line.startswith("note: "))
+    assert signature == json.loads(lm("eval", "a", "--json").out)["signature"]
 
 
 def test_figures_of_a_model_that_changes_are_labelled_and_never_saved(lm: Lm, runs: Path) -> None:
