@@ -173,10 +173,11 @@ class Extras:
         """Do what comes after the scoring; the results by key of the JSON object."""
         results: dict[str, Any] = {}
         if self._sums is not None:
-            from lm.runs.eval_extras import run_samples
+            from lm.runs.eval_extras import run_samples, tuned_on_itself
 
             with scoring(f"sampling from {run.name}"):
-                results["calibration"] = self._sums.result(run_samples(run), self._notes)
+                samples = run_samples(run)
+            results["calibration"] = self._sums.result(samples, [*self._notes, *tuned_on_itself(run, report)])
         if self.convention != "inkling":
             from lm.evaluation import conventions
 
@@ -333,7 +334,8 @@ def _print_changing(screen: Console, found: ChangingFigures) -> None:
          f"{found.tuned_tokens:,} tokens: {found.tuned_static_loss:.4f} → {found.tuned_loss:.4f}"),
     ]  # fmt: skip
     screen.print(facts_table(rows))
-    _note(screen, "Compare these figures only with figures of the same method.")
+    for note in ("Compare these figures only with figures of the same method.", *found.notes):
+        _note(screen, note)
 
 
 def _note(screen: Console, sentence: str) -> None:

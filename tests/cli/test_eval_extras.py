@@ -85,6 +85,16 @@ def test_figures_of_a_model_that_changes_are_labelled_and_never_saved(lm: Lm, ru
     assert table.count("note: Compare these figures only with figures of the same method.") == 2
 
 
+def test_what_is_chosen_on_the_text_that_is_scored_has_a_note(lm: Lm) -> None:
+    flags = ("--calibration", "--cache", "--json")
+    on_test, on_valid = (json.loads(lm("eval", "a", "--split", split, *flags).out) for split in ("test", "valid"))
+    for key in ("calibration", "cached"):
+        assert on_test[key]["notes"] == []
+        assert on_valid[key]["notes"] == [
+            "What is chosen on valid is measured on valid here, and looks better than on new text."
+        ]
+
+
 def test_the_harness_reads_a_window_without_overlap(lm: Lm, tmp_path: Path) -> None:
     small = ("--set", "model.hidden_size=16", "--set", "model.num_heads=2", "--set", "model.num_layers=1")
     sizes = ("--set", "model.context_length=32", "--set", "training.batch_size=4")
