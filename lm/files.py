@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +58,31 @@ def write_file(path: Path, content: bytes | str) -> None:
     Raises:
         RunError: the disk is full or read-only; the old file is unchanged.
     """
+    with replacing(path) as partial:
+        write_synced(partial, content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path for a file that is written and synced inside, and then replaces `path` atomically.
+
+    Raises:
+        RunError: the disk is full or read-only; the old file is unchanged. Other errors leave it unchanged too.
+    """
     if path.exists() and not path.is_file():
         raise RunError(f"Cannot write {path}: it is no file, and would be lost.")
     # The name is unique to this process, so that two writers of one file do not mix.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(partial, content.encode("utf-8") if isinstance(content, str) else content)
+        yield partial
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
+        raise RunError(f"Cannot write {path}: {error.strerror or error}. The old file is untouched.") from error
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise RunError(f"Cannot write {path}: {error.strerror or error}. The old file is untouched.") from error
 
 
 def check_place(path: Path) -> None:

@@ -240,6 +240,12 @@ def as_measured_now(report: dict[str, Any], *, lossless: bool) -> dict[str, Any]
     return report | now
 
 
+def bits_per_byte(report: Report, loss: float) -> float | None:
+    """Bits per byte of the report's text at another loss, with the same spelling cost; None if that is unknown."""
+    spelling = report.spelling_nats
+    return _bits(None if spelling is None else loss * report.tokens + spelling, report.bytes)
+
+
 def _bits(nats: float | None, count: int) -> float | None:
     return None if nats is None else nats / math.log(2) / max(count, 1)
 

@@ -14,7 +14,7 @@ import json
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from lm.device import Precision
+    from lm.evaluation.per_token import Watcher
     from lm.evaluation.report import Floor, Report
     from lm.generation.decoder import Decoder
     from lm.generation.engine import Engine
@@ -451,6 +452,7 @@ class Run:
         reading: Progress | None = None,
         data_dir: Path | None = None,
         corpus: Path | str | None = None,
+        watchers: Sequence[Watcher] = (),
     ) -> Report:
         """The perplexity report of a split of the run's own corpus, or of any text.
 
@@ -465,6 +467,7 @@ class Run:
             reading: called while the corpus is read.
             data_dir: folder of the named corpora.
             corpus: where the run's text is now, if it has moved; it must be the same text.
+            watchers: called with the scored tokens, in the order of the text.
 
         Raises:
             CorpusError: the split does not exist, or the corpus is not the text that the run was trained on.
@@ -490,12 +493,16 @@ class Run:
                 from lm.generation.decoder_model import DecoderModel
 
                 decoded = DecoderModel(self.decoder(precision="int8"))
-                scores, device = score(decoded, part.ids, stride=stride, unknown_id=unknown, progress=progress), "cpu"
+                device = "cpu"
+                scores = score(
+                    decoded, part.ids, stride=stride, unknown_id=unknown, progress=progress, watchers=watchers
+                )
             else:
                 device = str(self._device_of(self.model))
                 scores = score(
-                    self.model, part.ids, precision=precision, stride=stride, unknown_id=unknown, progress=progress
-                )
+                    self.model, part.ids, precision=precision, stride=stride, unknown_id=unknown, progress=progress,
+                    watchers=watchers,
+                )  # fmt: skip
         report = make_report(
             scores,
             part.counts,
