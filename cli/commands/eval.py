@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir, TextColumn, TextEncoding, choice
+from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir, TextColumn, TextEncoding, choice, field
 from lm.errors import ConfigError, RunError
+from lm.generation.options import SamplingOptions
 
 POSITION = 3
 
@@ -33,6 +34,20 @@ def command(
             min=1, help="Step of a Transformer's sliding window. Default: half its context.", show_default=False
         ),
     ] = None,
+    copy: Annotated[
+        bool,
+        typer.Option("--copy", help="Also draw samples, and measure how much of them is copied."),
+    ] = False,
+    samples: Annotated[
+        int | None, typer.Option(min=2, max=1024, help="Samples of --copy. Default: 20.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of each sample of --copy. Default: 300.", show_default=False)
+    ] = None,
+    temperature: Annotated[float | None, field(SamplingOptions, "temperature")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the samples of --copy. Default: 1.", show_default=False)
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, mps. Default: a GPU if there is one.")] = None,
     precision: Annotated[
         str, typer.Option(help="fp32 (the reference), bf16, fp16, or int8 (int8 weights, as for decoding).")
@@ -48,6 +63,7 @@ def command(
     \b
     lm eval RUN
     lm eval RUN --text FILE --json
+    lm eval RUN --copy --samples 50 --temperature 0.8
     """
     measured_in = choice("--precision", precision, "fp32", "bf16", "fp16", "int8")
     if split is not None and text is not None:
@@ -57,6 +73,10 @@ def command(
             raise ConfigError(f"{flag} is for --text: leave it out for the run's own text.")
     if corpus is not None and text is not None:
         raise ConfigError("--corpus is the path of the run's own text, --text is another text: give only one.")
+    sampling = {"samples": samples, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+    if sampling and not copy:
+        raise ConfigError(f"--{next(iter(sampling)).replace('_', '-')} is for the samples of --copy: give --copy too.")
     from cli.output import console, print_json, reading, scoring
     from cli.report import print_report
     from lm.corpora import open_text
@@ -78,10 +98,19 @@ def command(
             split, text=content, name="stdin" if text == "-" else str(text), stride=stride,
             precision=measured_in, progress=progress, reading=watch, data_dir=data_dir, corpus=corpus,
         )  # fmt: skip
+    copies = None
+    if copy:
+        with reading() as watch:
+            copies = loaded.copy_report(data_dir=data_dir, progress=watch, **sampling)
     if as_json:
-        print_json(report.model_dump(mode="json"))
+        added = {} if copies is None else {"copies": copies.model_dump(mode="json")}
+        print_json({**report.model_dump(mode="json"), **added})
     else:
         print_report(console(), report)
+        if copies is not None:
+            from cli.copies import print_copies
+
+            print_copies(console(), copies)
     # The card has reference figures only.
     if not loaded.folder.shipped and text is None and stride is None and precision == "fp32":
         try:
