@@ -31,6 +31,8 @@ MIN_DISTINCT, MAX_EQUAL = 4, 0.5
 """Different symbols, and share of the most frequent one, of a window; others are rules, blanks and padding."""
 MAX_SHARE = 0.01
 """Share of a split that may stand in the training text without a warning, as common phrases do."""
+MIN_FOUND = 3
+"""Windows that are needed for a warning: one or two in a short split are chance."""
 EXAMPLES = 3
 WAYS_OUT = (
     "--dedupe leaves such lines out of the held-out splits; --split-by document, line or blank-line keeps equal parts "
@@ -167,7 +169,7 @@ def leak_notes(leaks: Mapping[str, Leak]) -> Iterator[str]:
 
 
 def warn_of_leaks(corpus: str, leaks: Mapping[str, Leak], ways_out: str = WAYS_OUT) -> None:
-    """Log a warning for each split of which more than MAX_SHARE stands in the training text, with examples.
+    """Log a warning, with examples, for each split of which more than MAX_SHARE stands in the training text.
 
     Args:
         corpus: its name.
@@ -175,7 +177,7 @@ def warn_of_leaks(corpus: str, leaks: Mapping[str, Leak], ways_out: str = WAYS_O
         ways_out: one sentence.
     """
     for name, leak in leaks.items():
-        if leak.share > MAX_SHARE:
+        if leak.share > MAX_SHARE and leak.found >= MIN_FOUND:
             logger.warning(
                 "%s: %.1f %% of %s also stands in the training text, so its figures are too good. Examples: %s. %s",
                 corpus, 100 * leak.share, name, ", ".join(map(repr, leak.examples)), ways_out,

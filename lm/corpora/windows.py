@@ -31,8 +31,8 @@ class WindowFinder:
     """Finds windows, all of one size, in a text that comes in pieces."""
 
     def __init__(self, windows: Symbols) -> None:
-        """`windows` is (M, W): M windows of W symbols."""
-        self._windows = np.ascontiguousarray(windows, np.uint32)
+        """`windows` is (M, W): M windows of W symbols; a view is not copied."""
+        self._windows = np.asarray(windows, np.uint32)
         self.found = np.zeros(len(windows), np.bool_)
         """(M,) which windows stand in the pieces so far."""
         self._size = windows.shape[1]
