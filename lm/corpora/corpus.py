@@ -73,7 +73,7 @@ def check_positional(source: str, at: SplitAt) -> None:
         CorpusError: `at` is a unit.
     """
     if at not in ("word", "character"):
-        raise CorpusError(f"{source} has its own splits: leave split_by ({at}) out.")
+        raise CorpusError(f"{source} has its own splits: leave --split-by {at} out.")
 
 
 def silent(stage: str, done: int, total: int) -> None:

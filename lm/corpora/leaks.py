@@ -168,6 +168,11 @@ def leak_notes(leaks: Mapping[str, Leak]) -> Iterator[str]:
         yield f"in train too: {shares}, in windows of {WINDOW_CHARACTERS} characters"
 
 
+def is_leak(share: float, windows: int) -> bool:
+    """Whether a share of so many windows is worth a warning."""
+    return share > MAX_SHARE and round(share * windows) >= MIN_FOUND
+
+
 def warn_of_leaks(corpus: str, leaks: Mapping[str, Leak], ways_out: str = WAYS_OUT) -> None:
     """Log a warning, with examples, for each split of which more than MAX_SHARE stands in the training text.
 
@@ -177,7 +182,7 @@ def warn_of_leaks(corpus: str, leaks: Mapping[str, Leak], ways_out: str = WAYS_O
         ways_out: one sentence.
     """
     for name, leak in leaks.items():
-        if leak.share > MAX_SHARE and leak.found >= MIN_FOUND:
+        if is_leak(leak.share, leak.windows):
             logger.warning(
                 "%s: %.1f %% of %s also stands in the training text, so its figures are too good. Examples: %s. %s",
                 corpus, 100 * leak.share, name, ", ".join(map(repr, leak.examples)), ways_out,

@@ -66,7 +66,7 @@ def open_corpus(config: CorpusConfig, *, data_dir: Path | None = None, progress:
     if not config.dedupe:
         return corpus
     if corpus.tokens is not None:
-        raise CorpusError(f"{config.source} is already tokens: dedupe is for text.")
+        raise CorpusError(f"{config.source} was prepared in shards, and --dedupe is for text: leave it out.")
     return dedupe(corpus, progress or silent)
 
 

@@ -9,7 +9,7 @@ from lm.copies import CopyIndex
 from lm.corpora import PreparedCorpus
 from lm.errors import DeviceError
 
-BYTES_PER_BYTE = 20
+BYTES_PER_BYTE = 26
 """Memory per byte of the training text, while its tokens become text and the text is indexed; measured."""
 
 

@@ -137,6 +137,15 @@ def report(corpus: PreparedCorpus, nats_per_token: float, floor: Floor | None) -
     return make_report(Scores("all", counts.tokens, nats_per_token * counts.tokens), counts, floor, **FACTS)
 
 
+def test_a_report_notes_a_leak_but_not_one_window_by_chance() -> None:
+    scores = Scores("all", 1000, 1000.0)
+    for share, notes in ((0.15, 1), (0.05, 0), (0.0, 0)):
+        counts = Counts(1000, 1000, 200, 10, 200, 1000, 0, spelling_nats=0.0)
+        made = make_report(scores, counts, Floor(None, None, share), **FACTS)
+        sentence = f"{share:.1%} of this text also stands in the training text: its figures are too good."
+        assert made.notes == (sentence,) * notes and not made.remembered
+
+
 def test_a_report_says_when_counting_is_better(corpus: PreparedCorpus) -> None:
     floor = Floor(1.2, "2-gram counts of the training text, without a network")
     above, below, alone = (report(corpus, nats, given) for nats, given in ((1.3, floor), (1.1, floor), (1.3, None)))
