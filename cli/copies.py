@@ -71,28 +71,19 @@ class CopyMarker:
 
 
 def print_copies(screen: Console, report: CopyReport) -> None:
-    """Print the figures of the samples beside those of held-out text."""
-
-    def row(name: str, samples: str, held_out: str) -> tuple[str, str, str]:
-        return name, samples, f"{held_out} in held-out text"
-
+    """Print the figures of the samples and of held-out text."""
     ours, theirs = report.samples, report.held_out
+    rows = [("samples", f"{ours.texts:,}", f"{ours.characters:,} characters; {theirs.characters:,} of {report.split}")]
+    for name, samples, unit, baseline in (
+        ("longest verbatim run", f"{ours.longest_run:,}", "characters", f"{theirs.longest_run:,}"),
+        ("in runs of 20 or more", f"{ours.share_20:.1%}", "of the characters", f"{theirs.share_20:.1%}"),
+        ("in runs of 50 or more", f"{ours.share_50:.1%}", "of the characters", f"{theirs.share_50:.1%}"),
+    ):
+        rows.append((name, samples, f"{unit}; {baseline} in held-out text"))
+    rows += [("  in a sample", "", _quoted(ours)), ("  in held-out text", "", _quoted(theirs))]
     screen.print()
-    screen.print(
-        f"[bold]Copies from the training text[/bold] in {ours.texts} samples, {ours.characters:,} characters, and in "
-        f"{theirs.characters:,} of {report.split}",
-        soft_wrap=True,
-    )
-    screen.print(
-        facts_table(
-            [
-                row("longest verbatim run", f"{ours.longest_run:,}", f"characters; {theirs.longest_run:,}"),
-                row("in runs of 20 or more", f"{ours.share_20:.1%}", f"of the characters; {theirs.share_20:.1%}"),
-                row("in runs of 50 or more", f"{ours.share_50:.1%}", f"of the characters; {theirs.share_50:.1%}"),
-                *((name, "", _quoted(each)) for name, each in (("samples", ours), ("held-out", theirs))),
-            ]
-        )
-    )
+    screen.print("[bold]Copies from the training text[/bold]")
+    screen.print(facts_table(rows))
     screen.print(report.sentence, style="yellow" if report.copies_more else "", markup=False, soft_wrap=True)
 
 

@@ -197,5 +197,5 @@ def _padded(data: bytes) -> Bytes:
 
 
 def _utf8(text: str) -> bytes:
-    """UTF-8; half of a surrogate pair, which a prompt can hold, has three bytes of its own."""
+    """UTF-8; half of a surrogate pair, which a prompt can hold, becomes three bytes."""
     return text.encode("utf-8", "surrogatepass")

@@ -67,7 +67,7 @@ class Corpus:
 
 
 def check_positional(source: str, at: SplitAt) -> None:
-    """Refuse units for a text that has splits of its own.
+    """Refuse units for a text that has splits.
 
     Raises:
         CorpusError: `at` is a unit.
