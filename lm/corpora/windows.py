@@ -18,7 +18,7 @@ Symbols = npt.NDArray[Any]
 
 _MULTIPLIERS = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93
 """Odd numbers, tried in order; the next one is for windows that collide under the one before."""
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 17
 _MIN_TABLE_BITS, _MAX_TABLE_BITS = 16, 26
 
 
@@ -41,7 +41,8 @@ class WindowFinder:
             self._set_multiplier(multiplier)
             if self._is_exact():
                 break
-        bits = int(np.clip(3 + np.log2(max(len(windows), 1)), _MIN_TABLE_BITS, _MAX_TABLE_BITS))
+        # One slot in 64 is taken, so that few places need the slower search.
+        bits = int(np.clip(6 + np.log2(max(len(windows), 1)), _MIN_TABLE_BITS, _MAX_TABLE_BITS))
         self._shift = np.uint64(64 - bits)
         self._table = np.zeros(1 << bits, np.bool_)
         self._table[self._slot(self._hashes)] = True
