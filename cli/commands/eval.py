@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,8 +73,8 @@ def command(
             raise ConfigError(f"{flag} is for --text: leave it out for the run's own text.")
     if corpus is not None and text is not None:
         raise ConfigError("--corpus is the path of the run's own text, --text is another text: give only one.")
-    sampling = {"samples": samples, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    sampling = {name: value for name, value in sampling.items() if value is not None}
+    given = {"samples": samples, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    sampling: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if sampling and not copy:
         raise ConfigError(f"--{next(iter(sampling)).replace('_', '-')} is for the samples of --copy: give --copy too.")
     from cli.output import console, print_json, reading, scoring
