@@ -24,7 +24,7 @@ TRAINING_FLAGS = (
     "loss_scale", "devices", "shard", "compile",
 )  # fmt: skip
 """Fields of `TrainingConfig` that have a flag; the others are set with --set."""
-CORPUS_FLAGS = "split_fractions", "text_column", "encoding"
+CORPUS_FLAGS = "split_fractions", "split_by", "dedupe", "text_column", "encoding"
 """Fields of `CorpusConfig` that have a flag."""
 SECTIONS = ("training", TrainingConfig, TRAINING_FLAGS), ("corpus", CorpusConfig, CORPUS_FLAGS)
 PROCESSES = "devices", "shard", "ensemble", "student", "distill", "compile"

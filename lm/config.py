@@ -98,6 +98,18 @@ class CorpusConfig(Options):
         "within 1,000 characters; character: exactly at the fraction.",
     )
 
+    split_by: Literal["document", "line", "blank-line"] | None = Field(
+        None,
+        description="Split a text without splits by whole units instead of by position: documents (files, rows of a "
+        "table), lines, or parts between blank lines. Equal units are always in the same split; which one depends on "
+        "a hash of the unit.",
+    )
+    dedupe: bool = Field(
+        False,
+        description="Leave copies out of validation and test: each line of which at least half stands in the "
+        "training text, in runs of 50 or more characters.",
+    )
+
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, value: str | None) -> str | None:
