@@ -103,7 +103,8 @@ class Trial:
                 if before_this is not None:
                     before_this()
                 if not step.reads_late:
-                    finish, _ = None, finish()
+                    finish()
+                    finish = None
                 times.append(time.perf_counter() - before)
             if finish is not None:
                 finish()
