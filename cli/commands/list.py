@@ -9,7 +9,7 @@ import typer
 
 from cli.options import DEFAULT_RUNS, Json, RunsDir, choice
 
-POSITION = 7
+POSITION = 8
 
 
 def command(

@@ -14,7 +14,7 @@ from lm.errors import ConfigError
 if TYPE_CHECKING:
     from lm.runs.run_folder import RunFolder
 
-POSITION = 11
+POSITION = 14
 DEFAULT_PICTURE = Path("curves.png")
 LINES = 20
 """Height of a plot in the terminal, in lines."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lm.jobs.sweep import SweepResult
     from lm.jobs.sweep_record import SweepFolder
 
-POSITION = 18
+POSITION = 12
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 MAX_DRAWN = 8
