@@ -344,7 +344,7 @@ def _token_bytes(model: Mapping[str, Any], vocabulary: int) -> float:
     """Bytes that a token of a batch needs at the peak of a step: activations for backward, and logits, in fp32."""
     activations = (28 if "context_length" in model else 10) * model["hidden_size"] * model.get("num_layers", 1)
     logits = 3 * (min(model["adaptive_cutoffs"]) if "adaptive_cutoffs" in model else vocabulary)
-    return 4.0 * (activations + logits)
+    return 4.0 * float(activations + logits)
 
 
 @dataclass(frozen=True)
