@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy.typing as npt
 import torch
 
 from lm.errors import DeviceError
@@ -38,6 +39,14 @@ def pick_device(name: str | None = None) -> torch.device:
     if name not in present:
         raise DeviceError(f"Device {name!r} is not available: use {' or '.join(present)}, or leave --device out.")
     return torch.device(name)
+
+
+def to_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """The tensor of an array on a device; on a GPU of NVIDIA or AMD the host does not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 TO_TRAIN = "for this model and batch: lower training.batch_size, training.bptt or model.hidden_size"
@@ -115,6 +124,13 @@ def deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(before)
         settings.fill_uninitialized_memory = fills
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a GPU, in use or not."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def memory_in_use(device: torch.device) -> int | None:

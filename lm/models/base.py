@@ -84,7 +84,12 @@ class State:
     def select(self, rows: Tensor | Sequence[int]) -> State:
         """The state of these rows, in this order; a row may be repeated."""
         index = torch.as_tensor(rows, dtype=torch.int64)
-        return self._map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
+        device = next(iter(self.tensors.values())).device
+        if device.type == "cuda" and index.is_cpu:
+            # Then the host does not wait for the copy.
+            index = index.pin_memory()
+        index = index.to(device, non_blocking=True)
+        return self._map(lambda tensor: tensor.index_select(0, index))
 
     @staticmethod
     def join(states: Sequence[State]) -> State:
@@ -218,6 +223,8 @@ class LanguageModel(nn.Module, ABC):
     """Tokens of the text that `fit` used."""
     loss_dtype: torch.dtype = torch.float32
     """The dtype of softmax and loss in training."""
+    host_context: int | None = None
+    """The largest number of earlier tokens that `host_inputs` reads; None: the model has no host inputs."""
 
     def __init__(self, options: Any, vocab_size: int) -> None:
         super().__init__()
@@ -263,6 +270,7 @@ class LanguageModel(nn.Module, ABC):
         *,
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
+        host_inputs: Mapping[str, Tensor] | None = None,
     ) -> TrainingLoss:
         """The loss of a batch; overridden if the objective is more than the cross-entropy, or needs fewer logits.
 
@@ -272,11 +280,31 @@ class LanguageModel(nn.Module, ABC):
             state: as for `forward`.
             label_smoothing: probability mass of the objective that is spread over all tokens.
             soft_targets: (B, T, V) probabilities of the tokens, which the objective uses in place of `targets`.
+            host_inputs: the result of `host_inputs`, on the model's device; None: the model computes what it needs
+                there, and on a GPU the host may wait for it.
         """
         logits, state = self(ids, state)
         smoothing, soft = label_smoothing, soft_targets
         objective, nats = run_part(LOSS, cross_entropies, logits, targets, smoothing, self.loss_dtype, soft)
         return TrainingLoss(objective, nats, state, logits.detach)
+
+    def host_inputs(
+        self, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, Tensor]:
+        """What the host computes from a batch before its step, for `training_loss`; only if `host_context` is not None.
+
+        Another thread may call it during a step. It does not change the model.
+
+        Args:
+            ids: (B, T) the inputs of the batch.
+            targets: (B, T).
+            earlier: (B, L) the inputs of each row before `ids`, L <= `host_context`, the newest last; None: there are
+                none, or the batch resets the state.
+
+        Returns:
+            Tensors on the CPU, by name.
+        """
+        return {}
 
     def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """As `forward`, for the text that the model was trained on: its counts leave out each target's own occurrence.

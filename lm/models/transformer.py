@@ -14,9 +14,11 @@ Sources: Vaswani et al. 2017; Touvron et al. 2023 (Llama); Su et al. 2021 (rotar
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -30,7 +32,7 @@ from lm.models.base import AttentionMaps, Inspection, LanguageModel, State, Trai
 from lm.models.context_tables import ContextTables, TableOptions
 from lm.models.huggingface import HuggingFaceModel
 from lm.models.layout import Shape, Stage, Symbol
-from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage
+from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage, tail_positions
 from lm.torch_private import has_hooks
 
 REGISTERS = {"transformer": "Transformer"}
@@ -254,6 +256,7 @@ class Transformer(LanguageModel):
         self.tails = make_tails(options, vocab_size, options.hidden_size)
         self._initialise()
         self.tables = ContextTables(options, vocab_size)
+        self.host_context = self.tables.num_earlier if self.tables.orders or self.tails is not None else None
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
@@ -280,9 +283,10 @@ class Transformer(LanguageModel):
         *,
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
+        host_inputs: Mapping[str, Tensor] | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`."""
-        hidden, added, after = self._hidden(ids, state)
+        hidden, added, after = self._hidden(ids, state, host_inputs)
         return self._head().loss(
             hidden,
             targets,
@@ -291,13 +295,22 @@ class Transformer(LanguageModel):
             label_smoothing=label_smoothing,
             dtype=self.loss_dtype,
             soft_targets=soft_targets,
+            host_inputs=host_inputs,
         )
+
+    def host_inputs(
+        self, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, Tensor]:
+        """See `LanguageModel.host_inputs`: rows of the context tables, positions of the tails."""
+        return {**self.tables.host_inputs(ids, earlier), **tail_positions(targets, self.tails, self.vocab_size)}
 
     def _head(self) -> OutputHead:
         matrix = self.embed_tokens if self.lm_head is None else self.lm_head
         return OutputHead(matrix.weight, tails=self.tails)
 
-    def _hidden(self, ids: Tensor, state: State | None) -> tuple[Tensor, Tensor | None, State]:
+    def _hidden(
+        self, ids: Tensor, state: State | None, host_inputs: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None, State]:
         """The last norm's outputs (B, T, E), the logits of context tables, and the state."""
         before, rotation, mask = self._positions(ids, state)
         hidden = self.dropout(self.embed_tokens(ids))
@@ -305,7 +318,7 @@ class Transformer(LanguageModel):
         for layer, cache in zip(self.layers, self._caches(state), strict=True):
             hidden, cache = layer(hidden, rotation, cache, mask, state is None)
             caches.append(cache)
-        added, after = self.tables(ids, state, make_state(before + ids.shape[1], caches, state))
+        added, after = self.tables(ids, state, make_state(before + ids.shape[1], caches, state), host_inputs)
         return self.norm(hidden), added, after
 
     def _positions(self, ids: Tensor, state: State | None) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
@@ -314,7 +327,11 @@ class Transformer(LanguageModel):
         rope = self.options.hidden_size // self.options.num_heads, self.options.rope_theta
         if state is None:
             before = torch.zeros(batch, dtype=torch.int64, device=ids.device)
-            return before, first_rotary_tables(batch, time, *rope, ids.device), None
+            if torch.compiler.is_compiling():
+                return before, rotary_tables(torch.arange(time, device=ids.device)[None], *rope), None
+            # The native kernels read a table for each row; torch broadcasts one.
+            rows = batch if ids.is_cpu else 1
+            return before, first_rotary_tables(rows, time, *rope, ids.device), None
         before = state.tensors["lengths"]
         positions = before[:, None] + torch.arange(time, device=ids.device)
         return before, rotary_tables(positions, *rope), cache_mask(state, time)

@@ -162,6 +162,14 @@ class World:
         total, weights = self.all_reduce_sum(value * weight, weight)
         return total / weights
 
+    def all_reduce_mean_on_device(self, value: Tensor, weight: float = 1.0) -> Tensor:
+        """The weighted mean of a scalar over all processes, without a wait for the device."""
+        if self.size == 1:
+            return value
+        sums = torch.stack([value.float() * weight, torch.full_like(value, weight, dtype=torch.float32)])
+        dist.all_reduce(sums)
+        return sums[0] / sums[1]
+
     def sync_clock(self, seconds: float, signal_number: int | None = None) -> tuple[float, int | None]:
         """The clock of rank 0, and a signal that any process received."""
         if self.size == 1:
@@ -548,8 +556,12 @@ def _copy(model: LanguageModel) -> tuple[DistributedDataParallel, list[nn.Parame
 
 
 def _average_sparse_grad(parameter: nn.Parameter, world: World) -> None:
-    """Replace a sparse gradient by the mean over all processes: their rows one after the other."""
+    """Replace a gradient by the mean over all processes; a sparse one has their rows one after the other."""
     if parameter.grad is None:
+        return
+    if not parameter.grad.is_sparse:
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world.size
         return
     grad = parameter.grad.coalesce()
     rows, values = grad.indices()[0], grad.values() / world.size
