@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from lm.comparison.result import Comparison, Difference, Passage, Place
-from lm.profiling.profile_html import STYLE
+from lm.html_parts.page import whole_page
 from lm.version import __version__
 
-COLORS = ("#0072b2", "#d55e00")
+COLORS = ("var(--a)", "var(--b)")
 """Of the first and the second of a pair; from Okabe and Ito's palette, for colour-blind readers."""
 FULL_BITS = 8.0
 """Difference of a word that has the full colour."""
@@ -19,6 +19,9 @@ WIDTH, ROW = 420, 22
 """Of a picture of intervals, in pixels."""
 
 OWN_STYLE = """
+:root { --a: #0072b2; --b: #d55e00; }
+@media (prefers-color-scheme: dark) { :root { --a: #56b4e9; --b: #e69f00; } }
+th.text { text-align: left; }
 .verdict { font-size: 1.1rem; font-weight: 600; color: var(--ink); border-left: .35rem solid #009e73;
   padding: .3rem .8rem; background: var(--band); max-width: none; }
 .verdict.no { border-color: #d55e00; }
@@ -39,16 +42,13 @@ summary { cursor: pointer; font-weight: 600; font-size: 1.05rem; margin-top: 1.5
 
 def page(found: Comparison) -> str:
     """The whole page."""
-    names = escape(", ".join(each.name for each in found.candidates))
+    names = ", ".join(each.name for each in found.candidates)
     split = "" if found.split == "text" else f", split {escape(found.split)}"
     known = [each.name for each in found.candidates if each.bits_per_byte is not None]
     details = "".join(
         _details(found, difference, known, is_open=index == 0) for index, difference in enumerate(found.differences)
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Compared: {names}</title><style>{STYLE}{OWN_STYLE}</style></head><body>
-<h1>{names}</h1>
+    body = f"""<h1>{escape(names)}</h1>
 <p>Compared on {escape(found.text)}{split}: {found.bytes:,} bytes, sha256 <code>{found.text_sha256[:12]}</code>.
 Inkling {__version__}.</p>
 <p class="verdict{"" if found.verdict.comparable else " no"}">{escape(found.verdict.sentence)}</p>
@@ -58,9 +58,8 @@ Inkling {__version__}.</p>
 {_ranking(found)}
 {details}
 <h2>Notes</h2>
-{_list(found.notes)}
-</body></html>
-"""
+{_list(found.notes)}"""
+    return whole_page(f"Compared: {names}", body, OWN_STYLE)
 
 
 def _list(sentences: Sequence[str]) -> str:
@@ -82,8 +81,12 @@ def _ranking(found: Comparison) -> str:
     return _table(heads, rows)
 
 
+_TEXTS = ("Tokens", "Context")
+"""Columns of text, aligned left."""
+
+
 def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    head = "".join(f"<th{' class=text' if name in _TEXTS else ''}>{escape(name)}</th>" for name in heads)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
@@ -165,12 +168,12 @@ def _picture(place: Place, most: float) -> str:
     if place.low is not None and place.high is not None:
         span = (
             f'<line class="span" x1="{x(place.low):.1f}" x2="{x(place.high):.1f}" y1="{ROW / 2}" y2="{ROW / 2}" '
-            f'stroke="{color}"/>'
+            f'style="stroke: {color}"/>'
         )
     return (
         f'<svg viewBox="0 0 {WIDTH} {ROW}" role="img" aria-label="{place.difference:+.3f}">'
         f'<line class="zero" x1="{WIDTH / 2}" x2="{WIDTH / 2}" y1="0" y2="{ROW}"/>{span}'
-        f'<circle cx="{x(place.difference):.1f}" cy="{ROW / 2}" r="4.5" fill="{color}"/></svg>'
+        f'<circle cx="{x(place.difference):.1f}" cy="{ROW / 2}" r="4.5" style="fill: {color}"/></svg>'
     )
 
 

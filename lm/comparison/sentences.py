@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 
 from lm.comparison.bootstrap import Interval
@@ -36,7 +37,7 @@ def difference_sentence(
         margin: standard error and 95 % margin of the difference across seeds; None without several seeds.
         comparable: False if the verdict forbids a conclusion.
     """
-    better, size = (b, abs(bits)) if bits < 0 else (a, abs(bits))
+    better, worse, size = (b, a, -bits) if bits < 0 else (a, b, bits)
     places = decimals(span.half if span else size)
     amount = f"{size:.{places}f}" + (f" ± {span.half:.{places}f}" if span else "") + " bits per byte"
     if not comparable:
@@ -44,12 +45,13 @@ def difference_sentence(
     if bits == 0:
         return f"{a} and {b} are equal on this text."
     if span is None:
-        return f"{better} is better by {amount} on this text, which is too short for an interval."
+        return f"{better} is better than {worse} by {amount} on this text, which is too short for an interval."
     if not span.excludes_zero:
         return f"{a} and {b} differ by {amount}; that may be chance."
     if margin is not None and size <= margin[1]:
-        return f"{better} is better by {amount} on this text; but seeds alone make differences up to {margin[1]:.3f}."
-    return f"{better} is better by {amount}; that is not chance."
+        seeds = f"seeds alone make differences up to {margin[1]:.3f}"
+        return f"{better} is better than {worse} by {amount} on this text; but {seeds}."
+    return f"{better} is better than {worse} by {amount}; that is not chance."
 
 
 def notes(
@@ -57,7 +59,8 @@ def notes(
     differences: Sequence[Difference],
     source: str | None,
     trained_on: Sequence[PreparedCorpus | None],
-    labels: Sequence[str],
+    *,
+    seeds_alone: bool,
 ) -> Iterator[str]:
     """What was left out, and facts to know.
 
@@ -66,7 +69,7 @@ def notes(
         differences: of them.
         source: the run whose training text gave the frequencies of words.
         trained_on: the training text of each run.
-        labels: of the runs.
+        seeds_alone: whether all runs differ by their seed alone.
     """
     if source is None:
         yield (
@@ -75,13 +78,19 @@ def notes(
         )
     elif len({prepared.splits["train"].sha256 if prepared else None for prepared in trained_on}) > 1:
         yield f"Frequencies of words and new names are those of the training text of {source}."
-    if all(len(candidate.runs) == 1 for candidate in candidates):
+    figures = [candidate.bits_per_byte for candidate in candidates if candidate.bits_per_byte is not None]
+    if seeds_alone and len(figures) > 1:
+        yield (
+            "These runs differ by their seed alone: this is how much seeds move the figure (standard deviation "
+            f"{statistics.stdev(figures):.4f} bits per byte)."
+        )
+    elif all(len(candidate.runs) == 1 for candidate in candidates):
         yield "Each configuration has one seed here. Other seeds move the figures too: train some to know by how much."
     long = [candidate.name for candidate in candidates if candidate.bytes_per_token > LONG_TOKEN]
     if long:
         yield (
-            f"The nats of a token are spread evenly over its bytes: for {', '.join(long)}, the letters of a token have "
-            "one figure."
+            f"The nats of a token are spread evenly over its bytes. So for {', '.join(long)}, parts of a word and line "
+            "ends show how the tokens are cut, not where the model knows more."
         )
     if len(differences) > 1:
         yield (

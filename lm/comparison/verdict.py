@@ -111,7 +111,7 @@ def _cautions(facts: Sequence[Facts], split: str | None) -> Iterator[Finding]:
             sentence=f"{_joined(foreign)} {own}, with another {split} split: here all predict that of {facts[0].run}.",
         )
     if len({fact.tokenizer_sha256 for fact in facts}) > 1:
-        kinds = ", ".join(f"{fact.run}: {fact.tokenizer}" for fact in facts)
+        kinds = _grouped([(fact.tokenizer, fact.run) for fact in facts])
         yield Finding(
             kind="tokenizer",
             runs=every,
@@ -120,7 +120,7 @@ def _cautions(facts: Sequence[Facts], split: str | None) -> Iterator[Finding]:
         )
     with_unknown = [fact for fact in facts if fact.unknown_tokens]
     if with_unknown and len({fact.unknown_tokens for fact in facts}) > 1:
-        counts = ", ".join(f"{fact.run}: {fact.unknown_tokens:,}" for fact in with_unknown)
+        counts = ", ".join(f"{fact.run}: {fact.unknown_tokens:,}, {fact.unknown_policy}" for fact in with_unknown)
         yield Finding(
             kind="unknown symbols",
             runs=_names(with_unknown),
@@ -136,7 +136,7 @@ def _cautions(facts: Sequence[Facts], split: str | None) -> Iterator[Finding]:
             sentence=f"The spelling rules differ; spelling is a part of the figure ({costs} bits per byte).",
         )
     if len({fact.context for fact in facts}) > 1:
-        rules = "; ".join(f"{fact.run}: {fact.context}" for fact in facts)
+        rules = _grouped([(fact.context, fact.run) for fact in facts])
         yield Finding(
             kind="context",
             runs=every,
@@ -144,8 +144,14 @@ def _cautions(facts: Sequence[Facts], split: str | None) -> Iterator[Finding]:
             "equal context.",
         )
     if len({fact.precision for fact in facts}) > 1:
-        formats = ", ".join(f"{fact.run}: {fact.precision}" for fact in facts)
+        formats = _grouped([(fact.precision, fact.run) for fact in facts])
         yield Finding(kind="precision", runs=every, sentence=f"The precisions differ ({formats}).")
+
+
+def _grouped(pairs: Sequence[tuple[str, str]]) -> str:
+    """Each value with the runs that have it."""
+    values = dict.fromkeys(value for value, _ in pairs)
+    return "; ".join(f"{value}: {', '.join(run for found, run in pairs if found == value)}" for value in values)
 
 
 def _names(facts: Sequence[Facts]) -> tuple[str, ...]:

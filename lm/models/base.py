@@ -37,9 +37,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lm.config import Options
-from lm.errors import UnsupportedPartError
+from lm.errors import UnsupportedExportError, UnsupportedPartError
 from lm.kernels.autograd import cross_entropy
 from lm.kernels.dispatch import only_torch
+from lm.models.huggingface import HuggingFaceModel
 from lm.models.layout import Stage, Symbol
 from lm.models.profiled_parts import LOSS, run_part
 
@@ -337,6 +338,14 @@ class LanguageModel(nn.Module, ABC):
         """
         shapes = {name: tuple(map(str, parameter.shape)) for name, parameter in self.named_parameters()}
         return (Stage("model", "", shapes, {"logits": ("B", "T", "V")}),)
+
+    def to_huggingface(self) -> HuggingFaceModel:
+        """The model under the names of transformers.
+
+        Raises:
+            UnsupportedExportError: no class of transformers computes what this model computes.
+        """
+        raise UnsupportedExportError(f"{self.options.type} models have no class in transformers.")
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """Learn from a whole split at once; only for models that are trained by counting.

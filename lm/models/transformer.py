@@ -22,11 +22,13 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from lm.errors import UnsupportedExportError
 from lm.kernels import autograd, layers
 from lm.kernels.dispatch import usable
 from lm.models.attention_maps import attend
 from lm.models.base import AttentionMaps, Inspection, LanguageModel, State, TrainingLoss
 from lm.models.context_tables import ContextTables, TableOptions
+from lm.models.huggingface import HuggingFaceModel
 from lm.models.layout import Shape, Stage, Symbol
 from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage
 from lm.torch_private import has_hooks
@@ -322,6 +324,43 @@ class Transformer(LanguageModel):
         if state is None:
             return [None] * len(self.layers)
         return [(state.tensors[f"keys.{index}"], state.tensors[f"values.{index}"]) for index in range(len(self.layers))]
+
+    def to_huggingface(self) -> HuggingFaceModel:
+        """See `LanguageModel.to_huggingface`: Qwen3 with QK-norm, else Llama."""
+        if any(name.startswith("tables.") for name, _ in self.named_parameters()):
+            raise UnsupportedExportError(
+                "This Transformer has context tables, which no class of transformers has. Train one without them: "
+                "--set model.table_orders=[]."
+            )
+        if self.tails is not None:
+            raise UnsupportedExportError(
+                "This Transformer has an adaptive softmax, which no class of transformers has. Train one without it: "
+                "--set model.adaptive_cutoffs=[]."
+            )
+        options = self.options
+        config = {
+            "model_type": "qwen3" if options.qk_norm else "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": options.hidden_size,
+            "intermediate_size": options.inner_size,
+            "num_hidden_layers": options.num_layers,
+            "num_attention_heads": options.num_heads,
+            "num_key_value_heads": options.num_kv_heads or options.num_heads,
+            "head_dim": options.hidden_size // options.num_heads,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "max_position_embeddings": options.context_length,
+            "rms_norm_eps": options.norm_epsilon,
+            # Before and since version 5 of transformers.
+            "rope_theta": options.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": options.rope_theta},
+            "tie_word_embeddings": self.lm_head is None,
+        }
+        tensors = {
+            name if name.startswith("lm_head.") else f"model.{name}": tensor.detach()
+            for name, tensor in self.named_parameters()
+        }
+        return HuggingFaceModel("Qwen3ForCausalLM" if options.qk_norm else "LlamaForCausalLM", config, tensors)
 
     def symbols(self) -> dict[str, Symbol]:
         """See `LanguageModel.symbols`."""

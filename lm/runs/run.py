@@ -409,9 +409,13 @@ class Run:
         Raises:
             CorpusError: the text has no token.
         """
+        return self.score_ids(encode_text("text", text, self.tokenizer).ids)
+
+    def score_ids(self, ids: Ids) -> list[TokenScore]:
+        """The nats of each token: `score` of (N + 1,) ids, the start token first."""
         from lm.runs.scoring import score_tokens
 
-        return [TokenScore(*token) for token in score_tokens(self.model, self.tokenizer, text)]
+        return [TokenScore(*token) for token in score_tokens(self.model, self.tokenizer, ids)]
 
     def logits(self, text: str, *, unknown: UnknownPolicy | None = None) -> npt.NDArray[np.float32]:
         """The logits (N + 1, V) after the start token and after each of the N tokens of a text.
@@ -461,7 +465,7 @@ class Run:
             CorpusError: the split does not exist, or the corpus is not the text that the run was trained on.
         """
         if text is None:
-            split = self._existing_split(split)
+            split = self.existing_split(split)
         from lm.device import TO_USE, enough_memory
         from lm.evaluation.perplexity import score
         from lm.evaluation.report import make_report
@@ -520,7 +524,7 @@ class Run:
         prepared = cached_text(self.record["corpus"], self.tokenizer)
         return None if prepared is None else find_floor(prepared, part, most_tokens=most_tokens)
 
-    def _existing_split(self, split: str | None) -> str:
+    def existing_split(self, split: str | None) -> str:
         """The name of a split of this run's corpus; None is test if there is one, else valid."""
         known = self.record["corpus"]["splits"]
         split = split or ("test" if "test" in known else "valid")

@@ -8,21 +8,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lm.corpora import encode_text
 from lm.device import TO_USE, enough_memory
 from lm.errors import ConfigError
 from lm.evaluation.perplexity import score
 from lm.models.base import LanguageModel
-from lm.tokenizers.base import Tokenizer
+from lm.tokenizers.base import Ids, Tokenizer
 
 
-def score_tokens(model: LanguageModel, tokenizer: Tokenizer, text: str) -> list[tuple[str, int, float]]:
-    """The text, id and nats of each token of a text; see `lm.runs.run.TokenScore`.
+def score_tokens(model: LanguageModel, tokenizer: Tokenizer, ids: Ids) -> list[tuple[str, int, float]]:
+    """The text, id and nats of each token; see `lm.runs.run.TokenScore`.
 
-    Raises:
-        CorpusError: the text has no token.
+    Args:
+        model: of the run.
+        tokenizer: of the run.
+        ids: (N + 1,) the start token, then the N tokens.
     """
-    ids = encode_text("text", text, tokenizer).ids
     parts: list[npt.NDArray[np.float64]] = []
     with enough_memory(TO_USE):
         score(model, ids, each=parts.append)

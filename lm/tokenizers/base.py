@@ -20,15 +20,25 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from lm.config import Options, validate
-from lm.errors import ConfigError, FormatVersionError, LMError, TokenizerError, UnknownSymbolError
+from lm.errors import (
+    ConfigError,
+    FormatVersionError,
+    LMError,
+    TokenizerError,
+    UnknownSymbolError,
+    UnsupportedExportError,
+)
 from lm.registry import TOKENIZERS
+
+if TYPE_CHECKING:
+    import tokenizers as huggingface
 
 TOKENIZER_FORMAT_VERSION = 1
 
@@ -200,6 +210,17 @@ class Tokenizer(ABC):
                 "Choose replace, skip or error."
             )
         return chosen
+
+    def to_huggingface(self) -> huggingface.Tokenizer:
+        """The same tokenizer of the library `tokenizers`: the same ids and texts, except with `skip` and `error`.
+
+        Symbols outside the vocabulary become the unknown token there under the policy `error`, and for words under
+        `skip`. No token is "special" there, so that no text is taken for one, and no newline is dropped.
+
+        Raises:
+            UnsupportedExportError: this kind has no counterpart.
+        """
+        raise UnsupportedExportError(f"{self.type} tokenizers have no counterpart in the library tokenizers.")
 
     # -- one readable file ------------------------------------------------------------------------
 

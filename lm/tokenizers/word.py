@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from lm.tokenizers.base import (
     utf8_sizes,
     visible,
 )
+
+if TYPE_CHECKING:
+    import tokenizers as huggingface
 
 REGISTERS = {"word": "WordTokenizer"}
 
@@ -150,6 +153,27 @@ class WordTokenizer(Tokenizer):
     def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
         """A decoder that gives " word" after another word, and "word" at the start of a line."""
         return _WordStreamDecoder(self, at_line_start=len(after) == 0 or int(after[-1]) == self.start_id)
+
+    def to_huggingface(self) -> huggingface.Tokenizer:
+        """See `Tokenizer.to_huggingface`: words between white space."""
+        import tokenizers as huggingface
+        from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+        converted = huggingface.Tokenizer(models.WordLevel(dict(self._ids), unk_token=UNK))
+        converted.normalizer = normalizers.Replace("\n", f" {EOS} ")
+        # The white space of str.split(), which is more than that of \\s.
+        spaces = "".join(f"\\x{{{code:X}}}" for code in range(0x3001) if chr(code).isspace())
+        converted.pre_tokenizer = pre_tokenizers.Split(Regex(f"[{spaces}]+"), "removed")
+        converted.decoder = decoders.Sequence(
+            [
+                decoders.Replace(Regex(f"^{EOS}$"), "\n"),
+                decoders.Replace(Regex(r"^(?!\n)"), " "),
+                decoders.Fuse(),
+                decoders.Replace("\n ", "\n"),
+                decoders.Strip(" ", 1, 0),
+            ]
+        )
+        return converted
 
     def payload(self) -> dict[str, Any]:
         """The words by id."""

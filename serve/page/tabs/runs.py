@@ -13,13 +13,15 @@ from gradio.context import Context
 
 from lm.errors import LMError, RunError
 from lm.evaluation.report import Report
+from lm.html_parts import escape
+from lm.html_parts.line_chart import COLOURS, Line, line_chart_html
 from lm.runs.card import figure, figures_of
 from lm.runs.run import Run
 from lm.runs.run_folder import RunFolder, list_runs
 from serve.page.assets import read_asset
 from serve.page.context import Page
-from serve.page.line_chart import COLOURS, Line, LineChart, line_chart_html
-from serve.page.messages import attach, escape, page_error, without_commands
+from serve.page.line_chart import LineChart
+from serve.page.messages import attach, page_error, without_commands
 from serve.page.tabs import Tab
 
 NOT_ALLOWED = (
