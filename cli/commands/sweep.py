@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from lm.jobs.sweep import SweepResult
     from lm.jobs.sweep_record import SweepFolder
 
-POSITION = 18
+POSITION = 1.5
+"""After train."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 MAX_DRAWN = 8
@@ -59,7 +60,7 @@ def command(
     *,
     flags: TrainFlags,
 ) -> None:
-    """Train all combinations of some options with several seeds, and choose the best.
+    """Train combinations of options with several seeds; choose the best.
 
     The same command continues a sweep that was interrupted.
 
