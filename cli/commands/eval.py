@@ -52,6 +52,14 @@ def command(
     precision: Annotated[
         str, typer.Option(help="fp32 (the reference), bf16, fp16, or int8 (int8 weights, as for decoding).")
     ] = "fp32",
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIGNATURE",
+            help="Measure as this signature says, and say if the figure reproduces.",
+            show_default=False,
+        ),
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -64,6 +72,7 @@ def command(
     lm eval RUN
     lm eval RUN --text FILE --json
     lm eval RUN --copy --samples 50 --temperature 0.8
+    lm eval RUN --check SIGNATURE
     """
     measured_in = choice("--precision", precision, "fp32", "bf16", "fp16", "int8")
     if split is not None and text is not None:
@@ -79,6 +88,7 @@ def command(
         raise ConfigError(f"--{next(iter(sampling)).replace('_', '-')} is for the samples of --copy: give --copy too.")
     from cli.output import console, print_json, reading, scoring
     from cli.report import print_report
+    from cli.signature_check import checked, settings_of
     from lm.corpora import open_text
     from lm.runs.run import load
 
@@ -88,6 +98,10 @@ def command(
             f"--stride {stride}: {loaded.config.model.type} models carry their state over the whole text, without a "
             "sliding window: leave --stride out."
         )
+    if check is not None:
+        split, stride, measured_in = settings_of(
+            check, loaded, split=split, text=text, stride=stride, precision=measured_in
+        )  # fmt: skip
     content = None
     if text is not None:
         own = loaded.config.corpus
@@ -102,15 +116,24 @@ def command(
     if copy:
         with reading() as watch:
             copies = loaded.copy_report(data_dir=data_dir, progress=watch, **sampling)
-    if as_json:
-        added = {} if copies is None else {"copies": copies.model_dump(mode="json")}
-        print_json({**report.model_dump(mode="json"), **added})
-    else:
+    facts = report.model_dump(mode="json")
+    if copies is not None:
+        facts["copies"] = copies.model_dump(mode="json")
+    if not as_json:
         print_report(console(), report)
         if copies is not None:
             from cli.copies import print_copies
 
             print_copies(console(), copies)
+    if check is not None:
+        facts["check"] = checked(check, report, quiet=as_json)
+    if as_json:
+        print_json(facts)
+    elif report.signature is not None:
+        # The last line, whole, so that it can be copied.
+        typer.echo(report.signature)
+    if check is not None:
+        raise typer.Exit(0 if facts["check"]["reproduces"] else 1)
     # The card has reference figures only.
     if not loaded.folder.shipped and text is None and stride is None and precision == "fp32":
         try:

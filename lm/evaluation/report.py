@@ -119,6 +119,9 @@ class Report(Options):
     device: str = Field(description="Device of this evaluation.")
     precision: str = Field(description="Number format of the matrix products.")
     version: str = Field(description="Version of Inkling.")
+    signature: str | None = Field(
+        None, description="How the figure was measured, in one line: see lm.evaluation.signature."
+    )
 
     def __repr_args__(self) -> Iterable[tuple[str, object]]:
         return ((name, getattr(self, name)) for name in _IN_REPR)

@@ -27,7 +27,7 @@ from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text
 from lm.corpora.cache import cache_folder
 from lm.errors import ConfigError, CorpusError, CorruptRunError, LMError, RunError
 from lm.files import read_facts, write_file
-from lm.generation.open_decoder import STATE_BYTES, open_decoder
+from lm.generation.open_decoder import STATE_BYTES, JoinedDecoding, open_decoder
 from lm.generation.options import SamplingOptions
 from lm.runs.card import model_card, run_facts, run_summary
 from lm.runs.run_folder import CARD, SAMPLES, SNAPSHOTS, RunFolder, find_run
@@ -210,6 +210,7 @@ class Run:
         max_slots: int = 1,
         state_bytes: int = STATE_BYTES,
         threads: int | None = None,
+        joined: JoinedDecoding = "auto",
     ) -> Decoder:
         """A new decoder; see `lm.generation.open_decoder.open_decoder`, which chooses it.
 
@@ -225,6 +226,7 @@ class Run:
             max_slots=max_slots,
             state_bytes=state_bytes,
             threads=threads,
+            joined=joined,
         )
         if opened.vocab_size != self.tokenizer.vocab_size:
             raise CorruptRunError(
@@ -240,6 +242,7 @@ class Run:
         prefix_cache_bytes: int = 0,
         state_bytes: int = STATE_BYTES,
         threads: int | None = None,
+        joined: JoinedDecoding = "auto",
     ) -> Engine:
         """An engine with its own decoder: many requests at once, each with the same text as alone.
 
@@ -248,10 +251,12 @@ class Run:
             prefix_cache_bytes: memory for the states of prompt prefixes, so that equal prefixes are prefilled once.
             state_bytes: memory for the states of all samples.
             threads: of a native decoder.
+            joined: whether a torch decoder computes all samples in one call; see
+                `lm.generation.open_decoder.JoinedDecoding`.
         """
         from lm.generation.engine import Engine
 
-        opened = self.decoder(max_slots=max_batch, state_bytes=state_bytes, threads=threads)
+        opened = self.decoder(max_slots=max_batch, state_bytes=state_bytes, threads=threads, joined=joined)
         return Engine(opened, self.tokenizer, max_batch=max_batch, prefix_cache_bytes=prefix_cache_bytes)
 
     def request(
@@ -412,9 +417,13 @@ class Run:
         Raises:
             CorpusError: the text has no token.
         """
+        return self.score_ids(encode_text("text", text, self.tokenizer).ids)
+
+    def score_ids(self, ids: Ids) -> list[TokenScore]:
+        """The nats of each token: `score` of (N + 1,) ids, the start token first."""
         from lm.runs.scoring import score_tokens
 
-        return [TokenScore(*token) for token in score_tokens(self.model, self.tokenizer, text)]
+        return [TokenScore(*token) for token in score_tokens(self.model, self.tokenizer, ids)]
 
     def logits(self, text: str, *, unknown: UnknownPolicy | None = None) -> npt.NDArray[np.float32]:
         """The logits (N + 1, V) after the start token and after each of the N tokens of a text.
@@ -464,10 +473,11 @@ class Run:
             CorpusError: the split does not exist, or the corpus is not the text that the run was trained on.
         """
         if text is None:
-            split = self._existing_split(split)
+            split = self.existing_split(split)
         from lm.device import TO_USE, enough_memory
         from lm.evaluation.perplexity import score
         from lm.evaluation.report import make_report
+        from lm.evaluation.signature import signature_of
         from lm.spelling import spelling_rule
 
         if text is not None:
@@ -489,7 +499,7 @@ class Run:
                 scores = score(
                     self.model, part.ids, precision=precision, stride=stride, unknown_id=unknown, progress=progress
                 )
-        return make_report(
+        report = make_report(
             scores,
             part.counts,
             floor,
@@ -505,6 +515,10 @@ class Run:
             precision=precision,
             version=__version__,
         )
+        signature = signature_of(
+            report, unknown=self.tokenizer.options.unknown, tokenizer_sha256=self.tokenizer.sha256
+        )  # fmt: skip
+        return report.model_copy(update={"signature": str(signature)})
 
     def floor(self, part: TokenSplit, *, most_tokens: int | None = None) -> Floor | None:
         """The n-gram floor of a text; None if the training text is not in the cache.
@@ -573,7 +587,7 @@ class Run:
         texts = self.samples(prompt, **checked.model_dump(exclude_unset=True))
         return copy_report(index, texts, held_out, split="valid", prompt=prompt, options=checked)
 
-    def _existing_split(self, split: str | None) -> str:
+    def existing_split(self, split: str | None) -> str:
         """The name of a split of this run's corpus; None is test if there is one, else valid."""
         known = self.record["corpus"]["splits"]
         split = split or ("test" if "test" in known else "valid")
