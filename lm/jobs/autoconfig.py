@@ -93,8 +93,8 @@ CPU = Scale(
     vocabulary_price=(3.0, 0.6),
 )  # fmt: skip
 GPU = Scale(
-    # A step of a narrow network costs what its launches do, whatever its width; then products grow with the square.
-    rows=(32, 2048), usual_rows=256, max_width=2048, recurrent_price=(0.8, 0.1, 0.1),
+    # A step of a narrow network costs what its launches do; products grow with the square of the width.
+    rows=(32, 2048), usual_rows=256, max_width=2048, recurrent_price=(0.7, 0.3, 0.1),
     transformer_price=(1.5, 0.0, 1.6), vocabulary_price=(0.5, 0.25),
 )  # fmt: skip
 
