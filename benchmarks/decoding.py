@@ -208,7 +208,7 @@ def gru_loop(model: Any, batch: int, tokens: int, *, sample: bool) -> Callable[[
 
     @torch.inference_mode()
     def run() -> float:
-        ids, state = torch.zeros(batch, 1, dtype=torch.int64), None
+        ids, state = torch.zeros(batch, 1, dtype=torch.int64, device=output.weight.device), None
         for _ in range(tokens):
             hidden, state = cell(embedding(ids), state)
             logits = output(hidden[:, -1])
@@ -236,7 +236,8 @@ def hugging_face(model: Any, batch: int, tokens: int) -> Callable[[], float]:
     llama = LlamaForCausalLM(config).eval()
     own = {name if name.startswith("lm_head") else f"model.{name}": value for name, value in model.state_dict().items()}
     llama.load_state_dict(own)
-    prompt = torch.arange(PROMPT).repeat(batch, 1)
+    device = model.lm_head.weight.device
+    llama, prompt = llama.to(device), torch.arange(PROMPT, device=device).repeat(batch, 1)
     with torch.inference_mode():
         torch.testing.assert_close(llama(prompt).logits, model(prompt)[0], atol=1e-4, rtol=0)
     mask = torch.ones_like(prompt)

@@ -37,11 +37,22 @@ class PlainRecurrent(nn.Module):
         return self.output(out), hidden
 
 
-def recurrent_steps(module: PlainRecurrent, ids: Ids, *, batch_size: int, bptt: int) -> TrainStep:
-    """Steps of truncated back-propagation through time over contiguous rows."""
+def recurrent_steps(
+    module: PlainRecurrent, ids: Ids, *, batch_size: int, bptt: int, low: torch.dtype | None = None
+) -> TrainStep:
+    """Steps of truncated back-propagation through time over contiguous rows, on the module's device.
+
+    Args:
+        module: the model.
+        ids: of the training split.
+        batch_size, bptt: rows and tokens of a row.
+        low: format of autocast; None: fp32.
+    """
+    device = module.output.weight.device
+    autocast = torch.autocast(device.type, dtype=low, enabled=low is not None)
     length = (len(ids) - 1) // batch_size
-    inputs = torch.from_numpy(ids[: batch_size * length].astype(np.int64)).view(batch_size, length)
-    targets = torch.from_numpy(ids[1 : batch_size * length + 1].astype(np.int64)).view(batch_size, length)
+    inputs = torch.from_numpy(ids[: batch_size * length].astype(np.int64)).view(batch_size, length).to(device)
+    targets = torch.from_numpy(ids[1 : batch_size * length + 1].astype(np.int64)).view(batch_size, length).to(device)
     optimizer = torch.optim.AdamW(module.parameters())
     place, hidden = 0, None
 
@@ -49,8 +60,9 @@ def recurrent_steps(module: PlainRecurrent, ids: Ids, *, batch_size: int, bptt: 
         nonlocal place, hidden
         if place + bptt > length:
             place, hidden = 0, None
-        logits, after = module(inputs[:, place : place + bptt], hidden)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets[:, place : place + bptt].reshape(-1))
+        with autocast:
+            logits, after = module(inputs[:, place : place + bptt], hidden)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets[:, place : place + bptt].reshape(-1))
         _update(optimizer, module, loss, rate)
         hidden = tuple(part.detach() for part in after) if isinstance(after, tuple) else after.detach()
         place += bptt

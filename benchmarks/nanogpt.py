@@ -134,7 +134,14 @@ class NanoGPT:
             raise PeerError("nanoGPT's validation split is not ours: the corpus has to be cut at nine tenths.")
 
     def train(
-        self, name: str, iterations: int, *, points: int = 0, planned: int | None = None, save: bool = True
+        self,
+        name: str,
+        iterations: int,
+        *,
+        points: int = 0,
+        planned: int | None = None,
+        save: bool = True,
+        recipe: Sequence[str] = RECIPE,
     ) -> Trained:
         """Run train.py for so many iterations.
 
@@ -144,13 +151,14 @@ class NanoGPT:
             points: keep so many checkpoints at equal distances; 0: the last one alone.
             planned: iterations that the schedule is made for, where only their beginning is run.
             save: whether there is a checkpoint at the end.
+            recipe: options of train.py.
         """
         every = max(1, iterations // max(points, 1)) if save else 10**9
         # So that the last iteration has a checkpoint.
         iterations -= iterations % every if save else 0
         out = self.folder / f"out-{name}"
         command = [
-            "train.py", CONFIG, *RECIPE, f"--max_iters={iterations}", f"--lr_decay_iters={planned or iterations}",
+            "train.py", CONFIG, *recipe, f"--max_iters={iterations}", f"--lr_decay_iters={planned or iterations}",
             f"--eval_interval={every}", "--always_save_checkpoint=True", f"--out_dir={out}",
         ]  # fmt: skip
         say(f"  nanoGPT: {iterations:,} iterations")

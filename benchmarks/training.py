@@ -43,6 +43,7 @@ from benchmarks.wlm import WordLanguageModel, write_texts
 from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig
 from lm.corpora import Corpus, PreparedCorpus, open_corpus, prepare
 from lm.device import deterministic
+from lm.machine import wait
 from lm.models.base import build_model
 from lm.profiling.trial import Trial
 from lm.torch_private import keep_freed_memory
@@ -189,27 +190,30 @@ def _words(settings: Settings, folder: Path, record: Record) -> None:
 # -- turns -------------------------------------------------------------------------------------------
 
 
-def trainer_turns(model: Section, training: TrainingConfig, prepared: PreparedCorpus) -> Callable[[], float]:
+def trainer_turns(
+    model: Section, training: TrainingConfig, prepared: PreparedCorpus, seconds: float = TURN_SECONDS
+) -> Callable[[], float]:
     """Tokens per second of `TrainStep`; the model continues to learn from turn to turn."""
     trial = Trial(TrainStep(build_model(model, prepared.tokenizer.vocab_size, seed=1), training), prepared)
 
     def turn() -> float:
         with deterministic(trial.step.device), keep_freed_memory():
             begun, steps = time.perf_counter(), 0
-            while time.perf_counter() - begun < TURN_SECONDS:
+            while time.perf_counter() - begun < seconds:
                 trial.run_step()
                 steps += 1
+            wait(trial.step.device)
             return steps * trial.batches.tokens_per_step / (time.perf_counter() - begun)
 
     return turn
 
 
-def loop_turns(step: loops.TrainStep, tokens_per_step: int) -> Callable[[], float]:
+def loop_turns(step: loops.TrainStep, tokens_per_step: int, seconds: float = TURN_SECONDS) -> Callable[[], float]:
     """The same of a loop."""
 
     def turn() -> float:
-        steps, seconds = loops.for_seconds(step, TURN_SECONDS, rate=1e-3)
-        return steps * tokens_per_step / seconds
+        steps, spent = loops.for_seconds(step, seconds, rate=1e-3)
+        return steps * tokens_per_step / spent
 
     return turn
 

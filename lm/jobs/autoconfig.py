@@ -93,8 +93,8 @@ CPU = Scale(
     vocabulary_price=(3.0, 0.6),
 )  # fmt: skip
 GPU = Scale(
-    # A step of a narrow network costs what its launches do, whatever its width; then products grow with the square.
-    rows=(32, 2048), usual_rows=256, max_width=2048, recurrent_price=(0.8, 0.1, 0.1),
+    # A step of a narrow network costs what its launches do; products grow with the square of the width.
+    rows=(32, 2048), usual_rows=256, max_width=2048, recurrent_price=(0.7, 0.3, 0.1),
     transformer_price=(1.5, 0.0, 1.6), vocabulary_price=(0.5, 0.25),
 )  # fmt: skip
 
@@ -344,7 +344,7 @@ def _token_bytes(model: Mapping[str, Any], vocabulary: int) -> float:
     """Bytes that a token of a batch needs at the peak of a step: activations for backward, and logits, in fp32."""
     activations = (28 if "context_length" in model else 10) * model["hidden_size"] * model.get("num_layers", 1)
     logits = 3 * (min(model["adaptive_cutoffs"]) if "adaptive_cutoffs" in model else vocabulary)
-    return 4.0 * (activations + logits)
+    return 4.0 * float(activations + logits)
 
 
 @dataclass(frozen=True)

@@ -426,8 +426,8 @@ def _time_logging(trial: Trial, folder: RunFolder, step_seconds: float, seconds:
     board.on_start(start)
 
     def write(spent: float) -> None:
-        interval = MetricsInterval()
-        interval.add(StepResult(loss=0.0), spent)
+        interval = MetricsInterval(seconds=spent)
+        interval.add(StepResult(loss=0.0))
         row = interval.row(trial.steps_done, 0, step, batches, split)
         folder.append_metrics(row)
         board.on_log(row)

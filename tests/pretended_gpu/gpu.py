@@ -150,6 +150,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.is_error = False
         self.reset()
 
     def reset(self) -> None:
@@ -162,9 +163,15 @@ class Watch:
         self.float64: Counter[tuple[str, str]] = Counter()
 
     def wait(self, kind: str) -> None:
-        """Count a wait at the current place."""
+        """Count a wait at the current place; an error where `torch.cuda.set_sync_debug_mode("error")` says so."""
         with self.lock:
             self.waits[kind, place()] += 1
+        if self.is_error:
+            raise RuntimeError(f"called a synchronizing CUDA operation: {kind} at {place()}")
+
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        """As that of torch.cuda."""
+        self.is_error = mode in (2, "error")
 
     def wait_for_event(self) -> None:
         with self.lock:
@@ -637,7 +644,7 @@ def _stand_in_for_torch_cuda() -> None:
         "stream": lambda _: contextlib.nullcontext(),
         "Stream": Stream,
         "Event": Event,
-        "set_sync_debug_mode": lambda _: None,
+        "set_sync_debug_mode": WATCH.set_sync_debug_mode,
         "get_sync_debug_mode": lambda: 0,
     }
     for name, answer in answers.items():
