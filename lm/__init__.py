@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lm.errors import LMError
     from lm.evaluation.report import Report
     from lm.generation.options import SamplingOptions
+    from lm.jobs.sweep import sweep
     from lm.jobs.train import resume, train
     from lm.runs.run import Run, load
     from lm.training.callbacks import Callback
@@ -54,6 +55,7 @@ _HOMES = {
     "load": "lm.runs.run",
     "preset_names": "lm.config",
     "resume": "lm.jobs.train",
+    "sweep": "lm.jobs.sweep",
     "train": "lm.jobs.train",
 }
 _ROOMS = {"inspect": "lm.inspection"}
@@ -76,6 +78,7 @@ __all__ = [
     "load",
     "preset_names",
     "resume",
+    "sweep",
     "train",
 ]
 

@@ -98,6 +98,18 @@ class CorpusConfig(Options):
         "within 1,000 characters; character: exactly at the fraction.",
     )
 
+    split_by: Literal["document", "line", "blank-line"] | None = Field(
+        None,
+        description="Split a text without splits by whole units instead of by position: documents (files, rows of a "
+        "table), lines, or parts between blank lines. Equal units are always in the same split; which one depends on "
+        "a hash of the unit.",
+    )
+    dedupe: bool = Field(
+        False,
+        description="Leave copies out of validation and test: each line of which at least half stands in the "
+        "training text, in runs of 50 or more characters.",
+    )
+
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, value: str | None) -> str | None:
@@ -260,6 +272,11 @@ class TrainingConfig(Options):
     timeout_seconds: float = Field(
         600.0, gt=0, description="Longest wait of a process for the others in one step; then the job ends."
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Compile the training step: a Transformer with torch.compile, a recurrent model to CUDA graphs. "
+        "auto: on a GPU, if the plan is long enough. Results differ by rounding.",
+    )
     seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, dropout and batch order.")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
@@ -389,7 +406,7 @@ def compose(
     Args:
         source: the corpus, as `CorpusConfig.source`.
         preset: name of the lowest layer, or its sections.
-        file: a TOML file with the same sections.
+        file: a TOML file with the same sections; "none" is None.
         overrides: "section.field" → value; text that is JSON ("3", "true", "[5,10]") is parsed, "none" is None.
 
     Raises:
@@ -421,12 +438,22 @@ def given_sections(file: Path | None, overrides: Mapping[str, Any] | None) -> li
     layers = []
     if file is not None:
         try:
-            layers.append(tomllib.loads(file.read_text("utf-8")))
+            layers.append(_with_none(tomllib.loads(file.read_text("utf-8"))))
         except OSError as error:
             raise ConfigError(f"--config {file}: {error.strerror}.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"--config {file} is not TOML: {error}.") from None
     return [*layers, _nested(overrides or {})]
+
+
+def _with_none(sections: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a TOML file with "none" as None, which TOML does not have."""
+    return {
+        name: {field: None if value == "none" else value for field, value in fields.items()}
+        if isinstance(fields, dict)
+        else fields
+        for name, fields in sections.items()
+    }
 
 
 def _still_known(name: str, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

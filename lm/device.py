@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy.typing as npt
 import torch
 
 from lm.errors import DeviceError
@@ -38,6 +39,14 @@ def pick_device(name: str | None = None) -> torch.device:
     if name not in present:
         raise DeviceError(f"Device {name!r} is not available: use {' or '.join(present)}, or leave --device out.")
     return torch.device(name)
+
+
+def to_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """The tensor of an array on a device; on a GPU of NVIDIA or AMD the host does not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 TO_TRAIN = "for this model and batch: lower training.batch_size, training.bptt or model.hidden_size"
@@ -91,19 +100,37 @@ def computing(device: torch.device, precision: Precision, *, autocast: bool = Tr
 @contextlib.contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
     """Allow tf32 for fp32 products or not; torch's default is only for recurrent layers of cuDNN."""
-    # The older of torch's two interfaces, which torch does not read any more after a use of the newer one.
-    products, layers = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, layers.allow_tf32
-    products.allow_tf32 = layers.allow_tf32 = allowed
+    products: Any = torch.backends.cuda.matmul
+    layers: Any = torch.backends.cudnn
+    parts = products, layers.conv, layers.rnn
+    before = [part.fp32_precision for part in parts]
+    # Torch has an older interface too. Reading it fails if both interfaces were used and disagree. If they agree, this
+    # must not change, because other programs and torch's compiler read it.
+    try:
+        older = products.allow_tf32, layers.allow_tf32
+    except RuntimeError:
+        older = None
+    if older is not None:
+        products.allow_tf32 = layers.allow_tf32 = allowed
+    # The older interface leaves recurrent layers to torch.backends.fp32_precision, which may be tf32.
+    for part in parts:
+        part.fp32_precision = "tf32" if allowed else "ieee"
     try:
         yield
     finally:
-        products.allow_tf32, layers.allow_tf32 = before
+        if older is not None:
+            products.allow_tf32, layers.allow_tf32 = older
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
 
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Inside, only deterministic kernels on the CPU; on a GPU torch's setting is unchanged."""
+    """Inside, an operation on the CPU without a deterministic kernel is an error, and new memory is not filled.
+
+    On a GPU the host program's setting stays, by default torch's fastest kernels: sums by atomic additions and cuDNN's
+    recurrent layers may then have other last bits in each run.
+    """
     # As use_deterministic_algorithms, but that imports torch's compiler for more than a second.
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else before)
@@ -115,6 +142,20 @@ def deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(before)
         settings.fill_uninitialized_memory = fills
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a GPU, in use or not."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def send_ids(ids: Any, device: torch.device) -> torch.Tensor:
+    """Nested lists of integers as an int64 tensor on a device; the host does not wait for a GPU."""
+    if device.type != "cuda":
+        return torch.tensor(ids, dtype=torch.int64, device=device)
+    return torch.tensor(ids, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
 
 
 def memory_in_use(device: torch.device) -> int | None:

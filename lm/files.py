@@ -25,6 +25,11 @@ from lm.errors import CorruptRunError, FormatVersionError, RunError, RunNotFound
 FORMAT_VERSION = 1
 
 Arrays = dict[str, npt.NDArray[Any]]
+_DTYPES = {
+    "F32": np.float32, "F64": np.float64, "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "F16": np.float16, "BOOL": np.bool_,
+}  # fmt: skip
+"""Those of numpy by their names in safetensors files."""
 HEADER = "inkling"
 """The entry of a safetensors header that holds the facts."""
 
@@ -149,6 +154,24 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
         raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
     if facts.pop("sha256", None) != _digest_arrays(arrays, facts):
         raise CorruptRunError(f"{path} fails its hash, so it was edited or damaged: restore it, or train again.")
+    return arrays, facts
+
+
+def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """As `read_arrays`, but the arrays are views of the file, and their hash is not checked."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        facts = _facts(header.pop("__metadata__", None))
+        check_version(facts["format_version"], path)
+        content = np.memmap(path, np.uint8, mode="r", offset=8 + size)
+        arrays = {
+            name: content[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            for name, entry in header.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
     return arrays, facts
 
 

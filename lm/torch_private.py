@@ -89,11 +89,45 @@ def keep_compiler_away_from_optimizers() -> None:
             setattr(plain, "__dynamo_disable", plain)
 
 
-def foreach(operation: Literal["mul", "copy", "lerp"], tensors: Sequence[Tensor], *arguments: Any) -> None:
-    """Apply an in-place method to many tensors in one call (`_foreach_mul_`, `_foreach_copy_`, `_foreach_lerp_`)."""
+def foreach(operation: Literal["add", "copy", "lerp", "mul"], tensors: Sequence[Tensor], *arguments: Any) -> None:
+    """Apply an in-place method to many tensors in one call (`_foreach_add_` and so on)."""
     import torch
 
     getattr(torch, f"_foreach_{operation}_")(list(tensors), *arguments)
+
+
+def foreach_differences(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """New tensors: each of `tensors` minus that of `others`, in one call (`_foreach_sub`)."""
+    import torch
+
+    return list(torch._foreach_sub(list(tensors), list(others)))
+
+
+def foreach_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The 2-norm of each tensor, scalars in fp32, in one call (`_foreach_norm`)."""
+    import torch
+
+    low = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors)
+    norms: list[Tensor] = list(torch._foreach_norm(list(tensors), 2, *([torch.float32] if low else [])))
+    return norms
+
+
+@contextlib.contextmanager
+def optimizer_flags(optimizer: Optimizer, divisor: Tensor, skip: Tensor) -> Iterator[bool]:
+    """Inside, `step` divides gradients by `divisor`, or changes nothing if `skip` is 1; yields whether it can.
+
+    Uses `grad_scale`, `found_inf` and `_step_supports_amp_scaling`, as torch's GradScaler does with fused optimizers.
+    Both are scalars in fp32 on the device, and no host waits for them.
+    """
+    target: Any = optimizer
+    if not getattr(target, "_step_supports_amp_scaling", False):
+        yield False
+        return
+    target.grad_scale, target.found_inf = divisor, skip
+    try:
+        yield True
+    finally:
+        del target.grad_scale, target.found_inf
 
 
 # -- tensors ------------------------------------------------------------------------------------------

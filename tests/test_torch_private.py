@@ -8,12 +8,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from lm import torch_private
 
@@ -95,6 +96,36 @@ def test_foreach_lerp() -> None:
     targets = [torch.zeros(2)]
     torch_private.foreach("lerp", targets, [torch.full((2,), 4.0)], 0.25)
     assert targets[0].tolist() == [1.0, 1.0]
+
+
+def test_foreach_sub() -> None:
+    found = torch_private.foreach_differences([torch.ones(2), torch.zeros(1)], [torch.zeros(2), torch.ones(1)])
+    assert [each.tolist() for each in found] == [[1.0, 1.0], [-1.0]]
+
+
+def test_foreach_norm_adds_squares_beyond_fp16_in_fp32() -> None:
+    found = torch_private.foreach_norms([torch.full((4,), 1000.0, dtype=torch.float16), torch.ones(9)])
+    assert [(float(each), each.dtype) for each in found] == [(2000.0, torch.float32), (3.0, torch.float32)]
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_a_fused_optimizer_divides_its_gradients_or_does_nothing_by_flags(kind: type[Any]) -> None:
+    weights = [torch.ones(3, requires_grad=True) for _ in range(3)]
+    optimizers = [kind([weight], lr=0.5, fused=True) for weight in weights]
+    for weight, optimizer, divisor, skip in zip(weights, optimizers, (1.0, 64.0, 64.0), (0.0, 0.0, 1.0), strict=True):
+        weight.grad = torch.full((3,), 0.25 * divisor)
+        with torch_private.optimizer_flags(optimizer, torch.tensor(divisor), torch.tensor(skip)) as can:
+            optimizer.step()
+        assert can and not hasattr(optimizer, "found_inf")
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], torch.ones(3))
+    assert torch.equal(weights[2], torch.ones(3))
+    assert all(not each.any() for each in optimizers[2].state.get(weights[2], {}).values() if each is not None)
+
+
+def test_an_optimizer_that_is_not_fused_has_no_flags() -> None:
+    optimizer = SGD([torch.ones(1, requires_grad=True)], lr=1.0)
+    with torch_private.optimizer_flags(optimizer, torch.ones(()), torch.zeros(())) as can:
+        assert not can and not hasattr(optimizer, "grad_scale")
 
 
 def test_indices_and_values_of_a_sparse_tensor() -> None:

@@ -13,7 +13,7 @@ from lm.errors import ConfigError, LMError
 if TYPE_CHECKING:
     from lm.profiling.bench import Row
 
-POSITION = 14
+POSITION = 18
 
 
 @with_train_flags(*PROCESSES)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lm.runs.run import Run
     from lm.tokenizers.base import UnknownPolicy
 
-POSITION = 4
+POSITION = 5
 
 BLANK_LINE = "\n\n"
 HELP = """\

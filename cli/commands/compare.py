@@ -10,7 +10,7 @@ import typer
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, choice, path_option
 from lm.errors import ConfigError
 
-POSITION = 3.5
+POSITION = 4
 """After eval."""
 
 

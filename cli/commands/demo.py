@@ -9,7 +9,7 @@ import typer
 from cli.commands.train import command as train
 from cli.options import DEFAULT_RUNS, RunsDir
 
-POSITION = 17
+POSITION = 21
 
 
 def command(

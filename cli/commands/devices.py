@@ -6,7 +6,7 @@ from typing import Any
 
 from cli.options import Json
 
-POSITION = 15
+POSITION = 19
 
 
 def command(as_json: Json = False) -> None:

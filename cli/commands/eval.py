@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,9 +16,11 @@ from cli.options import (
     TextColumn,
     TextEncoding,
     choice,
+    field,
     path_option,
 )
 from lm.errors import ConfigError, RunError
+from lm.generation.options import SamplingOptions
 
 POSITION = 3
 
@@ -43,6 +45,20 @@ def command(
         typer.Option(
             min=1, help="Step of a Transformer's sliding window. Default: half its context.", show_default=False
         ),
+    ] = None,
+    copy: Annotated[
+        bool,
+        typer.Option("--copy", help="Also draw samples, and measure how much of them is copied."),
+    ] = False,
+    samples: Annotated[
+        int | None, typer.Option(min=2, max=1024, help="Samples of --copy. Default: 20.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of each sample of --copy. Default: 300.", show_default=False)
+    ] = None,
+    temperature: Annotated[float | None, field(SamplingOptions, "temperature")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the samples of --copy. Default: 1.", show_default=False)
     ] = None,
     device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, mps. Default: a GPU if there is one.")] = None,
     precision: Annotated[
@@ -89,6 +105,7 @@ def command(
     lm eval RUN --text FILE --json
     lm eval RUN --calibration --out calibration.svg
     lm eval RUN --check SIGNATURE
+    lm eval RUN --copy --samples 50 --temperature 0.8
     """
     measured_in = choice("--precision", precision, "fp32", "bf16", "fp16", "int8")
     if split is not None and text is not None:
@@ -99,6 +116,11 @@ def command(
     if corpus is not None and text is not None:
         raise ConfigError("--corpus is the path of the run's own text, --text is another text: give only one.")
     from cli.eval_extras import Extras
+
+    given = {"samples": samples, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    sampling: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if sampling and not copy:
+        raise ConfigError(f"--{next(iter(sampling)).replace('_', '-')} is for the samples of --copy: give --copy too.")
     from cli.output import console, print_json, reading, scoring
     from cli.report import print_report
     from cli.signature_check import checked, settings_of
@@ -134,11 +156,21 @@ def command(
             split, text=content, name="stdin" if text == "-" else str(text), stride=stride, precision=measured_in,
             progress=progress, reading=watch, data_dir=data_dir, corpus=corpus, watchers=watchers,
         )  # fmt: skip
+    copies = None
+    if copy:
+        with reading() as watch:
+            copies = loaded.copy_report(data_dir=data_dir, progress=watch, **sampling)
     more = extras.finish(loaded, report, stride=stride)
     facts = {**report.model_dump(mode="json"), **more}
+    if copies is not None:
+        facts["copies"] = copies.model_dump(mode="json")
     if not as_json:
         print_report(console(), report)
         extras.print(console())
+        if copies is not None:
+            from cli.copies import print_copies
+
+            print_copies(console(), copies)
     if check is not None:
         facts["check"] = checked(check, report, quiet=as_json)
     if as_json:

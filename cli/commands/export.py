@@ -9,7 +9,7 @@ import typer
 
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir, choice, path_option
 
-POSITION = 10
+POSITION = 11
 FORMATS = {"hf": "lm.interop.huggingface"}
 """Format → module whose `export` writes it."""
 

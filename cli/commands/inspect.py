@@ -24,7 +24,7 @@ from lm.errors import ConfigError, CorpusError
 if TYPE_CHECKING:
     from lm.runs.run import Run
 
-POSITION = 13
+POSITION = 16
 
 OUTPUT_HELP = "Also write the view to this file: .png, .svg or .html."
 TEXT_HELP = "Text to read; - is stdin. Default: the run's validation text."

@@ -9,7 +9,7 @@ import typer
 
 from cli.options import DEFAULT_RUNS, Json, RunsDir, choice
 
-POSITION = 7
+POSITION = 8
 
 
 def command(
@@ -68,7 +68,8 @@ def command(
             "bits/byte includes the spelling of unknown words and white space;",
             "tokens alone: without it, not comparable across tokenizers (docs/reference/evaluation.md)",
         ]
-    if len({row.get("text_sha256") for row in rows if row.get("bits_per_byte") is not None}) > 1:
+    texts = {row.get("text_sha256") for row in rows if row.get("bits_per_byte") is not None}
+    if sort == "bits" and len(texts) > 1:
         hints += [
             "the runs have different validation texts, so their figures do not rank them;",
             "to compare on one text: lm compare RUN OTHER --text FILE",

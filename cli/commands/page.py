@@ -13,7 +13,7 @@ import typer
 
 from cli.commands.serve import read_options, serve, with_flags
 
-POSITION = 5
+POSITION = 6
 MORE_PORTS = 50
 """Ports that are tried after the default one."""
 

@@ -12,7 +12,7 @@ from cli.options import DEFAULT_RUNS, Json, RunsDir, field
 from lm.config import CorpusConfig, Section, expanded, parse_assignments, parse_value, validate
 from lm.errors import ConfigError
 
-POSITION = 16
+POSITION = 20
 
 
 def command(

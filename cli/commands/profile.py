@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lm.profiling.profile import Layer, Profile
 
-POSITION = 12
+POSITION = 17
 
 
 @with_train_flags(*PROCESSES)

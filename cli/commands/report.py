@@ -9,7 +9,7 @@ import typer
 
 from cli.options import DEFAULT_RUNS, DataDir, RunName, RunsDir, path_option
 
-POSITION = 8
+POSITION = 10
 
 
 def command(

@@ -31,6 +31,7 @@ from lm.errors import ConfigError
 from lm.generation.options import SamplingOptions
 
 if TYPE_CHECKING:
+    from cli.copies import CopyMarker
     from lm.generation.request import Score
 
 POSITION = 2
@@ -57,6 +58,20 @@ def command(
     out: Annotated[
         Path | None,
         path_option(help="Also write the samples with options and seed to this file."),
+    ] = None,
+    mark_copies: Annotated[
+        bool,
+        typer.Option(
+            "--mark-copies",
+            help="Mark what stands word for word in the training text: underlined, or in [[ ]] with NO_COLOR and in a "
+            "pipe. Each sample is printed when it is complete.",
+        ),
+    ] = False,
+    min_copy: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Characters of the shortest run that --mark-copies marks. Default: 20.", show_default=False
+        ),
     ] = None,
     server: Annotated[
         str | None,
@@ -93,6 +108,10 @@ def command(
         # The final newline of a shell is not part of the prompt.
         prompt += piped.removesuffix("\r\n" if piped.endswith("\r\n") else "\n")
 
+    if min_copy is not None and not mark_copies:
+        raise ConfigError("--min-copy is for --mark-copies: give both.")
+    if mark_copies and detokenize:
+        raise ConfigError("--mark-copies marks the text as the tokens give it: leave --detokenize out.")
     if out is not None:
         from lm.files import check_place
 
@@ -103,6 +122,7 @@ def command(
 
         for flag, value in (
             ("--state", state), ("--out", out), ("--device", device), ("--precision", weights != "fp32" or None),
+            ("--mark-copies", mark_copies or None),
         ):  # fmt: skip
             if value is not None:
                 raise ConfigError(f"{flag} is for local runs: leave it out with --server.")
@@ -115,11 +135,18 @@ def command(
         raise ConfigError(f"--detokenize is for word models; run {loaded.name!r} uses {loaded.tokenizer.type} tokens.")
     begin = loaded.snapshots.read(state) if state is not None else None
     request = loaded.request(prompt, options, unknown=policy, state=begin)
-    screen = _Screen(loaded, prompt if echo else "", options)
+    marker = None
+    if mark_copies:
+        from cli.copies import MIN_COPY, CopyMarker
+
+        marker = CopyMarker(loaded, min_copy or MIN_COPY)
+    screen = _Screen(loaded, prompt if echo else "", options, marker)
     if as_json:
         samples = _draw(loaded, request, lambda sample: screen.print_json(sample, prompt))
     elif detokenize:
         samples = _draw(loaded, request, screen.print_detokenized)
+    elif marker is not None:
+        samples = _draw(loaded, request, lambda sample: screen.print_marked(sample, prompt, echo=echo))
     else:
         samples = _draw(loaded, request, screen.end, begin=screen.begin, show=screen.show)
     if out is not None:
@@ -170,8 +197,9 @@ def _draw(
 class _Screen:
     """Prints text on stdout and everything else on stderr."""
 
-    def __init__(self, run: Any, echoed: str, options: SamplingOptions) -> None:
+    def __init__(self, run: Any, echoed: str, options: SamplingOptions, marker: CopyMarker | None = None) -> None:
         self._run = run
+        self._marker = marker
         self._echoed = echoed
         self._options = options
         self._unshown = ""
@@ -207,6 +235,16 @@ class _Screen:
         typer.echo(shown(self._run.tokenizer.detokenize(self._echoed + sample.text), sys.stdout), color=True)
         self._print_facts(sample)
 
+    def print_marked(self, sample: _Sample, prompt: str, *, echo: bool) -> None:
+        """Print a finished sample with its copies marked, and their share."""
+        assert self._marker is not None
+        if sample.index:
+            typer.echo("")
+        copies = self._marker.find(prompt, sample.text)
+        self._marker.print_text(copies, prompt, sample.text, echo=echo)
+        self._print_facts(sample)
+        self._marker.print_share(copies, prompt)
+
     def print_json(self, sample: _Sample, prompt: str) -> None:
         """Print a finished sample as JSON."""
         from cli.output import print_json
@@ -216,6 +254,8 @@ class _Screen:
             "tokens": sample.tokens, "finish_reason": sample.finish_reason, "run": self._run.name,
             "state": self._run.checkpoint,
         }  # fmt: skip
+        if self._marker is not None:
+            facts["copies"] = self._marker.facts(self._marker.find(prompt, sample.text), prompt)
         if self._options.logprobs is not None:
             facts["logprobs"] = [
                 {"token": score.token, "logprob": score.logprob, "top": [list(pair) for pair in score.top]}

@@ -18,7 +18,7 @@ from serve.settings import ServeOptions
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-POSITION = 6
+POSITION = 7
 INSTALL = "pip install '.[serve]' in a checkout of Inkling"
 
 

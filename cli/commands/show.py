@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cli.options import DEFAULT_RUNS, Json, RunName, RunsDir
 
-POSITION = 8
+POSITION = 9
 
 
 def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:

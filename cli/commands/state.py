@@ -21,7 +21,7 @@ from cli.options import (
 )
 from lm.errors import CorpusError
 
-POSITION = 9
+POSITION = 15
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name or path of a run, NAME@last or NAME@step-500.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the snapshot.")]

@@ -9,7 +9,7 @@ from cli.options import DEFAULT_RUNS, Json, RunName, RunsDir, named
 if TYPE_CHECKING:
     from lm.training.callbacks import Callback
 
-POSITION = 10
+POSITION = 13
 
 
 def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> None:

@@ -119,13 +119,18 @@ def compare(
         candidates=tuple(each.candidate for each in ranked),
         differences=differences,
         training_text=source,
-        notes=tuple(notes([each.candidate for each in ranked], differences, source, trained_on, labels)),
+        notes=tuple(
+            notes(
+                [each.candidate for each in ranked], differences, source, trained_on,
+                seeds_alone=len({each.configuration for each in scored}) == 1,
+            )
+        ),
         resamples=resamples,
         seed=seed,
         precision=precision,
         seconds=time.perf_counter() - begun,
         version=__version__,
-    )
+    )  # fmt: skip
 
 
 # -- texts ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from lm.comparison.result import Comparison, Difference, Passage, Place
-from lm.profiling.profile_html import STYLE
+from lm.html_parts.page import whole_page
 from lm.version import __version__
 
 COLORS = ("var(--a)", "var(--b)")
@@ -42,16 +42,13 @@ summary { cursor: pointer; font-weight: 600; font-size: 1.05rem; margin-top: 1.5
 
 def page(found: Comparison) -> str:
     """The whole page."""
-    names = escape(", ".join(each.name for each in found.candidates))
+    names = ", ".join(each.name for each in found.candidates)
     split = "" if found.split == "text" else f", split {escape(found.split)}"
     known = [each.name for each in found.candidates if each.bits_per_byte is not None]
     details = "".join(
         _details(found, difference, known, is_open=index == 0) for index, difference in enumerate(found.differences)
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Compared: {names}</title><style>{STYLE}{OWN_STYLE}</style></head><body>
-<h1>{names}</h1>
+    body = f"""<h1>{escape(names)}</h1>
 <p>Compared on {escape(found.text)}{split}: {found.bytes:,} bytes, sha256 <code>{found.text_sha256[:12]}</code>.
 Inkling {__version__}.</p>
 <p class="verdict{"" if found.verdict.comparable else " no"}">{escape(found.verdict.sentence)}</p>
@@ -61,9 +58,8 @@ Inkling {__version__}.</p>
 {_ranking(found)}
 {details}
 <h2>Notes</h2>
-{_list(found.notes)}
-</body></html>
-"""
+{_list(found.notes)}"""
+    return whole_page(f"Compared: {names}", body, OWN_STYLE)
 
 
 def _list(sentences: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 
 from lm.comparison.bootstrap import Interval
@@ -58,7 +59,8 @@ def notes(
     differences: Sequence[Difference],
     source: str | None,
     trained_on: Sequence[PreparedCorpus | None],
-    labels: Sequence[str],
+    *,
+    seeds_alone: bool,
 ) -> Iterator[str]:
     """What was left out, and facts to know.
 
@@ -67,7 +69,7 @@ def notes(
         differences: of them.
         source: the run whose training text gave the frequencies of words.
         trained_on: the training text of each run.
-        labels: of the runs.
+        seeds_alone: whether all runs differ by their seed alone.
     """
     if source is None:
         yield (
@@ -76,7 +78,13 @@ def notes(
         )
     elif len({prepared.splits["train"].sha256 if prepared else None for prepared in trained_on}) > 1:
         yield f"Frequencies of words and new names are those of the training text of {source}."
-    if all(len(candidate.runs) == 1 for candidate in candidates):
+    figures = [candidate.bits_per_byte for candidate in candidates if candidate.bits_per_byte is not None]
+    if seeds_alone and len(figures) > 1:
+        yield (
+            "These runs differ by their seed alone: this is how much seeds move the figure (standard deviation "
+            f"{statistics.stdev(figures):.4f} bits per byte)."
+        )
+    elif all(len(candidate.runs) == 1 for candidate in candidates):
         yield "Each configuration has one seed here. Other seeds move the figures too: train some to know by how much."
     long = [candidate.name for candidate in candidates if candidate.bytes_per_token > LONG_TOKEN]
     if long:

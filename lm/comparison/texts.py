@@ -46,7 +46,8 @@ def split_text(
             f"{run.config.corpus.source} is not the text that run {run.name!r} was trained on: restore that text, or "
             "give another one with --text FILE."
         )
-    raise problem or CorpusError(f"No run has a {split!r} split with this text.")
+    assert problem is not None, "the first run has this split"
+    raise CorpusError(f"{problem} Or compare on another text: --text FILE.")
 
 
 def training_start(run: Run, prepared: PreparedCorpus, *, data_dir: Path | None = None) -> str | None:

@@ -120,7 +120,7 @@ def _cautions(facts: Sequence[Facts], split: str | None) -> Iterator[Finding]:
         )
     with_unknown = [fact for fact in facts if fact.unknown_tokens]
     if with_unknown and len({fact.unknown_tokens for fact in facts}) > 1:
-        counts = ", ".join(f"{fact.run}: {fact.unknown_tokens:,}" for fact in with_unknown)
+        counts = ", ".join(f"{fact.run}: {fact.unknown_tokens:,}, {fact.unknown_policy}" for fact in with_unknown)
         yield Finding(
             kind="unknown symbols",
             runs=_names(with_unknown),

@@ -2,7 +2,8 @@
 
 In reading order: `corpus` (what a corpus is), `text` (text in chunks), `table_files`, `file_list` (files as one text),
 `named` and `hub` (downloads), `encode` and `token_folder` (text → token files), `shards`, `sources` (which text a name
-means), `prepared` (a corpus as tokens, from the cache), `batches` (tokens → training steps).
+means), `units` and `dedupe` (other splits), `leaks` (what held-out splits repeat), `prepared` (a corpus as tokens, from
+the cache), `batches` (tokens → training steps).
 
     corpus = open_corpus(CorpusConfig(source="input.txt"))
     prepared = prepare(corpus, Section(type="char"))

@@ -11,8 +11,9 @@ half counts the draws.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ import numpy.typing as npt
 from lm.corpora import TokenSplit
 from lm.errors import CorpusError
 from lm.tokenizers.base import Ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BatchingKind = Literal["streams", "random", "shuffled"]
 
@@ -41,6 +45,8 @@ class Batch:
     """Whether to reset the carried state before this batch."""
     weight: float = 1.0
     """Of a share of a batch: its number of rows, divided by that of an average share."""
+    pinned: Mapping[str, Tensor] | None = None
+    """Copies for a GPU: "inputs", "targets" and the model's host inputs, in pinned memory."""
     place: int | None = None
     """Number of the batch in its epoch, from 0, where all epochs have the same batches; None: they differ."""
 
@@ -74,7 +80,7 @@ class Batches(ABC):
 
     @abstractmethod
     def batch(self, index: int) -> Batch:
-        """The batch at `index`, from 0; epochs follow one another without end.
+        """The batch at `index`, from 0; epochs follow one another without end. Any thread may call it.
 
         Each share has its own rows of the same batch, in order. If there are more shares than rows, a share without
         rows gets one row of weight 0.
@@ -122,7 +128,7 @@ class StreamBatches(Batches):
         inputs, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
         if number == 0:
             inputs[:, 0] = self._start_id
-        return Batch(inputs, targets, number == 0, weight, number)
+        return Batch(inputs, targets, number == 0, weight, place=number)
 
 
 class RandomWindows(Batches):
@@ -155,20 +161,20 @@ class ShuffledWindows(Batches):
         self._count = max(1, (self._targets - bptt + 1) // bptt)
         self._offsets = min(bptt, self._targets - self._count * bptt + 1)
         self.per_epoch = -(-self._count // batch_size)
-        self._epoch: int | None = None
-        self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
-        self._offset = 0
+        self._shuffled: tuple[int, int, npt.NDArray[np.int64]] | None = None
 
     def batch(self, index: int) -> Batch:
         """See `Batches.batch`."""
         epoch, number = divmod(index, self.per_epoch)
-        if epoch != self._epoch:
+        # Read and replaced as a whole, because several threads may ask for batches.
+        shuffled = self._shuffled
+        if shuffled is None or shuffled[0] != epoch:
             draws = _generator(self._seed, _ORDER, epoch)
-            self._offset = int(draws.integers(0, self._offsets))
-            self._order = draws.permutation(self._count)
-            self._epoch = epoch
-        windows = self._order[number * self._batch_size : (number + 1) * self._batch_size]
-        starts = self._offset + windows * self._bptt
+            offset = int(draws.integers(0, self._offsets))
+            self._shuffled = shuffled = epoch, offset, draws.permutation(self._count)
+        _, offset, order = shuffled
+        windows = order[number * self._batch_size : (number + 1) * self._batch_size]
+        starts = offset + windows * self._bptt
         return self._windows(starts, _generator(self._seed, _STARTS, index))
 
 

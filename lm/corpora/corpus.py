@@ -28,7 +28,9 @@ SPLIT_ALIASES = {
 }  # fmt: skip
 """Names of splits in folders and hub data sets → our names."""
 DEFAULT_FRACTIONS = (0.9, 0.05, 0.05)
-SplitAt = Literal["word", "character"]
+SplitBy = Literal["document", "line", "blank-line"]
+SplitAt = Literal["word", "character"] | SplitBy
+"""Where a text without splits is cut: by position, at a word or exactly; or by whole units."""
 MAX_WORD_SHIFT = 1000
 """Characters by which a cut may move forward to white space."""
 _LINE_END_OR_SPACE = re.compile(r"\r\n|\s")
@@ -64,6 +66,16 @@ class Corpus:
     """Folder of its shards, if it was prepared in shards; its text is then decoded from their tokens."""
 
 
+def check_positional(source: str, at: SplitAt) -> None:
+    """Refuse units for a text that has splits.
+
+    Raises:
+        CorpusError: `at` is a unit.
+    """
+    if at not in ("word", "character"):
+        raise CorpusError(f"{source} has its own splits: leave --split-by {at} out.")
+
+
 def silent(stage: str, done: int, total: int) -> None:
     """A `Progress` that does nothing."""
 
@@ -88,7 +100,7 @@ def positioned(
     text: Text,
     fractions: Sequence[float],
     *,
-    at: SplitAt = "word",
+    at: Literal["word", "character"] = "word",
     files: int | None = None,
     notes: Sequence[str] = (),
     progress: Progress = silent,

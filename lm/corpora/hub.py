@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lm.corpora.corpus import SPLIT_ALIASES, SPLIT_NAMES, Corpus, Progress, SplitAt, positioned, whole
+from lm.corpora.corpus import SPLIT_ALIASES, SPLIT_NAMES, Corpus, Progress, SplitAt, check_positional, whole
 from lm.corpora.table_files import ArrowRows, TableText, datasets_library
+from lm.corpora.units import split_text
 from lm.errors import CorpusError
 
 PREFIX = "hf:"
@@ -46,7 +47,8 @@ def open_hub(
         missing = "training" if "train" not in texts else "validation"
         raise CorpusError(f"{source} has no {missing} split; its splits are {', '.join(map(str, data))}.")
     if len(texts) == 1:
-        return positioned(name, source, texts["train"], fractions, at=at, progress=progress)
+        return split_text(name, source, texts["train"], fractions, at=at, progress=progress)
+    check_positional(source, at)
     return Corpus(name, source, {key: whole(key, text) for key, text in texts.items()})
 
 

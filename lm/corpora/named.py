@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm.corpora.cache import cache_folder
-from lm.corpora.corpus import DEFAULT_FRACTIONS, Corpus, Progress, SplitAt, logger, positioned, whole
+from lm.corpora.corpus import DEFAULT_FRACTIONS, Corpus, Progress, SplitAt, check_positional, logger, whole
 from lm.corpora.download import download
 from lm.corpora.text import FileText, MemoryText
+from lm.corpora.units import split_text
 from lm.errors import CorpusError
 
 BUILTIN = "pydoc-topics"
@@ -153,8 +154,10 @@ def open_named(
     notes = tuple(note for file, path in found if (note := _check(file, path, progress)))
     if corpus.files[0].split is None:
         shares = fractions or corpus.fractions
-        at = "character" if tuple(shares) == corpus.fractions else at
-        return positioned(name, name, FileText(paths[0]), shares, at=at, files=1, notes=notes, progress=progress)
+        if at == "word" and tuple(shares) == corpus.fractions:
+            at = "character"
+        return split_text(name, name, FileText(paths[0]), shares, at=at, files=1, notes=notes, progress=progress)
+    check_positional(name, at)
     splits = {file.split: whole(file.split, FileText(path)) for file, path in found if file.split}
     return Corpus(name, name, splits, notes)
 
@@ -168,7 +171,7 @@ def _builtin(fractions: Sequence[float], at: SplitAt, progress: Progress) -> Cor
         ) from None
     text = MemoryText(BUILTIN, "\n".join(topics[name] for name in sorted(topics)))
     notes = (f"from Python {platform.python_version()}",)
-    return positioned(BUILTIN, BUILTIN, text, fractions, at=at, notes=notes, progress=progress)
+    return split_text(BUILTIN, BUILTIN, text, fractions, at=at, notes=notes, progress=progress)
 
 
 def _find(name: str, corpus: NamedCorpus, data_dir: Path | None, root: Path) -> list[Path] | None:

@@ -20,7 +20,8 @@ from lm.config import CorpusConfig, Section
 from lm.corpora.cache import cache_folder, sync
 from lm.corpora.corpus import SPLIT_NAMES, Corpus, Progress, Split, logger, silent
 from lm.corpora.encode import Encoder, Measure, UnknownSymbolCounter, warn_of_unknown
-from lm.corpora.shards import read_shards
+from lm.corpora.leaks import leak_notes, stored_leaks, warn_of_leaks
+from lm.corpora.shards import SHARDS_WAY_OUT, read_shards, shards_leaks
 from lm.corpora.sources import open_corpus
 from lm.corpora.text import utf8
 from lm.corpora.token_folder import (
@@ -43,14 +44,15 @@ def prepare(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> PreparedCorpus:
-    """Tokens of every split, from the cache if it has them; logs one warning of unknown symbols.
+    """Tokens of every split, from the cache if it has them; warns of unknown symbols and of leaks.
 
     Args:
         corpus: text with splits.
         tokenizer: a trained tokenizer, or the configuration section of the tokenizer to train. It is trained on the
             training split alone. Tokens that were prepared in shards have their own tokenizer, which is used instead.
         cache: instead of `cache_folder()`.
-        progress: called with bytes, in the stages "reading", "training the tokenizer" and "encoding".
+        progress: called with bytes, in the stages "reading", "training the tokenizer", "encoding" and "comparing the
+            splits".
 
     Raises:
         CorpusError: the text cannot be read, a split gives no tokens, or the cache cannot be written.
@@ -59,7 +61,9 @@ def prepare(
     """
     progress = progress or silent
     if corpus.tokens is not None:
-        return read_shards(corpus.tokens, tokenizer)
+        shards = read_shards(corpus.tokens, tokenizer)
+        warn_of_leaks(corpus.name, shards_leaks(corpus.tokens), SHARDS_WAY_OUT)
+        return shards
     folder = (cache or cache_folder()) / "tokens"
     measures = _measure(corpus, progress)
     hashes = {name: measure.sha256 for name, measure in measures.items()}
@@ -76,7 +80,12 @@ def prepare(
                 raise
     prepared, unknown = found
     warn_of_unknown(corpus.name, prepared.tokenizer, unknown["total"], unknown["common"])
-    notes = (*corpus.notes, *_equal_splits(corpus.name, hashes))
+    equal = _equal_splits(corpus.name, hashes)
+    leaks = stored_leaks(folder / key, corpus.splits, progress)
+    # The warning of a split that is another one is enough.
+    leaks = {name: leak for name, leak in leaks.items() if name not in equal}
+    warn_of_leaks(corpus.name, leaks)
+    notes = (*corpus.notes, *equal.values(), *leak_notes(leaks))
     return replace(prepared, name=corpus.name, source=corpus.source, notes=notes)
 
 
@@ -134,13 +143,13 @@ def prepared_key(hashes: Mapping[str, str], tokenizer: Tokenizer | Section) -> s
     return hashlib.sha256(f"{versions}\n{corpus_sha256(hashes)}\n{made_by}".encode()).hexdigest()[:32]
 
 
-def _equal_splits(corpus: str, hashes: Mapping[str, str]) -> list[str]:
+def _equal_splits(corpus: str, hashes: Mapping[str, str]) -> dict[str, str]:
     """A note for each split with the same text as an earlier one; logs a warning too."""
-    notes = []
+    notes = {}
     for number, (name, digest) in enumerate(hashes.items()):
         equal = next((other for other in list(hashes)[:number] if hashes[other] == digest), None)
         if equal is not None:
-            notes.append(f"{name} is the same text as {equal}")
+            notes[name] = f"{name} is the same text as {equal}"
             logger.warning(
                 "%s: %s is the same text as %s, so its loss says nothing about other text.", corpus, name, equal
             )

@@ -29,6 +29,7 @@ from lm.corpora.corpus import Corpus, Progress, Split, silent
 from lm.corpora.encode import Counts, Encoder, Measure, TokenSplit, UnknownSymbolCounter
 from lm.corpora.file_list import expand, join, list_files, readable_files
 from lm.corpora.hub import PREFIX, stream_hub
+from lm.corpora.leaks import Leak, joined_leaks, leak_notes, read_leaks, stored_leaks, warn_of_leaks
 from lm.corpora.table_files import ArrowRows, TableText
 from lm.corpora.text import Text, regroup, utf8
 from lm.corpora.token_folder import PreparedCorpus, build_folder, read_folder, write_meta
@@ -40,6 +41,7 @@ TOKENIZER = "tokenizer.json"
 PIECE = 1 << 16
 """Characters of a piece, about; whole pieces are held out for validation."""
 TOKENS_DECODED_AT_ONCE = 1 << 16
+SHARDS_WAY_OUT = "Remove repeated documents from the text, and prepare it again."
 
 
 class JoinedIds:
@@ -150,6 +152,7 @@ def prepare_shard(
             _write_shard(built, text, tokenizer, valid_every, config.source, watch)
 
         found = build_folder(target, fill, keep_existing=False)
+    warn_of_leaks(target.name, stored_leaks(target, _decoded_splits(found[0]), progress or silent), SHARDS_WAY_OUT)
     return found[0]
 
 
@@ -238,11 +241,21 @@ def open_shards(folder: Path) -> Corpus:
         CorpusError: a shard is missing or damaged.
     """
     prepared = read_shards(folder, shards_tokenizer(folder))
-    splits = {
+    return Corpus(folder.name, str(folder), _decoded_splits(prepared), prepared.notes, tokens=folder)
+
+
+def shards_leaks(folder: Path) -> dict[str, Leak]:
+    """The leaks of all shards together, each found within its shard; empty if an older Inkling prepared one of them."""
+    parts = [read_leaks(path) for path in sorted(folder.glob("shard-*-of-*"))]
+    return joined_leaks([part for part in parts if part is not None]) if None not in parts else {}
+
+
+def _decoded_splits(prepared: PreparedCorpus) -> dict[str, Split]:
+    """The splits of a prepared corpus as the text that its tokens give back."""
+    return {
         name: Split(name, partial(_decoded, split, prepared.tokenizer), split.counts.bytes)
         for name, split in prepared.splits.items()
     }
-    return Corpus(folder.name, str(folder), splits, prepared.notes, tokens=folder)
 
 
 def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
@@ -282,7 +295,7 @@ def read_shards(folder: Path, tokenizer: Tokenizer | Section) -> PreparedCorpus:
             raise CorpusError(f"{folder} has no text for {name}: prepare it again with another --valid-every.")
         splits[name] = TokenSplit(name, ids if name == "train" else np.asarray(ids), joined, digest)
     key = f"shards-{splits['train'].sha256[:24]}"
-    notes = (f"prepared in {total} shards", *found[0].notes)
+    notes = (f"prepared in {total} shards", *found[0].notes, *leak_notes(shards_leaks(folder)))
     return PreparedCorpus(folder.name, str(folder), key, splits, own, notes)
 
 

@@ -26,17 +26,20 @@ from lm.corpora.corpus import (
     SPLIT_NAMES,
     Corpus,
     Progress,
+    SplitAt,
+    check_positional,
     logger,
-    positioned,
     silent,
     size_note,
     whole,
 )
+from lm.corpora.dedupe import dedupe
 from lm.corpora.file_list import expand, file_text, join, list_files, readable_files, warn_of_skipped
 from lm.corpora.hub import PREFIX, open_hub
 from lm.corpora.shards import is_sharded, open_shards
 from lm.corpora.table_files import table_suffix
 from lm.corpora.text import COMPRESSED, EMPTY, STDIN, MemoryText, Text, decode_file
+from lm.corpora.units import split_text
 from lm.errors import CorpusError
 from lm.registry import did_you_mean
 
@@ -59,7 +62,16 @@ def open_corpus(config: CorpusConfig, *, data_dir: Path | None = None, progress:
         DownloadError: a named corpus could not be downloaded.
         MissingExtraError: a codec is not installed.
     """
-    source, watch, at = config.source, progress or silent, config.split_at
+    corpus = _open(config, data_dir, progress or silent)
+    if not config.dedupe:
+        return corpus
+    if corpus.tokens is not None:
+        raise CorpusError(f"{config.source} was prepared in shards, and --dedupe is for text: leave it out.")
+    return dedupe(corpus, progress or silent)
+
+
+def _open(config: CorpusConfig, data_dir: Path | None, watch: Progress) -> Corpus:
+    source, at = config.source, _split_at(config)
     if source.startswith(PREFIX):
         fractions = config.split_fractions or DEFAULT_FRACTIONS
         return open_hub(source, column=config.text_column, fractions=fractions, at=at, progress=watch)
@@ -67,6 +79,7 @@ def open_corpus(config: CorpusConfig, *, data_dir: Path | None = None, progress:
         return named.open_named(source, fractions=config.split_fractions, at=at, data_dir=data_dir, progress=watch)
     path = Path(source).expanduser()
     if is_sharded(path):
+        check_positional(source, at)
         return open_shards(path.resolve())
     if _is_stream(source):
         return _one_file(
@@ -185,9 +198,13 @@ def _one_file(path: Path, config: CorpusConfig, progress: Progress, *, name: str
     return _positioned(name, str(path), text, files, config, progress)
 
 
+def _split_at(config: CorpusConfig) -> SplitAt:
+    return config.split_by or config.split_at
+
+
 def _positioned(name: str, source: str, text: Text, files: int, config: CorpusConfig, progress: Progress) -> Corpus:
     fractions = config.split_fractions or DEFAULT_FRACTIONS
-    return positioned(name, source, text, fractions, at=config.split_at, files=files, progress=progress)
+    return split_text(name, source, text, fractions, at=_split_at(config), files=files, progress=progress)
 
 
 def _folder(folder: Path, config: CorpusConfig, progress: Progress) -> Corpus:
@@ -202,6 +219,7 @@ def _split_folder(
     folder: Path, splits: dict[str, list[Path]], found: Sequence[Path], config: CorpusConfig
 ) -> Corpus:  # fmt: skip
     """A folder whose files are the splits; other files are left out."""
+    check_positional(str(folder), _split_at(config))
     used = {path for files in splits.values() for path in files}
     others = [str(path.relative_to(folder)) for path in found if path not in used]
     warn_of_skipped(str(folder), {"of no split": others})

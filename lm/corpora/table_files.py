@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import io
 import json
 import logging
 import re
@@ -17,10 +16,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, repeat, zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lm.corpora.corpus import logger
-from lm.corpora.text import COMPRESSED, EMPTY, FileText, Text, open_binary, regroup, utf8
+from lm.corpora.text import COMPRESSED, EMPTY, FileText, Text, lines_of, open_binary, regroup, utf8
 from lm.errors import CorpusError
 from lm.registry import did_you_mean
 
@@ -89,7 +88,7 @@ class JsonRows(Rows):
 
     def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
         """See `Rows.cells`."""
-        lines = ((number, line) for number, line in enumerate(_lines(self._text.chunks()), 1) if not line.isspace())
+        lines = ((number, line) for number, line in enumerate(lines_of(self._text.chunks()), 1) if not line.isspace())
         begin = list(islice(lines, 2))
         rows = self._values() if self._is_whole(begin) else map(self._value, chain(begin, lines))
         for number, row in rows:
@@ -202,7 +201,7 @@ class CsvRows(Rows):
         """Rows that are not blank, each with its first line."""
         # The default is 128 KB, and a document may be longer.
         csv.field_size_limit(_MAX_CELL)
-        reader = csv.reader(chain(_lines(self._text.chunks(), ""), [_END]), delimiter=separator)
+        reader = csv.reader(chain(lines_of(self._text.chunks(), ""), [_END]), delimiter=separator)
         begin = 1
         try:
             for row in reader:
@@ -279,20 +278,6 @@ def file_rows(path: Path, suffix: str, encoding: str | None, *, member: str | No
     return CsvRows(text) if suffix == ".csv" else JsonRows(text, may_be_whole=suffix == ".json")
 
 
-def _lines(chunks: Iterable[str], newline: Literal["", "\n"] = "\n") -> Iterator[str]:
-    """The lines of a text, each with its end; `newline` as for `open`: "" also ends lines at carriage returns."""
-    held: list[str] = []
-    for chunk in chunks:
-        held.append(chunk)
-        if "\n" not in chunk:
-            continue
-        lines = list(io.StringIO("".join(held), newline=newline))
-        # A final carriage return may be half of a line end.
-        held = [lines.pop()] if not lines[-1].endswith("\n") else []
-        yield from lines
-    yield from io.StringIO("".join(held), newline=newline)
-
-
 # -- the text of tables -----------------------------------------------------------------------------------------
 
 
@@ -315,6 +300,12 @@ class TableText(Text):
         for _ in zip(range(skip), documents, strict=False):
             pass
         return documents
+
+    def documents(self) -> Iterator[str]:
+        """See `Text.documents`."""
+        for number, document in enumerate(self._documents()):
+            # All but the first begin with the newline that joins them.
+            yield (document[1:] if number else document) + "\n"
 
     def _documents(self) -> Iterator[str]:
         number, shares = self._share

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 from lm.errors import CorpusError, MissingExtraError
 
@@ -66,6 +66,11 @@ class Text(ABC):
     def blocks(self, skip: int = 0) -> Iterator[bytes]:
         """The same chunks as UTF-8 bytes; those of a UTF-8 file are not checked."""
         return map(utf8, self.chunks(skip))
+
+    def documents(self) -> Iterator[str]:
+        """Its documents, each with a newline at the end: the files, or the rows of a table; other text is one."""
+        text = "".join(self.chunks())
+        yield text if text.endswith("\n") else text + "\n"
 
 
 class MemoryText(Text):
@@ -278,6 +283,11 @@ class JoinedText(Text):
         """See `Text.chunks`."""
         return islice(regroup(self._pieces()), skip, None)
 
+    def documents(self) -> Iterator[str]:
+        """See `Text.documents`."""
+        for part in self._parts:
+            yield from part.documents()
+
     def _pieces(self) -> Iterator[str]:
         ended = True
         for part in self._parts:
@@ -357,6 +367,20 @@ def regroup(pieces: Iterable[str]) -> Iterator[str]:
         held, size = [text[start:]], len(text) - start
     if size:
         yield "".join(held)
+
+
+def lines_of(chunks: Iterable[str], newline: Literal["", "\n"] = "\n") -> Iterator[str]:
+    """The lines of a text, each with its end; `newline` as for `open`: "" also ends lines at carriage returns."""
+    held: list[str] = []
+    for chunk in chunks:
+        held.append(chunk)
+        if "\n" not in chunk:
+            continue
+        lines = list(io.StringIO("".join(held), newline=newline))
+        # A final carriage return may be half of a line end.
+        held = [lines.pop()] if not lines[-1].endswith("\n") else []
+        yield from lines
+    yield from io.StringIO("".join(held), newline=newline)
 
 
 def _after_space(text: str) -> int:

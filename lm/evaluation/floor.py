@@ -19,6 +19,8 @@ import numpy as np
 
 from lm.corpora import PreparedCorpus, TokenSplit
 from lm.corpora.cache import cache_folder
+from lm.corpora.leaks import WINDOW_CHARACTERS, cut_windows, says_something
+from lm.corpora.windows import WindowFinder
 from lm.errors import RunError
 from lm.evaluation.report import MAX_OVERLAP, Floor
 from lm.files import write_file
@@ -32,13 +34,12 @@ MAX_COUNTED = 8_000_000
 """Training tokens that are counted; limits time and memory."""
 MAX_STORED = 200
 """Floors that are stored with a corpus."""
-WINDOWS = 64
-"""Parts of a text that are searched in the training text."""
-WINDOW_CHARACTERS = 100
+READ_AT_ONCE = 1 << 20
+"""Training tokens that are searched at once."""
 MIN_TOKENS = 8
-"""Of a window."""
-MIN_DISTINCT, MAX_UNKNOWN = 4, 0.1
-"""Different tokens, and share of unknown ones, of a window; other windows occur in many texts by chance."""
+"""Of a window of the overlap."""
+MAX_UNKNOWN = 0.1
+"""Share of unknown tokens of a window; others occur in many texts by chance."""
 
 
 def floor_order(vocab_size: int) -> int:
@@ -71,33 +72,22 @@ def find_floor(corpus: PreparedCorpus, part: TokenSplit, *, most_tokens: int | N
 
 
 def overlap(corpus: PreparedCorpus, part: TokenSplit) -> float:
-    """About the share of a text that is in the training split (its first MAX_COUNTED tokens).
+    """The share of a text that is in the training split (its first MAX_COUNTED tokens).
 
-    The search is for WINDOWS windows of about 100 characters, spread evenly over the text. A text of less than half a
-    window gives 0.
+    It is the share of `lm.corpora.leaks`, in tokens: of windows of about 50 characters that stand in the training
+    text. Windows with many unknown tokens are left out too. A text of less than half a window gives 0.
     """
-    train = np.asarray(corpus.splits["train"].ids[: MAX_COUNTED + 1])
-    ids = np.asarray(part.ids[1:]).astype(train.dtype)
-    window = round(WINDOW_CHARACTERS * len(ids) / max(part.counts.characters, 1))
-    window = max(window, MIN_TOKENS)
+    train, ids = corpus.splits["train"].ids, np.asarray(part.ids[1:])
+    window = max(round(WINDOW_CHARACTERS * len(ids) / max(part.counts.characters, 1)), MIN_TOKENS)
     if len(ids) < window / 2:
         return 0.0
-    window = min(window, len(ids))
-    text, size = train.tobytes(), train.itemsize
-    searched = found = 0
-    for start in np.unique(np.linspace(0, len(ids) - window, WINDOWS).astype(np.int64)).tolist():
-        piece = ids[start : start + window]
-        unknown = np.count_nonzero(piece == corpus.tokenizer.unknown_id)
-        if unknown > MAX_UNKNOWN * window or len(np.unique(piece)) < MIN_DISTINCT:
-            continue
-        searched += 1
-        wanted = piece.tobytes()
-        position = text.find(wanted)
-        # A match must begin at a token, not inside one.
-        while position % size and position >= 0:
-            position = text.find(wanted, position + 1)
-        found += position >= 0
-    return found / searched if searched else 0.0
+    windows = cut_windows(ids, min(window, len(ids)))
+    known = (windows == corpus.tokenizer.unknown_id).mean(axis=1) <= MAX_UNKNOWN
+    finder = WindowFinder(windows[says_something(windows) & known])
+    for begin in range(1, min(len(train), MAX_COUNTED + 1), READ_AT_ONCE):
+        finder.read(np.asarray(train[begin : min(begin + READ_AT_ONCE, MAX_COUNTED + 1)]))
+    found = finder.result()
+    return float(found.mean()) if len(found) else 0.0
 
 
 def _read(path: Path) -> dict[str, float]:

@@ -26,25 +26,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lm.device import Precision, computing
+from lm.device import Precision, computing, memory_bytes, to_device
 from lm.evaluation.per_token import Scored, Watcher
 from lm.evaluation.score_sums import Scores
 from lm.models.base import LanguageModel, State
 
 __all__ = ["Piece", "Scores", "pieces", "score"]
 
-LOGITS_AT_ONCE = 16_000_000
-"""Logits in memory at a time, at least those of one window; limits the memory of an evaluation."""
-MAX_TOKENS_AT_ONCE = 8192
+LOGITS_AT_ONCE, GPU_LOGITS_AT_ONCE = 16_000_000, 1 << 28
+"""Logits in memory at a time, at least those of one window. It limits the memory of an evaluation; a GPU needs large
+pieces."""
+MAX_TOKENS_AT_ONCE, MAX_GPU_TOKENS_AT_ONCE = 8192, 1 << 16
+LOGITS_SHARE = 1 / 256
+"""Logits at a time for each byte of a GPU's memory, at most: with their copies of 4 bytes they need an eighth of it."""
+MAX_PENDING_TOKENS = 1 << 20
+"""Scored tokens whose nats may be on a GPU before the host waits for them."""
 SCORED_PER_WARM_UP = 4
 """Tokens that a row scores, at least, for each warm-up token; limits the unscored work."""
 
 Ids = npt.NDArray[Any]
 
 
-def tokens_at_once(vocab_size: int) -> int:
+def tokens_at_once(vocab_size: int, device: torch.device) -> int:
     """Tokens that run through a model together; a longer window still runs whole."""
-    return max(1, min(MAX_TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size))
+    if device.type == "cpu":
+        return max(1, min(MAX_TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size))
+    logits = min(GPU_LOGITS_AT_ONCE, int(memory_bytes(device) * LOGITS_SHARE))
+    return max(1, min(MAX_GPU_TOKENS_AT_ONCE, logits // vocab_size))
 
 
 @dataclass
@@ -109,7 +117,8 @@ def score(
         watchers: called with the `Scored` tokens, in the same order.
     """
     count = len(ids) - 1
-    at_once = tokens_at_once(model.vocab_size)
+    device = next(model.parameters(), torch.empty(0)).device
+    at_once = tokens_at_once(model.vocab_size, device)
     context = model.context_length
     if context is None:
         rows = max(1, min(rows, count // (SCORED_PER_WARM_UP * warm_up) if warm_up else count))
@@ -124,8 +133,7 @@ def score(
         stride = min(stride or context // 2, context)
         in_order = _in_turn(pieces(ids, context, at_once, stride=stride), share)
         rule = f"sliding window of {context} tokens, stride {stride}"
-    scores = Scores(rule)
-    device = next(model.parameters(), torch.empty(0)).device
+    scores, pending = Scores(rule), _PendingNats(unknown_id, each)
     was_training = model.training
     model.eval()
     begun = time.perf_counter()
@@ -138,50 +146,85 @@ def score(
                     state = None
                 elif piece.keep_row is not None and state is not None:
                     state = state.select([piece.keep_row])
-                inputs = torch.from_numpy(piece.inputs.astype(np.int64)).to(device)
-                targets = torch.from_numpy(piece.targets.astype(np.int64)).to(device)
+                inputs, targets = (to_device(part.astype(np.int64), device) for part in (piece.inputs, piece.targets))
                 logits, state = model(inputs, state)
                 if piece.counts:
                     scored = slice(piece.scored_rows), slice(piece.skip, None)
-                    nats = _add(scores, logits[scored], targets[scored], unknown_id)
-                    if each is not None:
-                        each(nats.cpu().numpy())
+                    nats = pending.add(logits[scored], targets[scored], piece.targets[scored])
                     if watchers:
                         flat = logits[scored].reshape(-1, logits.shape[-1]).float()
                         just_scored = Scored(flat, targets[scored].reshape(-1), nats)
                         for watcher in watchers:
                             watcher(just_scored)
+                    if device.type == "cpu" or pending.tokens >= MAX_PENDING_TOKENS:
+                        pending.move_to(scores)
                 if progress is not None:
-                    progress(min(scores.tokens * share[1], count), count)
+                    progress(min((scores.tokens + pending.tokens) * share[1], count), count)
+            pending.move_to(scores)
     finally:
         model.train(was_training)
     scores.seconds = time.perf_counter() - begun
     return scores
 
 
-def _add(scores: Scores, logits: Tensor, targets: Tensor, unknown_id: int | None) -> Tensor:
-    """Add tokens to the sums; returns their nats, float64."""
-    logits = logits.float().reshape(-1, logits.shape[-1])
-    targets = targets.reshape(-1)
-    nats = F.cross_entropy(logits, targets, reduction="none").double()
-    # The rank of the true token, up to 5: how many tokens have a greater logit, or an equal one and a lower id.
+class _PendingNats:
+    """Nats and ranks of scored tokens, on the model's device until `move_to`, the one wait for it.
+
+    The nats are float32, because Apple's GPUs have no float64. The host adds them up in float64.
+    """
+
+    def __init__(self, unknown_id: int | None, each: Callable[[npt.NDArray[np.float64]], None] | None) -> None:
+        self._unknown_id, self._each = unknown_id, each
+        self._parts: list[Tensor] = []
+        self._targets: list[Ids] = []
+        self.tokens = 0
+
+    def add(self, logits: Tensor, targets: Tensor, host_targets: Ids) -> Tensor:
+        """Add tokens (B, T) with logits (B, T, V), the targets on both sides; returns their nats (B · T,) float32."""
+        logits, targets = logits.float().reshape(-1, logits.shape[-1]), targets.reshape(-1)
+        nats = F.cross_entropy(logits, targets, reduction="none")
+        # One tensor, so that there is one transfer; ranks below 2^24 are exact in float32.
+        self._parts.append(torch.stack([nats, _ranks(logits, targets).float()]))
+        self._targets.append(host_targets.reshape(-1))
+        self.tokens += targets.numel()
+        return nats
+
+    def move_to(self, scores: Scores) -> None:
+        """Add all tokens to the sums, and forget them."""
+        if not self._parts:
+            return
+        lengths = [len(targets) for targets in self._targets]
+        for part, targets in zip(torch.cat(self._parts, dim=1).cpu().split(lengths, dim=1), self._targets, strict=True):
+            nats, ranks = part[0].double(), part[1]
+            scores.tokens += len(targets)
+            scores.nats += float(nats.sum())
+            scores.squared_nats += float(nats.square().sum())
+            scores.top1 += int((ranks < 1).sum())
+            scores.top5 += int((ranks < 5).sum())
+            if self._unknown_id is not None:
+                scores.unknown_nats += float(nats[torch.from_numpy(targets == self._unknown_id)].sum())
+            if self._each is not None:
+                self._each(nats.numpy())
+        self._parts, self._targets, self.tokens = [], [], 0
+
+
+def _ranks(logits: Tensor, targets: Tensor) -> Tensor:
+    """The rank (N,) of each target by its logits (N, V); on the CPU at most 5.
+
+    It is the number of tokens that have a greater logit, or an equal one and a lower id.
+    """
     own = logits.gather(1, targets[:, None])
+    if not logits.is_cpu:
+        # More work than below, but the host need not wait for the number of ties.
+        lower = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
+        return ((logits > own) | ((logits == own) & lower)).sum(dim=1)
     first = logits.topk(min(5, logits.shape[1]), dim=1).values
     rank = (first > own).sum(dim=1)
     tied = (((first == own).sum(dim=1) > 1) | (first[:, -1:] == own)[:, 0]).nonzero()[:, 0]
     if len(tied):
-        lower = torch.arange(logits.shape[1], device=logits.device) < targets[tied, None]
+        lower = torch.arange(logits.shape[1]) < targets[tied, None]
         rank[tied] += ((logits[tied] == own[tied]) & lower).sum(dim=1)
-    unknown = nats.new_zeros(()) if unknown_id is None else nats[targets == unknown_id].sum()
-    sums = torch.stack([nats.sum(), nats.square().sum(), (rank < 1).sum().double(), (rank < 5).sum().double(), unknown])
-    total, squared, top1, top5, unknown_total = sums.tolist()
-    scores.tokens += targets.numel()
-    scores.nats += total
-    scores.squared_nats += squared
-    scores.top1 += int(top1)
-    scores.top5 += int(top5)
-    scores.unknown_nats += unknown_total
-    return nats
+    return rank
 
 
 def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int], warm_up: int = 0) -> Iterator[Piece]:

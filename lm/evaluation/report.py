@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 FLOOR_MARGIN = 3e-3
 """Nats per token above the floor without a note: n-gram models equal their floor, but their counts are compact."""
-MAX_OVERLAP = 0.1
-"""Share of a text that may be in the training text, as common phrases are."""
+MAX_OVERLAP = 0.2
+"""Share of a text that may be in the training text, as phrases and headers are, before its figures show memory."""
 MIN_NOTED_BITS = 0.001
 """Bits per byte of spelling cost that a note mentions."""
 REMEMBERED = "is in the training text: the figures show how well it is memorised, not how well new text is predicted."
@@ -46,7 +46,7 @@ class Floor:
     sentence: str | None
     """What was counted."""
     overlap: float = 0.0
-    """About the share of the text that is in the training text."""
+    """Share of the text that stands in the training text, in windows of about 50 characters."""
 
 
 class Report(Options):
@@ -95,7 +95,9 @@ class Report(Options):
         None, description="The counts; null if the training text is not available or contains this text."
     )
     training_overlap: float | None = Field(
-        None, description="About the share of this text that is in the training text; null if unknown."
+        None,
+        description="Share of this text that stands in the training text, in windows of about 50 characters; null if "
+        "unknown.",
     )
     accuracy: float = Field(description="Share of tokens that the model predicted first.")
     top5_accuracy: float = Field(description="Share of tokens in its first five predictions.")
@@ -187,6 +189,9 @@ def make_report(
 
 
 def _notes(report: Report, counts: Counts) -> Iterator[str]:
+    # Imported only here: it loads numpy, which reading a report does not need.
+    from lm.corpora.leaks import WINDOW_CHARACTERS, is_leak
+
     if counts.spelling_nats is None:
         yield f"{NOT_MEASURED} To measure it, run this where the text is: lm eval {report.run}."
     elif report.spelling_nats is None:
@@ -208,6 +213,8 @@ def _notes(report: Report, counts: Counts) -> Iterator[str]:
             )
     if report.remembered:
         yield f"About {100 * (report.training_overlap or 0):.0f} % of this text {REMEMBERED}"
+    elif is_leak(report.training_overlap or 0.0, report.characters // WINDOW_CHARACTERS):
+        yield f"{report.training_overlap:.1%} of this text also stands in the training text: its figures are too good."
     if report.misses_floor:
         figures = report.floor_bits_per_byte, report.bits_per_byte, "bits per byte"
         if report.bits_per_byte is None:

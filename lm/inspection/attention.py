@@ -243,4 +243,4 @@ def _sums(maps: AttentionMaps) -> npt.NDArray[np.float64]:
     places = torch.arange(scores.shape[-1], device=scores.device, dtype=torch.float32)
     distance = places[1:] - weights @ places
     each = entropy, distance, weights[..., 0], gradient, unscaled_entropy, unscaled_gradient
-    return torch.stack([values.double().sum(dim=(0, 2)) for values in each], dim=-1).cpu().numpy()
+    return torch.stack([values.cpu().double().sum(dim=(0, 2)) for values in each], dim=-1).numpy()

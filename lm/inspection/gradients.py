@@ -306,8 +306,8 @@ class Samples:
         # The loss of a row depends on no other row: one backward gives the gradients of all.
         for part, layers in seen.gradients(loss * LOSS_SCALE, self.parts).items():
             for layer, grads in enumerate(layers):
-                norms = grads[:, -steps - 1 :].double().norm(dim=-1).flip(1) / LOSS_SCALE
-                self._norms.setdefault((part, layer), []).append(norms.cpu().numpy())
+                norms = grads[:, -steps - 1 :].cpu().double().norm(dim=-1).flip(1) / LOSS_SCALE
+                self._norms.setdefault((part, layer), []).append(norms.numpy())
         self._add_values(seen)
         self.next_ids += ids[:, -1:].unbind()
         self.states += [seen.state.select([row]).detach() for row in range(len(ids))]
@@ -364,7 +364,7 @@ def _jacobians(model: LanguageModel, states: Sequence[State], next_ids: Sequence
     for index in chosen:
         for layer, jacobian in enumerate(recurrent_jacobians(model, next_ids[index][None], states[index])):
             largest = torch.linalg.svdvals(jacobian[0])[:SINGULAR_VALUES]
-            values.setdefault(layer, []).append(largest.double().cpu().numpy())
+            values.setdefault(layer, []).append(largest.cpu().double().numpy())
     return tuple(JacobianValues(layer, np.stack(each)) for layer, each in values.items())
 
 

@@ -191,7 +191,7 @@ def _divide(
         names, mixed = tuple(seen.terms), tuple(seen.mixture)
         for key, values in _columns(seen, torch.from_numpy(piece.targets).to(device)).items():
             scored = values[:, piece.skip :].flatten(0, 1)
-            found.setdefault(key, []).append(scored.double().cpu().numpy())
+            found.setdefault(key, []).append(scored.cpu().double().numpy())
     return names, mixed, {key: np.concatenate(parts) for key, parts in found.items()}
 
 

@@ -70,7 +70,8 @@ def usable_for_all(kind: str, tensors: Sequence[Tensor]) -> bool:
 
 
 def _installed() -> bool:
-    if _only_torch.get():
+    # Torch's compiler can trace neither native calls nor context variables.
+    if torch.compiler.is_compiling() or _only_torch.get():
         return False
     if native() is None:
         _warn_of_missing_kernels()

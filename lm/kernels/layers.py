@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.kernels import autograd
@@ -9,10 +11,15 @@ from lm.kernels.dispatch import usable
 
 
 class Embedding(nn.Embedding):
-    """`nn.Embedding`."""
+    """`nn.Embedding`; its gradient is sparse on the CPU alone, and not in compiled code.
+
+    On a GPU the host would wait for the number of rows of a sparse gradient, and Apple's GPUs have none.
+    """
 
     def forward(self, ids: Tensor) -> Tensor:
         """(...) int64 → (..., E); IndexError for an id outside the vocabulary."""
+        if self.sparse and (not self.weight.is_cpu or torch.compiler.is_compiling()):
+            return F.embedding(ids, self.weight, self.padding_idx)
         if self.sparse or self.padding_idx is not None or not usable("embedding", self.weight):
             return super().forward(ids)
         return autograd.embed(ids, self.weight)

@@ -72,6 +72,9 @@ class State:
     growing: frozenset[str] = field(default_factory=frozenset)
     ragged: bool = False
     """Whether rows may have different numbers of valid positions, which are in "lengths"."""
+    reserved: bool = False
+    """Whether the tensors named in `growing` are buffers: a row has its "lengths" positions first, then room, in which
+    `forward` writes the new ones."""
 
     def detach(self) -> State:
         """The same values without autograd graph, for truncated back-propagation through time."""
@@ -84,7 +87,12 @@ class State:
     def select(self, rows: Tensor | Sequence[int]) -> State:
         """The state of these rows, in this order; a row may be repeated."""
         index = torch.as_tensor(rows, dtype=torch.int64)
-        return self._map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
+        device = next(iter(self.tensors.values())).device
+        if device.type == "cuda" and index.is_cpu:
+            # Then the host does not wait for the copy.
+            index = index.pin_memory()
+        index = index.to(device, non_blocking=True)
+        return self._map(lambda tensor: tensor.index_select(0, index))
 
     @staticmethod
     def join(states: Sequence[State]) -> State:
@@ -218,6 +226,8 @@ class LanguageModel(nn.Module, ABC):
     """Tokens of the text that `fit` used."""
     loss_dtype: torch.dtype = torch.float32
     """The dtype of softmax and loss in training."""
+    host_context: int | None = None
+    """The largest number of earlier tokens that `host_inputs` reads; None: the model has no host inputs."""
 
     def __init__(self, options: Any, vocab_size: int) -> None:
         super().__init__()
@@ -263,6 +273,7 @@ class LanguageModel(nn.Module, ABC):
         *,
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
+        host_inputs: Mapping[str, Tensor] | None = None,
     ) -> TrainingLoss:
         """The loss of a batch; overridden if the objective is more than the cross-entropy, or needs fewer logits.
 
@@ -272,11 +283,31 @@ class LanguageModel(nn.Module, ABC):
             state: as for `forward`.
             label_smoothing: probability mass of the objective that is spread over all tokens.
             soft_targets: (B, T, V) probabilities of the tokens, which the objective uses in place of `targets`.
+            host_inputs: the result of `host_inputs`, on the model's device; None: the model computes what it needs
+                there, and on a GPU the host may wait for it.
         """
         logits, state = self(ids, state)
         smoothing, soft = label_smoothing, soft_targets
         objective, nats = run_part(LOSS, cross_entropies, logits, targets, smoothing, self.loss_dtype, soft)
         return TrainingLoss(objective, nats, state, logits.detach)
+
+    def host_inputs(
+        self, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, Tensor]:
+        """What the host computes from a batch before its step, for `training_loss`; only if `host_context` is not None.
+
+        Another thread may call it during a step. It does not change the model.
+
+        Args:
+            ids: (B, T) the inputs of the batch.
+            targets: (B, T).
+            earlier: (B, L) the inputs of each row before `ids`, L <= `host_context`, the newest last; None: there are
+                none, or the batch resets the state.
+
+        Returns:
+            Tensors on the CPU, by name.
+        """
+        return {}
 
     def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """As `forward`, for the text that the model was trained on: its counts leave out each target's own occurrence.
@@ -375,11 +406,8 @@ class LanguageModel(nn.Module, ABC):
         return 0
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Copies of the weights as host arrays, by name; low precision as fp32.
-
-        Sharded weights are gathered, so all processes must call this.
-        """
-        return {name: host_array(tensor) for name, tensor in self.state_dict().items()}
+        """Copies of the weights as host arrays, by name; see `host_arrays`."""
+        return host_arrays(self.state_dict())
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Set the weights.
@@ -393,15 +421,50 @@ class LanguageModel(nn.Module, ABC):
         for name, tensor in own.items():
             if tuple(tensor.shape) != arrays[name].shape:
                 raise ValueError(f"{name} is {arrays[name].shape} in the file, {tuple(tensor.shape)} in the model")
-        self.load_state_dict(
-            {name: shard_like(own[name], torch.from_numpy(np.array(array))) for name, array in arrays.items()}
-        )
+        self.load_state_dict({name: shard_like(own[name], array) for name, array in arrays.items()})
 
 
-def host_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """A copy on the host; bf16 (which numpy lacks) and fp16 become fp32 without loss."""
-    tensor = whole(tensor.detach()).cpu()
-    return np.array((tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy())
+def host_arrays(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
+    """Copies on the host; bf16 (which numpy lacks) and fp16 become fp32 without loss.
+
+    Sharded tensors are gathered one by one to rank 0, and other processes leave them out: all must call this.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        own = _gathered(tensor.detach())
+        if own is not None:
+            low = own.dtype in (torch.bfloat16, torch.float16)
+            found[name] = np.array((own.float() if low else own).cpu().numpy())
+    return found
+
+
+def _gathered(tensor: Any) -> Tensor | None:
+    """The whole of a sharded tensor in rank 0, None in other processes; any other tensor unchanged."""
+    if not hasattr(tensor, "full_tensor"):
+        return tensor  # type: ignore[no-any-return]
+    import torch.distributed as dist
+
+    begin, end, each = _own_rows(tensor)
+    group, rank = tensor.device_mesh.get_group(), tensor.device_mesh.get_rank()
+    # Processes send the same number of rows; rank 0 cuts the padding off.
+    part = tensor.to_local().new_zeros((each, *tensor.shape[1:]))
+    part[: end - begin] = tensor.to_local()
+    if rank != 0:
+        dist.gather(part, dst=0, group=group)
+        return None
+    every: Tensor = part.new_empty((each * tensor.device_mesh.size(), *tensor.shape[1:]))
+    dist.gather(part, list(every.split(each)), dst=0, group=group)
+    return every[: len(tensor)]
+
+
+def _own_rows(tensor: Any) -> tuple[int, int, int]:
+    """First and last + 1 of this process's rows of a sharded tensor, and the most rows of a process."""
+    (placement,) = tensor.placements
+    assert placement.is_shard(0), "FSDP spreads tensors by their rows"
+    rows = len(tensor)
+    each = -(-rows // tensor.device_mesh.size())
+    begin = min(rows, each * tensor.device_mesh.get_local_rank())
+    return begin, min(rows, begin + each), each
 
 
 def whole(tensor: Any) -> Tensor:
@@ -409,14 +472,20 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
 
 
-def shard_like(example: Any, tensor: Tensor) -> Tensor:
-    """This process's shard of a tensor, sharded like `example`; the tensor if `example` is not sharded."""
-    if not hasattr(example, "full_tensor") or tensor.shape != example.shape:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
+def shard_like(example: Any, array: npt.NDArray[Any]) -> Tensor:
+    """An array as a tensor, sharded like `example`: a copy of this process's rows alone.
 
-    tensor = tensor.to(example.device)
-    return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
+    The whole array if `example` is not sharded or has another shape.
+    """
+    if not hasattr(example, "full_tensor") or array.shape != example.shape:
+        return torch.from_numpy(np.array(array))
+    from torch.distributed.tensor import DTensor
+
+    begin, end, _ = _own_rows(example)
+    own = torch.from_numpy(np.array(array[begin:end])).to(example.device)
+    return DTensor.from_local(
+        own, example.device_mesh, example.placements, run_check=False, shape=example.shape, stride=example.stride()
+    )
 
 
 def cross_entropies(

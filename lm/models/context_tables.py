@@ -15,15 +15,19 @@ hashed n-gram model trained jointly).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor, nn
 
 from lm.config import listed
 from lm.errors import ConfigError
+from lm.kernels import layers
 from lm.models.base import ModelOptions, State
 from lm.models.layout import Stage, Symbol
 
@@ -32,6 +36,10 @@ MAX_NUMBERS = 1 << 28
 _FACTOR, _BITS = 1_540_483_477, 0xFFFF_FFFF
 RECENT = "recent"
 """The state's tensor of earlier tokens, (B, n - 2) int64, oldest first; -1 before the start of the text."""
+ROWS = "table rows"
+"""The host input: the row of each table at each position, (number of tables, B, T) int64."""
+
+Array = npt.NDArray[np.int64]
 
 
 class TableOptions(ModelOptions):
@@ -60,8 +68,11 @@ class TableOptions(ModelOptions):
         return tuple(sorted(value))
 
 
-class ContextTable(nn.Embedding):
-    """The table of one order. Its gradients are sparse, because a step uses few rows."""
+class ContextTable(layers.Embedding):
+    """The table of one order. On the CPU its gradients are sparse, because a step uses few rows.
+
+    On a GPU they are dense: as much memory as the table, at most a gigabyte for all tables (`MAX_NUMBERS`).
+    """
 
     optimizer_kind = "row_adagrad"
     stays_fp32 = True
@@ -95,13 +106,16 @@ class ContextTables(nn.ModuleDict):
         contexts: int = self.vocab_size ** (order - 1)
         return min(contexts, self.buckets)
 
-    def forward(self, ids: Tensor, before: State | None, after: State) -> tuple[Tensor | None, State]:
+    def forward(
+        self, ids: Tensor, before: State | None, after: State, host_inputs: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor | None, State]:
         """The logits to add to the network's, and the network's state with the tokens that the tables need.
 
         Args:
             ids: (B, T) int64, the network's input.
             before: the state before `ids`; None at the start of a text.
             after: the network's state after `ids`.
+            host_inputs: with the result of `host_inputs`; None: the rows are computed here.
 
         Returns:
             (B, T, V), None without tables; and the state.
@@ -111,9 +125,26 @@ class ContextTables(nn.ModuleDict):
         text = self._text(ids, before)
         if self.num_earlier:
             after = replace(after, tensors={**after.tensors, RECENT: text[:, text.shape[1] - self.num_earlier :]})
-        parts = [self._look_up(order, rows) for order, rows in self.contexts(text, ids.shape[1]).items()]
+        if host_inputs is None:
+            contexts = self.contexts(text, ids.shape[1])
+        else:
+            contexts = dict(zip(self.orders, host_inputs[ROWS].unbind(), strict=True))
+        parts = [self._look_up(order, rows) for order, rows in contexts.items()]
         added = sum(parts[1:], start=parts[0])
         return added / (1 - self.dropout) if self.training and self.dropout else added, after
+
+    def host_inputs(self, ids: Array, earlier: Array | None) -> dict[str, Tensor]:
+        """`ROWS`, if there are tables: about 15 operators for each order, which a GPU need not launch.
+
+        Arguments as in `LanguageModel.host_inputs`.
+        """
+        if not self.orders:
+            return {}
+        text = np.full((len(ids), self.num_earlier + ids.shape[1]), -1, dtype=np.int64)
+        text[:, self.num_earlier :] = ids
+        if earlier is not None and (known := min(self.num_earlier, earlier.shape[1])):
+            text[:, self.num_earlier - known : self.num_earlier] = earlier[:, earlier.shape[1] - known :]
+        return {ROWS: torch.stack([*self.contexts(torch.from_numpy(text), ids.shape[1]).values()])}
 
     def contributions(self, ids: Tensor, before: State | None) -> dict[str, Tensor]:
         """What each table adds to the logits (B, T, V), by name: "table 2", …; without dropout."""

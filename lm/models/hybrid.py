@@ -15,9 +15,11 @@ Reports label the scores, because they are not those of a neural network alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,9 @@ REGISTERS = {"hybrid": "Hybrid"}
 
 COUNTS = "ngram."
 """Prefix of the names of the counts' arrays."""
+OF_TARGETS, ENTROPY = "counted log-probabilities", "entropies of counts"
+"""Host inputs, (B, T, 1) each: of the targets, and of the distributions. The counts are on the host, so a step on a GPU
+would wait for their (B, T, V) log-probabilities."""
 INITIAL_GATE_BIAS = 2.0
 """Gives the counts a weight of 0.88 before the network has learned anything."""
 
@@ -65,6 +70,7 @@ class Hybrid(LanguageModel):
         counts = NGramOptions(order=options.order, max_tokens=options.max_tokens)
         self.network = _GatedNetwork(network, vocab_size, NGram(counts, vocab_size))
         self.recurrent_tensors = self.network.recurrent_tensors
+        self.host_context = max(options.order - 1, self.network.host_context or 0)
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""
@@ -78,11 +84,18 @@ class Hybrid(LanguageModel):
         *,
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
+        host_inputs: Mapping[str, Tensor] | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`; the counts leave out the targets' own occurrences."""
         return self.network.training_loss(
-            ids, targets, state, label_smoothing=label_smoothing, soft_targets=soft_targets
+            ids, targets, state, label_smoothing=label_smoothing, soft_targets=soft_targets, host_inputs=host_inputs
         )
+
+    def host_inputs(
+        self, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, Tensor]:
+        """See `LanguageModel.host_inputs`: the network's, and what the gate needs of the counts."""
+        return self.network.host_inputs(ids, targets, earlier)
 
     def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.held_out_logits`."""
@@ -170,7 +183,7 @@ class _GatedNetwork(Recurrent):
         """As in `Recurrent`; with `targets`, the counts leave out their occurrences."""
         logits = self._head().logits(self.output_dropout(outputs), added)
         logs, history = self.ngram.log_probabilities(ids, state, targets)
-        return self._mix(outputs, logits, logs), _with_history(after, history)
+        return _mix(self._gate(outputs, entropies(logs)), logits, logs), _with_history(after, history)
 
     def training_loss(
         self,
@@ -180,42 +193,48 @@ class _GatedNetwork(Recurrent):
         *,
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
+        host_inputs: Mapping[str, Tensor] | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`: the network's own objective, and for the gate the mixture's nats."""
-        outputs, added, after = self._hidden(ids, state)
+        outputs, added, after = self._hidden(ids, state, host_inputs)
         dropped = self.output_dropout(outputs)
         logits = self._head().logits(dropped, added)
         own, _ = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, self.loss_dtype, soft_targets)
         penalties = self._penalties(outputs, dropped)
-        logs, history = self.ngram.log_probabilities(ids, state, targets)
+        logs: Tensor | None = None
+        if host_inputs is None:
+            logs, _ = self.ngram.log_probabilities(ids, state, targets)
+            host_inputs = _counted(logs, targets)
         # Even without the target's occurrence, counts predict the text that they were made from better than a new one.
         # A network that trained on the mixture would rely on them too much.
         outputs, logits = outputs.detach(), logits.detach().float()
-        gate = self._gate(outputs, logs)
+        gate = self._gate(outputs, host_inputs[ENTROPY])
         # The gate needs the probabilities of the targets alone, not the whole mixture.
-        wanted = targets[..., None]
-        network = logits.gather(-1, wanted) - logits.logsumexp(dim=-1, keepdim=True)
-        mixed = torch.logaddexp(network + F.logsigmoid(-gate), logs.gather(-1, wanted) + F.logsigmoid(gate))
+        network = logits.gather(-1, targets[..., None]) - logits.logsumexp(dim=-1, keepdim=True)
+        mixed = torch.logaddexp(network + F.logsigmoid(-gate), host_inputs[OF_TARGETS] + F.logsigmoid(gate))
         nats = -mixed.mean()
         objective = own + nats + penalties
-        after = _with_history(after, history)
-        return TrainingLoss(objective, nats.detach(), after, lambda: self._mix(outputs, logits, logs).detach())
+        after = _with_history(after, self.ngram.history_after(ids, state))
 
-    def _mix(self, outputs: Tensor, logits: Tensor, logs: Tensor) -> Tensor:
-        """Log-probabilities (B, T, V) of the mixture.
+        def mixture() -> Tensor:
+            all_logs = self.ngram.log_probabilities(ids, state, targets)[0] if logs is None else logs
+            return _mix(gate.detach(), logits, all_logs)
 
-        Args:
-            outputs: (B, T, H) of the cell.
-            logits: (B, T, V) of the network.
-            logs: (B, T, V) log-probabilities of the counts.
-        """
-        gate = self._gate(outputs, logs)
-        network = logits.float().log_softmax(dim=-1)
-        return torch.logaddexp(network + F.logsigmoid(-gate), logs + F.logsigmoid(gate))
+        return TrainingLoss(objective, nats.detach(), after, mixture)
 
-    def _gate(self, outputs: Tensor, logs: Tensor) -> Tensor:
-        """The log-odds (B, T, 1) of the counts' weight; arguments as `_mix`."""
-        entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)
+    def host_inputs(
+        self, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, Tensor]:
+        """See `LanguageModel.host_inputs`: the network's, and what the gate needs of the counts."""
+        size = self.ngram.counts.context_size
+        before = np.full((len(ids), size), -1) if earlier is None else earlier[:, max(0, earlier.shape[1] - size) :]
+        state = State({HISTORY: torch.from_numpy(before)})
+        following = torch.from_numpy(targets)
+        logs, _ = self.ngram.log_probabilities(torch.from_numpy(ids), state, following)
+        return {**super().host_inputs(ids, targets, earlier), **_counted(logs, following)}
+
+    def _gate(self, outputs: Tensor, entropy: Tensor) -> Tensor:
+        """The log-odds (B, T, 1) of the counts' weight, from outputs (B, T, H) and `entropies` of the counts."""
         gate: Tensor = self.gate(torch.cat([outputs, entropy.to(outputs.dtype)], dim=-1)).float()
         return gate
 
@@ -240,7 +259,7 @@ class _GatedNetwork(Recurrent):
         """The parts of both, weighted with the share that each has of a token's probability; and "mixture"."""
         network = super()._sums(ids, state, outputs)
         logs, _ = self.ngram.log_probabilities(ids, state)
-        gate = self._gate(outputs, logs)[..., 0]
+        gate = self._gate(outputs, entropies(logs))[..., 0]
         counts = self.ngram.mixture(ids, state)
         mixture = {
             NETWORK: MixturePart(torch.sigmoid(-gate), total(network["terms"])),
@@ -250,6 +269,28 @@ class _GatedNetwork(Recurrent):
             mixture, {NETWORK: network["terms"], "counts": mixture_terms(counts, count_terms(counts))}
         )
         return {"contributions": terms, "terms": terms, "mixture": mixture}
+
+
+def entropies(logs: Tensor) -> Tensor:
+    """The entropies (B, T, 1) in nats of log-probabilities (B, T, V)."""
+    return -(logs.exp() * logs).sum(dim=-1, keepdim=True)
+
+
+def _mix(gate: Tensor, logits: Tensor, logs: Tensor) -> Tensor:
+    """Log-probabilities (B, T, V) of the mixture.
+
+    Args:
+        gate: (B, T, 1) log-odds of the counts' weight.
+        logits: (B, T, V) of the network.
+        logs: (B, T, V) log-probabilities of the counts.
+    """
+    network = logits.float().log_softmax(dim=-1)
+    return torch.logaddexp(network + F.logsigmoid(-gate), logs + F.logsigmoid(gate))
+
+
+def _counted(logs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """`OF_TARGETS` and `ENTROPY` of log-probabilities (B, T, V)."""
+    return {OF_TARGETS: logs.gather(-1, targets[..., None]), ENTROPY: entropies(logs)}
 
 
 def _with_history(state: State, history: Tensor) -> State:

@@ -11,6 +11,10 @@ can be the embedding. Evaluation and sampling compute the exact distribution ove
 The loss of a large vocabulary is computed in chunks, forward and backward together, so that the logits (B, T, V) are
 never in memory as a whole.
 
+On a GPU the host must not wait for the number of positions in a tail. The host makes the batches, so it lists these
+positions itself (`tail_positions`), padded to a few sizes. Then shapes seldom change, and the padding costs 8 % more
+work. All tails at all positions would need no list, but five times the work.
+
 Shapes: B batch, T time, N positions, V vocabulary, E width of the output matrix, K tails.
 
 Sources: Grave et al. 2017 (adaptive softmax); Press and Wolf 2017 (tied weights).
@@ -23,6 +27,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, field_validator
@@ -36,10 +42,15 @@ from lm.models.contributions import Contributions, head_contributions, log_terms
 from lm.models.layout import Shape, Stage
 from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, run_part
 
-MAX_LOGITS = 1 << 23
-"""Logits that a training step may hold at a time; a step with fewer computes them all at once."""
+MAX_LOGITS, MAX_GPU_LOGITS = 1 << 23, 1 << 28
+"""Logits that a training step may hold at a time; a step with fewer computes them all at once. A CPU is fast with few;
+a GPU needs large products."""
+POSITION_SIZES = 32
+"""A list of positions is padded to a multiple of this share of the batch."""
 
 ZIPF_SHIFT = 2.7
+TAIL = "tail"
+"""Of the names of host inputs: "tail 1", …"""
 
 
 class HeadOptions(ModelOptions):
@@ -117,6 +128,26 @@ def output_stage(parameters: dict[str, Shape], width: str, tails: Tails | None, 
     return Stage("output", formula, parameters, {"logits": ("B", "T", "V")}, tuple(products))
 
 
+def tail_positions(targets: npt.NDArray[np.int64], tails: Tails | None, vocab_size: int) -> dict[str, Tensor]:
+    """Host inputs: for each tail the positions of its targets, (P,) int64, padded with -1; none without tails.
+
+    Args:
+        targets: of a batch, any shape; positions are those of the flat array.
+        tails: of the output layer.
+        vocab_size: V.
+    """
+    if tails is None:
+        return {}
+    flat, found = targets.ravel(), {}
+    unit = -(-flat.size // POSITION_SIZES)
+    for number, (begin, end) in enumerate(pairwise((*tails.cutoffs, vocab_size)), start=1):
+        positions = np.flatnonzero((flat >= begin) & (flat < end))
+        padded = np.full(-(-max(1, len(positions)) // unit) * unit, -1)
+        padded[: len(positions)] = positions
+        found[f"{TAIL} {number}"] = torch.from_numpy(padded)
+    return found
+
+
 @dataclass(frozen=True)
 class OutputHead:
     """The output layer of a network, over parameters that the network owns and names."""
@@ -156,6 +187,7 @@ class OutputHead:
         label_smoothing: float,
         dtype: torch.dtype,
         soft_targets: Tensor | None = None,
+        host_inputs: Mapping[str, Tensor] | None = None,
     ) -> TrainingLoss:
         """The loss of hidden vectors (B, T, H) at targets (B, T); in chunks if all logits need too much memory.
 
@@ -165,11 +197,12 @@ class OutputHead:
             label_smoothing: see `LanguageModel.training_loss`.
             dtype: of softmax and loss.
             soft_targets: see `LanguageModel.training_loss`; then all logits are in memory.
+            host_inputs: with those of `tail_positions`; None: found here, and on a GPU the host waits for them.
         """
-        large = self.tails is not None or targets.numel() * len(self.weight) > MAX_LOGITS
+        large = self.tails is not None or targets.numel() * len(self.weight) > max_logits(targets.device)
         if added is None and label_smoothing == 0 and soft_targets is None and large:
             vectors = self._project(hidden)
-            objective = run_part(OUTPUT_AND_LOSS, self._mean_nats, vectors, targets, dtype)
+            objective = run_part(OUTPUT_AND_LOSS, self._mean_nats, vectors, targets, dtype, host_inputs)
             return TrainingLoss(objective, objective.detach(), state)
         logits = self.logits(hidden, added)
         objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, dtype, soft_targets)
@@ -192,14 +225,17 @@ class OutputHead:
         within = [head[..., first + k, None] + part.log_softmax(dim=-1) for k, part in enumerate(parts)]
         return torch.cat([head[..., :first], *within], dim=-1)
 
-    def _mean_nats(self, vectors: Tensor, targets: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def _mean_nats(
+        self, vectors: Tensor, targets: Tensor, dtype: torch.dtype, host_inputs: Mapping[str, Tensor] | None
+    ) -> Tensor:
         """The mean cross-entropy in nats, a scalar in fp32, in chunks; backward works once."""
         weight, tails = self.weight, self.tails
         bias = weight.new_zeros(len(weight)) if self.bias is None else self.bias
         tail_layer = (weight[:0].detach(), bias[:0].detach()) if tails is None else (tails.weight, tails.bias)
         cutoffs = () if tails is None else tails.cutoffs
         flat = vectors.flatten(0, -2), targets.flatten()
-        return apply(_MeanNats, *flat, cutoffs, dtype, weight, bias, *tail_layer)
+        listed = () if host_inputs is None else [host_inputs[f"{TAIL} {number + 1}"] for number in range(len(cutoffs))]
+        return apply(_MeanNats, *flat, cutoffs, dtype, weight, bias, *tail_layer, *listed)
 
 
 class _MeanNats(torch.autograd.Function):
@@ -207,9 +243,10 @@ class _MeanNats(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, cutoffs: tuple[int, ...], dtype: torch.dtype, *layers: Tensor
+        ctx: Any, hidden: Tensor, targets: Tensor, cutoffs: tuple[int, ...], dtype: torch.dtype, *others: Tensor
     ) -> Tensor:
-        weight, bias, tail_weight, tail_bias = layers
+        weight, bias, tail_weight, tail_bias, *listed = others
+        layers = others[:4]
         device = hidden.device.type
         # Matrix products run in autocast's format, or the weights'; everything else in `dtype`.
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -221,7 +258,9 @@ class _MeanNats(torch.autograd.Function):
             vectors = hidden.to(low)
             grads = [_zeros(each) for each in (hidden, *layers)]
             d_hidden, d_weight, d_bias, d_tail_weight, d_tail_bias = grads
-            tail = torch.bucketize(targets, torch.tensor(cutoffs, dtype=torch.int64, device=targets.device), right=True)
+            tail = torch.zeros_like(targets)
+            for cut in cutoffs:
+                tail += targets >= cut
             head_targets = torch.where(tail == 0, targets, first - 1 + tail)
             head = torch.cat([weight[:first], tail_weight]), torch.cat([bias[:first], tail_bias])
             d_head = _zeros(head[0]), _zeros(head[1])
@@ -229,20 +268,27 @@ class _MeanNats(torch.autograd.Function):
             d_weight[:first], d_tail_weight[:] = d_head[0][:first], d_head[0][first:]
             d_bias[:first], d_tail_bias[:] = d_head[1][:first], d_head[1][first:]
             for number, (begin, end) in enumerate(pairwise(bounds), start=1):
-                rows = (tail == number).nonzero()[:, 0]
-                selected = vectors[rows]
+                if listed:
+                    padded = listed[number - 1]
+                    rows, is_real = padded.clamp(min=0), padded >= 0
+                else:
+                    rows, is_real = (tail == number).nonzero()[:, 0], None
+                selected, own = vectors[rows], targets[rows] - begin
+                # The target of padding, position 0, may be outside the tail.
+                own = own if is_real is None else own.where(is_real, 0)
                 d_selected = _zeros(selected)
                 layer, d_layer = (weight[begin:end], bias[begin:end]), (d_weight[begin:end], d_bias[begin:end])
-                nats += _softmax(selected, targets[rows] - begin, layer, d_selected, d_layer, dtype)
+                nats += _softmax(selected, own, layer, d_selected, d_layer, dtype, is_real)
                 d_hidden.index_add_(0, rows, d_selected)
-        ctx.count, ctx.grads = len(targets), grads
+        ctx.save_for_backward(*grads)
+        ctx.count, ctx.listed = len(targets), len(listed)
         return nats / len(targets)
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> Any:
-        d_hidden, *d_layers = (grad.mul_(outer / ctx.count) for grad in ctx.grads)
-        del ctx.grads
-        return d_hidden, None, None, None, *d_layers
+        factor = outer / ctx.count
+        d_hidden, *d_layers = (grad.mul_(factor) for grad in ctx.saved_tensors)
+        return d_hidden, None, None, None, *d_layers, *[None] * ctx.listed
 
 
 def _zeros(like: Tensor) -> Tensor:
@@ -252,15 +298,29 @@ def _zeros(like: Tensor) -> Tensor:
 Layer = tuple[Tensor, Tensor]
 
 
+def max_logits(device: torch.device) -> int:
+    """Logits that a training step may hold at a time."""
+    return MAX_LOGITS if device.type == "cpu" else MAX_GPU_LOGITS
+
+
 def _softmax(
-    vectors: Tensor, targets: Tensor, layer: Layer, d_vectors: Tensor, d_layer: Layer, dtype: torch.dtype
+    vectors: Tensor,
+    targets: Tensor,
+    layer: Layer,
+    d_vectors: Tensor,
+    d_layer: Layer,
+    dtype: torch.dtype,
+    is_real: Tensor | None = None,
 ) -> Tensor:
-    """The summed nats of one softmax layer, in chunks; adds its gradients to `d_vectors` and `d_layer`."""
+    """The summed nats of one softmax layer, in chunks; adds its gradients to `d_vectors` and `d_layer`.
+
+    Rows where `is_real` is False count for nothing.
+    """
     weight, bias = layer[0].to(vectors.dtype), layer[1]
     d_weight, d_bias = d_layer
     nats = torch.zeros((), device=vectors.device)
-    chunk_size = max(1, MAX_LOGITS // len(weight))
-    native = dtype == torch.float32 and usable("entropy", vectors)
+    chunk_size = max(1, max_logits(vectors.device) // len(weight))
+    native = is_real is None and dtype == torch.float32 and usable("entropy", vectors)
     for begin in range(0, len(vectors), chunk_size):
         chunk = slice(begin, begin + chunk_size)
         if native:
@@ -272,9 +332,12 @@ def _softmax(
         logits = F.linear(vectors[chunk], weight).to(dtype).add_(bias)
         logs = logits.log_softmax(dim=1)
         index = targets[chunk, None]
-        nats -= logs.gather(1, index).sum(dtype=torch.float32)
+        own = logs.gather(1, index)
+        nats -= (own if is_real is None else own * is_real[chunk, None]).sum(dtype=torch.float32)
         # The gradient of the logits: softmax minus one-hot.
         grad = logs.exp_().scatter_add_(1, index, logs.new_full(index.shape, -1.0))
+        if is_real is not None:
+            grad *= is_real[chunk, None]
         d_bias += grad.sum(dim=0)
         grad = grad.to(vectors.dtype)
         d_weight += grad.T @ vectors[chunk]

@@ -3,7 +3,8 @@
     logits = run_part("output", linear, hidden, weight, bias)
 
 A native kernel does the work of several modules in one call, and a tied output layer has no module, so hooks on modules
-cannot observe them. Without an observer a part is a plain call.
+cannot observe them. Without an observer a part is a plain call, and always while torch compiles: the compiler cannot
+trace a context variable.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
+
+import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,7 +31,7 @@ _observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
 def run_part(name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """`function(*args, **kwargs)`, observed under this name."""
-    observer = _observer.get()
+    observer = None if torch.compiler.is_compiling() else _observer.get()
     if observer is None:
         return function(*args, **kwargs)
     result: R = observer(name, function, args, kwargs)

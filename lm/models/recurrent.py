@@ -10,9 +10,12 @@ Gal and Ghahramani 2016 (locked and embedding dropout); Merity et al. 2018 (weig
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -23,7 +26,7 @@ from lm.kernels.dispatch import MIN_STEPS, cast_floats, in_its_format, stays_in_
 from lm.models.base import Inspection, LanguageModel, State, TrainingLoss, declare
 from lm.models.context_tables import ContextTables, TableOptions
 from lm.models.layout import Shape, Stage, Symbol
-from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage
+from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage, tail_positions
 from lm.models.profiled_parts import run_part
 from lm.models.unrolled_cells import UnrolledLayer, unroll
 from lm.torch_private import has_hooks, recurrent_function
@@ -114,6 +117,7 @@ class Recurrent(LanguageModel):
         bias = self.output_bias if self.output is None else self.output.bias
         self.tails = make_tails(options, vocab_size, size if options.tie_weights else hidden, bias)
         self.tables = ContextTables(options, vocab_size)
+        self.host_context = self.tables.num_earlier if self.tables.orders or self.tails is not None else None
         self.recurrent_tensors = ("hidden", "cell") if options.type == "lstm" else ("hidden",)
         self._initialise()
 
@@ -146,9 +150,10 @@ class Recurrent(LanguageModel):
         *,
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
+        host_inputs: Mapping[str, Tensor] | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`; the objective includes the penalties."""
-        outputs, added, after = self._hidden(ids, state)
+        outputs, added, after = self._hidden(ids, state, host_inputs)
         dropped = self.output_dropout(outputs)
         loss = self._head().loss(
             dropped,
@@ -158,8 +163,15 @@ class Recurrent(LanguageModel):
             label_smoothing=label_smoothing,
             dtype=self.loss_dtype,
             soft_targets=soft_targets,
+            host_inputs=host_inputs,
         )
         return replace(loss, objective=loss.objective + self._penalties(outputs, dropped))
+
+    def host_inputs(
+        self, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, Tensor]:
+        """See `LanguageModel.host_inputs`: rows of the context tables, positions of the tails."""
+        return {**self.tables.host_inputs(ids, earlier), **tail_positions(targets, self.tails, self.vocab_size)}
 
     def symbols(self) -> dict[str, Symbol]:
         """See `LanguageModel.symbols`."""
@@ -254,10 +266,12 @@ class Recurrent(LanguageModel):
             return OutputHead(self.embedding.weight, self.output_bias, self.tails, self.projection)
         return OutputHead(self.output.weight, self.output.bias, self.tails)
 
-    def _hidden(self, ids: Tensor, state: State | None) -> tuple[Tensor, Tensor | None, State]:
+    def _hidden(
+        self, ids: Tensor, state: State | None, host_inputs: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None, State]:
         """The last layer's outputs (B, T, H), the logits of context tables, and the state."""
         outputs, after = self._run_cell(ids, state)
-        return outputs, *self.tables(ids, state, after)
+        return outputs, *self.tables(ids, state, after, host_inputs)
 
     def _embed(self, ids: Tensor) -> Tensor:
         vectors = self.embedding(ids)

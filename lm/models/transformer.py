@@ -14,9 +14,11 @@ Sources: Vaswani et al. 2017; Touvron et al. 2023 (Llama); Su et al. 2021 (rotar
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -30,13 +32,22 @@ from lm.models.base import AttentionMaps, Inspection, LanguageModel, State, Trai
 from lm.models.context_tables import ContextTables, TableOptions
 from lm.models.huggingface import HuggingFaceModel
 from lm.models.layout import Shape, Stage, Symbol
-from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage
+from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage, tail_positions
 from lm.torch_private import has_hooks
 
 REGISTERS = {"transformer": "Transformer"}
 
 Cache = tuple[Tensor, Tensor]
 """Keys and values (B, L, G, D) of one layer."""
+
+
+class Room(NamedTuple):
+    """Buffers of keys and values (B, P, G, D) of one layer, and the rows (B, 1) and positions (B, T) of new ones."""
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor
+    positions: Tensor
 
 
 class TransformerOptions(HeadOptions, TableOptions):
@@ -102,7 +113,7 @@ class Attention(nn.Module):
         self,
         hidden: Tensor,
         rotation: tuple[Tensor, Tensor],
-        cache: Cache | None,
+        cache: Cache | Room | None,
         mask: Tensor | None,
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -126,7 +137,7 @@ class Attention(nn.Module):
         self,
         hidden: Tensor,
         rotation: tuple[Tensor, Tensor],
-        cache: Cache | None,
+        cache: Cache | Room | None,
         mask: Tensor | None,
     ) -> tuple[AttentionMaps, tuple[Tensor, Tensor]]:
         """`forward` in plain torch, with the scores and weights of each head."""
@@ -136,13 +147,19 @@ class Attention(nn.Module):
         return AttentionMaps(scores, weights, self.o_proj(mixed.flatten(2)), self.head_size), (key, value)
 
     def _heads(
-        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None
+        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | Room | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, T, H, D), and keys and values (B, L + T, G, D) of the cache and the new positions."""
+        """Queries (B, T, H, D), and keys and values (B, L + T, G, D) of the cache and the new positions.
+
+        With a `Room` the new ones are written into its buffers (B, P, G, D), which are returned.
+        """
         batch, time, _ = hidden.shape
         projected = autograd.linears(hidden, (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (heads.view(batch, time, -1, self.head_size) for heads in projected)
         query, key = self._rotated(query, self.q_norm, rotation), self._rotated(key, self.k_norm, rotation)
+        if isinstance(cache, Room):
+            places = cache.rows, cache.positions
+            return query, cache.keys.index_put_(places, key), cache.values.index_put_(places, value)
         if cache is not None:
             key, value = torch.cat([cache[0], key], dim=1), torch.cat([cache[1], value], dim=1)
         return query, key, value
@@ -189,7 +206,7 @@ class Block(nn.Module):
         self,
         hidden: Tensor,
         rotation: tuple[Tensor, Tensor],
-        cache: Cache | None,
+        cache: Cache | Room | None,
         mask: Tensor | None,
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -198,21 +215,21 @@ class Block(nn.Module):
         if causal and cache is None and usable("block", hidden) and not any(map(has_hooks, self._parts)):
             hidden, key, value = self._run_native(hidden, rotation)
             return hidden, (key, value)
-        mixed, cache = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)
+        mixed, after = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)
         hidden = hidden + self.dropout(mixed)
-        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), cache
+        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), after
 
     def inspect(
         self,
         hidden: Tensor,
         rotation: tuple[Tensor, Tensor],
-        cache: Cache | None,
+        cache: Cache | Room | None,
         mask: Tensor | None,
     ) -> tuple[Tensor, AttentionMaps, tuple[Tensor, Tensor]]:
         """`forward` in plain torch, with the maps of the attention."""
-        maps, cache = self.self_attn.inspect(self.input_layernorm(hidden), rotation, cache, mask)
+        maps, after = self.self_attn.inspect(self.input_layernorm(hidden), rotation, cache, mask)
         hidden = hidden + self.dropout(maps.outputs)
-        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), maps, cache
+        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), maps, after
 
     def _run_native(self, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The whole block in one native call."""
@@ -254,6 +271,7 @@ class Transformer(LanguageModel):
         self.tails = make_tails(options, vocab_size, options.hidden_size)
         self._initialise()
         self.tables = ContextTables(options, vocab_size)
+        self.host_context = self.tables.num_earlier if self.tables.orders or self.tails is not None else None
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
@@ -280,9 +298,10 @@ class Transformer(LanguageModel):
         *,
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
+        host_inputs: Mapping[str, Tensor] | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`."""
-        hidden, added, after = self._hidden(ids, state)
+        hidden, added, after = self._hidden(ids, state, host_inputs)
         return self._head().loss(
             hidden,
             targets,
@@ -291,21 +310,30 @@ class Transformer(LanguageModel):
             label_smoothing=label_smoothing,
             dtype=self.loss_dtype,
             soft_targets=soft_targets,
+            host_inputs=host_inputs,
         )
+
+    def host_inputs(
+        self, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, Tensor]:
+        """See `LanguageModel.host_inputs`: rows of the context tables, positions of the tails."""
+        return {**self.tables.host_inputs(ids, earlier), **tail_positions(targets, self.tails, self.vocab_size)}
 
     def _head(self) -> OutputHead:
         matrix = self.embed_tokens if self.lm_head is None else self.lm_head
         return OutputHead(matrix.weight, tails=self.tails)
 
-    def _hidden(self, ids: Tensor, state: State | None) -> tuple[Tensor, Tensor | None, State]:
+    def _hidden(
+        self, ids: Tensor, state: State | None, host_inputs: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None, State]:
         """The last norm's outputs (B, T, E), the logits of context tables, and the state."""
         before, rotation, mask = self._positions(ids, state)
         hidden = self.dropout(self.embed_tokens(ids))
         caches = []
-        for layer, cache in zip(self.layers, self._caches(state), strict=True):
+        for layer, cache in zip(self.layers, self._caches(state, ids.shape[1]), strict=True):
             hidden, cache = layer(hidden, rotation, cache, mask, state is None)
             caches.append(cache)
-        added, after = self.tables(ids, state, make_state(before + ids.shape[1], caches, state))
+        added, after = self.tables(ids, state, make_state(before + ids.shape[1], caches, state), host_inputs)
         return self.norm(hidden), added, after
 
     def _positions(self, ids: Tensor, state: State | None) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
@@ -314,16 +342,28 @@ class Transformer(LanguageModel):
         rope = self.options.hidden_size // self.options.num_heads, self.options.rope_theta
         if state is None:
             before = torch.zeros(batch, dtype=torch.int64, device=ids.device)
-            return before, first_rotary_tables(batch, time, *rope, ids.device), None
+            if torch.compiler.is_compiling():
+                return before, rotary_tables(torch.arange(time, device=ids.device)[None], *rope), None
+            # The native kernels read a table for each row; torch broadcasts one.
+            rows = batch if ids.is_cpu else 1
+            return before, first_rotary_tables(rows, time, *rope, ids.device), None
         before = state.tensors["lengths"]
         positions = before[:, None] + torch.arange(time, device=ids.device)
         return before, rotary_tables(positions, *rope), cache_mask(state, time)
 
-    def _caches(self, state: State | None) -> list[Cache | None]:
-        """Keys and values of each layer."""
+    def _caches(self, state: State | None, time: int) -> list[Cache | Room | None]:
+        """Keys and values of each layer, and where those of `time` new positions go."""
         if state is None:
             return [None] * len(self.layers)
-        return [(state.tensors[f"keys.{index}"], state.tensors[f"values.{index}"]) for index in range(len(self.layers))]
+        pairs = [
+            (state.tensors[f"keys.{index}"], state.tensors[f"values.{index}"]) for index in range(len(self.layers))
+        ]
+        if not state.reserved:
+            return [*pairs]
+        lengths = state.tensors["lengths"]
+        rows = torch.arange(len(lengths), device=lengths.device)[:, None]
+        positions = lengths[:, None] + torch.arange(time, device=lengths.device)
+        return [Room(keys, values, rows, positions) for keys, values in pairs]
 
     def to_huggingface(self) -> HuggingFaceModel:
         """See `LanguageModel.to_huggingface`: Qwen3 with QK-norm, else Llama."""
@@ -441,7 +481,7 @@ class Transformer(LanguageModel):
         inputs = hidden = self.dropout(self.embed_tokens(ids))
         residual, attention, caches = [], [], []
         blocks: Any = self.layers
-        for layer, cache in zip(blocks, self._caches(state), strict=True):
+        for layer, cache in zip(blocks, self._caches(state, ids.shape[1]), strict=True):
             # Maps grow with the square of the text: they are made if they are asked for.
             if "attention" in parts:
                 hidden, maps, cache = layer.inspect(hidden, rotation, cache, mask)
@@ -497,19 +537,22 @@ def make_state(lengths: Tensor, caches: Sequence[Cache], before: State | None) -
     tensors = {}
     for index, (keys, values) in enumerate(caches):
         tensors[f"keys.{index}"], tensors[f"values.{index}"] = keys, values
-    ragged = before is not None and before.ragged
-    return State({"lengths": lengths} | tensors, growing=frozenset(tensors), ragged=ragged)
+    ragged, reserved = before is not None and before.ragged, before is not None and before.reserved
+    return State({"lengths": lengths} | tensors, growing=frozenset(tensors), ragged=ragged, reserved=reserved)
 
 
 def cache_mask(state: State, time: int) -> Tensor | None:
     """The attention mask of T new positions over the L + T keys, for `scaled_dot_product_attention`.
 
     Returns:
-        bool, True where a query attends to a key: (T, L + T), or (B, 1, T, L + T) for rows of different length; None
-        if every query attends to all keys.
+        bool, True where a query attends to a key: (T, L + T), or (B, 1, T, L + T) for rows of different length, or
+        (B, 1, T, P) for buffers of P positions; None if every query attends to all keys.
     """
     cached = state.tensors["keys.0"].shape[1]
     device = state.tensors["lengths"].device
+    if state.reserved:
+        last = state.tensors["lengths"][:, None] + torch.arange(time, device=device)
+        return torch.arange(cached, device=device) <= last[:, None, :, None]
     if time == 1 and not state.ragged:
         return None
     causal = torch.ones(time, cached + time, dtype=torch.bool, device=device).tril(cached)

@@ -126,7 +126,7 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
     device = pick_device(config.training.device)
     available = machine.available_bytes(device)
     model = build_on_meta(config.model, corpus.tokenizer.vocab_size)
-    least = _min_state_bytes(model, low=config.training.amp == "O3")
+    least = _min_state_bytes(model, low=config.training.amp == "O3", sparse=device.type == "cpu")
     release_buffers()
     memory = TensorMemory(device, limit=available and available * USABLE_SHARE)
     try:
@@ -168,10 +168,17 @@ def refuse_what_cannot_fit(config: RunConfig, corpus: PreparedCorpus) -> int:
     return fit.needed_bytes
 
 
-def _min_state_bytes(model: LanguageModel, *, low: bool) -> int:
-    """Bytes of the weights and, except where gradients are sparse, of a gradient and one moment."""
+def _min_state_bytes(model: LanguageModel, *, low: bool, sparse: bool) -> int:
+    """Bytes of the weights, a gradient and one moment; context tables have small moments and may have small gradients.
+
+    Args:
+        low: the weights are in a low number format.
+        sparse: gradients of context tables are sparse.
+    """
+    tables = 1 if sparse else 2
     needs = module_needs(model)
-    whole = sum(weight.nbytes * (1 if need.optimizer_kind == "row_adagrad" else 3) for weight, need in needs.items())
+    copies = {weight: tables if need.optimizer_kind == "row_adagrad" else 3 for weight, need in needs.items()}
+    whole = sum(weight.nbytes * count for weight, count in copies.items())
     return whole // 2 if low else whole
 
 
@@ -224,7 +231,7 @@ def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds
     fixed, token_bytes, tried = _extrapolated(train, sizes, memory, available, seconds)
     step_bytes = fixed + token_bytes * all_rows * length
     shortest = max(8 * VALIDATION_ROWS, model.context_length or 0)
-    sizes = list(_doubled(shortest, tokens_at_once(model.vocab_size)))
+    sizes = list(_doubled(shortest, tokens_at_once(model.vocab_size, step.device)))
     base, scored_bytes, _ = _extrapolated(evaluate, sizes, memory, available, seconds / 2)
     evaluation_bytes = base + scored_bytes * sizes[-1]
     saved = memory.blocks_of([*model.parameters(), *state_tensors(step.optimizers)])

@@ -366,7 +366,7 @@ def _follow(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder) -> tup
                 watch.step()
         followed.on_phase("evaluation")
         ids = corpus.splits["valid" if "valid" in corpus.splits else "train"].ids
-        tokens = EVALUATION_BATCHES * tokens_at_once(trial.step.model.vocab_size)
+        tokens = EVALUATION_BATCHES * tokens_at_once(trial.step.model.vocab_size, trial.step.device)
         validate(trial.step, ids[: tokens + 1], progress=followed.on_validation)
         folder.create(run_record(config, corpus, trial.step.model, None), corpus.tokenizer)
         followed.on_phase("saving")
@@ -426,8 +426,8 @@ def _time_logging(trial: Trial, folder: RunFolder, step_seconds: float, seconds:
     board.on_start(start)
 
     def write(spent: float) -> None:
-        interval = MetricsInterval()
-        interval.add(StepResult(loss=0.0), spent)
+        interval = MetricsInterval(seconds=spent)
+        interval.add(StepResult(loss=0.0))
         row = interval.row(trial.steps_done, 0, step, batches, split)
         folder.append_metrics(row)
         board.on_log(row)

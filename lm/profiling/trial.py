@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,18 +50,28 @@ class Trial:
         self._size: tuple[int, int] | None = None
 
     def run_step(self, *, with_metrics: bool = False) -> StepResult:
-        """The next step.
+        """The next step, to its end.
 
         Raises:
             NonFiniteLossError: the loss or a gradient is not finite, and `training.on_nonfinite` is stop.
         """
-        config = self.step.config
-        share = learning_rate_share(self.step.updates, ENDLESS_STEPS, config)
-        result = self.step.run(self._step_batches(), share, with_metrics=with_metrics)
-        if config.on_nonfinite == "stop":
-            result.raise_problem(self.steps_done + 1, "Lower training.learning_rate, or use training.precision=fp32.")
+        return self.start_step(with_metrics=with_metrics)()
+
+    def start_step(self, *, with_metrics: bool = False) -> Callable[[], StepResult]:
+        """Start the next step; the function waits for its end, and raises as `run_step`."""
+        share = learning_rate_share(self.step.updates, ENDLESS_STEPS, self.step.config)
+        finish = self.step.start(self._step_batches(), share, with_metrics=with_metrics)
         self.steps_done += 1
-        return result
+        number = self.steps_done
+
+        def finish_checked() -> StepResult:
+            result = finish()
+            if result.problem is not None and self.step.config.on_nonfinite == "stop":
+                self.steps_done = number - 1
+                result.raise_problem(number, "Lower training.learning_rate, or use training.precision=fp32.")
+            return result
+
+        return finish_checked
 
     def _step_batches(self) -> Iterable[Batch]:
         if self._size is None:
@@ -84,11 +94,20 @@ class Trial:
         """Time steps and a validation, for about `seconds`; the same result in all processes."""
         step, times = self.step, list[float]()
         with deterministic(step.device), keep_freed_memory():
-            begun = time.perf_counter()
+            begun, finish = time.perf_counter(), None
             while len(times) < WARM_UP_STEPS + 2 or self._since(begun) < seconds * 0.75:
                 before = time.perf_counter()
-                self.run_step(with_metrics=len(times) % step.config.log_every == step.config.log_every - 1)
+                logs = len(times) % step.config.log_every == step.config.log_every - 1
+                before_this, finish = finish, self.start_step(with_metrics=logs)
+                # As in a run: on a GPU the step before, else this one.
+                if before_this is not None:
+                    before_this()
+                if not step.reads_late:
+                    finish()
+                    finish = None
                 times.append(time.perf_counter() - before)
+            if finish is not None:
+                finish()
             # The median, because another program may use the processor for a moment.
             step_seconds, _ = step.world.sync_clock(statistics.median(times[WARM_UP_STEPS:]))
             # A validation token takes about a third of the time of a training token.

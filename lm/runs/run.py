@@ -27,7 +27,7 @@ from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text
 from lm.corpora.cache import cache_folder
 from lm.errors import ConfigError, CorpusError, CorruptRunError, LMError, RunError
 from lm.files import read_facts, write_file
-from lm.generation.open_decoder import STATE_BYTES, open_decoder
+from lm.generation.open_decoder import STATE_BYTES, JoinedDecoding, open_decoder
 from lm.generation.options import SamplingOptions
 from lm.runs.card import model_card, run_facts, run_summary
 from lm.runs.run_folder import CARD, SAMPLES, SNAPSHOTS, RunFolder, find_run
@@ -38,7 +38,9 @@ from lm.version import __version__
 if TYPE_CHECKING:
     import torch
 
+    from lm.copies import Copies, CopyIndex
     from lm.device import Precision
+    from lm.evaluation.copying import CopyReport
     from lm.evaluation.per_token import Watcher
     from lm.evaluation.report import Floor, Report
     from lm.generation.decoder import Decoder
@@ -111,6 +113,7 @@ class Run:
         self.checkpoint = checkpoint
         self._device = device
         self._precision = precision
+        self._copy_index: CopyIndex | None = None
 
     def __repr__(self) -> str:
         try:
@@ -208,6 +211,7 @@ class Run:
         max_slots: int = 1,
         state_bytes: int = STATE_BYTES,
         threads: int | None = None,
+        joined: JoinedDecoding = "auto",
     ) -> Decoder:
         """A new decoder; see `lm.generation.open_decoder.open_decoder`, which chooses it.
 
@@ -223,6 +227,7 @@ class Run:
             max_slots=max_slots,
             state_bytes=state_bytes,
             threads=threads,
+            joined=joined,
         )
         if opened.vocab_size != self.tokenizer.vocab_size:
             raise CorruptRunError(
@@ -238,6 +243,7 @@ class Run:
         prefix_cache_bytes: int = 0,
         state_bytes: int = STATE_BYTES,
         threads: int | None = None,
+        joined: JoinedDecoding = "auto",
     ) -> Engine:
         """An engine with its own decoder: many requests at once, each with the same text as alone.
 
@@ -246,10 +252,12 @@ class Run:
             prefix_cache_bytes: memory for the states of prompt prefixes, so that equal prefixes are prefilled once.
             state_bytes: memory for the states of all samples.
             threads: of a native decoder.
+            joined: whether a torch decoder computes all samples in one call; see
+                `lm.generation.open_decoder.JoinedDecoding`.
         """
         from lm.generation.engine import Engine
 
-        opened = self.decoder(max_slots=max_batch, state_bytes=state_bytes, threads=threads)
+        opened = self.decoder(max_slots=max_batch, state_bytes=state_bytes, threads=threads, joined=joined)
         return Engine(opened, self.tokenizer, max_batch=max_batch, prefix_cache_bytes=prefix_cache_bytes)
 
     def request(
@@ -530,6 +538,61 @@ class Run:
 
         prepared = cached_text(self.record["corpus"], self.tokenizer)
         return None if prepared is None else find_floor(prepared, part, most_tokens=most_tokens)
+
+    # -- copies -------------------------------------------------------------------------------------
+
+    def copies(self, text: str) -> Copies:
+        """The parts of a text that stand word for word in the training text; exact.
+
+        The training text is indexed at the first call.
+
+        Raises:
+            CorpusError: the training text is not available.
+            DeviceError: the memory is too small.
+        """
+        return self.copy_index().find(text)
+
+    def copy_index(self, *, data_dir: Path | None = None, progress: Progress | None = None) -> CopyIndex:
+        """The index of the training text, made at the first call; arguments and errors as `own_text`."""
+        from lm.runs.copying import index_training_text
+
+        if self._copy_index is None:
+            self._copy_index = index_training_text(self.own_text(split="train", data_dir=data_dir, progress=progress))
+        return self._copy_index
+
+    def copy_report(
+        self,
+        prompt: str = "",
+        samples: int = 20,
+        *,
+        data_dir: Path | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> CopyReport:
+        """How much of this many samples stands word for word in the training text, against validation text.
+
+        Args:
+            prompt: of the samples; empty starts from the start token.
+            samples: number of samples, at least 2.
+            data_dir: folder of the named corpora.
+            progress: called while the text is read.
+            **options: as for `sample`; best of all max_tokens, temperature and seed.
+
+        Raises:
+            CorpusError: the training text is not available.
+            ConfigError: an option is unknown or out of bounds.
+        """
+        from lm.evaluation.copying import copy_report
+        from lm.runs.copying import split_text
+
+        checked = validate(SamplingOptions, {**options, "n": samples}, where="sampling")
+        if samples < 2:
+            raise ConfigError("A comparison with held-out text needs at least 2 samples.")
+        index = self.copy_index(data_dir=data_dir, progress=progress)
+        # Every corpus of a run has a validation split.
+        held_out = split_text(self.own_text(split="valid", data_dir=data_dir, progress=progress), "valid")
+        texts = self.samples(prompt, **checked.model_dump(exclude_unset=True))
+        return copy_report(index, texts, held_out, split="valid", prompt=prompt, options=checked)
 
     def existing_split(self, split: str | None) -> str:
         """The name of a split of this run's corpus; None is test if there is one, else valid."""

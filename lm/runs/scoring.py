@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lm.device import TO_USE, enough_memory
+from lm.device import TO_USE, computing, enough_memory
 from lm.errors import ConfigError
 from lm.evaluation.perplexity import score
 from lm.models.base import LanguageModel
@@ -44,7 +44,7 @@ def logits_of(model: LanguageModel, ids: Sequence[int], device: torch.device) ->
             f"The text and the start token are {len(ids):,} tokens, but the model's context length is {longest:,}: "
             "give a shorter text."
         )
-    with torch.inference_mode(), enough_memory(TO_USE):
+    with torch.inference_mode(), enough_memory(TO_USE), computing(device, "fp32"):
         logits, _ = model(torch.tensor([ids], device=device))
     found: npt.NDArray[np.float32] = logits[0].float().cpu().numpy()
     return found

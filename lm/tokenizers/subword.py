@@ -105,6 +105,7 @@ class SubwordTokenizer(Tokenizer):
     lossless = True
     whole_lines = True
 
+    options: SubwordOptions
     unknown_id = 0
     start_id = 1
 

@@ -162,6 +162,14 @@ class World:
         total, weights = self.all_reduce_sum(value * weight, weight)
         return total / weights
 
+    def all_reduce_mean_on_device(self, value: Tensor, weight: float = 1.0) -> Tensor:
+        """The weighted mean of a scalar over all processes, without a wait for the device."""
+        if self.size == 1:
+            return value
+        sums = torch.stack([value.float() * weight, torch.full_like(value, weight, dtype=torch.float32)])
+        dist.all_reduce(sums)
+        return sums[0] / sums[1]
+
     def sync_clock(self, seconds: float, signal_number: int | None = None) -> tuple[float, int | None]:
         """The clock of rank 0, and a signal that any process received."""
         if self.size == 1:
@@ -492,7 +500,7 @@ class Parallel:
         self._copies: DistributedDataParallel | None = None
         self._sparse: list[nn.Parameter] = []
         if world.size > 1 and shard:
-            self._sharded = _shard(model)
+            self._sharded = _shard(model, world)
         elif world.size > 1:
             self._copies, self._sparse = _copy(model)
 
@@ -518,6 +526,20 @@ class Parallel:
         if last:
             for parameter in self._sparse:
                 _average_sparse_grad(parameter, self._world)
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients of earlier parts of a step that is skipped; the optimizers' own are theirs to clear."""
+        if self._sharded is None:
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        # They are in the whole weights, which FSDP keeps next to the shards that optimizers see.
+        for module in self._sharded.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+                for parameter in module.parameters(recurse=True):  # type: ignore[attr-defined]
+                    parameter.grad = None
+                module.reshard()
 
 
 class _Loss(nn.Module):
@@ -548,8 +570,12 @@ def _copy(model: LanguageModel) -> tuple[DistributedDataParallel, list[nn.Parame
 
 
 def _average_sparse_grad(parameter: nn.Parameter, world: World) -> None:
-    """Replace a sparse gradient by the mean over all processes: their rows one after the other."""
+    """Replace a gradient by the mean over all processes; a sparse one has their rows one after the other."""
     if parameter.grad is None:
+        return
+    if not parameter.grad.is_sparse:
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world.size
         return
     grad = parameter.grad.coalesce()
     rows, values = grad.indices()[0], grad.values() / world.size
@@ -567,19 +593,23 @@ def _average_sparse_grad(parameter: nn.Parameter, world: World) -> None:
     parameter.grad = torch.sparse_coo_tensor(rows[None], values, parameter.shape, check_invariants=False)
 
 
-def _shard(model: LanguageModel) -> Any:
+def _shard(model: LanguageModel, world: World) -> Any:
     """Spread the model over the processes: each block of a list of blocks separately, then the rest."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     # FSDP finds an output's tensors through pytree; else backward would not gather the weights again.
     for kind in (State, TrainingLoss):
         register_tree(kind)
     # Native layers keep the addresses of their weights from forward to backward: on the CPU the weights stay gathered.
-    frees = next(model.parameters()).device.type != "cpu"
+    device = next(model.parameters()).device
+    frees = device.type != "cpu"
+    # Without a mesh FSDP takes the GPU of the machine, even for a model on the CPU.
+    mesh = init_device_mesh(device.type, (world.size,))
     for blocks in [part for part in model.modules() if isinstance(part, nn.ModuleList)]:
         for block in blocks:
-            fully_shard(block, reshard_after_forward=frees)
-    fully_shard(model)
+            fully_shard(block, mesh=mesh, reshard_after_forward=frees)
+    fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "training_loss")
     # It warns of outputs that are views, in case they are changed in place; none is.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)

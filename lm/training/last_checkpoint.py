@@ -16,6 +16,7 @@ from lm.errors import CorruptRunError
 from lm.files import Arrays
 from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import StopReason
+from lm.training.compiling import MEASURED_STEPS
 from lm.training.plan import Segment
 from lm.training.schedule import Pace
 from lm.training.train_step import StepCheckpoint, TrainStep
@@ -44,6 +45,8 @@ class TrainProgress:
     skipped_steps: int = 0
     """Steps without an update, because a number was not finite."""
     clipped_steps: int = 0
+    last_is_skipped: bool = False
+    """Whether the last step is one of `skipped_steps`, on a GPU: there the schedule follows one step later."""
     stop_reason: StopReason | None = None
     segments: list[Segment] = field(default_factory=list)
     """Of a plan by time, up to this step."""
@@ -83,26 +86,43 @@ def _write(folder: RunFolder, tensors: dict[str, Arrays], values: dict[str, Any]
     folder.write_last({**files, "state.json": folder.pack_state(values)})
 
 
+def _read(folder: RunFolder, step: TrainStep) -> tuple[dict[str, Any], dict[str, Arrays]]:
+    """The values and tensors of `last`."""
+    if not step.parallel.sharded:
+        return folder.read_last()
+    # Rank 0 checks the files, then each process copies its own rows out of them.
+    step.world.broadcast_from_rank0(lambda: _check(folder))
+    return folder.read_last(mapped=True)
+
+
+def _check(folder: RunFolder) -> None:
+    folder.read_last()
+
+
 def load(folder: RunFolder, step: TrainStep) -> TrainProgress:
     """Bring a fresh `step` to the `last` checkpoint, and cut later lines off metrics.jsonl.
 
     Raises:
         CorruptRunError: the checkpoint does not fit the model or the options.
     """
-    values, tensors = folder.read_last()
+    values, tensors = _read(folder, step)
     try:
         progress = TrainProgress.from_json(values["train_state"])
         step.load_checkpoint(StepCheckpoint(tensors, values), updates=progress.updates, steps=progress.step)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CorruptRunError(f"{folder.path / 'last'} does not fit this run ({error}): restore it.") from None
     progress.stop_reason = None
+    compiled = values["environment"].get("compile")
+    # The first steps may come before the decision.
+    step.compiled_before = None if compiled == "off" and progress.step < MEASURED_STEPS else compiled
     # A kill may come after the best weights are saved and before `last` is.
-    _, facts = folder.read_weights("best")
+    facts = step.world.broadcast_from_rank0(lambda: folder.read_weights("best")[1])
     loss = facts.get("valid_loss")
     if loss is not None and (progress.best_loss is None or loss < progress.best_loss):
         progress.best_loss, progress.best_step = loss, facts["step"]
     folder.cut_metrics(progress.step)
-    now, then = step.environment(), {"processes": "1", **values["environment"]}
+    then = {"processes": "1", **values["environment"]}
+    now = {**step.environment(), "compile": step.known_compilation() or "off"}
     if different := [
         f"{name} {then[name]!r} then, {now[name]!r} now" for name in now if now[name] != then.get(name, now[name])
     ]:

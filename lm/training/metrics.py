@@ -24,10 +24,9 @@ class MetricsInterval:
     _last: StepResult = field(default_factory=StepResult)
     _pending_metrics: Row = field(default_factory=dict)
 
-    def add(self, result: StepResult, seconds: float) -> None:
-        """Add a step and its time."""
+    def add(self, result: StepResult) -> None:
+        """Add a step; its time is added to `seconds`."""
         self.losses.append(result.loss)
-        self.seconds += seconds
         self.clipped += result.is_clipped
         self._last = result
         if result.largest_activation is not None:

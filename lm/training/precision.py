@@ -9,6 +9,10 @@
 "low" is bf16 or fp16. The calls of a step:
 
     computing ─► backward (loss × scale) ─► collect (into fp32) ─► clip (÷ scale, norm) ─► step  or  overflow
+                                                                └► update (the same on the device, without a wait)
+
+On a GPU nothing is read between backward and update: the norm, the factor of the gradients and the flag that forbids
+the update stay on the device. At O3 in fp16 gradients are divided by the scale inside the optimizer, in fp32.
 
 At O2 the optimizer updates fp32 copies of the weights, and the model gets them rounded: a small update of a low weight
 would be lost in rounding. Modules in `training.fp32_modules`, and those that declare it, keep fp32 weights.
@@ -41,6 +45,7 @@ from lm.kernels.dispatch import cast_floats, keep_in_fp32, usable_for_all
 from lm.models.base import LanguageModel, whole
 from lm.registry import did_you_mean
 from lm.torch_private import foreach, sparse_rows
+from lm.training.guarded_step import gradient_norms, guarded_step
 from lm.training.module_needs import module_needs
 
 Level = Literal["O0", "O1", "O2", "O3"]
@@ -48,6 +53,7 @@ LOW: tuple[Precision, ...] = ("bf16", "fp16")
 NORMS = (nn.RMSNorm, nn.LayerNorm)
 MIN_SCALE = 2.0**-4
 """A dynamic loss scale does not fall below this; below 1 the scale is not the cause of an overflow."""
+FINITE_GRADIENTS = "the norm of gradients that are finite"
 MAX_OVERFLOWS = 20
 """Steps in a row that a fixed loss scale may lose before it is not the cause of an overflow."""
 
@@ -129,7 +135,11 @@ def _missing(precision: Precision, device: torch.device) -> str | None:
 
 
 class LossScale:
-    """The factor of the loss before backward. Torch's GradScaler does not accept fp16 weights."""
+    """The factor of the loss before backward. Torch's GradScaler does not accept fp16 weights.
+
+    On a GPU the factor of the next step depends on numbers that the host has not read yet. `on_device` is that factor,
+    `advance` changes it as `note_good` and `note_overflow` do, and `follow` does the same when the host has read them.
+    """
 
     def __init__(self, config: TrainingConfig, precision: Precision) -> None:
         wanted = config.loss_scale
@@ -141,19 +151,62 @@ class LossScale:
         self._config = config
         self._good = 0
         self._overflows = 0
+        self._on_device: tuple[Tensor, Tensor] | None = None
+
+    def on_device(self, device: torch.device) -> Tensor:
+        """The factor, a scalar in fp32 on the device."""
+        return self._tensors(device)[0]
+
+    def advance(self, norm: Tensor, loss: Tensor) -> Tensor:
+        """The factor after a step with this gradient norm and loss (scalars on the device), without a wait.
+
+        As on the host, a loss that is not finite changes nothing: the factor is not its cause.
+        """
+        value, good = self._tensors(norm.device)
+        if self.dynamic:
+            config, counted = self._config, good + 1
+            grows = counted == config.loss_scale_window
+            grown = torch.where(grows, value * config.loss_scale_growth, value)
+            lower = (value * config.loss_scale_backoff).clamp(min=MIN_SCALE)
+            is_good, changes = torch.isfinite(norm), torch.isfinite(loss)
+            next_value = torch.where(changes, torch.where(is_good, grown, lower), value)
+            next_good = torch.where(changes, torch.where(is_good & ~grows, counted, 0), good)
+            self._on_device = next_value, next_good
+        return self.on_device(norm.device)
+
+    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The factor and the good steps in a row, on the device."""
+        if self._on_device is None:
+            value = torch.full((), self.value, dtype=torch.float32, device=device)
+            self._on_device = value, torch.full((), self._good, dtype=torch.int64, device=device)
+        return self._on_device
 
     def note_good(self) -> None:
         """Count a step with finite gradients; after `loss_scale_window` in a row a dynamic scale grows."""
-        self._good, self._overflows = self._good + 1, 0
+        self._good, self._overflows, self._on_device = self._good + 1, 0, None
         if self.dynamic and self._good == self._config.loss_scale_window:
             self.value, self._good = self.value * self._config.loss_scale_growth, 0
 
     def note_overflow(self) -> bool:
         """Count a step with non-finite gradients: a dynamic scale falls. False: the scale is not the cause."""
-        self._good, self._overflows = 0, self._overflows + 1
+        self._good, self._overflows, self._on_device = 0, self._overflows + 1, None
         is_cause = self.value >= 1 if self.dynamic else self.enabled and self._overflows <= MAX_OVERFLOWS
         if self.dynamic:
             self.value = max(self.value * self._config.loss_scale_backoff, MIN_SCALE)
+        return is_cause
+
+    def follow(self, value: float, *, is_good: bool) -> bool:
+        """`note_good` or `note_overflow` of a step whose factor afterwards was `value` on the device.
+
+        Returns:
+            False: the scale is not the cause of the overflow.
+        """
+        ahead, is_cause = self._on_device, True
+        if is_good:
+            self.note_good()
+        else:
+            is_cause = self.note_overflow()
+        self.value, self._on_device = value, ahead
         return is_cause
 
     def state(self) -> dict[str, float]:
@@ -166,9 +219,29 @@ class LossScale:
             self.value = float(state["scale"])
             self._good = int(state["good_steps"] if "good_steps" in state else state["_growth_tracker"])
             self._overflows = int(state.get("overflows", 0))
+            self._on_device = None
 
 
 # -- applying a level -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Update:
+    """The numbers of an update, on the device: the host has not waited for them."""
+
+    norm: Tensor
+    """Of the gradients before clipping, a scalar in fp32; NaN or infinite if a gradient is."""
+    finite: Tensor
+    """Whether the weights were changed: a bool scalar."""
+    norms: Tensor
+    """(P,) fp32: of each gradient, times the loss scale."""
+    names: list[str]
+    """P names of weights."""
+
+    def nonfinite_gradient(self, norms: Sequence[float]) -> str:
+        """The first gradient in backward order that is not finite, by the numbers of `norms`."""
+        bad = [name for name, norm in zip(self.names, norms, strict=True) if not math.isfinite(norm)]
+        return f"the gradient of {bad[-1]}" if bad else FINITE_GRADIENTS
 
 
 class MixedPrecision:
@@ -190,9 +263,18 @@ class MixedPrecision:
         self.masters: dict[Tensor, Tensor] = {}
         """The fp32 weights that the optimizer updates in place of low parameters."""
         self._model = model
+        # Divided by the loss scale in fp16, a gradient below 6e-8 is 0, and one below 6e-5 has fewer digits.
+        divides_in_fp32 = self.scale.enabled and self.format.level == "O3" and self.format.low == torch.float16
+        self.updates_on_device = device.type == "cuda" or divides_in_fp32
+        """Whether a step calls `update`, in place of `clip` and `step`."""
         named = [_module(model, name) for name in config.fp32_modules]
         if self.format.level != "O0":
             self._apply(named)
+
+    @functools.cached_property
+    def _unclipped(self) -> set[Tensor]:
+        """The weights whose optimizer bounds their steps itself."""
+        return {p for p, needs in module_needs(self._model).items() if needs.optimizer_kind == "row_adagrad"}
 
     @functools.cached_property
     def trained(self) -> list[Tensor]:
@@ -238,7 +320,10 @@ class MixedPrecision:
 
     def backward(self, objective: Tensor) -> None:
         """Add the gradients of the scaled objective to the existing ones."""
-        scaled = objective * self.scale.value if self.scale.enabled else objective
+        scaled = objective
+        if self.scale.enabled:
+            on_device = self.updates_on_device
+            scaled = objective * (self.scale.on_device(objective.device) if on_device else self.scale.value)
         # Backward casts nothing itself, but its products may use tf32.
         with computing(self.device, "tf32" if self.format.precision == "tf32" else "fp32", autocast=False):
             scaled.backward()
@@ -255,7 +340,7 @@ class MixedPrecision:
 
     @torch.no_grad()
     def clip(self, max_norm: float | None) -> float:
-        """Divide the gradients by the loss scale, then clip them; sparse ones are not clipped.
+        """Divide the gradients by the loss scale, then clip them; those of context tables are not clipped.
 
         Args:
             max_norm: None: no clipping.
@@ -264,15 +349,15 @@ class MixedPrecision:
             The norm before clipping; NaN or infinite if a gradient is, and then nothing is clipped.
         """
         with_grad = [tensor for tensor in self.trained if tensor.grad is not None]
-        sparse = [_values(tensor) for tensor in with_grad if tensor.grad is not None and tensor.grad.is_sparse]
+        # Their optimizer bounds their steps itself.
+        unclipped = [_values(tensor) for tensor in with_grad if tensor in self._unclipped]
         if self.scale.enabled and with_grad:
             # Clip true gradients: those of fp16 still contain the loss scale (65,536 at first).
             foreach("mul", [_values(tensor) for tensor in with_grad], 1 / self.scale.value)
-        # The optimizer of sparse gradients bounds their steps itself.
-        if not all(math.isfinite(float(values.sum(dtype=torch.float32))) for values in sparse):
+        if not all(math.isfinite(float(values.sum(dtype=torch.float32))) for values in unclipped):
             return math.nan
-        dense = [tensor for tensor in with_grad if tensor.grad is not None and not tensor.grad.is_sparse]
-        grads = [tensor.grad for tensor in dense if tensor.grad is not None]
+        clipped = [tensor for tensor in with_grad if tensor not in self._unclipped]
+        grads = [tensor.grad for tensor in clipped if tensor.grad is not None]
         max_norm = math.inf if max_norm is None else max_norm
         if usable_for_all("clip", grads):
             return clip_grad_norm(grads, max_norm)
@@ -280,7 +365,7 @@ class MixedPrecision:
         total = torch.nn.utils.get_total_norm([grad.float() for grad in grads])
         norm = float(whole(total))
         if math.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(dense, max_norm, total)
+            torch.nn.utils.clip_grads_with_norm_(clipped, max_norm, total)
         return norm
 
     def nonfinite_gradient(self) -> str:
@@ -289,7 +374,7 @@ class MixedPrecision:
             tensor = self.masters.get(own, own)
             if tensor.grad is not None and not bool(torch.isfinite(whole(_values(tensor))).all()):
                 return f"the gradient of {name}"
-        return "the norm of gradients that are finite"
+        return FINITE_GRADIENTS
 
     @torch.no_grad()
     def step(self, optimizers: Sequence[Optimizer]) -> None:
@@ -300,6 +385,43 @@ class MixedPrecision:
             # The model gets them rounded.
             foreach("copy", list(self.masters), list(self.masters.values()))
         self.scale.note_good()
+
+    @torch.no_grad()
+    def update(self, optimizers: Sequence[Optimizer], loss: Tensor, max_norm: float | None) -> Update:
+        """`clip` and `step` without a wait for the device; the host calls `note_…` of the scale when it has the norm.
+
+        Nothing is changed if the loss or a gradient is not finite. Clipping and the loss scale are one factor, which
+        the optimizer applies in fp32.
+
+        Args:
+            optimizers: of the model.
+            loss: of the step, a scalar on the device.
+            max_norm: None: no clipping.
+        """
+        named = [
+            (name, tensor)
+            for (name, _), tensor in zip(self._model.named_parameters(), self.trained, strict=True)
+            if tensor.grad is not None
+        ]
+        norms = whole(gradient_norms([_values(tensor) for _, tensor in named]))
+        clipped = [index for index, (_, tensor) in enumerate(named) if tensor not in self._unclipped]
+        own = norms if len(clipped) == len(named) else torch.stack([norms[index] for index in clipped])
+        norm = torch.linalg.vector_norm(own)
+        if self.scale.enabled:
+            norm = norm / self.scale.on_device(norm.device)
+        if len(clipped) < len(named):
+            # One that is not finite among the others forbids the update as well.
+            norm = torch.where(torch.isfinite(norms).all(), norm, math.nan)
+        unscale = 1 / self.scale.on_device(norm.device) if self.scale.enabled else torch.ones_like(norm)
+        factor = unscale if max_norm is None else unscale * (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
+        for optimizer in optimizers:
+            bounds_itself = optimizer.param_groups[0]["params"][0] in self._unclipped
+            guarded_step(optimizer, unscale if bounds_itself else factor, finite)
+        if self.masters:
+            foreach("copy", list(self.masters), list(self.masters.values()))
+        self.scale.advance(norm, loss)
+        return Update(norm, finite, norms, [name for name, _ in named])
 
     # -- saving -------------------------------------------------------------------------------------
 

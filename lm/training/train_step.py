@@ -8,8 +8,10 @@ result = step.run(batches.of_step(0), learning_rate_share=1.0)
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +28,16 @@ from lm.files import Arrays
 from lm.kernels.compiled import native
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.training import distributed
+from lm.training.compiling import MAX_GRAPHS, CompiledLoss, compiled, compiling, kind_for, obstacle
 from lm.training.distillation import Teacher
 from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import load_optimizer_arrays, make_optimizers, optimizer_arrays
 from lm.training.plan import DEFAULT_BPTT
 from lm.training.precision import MixedPrecision
+from lm.training.prefetch import Prefetch
 from lm.training.weight_average import WeightAverage
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -106,31 +112,58 @@ class TrainStep:
         self.carries_state = (config.batching or model.batching) == "streams" and model.context_length is None
         self.carried_state: State | None = None
         self._input_state: State | None = None
+        self.compile_kind = kind_for(model)
+        self.compiled: str = "off"
+        """How forward pass and loss are compiled: "off", or a kind."""
+        self.compiled_before: str | None = None
+        """The same before a resume; None: this is a new run."""
+        self.reads_late = self.device.type == "cuda"
+        """Whether the next step is started before the result of a step is read: the device never waits for the host."""
         if teacher is not None:
             teacher.to(self.device)
         self.world.seed(config.seed)
 
     def run(self, batches: Iterable[Batch], learning_rate_share: float, *, with_metrics: bool = False) -> StepResult:
-        """One step.
+        """One step, to its end.
 
         Args:
             batches: `training.gradient_accumulation` of them.
             learning_rate_share: of each optimizer's peak learning rate.
             with_metrics: also measure accuracy and, with `training.log_activations`, the largest activation.
         """
+        return self.start(batches, learning_rate_share, with_metrics=with_metrics)()
+
+    def start(
+        self, batches: Iterable[Batch], learning_rate_share: float, *, with_metrics: bool = False
+    ) -> Callable[[], StepResult]:
+        """One step; on a GPU it may not be over. For the arguments see `run`.
+
+        Returns:
+            A function that waits for the end of the step and gives its result. Call it once for each step, in their
+            order; the next step may be started before, and then nothing waits.
+        """
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_learning_rate"] * learning_rate_share
         if not self.model.training:
             self.model.train()
+        if self.mixed.updates_on_device:
+            return self._start_on_device(batches, with_metrics)
+        result = self._run_on_host(batches, with_metrics)
+        return lambda: result
+
+    def _run_on_host(self, batches: Iterable[Batch], with_metrics: bool) -> StepResult:
         result, total, parts = StepResult(), 0.0, self.config.gradient_accumulation
         for part, batch in enumerate(batches, start=1):
             with self.parallel.part(last=part == parts):
-                loss, objective = self._forward(batch, result if with_metrics else None)
+                found, accuracy = self._forward(batch, result if with_metrics else None)
+                loss = self.world.all_reduce_mean(float(found.nats), batch.weight)
+                if accuracy is not None:
+                    result.accuracy = self.world.all_reduce_mean(float(accuracy), batch.weight)
                 if not math.isfinite(loss):
                     where = self.find_nonfinite(batch, self._input_state) or "the loss"
                     return self._skip(result, where, problem=f"the loss is {loss}")
-                self.mixed.backward(objective / parts)
+                self.mixed.backward(_weighted(found.objective, batch) / parts)
             self.mixed.collect()
             total += loss / parts
         result.grad_norm = self.mixed.clip(self.config.grad_clip)
@@ -149,13 +182,106 @@ class TrainStep:
         result.is_clipped = self.config.grad_clip is not None and result.grad_norm > self.config.grad_clip
         return result
 
-    def _forward(self, batch: Batch, result: StepResult | None) -> tuple[float, Tensor]:
-        """The loss of a batch over all processes, and this process's objective; metrics go into `result`."""
-        inputs, targets = (torch.from_numpy(array).to(self.device) for array in (batch.inputs, batch.targets))
-        self._input_state = None if batch.fresh else self.carried_state
+    def _start_on_device(self, batches: Iterable[Batch], with_metrics: bool) -> Callable[[], StepResult]:
+        """A step of which the host reads nothing before it is over."""
+        result, parts, world = StepResult(), self.config.gradient_accumulation, self.world
+        losses: list[Tensor] = []
+        seen: list[tuple[Tensor, State | None]] = []
+        accuracy: Tensor | None = None
+        for part, batch in enumerate(batches, start=1):
+            with self.parallel.part(last=part == parts):
+                found, own = self._forward(batch, result if with_metrics else None)
+                losses.append(world.all_reduce_mean_on_device(found.nats, batch.weight))
+                seen.append((self._inputs, self._input_state))
+                if own is not None:
+                    accuracy = world.all_reduce_mean_on_device(own, batch.weight)
+                self.mixed.backward(_weighted(found.objective, batch) / parts)
+            self.mixed.collect()
+        loss = losses[0] if parts == 1 else torch.stack(losses).mean()
+        update = self.mixed.update(self.optimizers, loss, self.config.grad_clip)
+        self._clear_gradients()
+        if self.average is not None:
+            self.average.update_where(update.finite, self.updates)
+        scale = self.mixed.scale.on_device(self.device) if self.mixed.scale.enabled else update.norm
+        measured = loss if accuracy is None else accuracy
+        read = read_later(torch.stack([loss, update.norm, scale, measured.float()]), update.norms)
+
+        def finish() -> StepResult:
+            total, norm, scale, measured, *norms = read()
+            result.grad_norm = norm
+            result.accuracy = None if accuracy is None else measured
+            if not math.isfinite(total):
+                where = self._first_nonfinite(seen[_first_bad(losses)]) or "the loss"
+                return self._skip(result, where, problem=f"the loss is {total}")
+            is_good = math.isfinite(norm)
+            is_cause = self.mixed.scale.follow(scale, is_good=is_good) if self.mixed.scale.enabled else False
+            if not is_good:
+                where = update.nonfinite_gradient(norms)
+                if not is_cause:
+                    return self._skip(result, where, problem=f"the gradient norm is {norm}")
+                result.loss = total
+                return self._skip(result, where)
+            self.updates += 1
+            result.loss, result.is_updated = total, True
+            result.is_clipped = self.config.grad_clip is not None and norm > self.config.grad_clip
+            return result
+
+        return finish
+
+    def compile(self, batches: StepBatches) -> bool:
+        """Compile forward pass and loss with the first batches; if that fails, log a sentence. Whether it is compiled.
+
+        Weights, moments, carried state and random generators stay as they are. An error that is not the compiler's
+        comes again in the next step, which runs uncompiled.
+        """
+        processes, parts = self.world.size, self.config.gradient_accumulation
+        reason = obstacle(self.compile_kind, self.device, processes=processes, parts=parts)
+        plain, carried, begun = self.loss_function, self.carried_state, time.perf_counter()
+        taught = None if self.teacher is None else self.teacher.state
+        try:
+            if reason is None:
+                carries = self.carries_state
+                self.loss_function = compiled(self.model, self.compile_kind, carries_state=carries)
+                self.model.train()
+                with compiling(self.device):
+                    for number in range(MAX_GRAPHS + 1 if self.compile_kind == "cuda graphs" else 1):
+                        for batch in batches.of_step(number):
+                            self.mixed.backward(self._forward(batch, None)[0].objective)
+        except Exception as error:
+            # The compiler's own error is inside of torch's.
+            cause = getattr(error, "inner_exception", error)
+            reason = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0][:200]}"
+        finally:
+            self._clear_gradients()
+            self.model.zero_grad(set_to_none=True)
+            self.carried_state = carried
+            if self.teacher is not None:
+                self.teacher.state = taught
+        if reason is None:
+            self.compiled = self.compile_kind
+            log.info("The training step is compiled (%s, %.0f s).", self.compiled, time.perf_counter() - begun)
+            return True
+        self.loss_function = plain
+        log.warning("The training step runs uncompiled (%s).", reason)
+        return False
+
+    def known_compilation(self) -> str | None:
+        """How the step will be compiled, "off" or a kind; None: the length of the plan decides."""
+        if self.config.compile == "on":
+            return self.compile_kind
+        if self.config.compile == "off" or self.device.type != "cuda":
+            return "off"
+        return self.compiled_before
+
+    def _forward(self, batch: Batch, result: StepResult | None) -> tuple[TrainingLoss, Tensor | None]:
+        """The loss of a batch, and with `result` the accuracy; other metrics go into `result`."""
+        inputs, targets, others = self._on_device(batch)
+        self._inputs, self._input_state = inputs, None if batch.fresh else self.carried_state
         if result is not None and self.config.log_activations:
             result.largest_activation = self._largest_activation(inputs) or result.largest_activation
         options: dict[str, Any] = {"label_smoothing": self.config.label_smoothing}
+        if others:
+            options["host_inputs"] = others
         if self.teacher is not None:
             options["soft_targets"] = self.teacher.soft_targets(
                 batch, inputs, targets, carries_state=self.carries_state
@@ -163,15 +289,26 @@ class TrainStep:
         with self.mixed.computing():
             found = self.loss_function(inputs, targets, self._input_state, **options)
         self.carried_state = found.state.detach() if self.carries_state else None
-        if result is not None and found.logits is not None:
-            accuracy = float((found.logits().argmax(dim=-1) == targets).float().mean())
-            result.accuracy = self.world.all_reduce_mean(accuracy, batch.weight)
-        objective = found.objective if batch.weight == 1 else found.objective * batch.weight
-        return self.world.all_reduce_mean(float(found.nats), batch.weight), objective
+        accuracy = None
+        if result is not None and isinstance(found, CompiledLoss):
+            accuracy = found.accuracy
+        elif result is not None and found.logits is not None:
+            with self.mixed.computing():
+                accuracy = (found.logits().argmax(dim=-1) == targets).float().mean()
+        return found, accuracy
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Inputs, targets and the model's host inputs, without a wait if they are in pinned memory."""
+        if batch.pinned is None:
+            inputs, targets = (torch.from_numpy(array).to(self.device) for array in (batch.inputs, batch.targets))
+            return inputs, targets, {}
+        copies = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.pinned.items()}
+        return copies.pop("inputs"), copies.pop("targets"), copies
 
     def _skip(self, result: StepResult, where: str, *, problem: str | None = None) -> StepResult:
-        """Leave weights, moments and average unchanged."""
+        """The result of a step that leaves weights, moments and average unchanged."""
         self._clear_gradients()
+        self.parallel.drop_gradients()
         if problem is not None:
             # The state may hold the bad values, which would make every later loss NaN.
             self.carried_state = None
@@ -192,8 +329,11 @@ class TrainStep:
 
     def find_nonfinite(self, batch: Batch, state: State | None = None) -> str | None:
         """The first weight or module output that is not finite on a batch, of any process."""
-        inputs = torch.from_numpy(batch.inputs).to(self.device)
-        found = self.world.all_gather(first_nonfinite(self.model, inputs, state, self.mixed.computing()))
+        return self._first_nonfinite((torch.from_numpy(batch.inputs).to(self.device), state))
+
+    def _first_nonfinite(self, read: tuple[Tensor, State | None]) -> str | None:
+        """`find_nonfinite` of inputs on the device and the state before them."""
+        found = self.world.all_gather(first_nonfinite(self.model, *read, self.mixed.computing()))
         return next(filter(None, found), None)
 
     @property
@@ -214,7 +354,8 @@ class TrainStep:
         """
         if not (self.world.is_rank0 or self.config.shard):
             return {}
-        return {**self.mixed.arrays(), **({} if self.average is None else self.average.arrays())}
+        arrays = {**self.mixed.arrays(), **({} if self.average is None else self.average.arrays())}
+        return arrays if self.world.is_rank0 else {}
 
     def checkpoint(self) -> StepCheckpoint:
         """Copies of everything that later steps depend on; all processes must call it, rank 0 saves its result."""
@@ -274,6 +415,7 @@ class TrainStep:
             "device": self.device.type,
             "precision": self.mixed.format.precision,
             "amp": self.mixed.format.level,
+            "compile": self.compiled,
             "optimizer": "fused" if self.optimizers[0].defaults.get("fused") else "unfused",
             "processes": str(self.world.size),
             "threads": str(torch.get_num_threads()),
@@ -319,6 +461,7 @@ class StepBatches:
         self.bptt = config.bptt or model.context_length or DEFAULT_BPTT
         kind, rows = config.batching or model.batching, config.batch_size
         self._batches = make_batches(kind, split, rows, self.bptt, config.seed, share=step.world.share)
+        self._prefetch = Prefetch(self._batches, model) if step.device.type == "cuda" else None
         self._parts = config.gradient_accumulation
         self.steps_per_epoch = self._batches.per_epoch / self._parts
         self.tokens_per_step = rows * self.bptt * self._parts
@@ -329,7 +472,37 @@ class StepBatches:
 
     def of_step(self, number: int) -> Iterator[Batch]:
         """The batches of a step, from 0: as many as `training.gradient_accumulation`."""
-        return (self._batches.batch(index) for index in range(number * self._parts, (number + 1) * self._parts))
+        source = self._batches if self._prefetch is None else self._prefetch
+        return (source.batch(index) for index in range(number * self._parts, (number + 1) * self._parts))
+
+
+def _weighted(objective: Tensor, batch: Batch) -> Tensor:
+    """The objective of this process's share of a batch."""
+    return objective if batch.weight == 1 else objective * batch.weight
+
+
+def _first_bad(losses: list[Tensor]) -> int:
+    """The first loss that is not finite; waits for the device."""
+    return next((n for n, loss in enumerate(losses) if not math.isfinite(float(loss))), len(losses) - 1)
+
+
+def read_later(*vectors: Tensor) -> Callable[[], list[float]]:
+    """Start to copy vectors of one device to the host; the function waits for them and returns all their numbers.
+
+    The copy goes to pinned memory, so the device does not wait, and the host waits for an event of its own.
+    """
+    together = torch.cat([vector.float() for vector in vectors])
+    copy = together.to("cpu", non_blocking=True)
+    if together.device.type != "cuda":
+        return copy.tolist
+    event = torch.cuda.Event()
+    event.record()
+
+    def wait() -> list[float]:
+        event.synchronize()
+        return copy.tolist()
+
+    return wait
 
 
 def _float_dtype(state: State | None) -> str | None:

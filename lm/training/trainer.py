@@ -4,6 +4,9 @@
 
 Everything that a later step depends on is in the `last` checkpoint: N steps give the same weights as N/2 steps, a
 resume and N/2 steps, bit for bit on one machine's CPU.
+
+On a GPU the result of a step is read after the next step was started, so that the device never waits for the host. Loss
+and skipped steps are known one step later. All results are read before a line of metrics, a validation and a save.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import re
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -30,13 +34,14 @@ from lm.torch_private import keep_freed_memory
 from lm.training import last_checkpoint
 from lm.training.async_writer import Writer
 from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
+from lm.training.compiling import MEASURED_STEPS, obstacle, pays
 from lm.training.distillation import Teacher
 from lm.training.last_checkpoint import TrainProgress
 from lm.training.metrics import MetricsInterval, bits_per_byte
 from lm.training.plan import HARM, Plan
 from lm.training.preview import preview_sample
 from lm.training.schedule import TimedSchedule, make_schedule
-from lm.training.train_step import StepBatches, TrainStep
+from lm.training.train_step import StepBatches, StepResult, TrainStep
 from lm.training.validation import validate
 
 log = logging.getLogger(__name__)
@@ -79,6 +84,9 @@ class Trainer:
         self.steps_per_epoch, self.tokens_per_step = self.batches.steps_per_epoch, self.batches.tokens_per_step
         self.progress = TrainProgress()
         self._interval = MetricsInterval()
+        # Steps whose result is not read, by number: at most one, on a GPU.
+        self._started: deque[tuple[int, Callable[[], StepResult]]] = deque()
+        self._loss: float | None = None
         # The signal that this process received, and the one that all processes agreed on after a step.
         self._received: int | None = None
         self._signal: int | None = None
@@ -137,6 +145,9 @@ class Trainer:
             callback.on_start(start)
         self._save_is_timed = False
         self._begun = self._clock() - progress.seconds
+        if self._compile():
+            # The time belongs to the plan.
+            progress.seconds, _ = self.world.sync_clock(self._seconds())
         schedule.begin(progress.step, progress.seconds)
         self._saved_at = progress.seconds
         self._interval = MetricsInterval()
@@ -160,7 +171,7 @@ class Trainer:
     def _loop(self, stop_after: int | None) -> StopReason:
         progress, schedule = self.progress, self.schedule
         reason: StopReason | None = None
-        since = progress.seconds
+        since = begun = progress.seconds
         while not schedule.is_done(progress.step):
             loss = self._run_step()
             self._writer.poll()
@@ -183,12 +194,41 @@ class Trainer:
             if reason is not None:
                 return reason
             since = stepped
+            if progress.step == self._decides_at:
+                self._read_results()
+                spent = (progress.seconds - begun) / MEASURED_STEPS
+                self._compile_if_it_pays(spent * (schedule.steps - progress.step))
             if validates:
                 since = self._save_after_validation(stepped)
             elif kept or progress.seconds - self._saved_at > SAVE_SECONDS:
                 self.save()
             schedule.look(progress.step, since)
         return "finished"
+
+    def _compile(self) -> bool:
+        """Compile the step if the options, a resumed run or the plan's minutes say so; whether time was spent on it."""
+        self._decides_at: int | None = None
+        known = self.step.known_compilation()
+        if known is not None:
+            return known != "off" and self._compile_step()
+        if self.plan.seconds is None:
+            # The first steps tell how long the plan takes.
+            self._decides_at = self.progress.step + MEASURED_STEPS
+            return False
+        return self._compile_if_it_pays(self.plan.seconds)
+
+    def _compile_if_it_pays(self, seconds: float) -> bool:
+        """Decide by the seconds that the plan takes; whether time was spent."""
+        kind, parts = self.step.compile_kind, self.config.gradient_accumulation
+        if obstacle(kind, self.device, processes=self.world.size, parts=parts) is not None:
+            return False
+        wanted, sentence = pays(kind, seconds)
+        log.warning("%s", sentence)
+        return wanted and self._compile_step()
+
+    def _compile_step(self) -> bool:
+        self.step.compile(self.batches)
+        return True
 
     def _seconds(self) -> float:
         """The training time by this process's clock."""
@@ -214,28 +254,43 @@ class Trainer:
             self.progress.pace.save_seconds = max(seconds, self.progress.pace.save_seconds)
 
     def _run_step(self) -> float:
-        """One step; its loss in nats per token, NaN if the update was skipped."""
+        """One step; the last known loss in nats per token, NaN if that update was skipped."""
         progress, number, begun = self.progress, self.progress.step + 1, self._clock()
         # A skipped step uses up its batch, but no step of a schedule in steps.
-        share = self.schedule.learning_rate_share(progress.step, progress.updates) * progress.rate_scale
+        # On a GPU the last step counts as an update, whether its result happens to be read already or not.
+        updates = progress.updates + progress.last_is_skipped
+        share = self.schedule.learning_rate_share(progress.step, updates) * progress.rate_scale
         progress.learning_rate_share = share
-        result = self.step.run(self.batches.of_step(progress.step), share, with_metrics=self._logs_at(number))
-        if result.problem is not None:
-            if self.config.on_nonfinite == "stop":
-                result.raise_problem(
-                    number,
-                    "The saved weights are intact: start from them with "
-                    f"--init {self.folder.name}@last and a lower training.learning_rate, training.precision=fp32, or "
-                    "training.on_nonfinite=skip.",
+        logs = self._logs_at(number)
+        self._started.append((number, self.step.start(self.batches.of_step(progress.step), share, with_metrics=logs)))
+        progress.step, progress.last_is_skipped = number, False
+        self._read_results(1 if self.step.reads_late and not logs and self._loss is not None else 0)
+        self._interval.seconds += self._clock() - begun
+        assert self._loss is not None
+        return self._loss
+
+    def _read_results(self, unread: int = 0) -> None:
+        """Read the results of started steps, and leave the last `unread` of them."""
+        progress = self.progress
+        while len(self._started) > unread:
+            number, finish = self._started.popleft()
+            result = finish()
+            if result.problem is not None:
+                if self.config.on_nonfinite == "stop":
+                    result.raise_problem(
+                        number,
+                        "The saved weights are intact: start from them with "
+                        f"--init {self.folder.name}@last and a lower training.learning_rate, training.precision=fp32, "
+                        "or training.on_nonfinite=skip.",
+                    )
+                log.warning(
+                    "Step %d: %s (first in %s); the step was skipped.", number, result.problem, result.first_nonfinite
                 )
-            log.warning(
-                "Step %d: %s (first in %s); the step was skipped.", number, result.problem, result.first_nonfinite
-            )
-        progress.step = number
-        progress.skipped_steps += not result.is_updated
-        progress.clipped_steps += result.is_clipped
-        self._interval.add(result, self._clock() - begun)
-        return result.loss
+            progress.skipped_steps += not result.is_updated
+            progress.last_is_skipped = self.step.reads_late and number == progress.step and not result.is_updated
+            progress.clipped_steps += result.is_clipped
+            self._interval.add(result)
+            self._loss = result.loss
 
     def _logs_at(self, step: int) -> bool:
         return step % self.config.log_every == 0 or self.schedule.validates_at(step)
@@ -281,6 +336,7 @@ class Trainer:
     # -- metrics and validation -----------------------------------------------------------------------
 
     def _write_row(self, validates: bool) -> None:
+        self._read_results()
         progress = self.progress
         row = self._interval.row(
             progress.step, progress.skipped_steps, self.step, self.batches, self.corpus.splits["train"]
@@ -385,6 +441,7 @@ class Trainer:
 
     def save(self) -> None:
         """Replace the `last` checkpoint, in the writer's thread."""
+        self._read_results()
         step = self.progress.step
 
         def saved() -> None:

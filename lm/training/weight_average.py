@@ -12,13 +12,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lm.models.base import host_array, shard_like
-from lm.torch_private import foreach
+from lm.models.base import host_arrays, shard_like
+from lm.torch_private import foreach, foreach_differences
 
 
 class WeightAverage:
@@ -36,11 +35,28 @@ class WeightAverage:
         self._parameters = list(model.parameters())
         self._trained = list(trained or self._parameters)
         self._average: list[Tensor] = [tensor.detach().float().clone() for tensor in self._trained]
+        self._updates: Tensor | None = None
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Add the weights after `step` updates."""
         foreach("lerp", self._average, [tensor.float() for tensor in self._trained], 1 / (1 + self.share * step))
+
+    @torch.no_grad()
+    def update_where(self, allowed: Tensor, updates: int) -> None:
+        """`update` on the device, where nobody has read yet whether the weights were changed.
+
+        Args:
+            allowed: whether they were: a bool scalar on the device.
+            updates: the number of updates before, in the first call; later calls count on the device.
+        """
+        if self._updates is None:
+            self._updates = torch.full((), float(updates), device=allowed.device)
+        self._updates = self._updates + allowed
+        weight = allowed / (1 + self.share * self._updates)
+        steps = foreach_differences([tensor.detach().float() for tensor in self._trained], self._average)
+        foreach("mul", steps, weight)
+        foreach("add", self._average, steps)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -55,13 +71,14 @@ class WeightAverage:
                 _set(parameter, data)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The average as host arrays, by parameter name; all processes must call it if the model is sharded."""
-        return {name: host_array(tensor) for name, tensor in zip(self._names, self._average, strict=True)}
+        """The average by parameter name; see `host_arrays`."""
+        return host_arrays(dict(zip(self._names, self._average, strict=True)))
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Set the average from the `arrays` of an equal model; KeyError or RuntimeError if they do not fit."""
+        self._updates = None
         for name, tensor in zip(self._names, self._average, strict=True):
-            tensor.copy_(shard_like(tensor, torch.from_numpy(np.array(arrays[name]))))
+            tensor.copy_(shard_like(tensor, arrays[name]))
 
 
 # FSDP needs sharded weights at their addresses, so those are copied; other weights are exchanged.

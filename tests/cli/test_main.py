@@ -25,8 +25,8 @@ pytestmark = pytest.mark.slow
 Lm = Callable[..., Any]
 ROOT = str(Path(program.__file__).parents[1])
 COMMANDS = [
-    "train", "sample", "eval", "chat", "page", "serve", "list", "show", "state", "watch", "plot", "profile", "inspect",
-    "bench", "devices", "prepare", "demo",
+    "train", "sample", "eval", "compare", "chat", "page", "serve", "list", "show", "report", "export", "sweep",
+    "watch", "plot", "state", "inspect", "profile", "bench", "devices", "prepare", "demo",
 ]  # fmt: skip
 VIEWS = "gradients", "attention", "neurons", "why", "shapes"
 """Of lm inspect."""

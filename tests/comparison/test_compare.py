@@ -42,6 +42,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train("words", "gru-word", tokenizer__min_count=40)
     train("counts", "ngram-char")
     train("looking", "transformer-char")
+    # A run that learned from the text that tests the others.
+    text.write_text(make_text(6_000, seed=8) + make_text(30_000)[24_000:] + make_text(3_000, seed=9), "utf-8")
+    train("learned", "ngram-char")
+    text.write_text(make_text(30_000), "utf-8")
     return folder
 
 
@@ -96,6 +100,7 @@ def test_seeds_alone_are_grouped_and_their_spread_is_shown(folder: Path, compare
     # Two runs that differ by their seed alone are compared with each other.
     pair = lm.compare(["gru-s1", "gru-s2"], runs_dir=folder / "checkpoints", resamples=200)
     assert [candidate.name for candidate in pair.candidates] in (["gru-s1", "gru-s2"], ["gru-s2", "gru-s1"])
+    assert "differ by their seed alone" in pair.notes[0]
     assert pair.differences[0].a == "gru-s1" and pair.verdict.sentence.startswith("Comparable: the same text")
 
 
@@ -118,6 +123,26 @@ def test_a_text_of_training_is_no_test(folder: Path) -> None:
     found = lm.compare(["gru-s1", "counts"], text=seen, name="seen", runs_dir=runs, resamples=200)
     assert found.verdict.comparable and [each.kind for each in found.verdict.cautions] == ["training text"]
     assert (found.text, found.split) == ("seen", "text")
+
+
+def test_a_run_that_learned_the_test_text_is_not_comparable(folder: Path) -> None:
+    found = lm.compare(["counts", "learned"], runs_dir=folder / "checkpoints", resamples=200)
+    assert not found.verdict.comparable and found.verdict.sentence.startswith("Not comparable: About")
+    assert [each.kind for each in found.verdict.problems] == ["training text"]
+    assert "own text" in {each.kind for each in found.verdict.cautions}
+    assert found.differences[0].better is None and found.differences[0].sentence.startswith("No conclusion")
+
+
+def test_a_ranking_of_different_texts_or_tokens_says_so(program: Lm, folder: Path) -> None:
+    runs = "--runs-dir", str(folder / "checkpoints")
+    assert "different validation texts" in program("list", "--sort", "bits", *runs).err
+    done = program("plot", "gru-s1", "words", "--json", *runs)
+    assert "The tokenizers differ: bits per byte" in done.err
+    words = next(curve for curve in json.loads(done.out) if (curve["run"], curve["split"]) == ("words", "valid"))
+    rows = lm.load("words", runs_dir=folder / "checkpoints").folder.read_metrics()
+    assert words["y"] == [row["valid_bits_per_byte"] for row in rows if row["valid_loss"] is not None]
+    assert "loss is per token" in program("plot", "gru-s1", "words", "--metric", "loss", "--json", *runs).err
+    assert not program("plot", "gru-s1", "counts", "--metric", "loss", "--json", *runs).err
 
 
 def test_without_the_training_text_what_needs_it_is_left_out(

@@ -131,6 +131,26 @@ def test_every_position_depends_on_the_one_before(name: str) -> None:
     assert not close(model(ids)[0][:, 3], model(changed)[0][:, 3])
 
 
+@by_gradient
+def test_host_inputs_give_the_loss_and_gradients_of_a_step_without_them(name: str) -> None:
+    model, ids = small(name).train(), some_ids(2, 25)
+    first, rest, targets = ids[:, :14], ids[:, 14:-1], ids[:, 15:]
+    if model.host_context is None:
+        assert model.host_inputs(first.numpy(), ids[:, 1:15].numpy()) == {}
+        return
+    for earlier, state in ((None, None), (first.numpy(), model(first)[1].detach())):
+        host_inputs = model.host_inputs(rest.numpy(), targets.numpy(), earlier)
+        found = []
+        for given in (None, host_inputs):
+            model.zero_grad()
+            loss = model.training_loss(rest, targets, state, host_inputs=given)
+            loss.objective.backward()
+            grads = [p.grad.to_dense() for p in model.parameters() if p.grad is not None]
+            found.append([loss.nats, *loss.state.tensors.values(), *grads])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
 @every_model
 def test_saved_and_loaded_weights_give_identical_logits(name: str, tmp_path: object) -> None:
     model, ids = small(name).eval(), some_ids(2, 9)

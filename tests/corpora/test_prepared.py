@@ -246,6 +246,7 @@ def test_progress_reaches_the_whole_in_every_stage(tmp_path, monkeypatch):
         "reading": (1100, 1100),
         "training the tokenizer": (550, 550),
         "encoding": (1100, 1100),
+        "comparing the splits": (550, 550),
     }
     assert all(len(calls) > 5 for calls in seen.values())
 
@@ -309,7 +310,7 @@ def test_a_corpus_comes_from_the_first_key_of_its_tokenizer_or_is_prepared_again
 def test_a_cache_folder_may_be_given(tmp_path, cache):
     prepared = prepare(corpus_of(train="abba\n", valid="ab"), CHAR, cache=tmp_path)
     assert sorted(path.name for path in (tmp_path / "tokens" / prepared.key).iterdir()) == [
-        "meta.json", "tokenizer.json", "train.bin", "valid.bin",
+        "leaks.json", "meta.json", "tokenizer.json", "train.bin", "valid.bin",
     ]  # fmt: skip
     assert load_prepared(prepared.key) is None and load_prepared(prepared.key, cache=tmp_path) is not None
     assert (tmp_path / "tokens" / prepared.key / "train.bin").read_bytes() == bytes([0, 1, 2, 2, 1, 0])

@@ -11,7 +11,7 @@ import torch
 from lm.config import Section, TrainingConfig
 from lm.errors import ConfigError
 from lm.models.base import LanguageModel, State, build_model
-from lm.models.context_tables import ContextTables, TableOptions
+from lm.models.context_tables import ROWS, ContextTable, ContextTables, TableOptions
 from lm.training.optimizers import RowAdagrad, make_optimizers
 
 
@@ -165,3 +165,64 @@ def test_orders_can_be_given_as_text_and_are_sorted(orders: object) -> None:
 def test_invalid_orders_are_refused(orders: object) -> None:
     with pytest.raises(ConfigError, match="table_orders"):
         build_model(Section(type="gru", table_orders=orders), 5)
+
+
+def trained_table(*, sparse: bool, native: bool, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """A table of 40 rows after six steps over 200 ids of its first 30."""
+    monkeypatch.setenv("INKLING_NATIVE", "1" if native else "0")
+    generator = torch.Generator().manual_seed(0)
+    table = ContextTable.from_pretrained(torch.zeros(40, 33), freeze=False, padding_idx=39, sparse=sparse)
+    optimizer = RowAdagrad(table.parameters(), lr=0.5)
+    for _ in range(6):
+        optimizer.zero_grad()
+        ids = torch.randint(30, (200,), generator=generator)
+        ids[::7] = 39
+        (table(ids) * torch.randn(200, 33, generator=generator)).sum().backward()
+        assert table.weight.grad is not None
+        assert table.weight.grad.is_sparse == sparse
+        optimizer.step()
+    return table.weight.detach()
+
+
+def test_dense_gradients_train_a_table_as_sparse_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = trained_table(sparse=False, native=True, monkeypatch=monkeypatch)
+    for native in (True, False):
+        sparse = trained_table(sparse=True, native=native, monkeypatch=monkeypatch)
+        torch.testing.assert_close(dense, sparse, atol=1e-6, rtol=1e-5)
+    assert not dense[30:].any()
+    assert dense[:30].any(dim=1).all()
+
+
+def test_a_dense_step_leaves_the_bits_of_rows_without_a_gradient() -> None:
+    table = ContextTable.from_pretrained(torch.randn(6, 3), freeze=False, sparse=False)
+    optimizer = RowAdagrad(table.parameters(), lr=1.0)
+    before = table.weight.detach().clone()
+    table(torch.tensor([1, 4])).sum().backward()
+    optimizer.step()
+    assert torch.equal(table.weight.detach()[[0, 2, 3, 5]], before[[0, 2, 3, 5]])
+    assert not torch.equal(table.weight.detach()[[1, 4]], before[[1, 4]])
+
+
+def test_a_table_is_unchanged_if_the_device_found_an_overflow() -> None:
+    table = ContextTable.from_pretrained(torch.ones(3, 2), freeze=False, sparse=False)
+    optimizer = RowAdagrad(table.parameters(), lr=1.0)
+    for overflow in (0.0, 1.0):
+        optimizer.zero_grad()
+        (table(torch.tensor([1])) * (math.inf if overflow else 3.0)).sum().backward()
+        optimizer.found_inf = torch.tensor(overflow)
+        optimizer.step()
+    # One step, of length 1 along (3, 3).
+    assert table.weight.detach()[1].tolist() == pytest.approx([1 - 0.5**0.5] * 2)
+    assert optimizer.state[table.weight]["squares"].flatten().tolist() == pytest.approx([0, 18, 0])
+
+
+@pytest.mark.parametrize("known", [0, 1, 2, 5])
+def test_rows_from_the_host_are_those_that_a_step_computes(known: int) -> None:
+    found = tables(2, 4)
+    text = np.random.default_rng(0).integers(5, size=(2, 12))
+    expected = found.contexts(
+        torch.from_numpy(np.concatenate([np.full((2, 2), -1), text], axis=1))[:, max(0, known) :], 12 - known
+    )
+    given = found.host_inputs(text[:, known:], text[:, :known])[ROWS]
+    for order, own in zip((2, 4), given, strict=True):
+        assert torch.equal(own, expected[order])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,10 @@ from torch import Tensor
 
 from lm.config import Section
 from lm.errors import ConfigError
+from lm.kernels.dispatch import only_torch
 from lm.models import output_head
 from lm.models.base import LanguageModel, State, TrainingLoss, build_model
-from lm.models.output_head import OutputHead, Tails
+from lm.models.output_head import OutputHead, Tails, tail_positions
 
 VOCAB = 50
 CUTS = [10, 30]
@@ -150,3 +153,53 @@ def test_an_untrained_adaptive_softmax_follows_zipfs_law() -> None:
 def test_cuts_may_be_written_as_text_or_as_one_number() -> None:
     assert model_of("lstm", adaptive_cutoffs="10, 30").options.adaptive_cutoffs == (10, 30)
     assert model_of("lstm", adaptive_cutoffs=10).options.adaptive_cutoffs == (10,)
+
+
+def test_the_positions_of_each_tail_are_padded_to_a_few_sizes() -> None:
+    # 64 targets: lists grow by 64 / 32 = 2. Tails are 10 … 29 and 30 … 49.
+    targets = np.zeros((4, 16), dtype=np.int64)
+    targets[0, 3], targets[1, 0], targets[3, 15] = 10, 29, 12
+    tails = model_of("lstm", adaptive_cutoffs=CUTS).tails
+    found = tail_positions(targets, tails, VOCAB)
+    assert {name: positions.tolist() for name, positions in found.items()} == {
+        "tail 1": [3, 16, 63, -1],
+        "tail 2": [-1, -1],
+    }
+    assert tail_positions(targets, None, VOCAB) == {}
+
+
+@pytest.mark.parametrize("largest", [9, VOCAB - 1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_listed_positions_give_the_loss_and_gradients_of_found_ones(precision: str, largest: int) -> None:
+    model = model_of("lstm", adaptive_cutoffs=CUTS, tie_weights=True)
+    ids, targets = (part.clamp(max=largest) for part in some_batch())
+    listed = model.host_inputs(ids.numpy(), targets.numpy())
+    found = []
+    for host_inputs in (None, listed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), only_torch():
+            loss = model.training_loss(ids, targets, host_inputs=host_inputs)
+        found.append((float(loss.nats), gradients(model, loss.objective)))
+    (own, expected), (nats, grads) = found
+    assert nats == pytest.approx(own, abs=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(grads[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"adaptive_cutoffs": CUTS}, {"table_orders": [2, 3]}])
+def test_a_step_of_a_transformer_compiles_to_one_graph(options: dict[str, object]) -> None:
+    model, (ids, targets) = model_of("transformer", **options), some_batch()
+    host_inputs = model.host_inputs(ids.numpy(), targets.numpy()) or None
+
+    def step() -> tuple[Tensor, Tensor]:
+        loss = model.training_loss(ids, targets, host_inputs=host_inputs)
+        return loss.objective, loss.nats
+
+    with warnings.catch_warnings():
+        # Of torch's compiler itself.
+        warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
+        objective, nats = torch.compile(step, fullgraph=True, backend="aot_eager")()
+    assert float(nats) == pytest.approx(float(step()[1]), abs=1e-5)
+    compiled, own = gradients(model, objective), gradients(model, step()[0])
+    for name, gradient in own.items():
+        torch.testing.assert_close(compiled[name].to_dense(), gradient.to_dense(), atol=1e-5, rtol=1e-4, msg=name)

@@ -123,7 +123,7 @@ def put_up(look_out: LookOut) -> None:
     from lm.training.train_step import TrainStep
 
     for owner, name, phase in (
-        (TrainStep, "run", "step"), (trainer, "validate", "evaluation"), (TrainStep, "checkpoint", "copying"),
+        (TrainStep, "start", "step"), (trainer, "validate", "evaluation"), (TrainStep, "checkpoint", "copying"),
     ):  # fmt: skip
         look_out.around(owner, name, lambda phase=phase: phase)
     for owner, name, what in (

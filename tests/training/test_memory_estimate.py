@@ -81,7 +81,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(
 ) -> None:
     config = options("gru", batch_size=80, **{"model.hidden_size": 64})
     # Validation on few tokens at once, so that it is the step that takes most.
-    monkeypatch.setattr(memory_estimate, "tokens_at_once", lambda vocab_size: 512)
+    monkeypatch.setattr(memory_estimate, "tokens_at_once", lambda vocab_size, device: 512)
     needed = estimate(config, prepared, seconds=60).needed_bytes
     # A machine that has two thirds of what is needed.
     monkeypatch.setattr(machine, "available_bytes", lambda device: int(needed * 2 / 3 / memory_estimate.USABLE_SHARE))

@@ -11,7 +11,7 @@ import torch
 
 from lm.profiling.trial import Trial
 from lm.training.callbacks import Callback, Tick
-from lm.training.optimizers import load_optimizer_arrays, make_optimizers, optimizer_arrays
+from lm.training.optimizers import Muon, load_optimizer_arrays, make_optimizers, optimizer_arrays
 from lm.training.plan import Plan
 from lm.training.trainer import Trainer
 
@@ -124,3 +124,66 @@ def test_saved_state_is_a_copy_that_later_steps_leave_alone(make_trial: MakeTria
     assert not torch.equal(
         torch.from_numpy(kept["embedding.weight"]), trainer.step.model.state_dict()["embedding.weight"]
     )
+
+
+def matrices(seed: int = 0) -> list[torch.nn.Parameter]:
+    """Six of three shapes: square, wide and tall."""
+    torch.manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(size)) for size in [(8, 8), (8, 20), (20, 8)] * 2]
+
+
+def muon_steps(weights: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, steps: int = 4) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        optimizer.step()
+
+
+MUON = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}
+
+
+def test_batched_muon_updates_as_torchs_does() -> None:
+    ours, theirs, start = matrices(), matrices(), matrices()
+    own, torchs = Muon(ours, batched=True, **MUON), torch.optim.Muon(theirs, **MUON)
+    muon_steps(ours, own)
+    muon_steps(theirs, torchs)
+    for one, other, first in zip(ours, theirs, start, strict=True):
+        moved = float((other - first).detach().norm())
+        # The products are in bf16, whose rounding is 0.4 %.
+        assert float((one - other).detach().norm()) < 0.01 * moved
+        moments = own.state[one]["momentum_buffer"], torchs.state[other]["momentum_buffer"]
+        torch.testing.assert_close(*moments, atol=1e-6, rtol=1e-6)
+
+
+def test_muon_on_the_cpu_is_torchs_bit_for_bit() -> None:
+    ours, theirs = matrices(), matrices()
+    muon_steps(ours, Muon(ours, batched=False, **MUON))
+    muon_steps(theirs, torch.optim.Muon(theirs, **MUON))
+    assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+
+
+def test_batched_muon_is_unchanged_if_the_device_found_an_overflow() -> None:
+    weights, expected = matrices(), matrices()
+    optimizer, other = Muon(weights, batched=True, **MUON), Muon(expected, batched=True, **MUON)
+    muon_steps(weights, optimizer)
+    muon_steps(expected, other)
+    for weight in weights:
+        weight.grad = torch.full(weight.shape, torch.nan)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    for weight, same in zip(weights, expected, strict=True):
+        assert torch.equal(weight, same)
+        assert torch.equal(optimizer.state[weight]["momentum_buffer"], other.state[same]["momentum_buffer"])
+
+
+def test_batched_muon_skips_matrices_without_a_gradient_and_takes_a_tensor_as_its_rate() -> None:
+    weights, expected = matrices(), matrices()
+    optimizer, other = Muon(weights, batched=True, **MUON), Muon(expected, batched=True, **MUON)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.05)
+    for seed, (weight, same) in enumerate(zip(weights, expected, strict=True)):
+        weight.grad = same.grad = torch.full(weight.shape, float(seed + 1)) if seed else None
+    optimizer.step()
+    other.step()
+    torch.testing.assert_close(weights, expected)
+    assert torch.equal(weights[0], matrices()[0])

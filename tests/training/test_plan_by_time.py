@@ -67,11 +67,11 @@ def on_machine(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
     def make(machine: Machine, **options: Any) -> Trainer:
         trainer = make_trainer("gru", clock=machine, log_every=1000, **options)
-        run, checkpoint = trainer.step.run, trainer.step.checkpoint
+        start, checkpoint = trainer.step.start, trainer.step.checkpoint
 
-        def timed_run(*args: Any, **kwargs: Any) -> StepResult:
+        def timed_start(*args: Any, **kwargs: Any) -> Callable[[], StepResult]:
             machine.spend(machine.step)
-            return run(*args, **kwargs)
+            return start(*args, **kwargs)
 
         def timed_checkpoint() -> Any:
             machine.spend(machine.save)
@@ -81,7 +81,7 @@ def on_machine(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[
             machine.spend(machine.validation)
             return validate(*args, **kwargs)
 
-        trainer.step.run = timed_run  # type: ignore[method-assign]
+        trainer.step.start = timed_start  # type: ignore[method-assign]
         trainer.step.checkpoint = timed_checkpoint  # type: ignore[method-assign]
         monkeypatch.setattr(trainer_module, "validate", timed_validate)
         trainer.callbacks = [Watcher()]

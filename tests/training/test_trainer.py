@@ -346,7 +346,7 @@ def test_the_state_is_saved_before_the_first_step(make_trainer: Make) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    trainer.step.run = fail  # type: ignore[method-assign]
+    trainer.step.start = fail  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         trainer.train(Plan(5, 5))
     state, tensors = trainer.folder.read_last()
