@@ -240,10 +240,10 @@ class TrainStep:
         taught = None if self.teacher is None else self.teacher.state
         try:
             if reason is None:
-                carries = self.carries_state
-                self.loss_function = compiled(self.model, self.compile_kind, carries_state=carries)
                 self.model.train()
                 with compiling(self.device):
+                    kind, carries = self.compile_kind, self.carries_state
+                    self.loss_function = compiled(self.model, kind, carries_state=carries)
                     for number in range(MAX_GRAPHS + 1 if self.compile_kind == "cuda graphs" else 1):
                         for batch in batches.of_step(number):
                             self.mixed.backward(self._forward(batch, None)[0].objective)

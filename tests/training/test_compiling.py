@@ -73,7 +73,7 @@ def test_a_compiled_run_resumes_bit_for_bit_and_one_that_is_not_compiled_any_mor
     assert "(compile 'inductor' then, 'off' now)" in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_inductor_compiles_the_step_on_this_machine(make_trial: MakeTrial) -> None:
     plain, compiled = make_trial("transformer"), make_trial("transformer")
     assert compiled.step.compile(compiled.batches)
