@@ -1,15 +1,17 @@
 """The default model: one rule gives all options that nobody gave, from the text, the time and the machine.
 
-    text (characters, different characters) ─┐
-    plan (minutes, epochs or steps)          ├─► work ─► width ─► epochs ─► dropout, weight decay, batch, learning rate
-    machine (speed of a reference network)   ┘
+    text (characters, different characters)     ─┐
+    plan (minutes, epochs or steps)              ├─► work ─► width ─► epochs ─► dropout, decay, batch, learning rate
+    machine (device, speed, memory of a GPU)     ┘
 
 Work is the number of tokens that a reference network, a GRU of width 128 over characters, would train on in the time
 of the plan. All formulas are smooth in work and in the length of the text: twice the time or the text changes a width
 or a rate by some percent, and no threshold exchanges one model for another. Characters give way to subwords where both
 are equally good.
 
-The constants come from trials on texts that no report uses (benchmarks/TRIALS.md).
+The constants come from trials on texts that no report uses (benchmarks/TRIALS.md). What differs on a GPU is `GPU`: its
+speed is measured in large batches, which fill it, so more tokens fit into the same time, and width and batch follow.
+These constants are estimates from the arithmetic of a step; no GPU has measured them.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ REFERENCE_WORK = 5.5e6
 """Work that suits a network of the reference width."""
 WIDTH_EXPONENT = 0.39
 """Width grows with this power of the work."""
-MIN_WIDTH, MAX_WIDTH = 64, 768
+MIN_WIDTH = 64
 WIDTH_STEP = 32
 SUBWORD_BYTES = 2_500_000
 """Training text from which n-gram counts over subwords predict better than over characters."""
@@ -49,8 +51,52 @@ the steps in that time."""
 TABLE_NUMBERS = 3_000_000, 12_000_000
 """Of a hybrid and of a network alone, in all context tables together: counts remember what tables forget."""
 STEPS = 1000
-"""Optimizer steps of a plan, if batches from `MIN_ROWS` to `MAX_ROWS` rows allow it."""
-MIN_ROWS, MAX_ROWS = 8, 64
+"""Optimizer steps of a plan, if the bounds of a batch allow it."""
+MEMORY_SHARE = 0.6
+"""Of a GPU's free memory for a batch."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the kind of device changes in the rule.
+
+    A price is the time of a token with counts, validation and saving, in that of the reference network.
+    """
+
+    rows: tuple[int, int]
+    """Fewest and most rows of a batch."""
+    usual_rows: int
+    """Of a batch, where a plan gives steps alone."""
+    max_width: int
+    recurrent_price: tuple[float, float, float]
+    """Of widths 0, 1 and 2 in powers of width / 128."""
+    transformer_price: tuple[float, float, float]
+    vocabulary_price: tuple[float, float]
+    """Of a thousand tokens of the vocabulary: alone, and for each 128 of width."""
+
+    def recurrent(self, width: float, vocabulary: int) -> float:
+        """The price of a recurrent network."""
+        return self._price(self.recurrent_price, width, vocabulary)
+
+    def transformer(self, width: float, vocabulary: int) -> float:
+        """The price of a Transformer that suits as much work as a recurrent network of this width."""
+        return self._price(self.transformer_price, width, vocabulary)
+
+    def _price(self, powers: tuple[float, float, float], width: float, vocabulary: int) -> float:
+        h = width / REFERENCE_WIDTH
+        alone, by_width = self.vocabulary_price
+        return powers[0] + powers[1] * h + powers[2] * h * h + vocabulary / 1000 * (alone + by_width * h)
+
+
+CPU = Scale(
+    rows=(8, 64), usual_rows=32, max_width=768, recurrent_price=(0.7, 0.8, 0.7), transformer_price=(2.0, 0.0, 6.0),
+    vocabulary_price=(3.0, 0.6),
+)  # fmt: skip
+GPU = Scale(
+    # A step of a narrow network costs what its launches do, whatever its width; then products grow with the square.
+    rows=(32, 2048), usual_rows=256, max_width=2048, recurrent_price=(0.8, 0.1, 0.1),
+    transformer_price=(1.5, 0.0, 1.6), vocabulary_price=(0.5, 0.25),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,6 +135,10 @@ class Facts:
     """Tokens per second of the reference network on this machine; None where `seconds` is None."""
     epochs: float | None = None
     steps: int | None = None
+    scale: Scale = CPU
+    """Of the device that trains."""
+    memory_bytes: int | None = None
+    """Free on a GPU; None on a CPU, whose batches are small."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +163,9 @@ class Choice:
         ]
         if facts.seconds is not None:
             rows.append(("time", f"{facts.seconds:,.0f} s", f"{facts.speed:,.0f} reference tokens/s on this machine"))
+        if facts.scale is GPU:
+            memory = "" if facts.memory_bytes is None else f", {facts.memory_bytes / 1e9:,.1f} GB free"
+            rows.append(("device", "GPU", f"{GPU.rows[0]} to {GPU.rows[1]:,} rows a batch{memory}"))
         rows.append(("work", f"{self.work:,.0f}", f"tokens of a GRU of width {REFERENCE_WIDTH} in that time"))
         rows.append(("plan", f"{self.tokens:,} tokens", f"{self.epochs:.3g} epochs" + (", the most" * self.limited)))
         tokenizer = self.sections["tokenizer"]
@@ -172,6 +225,11 @@ def with_length(facts: Facts, training: TrainingConfig, measure: Callable[[], fl
     )
 
 
+def on_gpu(facts: Facts, memory_bytes: int | None) -> Facts:
+    """The facts for a training on a GPU with this much free memory."""
+    return replace(facts, scale=GPU, memory_bytes=memory_bytes)
+
+
 def choose(facts: Facts, wishes: Wishes = Wishes()) -> Choice:
     """The options for a text, a plan and a machine."""
     kind = facts.encoded_as or wishes.tokens or ("subword" if facts.size_bytes >= SUBWORD_BYTES else "char")
@@ -182,7 +240,7 @@ def choose(facts: Facts, wishes: Wishes = Wishes()) -> Choice:
     per_token = {"char": 1.0, "subword": CHARACTERS_PER_SUBWORD, "word": CHARACTERS_PER_WORD}[kind]
     length = max(1.0, facts.encoded or facts.characters / per_token)
     family = wishes.family or "gru"
-    price = _transformer_price if family == "transformer" else _recurrent_price
+    price = facts.scale.transformer if family == "transformer" else facts.scale.recurrent
     width, work, tokens = _width(facts, length, vocabulary, price)
     epochs = tokens / length
     most = round(max_epochs(length), 1)
@@ -196,7 +254,7 @@ def choose(facts: Facts, wishes: Wishes = Wishes()) -> Choice:
     hybrid = not wishes.neural and kind != "word" and family != "transformer"
     make = _transformer if family == "transformer" else _recurrent
     model, training = make(kind, vocabulary, width, _Regularisation.of(width, length, epochs), hybrid)
-    training["batch_size"] = _rows(tokens, model.get("context_length") or training["bptt"], vocabulary)
+    training["batch_size"] = _rows(facts, tokens, model.get("context_length") or training["bptt"], vocabulary, model)
     own = {"type": "hybrid", "cell": family, "order": _order(kind)} if hybrid else {"type": family}
     model = {**own, **model}
     if limited:
@@ -216,20 +274,9 @@ def max_epochs(length: float) -> float:
     return min(60.0, max(15.0, 25.0 * math.pow(length / 50_000, 0.15)))
 
 
-def max_width(length: float) -> float:
+def max_width(length: float, scale: Scale = CPU) -> float:
     """The widest network that a text of `length` tokens can train without overfitting in `max_epochs`."""
-    return min(float(MAX_WIDTH), max(float(MIN_WIDTH), 128.0 * math.pow(length / 10_000, 0.3)))
-
-
-def _recurrent_price(width: float, vocabulary: int) -> float:
-    """Time of a token with counts, validation and saving, in that of the reference network."""
-    h = width / REFERENCE_WIDTH
-    return 0.7 + 0.8 * h + 0.7 * h * h + vocabulary / 1000 * (3.0 + 0.6 * h)
-
-
-def _transformer_price(width: float, vocabulary: int) -> float:
-    h = width / REFERENCE_WIDTH
-    return 2.0 + 6.0 * h * h + vocabulary / 1000 * (3.0 + 0.6 * h)
+    return min(float(scale.max_width), max(float(MIN_WIDTH), 128.0 * math.pow(length / 10_000, 0.3)))
 
 
 def _width(
@@ -243,20 +290,22 @@ def _width(
     def by_work(work: float) -> float:
         return REFERENCE_WIDTH * math.pow(work / REFERENCE_WORK, WIDTH_EXPONENT)
 
+    widest = max_width(length, facts.scale)
+
     def rounded(width: float) -> int:
-        return int(min(MAX_WIDTH, max(MIN_WIDTH, WIDTH_STEP * round(width / WIDTH_STEP))))
+        return int(min(facts.scale.max_width, max(MIN_WIDTH, WIDTH_STEP * round(width / WIDTH_STEP))))
 
     limits = [] if facts.epochs is None else [facts.epochs * length]
     if facts.steps is not None:
         # The rows of a batch are chosen later; this many are in the middle.
-        limits.append(facts.steps * 32.0 * 64.0)
+        limits.append(facts.steps * facts.scale.usual_rows * 64.0)
     limit = min(limits, default=math.inf)
     if facts.seconds is not None:
         assert facts.speed is not None
         work = facts.seconds * facts.speed
         limit = max_epochs(length) * length if not limits else limit
-        wide = min(by_work(work), max_width(length))
-        while wide < max_width(length) and work / price(wide, vocabulary) > limit:
+        wide = min(by_work(work), widest)
+        while wide < widest and work / price(wide, vocabulary) > limit:
             wide += 1.0
         width = rounded(wide)
         tokens = work / price(width, vocabulary)
@@ -264,7 +313,7 @@ def _width(
     wide = float(REFERENCE_WIDTH)
     for _ in range(30):
         wide = 0.5 * wide + 0.5 * by_work(limit * price(wide, vocabulary))
-        wide = min(max_width(length), max(float(MIN_WIDTH), wide))
+        wide = min(widest, max(float(MIN_WIDTH), wide))
     width = rounded(wide)
     return width, limit * price(width, vocabulary), limit
 
@@ -279,10 +328,23 @@ def _order(kind: TokenKind) -> int:
     return 8 if kind == "char" else 5
 
 
-def _rows(tokens: float, length: int, vocabulary: int) -> int:
+def _rows(facts: Facts, tokens: float, length: int, vocabulary: int, model: Mapping[str, Any]) -> int:
     """Rows of a batch: a power of two. The update of a large embedding takes time, so its steps are larger."""
-    rows = tokens / (STEPS * length)
-    return int(2 ** round(math.log2(min(MAX_ROWS, max(MIN_ROWS if vocabulary <= 256 else 2 * MIN_ROWS, rows)))))
+    least, most = facts.scale.rows
+    least = least if vocabulary <= 256 else 2 * least
+    rows = min(float(most), max(float(least), tokens / (STEPS * length)))
+    doublings = round(math.log2(rows))
+    if facts.memory_bytes is not None:
+        fits = MEMORY_SHARE * facts.memory_bytes / (length * _token_bytes(model, vocabulary))
+        doublings = min(doublings, math.floor(math.log2(max(1.0, fits))))
+    return int(2**doublings)
+
+
+def _token_bytes(model: Mapping[str, Any], vocabulary: int) -> float:
+    """Bytes that a token of a batch needs at the peak of a step: activations for backward, and logits, in fp32."""
+    activations = (28 if "context_length" in model else 10) * model["hidden_size"] * model.get("num_layers", 1)
+    logits = 3 * (min(model["adaptive_cutoffs"]) if "adaptive_cutoffs" in model else vocabulary)
+    return 4.0 * (activations + logits)
 
 
 @dataclass(frozen=True)

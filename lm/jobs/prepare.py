@@ -12,12 +12,14 @@ from typing import Any
 from lm.config import CorpusConfig, RunConfig, Section, merge
 from lm.corpora import Corpus, PreparedCorpus, load_prepared_or_prepare, open_corpus
 from lm.corpora import prepare as encode
+from lm.device import pick_device
 from lm.errors import ConfigError, CorpusError
-from lm.jobs.autoconfig import Choice, choose, read_facts, token_kind, with_length
+from lm.jobs.autoconfig import Choice, choose, on_gpu, read_facts, token_kind, with_length
 from lm.jobs.distill import check_teacher
 from lm.jobs.ensemble_config import as_ensemble, with_shared_minutes
 from lm.jobs.resolve import Method, ResolvedRequest, ResumeRequest, TrainRequest, training_method
 from lm.jobs.speed import reference_speed
+from lm.machine import available_bytes
 from lm.runs.run import Run, load
 from lm.tokenizers.base import Tokenizer
 from lm.training import distributed
@@ -109,9 +111,10 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
     config, choice = resolved.config, None
     if resolved.over_default is not None:
         with distributed.single_process():
-            facts = with_length(
-                read_facts(text), with_shared_minutes(config).training, lambda: reference_speed(config.training)
-            )
+            facts, device = read_facts(text), pick_device(config.training.device)
+            if device.type == "cuda":
+                facts = on_gpu(facts, available_bytes(device))
+            facts = with_length(facts, with_shared_minutes(config).training, lambda: reference_speed(config.training))
         wishes, teacher = resolved.wishes, resolved.teacher
         if teacher is not None:
             wishes = replace(wishes, tokens=token_kind(teacher.config.tokenizer.type))

@@ -23,6 +23,8 @@ REFERENCE_VOCABULARY = 64
 REFERENCE_SECONDS = 0.6
 REFERENCE_BATCH = 32, 64
 """Rows and tokens of a row."""
+GPU_ROWS = 1024
+"""Rows of the same on a GPU, which fewer do not fill."""
 WARM_UP_STEPS = 3
 
 
@@ -74,7 +76,9 @@ def reference_speed(config: TrainingConfig, seconds: float = REFERENCE_SECONDS) 
     with enough_memory():
         model = build_model(REFERENCE, REFERENCE_VOCABULARY, seed=1)
         step = TrainStep(model, config.model_copy(update={"gradient_accumulation": 1, "shard": False}))
-        ids = np.random.default_rng(1).integers(0, REFERENCE_VOCABULARY, size=(2, *REFERENCE_BATCH))
+        rows, length = REFERENCE_BATCH
+        shape = 2, GPU_ROWS if step.device.type == "cuda" else rows, length
+        ids = np.random.default_rng(1).integers(0, REFERENCE_VOCABULARY, size=shape)
         batch, times = Batch(ids[0], ids[1], fresh=True), list[float]()
         with deterministic(step.device), keep_freed_memory():
             begun = time.perf_counter()

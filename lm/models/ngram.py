@@ -107,7 +107,10 @@ class NGram(LanguageModel):
         values = counts.probabilities(positions, left_out, threads=torch.get_num_threads())
         np.log(values, out=values)
         logs = torch.from_numpy(values).view(*ids.shape, self.vocab_size)
-        return logs.to(ids.device), self.history_after(ids, state)
+        if ids.device.type == "cuda":
+            # Then the host does not wait for the copy.
+            logs = logs.pin_memory()
+        return logs.to(ids.device, non_blocking=True), self.history_after(ids, state)
 
     def history_after(self, ids: Tensor, state: State | None) -> Tensor:
         """The state's tensor `HISTORY` (B, K) after `ids` (B, T)."""

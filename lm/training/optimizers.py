@@ -76,6 +76,8 @@ class Muon(torch.optim.Muon):
         batched: use the batched step; its results differ by rounding alone.
     """
 
+    _step = plain_step(torch.optim.Muon)
+
     def __init__(self, params: Iterable[Tensor], *, batched: bool, **options: Any) -> None:
         super().__init__(params, **options)
         self.batched = self.skips_by_flag = batched
@@ -84,7 +86,7 @@ class Muon(torch.optim.Muon):
     def step(self, closure: Any = None) -> Any:
         """Update all matrices that have a gradient."""
         if closure is not None or not self.batched:
-            return super().step(closure)
+            return self._step(closure)
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for weight in group["params"]:
@@ -107,15 +109,14 @@ class Muon(torch.optim.Muon):
             grads = [torch.where(found_inf > 0, *pair) for pair in zip(moments, grads, strict=True)]
             rate = rate * (1 - found_inf)
         foreach("lerp", moments, grads, 1 - momentum)
-        updates = (
-            torch.stack(grads).lerp_(torch.stack(moments), momentum) if group["nesterov"] else torch.stack(moments)
-        )
-        updates = orthogonalised(updates, group["ns_coefficients"], group["ns_steps"], group["eps"]).to(
-            weights[0].dtype
-        )
+        averages = torch.stack(moments)
+        if group["nesterov"]:
+            averages = torch.stack(grads).lerp_(averages, momentum)
         rows, columns = weights[0].shape
+        updates = orthogonalised(averages, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        updates = updates.to(weights[0].dtype) * (-rate * max(1, rows / columns) ** 0.5)
         foreach("mul", weights, 1 - rate * group["weight_decay"])
-        foreach("add", weights, list((updates * (-rate * max(1, rows / columns) ** 0.5)).unbind()))
+        foreach("add", weights, list(updates.unbind()))
 
 
 def orthogonalised(matrices: Tensor, coefficients: Sequence[float], steps: int, epsilon: float) -> Tensor:

@@ -78,6 +78,10 @@ CPU_INDICES = frozenset(("index", "index_put_", "index_put", "_index_put_impl_",
 """Operators that accept indices on the CPU for a tensor on the GPU; they then copy them."""
 
 
+PASSED_ON = "lm/profiling/tensor_memory.py"
+"""A dispatch mode, through which operators of other places come."""
+
+
 class MixedDevicesError(RuntimeError):
     """An operator got tensors of both devices."""
 
@@ -192,11 +196,11 @@ WATCH = Watch()
 def place() -> str:
     """File and line of the innermost caller in lm/; "backward" in autograd's thread."""
     frame: FrameType | None = sys._getframe(1)
-    home, own = f"{ROOT}/", f"{ROOT}/tests/pretended_gpu/"
+    home = f"{ROOT}/lm/"
     while frame is not None:
         name = frame.f_code.co_filename
-        if name.startswith(home) and not name.startswith(own) and "/.venv/" not in name:
-            return f"{name.removeprefix(home)}:{frame.f_lineno}"
+        if name.startswith(home) and not name.endswith(PASSED_ON):
+            return f"{name.removeprefix(f'{ROOT}/')}:{frame.f_lineno}"
         frame = frame.f_back
     return "backward"
 
@@ -218,7 +222,7 @@ class _Mode(TorchDispatchMode):
 
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operator: on the GPU if a tensor or the argument `device` says so."""
-    name, written = _facts(func)
+    name, written, in_parts = _facts(func)
     tensors: list[Tensor] = []
     plain_args = tuple(_unwrap(value, tensors) for value in args)
     plain = {key: _unwrap(value, tensors) for key, value in kwargs.items()}
@@ -231,6 +235,10 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     if name == "layout":
         return plain_args[0].layout
+    if in_parts:
+        # In inference mode, torch sends an operator that others make up, such as `to`, as a whole.
+        with _Mode():
+            return func.decompose(*args, **kwargs)
     if on_gpu:
         _check(name, tensors)
     _count_waits(name, args, kwargs, on_gpu=on_gpu, to_gpu=to_gpu)
@@ -255,8 +263,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 @functools.cache
-def _facts(func: Any) -> tuple[str, tuple[tuple[int, str], ...]]:
-    """The name of an operator, and the arguments that it writes and returns."""
+def _facts(func: Any) -> tuple[str, tuple[tuple[int, str], ...], bool]:
+    """The name of an operator, the arguments that it writes and returns, and whether other operators make it up."""
     schema = func._schema
     returns_written = any(each.alias_info is not None and each.alias_info.is_write for each in schema.returns)
     written = [
@@ -264,7 +272,9 @@ def _facts(func: Any) -> tuple[str, tuple[tuple[int, str], ...]]:
         for index, argument in enumerate(schema.arguments)
         if returns_written and argument.alias_info is not None and argument.alias_info.is_write
     ]
-    return schema.name.split("::")[1], tuple(written)
+    space, name = schema.name.split("::")
+    kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return name, tuple(written), space == "aten" and kernel(func.name(), "CompositeImplicitAutograd")
 
 
 def _unwrap(value: Any, tensors: list[Tensor]) -> Any:
@@ -375,7 +385,10 @@ def _cudnn_rnn(
         outputs, *last = _compute_layer(*full, mode, layers, batch_first, dropout, training, both, seed)
     empty = torch.empty(0, dtype=dtype)
     states = [part.to(dtype) for part in last]
-    reserve = torch.frombuffer(bytearray(seed.to_bytes(8, "little")), dtype=torch.uint8)
+    # What cuDNN keeps for backward: gates and states, in the layer's format.
+    kept = (weights[0].shape[0] // size + 2) * outputs.numel() * layers * dtype.itemsize if training else 0
+    reserve = torch.zeros(8 + kept, dtype=torch.uint8)
+    reserve[:8] = torch.tensor(list(seed.to_bytes(8, "little")), dtype=torch.uint8)
     return outputs.to(dtype), states[0], states[1] if len(states) > 1 else empty, reserve, torch.empty(0, dtype=dtype)
 
 
@@ -393,7 +406,7 @@ def _cudnn_rnn_backward(
         _in_fp32((inputs, list(weights), hidden, cells)),
     )
     with _autograd():
-        seed = int.from_bytes(reserve.numpy().tobytes(), "little")
+        seed = int.from_bytes(reserve[:8].numpy().tobytes(), "little")
         found = _compute_layer(*leaves, mode, layers, batch_first, dropout, training, both, seed)
         grads = (grad_outputs, grad_hidden, grad_cells)[: len(found)]
         pairs = [(part, grad.float()) for part, grad in zip(found, grads, strict=True) if grad is not None]

@@ -89,6 +89,8 @@ class Bench:
                 tiny["model.adaptive_cutoffs"] = [4, 10]
             if preset["tokenizer"]["type"] == "subword":
                 tiny["tokenizer.size"] = 300
+            if "gradient_accumulation" in preset["training"]:
+                tiny["training.gradient_accumulation"] = 2
             if model["type"] == "hybrid":
                 tiny["model.order"] = 3
         wanted = {"training.precision": case.precision, "training.amp": case.amp}
@@ -133,7 +135,7 @@ def job(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
     import lm
 
     _shorten_samples()
-    config = bench.config(case, **{"training.max_steps": 4, "training.log_every": 2})
+    config = bench.config(case, **{"training.max_steps": 4, "training.log_every": 2, "training.sample_tokens": 3})
     starts = _Starts()
     with tempfile.TemporaryDirectory(dir=bench.folder) as runs:
         shared: dict[str, Any] = {"config": config, "runs_dir": runs, "callbacks": [starts.callback()]}
@@ -244,6 +246,19 @@ def loop(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
     }
 
 
+def explain(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
+    """What `lm train --explain --dry-run` prints of the default model."""
+    import typer
+    from typer.testing import CliRunner
+
+    from cli.commands import train
+
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(train.command)
+    result = CliRunner().invoke(app, [bench.source, "--device", "cuda", "--explain", "--dry-run", "--max-steps", "40"])
+    return {"exit_code": result.exit_code, "printed": result.output}
+
+
 def mixing(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
     """A step of a model that has a weight on the other device."""
     import torch
@@ -258,7 +273,7 @@ def mixing(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
 
 
 ACTIONS: dict[str, Callable[[Bench, Case, gpu.Watch], dict[str, Any]]] = {
-    "steps": steps, "job": job, "equal": equal, "loop": loop, "mixing": mixing,
+    "steps": steps, "job": job, "equal": equal, "loop": loop, "explain": explain, "mixing": mixing,
 }  # fmt: skip
 
 

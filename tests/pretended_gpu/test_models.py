@@ -87,9 +87,11 @@ def test_scores_are_those_of_the_cpu(model: str, outcomes: dict[str, dict[str, A
     assert [cuda[index] for index in (0, 3, 4)] == [cpu[index] for index in (0, 3, 4)]
 
 
-@pytest.mark.parametrize("model", sorted(MODELS.keys() - {"hybrid"}))
+@pytest.mark.parametrize("model", MODELS)
 def test_scoring_waits_for_the_device_once(model: str, outcomes: dict[str, dict[str, Any]]) -> None:
-    assert outcomes[model]["cuda"]["waits"] <= 1, outcomes[model]["cuda"]["wait_places"]
+    # A hybrid's counts are on the host: it also waits for the tokens of its three pieces.
+    expected = 4 if model == "hybrid" else 1
+    assert outcomes[model]["cuda"]["waits"] == expected, outcomes[model]["cuda"]["wait_places"]
 
 
 @pytest.mark.parametrize("model", MODELS)

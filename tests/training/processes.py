@@ -15,6 +15,7 @@ from typing import Any
 from lm.config import CorpusConfig, compose
 from lm.corpora import open_corpus, prepare
 from lm.models.base import build_model, whole
+from lm.models.context_tables import ContextTable
 from lm.runs.record import run_record
 from lm.runs.run_folder import RunFolder
 from lm.training import distributed
@@ -42,6 +43,7 @@ TRANSFORMER = {
 CASES: dict[str, dict[str, Any]] = {
     "gru": {},
     "gru-tables": {"model.table_orders": [2, 3], "model.table_buckets": 300, "training.gradient_accumulation": 3},
+    "gru-tables-dense": {"model.table_orders": [2, 3], "training.gradient_accumulation": 2},
     # An epoch's last batch has three rows, then one: a process has fewer than the other, or none.
     "gru-shuffled": {"training.batching": "shuffled", "training.bptt": 90, "training.batch_size": 4},
     "lstm-adaptive": {
@@ -77,6 +79,11 @@ def open_trainer(text: Path, path: Path, case: str, *, resumes: bool = False) ->
     model = build_model(config.model, prepared.tokenizer.vocab_size, seed=config.training.seed)
     if model.trained_by == "both":
         model.fit(prepared.splits["train"].ids)
+    if case == "gru-tables-dense":
+        # Gradients as on a GPU.
+        for module in model.modules():
+            if isinstance(module, ContextTable):
+                module.sparse = False
     world = distributed.current()
     folder: RunFolder = distributed.folder_of(world, path)
     if not resumes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from lm.corpora import open_corpus
 from lm.corpora.shards import learn_tokenizer, prepare_shard
 from lm.errors import ConfigError
 from lm.jobs.autoconfig import (
-    MAX_WIDTH,
+    CPU,
+    GPU,
     MIN_WIDTH,
     SUBWORD_BYTES,
     WIDTH_STEP,
@@ -24,6 +26,7 @@ from lm.jobs.autoconfig import (
     Wishes,
     choose,
     max_epochs,
+    on_gpu,
     read_facts,
     with_length,
 )
@@ -48,13 +51,22 @@ def numbers(choice: Choice) -> dict[str, float]:
     return {name: values[name] for name in ("hidden_size", "dropout", "table_dropout", "weight_decay", "learning_rate")}
 
 
+def on_cpu(known: Facts) -> Facts:
+    return known
+
+
+def on_a_gpu(known: Facts) -> Facts:
+    return on_gpu(replace(known, speed=20_000_000.0), 8 * 10**9)
+
+
+@pytest.mark.parametrize("on", [on_cpu, on_a_gpu])
 @pytest.mark.parametrize("family", ["gru", "transformer"])
-def test_a_little_more_time_or_text_changes_little(family: Any) -> None:
+def test_a_little_more_time_or_text_changes_little(family: Any, on: Callable[[Facts], Facts]) -> None:
     wishes = Wishes(family=family, tokens="char")
     for length, seconds in itertools.product(LENGTHS, SECONDS):
-        here = numbers(choose(facts(length, seconds), wishes))
+        here = numbers(choose(on(facts(length, seconds)), wishes))
         for other in (facts(int(length * 1.3), seconds), facts(length, seconds * 1.3)):
-            there = numbers(choose(other, wishes))
+            there = numbers(choose(on(other), wishes))
             assert abs(there["hidden_size"] - here["hidden_size"]) <= max(WIDTH_STEP * 2, 0.3 * here["hidden_size"])
             for name in ("dropout", "table_dropout"):
                 assert abs(there[name] - here[name]) <= 0.11
@@ -65,7 +77,31 @@ def test_more_time_never_means_a_narrower_network() -> None:
     for length in LENGTHS:
         widths = [choose(facts(length, seconds), Wishes(tokens="char")) for seconds in SECONDS]
         sizes = [choice.sections["model"]["hidden_size"] for choice in widths]
-        assert sizes == sorted(sizes) and sizes[0] >= MIN_WIDTH and sizes[-1] <= MAX_WIDTH
+        assert sizes == sorted(sizes) and sizes[0] >= MIN_WIDTH and sizes[-1] <= CPU.max_width
+
+
+def sizes(known: Facts, **wishes: Any) -> tuple[int, int]:
+    """Rows of a batch, and width."""
+    sections = choose(known, Wishes(**wishes)).sections
+    return sections["training"]["batch_size"], sections["model"]["hidden_size"]
+
+
+@pytest.mark.parametrize("family", ["gru", "transformer"])
+def test_a_gpu_trains_a_wider_network_in_larger_batches_as_its_speed_allows(family: Any) -> None:
+    text = replace(facts(5_000_000, 300), speed=20_000_000.0)
+    there, here = sizes(facts(5_000_000, 300), family=family), sizes(on_gpu(text, None), family=family)
+    assert here[0] > CPU.rows[1] and here[1] > there[1]
+    assert GPU.rows[0] <= here[0] <= GPU.rows[1]
+    assert here >= sizes(on_gpu(replace(text, speed=2_000_000.0), None), family=family)
+
+
+def test_a_batch_fits_into_the_memory_of_a_gpu() -> None:
+    text = replace(facts(5_000_000, 3600, epochs=50.0), speed=20_000_000.0)
+    rows = [sizes(on_gpu(text, gigabytes * 10**9), tokens="char")[0] for gigabytes in (1, 2, 4, 8, 16, 80)]
+    assert rows == sorted(rows) and rows[0] < rows[-1] == GPU.rows[1]
+    # Activations of a GRU in fp32, gates and states: about ten numbers a unit.
+    width = sizes(on_gpu(text, 10**9), tokens="char")[1]
+    assert rows[0] * 64 * width * 10 * 4 <= 10**9
 
 
 def test_no_plan_by_time_has_more_epochs_than_the_text_stands() -> None:
@@ -160,6 +196,13 @@ def test_inputs_and_outputs_of_the_rule_are_explained() -> None:
     named = {name: value for name, value, _ in rows}
     assert named["text"] == "300,000 characters" and named["time"] == "30 s" and named["model"] == "hybrid"
     assert {"work", "plan", "tokens", "dropout", "weight_decay", "batch_size", "learning_rate"} <= named.keys()
+
+
+def test_the_device_is_explained_where_it_is_a_gpu() -> None:
+    assert "device" not in {name for name, _, _ in choose(facts(300_000)).explain()}
+    assert ("device", "GPU", "32 to 2,048 rows a batch, 8.0 GB free") in choose(
+        on_gpu(facts(300_000), 8 * 10**9)
+    ).explain()
 
 
 def test_lm_train_takes_the_default_model_and_records_it(tmp_path: Path) -> None:
