@@ -9,6 +9,7 @@
     print(run.evaluate("valid").bits_per_byte)
     print(run.score("To be, or not to be"))            # nats of each token
     print(lm.inspect.shapes(run.model))                # and attention, gradients, neurons, why
+    print(lm.compare(["shakespeare-gru", run]).verdict)
 
 Names are imported at first use, so that `import lm` is fast and does not import torch.
 """
@@ -27,16 +28,20 @@ _renamed.install()
 
 if TYPE_CHECKING:
     from lm import inspection as inspect
+    from lm.comparison.compare import compare
+    from lm.comparison.result import Comparison
     from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, compose, preset_names
     from lm.errors import LMError
     from lm.evaluation.report import Report
     from lm.generation.options import SamplingOptions
+    from lm.jobs.sweep import sweep
     from lm.jobs.train import resume, train
     from lm.runs.run import Run, load
     from lm.training.callbacks import Callback
 
 _HOMES = {
     "Callback": "lm.training.callbacks",
+    "Comparison": "lm.comparison.result",
     "CorpusConfig": "lm.config",
     "LMError": "lm.errors",
     "Report": "lm.evaluation.report",
@@ -45,16 +50,19 @@ _HOMES = {
     "SamplingOptions": "lm.generation.options",
     "Section": "lm.config",
     "TrainingConfig": "lm.config",
+    "compare": "lm.comparison.compare",
     "compose": "lm.config",
     "load": "lm.runs.run",
     "preset_names": "lm.config",
     "resume": "lm.jobs.train",
+    "sweep": "lm.jobs.sweep",
     "train": "lm.jobs.train",
 }
 _ROOMS = {"inspect": "lm.inspection"}
 
 __all__ = [
     "Callback",
+    "Comparison",
     "CorpusConfig",
     "LMError",
     "Report",
@@ -64,11 +72,13 @@ __all__ = [
     "Section",
     "TrainingConfig",
     "__version__",
+    "compare",
     "compose",
     "inspect",
     "load",
     "preset_names",
     "resume",
+    "sweep",
     "train",
 ]
 

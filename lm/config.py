@@ -394,7 +394,7 @@ def compose(
     Args:
         source: the corpus, as `CorpusConfig.source`.
         preset: name of the lowest layer, or its sections.
-        file: a TOML file with the same sections.
+        file: a TOML file with the same sections; "none" is None.
         overrides: "section.field" → value; text that is JSON ("3", "true", "[5,10]") is parsed, "none" is None.
 
     Raises:
@@ -426,12 +426,22 @@ def given_sections(file: Path | None, overrides: Mapping[str, Any] | None) -> li
     layers = []
     if file is not None:
         try:
-            layers.append(tomllib.loads(file.read_text("utf-8")))
+            layers.append(_with_none(tomllib.loads(file.read_text("utf-8"))))
         except OSError as error:
             raise ConfigError(f"--config {file}: {error.strerror}.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"--config {file} is not TOML: {error}.") from None
     return [*layers, _nested(overrides or {})]
+
+
+def _with_none(sections: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a TOML file with "none" as None, which TOML does not have."""
+    return {
+        name: {field: None if value == "none" else value for field, value in fields.items()}
+        if isinstance(fields, dict)
+        else fields
+        for name, fields in sections.items()
+    }
 
 
 def _still_known(name: str, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

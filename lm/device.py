@@ -100,19 +100,37 @@ def computing(device: torch.device, precision: Precision, *, autocast: bool = Tr
 @contextlib.contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
     """Allow tf32 for fp32 products or not; torch's default is only for recurrent layers of cuDNN."""
-    # The older of torch's two interfaces, which torch does not read any more after a use of the newer one.
-    products, layers = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, layers.allow_tf32
-    products.allow_tf32 = layers.allow_tf32 = allowed
+    products: Any = torch.backends.cuda.matmul
+    layers: Any = torch.backends.cudnn
+    parts = products, layers.conv, layers.rnn
+    before = [part.fp32_precision for part in parts]
+    # Torch has an older interface too. Reading it fails if both interfaces were used and disagree. If they agree, this
+    # must not change, because other programs and torch's compiler read it.
+    try:
+        older = products.allow_tf32, layers.allow_tf32
+    except RuntimeError:
+        older = None
+    if older is not None:
+        products.allow_tf32 = layers.allow_tf32 = allowed
+    # The older interface leaves recurrent layers to torch.backends.fp32_precision, which may be tf32.
+    for part in parts:
+        part.fp32_precision = "tf32" if allowed else "ieee"
     try:
         yield
     finally:
-        products.allow_tf32, layers.allow_tf32 = before
+        if older is not None:
+            products.allow_tf32, layers.allow_tf32 = older
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
 
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Inside, only deterministic kernels on the CPU; on a GPU torch's setting is unchanged."""
+    """Inside, an operation on the CPU without a deterministic kernel is an error, and new memory is not filled.
+
+    On a GPU the host program's setting stays, by default torch's fastest kernels: sums by atomic additions and cuDNN's
+    recurrent layers may then have other last bits in each run.
+    """
     # As use_deterministic_algorithms, but that imports torch's compiler for more than a second.
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else before)
@@ -131,6 +149,13 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
     return torch.cuda.get_device_properties(device).total_memory
+
+
+def send_ids(ids: Any, device: torch.device) -> torch.Tensor:
+    """Nested lists of integers as an int64 tensor on a device; the host does not wait for a GPU."""
+    if device.type != "cuda":
+        return torch.tensor(ids, dtype=torch.int64, device=device)
+    return torch.tensor(ids, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
 
 
 def memory_in_use(device: torch.device) -> int | None:

@@ -2,7 +2,8 @@
 
     LMError
     ├── ConfigError            an option is unknown, out of bounds or contradicts another
-    │   └── UnsupportedPartError a model lacks the part to inspect
+    │   ├── UnsupportedPartError a model lacks the part to inspect
+    │   └── UnsupportedExportError a format cannot hold a model or tokenizer
     ├── CorpusError            text is missing, empty, too short, badly encoded or lacks a split or column
     │   └── DownloadError      a named corpus could not be fetched whole
     ├── TokenizerError         a tokenizer cannot be trained, read or used
@@ -39,6 +40,10 @@ class ConfigError(LMError):
 
 class UnsupportedPartError(ConfigError):
     """A model lacks the part to inspect."""
+
+
+class UnsupportedExportError(ConfigError):
+    """A format cannot hold a model or a tokenizer."""
 
 
 class CorpusError(LMError):

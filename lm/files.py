@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ from lm.errors import CorruptRunError, FormatVersionError, RunError, RunNotFound
 FORMAT_VERSION = 1
 
 Arrays = dict[str, npt.NDArray[Any]]
+_DTYPES = {
+    "F32": np.float32, "F64": np.float64, "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "F16": np.float16, "BOOL": np.bool_,
+}  # fmt: skip
+"""Those of numpy by their names in safetensors files."""
 HEADER = "inkling"
 """The entry of a safetensors header that holds the facts."""
 
@@ -53,19 +58,31 @@ def write_file(path: Path, content: bytes | str) -> None:
     Raises:
         RunError: the disk is full or read-only; the old file is unchanged.
     """
+    with replacing(path) as partial:
+        write_synced(partial, content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path for a file that is written and synced inside, and then replaces `path` atomically.
+
+    Raises:
+        RunError: the disk is full or read-only; the old file is unchanged. Other errors leave it unchanged too.
+    """
     if path.exists() and not path.is_file():
         raise RunError(f"Cannot write {path}: it is no file, and would be lost.")
     # The name is unique to this process, so that two writers of one file do not mix.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(partial, content.encode("utf-8") if isinstance(content, str) else content)
+        yield partial
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
+        raise RunError(f"Cannot write {path}: {error.strerror or error}. The old file is untouched.") from error
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise RunError(f"Cannot write {path}: {error.strerror or error}. The old file is untouched.") from error
 
 
 def check_place(path: Path) -> None:
@@ -137,6 +154,24 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
         raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
     if facts.pop("sha256", None) != _digest_arrays(arrays, facts):
         raise CorruptRunError(f"{path} fails its hash, so it was edited or damaged: restore it, or train again.")
+    return arrays, facts
+
+
+def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """As `read_arrays`, but the arrays are views of the file, and their hash is not checked."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        facts = _facts(header.pop("__metadata__", None))
+        check_version(facts["format_version"], path)
+        content = np.memmap(path, np.uint8, mode="r", offset=8 + size)
+        arrays = {
+            name: content[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            for name, entry in header.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
     return arrays, facts
 
 

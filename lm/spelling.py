@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -142,6 +142,20 @@ def adaptive_nats(
         elif count:
             nats += spell(symbol) - math.log(NEW) - math.lgamma(count)
     return nats
+
+
+def adaptive_costs(
+    symbols: Iterable[_Symbol], usual: _Symbol, spell: Callable[[_Symbol], float] = lambda symbol: 0.0
+) -> npt.NDArray[np.float64]:
+    """(S,) nats of each symbol of a sequence under the same code; their sum is `adaptive_nats` of the counts."""
+    counts: dict[_Symbol, int] = {usual: 1}
+    costs = []
+    for before, symbol in enumerate(symbols):
+        count = counts.get(symbol, 0)
+        counts[symbol] = count + 1
+        weight = math.log(count) if count else math.log(NEW) - spell(symbol)
+        costs.append(math.log(before + 1 + NEW) - weight)
+    return np.array(costs, np.float64)
 
 
 def _utf8(text: str) -> bytes:

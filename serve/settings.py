@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ByteSize, Field, field_validator
 
 from lm.config import DEFAULT_RUNS_DIR, Options
 from lm.errors import ConfigError
+from lm.generation.open_decoder import JoinedDecoding
 
 
 def _positive(size: ByteSize) -> ByteSize:
@@ -35,6 +36,11 @@ class ServeOptions(Options):
     device: str | None = Field(None, description="Device for the models. Default: a GPU if there is one.")
     precision: Literal["fp32", "int8"] = Field(
         "fp32", description="Weights of native decoding: fp32, or int8, which is faster and slightly less exact."
+    )
+    joined_decoding: JoinedDecoding = Field(
+        "auto",
+        description="Compute the texts of a model without native decoding in one call: many times as fast, but the "
+        "last bits of a text may depend on the other texts. auto: on a GPU.",
     )
     api_key: tuple[str, ...] = Field(
         (), repr=False, description="An API key that requests need; repeatable. A file of keys is safer."

@@ -26,13 +26,13 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from lm.errors import LMError
+from lm.jobs.child_process import end_with_parent, take_stdout
 from lm.runs.run import Run
 from lm.runs.run_folder import RunFolder
 from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
@@ -168,27 +168,17 @@ class TrainingProcess(Callback):
             self.send("sample", step=step, valid_loss=valid_loss, text=text)
 
 
-def _end_with_server() -> None:
-    """Send SIGTERM to this process at the end of stdin, when the server has ended."""
-    # The file descriptor: a thread that holds the lock of sys.stdin would keep Python from exiting.
-    while os.read(0, 4096):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def main() -> None:
     """Train what stdin specifies."""
     spec = TrainingSpec(**json.loads(sys.stdin.readline()))
-    # Events have stdout; everything else that is printed goes to stderr.
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    out = take_stdout()
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     process = TrainingProcess(spec, out)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, process.interrupt)
-        threading.Thread(target=_end_with_server, daemon=True).start()
+        end_with_parent()
         process.send("ready")
         process.train()
     except KeyboardInterrupt:

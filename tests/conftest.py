@@ -34,11 +34,16 @@ def _no_gpu() -> bool:
     return not torch.cuda.is_available()
 
 
+def _no_build_tools() -> bool:
+    return any(shutil.which(tool) is None for tool in ("cmake", "c++", "nm"))
+
+
 ALLOWED_SKIPS: dict[str, Callable[[], bool]] = {
     # What the reason must say → whether the machine really lacks it.
     "INKLING_DATA": _no_real_corpora,  # the real corpora are not part of the repository
     "CUDA": _no_gpu,  # CI has no GPU
     "compiler": lambda: not any(map(shutil.which, ("c++", "g++", "clang++"))),  # for the pretended GPU
+    "cmake": _no_build_tools,  # pip brings its own to build with
 }
 
 REAL_DATA = pytest.StashKey[Path]()

@@ -235,7 +235,9 @@ def test_of_two_assignments_to_one_field_the_later_holds() -> None:
 def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"Unknown preset 'gru-chr'\. Did you mean 'gru-char'\?"):
         make("gru-chr")
-    with pytest.raises(ConfigError, match=r"Unknown preset 'lstm'\. Did you mean 'lstm-char', 'lstm-word'):
+    with pytest.raises(
+        ConfigError, match=r"Unknown preset 'lstm'\. Did you mean 'lstm-char', 'lstm-word' or 'lstm-word-gpu'\?"
+    ):
         make("lstm")
 
 

@@ -22,11 +22,13 @@ from cli.options import (
 )
 from cli.terminal import Shown
 from lm.config import validate
-from lm.errors import LMError
+from lm.errors import ConfigError, LMError
 from lm.generation.options import SamplingOptions
 
 if TYPE_CHECKING:
+    from lm.evaluation.adaptation import Learner
     from lm.generation.conversation import Conversation
+    from lm.generation.engine import Engine
     from lm.runs.run import Run
     from lm.tokenizers.base import UnknownPolicy
 
@@ -53,6 +55,9 @@ def command(
     unknown: Unknown = None,
     device: Device = None,
     precision: Precision = "fp32",
+    learn: Annotated[
+        bool, typer.Option("--learn", help="Learn from each turn that you do not /undo, in memory alone.")
+    ] = False,
     runs_dir: RunsDir = DEFAULT_RUNS,
     sampling: dict[str, Any] | None = None,
 ) -> None:
@@ -69,6 +74,8 @@ def command(
     given["seed"] = secrets.randbelow(2**31) if seed is None else seed
     options = validate(SamplingOptions, given, where="sampling")
     policy = unknown_policy(unknown)
+    if learn and decode_precision(precision) != "fp32":
+        raise ConfigError(f"--learn changes fp32 weights: leave --precision {precision} out.")
 
     from cli.output import say
     from lm.generation.conversation import Conversation
@@ -77,8 +84,10 @@ def command(
     loaded = load(run, runs_dir=runs_dir, device=device, precision=decode_precision(precision))
     begin = loaded.snapshots.read(state) if state is not None else loaded.read_text("")
     after_reply = loaded.tokenizer.encode(2 * loaded.newline).tolist()
-    talk = Conversation(loaded.engine(), options, begin, after_reply=after_reply)
-    say(f"{loaded.name}@{loaded.checkpoint} · seed {options.seed} · /help lists the commands")
+    engine, learning = (loaded.engine(), None) if not learn else _learning(loaded)
+    talk = Conversation(engine, options, begin, after_reply=after_reply)
+    label = " · learns from each turn, in memory" if learn else ""
+    say(f"{loaded.name}@{loaded.checkpoint} · seed {options.seed}{label} · /help lists the commands")
     for line in _lines():
         name, _, rest = line.strip().partition(" ")
         if name == "/quit":
@@ -86,10 +95,61 @@ def command(
         try:
             if name.startswith("/"):
                 _do(name, rest.strip(), talk, loaded)
+                if learning is not None:
+                    learning.after_command(name)
             else:
-                _reply(talk, loaded, line, policy)
+                if learning is not None:
+                    learning.accept()
+                ids = _reply(talk, loaded, line, policy)
+                if learning is not None:
+                    learning.turn = (*ids, *talk.state.unread)
         except LMError as error:
             say(f"error: {error}")
+
+
+class _Learning:
+    """Learns from a turn when the next line accepts it."""
+
+    def __init__(self, learner: Learner, start: int) -> None:
+        self._learner = learner
+        self._start = start
+        learner.read_on([start])
+        self.turn: tuple[int, ...] = ()
+        """The tokens of the last turn, if nothing was learned from it yet."""
+
+    def accept(self) -> None:
+        """Learn from the last turn."""
+        from cli.output import say
+
+        if self.turn:
+            nats = self._learner.read_on(self.turn)
+            say(f"Learned from {len(nats):,} tokens of {nats.mean():.2f} nats.")
+        self.turn = ()
+
+    def after_command(self, name: str) -> None:
+        """Forget what /undo or /reset removed."""
+        from cli.output import say
+
+        if name == "/undo":
+            if not self.turn:
+                say("What the model has learned stays; /reset forgets it.")
+            self.turn = ()
+        elif name == "/reset":
+            self._learner.restore()
+            self._learner.read_on([self._start])
+            self.turn = ()
+
+
+def _learning(run: Run) -> tuple[Engine, _Learning]:
+    """An engine on the model in memory, and what changes that model."""
+    from lm.generation.engine import Engine
+    from lm.generation.torch_decoder import TorchDecoder
+    from lm.runs.eval_extras import chat_learner
+
+    learner = chat_learner(run)
+    # Without stored states of prefixes, which would be those of earlier weights.
+    engine = Engine(TorchDecoder(run.model), run.tokenizer, max_batch=1, prefix_cache_bytes=0)
+    return engine, _Learning(learner, run.tokenizer.start_id)
 
 
 def _lines() -> Any:
@@ -113,8 +173,10 @@ def _lines() -> Any:
             say(f"error: {error}")
 
 
-def _reply(talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | None) -> None:
-    ids, text = run.encode_prompt(line + run.newline, unknown).tolist(), Shown(sys.stdout)
+def _reply(talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | None) -> list[int]:
+    """Print the reply to a line; returns the line's tokens."""
+    ids: list[int] = run.encode_prompt(line + run.newline, unknown).tolist()
+    text = Shown(sys.stdout)
     try:
         for event in talk.say(ids):
             typer.echo(text.feed(event.text), nl=False, color=True)
@@ -123,6 +185,7 @@ def _reply(talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | Non
         # Ctrl-C ends the reply, not the conversation.
         pass
     typer.echo(text.end() + BLANK_LINE, nl=False)
+    return ids
 
 
 def _do(name: str, argument: str, talk: Conversation, run: Run) -> None:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir, TextColumn, TextEncoding, choice
+from cli.options import (
+    DEFAULT_RUNS,
+    DataDir,
+    Json,
+    RunName,
+    RunsDir,
+    TextColumn,
+    TextEncoding,
+    choice,
+    path_option,
+)
 from lm.errors import ConfigError, RunError
 
 POSITION = 3
@@ -37,6 +48,34 @@ def command(
     precision: Annotated[
         str, typer.Option(help="fp32 (the reference), bf16, fp16, or int8 (int8 weights, as for decoding).")
     ] = "fp32",
+    per_token: Annotated[
+        Path | None,
+        path_option("--per-token", metavar="FILE", help="Also write a row for each token: .parquet or .jsonl."),
+    ] = None,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Also measure whether the model's probabilities are right.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        path_option("-o", "--out", metavar="FILE", help="Picture of --calibration: .png, .svg or .html."),
+    ] = None,
+    convention: Annotated[
+        str, typer.Option(help="Also count as another program: inkling, lm-eval, kenlm or srilm.")
+    ] = "inkling",
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Also score while the model learns from the text (dynamic evaluation).")
+    ] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Also score with a cache of what this text said before.")
+    ] = False,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIGNATURE",
+            help="Measure as this signature says, and say if the figure reproduces.",
+            show_default=False,
+        ),
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -48,6 +87,8 @@ def command(
     \b
     lm eval RUN
     lm eval RUN --text FILE --json
+    lm eval RUN --calibration --out calibration.svg
+    lm eval RUN --check SIGNATURE
     """
     measured_in = choice("--precision", precision, "fp32", "bf16", "fp16", "int8")
     if split is not None and text is not None:
@@ -57,31 +98,56 @@ def command(
             raise ConfigError(f"{flag} is for --text: leave it out for the run's own text.")
     if corpus is not None and text is not None:
         raise ConfigError("--corpus is the path of the run's own text, --text is another text: give only one.")
+    from cli.eval_extras import Extras
     from cli.output import console, print_json, reading, scoring
     from cli.report import print_report
+    from cli.signature_check import checked, settings_of
     from lm.corpora import open_text
     from lm.runs.run import load
 
+    extras = Extras(per_token, calibration, out, convention, adapt, cache)
+    extras.check(measured_in)
     loaded = load(run, runs_dir=runs_dir, device=device)
+    extras.check_run(loaded)
     if stride is not None and loaded.model.context_length is None:
         raise ConfigError(
             f"--stride {stride}: {loaded.config.model.type} models carry their state over the whole text, without a "
             "sliding window: leave --stride out."
         )
+    stride = extras.stride(stride, loaded)
+    if check is not None:
+        split, stride, measured_in = settings_of(
+            check, loaded, split=split, text=text, stride=stride, precision=measured_in
+        )  # fmt: skip
+        extras.check(measured_in)
     content = None
     if text is not None:
         own = loaded.config.corpus
         opened = open_text(text, text_column=text_column or own.text_column, encoding=encoding or own.encoding)
         content = "".join(opened.chunks())
-    with reading() as watch, scoring(f"scoring {loaded.name}") as progress:
+    with (
+        reading() as watch,
+        extras.watching(loaded, stride=stride, corpus=corpus, data_dir=data_dir, reading=watch) as watchers,
+        scoring(f"scoring {loaded.name}") as progress,
+    ):
         report = loaded.evaluate(
-            split, text=content, name="stdin" if text == "-" else str(text), stride=stride,
-            precision=measured_in, progress=progress, reading=watch, data_dir=data_dir, corpus=corpus,
+            split, text=content, name="stdin" if text == "-" else str(text), stride=stride, precision=measured_in,
+            progress=progress, reading=watch, data_dir=data_dir, corpus=corpus, watchers=watchers,
         )  # fmt: skip
-    if as_json:
-        print_json(report.model_dump(mode="json"))
-    else:
+    more = extras.finish(loaded, report, stride=stride)
+    facts = {**report.model_dump(mode="json"), **more}
+    if not as_json:
         print_report(console(), report)
+        extras.print(console())
+    if check is not None:
+        facts["check"] = checked(check, report, quiet=as_json)
+    if as_json:
+        print_json(facts)
+    elif report.signature is not None:
+        # The last line, whole, so that it can be copied.
+        typer.echo(report.signature)
+    if check is not None:
+        raise typer.Exit(0 if facts["check"]["reproduces"] else 1)
     # The card has reference figures only.
     if not loaded.folder.shipped and text is None and stride is None and precision == "fp32":
         try:

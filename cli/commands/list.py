@@ -68,6 +68,12 @@ def command(
             "bits/byte includes the spelling of unknown words and white space;",
             "tokens alone: without it, not comparable across tokenizers (docs/reference/evaluation.md)",
         ]
+    texts = {row.get("text_sha256") for row in rows if row.get("bits_per_byte") is not None}
+    if sort == "bits" and len(texts) > 1:
+        hints += [
+            "the runs have different validation texts, so their figures do not rank them;",
+            "to compare on one text: lm compare RUN OTHER --text FILE",
+        ]
     unknown = [row for row in rows if row.get("bits_per_byte") is None and row.get("token_bits_per_byte") is not None]
     if unknown:
         hints.append(f"–: unknown; measure again: lm eval {unknown[0]['name']} --split valid")

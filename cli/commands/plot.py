@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.options import DEFAULT_RUNS, Json, RunsDir, path_option
+from lm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lm.runs.run_folder import RunFolder
 
 POSITION = 11
 DEFAULT_PICTURE = Path("curves.png")
@@ -18,14 +23,31 @@ LINES = 20
 def command(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs. Default: the newest.")] = None,
     metric: Annotated[
-        str, typer.Option(help="loss, perplexity, bits_per_byte, accuracy, or any figure of metrics.jsonl.")
-    ] = "loss",
+        str | None,
+        typer.Option(
+            help="loss, perplexity, bits_per_byte, accuracy, or any figure of metrics.jsonl. Default: loss; "
+            "bits_per_byte for runs with different tokenizers, and with --sweep.",
+            show_default=False,
+        ),
+    ] = None,
     by: Annotated[str, typer.Option(help="Horizontal axis: step, tokens or time.")] = "step",
     output: Annotated[
         Path | None,
         path_option("-o", "--output", help="Image file: .png, .svg or .pdf.  [default: curves.png]"),
     ] = None,
     terminal: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal.")] = False,
+    bands: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Draw runs that differ by their seed alone as their mean with a band: min-max (lowest to highest) or "
+            "std (± standard deviation). Default: one curve for each run; with --sweep min-max.",
+            show_default=False,
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Plot the finished runs of a sweep.", show_default=False)
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
@@ -35,21 +57,34 @@ def command(
     lm plot RUN
     lm plot RUN OTHER --by time --metric bits_per_byte -o curves.svg
     lm plot RUN --terminal
+    lm plot SEED1 SEED2 SEED3 --bands std
     """
     from dataclasses import asdict
 
     from cli.output import console, no_color, print_json, say
+    from cli.plot_metric import chosen_metric
     from lm.files import check_place
-    from lm.runs.curves import curves, draw, sketch
+    from lm.runs.curves import curves, draw, sketch, with_bands
     from lm.runs.run_folder import find_run
 
-    names: list[str | None] = [*dict.fromkeys(runs or [])] or [None]
-    folders = [find_run(name, runs_dir)[0] for name in names]
+    if sweep is not None and runs:
+        raise ConfigError("--sweep names the runs of a sweep: leave other runs out.")
+    metric = chosen_metric(metric, runs, runs_dir) if sweep is None else metric or "bits_per_byte"
     if output is None and not (terminal or as_json):
         output = DEFAULT_PICTURE
     if output is not None:
         check_place(output)
-    drawn = curves(folders, metric, by)
+    if sweep is not None:
+        from lm.jobs.sweep_choice import sweep_curves
+        from lm.jobs.sweep_record import open_sweep
+
+        drawn = sweep_curves(open_sweep(sweep, runs_dir), metric, by, bands or "min-max")
+    else:
+        names: list[str | None] = [*dict.fromkeys(runs or [])] or [None]
+        folders = [find_run(name, runs_dir)[0] for name in names]
+        drawn = curves(folders, metric, by)
+        if bands is not None:
+            drawn = with_bands(drawn, _seed_groups(folders), bands)
     if output is not None:
         draw(drawn, output, metric=metric, by=by)
         say(f"Wrote {output}.")
@@ -60,3 +95,19 @@ def command(
             typer.echo(line)
     if as_json:
         print_json([asdict(curve) for curve in drawn])
+
+
+def _seed_groups(folders: Sequence[RunFolder]) -> dict[str, str]:
+    """Run → name of its group; runs that differ by their seed alone are one, as in lm compare."""
+    from lm.comparison.seeds import configuration, group_name
+    from lm.runs.run import Run
+
+    members: dict[str, list[str]] = {}
+    for run in map(Run, folders):
+        members.setdefault(configuration(run.config, run.record, run.checkpoint), []).append(run.name)
+    groups: dict[str, str] = {}
+    for group in members.values():
+        name = group_name(group)
+        # Two groups whose names have the same start.
+        groups |= dict.fromkeys(group, ", ".join(group) if name in groups.values() else name)
+    return groups

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lm.device import Precision, computing, memory_bytes, to_device
+from lm.evaluation.per_token import Scored, Watcher
 from lm.evaluation.score_sums import Scores
 from lm.models.base import LanguageModel, State
 
@@ -96,6 +97,7 @@ def score(
     unknown_id: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     each: Callable[[npt.NDArray[np.float64]], None] | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> Scores:
     """Score every token of a split, or one share of them.
 
@@ -112,6 +114,7 @@ def score(
         unknown_id: the token whose nats are also summed separately.
         progress: called with tokens done and tokens in all.
         each: called with the nats of the tokens just scored, in the order of the text if `rows` is 1.
+        watchers: called with the `Scored` tokens, in the same order.
     """
     count = len(ids) - 1
     device = next(model.parameters(), torch.empty(0)).device
@@ -147,7 +150,12 @@ def score(
                 logits, state = model(inputs, state)
                 if piece.counts:
                     scored = slice(piece.scored_rows), slice(piece.skip, None)
-                    pending.add(logits[scored], targets[scored], piece.targets[scored])
+                    nats = pending.add(logits[scored], targets[scored], piece.targets[scored])
+                    if watchers:
+                        flat = logits[scored].reshape(-1, logits.shape[-1]).float()
+                        just_scored = Scored(flat, targets[scored].reshape(-1), nats)
+                        for watcher in watchers:
+                            watcher(just_scored)
                     if device.type == "cpu" or pending.tokens >= MAX_PENDING_TOKENS:
                         pending.move_to(scores)
                 if progress is not None:

@@ -117,6 +117,9 @@ class Report(Options):
     device: str = Field(description="Device of this evaluation.")
     precision: str = Field(description="Number format of the matrix products.")
     version: str = Field(description="Version of Inkling.")
+    signature: str | None = Field(
+        None, description="How the figure was measured, in one line: see lm.evaluation.signature."
+    )
 
     def __repr_args__(self) -> Iterable[tuple[str, object]]:
         return ((name, getattr(self, name)) for name in _IN_REPR)
@@ -235,6 +238,12 @@ def as_measured_now(report: dict[str, Any], *, lossless: bool) -> dict[str, Any]
             "notes": [*report["notes"], again],
         }  # fmt: skip
     return report | now
+
+
+def bits_per_byte(report: Report, loss: float) -> float | None:
+    """Bits per byte of the report's text at another loss, with the same spelling cost; None if that is unknown."""
+    spelling = report.spelling_nats
+    return _bits(None if spelling is None else loss * report.tokens + spelling, report.bytes)
 
 
 def _bits(nats: float | None, count: int) -> float | None:

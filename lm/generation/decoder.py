@@ -8,14 +8,15 @@ Beyond the context length, the window slides by half: when it holds `context_len
 and the newer half is read again. So the window depends only on the position in the text. A model with a carried state
 has no window.
 
-The logits of a slot do not depend on other slots: the same ids give the same bits.
+The logits of a slot do not depend on other slots: the same ids give the same bits. A decoder that joins its slots in
+products of torch breaks this rule in the last bits, and its name says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +71,11 @@ class Decoder(Protocol):
         """Read `ids` (T >= 1). Returns the logits after each id, (T, V), or only after the last, (1, V)."""
 
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> Logits:
-        """Read one id in each of S different slots. Returns logits (S, V), valid until the next call."""
+        """Read one id in each of S different slots. Returns logits (S, V), valid until the next call.
+
+        Raises:
+            ValueError: a slot occurs twice.
+        """
 
     def fork(self, slot: int) -> int:
         """Open a slot with a copy of another slot."""
@@ -83,3 +88,61 @@ class Decoder(Protocol):
 
     def close(self, slot: int) -> None:
         """Free the slot."""
+
+
+def check_different(slots: Sequence[int]) -> None:
+    """Check the slots of a step.
+
+    Raises:
+        ValueError: a slot occurs twice.
+    """
+    if len(set(slots)) < len(slots):
+        twice = next(slot for index, slot in enumerate(slots) if slot in slots[:index])
+        raise ValueError(f"slot {twice} occurs twice in one step")
+
+
+# -- drawing where the logits are -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DrawPlan:
+    """How to draw with options that look at the logits alone, not at the text before."""
+
+    bans: npt.NDArray[np.int64]
+    """Tokens that are not drawn."""
+    fallback: int
+    """The token for a row without finite logits."""
+    temperature: float
+    """0: the most likely token."""
+    filters: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...]
+    """The filters after the temperature: functions of `lm.generation.filters`, with the values of their options."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What to do with some rows of a step."""
+
+    rows: int
+    plan: DrawPlan | None = None
+    """Draws a token for each row; None: no token is drawn."""
+    numbers: Sequence[float] = ()
+    """A random number in [0, 1) for each row; not read at temperature 0."""
+    needs_logits: bool = True
+
+
+Drawn = tuple[list[int] | None, Logits | None]
+"""The tokens and the logits (rows, V) of a `Draw`, each if it asks for them."""
+
+
+@runtime_checkable
+class DrawingDecoder(Protocol):
+    """A decoder that can draw tokens on its device, so that logits stay there."""
+
+    draws: bool
+    """Whether it does so."""
+
+    def can_draw(self, plan: DrawPlan) -> bool:
+        """Whether it knows the filters of a plan."""
+
+    def step_and_draw(self, slots: Sequence[int], ids: Sequence[int], draws: Sequence[Draw]) -> list[Drawn]:
+        """As `Decoder.step`; `draws` divide the S rows in order."""

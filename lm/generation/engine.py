@@ -20,12 +20,12 @@ import contextlib
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lm.errors import ConfigError
 from lm.generation.beams import Beams
-from lm.generation.decoder import Decoder, Logits
+from lm.generation.decoder import Decoder, Draw, DrawingDecoder, Logits
 from lm.generation.options import SamplingOptions
 from lm.generation.prefill import PREFILL_CHUNK, PromptJob, Prompts
 from lm.generation.prefix_cache import PrefixCache
@@ -72,6 +72,17 @@ class _Group:
         self.alternatives = max(sample.alternatives for sample in samples)
         """The most alternatives that a sample scores; -1 if none has scores."""
 
+    def numbers(self) -> Sequence[float]:
+        """The random numbers of the next tokens."""
+        return () if self.sampler.greedy else [sample.random_number() for sample in self.samples]
+
+    def draw(self, decoder: DrawingDecoder) -> Draw:
+        """What the decoder does with the rows of the samples."""
+        plan = self.sampler.plan
+        if plan is None or not decoder.can_draw(plan):
+            return Draw(len(self.samples))
+        return Draw(len(self.samples), plan, self.numbers(), needs_logits=self.alternatives >= 0)
+
 
 class Engine:
     """Generates text for many requests at once.
@@ -92,6 +103,7 @@ class Engine:
             prefix_cache_bytes: memory for snapshots of prompt prefixes.
         """
         self.decoder = decoder
+        self._drawing = decoder if isinstance(decoder, DrawingDecoder) and decoder.draws else None
         self.tokenizer = tokenizer
         self.max_batch = max_batch if decoder.max_slots is None else min(max_batch, decoder.max_slots)
         # Other threads append to these: the ends of a deque are thread-safe.
@@ -382,6 +394,9 @@ class Engine:
         if self._searches:
             slots = slots + [slot for beams in self._searches for slot in beams.slots]
             ids += [token for beams in self._searches for token in beams.last]
+        if self._drawing is not None:
+            self._decode_drawing(self._drawing, slots, ids, groups)
+            return
         logits = self.decoder.step(slots, ids)
         if self._searches:
             # A search forks slots, and these logits are valid only until the next call of the decoder.
@@ -390,14 +405,29 @@ class Engine:
         for group in groups:
             end = begin + len(group.samples)
             if self._push(group, logits if end - begin == len(logits) else logits[begin:end]):
-                for sample in group.samples:
-                    if sample.is_done:
-                        self._remove(sample)
+                self._remove_done(group)
             begin = end
         for beams in tuple(self._searches):
             end = begin + len(beams.slots)
             self._search(beams, logits[begin:end])
             begin = end
+
+    def _decode_drawing(self, decoder: DrawingDecoder, slots: list[int], ids: list[int], groups: list[_Group]) -> None:
+        """`_decode` with a decoder that draws what it can."""
+        searches = tuple(self._searches)
+        draws = [*(group.draw(decoder) for group in groups), *(Draw(len(beams.slots)) for beams in searches)]
+        drawn = iter(decoder.step_and_draw(slots, ids, draws))
+        for group, (tokens, logits) in zip(groups, drawn, strict=False):
+            if self._push(group, logits, tokens):
+                self._remove_done(group)
+        for beams, (_, logits) in zip(searches, drawn, strict=True):
+            assert logits is not None
+            self._search(beams, logits)
+
+    def _remove_done(self, group: _Group) -> None:
+        for sample in group.samples:
+            if sample.is_done:
+                self._remove(sample)
 
     def _grouped(self) -> list[_Group]:
         """Sort the running samples by sampler."""
@@ -409,13 +439,14 @@ class Engine:
         self._slots = [sample.slot for sample in self._running if sample.slot is not None]
         return self._groups
 
-    def _push(self, group: _Group, logits: Logits) -> bool:
-        """Draw one token of each sample; True if a sample ended."""
-        numbers = () if group.sampler.greedy else [sample.random_number() for sample in group.samples]
-        tokens = group.sampler.draw(logits, group.contexts, numbers)
+    def _push(self, group: _Group, logits: Logits | None, tokens: list[int] | None = None) -> bool:
+        """Append one token to each sample, drawn from the logits if it is not given; True if a sample ended."""
+        if tokens is None:
+            assert logits is not None
+            tokens = group.sampler.draw(logits, group.contexts, group.numbers())
         self._drawn += len(tokens)
         scores: Iterable[Score | None] = itertools.repeat(None)
-        if group.alternatives >= 0:
+        if group.alternatives >= 0 and logits is not None:
             scores = score_rows(logits, tokens, group.alternatives)
         ended = False
         for sample, token, score in zip(group.samples, tokens, scores, strict=False):

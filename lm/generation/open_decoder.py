@@ -7,7 +7,7 @@ torch           for any other model or device
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lm.errors import DeviceError
 from lm.generation.decoder import Decoder
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 STATE_BYTES = 2 << 30
 """Default memory for the states of all slots."""
+JoinedDecoding = Literal["auto", "on", "off"]
+"""Whether a torch decoder steps all slots in one call of the model; auto: on devices other than the CPU. Without it a
+text has the same bits in any company."""
 
 
 def has_kernel(model_type: str, device: str | None = None) -> bool:
@@ -38,6 +41,7 @@ def open_decoder(
     max_slots: int = 1,
     state_bytes: int = STATE_BYTES,
     threads: int | None = None,
+    joined: JoinedDecoding = "auto",
 ) -> Decoder:
     """Open the decoder of a model.
 
@@ -50,6 +54,7 @@ def open_decoder(
         max_slots: texts at once; fewer if `state_bytes` is too small for all.
         state_bytes: memory for the states of all slots.
         threads: of the native kernel; None: OMP_NUM_THREADS, or the available cores.
+        joined: of a torch decoder; a native kernel steps all slots in one call, with the same bits in any company.
 
     Raises:
         DeviceError: int8 without a kernel, or `state_bytes` is too small for one text.
@@ -63,7 +68,7 @@ def open_decoder(
             raise DeviceError(f"int8 weights need the native kernels: {reason}. Use fp32.")
         from lm.generation.torch_decoder import TorchDecoder
 
-        return TorchDecoder(model())
+        return TorchDecoder(model(), joined={"auto": None, "on": True, "off": False}[joined])
     slot_bytes = cls.slot_bytes(options)
     slots = min(max_slots, state_bytes // max(slot_bytes, 1))
     if slots < 1:

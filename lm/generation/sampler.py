@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.errors import ConfigError
+from lm.generation.decoder import DrawPlan
 from lm.generation.distribution import Logits, draw, row_max, softmax
 from lm.generation.filters import (
     FILTERS,
@@ -71,11 +72,20 @@ class Sampler:
             [_step(each, options) for each in part if each.function and each.is_on(options)]
             for part in (FILTERS[:split], FILTERS[split:])
         )
+        self.plan = self._plan_of(options, FILTERS[split:])
+        """For a decoder that draws; None: drawing needs more than the logits."""
         values = (getattr(options, name) for name in FILTER_FIELDS)
         self.key = (
             frozenset(bans),
             *(frozenset(value.items()) if isinstance(value, dict) else value for value in values),
         )
+
+    def _plan_of(self, options: SamplingOptions, late: Sequence[Filter]) -> DrawPlan | None:
+        active = [each for each in late if each.function and each.is_on(options)]
+        if self._before or self._has_bias or len(self._temperatures) > 1 or any(each.counts for each in active):
+            return None
+        filters = tuple((each.function, tuple(getattr(options, name) for name in each.controls)) for each in active)
+        return DrawPlan(self._bans, self._fallback, self._temperatures[0], filters)  # type: ignore[arg-type]
 
     def draw(
         self, logits: npt.NDArray[np.float32], contexts: Sequence[SamplingContext], numbers: Sequence[float]

@@ -44,9 +44,11 @@ def train_by_counting(job: PreparedJob, folder: RunFolder, callbacks: Sequence[C
             callback.on_start(start)
         folder.write_best(model.arrays(), step=1, valid_loss=None)
         run = report_run(folder, "cpu", callbacks)
-        loss = run.reports()["valid"]["loss"]
+        report = run.reports()["valid"]
+        loss = report["loss"]
         row = {
             "step": 1, "epoch": 1.0, "train_loss": None, "valid_loss": loss, "best_step": 1,
+            "valid_bits_per_byte": report["bits_per_byte"],
             "tokens_per_second": tokens / max(seconds, 1e-9), "seconds": round(seconds, 3),
         }  # fmt: skip
         folder.append_metrics(row)

@@ -277,11 +277,12 @@ def _finish(members: _Members, run: Run, callbacks: Sequence[Callback]) -> None:
     folder = members.folder
     rows = folder.read_metrics()
     done = _Done.of(rows)
-    loss = run.reports()["valid"]["loss"]
+    report = run.reports()["valid"]
+    loss = report["loss"]
     if not rows or rows[-1]["member"] is not None:
         row: Row = {
             **asdict(done), "member": None, "train_loss": None, "valid_loss": loss, "best_step": done.step,
-            "tokens_per_second": done.tokens / max(done.seconds, 1e-9),
+            "valid_bits_per_byte": report["bits_per_byte"], "tokens_per_second": done.tokens / max(done.seconds, 1e-9),
         }  # fmt: skip
         folder.append_metrics(row)
         for callback in callbacks:

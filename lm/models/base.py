@@ -37,9 +37,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lm.config import Options
-from lm.errors import UnsupportedPartError
+from lm.errors import UnsupportedExportError, UnsupportedPartError
 from lm.kernels.autograd import cross_entropy
 from lm.kernels.dispatch import only_torch
+from lm.models.huggingface import HuggingFaceModel
 from lm.models.layout import Stage, Symbol
 from lm.models.profiled_parts import LOSS, run_part
 
@@ -71,6 +72,9 @@ class State:
     growing: frozenset[str] = field(default_factory=frozenset)
     ragged: bool = False
     """Whether rows may have different numbers of valid positions, which are in "lengths"."""
+    reserved: bool = False
+    """Whether the tensors named in `growing` are buffers: a row has its "lengths" positions first, then room, in which
+    `forward` writes the new ones."""
 
     def detach(self) -> State:
         """The same values without autograd graph, for truncated back-propagation through time."""
@@ -366,6 +370,14 @@ class LanguageModel(nn.Module, ABC):
         shapes = {name: tuple(map(str, parameter.shape)) for name, parameter in self.named_parameters()}
         return (Stage("model", "", shapes, {"logits": ("B", "T", "V")}),)
 
+    def to_huggingface(self) -> HuggingFaceModel:
+        """The model under the names of transformers.
+
+        Raises:
+            UnsupportedExportError: no class of transformers computes what this model computes.
+        """
+        raise UnsupportedExportError(f"{self.options.type} models have no class in transformers.")
+
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """Learn from a whole split at once; only for models that are trained by counting.
 
@@ -394,11 +406,8 @@ class LanguageModel(nn.Module, ABC):
         return 0
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Copies of the weights as host arrays, by name; low precision as fp32.
-
-        Sharded weights are gathered, so all processes must call this.
-        """
-        return {name: host_array(tensor) for name, tensor in self.state_dict().items()}
+        """Copies of the weights as host arrays, by name; see `host_arrays`."""
+        return host_arrays(self.state_dict())
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Set the weights.
@@ -412,15 +421,50 @@ class LanguageModel(nn.Module, ABC):
         for name, tensor in own.items():
             if tuple(tensor.shape) != arrays[name].shape:
                 raise ValueError(f"{name} is {arrays[name].shape} in the file, {tuple(tensor.shape)} in the model")
-        self.load_state_dict(
-            {name: shard_like(own[name], torch.from_numpy(np.array(array))) for name, array in arrays.items()}
-        )
+        self.load_state_dict({name: shard_like(own[name], array) for name, array in arrays.items()})
 
 
-def host_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """A copy on the host; bf16 (which numpy lacks) and fp16 become fp32 without loss."""
-    tensor = whole(tensor.detach()).cpu()
-    return np.array((tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy())
+def host_arrays(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
+    """Copies on the host; bf16 (which numpy lacks) and fp16 become fp32 without loss.
+
+    Sharded tensors are gathered one by one to rank 0, and other processes leave them out: all must call this.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        own = _gathered(tensor.detach())
+        if own is not None:
+            low = own.dtype in (torch.bfloat16, torch.float16)
+            found[name] = np.array((own.float() if low else own).cpu().numpy())
+    return found
+
+
+def _gathered(tensor: Any) -> Tensor | None:
+    """The whole of a sharded tensor in rank 0, None in other processes; any other tensor unchanged."""
+    if not hasattr(tensor, "full_tensor"):
+        return tensor  # type: ignore[no-any-return]
+    import torch.distributed as dist
+
+    begin, end, each = _own_rows(tensor)
+    group, rank = tensor.device_mesh.get_group(), tensor.device_mesh.get_rank()
+    # Processes send the same number of rows; rank 0 cuts the padding off.
+    part = tensor.to_local().new_zeros((each, *tensor.shape[1:]))
+    part[: end - begin] = tensor.to_local()
+    if rank != 0:
+        dist.gather(part, dst=0, group=group)
+        return None
+    every: Tensor = part.new_empty((each * tensor.device_mesh.size(), *tensor.shape[1:]))
+    dist.gather(part, list(every.split(each)), dst=0, group=group)
+    return every[: len(tensor)]
+
+
+def _own_rows(tensor: Any) -> tuple[int, int, int]:
+    """First and last + 1 of this process's rows of a sharded tensor, and the most rows of a process."""
+    (placement,) = tensor.placements
+    assert placement.is_shard(0), "FSDP spreads tensors by their rows"
+    rows = len(tensor)
+    each = -(-rows // tensor.device_mesh.size())
+    begin = min(rows, each * tensor.device_mesh.get_local_rank())
+    return begin, min(rows, begin + each), each
 
 
 def whole(tensor: Any) -> Tensor:
@@ -428,14 +472,20 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
 
 
-def shard_like(example: Any, tensor: Tensor) -> Tensor:
-    """This process's shard of a tensor, sharded like `example`; the tensor if `example` is not sharded."""
-    if not hasattr(example, "full_tensor") or tensor.shape != example.shape:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
+def shard_like(example: Any, array: npt.NDArray[Any]) -> Tensor:
+    """An array as a tensor, sharded like `example`: a copy of this process's rows alone.
 
-    tensor = tensor.to(example.device)
-    return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
+    The whole array if `example` is not sharded or has another shape.
+    """
+    if not hasattr(example, "full_tensor") or array.shape != example.shape:
+        return torch.from_numpy(np.array(array))
+    from torch.distributed.tensor import DTensor
+
+    begin, end, _ = _own_rows(example)
+    own = torch.from_numpy(np.array(array[begin:end])).to(example.device)
+    return DTensor.from_local(
+        own, example.device_mesh, example.placements, run_check=False, shape=example.shape, stride=example.stride()
+    )
 
 
 def cross_entropies(

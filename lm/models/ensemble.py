@@ -196,11 +196,13 @@ def _part(state: State, number: int) -> State:
     """The state of one member."""
     start = f"{number}/"
     tensors = {name.removeprefix(start): part for name, part in state.tensors.items() if name.startswith(start)}
-    return State(tensors, frozenset(name for name in tensors if start + name in state.growing), state.ragged)
+    growing = frozenset(name for name in tensors if start + name in state.growing)
+    return State(tensors, growing, state.ragged, state.reserved)
 
 
 def _joined(states: dict[int, State]) -> State:
     """The state of the ensemble, from those of its members."""
     tensors = {f"{number}/{name}": part for number, each in states.items() for name, part in each.tensors.items()}
     growing = frozenset(f"{number}/{name}" for number, each in states.items() for name in each.growing)
-    return State(tensors, growing, any(each.ragged for each in states.values()))
+    ragged, reserved = (any(getattr(each, name) for each in states.values()) for name in ("ragged", "reserved"))
+    return State(tensors, growing, ragged, reserved)

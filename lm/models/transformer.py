@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,13 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from lm.errors import UnsupportedExportError
 from lm.kernels import autograd, layers
 from lm.kernels.dispatch import usable
 from lm.models.attention_maps import attend
 from lm.models.base import AttentionMaps, Inspection, LanguageModel, State, TrainingLoss
 from lm.models.context_tables import ContextTables, TableOptions
+from lm.models.huggingface import HuggingFaceModel
 from lm.models.layout import Shape, Stage, Symbol
 from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage, tail_positions
 from lm.torch_private import has_hooks
@@ -37,6 +39,15 @@ REGISTERS = {"transformer": "Transformer"}
 
 Cache = tuple[Tensor, Tensor]
 """Keys and values (B, L, G, D) of one layer."""
+
+
+class Room(NamedTuple):
+    """Buffers of keys and values (B, P, G, D) of one layer, and the rows (B, 1) and positions (B, T) of new ones."""
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor
+    positions: Tensor
 
 
 class TransformerOptions(HeadOptions, TableOptions):
@@ -102,7 +113,7 @@ class Attention(nn.Module):
         self,
         hidden: Tensor,
         rotation: tuple[Tensor, Tensor],
-        cache: Cache | None,
+        cache: Cache | Room | None,
         mask: Tensor | None,
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -126,7 +137,7 @@ class Attention(nn.Module):
         self,
         hidden: Tensor,
         rotation: tuple[Tensor, Tensor],
-        cache: Cache | None,
+        cache: Cache | Room | None,
         mask: Tensor | None,
     ) -> tuple[AttentionMaps, tuple[Tensor, Tensor]]:
         """`forward` in plain torch, with the scores and weights of each head."""
@@ -136,13 +147,19 @@ class Attention(nn.Module):
         return AttentionMaps(scores, weights, self.o_proj(mixed.flatten(2)), self.head_size), (key, value)
 
     def _heads(
-        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None
+        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | Room | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, T, H, D), and keys and values (B, L + T, G, D) of the cache and the new positions."""
+        """Queries (B, T, H, D), and keys and values (B, L + T, G, D) of the cache and the new positions.
+
+        With a `Room` the new ones are written into its buffers (B, P, G, D), which are returned.
+        """
         batch, time, _ = hidden.shape
         projected = autograd.linears(hidden, (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (heads.view(batch, time, -1, self.head_size) for heads in projected)
         query, key = self._rotated(query, self.q_norm, rotation), self._rotated(key, self.k_norm, rotation)
+        if isinstance(cache, Room):
+            places = cache.rows, cache.positions
+            return query, cache.keys.index_put_(places, key), cache.values.index_put_(places, value)
         if cache is not None:
             key, value = torch.cat([cache[0], key], dim=1), torch.cat([cache[1], value], dim=1)
         return query, key, value
@@ -189,7 +206,7 @@ class Block(nn.Module):
         self,
         hidden: Tensor,
         rotation: tuple[Tensor, Tensor],
-        cache: Cache | None,
+        cache: Cache | Room | None,
         mask: Tensor | None,
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -198,21 +215,21 @@ class Block(nn.Module):
         if causal and cache is None and usable("block", hidden) and not any(map(has_hooks, self._parts)):
             hidden, key, value = self._run_native(hidden, rotation)
             return hidden, (key, value)
-        mixed, cache = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)
+        mixed, after = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)
         hidden = hidden + self.dropout(mixed)
-        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), cache
+        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), after
 
     def inspect(
         self,
         hidden: Tensor,
         rotation: tuple[Tensor, Tensor],
-        cache: Cache | None,
+        cache: Cache | Room | None,
         mask: Tensor | None,
     ) -> tuple[Tensor, AttentionMaps, tuple[Tensor, Tensor]]:
         """`forward` in plain torch, with the maps of the attention."""
-        maps, cache = self.self_attn.inspect(self.input_layernorm(hidden), rotation, cache, mask)
+        maps, after = self.self_attn.inspect(self.input_layernorm(hidden), rotation, cache, mask)
         hidden = hidden + self.dropout(maps.outputs)
-        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), maps, cache
+        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden))), maps, after
 
     def _run_native(self, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The whole block in one native call."""
@@ -313,7 +330,7 @@ class Transformer(LanguageModel):
         before, rotation, mask = self._positions(ids, state)
         hidden = self.dropout(self.embed_tokens(ids))
         caches = []
-        for layer, cache in zip(self.layers, self._caches(state), strict=True):
+        for layer, cache in zip(self.layers, self._caches(state, ids.shape[1]), strict=True):
             hidden, cache = layer(hidden, rotation, cache, mask, state is None)
             caches.append(cache)
         added, after = self.tables(ids, state, make_state(before + ids.shape[1], caches, state), host_inputs)
@@ -334,11 +351,56 @@ class Transformer(LanguageModel):
         positions = before[:, None] + torch.arange(time, device=ids.device)
         return before, rotary_tables(positions, *rope), cache_mask(state, time)
 
-    def _caches(self, state: State | None) -> list[Cache | None]:
-        """Keys and values of each layer."""
+    def _caches(self, state: State | None, time: int) -> list[Cache | Room | None]:
+        """Keys and values of each layer, and where those of `time` new positions go."""
         if state is None:
             return [None] * len(self.layers)
-        return [(state.tensors[f"keys.{index}"], state.tensors[f"values.{index}"]) for index in range(len(self.layers))]
+        pairs = [
+            (state.tensors[f"keys.{index}"], state.tensors[f"values.{index}"]) for index in range(len(self.layers))
+        ]
+        if not state.reserved:
+            return [*pairs]
+        lengths = state.tensors["lengths"]
+        rows = torch.arange(len(lengths), device=lengths.device)[:, None]
+        positions = lengths[:, None] + torch.arange(time, device=lengths.device)
+        return [Room(keys, values, rows, positions) for keys, values in pairs]
+
+    def to_huggingface(self) -> HuggingFaceModel:
+        """See `LanguageModel.to_huggingface`: Qwen3 with QK-norm, else Llama."""
+        if any(name.startswith("tables.") for name, _ in self.named_parameters()):
+            raise UnsupportedExportError(
+                "This Transformer has context tables, which no class of transformers has. Train one without them: "
+                "--set model.table_orders=[]."
+            )
+        if self.tails is not None:
+            raise UnsupportedExportError(
+                "This Transformer has an adaptive softmax, which no class of transformers has. Train one without it: "
+                "--set model.adaptive_cutoffs=[]."
+            )
+        options = self.options
+        config = {
+            "model_type": "qwen3" if options.qk_norm else "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": options.hidden_size,
+            "intermediate_size": options.inner_size,
+            "num_hidden_layers": options.num_layers,
+            "num_attention_heads": options.num_heads,
+            "num_key_value_heads": options.num_kv_heads or options.num_heads,
+            "head_dim": options.hidden_size // options.num_heads,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "max_position_embeddings": options.context_length,
+            "rms_norm_eps": options.norm_epsilon,
+            # Before and since version 5 of transformers.
+            "rope_theta": options.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": options.rope_theta},
+            "tie_word_embeddings": self.lm_head is None,
+        }
+        tensors = {
+            name if name.startswith("lm_head.") else f"model.{name}": tensor.detach()
+            for name, tensor in self.named_parameters()
+        }
+        return HuggingFaceModel("Qwen3ForCausalLM" if options.qk_norm else "LlamaForCausalLM", config, tensors)
 
     def symbols(self) -> dict[str, Symbol]:
         """See `LanguageModel.symbols`."""
@@ -419,7 +481,7 @@ class Transformer(LanguageModel):
         inputs = hidden = self.dropout(self.embed_tokens(ids))
         residual, attention, caches = [], [], []
         blocks: Any = self.layers
-        for layer, cache in zip(blocks, self._caches(state), strict=True):
+        for layer, cache in zip(blocks, self._caches(state, ids.shape[1]), strict=True):
             # Maps grow with the square of the text: they are made if they are asked for.
             if "attention" in parts:
                 hidden, maps, cache = layer.inspect(hidden, rotation, cache, mask)
@@ -475,19 +537,22 @@ def make_state(lengths: Tensor, caches: Sequence[Cache], before: State | None) -
     tensors = {}
     for index, (keys, values) in enumerate(caches):
         tensors[f"keys.{index}"], tensors[f"values.{index}"] = keys, values
-    ragged = before is not None and before.ragged
-    return State({"lengths": lengths} | tensors, growing=frozenset(tensors), ragged=ragged)
+    ragged, reserved = before is not None and before.ragged, before is not None and before.reserved
+    return State({"lengths": lengths} | tensors, growing=frozenset(tensors), ragged=ragged, reserved=reserved)
 
 
 def cache_mask(state: State, time: int) -> Tensor | None:
     """The attention mask of T new positions over the L + T keys, for `scaled_dot_product_attention`.
 
     Returns:
-        bool, True where a query attends to a key: (T, L + T), or (B, 1, T, L + T) for rows of different length; None
-        if every query attends to all keys.
+        bool, True where a query attends to a key: (T, L + T), or (B, 1, T, L + T) for rows of different length, or
+        (B, 1, T, P) for buffers of P positions; None if every query attends to all keys.
     """
     cached = state.tensors["keys.0"].shape[1]
     device = state.tensors["lengths"].device
+    if state.reserved:
+        last = state.tensors["lengths"][:, None] + torch.arange(time, device=device)
+        return torch.arange(cached, device=device) <= last[:, None, :, None]
     if time == 1 and not state.ragged:
         return None
     causal = torch.ones(time, cached + time, dtype=torch.bool, device=device).tril(cached)

@@ -228,7 +228,8 @@ class Times(Listener):
     def _now(self) -> Any:
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            # Without a stream it would be that of the current device, which is the first one.
+            event.record(torch.cuda.current_stream(self._device))
             return event
         wait(self._device)
         return time.perf_counter()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import pairwise
 
+from lm.html_parts.page import whole_page
 from lm.profiling.phases import PHASES
 from lm.profiling.profile import PhaseMemory, Profile
 from lm.profiling.tensor_memory import KINDS, Kind
@@ -29,30 +30,6 @@ COLORS: dict[Kind, str] = {
 }
 SIZES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --line: #d5d9de; --soft: #5d6670; --band: #f2f4f6; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8ea; --paper: #16181b; --line: #3a4048; --soft: #9aa4ae; --band: #1f2327; }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1140px;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-p { color: var(--soft); margin: .3rem 0; max-width: 80ch; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child, td.text { text-align: left; }
-th { color: var(--soft); font-weight: 600; }
-tfoot td { font-weight: 600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; }
-dt { color: var(--soft); } dd { margin: 0; font-variant-numeric: tabular-nums; }
-svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
-.legend span { display: inline-block; margin-right: 1.2rem; }
-.legend i { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin-right: .4rem; }
-.bar { display: inline-block; height: .6rem; background: #0072b2; vertical-align: middle; }
-.bar.back { background: #d55e00; }
-"""
-
 
 def page(found: Profile) -> str:
     """The whole page."""
@@ -60,10 +37,7 @@ def page(found: Profile) -> str:
         f"{found.model} of {found.parameters:,} parameters on {escape(found.corpus)}: {found.batch_size} rows of "
         f"{found.bptt} tokens a batch, {found.precision} on {escape(found.device_name)}"
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Profile: {found.model} on {escape(found.corpus)}</title><style>{STYLE}</style></head><body>
-<h1>Memory and time of training</h1>
+    body = f"""<h1>Memory and time of training</h1>
 <p>{head}. Runs on: {escape(found.runs_on)}. Inkling {__version__}.</p>
 <h2>Memory of tensors over time</h2>
 {_legend()}
@@ -75,9 +49,8 @@ read sizes here, and durations below. Native kernels keep their buffers for the 
 {_facts(found)}
 <h2>Layers</h2>
 <p>Each row is the layer's own work, without inner layers. Kept: made here, and still held when backward begins.</p>
-{_layers(found)}
-</body></html>
-"""
+{_layers(found)}"""
+    return whole_page(f"Profile: {found.model} on {found.corpus}", body)
 
 
 def _legend() -> str:

@@ -23,6 +23,21 @@ FIGURES = {
     "top5_accuracy": ("top-5 accuracy", "", ".2%"),
 }
 """Figures of a report: field → name, unit or meaning, format."""
+MEANINGS = {
+    "loss": ("Average loss of a token. Lower is better.", "tokens"),
+    "perplexity": (
+        "exp(loss): the model chooses among this many equally likely tokens. Compare only models with the same "
+        "tokenizer.", "tokens",
+    ),
+    "perplexity_without_unknown": ("Perplexity without the unknown tokens.", "tokens"),
+    "word_perplexity": ("Perplexity of a word, for any tokenizer.", "words"),
+    "bits_per_char": ("Bits to encode a character.", "characters"),
+    "bits_per_byte": ("Bits to encode a byte of the file. Comparable between all models.", "bytes"),
+    "token_bits_per_byte": ("Bits per byte without the spelling of unknown words and white space.", "bytes"),
+    "accuracy": ("How often the next token was the model's first choice.", "tokens"),
+    "top5_accuracy": ("How often it was among the first five choices.", "tokens"),
+}  # fmt: skip
+"""Figures of a report: field → meaning, denominator."""
 _SAME = {"perplexity_without_unknown": "perplexity", "token_bits_per_byte": "bits_per_byte"}
 """Figures that are equal if the tokens determine the text."""
 
@@ -154,6 +169,8 @@ def model_card(facts: dict[str, Any]) -> str:
                 f"| text sha256 | `{report['text_sha256']}` |",
                 "",
             ]
+            if report.get("signature"):
+                lines += [f"Signature: `{report['signature']}`", ""]
             lines += [f"{note}\n" for note in report["notes"]]
     else:
         lines += ["None yet: `lm eval` measures and records them.", ""]
@@ -183,7 +200,7 @@ def run_summary(facts: dict[str, Any], weights: Path) -> dict[str, Any]:
         "created",
         "shipped",
     )
-    figures = ("loss", "bits_per_byte", "token_bits_per_byte", "unknown_rate")
+    figures = ("loss", "bits_per_byte", "token_bits_per_byte", "unknown_rate", "text_sha256")
     return {
         **{name: facts[name] for name in copied},
         **{name: best.get(name) for name in figures},

@@ -14,7 +14,7 @@ import json
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -27,7 +27,7 @@ from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text
 from lm.corpora.cache import cache_folder
 from lm.errors import ConfigError, CorpusError, CorruptRunError, LMError, RunError
 from lm.files import read_facts, write_file
-from lm.generation.open_decoder import STATE_BYTES, open_decoder
+from lm.generation.open_decoder import STATE_BYTES, JoinedDecoding, open_decoder
 from lm.generation.options import SamplingOptions
 from lm.runs.card import model_card, run_facts, run_summary
 from lm.runs.run_folder import CARD, SAMPLES, SNAPSHOTS, RunFolder, find_run
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from lm.device import Precision
+    from lm.evaluation.per_token import Watcher
     from lm.evaluation.report import Floor, Report
     from lm.generation.decoder import Decoder
     from lm.generation.engine import Engine
@@ -207,6 +208,7 @@ class Run:
         max_slots: int = 1,
         state_bytes: int = STATE_BYTES,
         threads: int | None = None,
+        joined: JoinedDecoding = "auto",
     ) -> Decoder:
         """A new decoder; see `lm.generation.open_decoder.open_decoder`, which chooses it.
 
@@ -222,6 +224,7 @@ class Run:
             max_slots=max_slots,
             state_bytes=state_bytes,
             threads=threads,
+            joined=joined,
         )
         if opened.vocab_size != self.tokenizer.vocab_size:
             raise CorruptRunError(
@@ -237,6 +240,7 @@ class Run:
         prefix_cache_bytes: int = 0,
         state_bytes: int = STATE_BYTES,
         threads: int | None = None,
+        joined: JoinedDecoding = "auto",
     ) -> Engine:
         """An engine with its own decoder: many requests at once, each with the same text as alone.
 
@@ -245,10 +249,12 @@ class Run:
             prefix_cache_bytes: memory for the states of prompt prefixes, so that equal prefixes are prefilled once.
             state_bytes: memory for the states of all samples.
             threads: of a native decoder.
+            joined: whether a torch decoder computes all samples in one call; see
+                `lm.generation.open_decoder.JoinedDecoding`.
         """
         from lm.generation.engine import Engine
 
-        opened = self.decoder(max_slots=max_batch, state_bytes=state_bytes, threads=threads)
+        opened = self.decoder(max_slots=max_batch, state_bytes=state_bytes, threads=threads, joined=joined)
         return Engine(opened, self.tokenizer, max_batch=max_batch, prefix_cache_bytes=prefix_cache_bytes)
 
     def request(
@@ -409,9 +415,13 @@ class Run:
         Raises:
             CorpusError: the text has no token.
         """
+        return self.score_ids(encode_text("text", text, self.tokenizer).ids)
+
+    def score_ids(self, ids: Ids) -> list[TokenScore]:
+        """The nats of each token: `score` of (N + 1,) ids, the start token first."""
         from lm.runs.scoring import score_tokens
 
-        return [TokenScore(*token) for token in score_tokens(self.model, self.tokenizer, text)]
+        return [TokenScore(*token) for token in score_tokens(self.model, self.tokenizer, ids)]
 
     def logits(self, text: str, *, unknown: UnknownPolicy | None = None) -> npt.NDArray[np.float32]:
         """The logits (N + 1, V) after the start token and after each of the N tokens of a text.
@@ -442,6 +452,7 @@ class Run:
         reading: Progress | None = None,
         data_dir: Path | None = None,
         corpus: Path | str | None = None,
+        watchers: Sequence[Watcher] = (),
     ) -> Report:
         """The perplexity report of a split of the run's own corpus, or of any text.
 
@@ -456,15 +467,17 @@ class Run:
             reading: called while the corpus is read.
             data_dir: folder of the named corpora.
             corpus: where the run's text is now, if it has moved; it must be the same text.
+            watchers: called with the scored tokens, in the order of the text.
 
         Raises:
             CorpusError: the split does not exist, or the corpus is not the text that the run was trained on.
         """
         if text is None:
-            split = self._existing_split(split)
+            split = self.existing_split(split)
         from lm.device import TO_USE, enough_memory
         from lm.evaluation.perplexity import score
         from lm.evaluation.report import make_report
+        from lm.evaluation.signature import signature_of
         from lm.spelling import spelling_rule
 
         if text is not None:
@@ -480,13 +493,17 @@ class Run:
                 from lm.generation.decoder_model import DecoderModel
 
                 decoded = DecoderModel(self.decoder(precision="int8"))
-                scores, device = score(decoded, part.ids, stride=stride, unknown_id=unknown, progress=progress), "cpu"
+                device = "cpu"
+                scores = score(
+                    decoded, part.ids, stride=stride, unknown_id=unknown, progress=progress, watchers=watchers
+                )
             else:
                 device = str(self._device_of(self.model))
                 scores = score(
-                    self.model, part.ids, precision=precision, stride=stride, unknown_id=unknown, progress=progress
-                )
-        return make_report(
+                    self.model, part.ids, precision=precision, stride=stride, unknown_id=unknown, progress=progress,
+                    watchers=watchers,
+                )  # fmt: skip
+        report = make_report(
             scores,
             part.counts,
             floor,
@@ -502,6 +519,10 @@ class Run:
             precision=precision,
             version=__version__,
         )
+        signature = signature_of(
+            report, unknown=self.tokenizer.options.unknown, tokenizer_sha256=self.tokenizer.sha256
+        )  # fmt: skip
+        return report.model_copy(update={"signature": str(signature)})
 
     def floor(self, part: TokenSplit, *, most_tokens: int | None = None) -> Floor | None:
         """The n-gram floor of a text; None if the training text is not in the cache.
@@ -515,7 +536,7 @@ class Run:
         prepared = cached_text(self.record["corpus"], self.tokenizer)
         return None if prepared is None else find_floor(prepared, part, most_tokens=most_tokens)
 
-    def _existing_split(self, split: str | None) -> str:
+    def existing_split(self, split: str | None) -> str:
         """The name of a split of this run's corpus; None is test if there is one, else valid."""
         known = self.record["corpus"]["splits"]
         split = split or ("test" if "test" in known else "valid")

@@ -46,6 +46,7 @@ from lm.files import (
     check_place,
     check_version,
     digest,
+    map_arrays,
     pack_arrays,
     read_arrays,
     read_json,
@@ -350,9 +351,9 @@ class RunFolder:
         arrays, facts = self._read_own(path)
         return arrays, {name: facts[name] for name in ("step", "valid_loss", "epoch") if name in facts}
 
-    def _read_own(self, path: Path) -> tuple[Arrays, dict[str, Any]]:
+    def _read_own(self, path: Path, *, mapped: bool = False) -> tuple[Arrays, dict[str, Any]]:
         """Tensors and facts of a file, checked against the run's tokenizer and model options."""
-        arrays, facts = read_arrays(path)
+        arrays, facts = map_arrays(path) if mapped else read_arrays(path)
         for name, expected in self._belongs(self.read_record()).items():
             if facts.get(name) != expected:
                 what = "the tokenizer" if name == "tokenizer_sha256" else "the model options"
@@ -397,8 +398,11 @@ class RunFolder:
                 f"Cannot write {target}: {error.strerror or error}. The last checkpoint is untouched."
             ) from error
 
-    def read_last(self) -> tuple[dict[str, Any], dict[str, Arrays]]:
+    def read_last(self, *, mapped: bool = False) -> tuple[dict[str, Any], dict[str, Arrays]]:
         """`state.json`, and the tensors of each safetensors file of `last/` by file stem, all checked.
+
+        Args:
+            mapped: the tensors are views of the files, whose hashes are not checked.
 
         Raises:
             RunNotFoundError: the run has nothing to resume from.
@@ -407,7 +411,7 @@ class RunFolder:
         state = self.read_state()
         tensors = {}
         for name in state["files"]:
-            tensors[name], _ = self._read_own(self._last() / f"{name}.safetensors")
+            tensors[name], _ = self._read_own(self._last() / f"{name}.safetensors", mapped=mapped)
         return state, tensors
 
     def read_state(self) -> dict[str, Any]:

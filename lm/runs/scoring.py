@@ -8,21 +8,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lm.corpora import encode_text
-from lm.device import TO_USE, enough_memory
+from lm.device import TO_USE, computing, enough_memory
 from lm.errors import ConfigError
 from lm.evaluation.perplexity import score
 from lm.models.base import LanguageModel
-from lm.tokenizers.base import Tokenizer
+from lm.tokenizers.base import Ids, Tokenizer
 
 
-def score_tokens(model: LanguageModel, tokenizer: Tokenizer, text: str) -> list[tuple[str, int, float]]:
-    """The text, id and nats of each token of a text; see `lm.runs.run.TokenScore`.
+def score_tokens(model: LanguageModel, tokenizer: Tokenizer, ids: Ids) -> list[tuple[str, int, float]]:
+    """The text, id and nats of each token; see `lm.runs.run.TokenScore`.
 
-    Raises:
-        CorpusError: the text has no token.
+    Args:
+        model: of the run.
+        tokenizer: of the run.
+        ids: (N + 1,) the start token, then the N tokens.
     """
-    ids = encode_text("text", text, tokenizer).ids
     parts: list[npt.NDArray[np.float64]] = []
     with enough_memory(TO_USE):
         score(model, ids, each=parts.append)
@@ -44,7 +44,7 @@ def logits_of(model: LanguageModel, ids: Sequence[int], device: torch.device) ->
             f"The text and the start token are {len(ids):,} tokens, but the model's context length is {longest:,}: "
             "give a shorter text."
         )
-    with torch.inference_mode(), enough_memory(TO_USE):
+    with torch.inference_mode(), enough_memory(TO_USE), computing(device, "fp32"):
         logits, _ = model(torch.tensor([ids], device=device))
     found: npt.NDArray[np.float32] = logits[0].float().cpu().numpy()
     return found

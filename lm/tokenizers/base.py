@@ -20,15 +20,25 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from lm.config import Options, validate
-from lm.errors import ConfigError, FormatVersionError, LMError, TokenizerError, UnknownSymbolError
+from lm.errors import (
+    ConfigError,
+    FormatVersionError,
+    LMError,
+    TokenizerError,
+    UnknownSymbolError,
+    UnsupportedExportError,
+)
 from lm.registry import TOKENIZERS
+
+if TYPE_CHECKING:
+    import tokenizers as huggingface
 
 TOKENIZER_FORMAT_VERSION = 1
 
@@ -130,6 +140,29 @@ class Tokenizer(ABC):
         character is "<0xE2>".
         """
 
+    def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
+        """The bytes of a text that each of its tokens covers.
+
+        Spans are in the order of the text and do not overlap. Bytes that no token covers (white space between words)
+        are in no span. Where a token ends inside a character, this default gives the character to the token that
+        completes it, and the others an empty span.
+
+        Args:
+            text: any text.
+            ids: (N,) its tokens, as `encode` gives them.
+
+        Returns:
+            (N, 2) begin and end of each token in the UTF-8 bytes.
+
+        Raises:
+            TokenizerError: these are not the tokens of all symbols of the text.
+        """
+        stream = self.stream()
+        sizes = [len(stream.feed(token).encode("utf-8")) for token in self.checked(ids).tolist()]
+        if sizes:
+            sizes[-1] += len(stream.end().encode("utf-8"))
+        return spans_of_sizes(np.array(sizes, np.int64), text)
+
     def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
         """A decoder that takes one id at a time and never gives half a character.
 
@@ -177,6 +210,17 @@ class Tokenizer(ABC):
                 "Choose replace, skip or error."
             )
         return chosen
+
+    def to_huggingface(self) -> huggingface.Tokenizer:
+        """The same tokenizer of the library `tokenizers`: the same ids and texts, except with `skip` and `error`.
+
+        Symbols outside the vocabulary become the unknown token there under the policy `error`, and for words under
+        `skip`. No token is "special" there, so that no text is taken for one, and no newline is dropped.
+
+        Raises:
+            UnsupportedExportError: this kind has no counterpart.
+        """
+        raise UnsupportedExportError(f"{self.type} tokenizers have no counterpart in the library tokenizers.")
 
     # -- one readable file ------------------------------------------------------------------------
 
@@ -275,6 +319,25 @@ def line_blocks(text: str, size: int) -> Iterator[str]:
         end = text.find("\n", start + size) + 1 or len(text)
         yield text[start:end]
         start = end
+
+
+def utf8_sizes(text: str) -> npt.NDArray[np.int64]:
+    """(C,) UTF-8 bytes of each character of `text`, which has no lone surrogates."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    sizes: npt.NDArray[np.int64] = 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
+    return sizes
+
+
+def spans_of_sizes(sizes: npt.NDArray[np.int64], text: str) -> npt.NDArray[np.int64]:
+    """(N, 2) spans of tokens of these sizes in bytes that cover all of `text`.
+
+    Raises:
+        TokenizerError: they are shorter or longer than the text.
+    """
+    ends = np.cumsum(sizes)
+    if (ends[-1] if len(ends) else 0) != len(text.encode("utf-8")):
+        raise TokenizerError("The tokens do not cover the text: symbols were left out, or it is another text.")
+    return np.stack([ends - sizes, ends], axis=1)
 
 
 def visible(text: str) -> str:

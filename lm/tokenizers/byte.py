@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from lm.errors import TokenizerError
 from lm.tokenizers.base import (
@@ -19,9 +20,13 @@ from lm.tokenizers.base import (
     TokenizerOptions,
     UnknownPolicy,
     Utf8StreamDecoder,
+    spans_of_sizes,
     visible_byte,
     without_surrogates,
 )
+
+if TYPE_CHECKING:
+    import tokenizers as huggingface
 
 REGISTERS = {"byte": "ByteTokenizer"}
 
@@ -84,6 +89,21 @@ class ByteTokenizer(Tokenizer):
         """A decoder that gives whole characters."""
         return Utf8StreamDecoder(self, _BYTES)
 
+    def to_huggingface(self) -> huggingface.Tokenizer:
+        """See `Tokenizer.to_huggingface`: byte-level BPE without merges, numbered by byte."""
+        import tokenizers as huggingface
+        from tokenizers import decoders, models, pre_tokenizers
+
+        alphabet = byte_alphabet()
+        converted = huggingface.Tokenizer(models.BPE({alphabet[value]: value for value in range(256)}, []))
+        converted.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        converted.decoder = decoders.ByteLevel()
+        return converted
+
+    def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
+        """See `Tokenizer.byte_spans`; each token is a byte."""
+        return spans_of_sizes(np.ones(len(ids), np.int64), text)
+
     def payload(self) -> dict[str, Any]:
         """Empty: all byte tokenizers are equal."""
         return {}
@@ -92,3 +112,13 @@ class ByteTokenizer(Tokenizer):
     def from_payload(cls, options: ByteOptions, payload: dict[str, Any]) -> Self:
         """The byte tokenizer."""
         return cls(options)
+
+
+def byte_alphabet() -> list[str]:
+    """The character that stands for each byte in byte-level BPE of the library `tokenizers`, as in GPT-2.
+
+    Printable bytes of Latin-1 stand for themselves; the others are U+0100 and following, in order.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in printable]
+    return [chr(value) if value in printable else chr(256 + others.index(value)) for value in range(256)]

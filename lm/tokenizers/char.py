@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +21,20 @@ from lm.tokenizers.base import (
     Ids,
     Tokenizer,
     UnknownPolicy,
+    spans_of_sizes,
     unknown_symbol,
+    utf8_sizes,
     visible,
 )
+
+if TYPE_CHECKING:
+    import tokenizers as huggingface
 
 REGISTERS = {"char": "CharTokenizer"}
 
 _BLOCK = 1 << 18  # characters processed at a time: fits the caches, and amortises the calls
 _UNICODE = 0x110000
+_UNK = "<unk>"
 _SURROGATES = slice(0xD800, 0xE000)
 
 
@@ -124,9 +130,29 @@ class CharTokenizer(Tokenizer):
     def pieces(self, ids: Sequence[int] | Ids) -> list[str]:
         """Each character for display; `<unk>` as itself."""
         return [
-            "<unk>" if token == self.unknown_id else visible(self.vocabulary[token])
+            _UNK if token == self.unknown_id else visible(self.vocabulary[token])
             for token in self.checked(ids).tolist()
         ]
+
+    def to_huggingface(self) -> huggingface.Tokenizer:
+        """See `Tokenizer.to_huggingface`: each character is looked up as a word."""
+        import tokenizers as huggingface
+        from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+        vocabulary = {char: token for token, char in enumerate(self.vocabulary)}
+        converted = huggingface.Tokenizer(models.WordLevel({**vocabulary, _UNK: self.unknown_id}, unk_token=_UNK))
+        if self.options.unknown == "skip":
+            known = "".join(f"\\x{{{ord(char):X}}}" for char in self.vocabulary)
+            converted.normalizer = normalizers.Replace(Regex(f"[^{known}]"), "")
+        converted.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        converted.decoder = decoders.Sequence([decoders.Replace(_UNK, REPLACEMENT), decoders.Fuse()])
+        return converted
+
+    def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
+        """See `Tokenizer.byte_spans`; each token is a character."""
+        sizes = utf8_sizes(text)
+        # Fewer tokens than characters: symbols were left out.
+        return spans_of_sizes(sizes[: len(ids)], text)
 
     def payload(self) -> dict[str, Any]:
         """The characters by id, as one string, without `<unk>`, which is last."""

@@ -20,9 +20,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from lm.errors import TokenizerError
@@ -36,10 +37,14 @@ from lm.tokenizers.base import (
     UnknownPolicy,
     Utf8StreamDecoder,
     line_blocks,
+    spans_of_sizes,
     visible,
     visible_byte,
     without_surrogates,
 )
+
+if TYPE_CHECKING:
+    import tokenizers as huggingface
 
 REGISTERS = {"subword": "SubwordTokenizer"}
 
@@ -52,6 +57,9 @@ _LONGEST_SENTENCE = 4096  # characters: longer lines are cut for training; sente
 # Never part of a piece: sentencepiece drops lines with U+0000 or U+2585, uses tab as a separator and U+2581 as the
 # space; lone surrogates are not characters.
 _NOT_LEARNED = re.compile("[\n\t\0\u2581\u2585\ud800-\udfff]+")
+_IN_NAMES = set("<0x123456789ABCDEF><unk><eos>")
+NEVER_CHOSEN = 1e6
+"""Below the lowest score of a piece: no segmentation has a token with such a score."""
 _LITERAL = [2 + value for value in _SPACE.encode("utf-8")]  # the ids of a U+2581 of the text: its bytes
 _FEW_WORDS = re.compile("(?: *[^ ]+){1,4}| +")
 _LINE = re.compile("[^\n]*\n|[^\n]+")
@@ -193,6 +201,43 @@ class SubwordTokenizer(Tokenizer):
         """A decoder that gives out whole characters."""
         return Utf8StreamDecoder(self, self._table)
 
+    def to_huggingface(self) -> huggingface.Tokenizer:
+        """See `Tokenizer.to_huggingface`; pieces have spaces instead of U+2581, which thus stays a character."""
+        import tokenizers as huggingface
+        from tokenizers import Regex, decoders, models, pre_tokenizers
+
+        pieces = [piece if token < 258 else piece.replace(_SPACE, " ") for token, piece in enumerate(self._spelled)]
+        scores = [self._processor.get_score(token) for token in range(self.vocab_size)]
+        ids = {piece: token for token, piece in enumerate(pieces)}
+        model: Any
+        if self.options.algorithm == "unigram":
+            # Text that looks like a control or a byte token is text.
+            never = min(scores) - NEVER_CHOSEN
+            entries = [(piece, scores[token] if token >= 258 else never) for token, piece in enumerate(pieces)]
+            model = models.Unigram(entries, unk_id=self.unknown_id, byte_fallback=True)
+        else:
+            model = models.BPE(ids, _merges(ids, scores), unk_token=pieces[self.unknown_id], byte_fallback=True)
+        converted = huggingface.Tokenizer(model)
+        # A character that no piece has is cut off, so that it never is a part of what looks like a byte token.
+        lacking = "".join(f"\\x{{{ord(char):X}}}" for char in sorted(_IN_NAMES - set("".join(pieces[258:]))))
+        lines = r"[^\n]*\n|[^\n]+"
+        cuts = f"[{lacking}]|[^\n{lacking}]*\n|[^\n{lacking}]+" if lacking else lines
+        converted.pre_tokenizer = pre_tokenizers.Split(Regex(cuts), "isolated")
+        converted.decoder = decoders.Sequence(
+            [
+                decoders.Replace(Regex("^<eos>$"), ""),
+                decoders.Replace(Regex("^<unk>$"), REPLACEMENT),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+            ]
+        )
+        return converted
+
+    def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
+        """See `Tokenizer.byte_spans`; a byte of a character is one span."""
+        sizes = np.array([len(piece) for piece in self._table], np.int64)
+        return spans_of_sizes(sizes[self.checked(ids)], text)
+
     def payload(self) -> dict[str, Any]:
         """The pieces with their scores by id, for readers; the sentencepiece model in base64."""
         return {"pieces": self._scores(), "model": base64.b64encode(self._model).decode("ascii")}
@@ -211,6 +256,18 @@ class SubwordTokenizer(Tokenizer):
 
     def _scores(self) -> dict[str, float]:
         return {piece: round(self._processor.get_score(token), 4) for token, piece in enumerate(self._spelled)}
+
+
+def _merges(ids: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+    """The pairs of pieces that make a piece, in the order in which sentencepiece merges: by the score of the piece."""
+    found = [
+        (-scores[token], ids[piece[:cut]], ids[piece[cut:]], piece[:cut], piece[cut:])
+        for piece, token in ids.items()
+        if token >= 258
+        for cut in range(1, len(piece))
+        if ids.get(piece[:cut], 0) >= 258 and ids.get(piece[cut:], 0) >= 258
+    ]
+    return [(left, right) for *_, left, right in sorted(found)]
 
 
 # -- learning ---------------------------------------------------------------------------------------

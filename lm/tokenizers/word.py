@@ -12,9 +12,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from lm.errors import TokenizerError
@@ -26,8 +27,12 @@ from lm.tokenizers.base import (
     UnknownPolicy,
     line_blocks,
     unknown_symbol,
+    utf8_sizes,
     visible,
 )
+
+if TYPE_CHECKING:
+    import tokenizers as huggingface
 
 REGISTERS = {"word": "WordTokenizer"}
 
@@ -35,6 +40,7 @@ EOS = "<eos>"
 UNK = "<unk>"
 _BLOCK = 1 << 18  # characters processed at a time
 _SPACE = re.compile(r"\s")
+_WORD_OR_NEWLINE = re.compile(r"\n|\S+")
 
 
 class WordOptions(ByteFreeOptions):
@@ -135,9 +141,39 @@ class WordTokenizer(Tokenizer):
         """The words; `<eos>` as itself."""
         return [visible(self.vocabulary[token]) for token in self.checked(ids).tolist()]
 
+    def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
+        """See `Tokenizer.byte_spans`; a token is a word or a newline, without the white space around it."""
+        found = [match.span() for match in _WORD_OR_NEWLINE.finditer(text)]
+        if len(found) != len(ids):
+            raise TokenizerError("The tokens do not cover the text: words were left out, or it is another text.")
+        starts = np.append(0, np.cumsum(utf8_sizes(text)))
+        spans: npt.NDArray[np.int64] = starts[np.array(found, np.int64).reshape(-1, 2)]
+        return spans
+
     def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
         """A decoder that gives " word" after another word, and "word" at the start of a line."""
         return _WordStreamDecoder(self, at_line_start=len(after) == 0 or int(after[-1]) == self.start_id)
+
+    def to_huggingface(self) -> huggingface.Tokenizer:
+        """See `Tokenizer.to_huggingface`: words between white space."""
+        import tokenizers as huggingface
+        from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+        converted = huggingface.Tokenizer(models.WordLevel(dict(self._ids), unk_token=UNK))
+        converted.normalizer = normalizers.Replace("\n", f" {EOS} ")
+        # The white space of str.split(), which is more than that of \\s.
+        spaces = "".join(f"\\x{{{code:X}}}" for code in range(0x3001) if chr(code).isspace())
+        converted.pre_tokenizer = pre_tokenizers.Split(Regex(f"[{spaces}]+"), "removed")
+        converted.decoder = decoders.Sequence(
+            [
+                decoders.Replace(Regex(f"^{EOS}$"), "\n"),
+                decoders.Replace(Regex(r"^(?!\n)"), " "),
+                decoders.Fuse(),
+                decoders.Replace("\n ", "\n"),
+                decoders.Strip(" ", 1, 0),
+            ]
+        )
+        return converted
 
     def payload(self) -> dict[str, Any]:
         """The words by id."""

@@ -500,7 +500,7 @@ class Parallel:
         self._copies: DistributedDataParallel | None = None
         self._sparse: list[nn.Parameter] = []
         if world.size > 1 and shard:
-            self._sharded = _shard(model)
+            self._sharded = _shard(model, world)
         elif world.size > 1:
             self._copies, self._sparse = _copy(model)
 
@@ -526,6 +526,20 @@ class Parallel:
         if last:
             for parameter in self._sparse:
                 _average_sparse_grad(parameter, self._world)
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients of earlier parts of a step that is skipped; the optimizers' own are theirs to clear."""
+        if self._sharded is None:
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        # They are in the whole weights, which FSDP keeps next to the shards that optimizers see.
+        for module in self._sharded.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+                for parameter in module.parameters(recurse=True):  # type: ignore[attr-defined]
+                    parameter.grad = None
+                module.reshard()
 
 
 class _Loss(nn.Module):
@@ -579,19 +593,23 @@ def _average_sparse_grad(parameter: nn.Parameter, world: World) -> None:
     parameter.grad = torch.sparse_coo_tensor(rows[None], values, parameter.shape, check_invariants=False)
 
 
-def _shard(model: LanguageModel) -> Any:
+def _shard(model: LanguageModel, world: World) -> Any:
     """Spread the model over the processes: each block of a list of blocks separately, then the rest."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     # FSDP finds an output's tensors through pytree; else backward would not gather the weights again.
     for kind in (State, TrainingLoss):
         register_tree(kind)
     # Native layers keep the addresses of their weights from forward to backward: on the CPU the weights stay gathered.
-    frees = next(model.parameters()).device.type != "cpu"
+    device = next(model.parameters()).device
+    frees = device.type != "cpu"
+    # Without a mesh FSDP takes the GPU of the machine, even for a model on the CPU.
+    mesh = init_device_mesh(device.type, (world.size,))
     for blocks in [part for part in model.modules() if isinstance(part, nn.ModuleList)]:
         for block in blocks:
-            fully_shard(block, reshard_after_forward=frees)
-    fully_shard(model)
+            fully_shard(block, mesh=mesh, reshard_after_forward=frees)
+    fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "training_loss")
     # It warns of outputs that are views, in case they are changed in place; none is.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)

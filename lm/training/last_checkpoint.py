@@ -86,13 +86,26 @@ def _write(folder: RunFolder, tensors: dict[str, Arrays], values: dict[str, Any]
     folder.write_last({**files, "state.json": folder.pack_state(values)})
 
 
+def _read(folder: RunFolder, step: TrainStep) -> tuple[dict[str, Any], dict[str, Arrays]]:
+    """The values and tensors of `last`."""
+    if not step.parallel.sharded:
+        return folder.read_last()
+    # Rank 0 checks the files, then each process copies its own rows out of them.
+    step.world.broadcast_from_rank0(lambda: _check(folder))
+    return folder.read_last(mapped=True)
+
+
+def _check(folder: RunFolder) -> None:
+    folder.read_last()
+
+
 def load(folder: RunFolder, step: TrainStep) -> TrainProgress:
     """Bring a fresh `step` to the `last` checkpoint, and cut later lines off metrics.jsonl.
 
     Raises:
         CorruptRunError: the checkpoint does not fit the model or the options.
     """
-    values, tensors = folder.read_last()
+    values, tensors = _read(folder, step)
     try:
         progress = TrainProgress.from_json(values["train_state"])
         step.load_checkpoint(StepCheckpoint(tensors, values), updates=progress.updates, steps=progress.step)
@@ -103,7 +116,7 @@ def load(folder: RunFolder, step: TrainStep) -> TrainProgress:
     # The first steps may come before the decision.
     step.compiled_before = None if compiled == "off" and progress.step < MEASURED_STEPS else compiled
     # A kill may come after the best weights are saved and before `last` is.
-    _, facts = folder.read_weights("best")
+    facts = step.world.broadcast_from_rank0(lambda: folder.read_weights("best")[1])
     loss = facts.get("valid_loss")
     if loss is not None and (progress.best_loss is None or loss < progress.best_loss):
         progress.best_loss, progress.best_step = loss, facts["step"]

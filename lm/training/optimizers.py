@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from lm.config import TrainingConfig
 from lm.kernels.autograd import adamw_step
 from lm.kernels.compiled import native
 from lm.kernels.dispatch import usable_for_all
-from lm.models.base import LanguageModel, host_array, shard_like
+from lm.models.base import LanguageModel, host_arrays, shard_like
 from lm.torch_private import foreach, keep_compiler_away_from_optimizers, plain_step, sparse_rows
 from lm.training.module_needs import module_needs
 
@@ -248,14 +247,16 @@ def make_optimizers(
 
 
 def optimizer_arrays(optimizers: list[Optimizer]) -> dict[str, npt.NDArray[Any]]:
-    """The moments of all optimizers as host arrays, named optimizer.parameter.moment."""
-    return {
-        f"{number}.{index}.{name}": host_array(torch.as_tensor(value))
-        for number, optimizer in enumerate(optimizers)
-        for index, moments in optimizer.state_dict()["state"].items()
-        for name, value in moments.items()
-        if value is not None
-    }
+    """The moments of all optimizers as `host_arrays`, named optimizer.parameter.moment."""
+    return host_arrays(
+        {
+            f"{number}.{index}.{name}": torch.as_tensor(value)
+            for number, optimizer in enumerate(optimizers)
+            for index, moments in optimizer.state_dict()["state"].items()
+            for name, value in moments.items()
+            if value is not None
+        }
+    )
 
 
 def load_optimizer_arrays(optimizers: list[Optimizer], arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -267,6 +268,6 @@ def load_optimizer_arrays(optimizers: list[Optimizer], arrays: dict[str, npt.NDA
         for key, array in arrays.items():
             owner, index, name = key.split(".", 2)
             if int(owner) == number:
-                value = shard_like(parameters[int(index)], torch.from_numpy(np.array(array)))
+                value = shard_like(parameters[int(index)], array)
                 content["state"].setdefault(int(index), {})[name] = value
         optimizer.load_state_dict(content)

@@ -308,6 +308,7 @@ class TrainStep:
     def _skip(self, result: StepResult, where: str, *, problem: str | None = None) -> StepResult:
         """The result of a step that leaves weights, moments and average unchanged."""
         self._clear_gradients()
+        self.parallel.drop_gradients()
         if problem is not None:
             # The state may hold the bad values, which would make every later loss NaN.
             self.carried_state = None
@@ -353,7 +354,8 @@ class TrainStep:
         """
         if not (self.world.is_rank0 or self.config.shard):
             return {}
-        return {**self.mixed.arrays(), **({} if self.average is None else self.average.arrays())}
+        arrays = {**self.mixed.arrays(), **({} if self.average is None else self.average.arrays())}
+        return arrays if self.world.is_rank0 else {}
 
     def checkpoint(self) -> StepCheckpoint:
         """Copies of everything that later steps depend on; all processes must call it, rank 0 saves its result."""

@@ -12,12 +12,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lm.models.base import host_array, shard_like
+from lm.models.base import host_arrays, shard_like
 from lm.torch_private import foreach, foreach_differences
 
 
@@ -72,14 +71,14 @@ class WeightAverage:
                 _set(parameter, data)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The average as host arrays, by parameter name; all processes must call it if the model is sharded."""
-        return {name: host_array(tensor) for name, tensor in zip(self._names, self._average, strict=True)}
+        """The average by parameter name; see `host_arrays`."""
+        return host_arrays(dict(zip(self._names, self._average, strict=True)))
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Set the average from the `arrays` of an equal model; KeyError or RuntimeError if they do not fit."""
         self._updates = None
         for name, tensor in zip(self._names, self._average, strict=True):
-            tensor.copy_(shard_like(tensor, torch.from_numpy(np.array(arrays[name]))))
+            tensor.copy_(shard_like(tensor, arrays[name]))
 
 
 # FSDP needs sharded weights at their addresses, so those are copied; other weights are exchanged.

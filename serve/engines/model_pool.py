@@ -232,7 +232,7 @@ class ModelPool:
         loaded = Run(run.folder, run.checkpoint, device=options.device, precision=options.precision)
         engine = loaded.engine(
             max_batch=options.max_batch, prefix_cache_bytes=int(options.prefix_cache),
-            state_bytes=int(options.state_memory),
+            state_bytes=int(options.state_memory), joined=options.joined_decoding,
         )  # fmt: skip
         tokenizer = loaded.tokenizer
         model = Model(

@@ -1,10 +1,9 @@
-"""Messages to the visitor: HTML escaping, error messages, and handlers that show them."""
+"""Messages to the visitor: error messages, and handlers that show them."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import html
 import inspect
 import itertools
 import logging
@@ -15,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from lm.errors import LMError
+from lm.html_parts import escape
 from serve.http_errors import RequestError
 
 log = logging.getLogger(__name__)
@@ -25,11 +25,6 @@ _COMMAND = re.compile(
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]*)")
 _SENTENCE = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 _CLAUSE = re.compile(r"(?=, or |, and |; |: |, )")
-
-
-def escape(text: str) -> str:
-    """Text as HTML that shows it literally; Gradio's template signs are escaped too."""
-    return html.escape(text).replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;")
 
 
 def without_commands(message: str) -> str:

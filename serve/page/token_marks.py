@@ -3,91 +3,26 @@
     marks = Marks(label="The text, token by token")
     marks.pick(handler)                 # gr.EventData with .index: a mark was picked by mouse or keyboard
 
-Their values are HTML from the functions here, which escape all text.
+The value of `Marks` is HTML of `lm.html_parts.token_marks`, that of `Bars` of `bars_html`. Both escape all text.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from lm.generation.request import Score
+from lm.html_parts import escape, read_style
+from lm.html_parts.token_marks import percent, visible
 from serve.page.assets import read_asset
-from serve.page.messages import escape
 
 MAX_MARKS = 5000
 """Most tokens that are shown as marks: a browser is slow with more."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A token on the page."""
-
-    text: str
-    strength: float
-    """Strength of the colour, from 0 to 1."""
-    note: str = ""
-    """Tooltip."""
-    tone: str = "surprise"
-    """Colour: surprise (orange), less (blue), plain (none)."""
-    unknown: bool = False
-    """Whether the symbol is outside the vocabulary."""
-
-
-def marks_html(marks: Iterable[Mark], *, first: int = 0) -> str:
-    """One `<span class="mark">` a token; `first` is the index of the first one."""
-    return "".join(_mark(index, mark) for index, mark in enumerate(marks, start=first))
-
-
-def _mark(index: int, mark: Mark) -> str:
-    classes = f"mark {mark.tone}" + (" unknown" if mark.unknown else "")
-    shown = re.sub(
-        r"[\n\t]", lambda found: f'<i aria-hidden="true">{visible(found[0])}</i>{found[0]}', escape(mark.text)
-    )
-    note = f' title="{escape(mark.note)}"' if mark.note else ""
-    return (
-        f'<span class="{classes}" data-index="{index}" tabindex="{0 if index == 0 else -1}" role="button"'
-        f' style="--strength:{min(max(mark.strength, 0.0), 1.0):.3f}"{note}>{shown or "·"}</span>'
-    )
-
-
-def surprise_strength(logprob: float) -> float:
-    """Strength of a token's colour: 0 at 0 nats, 1 from 6 nats (1 in 400) upwards."""
-    return min(-logprob, 6.0) / 6.0 if math.isfinite(logprob) else 1.0
-
-
-def score_note(score: Score, text_of: Callable[[int], str]) -> str:
-    """Tooltip of a token: its probability, and those of `score.top`."""
-    note = f"“{visible(text_of(score.token))}”: {percent(math.exp(score.logprob))} ({-score.logprob:.2f} nats)"
-    others = [
-        f"“{visible(text_of(token))}” {percent(math.exp(logprob))}"
-        for token, logprob in score.top
-        if token != score.token
-    ]
-    if not others:
-        return note
-    is_first = score.top[0][0] == score.token
-    return f"{note}{', the first choice' if is_first else ''}; alternatives: {', '.join(others)}"
-
-
-def scale_html(low: str, high: str, tone: str = "surprise") -> str:
-    """Legend of the colours: from `low` (no colour) to `high`; tone "both" goes from blue to orange."""
-    return (
-        f'<span class="scale {tone}">{escape(low)} <span class="ramp" aria-hidden="true"></span> {escape(high)}</span>'
-    )
-
-
-SCALE_CSS = read_asset("scale.css")
+SCALE_CSS = read_style("scale")
 """For the `css_template` of a component that shows a scale."""
-
-SURPRISE_SCALE = scale_html("expected", "surprising (1 in 400)")
-"""Legend of `surprise_strength`."""
 
 _MARKS = """
 <div class="marks" role="group" aria-label="Tokens; arrow keys move, Enter picks">${value}</div>
@@ -96,7 +31,7 @@ _MARKS = """
 _SETTINGS: dict[str, Any] = {"container": True, "padding": True, "show_label": False, "apply_default_css": False}
 # No subclasses of gr.HTML: Gradio would write a .pyi file for each next to this module.
 Marks: Callable[..., Any] = functools.partial(
-    gr.HTML, html_template=_MARKS, css_template=read_asset("token_marks.css"),
+    gr.HTML, html_template=_MARKS, css_template=read_style("token_marks"),
     js_on_load=read_asset("token_marks.js"), **_SETTINGS,
 )  # fmt: skip
 """Marks that a visitor picks by mouse or keyboard (Tab, arrow keys, Enter)."""
@@ -164,18 +99,6 @@ def _bar(bar: Bar, scale: float, is_actual: bool, hint: str) -> str:
 def _shares(before: float, after: float) -> str:
     shown = escape(percent(after)) if after else "–"
     return f'<span class="share">{escape(percent(before))}</span><b class="share">{shown}</b>'
-
-
-def visible(text: str) -> str:
-    """A token's text with visible white space."""
-    return text.replace("\n", "↵").replace("\t", "→").replace(" ", "␣") or "·"
-
-
-def percent(share: float) -> str:
-    """A probability in percent."""
-    if share == 0:
-        return "0"
-    return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}" if share >= 0.001 else "<0.1%"
 
 
 Bars: Callable[..., Any] = functools.partial(

@@ -144,7 +144,7 @@ def test_a_baseline_that_is_no_checkout_is_refused_in_a_sentence(tiny):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_training_is_recorded_with_its_choice_its_course_and_its_floor(tiny):
     work = asked(tiny, "default", "floor")
     assert measure_grid(work) == []

@@ -112,7 +112,10 @@ def test_a_plot_that_cannot_be_is_a_sentence(lm: Lm, runs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [(), ("--max-steps", "1000")], ids=["by time", "in steps"])
+@pytest.mark.parametrize(
+    "length",
+    [pytest.param((), id="by time"), pytest.param(("--max-steps", "1000"), id="in steps", marks=pytest.mark.soak)],
+)
 def test_a_kill_and_a_resume_are_proved_to_cost_nothing_and_nothing_is_left(
     lm: Lm, text: Path, length: tuple[str, ...]
 ) -> None:
@@ -142,7 +145,7 @@ if sys.argv[0] == "-m":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_resume_that_loses_something_is_told_with_exit_code_1(
     lm: Lm, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

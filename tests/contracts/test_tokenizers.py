@@ -59,6 +59,41 @@ def test_the_training_text_comes_back_and_holds_nothing_unknown(name):
         assert tokenizer.decode(ids) == TEXT
 
 
+HARD = (
+    "", "\n", "\n\n a  b\n", " a", "a ", "<eos> <unk> a<eos>b x<0x41>y", "▁a ▁▁ b\n▁", "a\u00a0b\x1cc\u3000d\r\nx\ty",
+    "Ċ Ġ é", "🙂🙂\u200d🙂", " " * 7 + "x   ", "".join(map(chr, range(1, 0x250))), ODD, TEXT,
+)  # fmt: skip
+
+
+@every
+@pytest.mark.parametrize("unknown", ["replace", "skip"])
+def test_its_counterpart_in_the_library_tokenizers_gives_the_same_ids_and_texts(name, unknown):
+    ours = trained(name, unknown)
+    theirs = ours.to_huggingface()
+    for text in HARD:
+        if name == "word":
+            text = text if unknown == "replace" else " ".join(w for w in text.split() if w in ours.words)
+        ids = ours.encode(text).tolist()
+        assert theirs.encode(text, add_special_tokens=False).ids == ids, text
+        assert theirs.decode(ids, skip_special_tokens=False) == ours.decode(ids), text
+
+
+@modest
+@given(
+    text=st.text(st.sampled_from("Thecat \n\t▁é☕<>0x41us"), max_size=60), algorithm=st.sampled_from(["bpe", "unigram"])
+)
+def test_subwords_have_the_same_ids_in_the_library_tokenizers(text, algorithm):
+    ours, theirs = subwords(algorithm)
+    assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text).tolist()
+
+
+@functools.cache
+def subwords(algorithm: str):
+    options = Section(type="subword", size=320, algorithm=algorithm).resolve("tokenizer")
+    tokenizer = TOKENIZERS.resolve("subword").train([TEXT], options)
+    return tokenizer, tokenizer.to_huggingface()
+
+
 @every
 def test_a_saved_tokenizer_loads_with_the_same_ids_and_hash(name, tmp_path):
     tokenizer, path = trained(name), tmp_path / "tokenizer.json"

@@ -255,6 +255,20 @@ def test_wrong_slots_and_tokens_are_refused_before_anything_is_computed() -> Non
             decoder.step(slots, ids)
 
 
+@pytest.mark.parametrize("shape", ["gru", "transformer", "ngram", "ensemble"])
+def test_a_slot_given_twice_in_one_step_is_refused_before_anything_is_computed(shape: str) -> None:
+    # In a full window, the second token would be written beyond the end of the cache.
+    model = model_of(SHAPES[shape])
+    decoder, alone = decoder_of(model), decoder_of(model)
+    slot, other = decoder.open(), decoder.open()
+    own = alone.open()
+    for each, of in ((slot, decoder), (own, alone)):
+        of.prefill(each, IDS[:8])
+    with pytest.raises(ValueError, match=f"slot {slot} occurs twice"):
+        decoder.step([slot, other, slot], IDS[8:11])
+    np.testing.assert_array_equal(decoder.step([slot], IDS[8:9]), alone.step([own], IDS[8:9]))
+
+
 @pytest.mark.parametrize("shape", ["gru", "transformer"])
 def test_options_written_before_there_were_tables_still_load(shape: str) -> None:
     model = model_of(SHAPES[shape])

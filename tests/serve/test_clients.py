@@ -78,12 +78,14 @@ print(json.dumps({
 """
 
 
+@pytest.mark.soak
 def test_langchain(keyed: Server, said, tmp_path):
     found = answers(run([sys.executable, "-c", LANGCHAIN], keyed, tmp_path, LANGSMITH_TRACING="false"))
     assert {name: found[name] for name in said} == said
     assert found["streamed"] == said["reply"] and found["pieces"] > 1 and found["tokens"] == 20
 
 
+@pytest.mark.soak
 def test_llm(keyed: Server, said, tmp_path):
     (tmp_path / "extra-openai-models.yaml").write_text(
         f"- model_id: inkling\n  model_name: gru\n  api_base: {keyed.url}/v1\n  api_key_name: inkling\n"

@@ -134,6 +134,7 @@ def crowd(runs, *, clients: int, requests: int) -> Counter[str]:
     return outcomes
 
 
+@pytest.mark.soak
 def test_no_request_is_lost_where_models_make_room_for_each_other(runs):
     outcomes = crowd(runs, clients=12, requests=40)
     assert outcomes.keys() == {"done", "429", "evictions"} and outcomes["evictions"] > 3

@@ -131,6 +131,7 @@ def text() -> str:
     return lm.load(RUN).sample(PROMPT, max_tokens=MAX_TOKENS, seed=SEED)
 
 
+@pytest.mark.soak
 def test_when_a_replica_is_killed_the_other_answers_and_a_new_one_comes(cluster: Cluster, text: str):
     both, texts = cluster.ask_until_answered_by(2)
     assert len(both) == 2 and texts == {text}
@@ -149,6 +150,7 @@ def test_when_a_replica_is_killed_the_other_answers_and_a_new_one_comes(cluster:
     assert both < after and killed not in after and len(after) == 2 and after <= cluster.started()
 
 
+@pytest.mark.soak
 def test_a_replica_whose_engine_died_is_replaced(cluster: Cluster, text: str):
     both, _ = cluster.ask_until_answered_by(2)
     with pytest.raises(openai.InternalServerError) as broken:

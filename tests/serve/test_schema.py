@@ -17,7 +17,7 @@ CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
     "response_headers_conformance", "unsupported_method", "allow_header_conformance",
 )  # fmt: skip
-EXAMPLES = 25
+EXAMPLES = 12
 SEED = 1
 
 

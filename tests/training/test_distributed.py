@@ -255,7 +255,7 @@ def wait_for_step(started: subprocess.Popen[str], folder: Path, step: int) -> No
     raise AssertionError((folder.parents[1] / "log").read_text("utf-8"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_process_costs_what_was_not_saved_and_the_job_completes_under_torchrun(tmp_path: Path) -> None:
     launcher = [*TORCHRUN, "--standalone", "--no-python", "--nproc-per-node", "2", "--max-restarts", "1"]
     with job(tmp_path, *launcher, *LM, *TRAIN, "--max-steps", "90") as started:
@@ -339,7 +339,7 @@ def test_a_process_that_hangs_ends_the_job_after_the_timeout(tmp_path: Path) -> 
     assert "Traceback" not in log
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_sigterm_to_the_launcher_saves_and_ends_all(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "a"
     with job(tmp_path, *LM, *TRAIN, "--max-steps", "100000", "--name", "a", "--devices", "2") as started:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from lm.errors import ConfigError, MissingExtraError
 from lm.files import check_place, write_file
-from lm.profiling.profile_html import STYLE
+from lm.html_parts.page import whole_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".html")
 DOTS_PER_INCH = 150
+PICTURE_STYLE = ".picture { background: #fff; padding: 1rem; }"
 
 
 def check_output(path: Path, *, has_page: bool = False) -> None:
@@ -74,10 +75,6 @@ def _picture(figure: Figure, kind: str) -> bytes:
 
 def _page_with(title: str, figure: Figure) -> str:
     svg = _picture(figure, "svg").decode("utf-8")
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title><style>{STYLE}.picture {{ background: #fff; padding: 1rem; }}</style></head><body>
-<h1>{escape(title)}</h1>
-<div class="picture">{svg[svg.index("<svg") :]}</div>
-</body></html>
-"""
+    body = f"""<h1>{escape(title)}</h1>
+<div class="picture">{svg[svg.index("<svg") :]}</div>"""
+    return whole_page(title, body, PICTURE_STYLE)

@@ -6,8 +6,8 @@ import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from lm.html_parts.page import whole_page
 from lm.inspection.neurons import LEAST_AUC, LEAST_CORRELATION, RULE, Neurons, Ranking, UnitScore, UnitValues
-from lm.profiling.profile_html import STYLE
 from lm.version import __version__
 
 if TYPE_CHECKING:
@@ -51,19 +51,15 @@ def page(view: Neurons) -> str:
     texts = "".join(_unit(view, unit) for unit in view.shown)
     if not view.shown:
         texts = "<p>No unit is named. Choose one with --unit LAYER.UNIT to see its values.</p>"
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Neurons of {escape(view.run)}</title><style>{STYLE}{UNIT_STYLE}{levels}</style></head><body>
-<h1>What single units of {escape(view.run)} track</h1>
+    body = f"""<h1>What single units of {escape(view.run)} track</h1>
 <p>{view.tokens:,} tokens of {escape(view.text)}; units of layers: {", ".join(map(str, view.layer_sizes))}.
 Layers and units are counted from 0. Inkling {__version__}.</p>
 <p>{escape(RULE)} The first {view.fitted:,} tokens set direction and border, the others give the scores.</p>{notes}
 {_table(view)}
 <p>Value of the unit after each token: low <span class="scale" style="background:linear-gradient(90deg, {ramp})"></span>
 high. White is its median over the text. Point at a token to see the value.</p>
-{texts}
-</body></html>
-"""
+{texts}"""
+    return whole_page(f"Neurons of {view.run}", body, UNIT_STYLE + levels)
 
 
 def _table(view: Neurons) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from lm.html_parts.page import whole_page
 from lm.inspection.shapes import Shapes, StageShapes, TensorShape
-from lm.profiling.profile_html import STYLE
 from lm.version import __version__
 
 if TYPE_CHECKING:
@@ -49,17 +49,13 @@ def page(view: Shapes) -> str:
     sums = "".join(f"<tr><td>{name}</td><td>{count}</td><td>{size}</td></tr>" for name, count, size in totals)
     names = "Stage", "Tensor", "Kind", "Shape", "Sizes", "Numbers", "Bytes", "FLOPs, forward"
     head = "".join(f"<th{_look(column)}>{name}</th>" for column, name in enumerate(names))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title(view))}</title><style>{STYLE}{SHAPES_STYLE}</style></head><body>
-<h1>{escape(title(view))}</h1>
+    body = f"""<h1>{escape(title(view))}</h1>
 <p>FLOPs are of the matrix products. Inkling {__version__}.</p>
 <h2>Letters</h2><div class="scroll"><table>{letters}</table></div>
 <h2>Tensors</h2>
 <div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>
-<h2>Totals</h2><div class="scroll"><table>{sums}</table></div>
-</body></html>
-"""
+<h2>Totals</h2><div class="scroll"><table>{sums}</table></div>"""
+    return whole_page(title(view), body, SHAPES_STYLE)
 
 
 def _rows(stage: StageShapes) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lm.html_parts.page import whole_page
 from lm.inspection.why import Floats, Why
-from lm.profiling.profile_html import STYLE
 from lm.version import __version__
 
 if TYPE_CHECKING:
@@ -92,10 +92,7 @@ def page(view: Why) -> str:
             f"{_totals(view, layers, view.layer_gains.mean(axis=0), colors[len(view.sources) :])}"
             f"{_tokens(view, view.layer_gains, layers, len(view.sources))}"
         )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Sources of the predictions of {escape(view.run)}</title><style>{STYLE}{WHY_STYLE}{styles}</style></head><body>
-<h1>What {escape(view.run)} predicts from</h1>
+    body = f"""<h1>What {escape(view.run)} predicts from</h1>
 <p>{len(view.pieces):,} tokens of {escape(view.text)}, loss {view.loss:.3f} nats per token. Inkling {__version__}.</p>
 <p>The log-probability of each token is exactly the sum of what the sources added to the uniform distribution, which
 gives {view.baseline.mean():.2f} nats. A token has the colour of the source that added most; the stronger the colour,
@@ -107,9 +104,8 @@ the more. Point at a token to see all terms.</p>{notes}
 {_parts(view)}
 <h2>Text</h2>
 {_tokens(view, view.terms, names, 0)}
-{by_layer}
-</body></html>
-"""
+{by_layer}"""
+    return whole_page(f"Sources of the predictions of {view.run}", body, WHY_STYLE + styles)
 
 
 def _layer_names(view: Why) -> list[str]:

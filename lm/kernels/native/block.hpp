@@ -14,6 +14,10 @@ namespace INKLING_ISA {
 
 using inkling::BlockPass;
 
+constexpr int kChunk = 128;  // at most; fewer where there are more threads than that gives work
+constexpr int kSummed = 32;  // rows whose slopes of a norm's weight are added up by themselves
+constexpr int kPiece = 64;   // rows of a weight's slopes that are one thread's work
+
 class BlockRun {
 public:
     BlockRun(const BlockPass& b, SequenceSpace& space, int threads)
@@ -132,9 +136,6 @@ private:
             return rows + begin * width;
         }
     };
-    static constexpr int kChunk = 128;  // at most; fewer where there are more threads than that gives work
-    static constexpr int kSummed = 32;  // rows whose slopes of a norm's weight are added up by themselves
-    static constexpr int kPiece = 64;   // rows of a weight's slopes that are one thread's work
 
     template <class Work>
     void in_chunks(const Work& work) {

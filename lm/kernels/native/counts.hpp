@@ -25,6 +25,8 @@ struct CountLevel {
 
 constexpr int kLongestContext = 31;
 
+constexpr uint32_t kMany = 4;  // counts from here on have the same discount before and after a removal
+
 class Counts {
 public:
     // Throws std::invalid_argument if the levels do not fit together.
@@ -62,7 +64,6 @@ private:
         std::vector<Pair> pairs;
         double discount[4] = {};
     };
-    static constexpr uint32_t kMany = 4;  // counts from here on have the same discount before and after a removal
 
     // The child of a node of level `k` by its oldest token; -1: there is none.
     int64_t child(int k, uint32_t node, int64_t token) const;

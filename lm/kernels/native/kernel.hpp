@@ -205,7 +205,8 @@ constexpr int kRowsAtOnce = 64;  // tokens of one text that are read together
 
 class Kernel {
 public:
-    virtual ~Kernel() = default;
+    // Defined in module.cpp alone, and with it the table of virtual functions.
+    virtual ~Kernel();
 
     // One token in each of several different slots; row i of `logits` belongs to slots[i].
     virtual void step(const int* slots, const int* ids, int count) = 0;

@@ -10,7 +10,6 @@
 
 namespace INKLING_ISA {
 
-using inkling::Pool;
 
 // Memory that vectors can be loaded from, zero at first.
 template <class T>

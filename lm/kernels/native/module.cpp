@@ -45,6 +45,8 @@ DECLARE(inkling_avx2)
 DECLARE(inkling_avx512)
 #endif
 
+inkling::Kernel::~Kernel() = default;
+
 namespace {
 
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
@@ -223,11 +225,22 @@ void check(const Kernel& kernel, const std::vector<int>& slots, const std::vecto
         if (id < 0 || id >= kernel.vocab_size) throw std::out_of_range("token outside the vocabulary");
 }
 
+// The tokens of one step are computed side by side, so two of one slot would run over the end of its cache.
+void check_different(const Kernel& kernel, const std::vector<int>& slots) {
+    if (slots.size() < 2) return;
+    std::vector<bool> seen(kernel.slots);
+    for (int slot : slots) {
+        if (seen[slot]) throw std::invalid_argument("slot " + std::to_string(slot) + " occurs twice in one step");
+        seen[slot] = true;
+    }
+}
+
 // Below this much work giving up Python's lock, and asking for it back, costs more than it brings others.
 constexpr size_t kShort = 400'000;
 
 void step_slots(Kernel& kernel, const std::vector<int>& slots, const std::vector<int>& ids) {
     check(kernel, slots, ids);
+    check_different(kernel, slots);
     if (slots.size() != ids.size() || int(slots.size()) > kernel.slots) throw std::invalid_argument("one id a slot");
     if (slots.size() * kernel.weight_bytes < kShort) {
         kernel.step(slots.data(), ids.data(), int(slots.size()));

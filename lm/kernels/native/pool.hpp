@@ -16,7 +16,9 @@
 #define INKLING_PAUSE() std::this_thread::yield()
 #endif
 
-namespace inkling {
+namespace INKLING_ISA {
+
+constexpr int kSpins = 4000;  // some tens of microseconds: about the time between two tokens
 
 class Pool {
 public:
@@ -100,8 +102,6 @@ private:
         }
     }
 
-    static constexpr int kSpins = 4000;  // some tens of microseconds: about the time between two tokens
-
     const int patience_;
     std::vector<std::thread> helpers_;
     void (*call_)(const void*, int) = nullptr;
@@ -113,4 +113,4 @@ private:
     std::atomic<bool> stop_{false};
 };
 
-}  // namespace inkling
+}  // namespace INKLING_ISA

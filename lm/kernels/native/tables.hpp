@@ -11,6 +11,8 @@ namespace INKLING_ISA {
 
 using namespace inkling;
 
+constexpr uint32_t kFactor = 1540483477u;
+
 class Tables {
 public:
     Tables(const std::vector<Table>& parts, int vocab_size, int slots, int rows) : vocab_size_(vocab_size) {
@@ -79,7 +81,6 @@ public:
     size_t nbytes() const { return tables_.size() * vocab_size_ * 4; }
 
 private:
-    static constexpr uint32_t kFactor = 1540483477u;
     static uint32_t bucket(uint32_t hash) {
         hash = (hash ^ (hash >> 15)) * kFactor;
         return hash ^ (hash >> 13);

@@ -450,7 +450,7 @@ private:
 };
 
 // Each thread of Python's keeps its own: two trainings at a time do not meet.
-inline SequenceSpace& sequence_space() {
+static SequenceSpace& sequence_space() {
     thread_local SequenceSpace space;
     return space;
 }

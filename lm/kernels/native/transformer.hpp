@@ -9,6 +9,9 @@ namespace INKLING_ISA {
 
 using namespace inkling;
 
+// Of one head over all positions, computed by this thread.
+static thread_local std::vector<float> attention_shares;
+
 class Transformer final : public Kernel {
 public:
     Transformer(const TransformerParts& parts, const Settings& settings)
@@ -301,7 +304,7 @@ private:
         const float *keys = keys_at(slot_[row], layer, group), *values = values_at(slot_[row], layer, group);
         const int panels = (count + kPanel - 1) / kPanel;
         const float scale = 1.0f / std::sqrt(float(head_size_));
-        thread_local std::vector<float> shares;
+        std::vector<float>& shares = attention_shares;
         if (shares.size() < size_t(panels_) * kPanel) shares.resize(size_t(panels_) * kPanel);
 
         int panel = 0;

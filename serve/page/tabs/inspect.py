@@ -22,6 +22,8 @@ from lm.generation.options import SamplingOptions
 from lm.generation.request import Score
 from lm.generation.sampler import Sampler
 from lm.generation.token_scores import score_rows
+from lm.html_parts import escape
+from lm.html_parts.token_marks import SURPRISE_SCALE, Mark, marks_html, percent, score_note, surprise_strength, visible
 from lm.tokenizers.base import Tokenizer
 from serve.engines.codec import TokenCodec
 from serve.engines.model_pool import Model
@@ -30,10 +32,10 @@ from serve.page import token_marks
 from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.context import Page
 from serve.page.controls import SamplingControls, model_picker
-from serve.page.messages import attach, escape, page_error
+from serve.page.messages import attach, page_error
 from serve.page.tabs import Tab
 from serve.page.text_generation import GeneratedText, GenerationLock, generate, next_logits, tokenize
-from serve.page.token_marks import Bar, Mark, percent, visible
+from serve.page.token_marks import Bar
 
 ALTERNATIVES = 5
 """Alternatives in the tooltip of a token."""
@@ -250,11 +252,11 @@ class _SequenceMarks:
     def html(self, sequence: TokenSequence) -> str:
         scores = sequence.scores[self._count :]
         marks = [
-            Mark(self._stream.feed(score.token), token_marks.surprise_strength(score.logprob),
-                 token_marks.score_note(score, self._text_of))
+            Mark(self._stream.feed(score.token), surprise_strength(score.logprob),
+                 score_note(score, self._text_of))
             for score in scores
         ]  # fmt: skip
-        self._parts.append(token_marks.marks_html(marks, first=self._count))
+        self._parts.append(marks_html(marks, first=self._count))
         self._count += len(scores)
         return "".join(self._parts)
 
@@ -263,7 +265,7 @@ def _status(result: GeneratedText, sequence: TokenSequence, options: SamplingOpt
     parts = [f"{len(sequence.tokens):,} tokens", f"{result.tokens_per_second:,.0f} tokens/s", f"seed {options.seed}"]
     if not result.done:
         parts.append("stopped" if result.stopped else "writing …")
-    return f"{' · '.join(parts)} · {token_marks.SURPRISE_SCALE}"
+    return f"{' · '.join(parts)} · {SURPRISE_SCALE}"
 
 
 # -- the chart ----------------------------------------------------------------------------------------

@@ -13,7 +13,10 @@ import gradio as gr
 from lm.corpora import open_text
 from lm.corpora.text import decode_file
 from lm.evaluation.report import Report
-from lm.runs.card import figure, figures_of
+from lm.html_parts import escape
+from lm.html_parts.line_chart import Line, line_chart_html
+from lm.html_parts.token_marks import SURPRISE_SCALE, Mark, marks_html, scale_html, score_note, surprise_strength
+from lm.runs.card import MEANINGS, figure, figures_of
 from lm.runs.run import Run
 from serve.http_errors import RequestError
 from serve.page import token_marks
@@ -21,8 +24,8 @@ from serve.page.assets import read_asset
 from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.context import Page
 from serve.page.controls import model_picker
-from serve.page.line_chart import Line, LineChart, line_chart_html
-from serve.page.messages import attach, escape, page_error
+from serve.page.line_chart import LineChart
+from serve.page.messages import attach, page_error
 from serve.page.tabs import Tab
 from serve.page.text_analysis import TOP, Difference, TextAnalysis, analyze, compare, smoothed, surprising_words
 from serve.page.text_generation import MAX_CHARACTERS_PER_TOKEN, score
@@ -38,21 +41,6 @@ _WARM, _COOL = "#f97316", "#0ea5e9"
 # The server refuses longer texts anyway, and they may exceed the size limit of a request.
 _CUT_JS = "(text, ...others) => [text.slice(0, LIMIT), ...others]"
 
-# Of each figure: its meaning and its denominator.
-MEANINGS = {
-    "loss": ("Average loss of a token. Lower is better.", "tokens"),
-    "perplexity": (
-        "exp(loss): the model chooses among this many equally likely tokens. Compare only models with the same "
-        "tokenizer.", "tokens",
-    ),
-    "perplexity_without_unknown": ("Perplexity without the unknown tokens.", "tokens"),
-    "word_perplexity": ("Perplexity of a word, for any tokenizer.", "words"),
-    "bits_per_char": ("Bits to encode a character.", "characters"),
-    "bits_per_byte": ("Bits to encode a byte of the file. Comparable between all models.", "bytes"),
-    "token_bits_per_byte": ("Bits per byte without the spelling of unknown words and white space.", "bytes"),
-    "accuracy": ("How often the next token was the model's first choice.", "tokens"),
-    "top5_accuracy": ("How often it was among the first five choices.", "tokens"),
-}  # fmt: skip
 _START = (
     "<p class='hint'>Paste a text or drop a file, and press Measure. Try a page of the training text, a newspaper, or "
     "your own writing. The page shows how well the model predicts the text, and which parts surprise it.</p>"
@@ -137,12 +125,12 @@ def build(page: Page) -> None:
 
     def show(analyses: list[TextAnalysis]) -> dict[Any, Any]:
         names = _names(analyses)
-        drawn = {name: (token_marks.SURPRISE_SCALE, _map(each)) for name, each in zip(names, analyses, strict=True)}
+        drawn = {name: (SURPRISE_SCALE, _map(each)) for name, each in zip(names, analyses, strict=True)}
         if len(analyses) == 1:
             head = _verdict(analyses[0], names[0])
         else:
             difference = compare(*analyses)
-            legend = f"More surprised: {token_marks.scale_html(names[1], names[0], 'both')}"
+            legend = f"More surprised: {scale_html(names[1], names[0], 'both')}"
             drawn = {"Difference": (legend, _difference_map(difference, analyses, names)), **drawn}
             head = _comparison(difference, [each.report for each in analyses], names)
         chosen = next(iter(drawn))
@@ -266,14 +254,14 @@ def _map(analysis: TextAnalysis) -> str:
     """A mark a token."""
     model = analysis.scored.model
 
-    def marks() -> Iterator[token_marks.Mark]:
+    def marks() -> Iterator[Mark]:
         for text, token_score in zip(analysis.parts(token_marks.MAX_MARKS), analysis.scored.scores, strict=False):
             is_unknown = token_score.token == model.tokenizer.unknown_id
-            note = token_marks.score_note(token_score, model.tokens.text)
+            note = score_note(token_score, model.tokens.text)
             note = f"outside the vocabulary, read as {note}" if is_unknown else note
-            yield token_marks.Mark(text, token_marks.surprise_strength(token_score.logprob), note, unknown=is_unknown)
+            yield Mark(text, surprise_strength(token_score.logprob), note, unknown=is_unknown)
 
-    return token_marks.marks_html(marks())
+    return marks_html(marks())
 
 
 def _difference_map(difference: Difference, analyses: Sequence[TextAnalysis], names: Sequence[str]) -> str:
@@ -282,7 +270,7 @@ def _difference_map(difference: Difference, analyses: Sequence[TextAnalysis], na
     full = _FULL_COLOUR_NATS[difference.by_token]
     bounds = difference.bounds.tolist()
 
-    def marks() -> Iterator[token_marks.Mark]:
+    def marks() -> Iterator[Mark]:
         for index, nats in enumerate(difference.nats[: token_marks.MAX_MARKS].tolist()):
             excess = nats[0] - nats[1]
             note = ", ".join(f"{name} {value:.2f} nats" for name, value in zip(names, nats, strict=True))
@@ -290,9 +278,9 @@ def _difference_map(difference: Difference, analyses: Sequence[TextAnalysis], na
                 each.scored.tokens[index] == each.scored.model.tokenizer.unknown_id for each in analyses
             )
             part, tone = text[bounds[index] : bounds[index + 1]], "surprise" if excess > 0 else "less"
-            yield token_marks.Mark(part, abs(excess) / full, note, tone, unknown=is_unknown)
+            yield Mark(part, abs(excess) / full, note, tone, unknown=is_unknown)
 
-    return token_marks.marks_html(marks())
+    return marks_html(marks())
 
 
 def _plot(analyses: Sequence[TextAnalysis], names: Sequence[str]) -> str:

@@ -13,13 +13,15 @@ from gradio.context import Context
 
 from lm.errors import LMError, RunError
 from lm.evaluation.report import Report
+from lm.html_parts import escape
+from lm.html_parts.line_chart import COLOURS, Line, line_chart_html
 from lm.runs.card import figure, figures_of
 from lm.runs.run import Run
 from lm.runs.run_folder import RunFolder, list_runs
 from serve.page.assets import read_asset
 from serve.page.context import Page
-from serve.page.line_chart import COLOURS, Line, LineChart, line_chart_html
-from serve.page.messages import attach, escape, page_error, without_commands
+from serve.page.line_chart import LineChart
+from serve.page.messages import attach, page_error, without_commands
 from serve.page.tabs import Tab
 
 NOT_ALLOWED = (
@@ -56,8 +58,8 @@ def build(page: Page) -> None:
     with gr.Column(visible=False) as chart:
         axis = gr.Radio(
             [(name, key) for key, name in AXES.items()], value="step", label="Learning curves",
-            info="Validation loss during training, in nats per token (lower is better). Compare only runs with the "
-            "same text and tokenizer.",
+            info="Validation during training, in bits per byte with the spelling of unknown words; in nats per token "
+            "if an older run has no bits per byte (lower is better). Compare only runs with the same text.",
         )  # fmt: skip
         plot = LineChart(elem_id="runs-plot")
     with gr.Accordion("Model card", open=False, visible=False) as card_box:
@@ -254,11 +256,14 @@ def _value(value: Any, form: str) -> str:
 
 
 def _plot(validations: dict[str, list[dict[str, Any]]], by: str) -> str:
+    # Bits per byte compare tokenizers; older runs have the loss alone.
+    has_bits = all(_is_number(row.get("valid_bits_per_byte")) for rows in validations.values() for row in rows)
+    field, title = ("valid_bits_per_byte", "bits per byte") if has_bits else ("valid_loss", "validation loss")
     lines = [
-        Line(name, [(row[by], row["valid_loss"]) for row in rows if _is_number(row.get(by))], colour)
+        Line(name, [(row[by], row[field]) for row in rows if _is_number(row.get(by))], colour)
         for (name, rows), colour in zip(validations.items(), COLOURS, strict=False)
     ]
-    return line_chart_html(lines, x_title=by, y_title="validation loss")
+    return line_chart_html(lines, x_title=by, y_title=title)
 
 
 TAB = Tab("Runs", 60, build)

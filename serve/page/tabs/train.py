@@ -10,11 +10,13 @@ from typing import Any, BinaryIO, NamedTuple
 import gradio as gr
 from gradio.context import Context
 
+from lm.html_parts import escape
+from lm.html_parts.line_chart import COLOURS, Line, line_chart_html
 from serve.page.assets import read_asset
 from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.context import Page
-from serve.page.line_chart import COLOURS, Line, LineChart, line_chart_html
-from serve.page.messages import attach, escape, page_error, without_commands
+from serve.page.line_chart import LineChart
+from serve.page.messages import attach, page_error, without_commands
 from serve.page.tabs import Tab
 from serve.training_queue import Job, families, keep_text
 

@@ -14,9 +14,9 @@ import lm
 from lm.generation.distribution import softmax
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request, Score
+from lm.html_parts.token_marks import Mark, marks_html, percent, score_note, surprise_strength
 from lm.tokenizers.char import CharOptions, CharTokenizer
 from serve.page.tabs.inspect import Position, TokenSequence, chart_html
-from serve.page.token_marks import Mark, marks_html, percent, score_note, surprise_strength
 from tests.serve.conftest import Server
 from tests.serve.page.conftest import OpenPage
 from tests.serve.page.test_write import set_control

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from serve.page.line_chart import MAX_DOTS, Line, _ticks, line_chart_html
+from lm.html_parts.line_chart import MAX_DOTS, Line, _ticks, line_chart_html
 
 
 def draw(*lines: Line, **settings: float) -> str:

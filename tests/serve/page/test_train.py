@@ -67,6 +67,7 @@ def test_a_training_shows_its_progress_and_after_a_stop_the_model_can_write(open
     expect(page.get_by_role("option", name=name)).to_be_visible()
 
 
+@pytest.mark.soak
 def test_a_second_training_waits_and_can_be_cancelled(open_page: OpenPage, workshop: Server):
     page = open_page("Train", url=workshop.url)
     for turn in range(2):

@@ -1,0 +1,87 @@
+"""The text of a split, which runs keep as tokens: decoded, or read again from its source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lm.corpora import PreparedCorpus, Progress, open_corpus
+from lm.errors import CorpusError, LMError
+from lm.runs.run import Run
+
+MAX_TRAINING_CHARACTERS = 20_000_000
+"""Of a training text, of which words are counted; limits time and memory."""
+
+
+def split_text(
+    runs: Iterable[Run], sha256: str, split: str, *, data_dir: Path | None = None, progress: Progress | None = None
+) -> str:
+    """The whole text of a split with this hash, from the first run that has it.
+
+    Raises:
+        CorpusError: no run has it any more.
+    """
+    problem = None
+    for run in runs:
+        if run.record["corpus"]["splits"].get(split, {}).get("sha256") != sha256:
+            continue
+        try:
+            prepared = run.own_text(split=split, data_dir=data_dir, progress=progress)
+        except LMError as error:
+            problem = problem or error
+            continue
+        text = _decoded(prepared, split)
+        if text is None:
+            # Words do not determine the text: read it again.
+            try:
+                corpus = open_corpus(run.config.corpus, data_dir=data_dir, progress=progress)
+                text = "".join(corpus.splits[split].chunks())
+            except (LMError, KeyError) as error:
+                problem = problem or CorpusError(f"Run {run.name!r}: its text is needed, not its tokens alone. {error}")
+                continue
+        if hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() == sha256:
+            return text
+        problem = problem or CorpusError(
+            f"{run.config.corpus.source} is not the text that run {run.name!r} was trained on: restore that text, or "
+            "give another one with --text FILE."
+        )
+    assert problem is not None, "the first run has this split"
+    raise CorpusError(f"{problem} Or compare on another text: --text FILE.")
+
+
+def training_start(run: Run, prepared: PreparedCorpus, *, data_dir: Path | None = None) -> str | None:
+    """The first `MAX_TRAINING_CHARACTERS` of a run's training text; None if it is not here.
+
+    Args:
+        run: the run.
+        prepared: its tokens.
+        data_dir: folder of the named corpora.
+    """
+    text = _decoded(prepared, "train", MAX_TRAINING_CHARACTERS)
+    if text is None:
+        try:
+            chunks = open_corpus(run.config.corpus, data_dir=data_dir).splits["train"].chunks()
+            text = "".join(_first(chunks, MAX_TRAINING_CHARACTERS))
+        except (LMError, KeyError):
+            return None
+    return text
+
+
+def _first(chunks: Iterable[str], characters: int) -> Iterator[str]:
+    """Chunks until there are so many characters."""
+    size = 0
+    for chunk in chunks:
+        yield chunk
+        size += len(chunk)
+        if size >= characters:
+            return
+
+
+def _decoded(prepared: PreparedCorpus, split: str, most: int | None = None) -> str | None:
+    """The text of a split from its tokens; None if they do not determine it."""
+    part, tokenizer = prepared.splits[split], prepared.tokenizer
+    if not tokenizer.lossless or part.counts.unknown_tokens or part.counts.spelling_nats != 0:
+        return None
+    ids = part.ids[1:] if most is None else part.ids[1 : most + 1]
+    return tokenizer.decode(ids)

@@ -1,0 +1,5 @@
+"""Models for other programs: each format is one file, which writes the model and proves it in the other program.
+
+exported.py       what every export returns; text and tokens of the proof
+huggingface.py    a folder for transformers
+"""

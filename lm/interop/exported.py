@@ -1,0 +1,101 @@
+"""An exported model, and the proof that the other program computes the same.
+
+run ──► a format's files ──► loaded by the other program ──► loss on the text of the proof ──► Exported
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lm.corpora import TokenSplit, encode_text
+from lm.errors import CorpusError, RunError
+from lm.runs.run import Run
+
+ExportPrecision = Literal["fp32", "fp16"]
+PROOF_TOKENS = 2000
+MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 0.02}
+"""Nats per token between the two programs; more is an error."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where a model was written, and what the other program measured with it."""
+
+    path: str
+    format: str
+    precision: ExportPrecision
+    size_bytes: int
+    program: str
+    """The program that opened it, with its version."""
+    text: str
+    """The text of the proof."""
+    tokens: int
+    """Tokens of the proof."""
+    loss_there: float
+    """Nats per token in the other program."""
+    loss_here: float
+    bits_per_byte_there: float | None
+    """Spelling cost included; None if a byte has no defined cost."""
+    bits_per_byte_here: float | None
+    notes: tuple[str, ...] = ()
+    """What the format does not hold."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return asdict(self)
+
+
+def proof_text(run: Run, data_dir: Path | None = None) -> tuple[str, TokenSplit]:
+    """The name and the first PROOF_TOKENS tokens of the run's validation text; without that, of a sample of the run."""
+    tokenizer = run.tokenizer
+    try:
+        split = run.own_text(split="valid", data_dir=data_dir).splits["valid"]
+        name, text = "validation text", tokenizer.decode(split.ids[1 : PROOF_TOKENS + 1])
+    except CorpusError:
+        name, text = "a sample, as the validation text is not here", run.sample(max_tokens=PROOF_TOKENS, seed=1)
+    return name, encode_text("proof", text, tokenizer)
+
+
+def bits_per_byte(split: TokenSplit, loss: float) -> float | None:
+    """Bits per byte of a text from nats per token, spelling cost included."""
+    whole = split.counts.whole_nats(loss * split.counts.tokens)
+    return None if whole is None else float(whole / np.log(2) / max(split.counts.bytes, 1))
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` if the block ends without an error.
+
+    Raises:
+        RunError: there is something at `path`, or it cannot be written.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise RunError(f"{path} exists already: give another --out, or delete it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    except OSError as error:
+        raise RunError(f"Cannot write {path}: {error.strerror or error}.") from None
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        partial.replace(path)
+    except OSError as error:
+        raise RunError(f"Cannot write {path}: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

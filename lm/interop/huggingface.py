@@ -1,0 +1,178 @@
+"""A run as a folder that Hugging Face transformers opens unchanged.
+
+config.json and model.safetensors hold the model, tokenizer.json the tokenizer, README.md how to use them. Weights have
+the names of transformers; the tokenizer is one of the library `tokenizers`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lm.errors import MissingExtraError, RunError
+from lm.evaluation.perplexity import score
+from lm.interop.exported import (
+    MAX_DIFFERENCE,
+    Exported,
+    ExportPrecision,
+    bits_per_byte,
+    new_folder,
+    proof_text,
+)
+from lm.models.base import State
+from lm.runs.run import Run
+from lm.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_dir: Path | None = None) -> Exported:
+    """Write a run as a folder for transformers, open it there, and measure it.
+
+    Args:
+        run: of a model and a tokenizer that have counterparts.
+        path: a new folder.
+        precision: of the weights in the file.
+        data_dir: folder of the named corpora, for the text of the proof.
+
+    Raises:
+        UnsupportedExportError: transformers has no such model; the message names what to train.
+        MissingExtraError: transformers is not installed.
+        RunError: there is something at `path`, or the losses of the two programs differ.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtraError("This needs transformers: pip install '.[export]' in a checkout of Inkling.") from None
+    model, tokenizer = run.model.to_huggingface(), run.tokenizer.to_huggingface()
+    start, notes = run.tokenizer.start_id, _notes(run)
+    with new_folder(path) as folder:
+        from safetensors.torch import save_file
+
+        dtype = DTYPES[precision]
+        save_file(
+            {name: tensor.to("cpu", dtype).contiguous() for name, tensor in model.tensors.items()},
+            folder / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        tokens = {"bos_token_id": start, "eos_token_id": None, "pad_token_id": None}
+        _write(
+            folder / "config.json",
+            {"architectures": [model.architecture], **model.config, **tokens, "dtype": str(dtype).split(".")[1]},
+        )
+        sampling = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200, "bos_token_id": start}
+        _write(folder / "generation_config.json", sampling)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        _write(
+            folder / "tokenizer_config.json",
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_max_length": run.model.context_length,
+                "clean_up_tokenization_spaces": False,
+            },
+        )
+        (folder / "README.md").write_text(_card(run, notes), "utf-8")
+        loss_there, loss_here, split, name = _measure(run, folder, data_dir)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+    if not abs(loss_there - loss_here) <= MAX_DIFFERENCE[precision]:
+        raise RunError(
+            f"{path} does not compute what run {run.name!r} computes: {loss_there:.4f} nats per token in transformers "
+            f"{transformers.__version__}, {loss_here:.4f} here. Do not use it, and report this."
+        )
+    return Exported(
+        path=str(path),
+        format="hf",
+        precision=precision,
+        size_bytes=size,
+        program=f"transformers {transformers.__version__}",
+        text=name,
+        tokens=split.counts.tokens,
+        loss_there=loss_there,
+        loss_here=loss_here,
+        bits_per_byte_there=bits_per_byte(split, loss_there),
+        bits_per_byte_here=bits_per_byte(split, loss_here),
+        notes=notes,
+    )
+
+
+class _Opened(torch.nn.Module):
+    """A model of transformers with the parts of `LanguageModel` that `score` uses."""
+
+    def __init__(self, model: Any, context_length: int | None) -> None:
+        super().__init__()
+        self.model = model
+        self.context_length = context_length
+        self.vocab_size = model.config.vocab_size
+
+    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        return self.model(ids, use_cache=False).logits, State({})
+
+
+def _measure(run: Run, folder: Path, data_dir: Path | None) -> tuple[float, float, Any, str]:
+    """The losses there and here, the text and its name."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    # No progress bar, and no warning that the text is longer than a window: `score` cuts it.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    name, split = proof_text(run, data_dir)
+    there = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ids = split.ids.copy()
+    # With their own tokenizer: its ids are a part of the proof.
+    ids[1:] = tokenizer.encode(run.tokenizer.decode(split.ids[1:]), add_special_tokens=False)
+    opened: Any = _Opened(there, run.model.context_length)
+    return score(opened, ids).loss, score(run.model, split.ids).loss, split, name
+
+
+def _notes(run: Run) -> tuple[str, ...]:
+    """What the format does not hold."""
+    notes = []
+    unknown = run.tokenizer.options.unknown
+    if unknown == "error" and run.tokenizer.unknown_id is not None:
+        notes.append("Symbols outside the vocabulary become the unknown token there; here they are refused.")
+    if unknown == "skip" and run.tokenizer.words is not None:
+        notes.append("Words outside the vocabulary become the unknown token there; here they are left out.")
+    notes.append(
+        f"The first token of a text is predicted from token {run.tokenizer.start_id}: put it before the ids of a text."
+    )
+    return tuple(notes)
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _card(run: Run, notes: tuple[str, ...]) -> str:
+    start = run.tokenizer.start_id
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {run.name}
+
+Trained with Inkling {__version__}.
+
+```python
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = AutoModelForCausalLM.from_pretrained("PATH")
+prompt = tokenizer.encode("The ", add_special_tokens=False)
+ids = model.generate(torch.tensor([[{start}, *prompt]]), do_sample=True, temperature=0.8, max_new_tokens=100)
+print(tokenizer.decode(ids[0, 1:], skip_special_tokens=False))
+```
+
+Perplexity with lm-evaluation-harness: `--model hf --model_args pretrained=PATH,prefix_token_id={start}`.
+
+{"".join(f"- {note}{chr(10)}" for note in notes)}
+{run.card()}"""

@@ -1,0 +1,234 @@
+"""A run's report as one HTML page: no other file, no network, light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lm.evaluation.report import Report
+from lm.html_parts import escape, read_style
+from lm.html_parts.line_chart import COLOURS, Line, line_chart_html
+from lm.html_parts.page import whole_page
+from lm.html_parts.token_marks import SURPRISE_SCALE, Mark, marks_html, percent, surprise_strength, visible
+from lm.report_page.collect import RunReport
+from lm.runs.card import MEANINGS, figure, figures_of, numbers
+from lm.version import __version__
+
+MAX_CURVE_POINTS = 300
+"""Points of a curve."""
+
+STYLE = """
+:root { --body-text-color: var(--ink); --body-text-color-subdued: var(--soft); --border-color-primary: var(--line);
+  --primary-500: #6366f1; --card: #fafbfc; }
+@media (prefers-color-scheme: dark) { :root { --card: #1b1e22; } }
+body { max-width: 62rem; }
+header { border-bottom: 1px solid var(--line); padding-bottom: 1rem; }
+h1 { font: 600 2rem/1.2 Georgia, "Times New Roman", serif; margin: 0; overflow-wrap: anywhere; }
+h2 { font: 600 1.35rem/1.3 Georgia, "Times New Roman", serif; margin: 2.6rem 0 .6rem; }
+.lead { font-size: 1.15rem; color: var(--ink); max-width: 60ch; margin: .8rem 0; }
+.numbers { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0 0; }
+.numbers div { flex: 1 1 9rem; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
+  padding: .7rem 1rem; }
+.numbers b { display: block; font: 600 1.7rem/1.2 Georgia, serif; font-variant-numeric: tabular-nums; }
+.numbers span { color: var(--soft); font-size: .85rem; }
+.figures td, .figures th { white-space: normal; vertical-align: top; }
+.figures th[scope=row] { text-align: left; color: var(--ink); }
+.figures small { display: block; color: var(--soft); font-weight: 400; }
+.figures td b { font-variant-numeric: tabular-nums; }
+.sample { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem 1.1rem;
+  margin: .8rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 1rem/1.6 Georgia, serif; }
+.sample u { text-decoration: underline 2px #f97316; text-underline-offset: 3px; }
+.frame { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem 1.1rem; }
+.marks .mark { cursor: default; }
+.note { border-left: 3px solid #f59e0b; padding-left: .7rem; margin: .5rem 0; }
+code { overflow-wrap: anywhere; font-size: .85em; }
+details summary { cursor: pointer; color: var(--soft); }
+@media print { .marks { max-height: none; } }
+"""
+
+
+def page(report: RunReport) -> str:
+    """The whole page."""
+    facts = report.facts
+    sections = [
+        _head(facts, report.main),
+        _section("How good it is", _figures(report.reports) + _notes(report.main)),
+        _section("How it learned", _curves(report.rows)),
+        _section("What it writes", _samples(report)),
+        _section("What surprises it", _surprise(report)),
+        _section("What it was made from", _corpus(facts)),
+    ]
+    style = STYLE + read_style("line_chart") + read_style("token_marks") + f".legend-scale {{ {read_style('scale')} }}"
+    return whole_page(f"Report of {facts['name']}", "".join(sections), style)
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+
+
+# -- the first lines -------------------------------------------------------------------------------------
+
+
+def _head(facts: Mapping[str, Any], report: Report) -> str:
+    kind = f", {facts['kind']}" if facts["kind"] else ""
+    about = (
+        f"A {facts['model']} language model{kind}, with {numbers(dict(facts))} over {facts['vocab_size']:,} "
+        f"{facts['tokenizer']} tokens, trained on {facts['corpus']}."
+    )
+    boxes = "".join(
+        f"<div><b>{value}</b><span>{escape(meaning)}</span></div>" for value, meaning in _boxes(report) if value != "–"
+    )
+    return (
+        f"<header><h1>{escape(facts['name'])}</h1><p>{escape(about)} Inkling {__version__}.</p>"
+        f'<p class="lead">{escape(verdict(report))}</p><div class="numbers">{boxes}</div></header>'
+    )
+
+
+def _boxes(report: Report) -> Iterator[tuple[str, str]]:
+    yield figure(report.bits_per_byte, ".3f"), "bits per byte, comparable between all models"
+    yield figure(report.perplexity, ",.2f"), "perplexity of a token"
+    yield f"{report.accuracy:.0%}", "of the tokens were its first choice"
+    yield figure(report.floor_bits_per_byte, ".3f"), "bits per byte of n-gram counts: the floor"
+
+
+def verdict(report: Report) -> str:
+    """The main figure in sentences: what it means, and how it stands to the floor."""
+    where = f"the {report.split} split" if report.split != "text" else report.corpus
+    if report.bits_per_byte is None:
+        sentence = f"On {where} it needs {report.loss:.3f} nats for each token."
+    else:
+        sentence = (
+            f"On {where} it needs {report.bits_per_byte:.3f} bits for each byte: text of 8 bits a byte becomes "
+            f"{8 / report.bits_per_byte:.1f} times shorter."
+        )
+    if report.remembered:
+        return f"{sentence} Part of this text is in the training text, so this figure shows memory."
+    if report.floor_loss is None:
+        return sentence
+    gain = report.floor_loss - report.loss
+    floor = f"n-gram counts of the training text ({(report.floor or '').partition(' of ')[0]})"
+    if report.misses_floor:
+        return f"{sentence} That is worse than {floor}, by {-gain:.3f} nats per token."
+    if gain <= 0:
+        return f"{sentence} That is as good as {floor}."
+    return f"{sentence} That is better than {floor}, by {gain:.3f} nats per token."
+
+
+# -- figures ---------------------------------------------------------------------------------------------
+
+
+def _figures(reports: Sequence[Report]) -> str:
+    rows = []
+    for field, (name, unit, form) in figures_of([report.model_dump() for report in reports]).items():
+        meaning, denominator = MEANINGS[field]
+        cells = []
+        for report in reports:
+            count = getattr(report, denominator)
+            if field == "perplexity_without_unknown":
+                count -= report.unknown_tokens
+            over = f"± {report.standard_error:.4f}, over" if field == "loss" else "over"
+            cells.append(
+                f"<td><b>{figure(getattr(report, field), f',{form}')}</b>"
+                f"<small>{over} {count:,} {denominator}</small></td>"
+            )
+        title = f"{name}, {unit}" if field == "loss" else name
+        rows.append(f'<tr><th scope="row">{escape(title)}<small>{escape(meaning)}</small></th>{"".join(cells)}</tr>')
+    heads = "".join(f"<th>{escape(report.split)}</th>" for report in reports)
+    measured = "".join(
+        f"<p>{escape(report.split)}: {escape(report.context)}; {escape(report.precision)}; text sha256 "
+        f"<code>{report.text_sha256}</code>.</p>"
+        for report in reports
+    )
+    return (
+        f'<div class="scroll"><table class="figures"><thead><tr><th>Figure</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{measured}"
+    )
+
+
+def _notes(report: Report) -> str:
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in report.notes)
+
+
+# -- curves ----------------------------------------------------------------------------------------------
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        Line(name, thinned(points), colour)
+        for name, field, colour in (
+            ("training", "train_loss", "#94a3b8"), ("validation", "valid_loss", COLOURS[0]),
+        )
+        if (points := [(row["step"], row[field]) for row in rows if _is_finite(row.get(field))])
+    ]  # fmt: skip
+    chart = line_chart_html(lines, x_title="step", y_title="loss, nats per token (lower is better)")
+    if not chart:
+        return ""
+    validations = [(row["step"], row["valid_loss"]) for row in rows if _is_finite(row.get("valid_loss"))]
+    sentence = ""
+    if validations:
+        best, last = min(validations, key=lambda each: each[1]), validations[-1]
+        sentence = f"<p>The validation loss was lowest at step {best[0]:,} ({best[1]:.4f}); step {last[0]:,} was last."
+        sentence += " The weights of the lowest one are the model.</p>"
+    return f'<div class="frame">{chart}</div>{sentence}'
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MAX_CURVE_POINTS points, each the mean of its part; the last point stays."""
+    size = math.ceil(len(points) / MAX_CURVE_POINTS)
+    if size <= 1:
+        return list(points)
+    parts = [points[begin : begin + size] for begin in range(0, len(points), size)]
+    means = [(part[-1][0], math.fsum(y for _, y in part) / len(part)) for part in parts]
+    return [*means[:-1], points[-1]]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+# -- texts -----------------------------------------------------------------------------------------------
+
+
+def _samples(report: RunReport) -> str:
+    options = report.sampling
+    how = f"Temperature {options['temperature']:g}, seeds {options['seed']} and following, without a prompt."
+    texts = "".join(f'<div class="sample">{escape(text)}</div>' for text in report.samples)
+    return f"<p>{escape(how)} The same seed gives the same text.</p>{texts}"
+
+
+def _surprise(report: RunReport) -> str:
+    marks = (
+        Mark(token.text, surprise_strength(-token.nats),
+             f"“{visible(token.text)}”: {percent(math.exp(-token.nats))} ({token.nats:.2f} nats)")
+        for token in report.tokens
+    )  # fmt: skip
+    html = marks_html(marks).replace(' tabindex="-1" role="button"', "").replace(' tabindex="0" role="button"', "")
+    if not report.tokens:
+        return "<p>The text was not available when this page was made.</p>"
+    return (
+        f"<p>The first {len(report.tokens):,} tokens of the {escape(report.main.split)} split. Point at a token to see "
+        f'its probability. <span class="legend-scale">{SURPRISE_SCALE}</span></p><div class="frame marks">{html}</div>'
+    )
+
+
+# -- corpus and options ----------------------------------------------------------------------------------
+
+
+def _corpus(facts: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{part['tokens']:,}</td><td>{part['characters']:,}</td>"
+        f'<td class="text"><code>{part["sha256"]}</code></td></tr>'
+        for name, part in facts["splits"].items()
+    )
+    notes = "".join(f"<p>{escape(note)}</p>" for note in facts["corpus_notes"])
+    options = "".join(
+        f"<tr><td>{section}.{escape(name)}</td><td class='text'>{escape(str(value))}</td></tr>"
+        for section in ("tokenizer", "model", "training")
+        for name, value in facts["options"][section].items()
+    )
+    return (
+        '<div class="scroll"><table><thead><tr><th>Split</th><th>Tokens</th><th>Characters</th><th>sha256</th></tr>'
+        f"</thead><tbody>{rows}</tbody></table></div>{notes}"
+        f'<details><summary>All options</summary><div class="scroll"><table>{options}</table></div></details>'
+    )
