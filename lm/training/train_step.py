@@ -489,7 +489,7 @@ def _first_bad(losses: list[Tensor]) -> int:
 def read_later(*vectors: Tensor) -> Callable[[], list[float]]:
     """Start to copy vectors of one device to the host; the function waits for them and returns all their numbers.
 
-    The copy goes to pinned memory, so the device does not wait, and the host waits for an event of its own.
+    The copy goes to pinned memory, so the device does not wait, and the host waits for this copy alone.
     """
     together = torch.cat([vector.float() for vector in vectors])
     copy = together.to("cpu", non_blocking=True)
