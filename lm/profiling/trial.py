@@ -94,19 +94,17 @@ class Trial:
         """Time steps and a validation, for about `seconds`; the same result in all processes."""
         step, times = self.step, list[float]()
         with deterministic(step.device), keep_freed_memory():
-            begun, finish = time.perf_counter(), None
+            # As in a run: on a GPU the result of a step is read after the next one was started.
+            unread: list[Callable[[], StepResult]] = []
+            begun = time.perf_counter()
             while len(times) < WARM_UP_STEPS + 2 or self._since(begun) < seconds * 0.75:
                 before = time.perf_counter()
                 logs = len(times) % step.config.log_every == step.config.log_every - 1
-                before_this, finish = finish, self.start_step(with_metrics=logs)
-                # As in a run: on a GPU the step before, else this one.
-                if before_this is not None:
-                    before_this()
-                if not step.reads_late:
-                    finish()
-                    finish = None
+                unread.append(self.start_step(with_metrics=logs))
+                if len(unread) > step.reads_late:
+                    unread.pop(0)()
                 times.append(time.perf_counter() - before)
-            if finish is not None:
+            for finish in unread:
                 finish()
             # The median, because another program may use the processor for a moment.
             step_seconds, _ = step.world.sync_clock(statistics.median(times[WARM_UP_STEPS:]))
