@@ -23,7 +23,7 @@ IN_A_FILE = "checkpoints/a/README.md/x"
         (["train", "-", "--seed", "-1"], "training.seed = -1: give a number of at least 0."),
         (["train", "-", "--runs-dir", IN_A_FILE], f"{IN_A_FILE}: "),
         (["train", "-", "--runs-dir", "/proc/no"], "Cannot write to /proc/no: "),
-        (["train", "-", "--preset", "gru"], "Did you mean 'gru-char', 'gru-char-large'"),
+        (["train", "-", "--preset", "gru"], "Did you mean 'gru-char', 'gru-char-gpu'"),
         (["train", "-", "--dry-run", "--verify-resume"], "are two different checks: give one of them"),
         (["profile", "-", "--html", IN_A_FILE], f"{IN_A_FILE.rpartition('/')[0]}: "),
         (["profile", "-", "--seed", "-1"], "training.seed = -1"),
