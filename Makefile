@@ -13,11 +13,12 @@ PYTEST := $(BIN)/python -m pytest
 # Clones of other programs for the benchmarks, and an older checkout; BENCH_ARGS: suites and further options.
 BENCH = $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(WLM),--wlm "$(WLM)") \
 	$(if $(BASELINE),--baseline "$(BASELINE)") $(BENCH_ARGS)
+GPU = $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(DATA),--data "$(DATA)")
 # Two files at a time: tests of one file share what they prepare.
 TWO := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage test-fast soak check format bench bench-full docs options screenshots wheel clean
+.PHONY: help demo test coverage test-fast soak check format bench bench-full gpu gpu-dry docs options screenshots wheel clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -53,6 +54,12 @@ bench: $(VENV)/.installed-bench ## Compare with other programs: 22 minutes; NANO
 
 bench-full: $(VENV)/.installed-bench ## Compare with whole trainings: hours
 	$(BIN)/python -m benchmarks --full $(BENCH)
+
+gpu: $(VENV)/.installed-bench ## Measure on a GPU in ten minutes: equality, levels, speed, quality; NANOGPT=PATH, DATA=PATH
+	$(BIN)/python -m tests.gpu $(GPU) $(GPU_ARGS)
+
+gpu-dry: $(VENV)/.installed-test ## Run the same with tiny models on a pretended GPU
+	$(BIN)/python -m tests.gpu --dry-run $(GPU_ARGS)
 
 docs: $(VENV)/.installed-dev ## Build the site under build/site; read it with: python -m http.server -d build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

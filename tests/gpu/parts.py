@@ -288,17 +288,15 @@ def decode(job: Job) -> None:
         job.record.missing.append(TRANSFORMERS)
     tokens = job.size(200, 3)
     for shape, weights in decoding.SHAPES.items():
-        small: dict[str, Any] = {"hidden_size": 16}
+        small: dict[str, Any] = {"hidden_size": 48}
         small |= {"embedding_size": 16} if "gru" in shape else {"num_heads": 2, "num_layers": 1}
         model = build_model(Section(**{**weights, **job.size({}, small)}), decoding.V, seed=1).to(CUDA).eval()
         for batch in job.size((1, decoding.BATCH, 128), (1, 2)):
             contenders = {"engine": decoding.requests(TorchDecoder(model), batch, tokens)}
-            if not job.dry:
-                contenders |= dict(
-                    each
-                    for each in decoding.peers(shape, model, batch, tokens, 1, job.folder)
-                    if "llama" not in each[0]
-                )
+            if "gru" in shape:
+                contenders["nn.GRU loop, top_k 40"] = decoding.gru_loop(model, batch, tokens, sample=True)
+            elif not job.record.missing:
+                contenders["transformers generate"] = decoding.hugging_face(model, batch, tokens)
             rows = job.table(f"{shape}, batch {batch}", "tokens/s over the whole batch")
             for name, run in contenders.items():
                 rates = []

@@ -229,7 +229,7 @@ class _Mode(TorchDispatchMode):
 
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operator: on the GPU if a tensor or the argument `device` says so."""
-    name, written, in_parts = _facts(func)
+    name, written, in_parts, is_view = _facts(func)
     tensors: list[Tensor] = []
     plain_args = tuple(_unwrap(value, tensors) for value in args)
     plain = {key: _unwrap(value, tensors) for key, value in kwargs.items()}
@@ -263,15 +263,21 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
                 raise NotImplementedError(f"{func} changes the shape of a tensor in place")
         out = results[0] if len(results) == 1 else tuple(results)
     elif to_gpu or (wanted is None and (name not in COPIES or isinstance(args[0], GpuTensor))):
-        out = _wrap(out)
+        if is_view and torch.is_inference_mode_enabled() and not tensors[0].is_inference():
+            # As in torch, a view of a tensor that autograd knows stays one.
+            with torch.inference_mode(False):
+                out = _wrap(out)
+        else:
+            out = _wrap(out)
     if name not in VIEWS:
         WATCH.launch(name, out)
     return out
 
 
 @functools.cache
-def _facts(func: Any) -> tuple[str, tuple[tuple[int, str], ...], bool]:
-    """The name of an operator, the arguments that it writes and returns, and whether other operators make it up."""
+def _facts(func: Any) -> tuple[str, tuple[tuple[int, str], ...], bool, bool]:
+    """The name of an operator, the arguments that it writes and returns, whether others make it up, and whether its
+    results are views."""
     schema = func._schema
     returns_written = any(each.alias_info is not None and each.alias_info.is_write for each in schema.returns)
     written = [
@@ -281,7 +287,9 @@ def _facts(func: Any) -> tuple[str, tuple[tuple[int, str], ...], bool]:
     ]
     space, name = schema.name.split("::")
     kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return name, tuple(written), space == "aten" and kernel(func.name(), "CompositeImplicitAutograd")
+    in_parts = space == "aten" and kernel(func.name(), "CompositeImplicitAutograd")
+    is_view = not written and any(each.alias_info is not None for each in schema.returns)
+    return name, tuple(written), in_parts, is_view
 
 
 def _unwrap(value: Any, tensors: list[Tensor]) -> Any:

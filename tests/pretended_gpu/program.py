@@ -89,7 +89,7 @@ class Bench:
                 tiny["model.adaptive_cutoffs"] = [4, 10]
             if preset["tokenizer"]["type"] == "subword":
                 tiny["tokenizer.size"] = 300
-            if "gradient_accumulation" in preset["training"]:
+            if "gradient_accumulation" in preset.get("training", {}):
                 tiny["training.gradient_accumulation"] = 2
             if model["type"] == "hybrid":
                 tiny["model.order"] = 3
@@ -237,7 +237,7 @@ def loop(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
         folder = RunFolder(Path(runs) / "run")
         folder.create(run_record(config, corpus, model, None), corpus.tokenizer)
         trainer = Trainer(folder, config.training, model, corpus, callbacks=[Steps()])
-        trainer.train(Plan(steps=12, evaluate_every=1000))
+        trainer.train(Plan(steps=8, evaluate_every=1000))
     # The first step allocates, and the one after a log line may settle what the line left.
     between = {step: found for step, found in steps.items() if step > 1 and step % every > 1}
     return {

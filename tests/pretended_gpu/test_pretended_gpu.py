@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -19,26 +16,20 @@ LEVELS = {
     "fp16:O1": "fp16 O1", "fp16:O2": "fp16 O2", "fp16:O3": "fp16 O3",
 }  # fmt: skip
 TRAINED = [name for name in preset_names() if not name.startswith("ngram")]
+DIFFERENT = [name for name in TRAINED if not name.endswith(("-small", "-medium", "-large"))]
+"""Presets that differ in more than sizes, which are tiny here."""
 MAX_OPERATORS = {
-    "gru-char": 300, "gru-char-gpu": 300, "gru-char-large": 300, "gru-char-small": 295, "gru-subword": 80,
-    "gru-subword-medium": 215, "gru-subword-small": 210, "gru-word": 195, "hybrid-char": 345, "lstm-char": 70,
-    "lstm-word": 195, "lstm-word-gpu": 520, "transformer-char": 1090, "transformer-char-gpu": 1320,
-    "transformer-subword": 860, "transformer-word": 960,
+    "gru-char-gpu": 200, "gru-char-large": 200, "gru-char-small": 195, "gru-char": 200, "gru-subword-medium":
+    170, "gru-subword-small": 170, "gru-subword": 105, "gru-word": 225, "hybrid-char": 240, "lstm-char": 95,
+    "lstm-word-gpu": 540, "lstm-word": 225, "transformer-char-gpu": 1130, "transformer-char": 775,
+    "transformer-subword": 670, "transformer-word": 770,
 }  # fmt: skip
 """Launches of a step of a tiny model at any level; two layers of a Transformer."""
-ALLOWED_WAITS: dict[str, set[str]] = {}
-"""By preset, "kind file:line" of waits that a step may make."""
+ALLOWED_WAITS: frozenset[str] = frozenset()
+"""Waits that a step may make, as "kind file:line"."""
 
 
-def later(reason: str, kind: type[Exception] = AssertionError) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(reason=reason, raises=kind, strict=True)
-
-
-LATE_READING = later("a step reads loss and gradient norm at once")
-STEPS = [f"steps:{name}:{level}" for name in TRAINED for level in LEVELS]
-
-
-@pytest.mark.parametrize("case", STEPS)
+@pytest.mark.parametrize("case", [f"steps:{name}:{level}" for name in TRAINED for level in LEVELS])
 def test_a_preset_makes_steps_at_every_level(case, outcome):
     _, name, level = case.split(":", 2)
     assert outcome["format"] == LEVELS[level]
@@ -48,20 +39,23 @@ def test_a_preset_makes_steps_at_every_level(case, outcome):
     assert outcome["float64"] == {}
 
 
-@pytest.mark.parametrize("case", [f"equal:{name}:fp32" for name in TRAINED])
+@pytest.mark.parametrize("case", [f"equal:{name}:fp32" for name in DIFFERENT])
 def test_losses_and_gradient_norms_in_fp32_are_those_of_the_cpu(case, outcome):
     assert outcome["cuda"] == pytest.approx(outcome["cpu"], rel=1e-4)
     assert outcome["cuda norms"] == pytest.approx(outcome["cpu norms"], rel=1e-3)
 
 
-@pytest.mark.parametrize("case", [pytest.param(f"loop:{name}", marks=LATE_READING) for name in TRAINED])
+@pytest.mark.parametrize("case", [f"loop:{name}" for name in DIFFERENT])
 def test_the_host_does_not_wait_in_steps_between_two_log_lines(case, outcome):
-    found = set(outcome["wait_places"]) - ALLOWED_WAITS.get(case.partition(":")[2], set())
-    assert outcome["steps"]
-    assert not found
+    assert len(outcome["steps"]) == 4
+    assert set(outcome["wait_places"]) <= ALLOWED_WAITS
 
 
-JOBS = [f"job:{name}:{level}" for name, level in zip(TRAINED, [*LEVELS, *LEVELS, *LEVELS], strict=False)]
+JOBS = (
+    "job:gru-char:bf16:O1", "job:gru-subword:bf16:O2", "job:hybrid-char:fp16:O2", "job:lstm-char:tf32",
+    "job:lstm-word:fp16:O1", "job:lstm-word-gpu:bf16:O3", "job:transformer-char:fp16:O3", "job:transformer-word:fp32",
+)  # fmt: skip
+"""Every level once."""
 
 
 @pytest.mark.parametrize("case", [*JOBS, "job:ngram-char"])
@@ -89,28 +83,3 @@ def test_lm_train_explains_the_choice_for_a_gpu(case, outcome):
     assert outcome["exit_code"] == 0
     assert "32 to 2,048 rows a batch, 8.6 GB free" in outcome["printed"]
     assert "on cuda" in outcome["printed"]
-
-
-COMPILED = """
-import torch
-from lm.config import Section
-from lm.models.base import build_model
-
-section = Section(
-    type="transformer", context_length=8, hidden_size=16, num_heads=2, num_layers=2, dropout=0.1, table_orders=[2, 3],
-    table_buckets=30,
-)
-model = build_model(section, 40)
-ids = torch.zeros(2, 8, dtype=torch.int64)
-step = torch.compile(lambda ids: model.training_loss(ids, ids).objective, fullgraph=True, backend="aot_eager")
-step(ids).backward()
-assert all(parameter.grad is not None for parameter in model.parameters())
-"""
-
-
-def test_the_step_of_a_transformer_is_one_graph_for_the_compiler():
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPILED], cwd=Path(__file__).parents[2], capture_output=True,
-        text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-2000:]
