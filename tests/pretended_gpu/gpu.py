@@ -20,10 +20,10 @@ What it counts:
     float64      tensors of float64 on the device, which Apple GPUs do not have
 
 What it does not prove: speed; numbers as CUDA kernels round them; kernels that refuse a dtype, shape or layout on CUDA
-alone; cuDNN (`_VF.gru`, `lstm` and `rnn_*` are stood in for by one operator `_cudnn_rnn`, computed in fp32 by the CPU's
-layers) and its routing; which attention kernel is chosen (`_fused_sdp` stand-in: flash for low formats without a mask,
-else memory-efficient); order of streams: everything runs at once, so a missing synchronisation is not seen; memory;
-random numbers of CUDA's generator; compilation by inductor and CUDA graphs.
+alone; cuDNN: `_VF.gru`, `lstm` and `rnn_*` are one operator `_cudnn_rnn` here, computed in fp32 by the CPU's layers;
+torch's choice of an attention kernel: here flash for low formats without a mask, else the memory-efficient one; the
+order of streams: everything runs at once, so a missing synchronisation is not seen; memory; random numbers of CUDA's
+generator; code of torch's compiler; CUDA graphs.
 """
 
 # ruff: noqa: E402, SIM905 - the library is loaded before torch

@@ -259,6 +259,42 @@ def explain(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
     return {"exit_code": result.exit_code, "printed": result.output}
 
 
+def counting(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
+    """Waits and launches of single operations, by name."""
+    import torch
+
+    host = torch.arange(6.0)
+    pinned, device, mask = host.pin_memory(), host.to("cuda"), (host > 2).to("cuda")
+    operations: dict[str, Callable[[], Any]] = {
+        "add": lambda: device + 1,
+        "view": lambda: device[1:].view(5, 1),
+        "foreach": lambda: torch._foreach_mul([device, device], 2.0),
+        "item": lambda: device.sum().item(),
+        "if": lambda: bool(mask[0]),
+        "tolist": lambda: device.tolist(),
+        "nonzero": lambda: mask.nonzero(),
+        "boolean mask": lambda: device[mask],
+        "unique": lambda: device.unique(),
+        "to the host": lambda: device.cpu(),
+        "to a pinned tensor": lambda: pinned.copy_(device, non_blocking=True),
+        "to a pageable tensor": lambda: host.clone().copy_(device, non_blocking=True),
+        "to the device": lambda: host.to("cuda"),
+        "to the device, pageable": lambda: host.to("cuda", non_blocking=True),
+        "to the device, pinned": lambda: pinned.to("cuda", non_blocking=True),
+        "made of a list": lambda: torch.tensor([1.0, 2.0], device="cuda"),
+        "synchronize": torch.cuda.synchronize,
+        "float64": lambda: device.double(),
+    }
+    found = {}
+    for name, operation in operations.items():
+        for mode in (torch.enable_grad, torch.inference_mode):
+            watch.reset()
+            with mode():
+                operation()
+            found[f"{name}, {mode.__name__}"] = [sum(watch.waits.values()), sum(watch.operators.values())]
+    return {"found": found, "float64": watch.report()["float64"]}
+
+
 def mixing(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
     """A step of a model that has a weight on the other device."""
     import torch
@@ -273,7 +309,8 @@ def mixing(bench: Bench, case: Case, watch: gpu.Watch) -> dict[str, Any]:
 
 
 ACTIONS: dict[str, Callable[[Bench, Case, gpu.Watch], dict[str, Any]]] = {
-    "steps": steps, "job": job, "equal": equal, "loop": loop, "explain": explain, "mixing": mixing,
+    "steps": steps, "job": job, "equal": equal, "loop": loop, "explain": explain, "counting": counting,
+    "mixing": mixing,
 }  # fmt: skip
 
 

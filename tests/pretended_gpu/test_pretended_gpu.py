@@ -29,6 +29,16 @@ ALLOWED_WAITS: frozenset[str] = frozenset()
 """Waits that a step may make, as "kind file:line"."""
 
 
+@pytest.mark.parametrize("case", ["counting:"])
+def test_waits_and_launches_are_counted(case, outcome):
+    waits = {name: counts[0] for name, counts in outcome["found"].items()}
+    free = {"add", "view", "foreach", "to a pinned tensor", "to the device, pinned", "float64"}
+    assert waits == {name: int(name.rpartition(", ")[0] not in free) for name in waits}
+    launches = {name: outcome["found"][f"{name}, enable_grad"][1] for name in ("add", "view", "foreach")}
+    assert launches == {"add": 1, "view": 0, "foreach": 1}
+    assert outcome["float64"]
+
+
 @pytest.mark.parametrize("case", [f"steps:{name}:{level}" for name in TRAINED for level in LEVELS])
 def test_a_preset_makes_steps_at_every_level(case, outcome):
     _, name, level = case.split(":", 2)
