@@ -193,15 +193,18 @@ def _words(settings: Settings, folder: Path, record: Record) -> None:
 def trainer_turns(
     model: Section, training: TrainingConfig, prepared: PreparedCorpus, seconds: float = TURN_SECONDS
 ) -> Callable[[], float]:
-    """Tokens per second of `TrainStep`; the model continues to learn from turn to turn."""
+    """Tokens per second of `TrainStep`, compiled if `training.compile` is on; the model learns from turn to turn."""
     trial = Trial(TrainStep(build_model(model, prepared.tokenizer.vocab_size, seed=1), training), prepared)
+    if training.compile == "on":
+        trial.step.compile(trial.batches)
 
     def turn() -> float:
         with deterministic(trial.step.device), keep_freed_memory():
             begun, steps = time.perf_counter(), 0
             while time.perf_counter() - begun < seconds:
-                trial.run_step()
+                trial.run_ahead()
                 steps += 1
+            trial.catch_up()
             wait(trial.step.device)
             return steps * trial.batches.tokens_per_step / (time.perf_counter() - begun)
 

@@ -81,6 +81,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "sample_tokens": ("20", 20),
     "devices": ("2", 2),
     "shard": ("true", True),
+    "compile": ("on", "on"),
     "timeout_seconds": ("60", 60.0),
     "checkpoint_every": ("3", 3),
     "checkpoint_epochs": ("[5,10]", (5, 10)),

@@ -27,7 +27,7 @@ from lm.errors import (
     RunNotFoundError,
     VocabMismatchError,
 )
-from lm.files import Arrays, digest, pack_arrays, read_arrays, write_file
+from lm.files import Arrays, digest, map_arrays, pack_arrays, read_arrays, write_file
 from lm.runs import run_folder
 from lm.runs.run import Run
 from lm.runs.run_folder import RunFolder, find_run, list_runs
@@ -746,3 +746,21 @@ def test_old_names_of_a_runs_checkpoint_and_snapshots_still_work_with_a_warning(
 
 def test_the_shipped_runs_are_found() -> None:
     assert {"shakespeare-gru", "wikitext-gru"} <= {path.parent.name for path in SHIPPED.glob("*/config.json")}
+
+
+def test_mapped_arrays_are_those_of_the_file_and_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    arrays = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "step": np.array(7.0, np.float32),
+        "b": np.array([True]),
+    }
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(pack_arrays(arrays, {"step": 3}))
+    mapped, facts = map_arrays(path)
+    assert facts["step"] == 3 and mapped.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert mapped[name].dtype == array.dtype and isinstance(mapped[name], np.memmap)
+        np.testing.assert_array_equal(mapped[name], array)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CorruptRunError, match="is damaged"):
+        map_arrays(path)

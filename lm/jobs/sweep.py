@@ -18,6 +18,7 @@ from typing import Any
 from lm.comparison.result import Comparison
 from lm.config import CorpusConfig, RunConfig, given_sections, runs_folder
 from lm.corpora import Corpus, Progress
+from lm.device import pick_device
 from lm.errors import ConfigError
 from lm.host import usable_threads
 from lm.jobs.autoconfig import Family, TokenKind
@@ -249,7 +250,13 @@ def notes(folder: SweepFolder, jobs: int) -> list[str]:
     found = []
     threads = threads_of(jobs)
     if any(config.training.minutes is not None for config in configs):
-        if jobs * threads > usable_threads():
+        shared = {str(pick_device(config.training.device)) for config in configs} - {"cpu"}
+        if jobs > 1 and shared:
+            found.append(
+                f"{jobs} runs at the same time share {', '.join(sorted(shared))}: equal minutes are not equal work. "
+                "Use --jobs 1, or --epochs."
+            )
+        elif jobs * threads > usable_threads():
             found.append(
                 f"{jobs} runs at the same time need {jobs * threads} threads, and there are {usable_threads()}: equal "
                 "minutes are not equal work, and the figures depend on what else runs. Use --jobs 1, or --epochs."

@@ -32,7 +32,7 @@ SWEEPS, RECORD, BEST, CURVES = "sweeps", "sweep.json", "best.toml", "curves.png"
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 ENDED = ("finished", "failed")
-"""States that a sweep does not train again."""
+"""Of runs that a sweep does not train again."""
 
 
 class SweepRun(Options):

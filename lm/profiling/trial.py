@@ -47,6 +47,7 @@ class Trial:
         self.step, self.corpus = step, corpus
         self.batches = StepBatches(corpus.splits["train"], step)
         self.steps_done = 0
+        self._unread: list[Callable[[], StepResult]] = []
         self._size: tuple[int, int] | None = None
 
     def run_step(self, *, with_metrics: bool = False) -> StepResult:
@@ -73,6 +74,17 @@ class Trial:
 
         return finish_checked
 
+    def run_ahead(self, *, with_metrics: bool = False) -> None:
+        """The next step as in a run: on a GPU the result of the step before is read after it was started."""
+        self._unread.append(self.start_step(with_metrics=with_metrics))
+        if len(self._unread) > self.step.reads_late:
+            self._unread.pop(0)()
+
+    def catch_up(self) -> None:
+        """Wait for the steps of `run_ahead`."""
+        while self._unread:
+            self._unread.pop(0)()
+
     def _step_batches(self) -> Iterable[Batch]:
         if self._size is None:
             return self.batches.of_step(self.steps_done)
@@ -94,20 +106,12 @@ class Trial:
         """Time steps and a validation, for about `seconds`; the same result in all processes."""
         step, times = self.step, list[float]()
         with deterministic(step.device), keep_freed_memory():
-            begun, finish = time.perf_counter(), None
+            begun = time.perf_counter()
             while len(times) < WARM_UP_STEPS + 2 or self._since(begun) < seconds * 0.75:
                 before = time.perf_counter()
-                logs = len(times) % step.config.log_every == step.config.log_every - 1
-                before_this, finish = finish, self.start_step(with_metrics=logs)
-                # As in a run: on a GPU the step before, else this one.
-                if before_this is not None:
-                    before_this()
-                if not step.reads_late:
-                    finish()
-                    finish = None
+                self.run_ahead(with_metrics=len(times) % step.config.log_every == step.config.log_every - 1)
                 times.append(time.perf_counter() - before)
-            if finish is not None:
-                finish()
+            self.catch_up()
             # The median, because another program may use the processor for a moment.
             step_seconds, _ = step.world.sync_clock(statistics.median(times[WARM_UP_STEPS:]))
             # A validation token takes about a third of the time of a training token.

@@ -6,17 +6,21 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lm.copies import Copies
+from lm.evaluation.calibration import Calibration
 from lm.evaluation.report import Report
 from lm.html_parts import escape, read_style
 from lm.html_parts.line_chart import COLOURS, Line, line_chart_html
 from lm.html_parts.page import whole_page
 from lm.html_parts.token_marks import SURPRISE_SCALE, Mark, marks_html, percent, surprise_strength, visible
-from lm.report_page.collect import RunReport
+from lm.report_page.collect import FromText, RunReport
 from lm.runs.card import MEANINGS, figure, figures_of, numbers
 from lm.version import __version__
 
 MAX_CURVE_POINTS = 300
 """Points of a curve."""
+COPIED = 20
+"""Characters of a copy that is underlined."""
 
 STYLE = """
 :root { --body-text-color: var(--ink); --body-text-color-subdued: var(--soft); --border-color-primary: var(--line);
@@ -38,6 +42,7 @@ h2 { font: 600 1.35rem/1.3 Georgia, "Times New Roman", serif; margin: 2.6rem 0 .
 .figures td b { font-variant-numeric: tabular-nums; }
 .sample { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem 1.1rem;
   margin: .8rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 1rem/1.6 Georgia, serif; }
+.quote { font-family: Georgia, serif; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--ink); }
 .sample u { text-decoration: underline 2px #f97316; text-underline-offset: 3px; }
 .frame { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem 1.1rem; }
 .marks .mark { cursor: default; }
@@ -55,7 +60,9 @@ def page(report: RunReport) -> str:
         _head(facts, report.main),
         _section("How good it is", _figures(report.reports) + _notes(report.main)),
         _section("How it learned", _curves(report.rows)),
+        _section("Are its probabilities right?", _calibration(report.from_text)),
         _section("What it writes", _samples(report)),
+        _section("Learned or copied?", _copying(report.from_text)),
         _section("What surprises it", _surprise(report)),
         _section("What it was made from", _corpus(facts)),
     ]
@@ -138,6 +145,7 @@ def _figures(reports: Sequence[Report]) -> str:
     measured = "".join(
         f"<p>{escape(report.split)}: {escape(report.context)}; {escape(report.precision)}; text sha256 "
         f"<code>{report.text_sha256}</code>.</p>"
+        + (f"<p><code>{escape(report.signature)}</code></p>" if report.signature else "")
         for report in reports
     )
     return (
@@ -192,22 +200,96 @@ def _is_finite(value: Any) -> bool:
 
 def _samples(report: RunReport) -> str:
     options = report.sampling
-    how = f"Temperature {options['temperature']:g}, seeds {options['seed']} and following, without a prompt."
-    texts = "".join(f'<div class="sample">{escape(text)}</div>' for text in report.samples)
-    return f"<p>{escape(how)} The same seed gives the same text.</p>{texts}"
+    how = f"Temperature {options['temperature']:g}, seed {options['seed']}, without a prompt."
+    marked, texts = "", [escape(text) for text in report.samples]
+    if report.from_text is not None:
+        texts = [_underlined(text, found) for text, found in zip(report.samples, report.from_text.copies, strict=True)]
+        marked = f" Underlined: {COPIED} characters or more that stand word for word in the training text."
+    boxes = "".join(f'<div class="sample">{text}</div>' for text in texts)
+    return f"<p>{escape(how)} The same seed gives the same texts.{marked}</p>{boxes}"
+
+
+def _underlined(text: str, found: Copies) -> str:
+    """A text as HTML with its copies underlined."""
+    parts, done = [], 0
+    for start, end in found.spans(COPIED):
+        parts += [escape(text[done:start]), f"<u>{escape(text[start:end])}</u>"]
+        done = end
+    return "".join([*parts, escape(text[done:])])
+
+
+def _copying(found: FromText | None) -> str:
+    if found is None:
+        return ""
+    copying = found.copying
+    rows = "".join(
+        f"<tr><td>{name}</td><td>{each.texts}</td><td>{each.characters:,}</td><td>{each.longest_run}</td>"
+        f"<td>{each.share_20:.1%}</td><td>{each.share_50:.1%}</td></tr>"
+        for name, each in (("samples", copying.samples), (f"{copying.split} text", copying.held_out))
+    )
+    heads = "".join(
+        f"<th>{head}</th>" for head in ("", "texts", "characters", "longest run", "in runs of 20", "in runs of 50")
+    )
+    longest = copying.samples.longest_text
+    quoted = (
+        f'<p>The longest run: <span class="quote">“{escape(longest.replace(chr(10), "↵"))}”</span></p>'
+        if longest
+        else ""
+    )
+    return (
+        f"<p>{escape(copying.sentence)}</p>"
+        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{quoted}'
+    )
+
+
+def _calibration(found: FromText | None) -> str:
+    if found is None:
+        return ""
+    calibration = found.calibration
+    bins = [(each.confidence, each.accuracy) for each in calibration.equal_mass.bins]
+    lines = [Line("first choice right", bins), Line("as often as its probability says", [(0, 0), (1, 1)], "#94a3b8")]
+    chart = line_chart_html(lines, x_title="probability of the first choice", y_title="share that is right", x_end=1)
+    return f'<div class="frame">{chart}</div>' + "".join(
+        f"<p>{escape(sentence)}</p>" for sentence in calibration_sentences(calibration)
+    )
+
+
+def calibration_sentences(calibration: Calibration) -> Iterator[str]:
+    """What the figures of calibration mean."""
+    confidence, accuracy = (
+        math.fsum(getattr(each, name) * each.tokens for each in calibration.equal_mass.bins) / calibration.tokens
+        for name in ("confidence", "accuracy")
+    )
+    how = "too sure" if confidence > accuracy else "not sure enough"
+    yield (
+        f"Its first choices have a probability of {confidence:.1%} in the mean, and {accuracy:.1%} of them are right: "
+        + ("they are right as often as it says." if abs(confidence - accuracy) < 0.005 else f"it is {how}.")
+        + f" Expected calibration error: {calibration.equal_mass.error:.4f}."
+    )
+    fitted = calibration.temperature
+    if fitted is not None and calibration.loss_at_temperature is not None:
+        yield (
+            f"Temperature {fitted.value:.3f} gives the lowest loss on the {fitted.text} text. With it, the loss here "
+            f"is {calibration.loss_at_temperature:.4f} instead of {calibration.loss:.4f} nats per token."
+        )
+    yield (
+        f"It expects {calibration.expected_loss:.3f} nats per token; the text has {calibration.loss:.3f}."
+        + (f" Its own samples have {calibration.samples.entropy:.3f}." if calibration.samples else "")
+    )
 
 
 def _surprise(report: RunReport) -> str:
+    if report.from_text is None:
+        return "<p>The text was not available when this page was made.</p>"
+    tokens = report.from_text.tokens
     marks = (
         Mark(token.text, surprise_strength(-token.nats),
              f"“{visible(token.text)}”: {percent(math.exp(-token.nats))} ({token.nats:.2f} nats)")
-        for token in report.tokens
+        for token in tokens
     )  # fmt: skip
     html = marks_html(marks).replace(' tabindex="-1" role="button"', "").replace(' tabindex="0" role="button"', "")
-    if not report.tokens:
-        return "<p>The text was not available when this page was made.</p>"
     return (
-        f"<p>The first {len(report.tokens):,} tokens of the {escape(report.main.split)} split. Point at a token to see "
+        f"<p>The first {len(tokens):,} tokens of the {escape(report.main.split)} split. Point at a token to see "
         f'its probability. <span class="legend-scale">{SURPRISE_SCALE}</span></p><div class="frame marks">{html}</div>'
     )
 

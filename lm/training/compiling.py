@@ -65,10 +65,10 @@ def pays(kind: Kind, seconds: float) -> tuple[bool, str]:
     least = COSTS[kind] * PAYS_AFTER
     if seconds >= least:
         how = "recorded as CUDA graphs" if kind == "cuda graphs" else "compiled, which takes about a minute"
-        return True, f"The training step is {how}: the plan takes {seconds:,.0f} s (--compile off: not)."
+        return True, f"The training step is {how}, because the plan takes {seconds:,.0f} s (--compile off prevents it)."
     return False, (
-        f"The training step is not compiled: the plan takes {seconds:,.0f} s, and that pays from {least:,.0f} s on "
-        "(--compile on: in any case)."
+        f"The training step is not compiled: compilation pays for plans of {least:,.0f} s or more, and this one takes "
+        f"{seconds:,.0f} s (--compile on forces it)."
     )
 
 
@@ -174,41 +174,37 @@ def _part(named: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class _Pass(nn.Module):
-    """A pass from tensors to tensors, which a graph can record: objective, nats, accuracy, then the state's."""
+    """A pass from tensors to tensors, which a graph can record: objective, nats, then the state's."""
 
     def __init__(self, model: LanguageModel, inputs: _Inputs) -> None:
         super().__init__()
         self.model = model
         self._inputs = replace(inputs, tensors=dict.fromkeys(inputs.tensors))  # type: ignore[arg-type]
-        self._after: State | None = None
-        self._run: Callable[..., tuple[Tensor, ...]] = self.forward
+        self._found: TrainingLoss | None = None
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The numbers, for the values of all input tensors."""
         arguments, options = self._inputs.with_tensors(values)
-        found = self.model.training_loss(*arguments, **options)
-        self._after = replace(found.state, tensors=dict.fromkeys(found.state.tensors))  # type: ignore[arg-type]
-        objective, nats, accuracy = _numbers(found, arguments[1])
-        numbers = objective, nats, *(() if accuracy is None else (accuracy,))
-        self._counted = len(numbers)
-        return *numbers, *(tensor.detach() for tensor in found.state.tensors.values())
+        # A recorded graph writes to these tensors each time, so `logits` gives those of the last pass.
+        self._found = found = self.model.training_loss(*arguments, **options)
+        return found.objective, found.nats, *(tensor.detach() for tensor in found.state.tensors.values())
 
     def record(self, inputs: _Inputs) -> None:
         """Record the pass and its backward pass."""
         with _without_autocast_cache():
             # The recorded pass overwrites its inputs.
             samples = tuple(tensor.detach().clone() for tensor in inputs.tensors.values())
-            recorded: Any = torch.cuda.make_graphed_callables(self, samples, allow_unused_input=True)
-            self._run = recorded
+            # It replaces `forward`.
+            torch.cuda.make_graphed_callables(self, samples, allow_unused_input=True)
 
     def loss(self, inputs: _Inputs) -> TrainingLoss:
         """The loss of inputs with the recorded shapes."""
-        found = self._run(*inputs.tensors.values())
-        # A graph writes its results to the same memory each time.
-        numbers, state = found[: self._counted], [tensor.detach().clone() for tensor in found[self._counted :]]
-        assert self._after is not None
-        after = replace(self._after, tensors=dict(zip(self._after.tensors, state, strict=True)))
-        accuracy = numbers[2].detach() if len(numbers) > 2 else None
-        return CompiledLoss(numbers[0], numbers[1].detach().clone(), after, accuracy=accuracy)
+        objective, nats, *state = self(*inputs.tensors.values())
+        assert self._found is not None
+        # The next pass writes its results to the same memory.
+        copies = dict(zip(self._found.state.tensors, (tensor.detach().clone() for tensor in state), strict=True))
+        after = replace(self._found.state, tensors=copies)
+        return TrainingLoss(objective, nats.detach().clone(), after, self._found.logits)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Batches for a GPU, made beside the step that runs.
+"""Batches for a GPU, made while a step runs.
 
     batch of the number ─► the model's host inputs ─► pinned memory        (in another thread, some batches ahead)
                                                           └─► the device, when the step begins, without a wait

@@ -240,10 +240,10 @@ class TrainStep:
         taught = None if self.teacher is None else self.teacher.state
         try:
             if reason is None:
-                carries = self.carries_state
-                self.loss_function = compiled(self.model, self.compile_kind, carries_state=carries)
                 self.model.train()
                 with compiling(self.device):
+                    kind, carries = self.compile_kind, self.carries_state
+                    self.loss_function = compiled(self.model, kind, carries_state=carries)
                     for number in range(MAX_GRAPHS + 1 if self.compile_kind == "cuda graphs" else 1):
                         for batch in batches.of_step(number):
                             self.mixed.backward(self._forward(batch, None)[0].objective)
@@ -489,7 +489,7 @@ def _first_bad(losses: list[Tensor]) -> int:
 def read_later(*vectors: Tensor) -> Callable[[], list[float]]:
     """Start to copy vectors of one device to the host; the function waits for them and returns all their numbers.
 
-    The copy goes to pinned memory, so the device does not wait, and the host waits for an event of its own.
+    The copy goes to pinned memory, so the device does not wait, and the host waits for this copy alone.
     """
     together = torch.cat([vector.float() for vector in vectors])
     copy = together.to("cpu", non_blocking=True)

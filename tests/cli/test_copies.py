@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("runs")
 def test_eval_copy_prints_samples_beside_held_out_text_and_a_sentence(lm: Lm) -> None:
     done = lm("eval", "a", "--copy", "--samples", "3", "--max-tokens", "40", "--seed", "2")
     assert done.code == 0
-    table = done.out.partition("Copies from the training text")[2]
+    table = done.out.partition("Copies from the training text")[2].partition("bpb:")[0]
     assert re.search(r"samples +3  120 characters; 120 of valid", table)
     assert re.search(r"longest verbatim run +\d+  characters; \d+ in held-out text", table)
     assert re.search(r"in runs of 20 or more +\d+\.\d%", table) and "The samples copy" in table

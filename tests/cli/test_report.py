@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from lm.copies import CopyIndex
 from lm.errors import CorpusError
+from lm.evaluation.calibration import Calibration, Temperature, equal_mass
 from lm.evaluation.report import Report
-from lm.report_page.page import MAX_CURVE_POINTS, thinned, verdict
+from lm.report_page.page import MAX_CURVE_POINTS, _underlined, calibration_sentences, thinned, verdict
 from lm.runs.run import Run, load
 from tests.cli.conftest import Lm
 
@@ -26,7 +29,7 @@ def test_a_report_is_one_page_with_figures_curves_samples_and_the_surprise_of_ea
     run = load("a")
     report = run.reports()["valid"]
     assert f"{report['bits_per_byte']:.3f} bits for each byte" in page and report["text_sha256"] in page
-    assert page.count('class="line"') == 2
+    assert page.count('class="line"') == 4
     samples = run.samples(n=2, seed=5, temperature=0.5, max_tokens=400)
     assert page.count('class="sample"') == 2
     assert all(sample.split("\n")[0].replace("'", "&#x27;") in page for sample in samples)
@@ -35,6 +38,9 @@ def test_a_report_is_one_page_with_figures_curves_samples_and_the_surprise_of_ea
     tokens = run.score(text.read_text("utf-8")[4500:4750])
     assert page.count('class="mark ') == len(tokens) == report["tokens"]
     assert f"({tokens[-1].nats:.2f} nats)" in page
+    for section in ("Are its probabilities right?", "Learned or copied?", "Expected calibration error", "sha256"):
+        assert section in page
+    assert report["signature"] in page
 
 
 def test_without_the_text_the_page_has_the_saved_figures_and_no_map(
@@ -63,6 +69,24 @@ def test_without_the_text_the_page_has_the_saved_figures_and_no_map(
 def test_a_mistake_is_one_sentence(lm: Lm, runs: Path, arguments: list[str], words: str):
     done = lm("report", "a", *arguments)
     assert done.code == 1 and words in done.err and done.err.count("\n") == 1
+
+
+def test_copies_in_a_sample_are_underlined_from_twenty_characters():
+    index = CopyIndex("the cat sat on the mat and <saw> it all\n")
+    text = "A dog: cat sat on the mat and <saw> a hen on the mat"
+    found = index.find(text)
+    assert _underlined(text, found) == ("A dog:<u> cat sat on the mat and &lt;saw&gt; </u>a hen on the mat")
+    assert _underlined("a dog <b>", index.find("a dog <b>")) == "a dog &lt;b&gt;"
+
+
+def test_calibration_in_sentences():
+    bins = equal_mass(np.array([0.5, 0.5, 0.9, 0.9]), np.array([True, False, True, False]), 2)
+    found = Calibration(4, bins, bins, loss=1.5, expected_loss=1.2, temperature=Temperature(1.25, "valid", 9, 2, 1),
+                        loss_at_temperature=1.4)  # fmt: skip
+    first, second, third = calibration_sentences(found)
+    assert "probability of 70.0% in the mean, and 50.0% of them are right: it is too sure" in first
+    assert "Temperature 1.250" in second and "1.4000 instead of 1.5000" in second
+    assert third == "It expects 1.200 nats per token; the text has 1.500."
 
 
 def test_the_verdict_compares_with_the_floor(runs: Path):

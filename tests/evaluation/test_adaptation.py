@@ -35,8 +35,8 @@ FAMILIES = {"gru": GRU, "tables": TABLES, "transformer": TRANSFORMER, "hybrid": 
 OPTIONS = AdaptationOptions(rate=0.05, decay=0.001, segment=4)
 SHORT = replace(OPTIONS, rate=0.002)
 """The gradients of a fresh Transformer are small at first, and grow."""
-TEXT = np.array([0, *([1, 2, 3, 1, 4, 5] * 20)], np.uint8)
-"""120 tokens that repeat six."""
+TEXT = np.array([0, *([1, 2, 3, 1, 4, 5] * 12)], np.uint8)
+"""72 tokens that repeat six."""
 
 
 def made(section: Section) -> tuple[LanguageModel, list[Any]]:
@@ -51,10 +51,10 @@ def test_a_model_that_learns_predicts_a_repeating_text_better_and_is_unchanged_a
     model, sizes = made(FAMILIES[family])
     before, options = model.arrays(), SHORT if family == "transformer" else OPTIONS
     static, adapted = static_nats(model, TEXT, options), adapted_nats(model, TEXT, sizes, options)
-    assert len(adapted) == len(static) == 120
+    assert len(adapted) == len(static) == 72
     first = 8 if model.context_length else 4
     assert adapted[:first] == pytest.approx(static[:first], abs=1e-5)
-    assert adapted[60:].mean() < static[60:].mean() - 0.1
+    assert adapted[36:].mean() < static[36:].mean() - 0.1
     after = model.arrays()
     assert all(np.array_equal(after[name], array) for name, array in before.items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -63,7 +63,7 @@ def test_a_model_that_learns_predicts_a_repeating_text_better_and_is_unchanged_a
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_comes_later_does_not_change_the_figures_before_it(family: str) -> None:
     model, sizes = made(FAMILIES[family])
-    place, options = 60, SHORT if family == "transformer" else OPTIONS
+    place, options = 36, SHORT if family == "transformer" else OPTIONS
     shuffled = TEXT.copy()
     np.random.default_rng(0).shuffle(shuffled[place + 1 :])
     nats, others = (adapted_nats(model, ids, sizes, options) for ids in (TEXT, shuffled))
@@ -128,7 +128,7 @@ def test_the_options_with_the_lowest_loss_on_validation_text_are_chosen(monkeypa
     found = tune(model, TEXT, sizes, segment=4)
     assert found.options == AdaptationOptions(0.05, 0.0, 4)
     assert found.loss == adapted_nats(model, TEXT, sizes, found.options).mean() < found.static_loss
-    assert found.tokens == 120
+    assert found.tokens == 72
 
 
 def test_a_model_of_counts_alone_is_refused() -> None:
@@ -164,15 +164,15 @@ def test_the_weight_of_a_cache_is_the_one_worked_out_by_hand() -> None:
 
 def test_a_cache_does_not_see_what_comes_later() -> None:
     shuffled = TEXT.copy()
-    np.random.default_rng(0).shuffle(shuffled[61:])
+    np.random.default_rng(0).shuffle(shuffled[37:])
     for order, window in ((1, None), (3, 20)):
         probabilities, others = (cache_probabilities(ids, order, window) for ids in (TEXT, shuffled))
-        assert np.array_equal(probabilities[:60], others[:60], equal_nan=True)
+        assert np.array_equal(probabilities[:36], others[:36], equal_nan=True)
         assert not np.array_equal(probabilities, others, equal_nan=True)
 
 
 def test_the_best_cache_of_a_repeating_text_is_found() -> None:
-    found = tune_cache(TEXT, np.full(120, math.log(7)))
+    found = tune_cache(TEXT, np.full(72, math.log(7)))
     # The token before decides, except after 1: two tokens decide always.
     assert (found.options.order, found.options.window) == (3, None)
     assert found.loss < 0.3 < found.static_loss == pytest.approx(math.log(7))

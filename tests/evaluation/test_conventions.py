@@ -64,6 +64,16 @@ def test_the_harness_counts_parts_between_white_space_and_bytes(by_words: tuple[
     assert figures["bits_per_byte"] == pytest.approx(39 / 40, rel=1e-6)
 
 
+def test_the_functions_of_the_harness_itself_give_these_figures(by_words: tuple[Report, WordCounts]) -> None:
+    from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
+
+    report, figures = by_words[0], lm_eval(by_words[0])
+    loglikelihood = -report.loss * report.tokens
+    assert figures["word_perplexity"] == pytest.approx(weighted_perplexity([(loglikelihood, figures["words"])]))
+    assert figures["byte_perplexity"] == pytest.approx(weighted_perplexity([(loglikelihood, figures["bytes"])]))
+    assert figures["bits_per_byte"] == pytest.approx(bits_per_byte([(loglikelihood, figures["bytes"])]))
+
+
 def test_kenlm_counts_words_and_line_ends_with_and_without_unknown_words(by_words: tuple[Report, WordCounts]) -> None:
     figures = kenlm(by_words[1])
     assert (figures["tokens"], figures["oovs"]) == (13, 1)

@@ -73,7 +73,7 @@ def test_a_compiled_run_resumes_bit_for_bit_and_one_that_is_not_compiled_any_mor
     assert "(compile 'inductor' then, 'off' now)" in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_inductor_compiles_the_step_on_this_machine(make_trial: MakeTrial) -> None:
     plain, compiled = make_trial("transformer"), make_trial("transformer")
     assert compiled.step.compile(compiled.batches)
@@ -119,8 +119,8 @@ def test_a_long_plan_is_compiled_and_a_short_one_is_not() -> None:
     assert [pays("inductor", seconds)[0] for seconds in (30, 239, 240, 3600)] == [False, False, True, True]
     assert [pays("cuda graphs", seconds)[0] for seconds in (5, 8, 30)] == [False, True, True]
     assert pays("inductor", 30)[1] == (
-        "The training step is not compiled: the plan takes 30 s, and that pays from 240 s on (--compile on: in any "
-        "case)."
+        "The training step is not compiled: compilation pays for plans of 240 s or more, and this one takes 30 s "
+        "(--compile on forces it)."
     )
 
 

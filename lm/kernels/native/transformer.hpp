@@ -304,28 +304,28 @@ private:
         const float *keys = keys_at(slot_[row], layer, group), *values = values_at(slot_[row], layer, group);
         const int panels = (count + kPanel - 1) / kPanel;
         const float scale = 1.0f / std::sqrt(float(head_size_));
-        std::vector<float>& shares = attention_shares;
-        if (shares.size() < size_t(panels_) * kPanel) shares.resize(size_t(panels_) * kPanel);
+        if (attention_shares.size() < size_t(panels_) * kPanel) attention_shares.resize(size_t(panels_) * kPanel);
+        float* const shares = attention_shares.data();
 
         int panel = 0;
-        for (; panel + 4 <= panels; panel += 4) score<4>(query, keys, panel, scale, shares.data());
-        for (; panel < panels; ++panel) score<1>(query, keys, panel, scale, shares.data());
+        for (; panel + 4 <= panels; panel += 4) score<4>(query, keys, panel, scale, shares);
+        for (; panel < panels; ++panel) score<1>(query, keys, panel, scale, shares);
         float most = shares[0];
         for (int t = 1; t < count; ++t) most = std::max(most, shares[t]);
         for (int t = count; t < panels * kPanel; ++t) shares[t] = -1e30f;
         vec sums[kParts] = {};
         for (int t = 0; t < panels * kPanel; t += kPanel)
             for (int part = 0; part < kParts; ++part) {
-                const vec share = exp(load(shares.data() + t + part * LANES) - most);
-                store(shares.data() + t + part * LANES, share);
+                const vec share = exp(load(shares + t + part * LANES) - most);
+                store(shares + t + part * LANES, share);
                 sums[part] += share;
             }
         alignas(64) float lanes[kPanel];
         for (int part = 0; part < kParts; ++part) store(lanes + part * LANES, sums[part]);
         const float inverse = 1.0f / add_lanes(lanes);
         int at = 0;
-        for (; at + 4 * LANES <= head_width_; at += 4 * LANES) blend<4>(values, shares.data(), count, inverse, at, to);
-        for (; at < head_width_; at += LANES) blend<1>(values, shares.data(), count, inverse, at, to);
+        for (; at + 4 * LANES <= head_width_; at += 4 * LANES) blend<4>(values, shares, count, inverse, at, to);
+        for (; at < head_width_; at += LANES) blend<1>(values, shares, count, inverse, at, to);
     }
 
     template <int P>
