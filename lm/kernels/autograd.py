@@ -298,8 +298,18 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def embed(ids: Tensor, weight: Tensor) -> Tensor:
-    """Rows of an embedding: ids (...) int64 and weight (V, E) → (..., E); IndexError for an id outside it."""
+    """Rows of an embedding: ids (...) int64 and weight (V, E) → (..., E); IndexError for an id outside it.
+
+    Raises:
+        RuntimeError: the ids are not on the CPU, where the weight is.
+    """
+    _on_cpu(ids)
     return apply(_Embed, ids, weight)
+
+
+def _on_cpu(ids: Tensor) -> None:
+    if not ids.is_cpu:
+        raise RuntimeError(f"Expected all tensors to be on the same device, but the ids are on {ids.device}.")
 
 
 class _Embed(torch.autograd.Function):
@@ -389,6 +399,7 @@ class _Recurrent(torch.autograd.Function):
         if ids is None:
             run.x_row, run.x_step = inputs.stride(0), inputs.stride(1)
         else:
+            _on_cpu(ids)
             inputs = inputs.contiguous()
             run.ids, run.vocab_size = ids.data_ptr(), len(inputs)
         _set_pointers(run, {

@@ -88,6 +88,7 @@ def test_the_wheel_holds_packages_presets_and_the_shipped_runs_and_nothing_else(
         str(path.relative_to(ROOT)) for folder in ("lm", "cli", "serve") for path in (ROOT / folder).rglob("*.py")
     }
     assets = {str(path.relative_to(ROOT)) for path in (ROOT / "serve" / "page" / "assets").iterdir()}
+    assets |= {str(path.relative_to(ROOT)) for path in (ROOT / "lm" / "html_parts").glob("*.css")}
     assets.add("serve/security/login.html")
     assert names - {"lm/py.typed"} == presets | shipped | sources | assets
 
