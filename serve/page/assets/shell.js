@@ -33,15 +33,16 @@ window.inklingShell = (() => {
     linked[name] = what === 'seed' ? Number(value) : value;
   }
   const notice = (text, label, act) => {
-    const place = byId('notice');
-    place.replaceChildren(text);
+    const place = document.createElement('p');
+    place.append(text);
     const button = (name, then) => {
       const made = Object.assign(document.createElement('button'), { type: 'button', textContent: name });
-      made.addEventListener('click', () => { place.replaceChildren(); then?.(); });
+      made.addEventListener('click', () => { place.remove(); then?.(); });
       place.append(' ', made);
     };
     if (label) button(label, act);
     button('Close');
+    byId('notice').append(place);
   };
   const type = (name, text) => {
     const area = document.querySelector(`#${name} textarea`);
@@ -81,6 +82,7 @@ window.inklingShell = (() => {
       text += ` It leaves the text out: the text has ${left.toLocaleString('en')} characters,`
         + ` and a link holds ${MAX_PROMPT.toLocaleString('en')}.`;
     }
+    byId('notice').replaceChildren();
     notice(text);
   };
 
@@ -95,7 +97,11 @@ window.inklingShell = (() => {
     tab?.click();
     following = false;
   };
-  addEventListener('popstate', follow);
+  addEventListener('popstate', () => {
+    // A whole link was pasted into the address bar.
+    if (parse().size > 1) location.reload();
+    else follow();
+  });
   document.addEventListener('click', ({ target }) => {
     const tab = target.closest?.('[role=tab][data-tab-id]');
     if (!tab || following || tab.ariaSelected === 'true') return;
@@ -116,14 +122,19 @@ window.inklingShell = (() => {
   // -- what Gradio's components lack
   const spoken = new WeakMap();
   let timer;
-  const announce = () => {
-    const said = [];
+  let spokenTab;
+  const newTexts = () => {
+    const found = [];
     for (const place of document.querySelectorAll('[id$="-status"], [id$="-note"], .note')) {
       const text = place.checkVisibility() ? place.innerText.trim() : '';
-      if (text && spoken.get(place) !== text && spoken.has(place)) said.push(text);
+      if (text && spoken.get(place) !== text) found.push(text);
       spoken.set(place, text);
     }
-    if (said.length) byId('announcer').textContent = said.join('. ');
+    return found;
+  };
+  const announce = () => {
+    const found = newTexts();
+    if (found.length) byId('announcer').textContent = found.join('. ');
   };
   const mend = () => {
     const all = tabs();
@@ -142,6 +153,11 @@ window.inklingShell = (() => {
         // What the link brought is in the components now: a reload must not bring it back.
         history.replaceState(null, '', `${location.pathname}${location.search}#tab=${selected()}`);
       }
+    }
+    if (selected() !== spokenTab) {
+      // What was there before is not news.
+      spokenTab = selected();
+      newTexts();
     }
     // A status may change many times a second: screen readers get it when it rests.
     clearTimeout(timer);
