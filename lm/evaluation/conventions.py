@@ -157,7 +157,7 @@ def srilm(counts: WordCounts) -> dict[str, Any]:
 
 
 def _power(base: float, total: float, count: int) -> float | None:
-    """base^(total / count); None without a count, or beyond the range of a float."""
+    """base^(total / count); None if the count is 0, or if the result is too large for a float."""
     try:
         power = float(base ** (total / count))
     except (ZeroDivisionError, OverflowError):

@@ -61,58 +61,57 @@ class Report(Options):
     text_sha256: str = Field(description="Hash of the UTF-8 text that was scored.")
 
     loss: float = Field(description="Nats per token: the sum of log-likelihoods over the number of tokens.")
-    standard_error: float = Field(description="Of the loss, with tokens as independent samples.")
+    standard_error: float = Field(description="Standard error of the loss, if tokens are independent samples.")
     perplexity: float | None = Field(description="exp(loss), per token; comparable only between equal tokenizers.")
     perplexity_without_unknown: float | None = Field(
         None,
-        description="exp(nats / tokens) of the tokens that are not the unknown token: KenLM's excluding OOVs, where "
-        "perplexity is its including OOVs.",
+        description="exp(nats / tokens) of all tokens except the unknown token. KenLM calls it excluding OOVs.",
     )
     word_perplexity: float | None = Field(
-        description="exp(nats / words); null without words or beyond the range of a float."
+        description="exp(nats / words). Null if the text has no words, or if the number is too large for a float."
     )
     word_eos_perplexity: float | None = Field(description="exp(nats / (words + lines)).")
     lm_eval_word_perplexity: float | None = Field(
-        description="exp(nats / lm_eval_words), as lm-evaluation-harness counts."
+        description="exp(nats / lm_eval_words): words as lm-evaluation-harness counts them."
     )
     bits_per_char: float | None = Field(
-        description="Bits per character of the original text, spelling cost included; null if that is unknown."
+        description="Bits per character of the original text, with the spelling cost. Null if that cost is unknown."
     )
     bits_per_byte: float | None = Field(
-        description="Bits per UTF-8 byte, spelling cost included: comparable across all tokenizers; null if the "
+        description="Bits per UTF-8 byte, with the spelling cost: comparable across all tokenizers. Null if the "
         "spelling cost is unknown."
     )
     token_bits_per_byte: float | None = Field(
-        None, description="Bits of the tokens alone per UTF-8 byte, without the spelling cost."
+        None, description="Bits per UTF-8 byte of the tokens alone, without the spelling cost."
     )
     spelling_nats: float | None = Field(
-        None, description="Spelling cost in nats, of unknown words and white space; null if unknown."
+        None, description="Nats to spell unknown words and white space. Null if unknown."
     )
-    spelling: str | None = Field(None, description="Rule of the spelling cost; null if the cost is 0.")
-    floor_loss: float | None = Field(None, description="Nats per token of n-gram counts on the same tokens.")
-    floor_bits_per_byte: float | None = Field(None, description="The same in bits per UTF-8 byte.")
+    spelling: str | None = Field(None, description="Rule of the spelling cost. Null if the cost is 0.")
+    floor_loss: float | None = Field(None, description="Nats per token of n-gram counts of the training text.")
+    floor_bits_per_byte: float | None = Field(None, description="floor_loss in bits per UTF-8 byte.")
     floor: str | None = Field(
-        None, description="The counts; null if the training text is not available or contains this text."
+        None, description="Name of the n-gram counts. Null if the training text is missing or contains this text."
     )
     training_overlap: float | None = Field(
         None,
-        description="Share of this text that stands in the training text, in windows of about 50 characters; null if "
+        description="Share of this text that is also in the training text, in pieces of about 50 characters. Null if "
         "unknown.",
     )
-    accuracy: float = Field(description="Share of tokens that the model predicted first.")
-    top5_accuracy: float = Field(description="Share of tokens in its first five predictions.")
+    accuracy: float = Field(description="Share of tokens that were the model's first prediction.")
+    top5_accuracy: float = Field(description="Share of tokens that were among the model's first five predictions.")
 
-    tokens: int = Field(description="Tokens scored: all of the split.")
-    words: int = Field(description="len(text.split()).")
-    lines: int = Field(description="Newlines in the text.")
-    lm_eval_words: int = Field(description="len(re.split(r'\\s+', text)).")
-    characters: int = Field(description="Unicode characters of the original text.")
-    bytes: int = Field(description="UTF-8 bytes of the original text.")
-    unknown_tokens: int = Field(description="Tokens that are the unknown token.")
-    unknown_nats: float | None = Field(None, description="Nats of the unknown tokens, part of the loss.")
+    tokens: int = Field(description="Number of scored tokens: all of the split.")
+    words: int = Field(description="Number of words: len(text.split()).")
+    lines: int = Field(description="Number of newlines.")
+    lm_eval_words: int = Field(description="Number of words of lm-evaluation-harness: len(re.split(r'\\s+', text)).")
+    characters: int = Field(description="Number of Unicode characters of the original text.")
+    bytes: int = Field(description="Number of UTF-8 bytes of the original text.")
+    unknown_tokens: int = Field(description="Number of unknown tokens.")
+    unknown_nats: float | None = Field(None, description="Nats of the unknown tokens. The loss includes them.")
     unknown_rate: float = Field(description="unknown_tokens / tokens.")
 
-    context: str = Field(description="Context rule of the predictions.")
+    context: str = Field(description="Which earlier tokens each prediction used.")
     convention: str = Field(EOS_CONVENTION, description="How words are counted.")
     notes: tuple[str, ...] = Field((), description="Facts that matter when figures are compared.")
     tokens_per_second: float = Field(description="Speed of this evaluation.")

@@ -44,6 +44,6 @@ class Scores:
 
     @property
     def standard_error(self) -> float:
-        """Of `loss`, with tokens as independent samples."""
+        """Standard error of `loss`, if tokens are independent samples."""
         variance = max(self.squared_nats / self.tokens - self.loss**2, 0.0)
         return float((variance / self.tokens) ** 0.5)

@@ -61,7 +61,7 @@ def figures_of(reports: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str
 
 
 def perplexity(loss: float) -> str:
-    """exp(loss), in powers of ten if it is long; works beyond the range of a float."""
+    """exp(loss), in powers of ten if it is long; it may be too large for a float."""
     if not math.isfinite(loss):
         return "–"
     if loss < 14:

@@ -105,7 +105,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str
     loaded: bool
-    context_length: int | None = Field(description="Of a loaded model. Null: no limit, or not loaded.")
+    context_length: int | None = Field(description="Tokens that the model can read. Null: no limit, or not loaded.")
 
 
 class SkippedModel(BaseModel):
@@ -162,7 +162,7 @@ class Alternative(BaseModel):
 class ScoredToken(Alternative):
     """One token of the text."""
 
-    offset: int = Field(description="Position of its text, in characters.")
+    offset: int = Field(description="Position of the token in the text, in characters.")
     surprise: float = Field(description="Bits: -logprob / ln 2.")
     top: list[Alternative]
 
@@ -173,10 +173,12 @@ class Scored(BaseModel):
     object: Literal["score"]
     model: str
     loss: float = Field(description="Nats per token.")
-    perplexity: float | None = Field(description="exp(loss); null beyond the range of a float.")
-    bits_per_char: float | None = Field(description="With spelling; null if symbols were left out.")
-    bits_per_byte: float | None = Field(description="The same per UTF-8 byte: comparable between tokenizers.")
-    token_bits_per_byte: float = Field(description="Of the tokens without spelling, as is customary.")
+    perplexity: float | None = Field(description="exp(loss). Null if it is too large for a float.")
+    bits_per_char: float | None = Field(description="Bits per character, with spelling. Null if symbols were left out.")
+    bits_per_byte: float | None = Field(
+        description="Bits per UTF-8 byte, with spelling: comparable between tokenizers."
+    )
+    token_bits_per_byte: float = Field(description="Bits per UTF-8 byte of the tokens alone, without spelling.")
     spelling_nats: float | None = Field(description="Nats to spell what the tokens leave out, such as unknown words.")
     characters: int
     bytes: int

@@ -13,6 +13,7 @@ reproduce.py        the same text by command line, curl or Python
 messages.py         HTML escaping, error messages, event handlers
 uploads.py          which files a request may name
 theme.py            theme and style sheet
+document.py         the HTML document around the components: masthead, links, projector mode; caching of files
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from collections.abc import AsyncIterator
 
 import gradio as gr
 from fastapi import Depends, FastAPI
+from starlette.middleware import Middleware
 
 from serve.engines.model_pool import ModelPool
-from serve.page.browser_storage import SCRIPT, choose_models_js, restore_at_load
+from serve.page.browser_storage import SCRIPT, choose_models_js, restore_at_load, tab_link
 from serve.page.context import Page
+from serve.page.document import Document, DocumentMiddleware
 from serve.page.messages import attach
-from serve.page.tabs import find_tabs
+from serve.page.tabs import Tab, find_tabs
 from serve.page.theme import CSS, THEME
 from serve.page.uploads import only_uploads
 from serve.settings import ServeOptions
@@ -36,15 +39,6 @@ from serve.training_queue import TrainingQueue
 PATH = "/page"
 """Where the page is mounted."""
 
-# Search engines must not list the page.
-_HEAD = (
-    '<meta name="robots" content="noindex"><meta name="color-scheme" content="light dark">'
-    '<link rel="icon" href="/favicon.ico" type="image/svg+xml">' + SCRIPT
-)
-_MASTHEAD = "<div id='masthead'><b>Inkling</b><span>language models from your own text</span>{}</div>"
-_LOGOUT = (
-    "<form action='/logout' method='post' style='margin-left:auto'><button class='lg secondary'>Log out</button></form>"
-)
 CACHE_SECONDS = 3600
 """How long Gradio keeps a visitor's uploads and session after the visit."""
 
@@ -63,25 +57,38 @@ def mount(app: FastAPI) -> None:
             await training.close()
 
     app.router.lifespan_context = lifespan
+    page = Page(models, options, training)
+    blocks = build(page)
+    document = Document([(tab_id(tab), tab.label) for tab in find_tabs()], page.links, logout=app.state.has_keys)
     gr.mount_gradio_app(
-        app, build(Page(models, options, training), keys=app.state.has_keys), PATH, footer_links=[], run_history=False,
-        show_error=False, max_file_size=int(options.max_upload), ssr_mode=False, enable_monitoring=False, pwa=False,
-        mcp_server=False, theme=THEME, css=CSS, head=_HEAD, app_kwargs={"dependencies": [Depends(only_uploads)]},
+        app, blocks, PATH, footer_links=[], run_history=False, show_error=False, max_file_size=int(options.max_upload),
+        ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, theme=THEME, css=CSS, head=SCRIPT,
+        app_kwargs={
+            "dependencies": [Depends(only_uploads)],
+            "middleware": [Middleware(DocumentMiddleware, document=document)],
+        },
     )  # fmt: skip
 
 
-def build(page: Page, *, keys: bool = False) -> gr.Blocks:
-    """The page with all tabs; `keys` adds a button to log out."""
+def tab_id(tab: Tab) -> str:
+    """The name of a tab in links."""
+    return tab.label.lower()
+
+
+def build(page: Page) -> gr.Blocks:
+    """The page with all tabs."""
     blocks = gr.Blocks(
         title="Inkling", analytics_enabled=False, fill_width=True, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)
     )
     with blocks:
-        gr.HTML(_MASTHEAD.format(_LOGOUT if keys else ""), apply_default_css=False)
-        with gr.Tabs():
+        # On a narrow screen the tabs take two rows: none is hidden.
+        with gr.Tabs(overflow_behavior="wrap"):
             tabs = []
             for tab in find_tabs():
-                with gr.Tab(tab.label, id=tab.label.lower()) as container:
+                before = {*page.stored, *page.model_pickers}
+                with gr.Tab(tab.label, id=tab_id(tab), elem_id=f"{tab_id(tab)}-tab") as container:
                     tab.build(page)
+                page.links[tab_id(tab)] = tab_link(page, before=before)
                 tabs.append(container)
         restore_at_load(page, blocks)
         # The pickers get new runs whenever a visitor opens the page, a tab or a picker. The browser chooses which run

@@ -10,13 +10,13 @@ values are not stored.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import gradio as gr
 
 from serve.page.assets import read_asset
-from serve.page.context import Page
+from serve.page.context import Page, TabLink
 
 STORED_CLASS = "stored"
 """Class of a text box that is stored at each key, under its `elem_id`."""
@@ -42,6 +42,27 @@ def store_at(event: Any, name: str, component: Any) -> None:
 def choose_models_js(names: Sequence[str]) -> str:
     """The `js` that sets each picker, from the offered models and what the pickers show."""
     return f"(offered, ...shown) => window.inklingStorage.chooseModels({json.dumps(names)}, offered, shown)"
+
+
+def tab_link(page: Page, *, before: Collection[str]) -> TabLink:
+    """The link of the tab that was built last: its first model picker, its seed and its first stored text box.
+
+    Args:
+        page: where the tab has registered its components.
+        before: the names of the components of the other tabs.
+    """
+    link = TabLink()
+    for name in page.model_pickers:
+        if name not in before:
+            link.setdefault("model", name)
+    for name, component in page.stored.items():
+        if name in before:
+            continue
+        if name.endswith("-seed"):
+            link.setdefault("seed", name)
+        elif STORED_CLASS in component.elem_classes:
+            link.setdefault("prompt", name)
+    return link
 
 
 def restore_at_load(page: Page, blocks: gr.Blocks) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import gradio as gr
 
@@ -38,6 +38,14 @@ class ModelChoices(NamedTuple):
         return self.ranked[min(rank, len(self.ranked) - 1)] if self.ranked else None
 
 
+class TabLink(TypedDict, total=False):
+    """What a link to a tab restores: the storage name of each part."""
+
+    model: str
+    seed: str
+    prompt: str
+
+
 @dataclass(frozen=True)
 class Page:
     """What a tab is built from."""
@@ -49,6 +57,8 @@ class Page:
     """The pickers of all tabs, by the name of their choice in the browser's storage."""
     stored: dict[str, Any] = field(default_factory=dict)
     """Components whose values the browser stores, by name."""
+    links: dict[str, TabLink] = field(default_factory=dict)
+    """What a link to each tab restores, by the tab's id."""
 
     def may_train(self, request: gr.Request) -> bool:
         """Whether a visitor may train and delete: if the server allows it, or on this machine alone."""

@@ -103,7 +103,7 @@ class Server:
     def request(
         self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None, timeout: float = 60
     ) -> tuple[int, dict[str, str], Any]:
-        """Status, headers and the decoded body of one request on a connection of its own."""
+        """Status, headers and the decoded body of one request on a new connection; compressed bodies stay bytes."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         given = {"Content-Type": "application/json"} if body is not None else {}
         if self.key:
@@ -114,6 +114,8 @@ class Server:
             answer = connection.getresponse()
             content = answer.read()
             received = {name.lower(): value for name, value in answer.getheaders()}
+            if "content-encoding" in received:
+                return answer.status, received, content
             is_json = bool(content) and received.get("content-type", "").startswith("application/json")
             return answer.status, received, json.loads(content) if is_json else content.decode("utf-8")
         finally:

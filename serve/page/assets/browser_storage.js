@@ -8,22 +8,33 @@ window.inklingStorage = (() => {
   };
   // Before values are restored, a change only means that a component was created.
   let restored = false;
+  // What each component shows, for a link to it.
+  const shown = {};
   document.addEventListener('input', ({ target }) => {
     const box = target.closest?.('.STORED');
-    if (box && target.tagName === 'TEXTAREA') write(box.id, target.value);
+    if (box && target.tagName === 'TEXTAREA') write(box.id, (shown[box.id] = target.value));
   });
+  const atOpening = (name, stored) => window.inklingShell?.atOpening(name, stored) ?? stored;
   let opened = false;
   return {
-    chooseModels: (keys, offered, shown) => {
-      // At first the stored choice; then what the picker shows, whatever other windows store.
-      const wanted = opened ? shown : keys.map(read);
+    value: (name) => shown[name],
+    chooseModels: (keys, offered, picked) => {
+      // At first the choice of the link or the stored one; then what the picker shows, whatever other windows store.
+      const wanted = opened ? picked : keys.map((key) => atOpening(key, read(key)));
+      const chosen = wanted.map((name, index) => (offered.names.includes(name) ? name : offered.defaults[index]));
+      keys.forEach((key, index) => {
+        shown[key] = chosen[index];
+        if (!opened && atOpening(key, null) && wanted[index] !== chosen[index]) {
+          window.inklingShell.missingModel(wanted[index]);
+        }
+      });
       opened = true;
-      return wanted.map((name, index) => (offered.names.includes(name) ? name : offered.defaults[index]));
+      return chosen;
     },
-    store: (name, value) => { if (restored) write(name, value); },
+    store: (name, value) => { if (restored) write(name, (shown[name] = value)); },
     restore: (names, values) => {
       restored = true;
-      return names.map((name, index) => read(name) ?? values[index]);
+      return names.map((name, index) => (shown[name] = atOpening(name, read(name)) ?? values[index]));
     },
   };
 })();

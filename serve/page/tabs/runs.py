@@ -197,7 +197,10 @@ def _table(runs_dir: Path) -> str:
     rows = [Run(folder).summary() for folder in list_runs(runs_dir)]
     if not rows:
         return "<p class='hint'>There are no runs yet. Train one in the tab <b>Train</b>.</p>"
-    heads = "".join(f"<th scope='col' class='c{number}'>{head}</th>" for number, head in enumerate(_HEADS))
+    heads = "".join(
+        f"<th scope='col' class='c{number}'>{head}</th>" if head else f"<td class='c{number}'></td>"
+        for number, head in enumerate(_HEADS)
+    )
     return (
         "<p class='hint'>Select a run to see its report and card, or several runs to compare them. Bits per byte are "
         "measured on held-out text and include the spelling of unknown words (lower is better).</p>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hmac
 import json
 import re
@@ -12,13 +13,14 @@ import sys
 import time
 from collections.abc import Iterator
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.serve.conftest import Serve, Server, until
-from tests.serve.page.conftest import PATIENCE
+from tests.serve.page.conftest import PATIENCE, OpenPage
 
 pytestmark = pytest.mark.slow
 
@@ -195,6 +197,25 @@ def test_without_the_page_its_addresses_do_not_exist(serve: Serve):
         for path in ("/", "/page/", "/page", "/login", "/page/gradio_api/queue/join"):
             assert server.request("GET", path)[0] == 404
         assert server.request("POST", "/logout", b"")[0] == 404
+
+
+def test_the_document_is_compressed_and_files_that_never_change_are_kept(site: Server):
+    plain = site.request("GET", "/page/")
+    assert "content-encoding" not in plain[1] and "gradio_config" in plain[2]
+    zipped = site.request("GET", "/page/", headers={"Accept-Encoding": "gzip"})
+    assert zipped[1]["content-encoding"] == "gzip" and zipped[1]["cache-control"] == "no-cache"
+    assert gzip.decompress(zipped[2]).decode() == plain[2]
+    assert len(zipped[2]) < len(plain[2]) / 4
+    files = re.findall(r'(?:src|href)="\./(assets/[^"]+)"', plain[2])
+    assert len(files) == 2
+    for file in files:
+        _, headers, _ = site.request("GET", f"/page/{file}", headers={"Accept-Encoding": "br"})
+        assert headers["cache-control"] == "private, max-age=31536000, immutable"
+        assert headers["content-encoding"] == "br"
+    for path in ("/page/theme.css", "/page/assets/nothing.js", "/page/config"):
+        assert "immutable" not in site.request("GET", path)[1].get("cache-control", "")
+    # The masthead comes before Gradio's configuration, and nothing names another host.
+    assert plain[2].index("<h1>") < plain[2].index("gradio_config") and "gradio.app" not in plain[2]
 
 
 # -- with keys --------------------------------------------------------------------------------------
@@ -404,3 +425,109 @@ def test_a_visitor_logs_in_and_the_server_ends_at_once_though_the_page_is_open(b
         begun = time.monotonic()
         assert server.end() == 0
         assert time.monotonic() - begun < 15
+
+
+AXE = Path(__file__).with_name("axe") / "axe.min.js"
+_FAULTS = (
+    """async (rules) => (await axe.run({resultTypes: ["violations"], ...(rules && {runOnly: rules})})).violations"""
+)
+SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+
+
+def test_no_tab_has_a_fault_for_screen_readers_or_a_pale_text_or_a_part_outside_a_phone(
+    open_page: OpenPage, site: Server
+):
+    page = open_page()
+    page.evaluate(f"{AXE.read_text('utf-8')};0")
+    page.add_style_tag(content="* { transition: none !important; }")
+    names = [tab.inner_text() for tab in page.get_by_role("tab").all()]
+    faults = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        for size, (width, height) in SIZES.items():
+            page.set_viewport_size({"width": width, "height": height})
+            expect(page.locator("html.in-dark body.dark")).to_have_count(1 if scheme == "dark" else 0)
+            for name in names:
+                # Every tab can be seen and pressed: none is in a menu.
+                page.get_by_role("tab", name=name, exact=True).click()
+                page.get_by_role("tabpanel", name=name, exact=True).wait_for()
+                # In the dark only colours are different.
+                rules = ["color-contrast"] if scheme == "dark" else None
+                found = page.evaluate(_FAULTS, rules)
+                faults += [
+                    f"{name}, {scheme}, {size}: {fault['help']}: {node['html'][:200]}"
+                    for fault in found for node in fault["nodes"]
+                ]  # fmt: skip
+                wide = page.evaluate("document.documentElement.scrollWidth")
+                if wide > width:
+                    faults.append(f"{name}, {size}: the page is {wide} pixels wide")
+    assert not faults, "\n".join(faults)
+    # One level-1 heading, and a status that screen readers hear when it rests.
+    assert page.get_by_role("heading", level=1).all_inner_texts() == ["Inkling"]
+    page.get_by_role("tab", name="Write").click()
+    page.get_by_role("button", name="Write", exact=True).locator("visible=true").first.click()
+    expect(page.locator("#announcer")).to_contain_text("tokens")
+
+
+def test_a_link_restores_tab_model_prompt_and_seed_and_never_replaces_a_text_by_itself(
+    open_page: OpenPage, site: Server
+):
+    page = open_page(query="#tab=write&model=words&seed=77&prompt=the+cat%0A")
+    text = page.locator("#paper textarea")
+    expect(text).to_have_value("the cat\n")
+    expect(page.get_by_label("Seed").first).to_have_value("77")
+    expect(page.get_by_label("Model").first).to_have_value(re.compile("^words"))
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.locator("#notice")).to_contain_text("Link copied.")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link.startswith(f"{site.url}/page/#tab=write&")
+    assert {"model=words", "seed=77", "prompt=the+cat%0A"} <= set(link.partition("#")[2].split("&"))
+    # A long text is left out, and the page says so.
+    text.fill("long " * 500)
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.locator("#notice")).to_contain_text("It leaves the text out: the text has 2,500 characters")
+    assert "prompt" not in page.evaluate("navigator.clipboard.readText()")
+    # A link with a text does not replace the visitor's own one.
+    text.fill("my own text")
+    page.evaluate("link => { location.href = link; }", link)
+    page.get_by_role("button", name="Replace my text").wait_for()
+    expect(text).to_have_value("my own text")
+    page.get_by_role("button", name="Replace my text").click()
+    expect(text).to_have_value("the cat\n")
+    # Back and forward move between tabs, and so do the arrow keys.
+    page.get_by_role("tab", name="Train").click()
+    page.get_by_role("tab", name="Train").press("ArrowRight")
+    expect(page.get_by_role("tab", name="Runs")).to_be_focused()
+    assert page.url == f"{site.url}/page/#tab=runs"
+    page.keyboard.press("Home")
+    expect(page.get_by_role("tab", name="Write", selected=True)).to_be_focused()
+    page.go_back()
+    page.go_back()
+    expect(page.get_by_role("tab", name="Train", selected=True)).to_be_visible()
+    page.go_forward()
+    expect(page.get_by_role("tab", name="Runs", selected=True)).to_be_visible()
+    # The server never sees the part of an address after #.
+    assert not [line for line in site.log() if "cat" in str(line.get("path"))]
+    # Projector mode is remembered.
+    size = "parseFloat(getComputedStyle(document.querySelector('[role=tab]')).fontSize)"
+    small = page.evaluate(size)
+    page.get_by_role("button", name="Projector").click()
+    page.reload()
+    expect(page.get_by_role("button", name="Projector", pressed=True)).to_be_visible()
+    page.get_by_role("tab", name="Runs").wait_for()
+    assert page.evaluate(size) >= 1.4 * small
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_something_is_visible_within_a_second_on_a_slow_network(browser: Browser, site: Server):
+    with contextlib.closing(browser.new_context()) as visit:
+        page = visit.new_page()
+        network = visit.new_cdp_session(page)
+        slow = {"offline": False, "latency": 400, "downloadThroughput": 50_000, "uploadThroughput": 50_000}
+        network.send("Network.emulateNetworkConditions", slow)
+        page.goto(f"{site.url}/page/", wait_until="commit")
+        page.get_by_role("heading", name="Inkling").wait_for()
+        page.wait_for_function("performance.getEntriesByType('paint').length > 0")
+        assert page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") < 1000
+        assert not page.get_by_role("tab").count()
