@@ -20,7 +20,7 @@ from lm.errors import LMError
 from lm.runs.run_folder import RunFolder
 from lm.tokenizers.base import Tokenizer
 from lm.training.callbacks import Callback, End, Row, Start, Tick
-from lm.training.preview import preview_step
+from lm.training.preview import native_preview
 from lm.training.train_step import TrainStep
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Film(Callback):
             return
         begun = self._clock()
         try:
-            text = preview_step(self._step, self._tokenizer, TOKENS, self._prompt)
+            text = native_preview(self._step, self._tokenizer, TOKENS, self._prompt)
             self._sample_seconds = max(self._clock() - begun, 1e-6)
             row: Row = {
                 "step": step, "seconds": round(seconds, 3), "progress": round(progress, 6),
