@@ -295,6 +295,10 @@ class TrainingConfig(Options):
     sample_tokens: int | None = Field(
         80, ge=1, le=1000, description="Tokens of the sample at each validation; none: no sample."
     )
+    film: bool = Field(
+        True, description="Keep short samples along the training for lm film; they take about 1 % of its time."
+    )
+    film_prompt: str | None = Field(None, description="Prompt of the film's samples. Default: the start of a text.")
     log_activations: bool = Field(
         False, description="Also log the largest activation and its module; each line costs a forward pass."
     )

@@ -1,4 +1,4 @@
-"""Pieces of HTML pages that files and the served page share: the style, a line chart, tokens as marks."""
+"""Pieces of HTML pages that files and the served page share: the style, a line chart, tokens as marks, a film."""
 
 from __future__ import annotations
 

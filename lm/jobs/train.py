@@ -38,6 +38,7 @@ from lm.runs.run_folder import EVENTS, RunFolder
 from lm.training import distributed
 from lm.training.callbacks import Callback, End
 from lm.training.distributed import World
+from lm.training.film import Film
 from lm.training.plan import Plan
 from lm.training.tensorboard import TensorBoard
 from lm.training.trainer import Trainer
@@ -253,7 +254,14 @@ def _train_steps(
         recorded: the plan of another run, which a new run follows; None: make a plan.
     """
     trainer, plan = _new_trainer(job, folder, recorded) if job.resume is None else _resumed_trainer(job, folder)
-    trainer.callbacks = list(callbacks) if distributed.current().is_rank0 else []
+    trainer.callbacks = []
+    if distributed.current().is_rank0:
+        trainer.callbacks += callbacks
+        training = job.config.training
+        if training.film:
+            trainer.callbacks.append(
+                Film(folder, trainer.step, job.tokens.tokenizer, prompt=training.film_prompt or "")
+            )
     return trainer.train(plan, stop_after=stop_after)
 
 

@@ -30,6 +30,7 @@ from lm.files import read_facts, write_file
 from lm.generation.open_decoder import STATE_BYTES, JoinedDecoding, open_decoder
 from lm.generation.options import SamplingOptions
 from lm.runs.card import model_card, run_facts, run_summary
+from lm.runs.film import Frame, read_film
 from lm.runs.run_folder import CARD, SAMPLES, SNAPSHOTS, RunFolder, find_run
 from lm.runs.training_text import cached_text, training_text
 from lm.tokenizers.base import Ids, Tokenizer, UnknownPolicy
@@ -625,6 +626,10 @@ class Run:
             self.folder, self.record, self.config.corpus, self.tokenizer, source=source, split=split,
             data_dir=data_dir, progress=progress,
         )  # fmt: skip
+
+    def film(self) -> list[Frame]:
+        """What the weights wrote at moments of the training, by rising step; empty if the run has no film."""
+        return read_film(self.folder)
 
     def reports(self) -> dict[str, dict[str, Any]]:
         """The reports saved with the run, by split; another checkpoint than the best is SPLIT@CHECKPOINT.

@@ -4,7 +4,7 @@
         config.json          every option, the corpus and tokenizer hashes, the plan       (format_version)
         model.safetensors    the best weights
         tokenizer.json
-        metrics.jsonl · report.json · README.md · samples/ · states/ · events/
+        metrics.jsonl · film.jsonl · report.json · README.md · samples/ · states/ · events/
         steps/step-500/      other checkpoints
         members/1/           a member of an ensemble, as a run folder, until all are trained
         teacher/             the ensemble that teaches the run, as a run folder, until the run is complete
@@ -57,8 +57,8 @@ from lm.files import (
 from lm.registry import did_you_mean
 from lm.tokenizers.base import Tokenizer, load_tokenizer
 
-CONFIG, MODEL, TOKENIZER, METRICS, REPORT, CARD = (
-    "config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "report.json", "README.md"
+CONFIG, MODEL, TOKENIZER, METRICS, REPORT, CARD, FILM = (
+    "config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "report.json", "README.md", "film.jsonl"
 )  # fmt: skip
 LAST, LAST_OLD, STEPS, SAMPLES, EVENTS, LOCK = "last", "last.old", "steps", "samples", "events", ".lock"
 MEMBERS = "members"
@@ -435,7 +435,7 @@ class RunFolder:
         """The bytes of `state.json`, with its own hash."""
         return (json.dumps({**state, "sha256": digest(state)}, indent=1) + "\n").encode()
 
-    # -- metrics --------------------------------------------------------------------------------------
+    # -- metrics and film -----------------------------------------------------------------------------
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl.
@@ -443,31 +443,67 @@ class RunFolder:
         Raises:
             RunError: the disk is full or read-only.
         """
-        try:
-            with (self.path / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise RunError(f"Cannot write {self.path / METRICS}: {error.strerror or error}.") from error
+        _append_row(self.path / METRICS, row)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, without a line that a kill cut short."""
-        rows = []
-        with contextlib.suppress(FileNotFoundError):
-            for line in (self.path / METRICS).read_text("utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError):
-                    row = json.loads(line)
-                    if isinstance(row, dict) and isinstance(row.get("step"), int):
-                        rows.append(row)
-        return rows
+        return _read_rows(self.path / METRICS)
 
     def cut_metrics(self, step: int) -> None:
-        """Drop lines after `step`; training resumes there and writes them again."""
-        if (self.path / METRICS).exists():
-            self.write_metrics([row for row in self.read_metrics() if row["step"] <= step])
+        """Drop lines after `step`, also of film.jsonl; training resumes there and writes them again."""
+        for name in (METRICS, FILM):
+            path = self.path / name
+            if path.exists():
+                _write_rows(path, [row for row in _read_rows(path) if row["step"] <= step])
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace all lines of metrics.jsonl."""
-        write_file(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        _write_rows(self.path / METRICS, rows)
+
+    def append_film(self, row: Mapping[str, Any]) -> None:
+        """Add one line to film.jsonl: what the weights of a step write.
+
+        Raises:
+            RunError: the disk is full or read-only.
+        """
+        _append_row(self.path / FILM, row)
+
+    def read_film(self) -> list[dict[str, Any]]:
+        """The lines of film.jsonl, without a line that a kill cut short."""
+        return _read_rows(self.path / FILM)
+
+
+# -- files of lines -----------------------------------------------------------------------------------
+
+
+def _append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one line of JSON.
+
+    Raises:
+        RunError: the disk is full or read-only.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise RunError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines that have a step; one that a kill cut short is left out. Empty if there is no file."""
+    rows = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text("utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    rows.append(row)
+    return rows
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace all lines."""
+    write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 # -- finding runs -------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from lm.training.distillation import Teacher
 from lm.training.last_checkpoint import TrainProgress
 from lm.training.metrics import MetricsInterval, bits_per_byte
 from lm.training.plan import HARM, Plan
-from lm.training.preview import preview_sample
+from lm.training.preview import preview_step
 from lm.training.schedule import TimedSchedule, make_schedule
 from lm.training.train_step import StepBatches, StepResult, TrainStep
 from lm.training.validation import validate
@@ -408,10 +408,9 @@ class Trainer:
     def _sample(self) -> str | None:
         """A short text of the validated weights; None for a model that is sharded over processes."""
         tokens = self.config.sample_tokens
-        if tokens is None or not self.world.is_rank0 or self.step.parallel.sharded:
+        if tokens is None or not self.world.is_rank0:
             return None
-        with self.step.averaged(), self.step.mixed.computing():
-            return preview_sample(self.model, self.corpus.tokenizer, tokens)
+        return preview_step(self.step, self.corpus.tokenizer, tokens)
 
     # -- saving ---------------------------------------------------------------------------------------
     # The training thread only copies; `Writer` does the rest, in this order: best weights, kept checkpoints, `last/`.

@@ -26,7 +26,7 @@ Lm = Callable[..., Any]
 ROOT = str(Path(program.__file__).parents[1])
 COMMANDS = [
     "train", "sample", "eval", "compare", "chat", "page", "serve", "list", "show", "report", "export", "sweep",
-    "watch", "plot", "state", "inspect", "profile", "bench", "devices", "prepare", "demo",
+    "watch", "film", "plot", "state", "inspect", "profile", "bench", "devices", "prepare", "demo",
 ]  # fmt: skip
 VIEWS = "gradients", "attention", "neurons", "why", "shapes"
 """Of lm inspect."""
