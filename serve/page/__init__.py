@@ -8,6 +8,7 @@ text_editor.py      the text of the tab Write: its owner, and what each button d
 browser_storage.py  stores a visitor's text and choices in the browser
 token_marks.py      tokens as coloured marks; next-token probabilities as bars
 line_chart.py       line charts
+comparisons.py      runs compared on a text, as by `lm compare`
 text_analysis.py    report of a text, and the loss of each of its parts
 reproduce.py        the same text by command line, curl or Python
 messages.py         HTML escaping, error messages, event handlers

@@ -49,6 +49,8 @@ class Page:
     """The pickers of all tabs, by the name of their choice in the browser's storage."""
     stored: dict[str, Any] = field(default_factory=dict)
     """Components whose values the browser stores, by name."""
+    comparing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the running comparison (`serve.page.comparisons`)."""
 
     def may_train(self, request: gr.Request) -> bool:
         """Whether a visitor may train and delete: if the server allows it, or on this machine alone."""
