@@ -17,7 +17,6 @@ from lm.corpora import open_text
 from lm.corpora.text import decode_file
 from lm.evaluation.report import Report
 from lm.html_parts import escape
-from lm.html_parts.line_chart import Line, line_chart_html
 from lm.html_parts.token_marks import SURPRISE_SCALE, Mark, marks_html, scale_html, score_note, surprise_strength
 from lm.runs.card import MEANINGS, figure, figures_of
 from lm.runs.run import Run
@@ -28,7 +27,7 @@ from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.comparisons import ComparisonPart, compare_runs
 from serve.page.context import Page
 from serve.page.controls import model_picker
-from serve.page.line_chart import LineChart
+from serve.page.line_chart import ChartLine, LineChart, chart
 from serve.page.messages import attach, page_error
 from serve.page.tabs import Tab
 from serve.page.text_analysis import TOP, Difference, TextAnalysis, analyze, compare, smoothed, surprising_words
@@ -282,12 +281,12 @@ def _difference_map(difference: Difference, analyses: Sequence[TextAnalysis], na
     return marks_html(marks())
 
 
-def _plot(analyses: Sequence[TextAnalysis], names: Sequence[str]) -> str:
+def _plot(analyses: Sequence[TextAnalysis], names: Sequence[str]) -> dict[str, Any] | None:
     lines = [
-        Line(name, list(zip(*smoothed(analysis.cumulative), strict=True)), colour)
+        ChartLine(name, *smoothed(analysis.cumulative), colour)
         for analysis, name, colour in zip(analyses, names, (_WARM, _COOL), strict=False)
     ]
-    return line_chart_html(lines, x_title="character of the text", y_title="nats per character, smoothed")
+    return chart(lines, x_title="character of the text", y_title="nats per character, smoothed", file="perplexity")
 
 
 # -- tables -------------------------------------------------------------------------------------------
