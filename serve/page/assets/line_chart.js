@@ -137,33 +137,36 @@ function build(shown, columns) {
     ticks: { show: false }, splits: (chart, _, low, high) => roundTicks(low, high, most, log), filter: (_, splits) => splits,
     values: (_, splits) => splits.map((tick) => number(tick, 6)),
   });
-  const isWhole = (low, high) => low <= columns[0][0] && high >= columns[0][columns[0].length - 1];
+  const isWhole = (low, high, xs) => low <= xs[0] && high >= xs[xs.length - 1];
+  const wholeRange = (low, high) => {
+    const end = Math.max(data.x_end ?? 0, high);
+    return settings.logX ? [low, end > low ? end : low * 2] : [Math.min(0, low), end || 1];
+  };
   const options = {
     width: Math.max(200, holder.clientWidth), height: HEIGHT, series, bands, legend: { show: false },
     scales: {
       x: {
         time: false, distr: settings.logX ? 3 : 1,
         range: (chart, low, high) => {
-          chart.zoomed = !isWhole(low, high);
-          if (chart.zoomed) return [low, high];
-          const end = Math.max(data.x_end ?? 0, high);
-          return settings.logX ? [low, end > low ? end : low * 2] : [Math.min(0, low), end || 1];
+          chart.zoomed = !isWhole(low, high, (chart.data ?? columns)[0]);
+          // The vertical range follows this one, before uPlot stores it.
+          chart.span = chart.zoomed ? [low, high] : wholeRange(low, high);
+          return chart.span;
         },
       },
       y: { distr: settings.logY ? 3 : 1, range: (chart) => heights(chart) },
     },
-    axes: [axis(settings.logX, 8), { ...axis(settings.logY, 6), size: 60 }],
+    axes: [{ ...axis(settings.logX, 8), size: 28 }, { ...axis(settings.logY, 6), size: 60 }],
     cursor: { dataIdx: nearest, points: { size: 9 }, drag: { x: true, y: false }, focus: { prox: -1 } },
     hooks: { setCursor: [showKeys], draw: [drawBest] },
   };
   plot = new uPlot(options, columns, holder);
   Object.assign(plot, { shown, main });
-  plot.redraw(false, true);
 }
 
 // The first drop of the training loss would flatten the rest.
 function heights(chart) {
-  const { min, max } = chart.scales.x, shown = chart.shown ?? data.lines.map(visiblePoints);
+  const [min, max] = chart.span ?? [-Infinity, Infinity], shown = chart.shown ?? data.lines.map(visiblePoints);
   const begin = chart.zoomed ? -Infinity : FIRST_DROP * max;
   let [low, high] = [Infinity, -Infinity];
   shown.forEach((line, index) => {
@@ -251,7 +254,8 @@ function switchLine(name) {
       for (let place = plot.main[index]; place < end; place += 1) plot.setSeries(place, { show: !hidden.has(line.name) });
     });
   });
-  plot.redraw(false, true);
+  // The heights of the others may differ.
+  plot.setScale('x', { min: plot.scales.x.min, max: plot.scales.x.max });
   showKeys();
 }
 

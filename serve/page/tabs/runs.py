@@ -17,7 +17,7 @@ from lm.errors import LMError, RunError
 from lm.evaluation.report import Report
 from lm.html_parts import escape
 from lm.html_parts.line_chart import COLOURS
-from lm.runs.card import figure, figures_of
+from lm.runs.card import MEANINGS, figure, figures_of
 from lm.runs.curves import AXES, BANDS, UNITS, Axis, Curve, curves, with_bands
 from lm.runs.run import Run
 from lm.runs.run_folder import MAX_NOTE_CHARACTERS, RunFolder, list_runs
@@ -391,7 +391,7 @@ def _report(columns: list[tuple[str, str, dict[str, Any]]], notes: list[str]) ->
     fields += [(field, field.replace("_", " "), ",") for field in COUNTS]
     body = ""
     for field, name, form in fields:
-        meaning = escape(Report.model_fields[field].description or "")
+        meaning = escape(MEANINGS[field][0] if field in MEANINGS else Report.model_fields[field].description or "")
         values = "".join(f"<td>{escape(_value(report.get(field), form))}</td>" for _, _, report in columns)
         body += f"<tr><th scope='row'>{escape(name)}<small>{meaning}</small></th>{values}</tr>"
     return (
