@@ -167,7 +167,8 @@ function build(shown, columns) {
 // The first drop of the training loss would flatten the rest.
 function heights(chart) {
   const [min, max] = chart.span ?? [-Infinity, Infinity], shown = chart.shown ?? data.lines.map(visiblePoints);
-  const begin = chart.zoomed ? -Infinity : FIRST_DROP * max;
+  const last = Math.max(...shown.map((line) => line.x[line.x.length - 1] ?? 0));
+  const begin = chart.zoomed ? -Infinity : FIRST_DROP * last;
   let [low, high] = [Infinity, -Infinity];
   shown.forEach((line, index) => {
     if (hidden.has(data.lines[index].name)) return;

@@ -63,11 +63,11 @@ def build(page: Page) -> None:
         )  # fmt: skip
         axis = gr.Radio(
             [(name, key) for key, name in AXIS_NAMES.items()], value="step", label="Axis", elem_id="runs-axis",
-            scale=2, min_width=240,
+            scale=2, min_width=320,
         )  # fmt: skip
         band = gr.Checkbox(
-            False, label="Seeds as a band", elem_id="runs-band", min_width=200, scale=1,
-            info="Runs that differ by their seed alone: mean, lowest and highest.",
+            False, label="Seeds as a band", elem_id="runs-band", min_width=320, scale=1,
+            info="Runs that differ by their seed alone: their mean, the lowest and the highest.",
         )  # fmt: skip
     plot = LineChart(elem_id="runs-plot")
     no_curve = gr.HTML(_NO_CURVE, **plain)

@@ -151,7 +151,7 @@ def test_two_models_are_compared(open_page: OpenPage, runs: Path) -> None:
     assert re.fullmatch(
         r"gru \d+\.\d\d nats, transformer \d+\.\d\d nats", str(marks(page).nth(4).get_attribute("title"))
     )
-    expect(page.locator("#measure-plot path.line")).to_have_count(2)
+    expect(page.locator("#measure-plot li")).to_have_count(2)
     page.get_by_label("transformer", exact=True).locator("visible=true").check()
     expect(marks(page, ".less")).to_have_count(0)
     expect(page.locator("#measure-scale")).to_contain_text("expected")
