@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from cli.options import DEFAULT_RUNS, Json, RunsDir, path_option
 from lm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lm.runs.run_folder import RunFolder
+    pass
 
 POSITION = 14
 DEFAULT_PICTURE = Path("curves.png")
@@ -63,8 +62,10 @@ def command(
 
     from cli.output import console, no_color, print_json, say
     from cli.plot_metric import chosen_metric
+    from lm.comparison.seeds import seed_groups
     from lm.files import check_place
     from lm.runs.curves import curves, draw, sketch, with_bands
+    from lm.runs.run import Run
     from lm.runs.run_folder import find_run
 
     if sweep is not None and runs:
@@ -84,7 +85,7 @@ def command(
         folders = [find_run(name, runs_dir)[0] for name in names]
         drawn = curves(folders, metric, by)
         if bands is not None:
-            drawn = with_bands(drawn, _seed_groups(folders), bands)
+            drawn = with_bands(drawn, seed_groups([Run(folder) for folder in folders]), bands)
     if output is not None:
         draw(drawn, output, metric=metric, by=by)
         say(f"Wrote {output}.")
@@ -95,19 +96,3 @@ def command(
             typer.echo(line)
     if as_json:
         print_json([asdict(curve) for curve in drawn])
-
-
-def _seed_groups(folders: Sequence[RunFolder]) -> dict[str, str]:
-    """Run → name of its group; runs that differ by their seed alone are one, as in lm compare."""
-    from lm.comparison.seeds import configuration, group_name
-    from lm.runs.run import Run
-
-    members: dict[str, list[str]] = {}
-    for run in map(Run, folders):
-        members.setdefault(configuration(run.config, run.record, run.checkpoint), []).append(run.name)
-    groups: dict[str, str] = {}
-    for group in members.values():
-        name = group_name(group)
-        # Two groups whose names have the same start.
-        groups |= dict.fromkeys(group, ", ".join(group) if name in groups.values() else name)
-    return groups

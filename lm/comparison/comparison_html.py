@@ -1,4 +1,8 @@
-"""A comparison as one HTML page without external files: verdict, table, intervals, places and passages."""
+"""A comparison as HTML: verdict, table, intervals, places and passages.
+
+`page` is a whole page without external files. The web page of `lm serve` shows its parts: `verdict_html`,
+`results_html`, `ranking_html`, `details_html` and `notes_html`.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,7 @@ LEAST_SHARE = 0.06
 WIDTH, ROW = 420, 22
 """Of a picture of intervals, in pixels."""
 
-OWN_STYLE = """
-:root { --a: #0072b2; --b: #d55e00; }
-@media (prefers-color-scheme: dark) { :root { --a: #56b4e9; --b: #e69f00; } }
+STYLE = """
 th.text { text-align: left; }
 .verdict { font-size: 1.1rem; font-weight: 600; color: var(--ink); border-left: .35rem solid #009e73;
   padding: .3rem .8rem; background: var(--band); max-width: none; }
@@ -38,28 +40,59 @@ td svg { width: 420px; height: 22px; display: block; }
 summary { cursor: pointer; font-weight: 600; font-size: 1.05rem; margin-top: 1.5rem; }
 .zero { stroke: var(--soft); } .span { stroke-width: 3; }
 """
+"""Of the parts; it needs the colours `--a`, `--b`, `--ink`, `--soft`, `--line` and `--band`."""
+_COLOR_STYLE = """
+:root { --a: #0072b2; --b: #d55e00; }
+@media (prefers-color-scheme: dark) { :root { --a: #56b4e9; --b: #e69f00; } }
+"""
 
 
 def page(found: Comparison) -> str:
     """The whole page."""
     names = ", ".join(each.name for each in found.candidates)
     split = "" if found.split == "text" else f", split {escape(found.split)}"
-    known = [each.name for each in found.candidates if each.bits_per_byte is not None]
-    details = "".join(
-        _details(found, difference, known, is_open=index == 0) for index, difference in enumerate(found.differences)
-    )
     body = f"""<h1>{escape(names)}</h1>
 <p>Compared on {escape(found.text)}{split}: {found.bytes:,} bytes, sha256 <code>{found.text_sha256[:12]}</code>.
 Inkling {__version__}.</p>
-<p class="verdict{"" if found.verdict.comparable else " no"}">{escape(found.verdict.sentence)}</p>
-{_list([*(each.sentence for each in found.verdict.problems[1:]), *(each.sentence for each in found.verdict.cautions)])}
+{verdict_html(found)}
 <h2>Ranking</h2>
-<p>{escape(found.figure[0].upper() + found.figure[1:])}; lower is better.</p>
-{_ranking(found)}
-{details}
+{ranking_html(found)}
+{details_html(found)}
 <h2>Notes</h2>
-{_list(found.notes)}"""
-    return whole_page(f"Compared: {names}", body, OWN_STYLE)
+{notes_html(found)}"""
+    return whole_page(f"Compared: {names}", body, _COLOR_STYLE + STYLE)
+
+
+def verdict_html(found: Comparison) -> str:
+    """The verdict, its reasons and its cautions."""
+    reasons = [*found.verdict.problems[1:], *found.verdict.cautions]
+    return (
+        f'<p class="verdict{"" if found.verdict.comparable else " no"}">{escape(found.verdict.sentence)}</p>'
+        f"{_list([each.sentence for each in reasons])}"
+    )
+
+
+def results_html(found: Comparison) -> str:
+    """The sentence of each difference."""
+    return "".join(f'<p class="result">{escape(each.sentence)}</p>' for each in found.differences)
+
+
+def ranking_html(found: Comparison) -> str:
+    """The candidates with their figures, best first."""
+    return f"<p>{escape(found.figure[0].upper() + found.figure[1:])}; lower is better.</p>{_ranking(found)}"
+
+
+def details_html(found: Comparison) -> str:
+    """Each difference with its interval, places and passages; the first one is open."""
+    known = [each.name for each in found.candidates if each.bits_per_byte is not None]
+    return "".join(
+        _details(found, difference, known, is_open=index == 0) for index, difference in enumerate(found.differences)
+    )
+
+
+def notes_html(found: Comparison) -> str:
+    """What was left out, and other facts."""
+    return _list(found.notes)
 
 
 def _list(sentences: Sequence[str]) -> str:

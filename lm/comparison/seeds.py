@@ -11,6 +11,7 @@ from typing import Any
 
 from lm.comparison.bootstrap import t_quantile
 from lm.config import RunConfig
+from lm.runs.run import Run
 
 _END = re.compile(r"[-_.@ ]*(?:(?<![a-zA-Z])(?:seed|s))?[-_.@ ]*$")
 
@@ -58,6 +59,19 @@ def group_name(names: Sequence[str]) -> str:
         "", common.rstrip("0123456789") if any(name[len(common) :][:1].isdigit() for name in names) else common
     )
     return f"{common or names[0]} ({len(names)} seeds)"
+
+
+def seed_groups(runs: Sequence[Run]) -> dict[str, str]:
+    """Run → name of its group; runs that differ by their seed alone are one."""
+    members: dict[str, list[str]] = {}
+    for run in runs:
+        members.setdefault(configuration(run.config, run.record, run.checkpoint), []).append(run.name)
+    groups: dict[str, str] = {}
+    for group in members.values():
+        name = group_name(group)
+        # Two groups whose names have the same start.
+        groups |= dict.fromkeys(group, ", ".join(group) if name in groups.values() else name)
+    return groups
 
 
 def spread(values: Sequence[float | None]) -> float | None:

@@ -10,7 +10,7 @@ from lm.errors import ConfigError
 from lm.files import check_folder
 from lm.jobs.ensemble_config import unwrapped
 from lm.runs.card import model_name
-from lm.runs.run_folder import CONFIG, RunFolder, list_runs
+from lm.runs.run_folder import CONFIG, NAME, RunFolder, list_runs
 from lm.training import distributed
 
 END_REASONS = ("finished", "out_of_time", "no_progress")
@@ -27,7 +27,7 @@ def check_new_run(name: str | None, runs_dir: Path, *, overwrite: bool = False) 
     if name is None:
         check_folder(runs_dir)
         return
-    if not re.fullmatch(r"\w[\w.+-]*", name):
+    if not NAME.fullmatch(name):
         raise ConfigError(
             f"--name {name!r}: a run's name is a folder's name of letters, digits and . _ + -. It starts with a "
             "letter or a digit."

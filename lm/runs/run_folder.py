@@ -5,6 +5,7 @@
         model.safetensors    the best weights
         tokenizer.json
         metrics.jsonl · film.jsonl · report.json · README.md · samples/ · states/ · events/
+        note.txt             what its owner wrote about it
         steps/step-500/      other checkpoints
         members/1/           a member of an ensemble, as a run folder, until all are trained
         teacher/             the ensemble that teaches the run, as a run folder, until the run is complete
@@ -32,6 +33,7 @@ import filelock
 
 from lm.config import DEFAULT_RUNS_DIR, expanded
 from lm.errors import (
+    ConfigError,
     CorruptRunError,
     RunError,
     RunExistsError,
@@ -61,6 +63,9 @@ CONFIG, MODEL, TOKENIZER, METRICS, REPORT, CARD, FILM = (
     "config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "report.json", "README.md", "film.jsonl"
 )  # fmt: skip
 LAST, LAST_OLD, STEPS, SAMPLES, EVENTS, LOCK = "last", "last.old", "steps", "samples", "events", ".lock"
+NOTE, MAX_NOTE_CHARACTERS = "note.txt", 4000
+NAME = re.compile(r"\w[\w.+-]*")
+"""The name of a run."""
 MEMBERS = "members"
 """The folder of the members' run folders, until an ensemble is complete."""
 TEACHER = "teacher"
@@ -201,12 +206,7 @@ class RunFolder:
             RunLockedError: it is in training.
             RunError: it is shipped, is a link, or cannot be renamed.
         """
-        if not (self.path / CONFIG).is_file():
-            raise RunNotFoundError(f"{self.path} is not a run. See them with: lm list")
-        if self.shipped:
-            raise RunError(f"{self.path} is shipped with Inkling and read-only: it cannot be deleted.")
-        if self.path.is_symlink():
-            raise RunError(f"{self.path} is a link to another folder: remove the link by hand.")
+        self._check_own("deleted")
         with self.lock():
             # No run has such a name, so the rest after a kill is not listed; the next deletion removes it.
             aside = self.path.with_name(f"{DELETED}{os.urandom(6).hex()}")
@@ -216,6 +216,66 @@ class RunFolder:
                 raise RunError(f"Cannot delete {self.path}: {error.strerror or error}.") from None
         for left in self.path.parent.glob(f"{DELETED}*"):
             shutil.rmtree(left, ignore_errors=True)
+
+    def rename(self, name: str) -> RunFolder:
+        """Give the run another name, in one step; returns its new folder.
+
+        Raises:
+            ConfigError: the name is not valid.
+            RunExistsError: the name is taken.
+            RunNotFoundError: there is no run here.
+            RunLockedError: it is in training.
+            RunError: it is shipped, is a link, or cannot be renamed.
+        """
+        if not NAME.fullmatch(name):
+            raise ConfigError(
+                f"{name!r} is no name for a run: use letters, digits and . _ + -. Begin with a letter or a digit."
+            )
+        target = RunFolder(self.path.with_name(name))
+        self._check_own("renamed")
+        with self.lock():
+            if os.path.lexists(target.path):
+                raise RunExistsError(f"There is already a run or a file named {name!r}: choose another name.")
+            try:
+                self.path.rename(target.path)
+            except OSError as error:
+                raise RunError(f"Cannot rename {self.path}: {error.strerror or error}.") from None
+        return target
+
+    def _check_own(self, what: str) -> None:
+        """Check that this is a run of the user."""
+        if not (self.path / CONFIG).is_file():
+            raise RunNotFoundError(f"{self.path} is not a run. See them with: lm list")
+        if self.shipped:
+            raise RunError(f"{self.path} is shipped with Inkling and read-only: it cannot be {what}.")
+        if self.path.is_symlink():
+            advice = "remove the link by hand" if what == "deleted" else "change that folder"
+            raise RunError(f"{self.path} is a link to another folder: {advice}.")
+
+    def read_note(self) -> str:
+        """What the owner of the run wrote about it; "" if nothing, or if it cannot be read."""
+        with contextlib.suppress(OSError):
+            return (self.path / NOTE).read_text("utf-8", errors="replace")
+        return ""
+
+    def write_note(self, note: str) -> None:
+        """Replace the note; an empty one is removed.
+
+        Raises:
+            ConfigError: it is too long.
+            RunNotFoundError: there is no run here.
+            RunError: it is shipped, is a link, or the file cannot be written.
+        """
+        if len(note) > MAX_NOTE_CHARACTERS:
+            raise ConfigError(f"The note has {len(note):,} characters: the limit is {MAX_NOTE_CHARACTERS:,}.")
+        self._check_own("given a note")
+        if note.strip():
+            write_file(self.path / NOTE, note.strip() + "\n")
+            return
+        try:
+            (self.path / NOTE).unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"Cannot delete {self.path / NOTE}: {error.strerror or error}.") from None
 
     def files(self) -> list[tuple[Path, int]]:
         """All files with their sizes in bytes; a file that vanishes meanwhile, as in a run in training, is left out."""

@@ -7,7 +7,8 @@ controls.py         controls for SamplingOptions; the model picker
 text_editor.py      the text of the tab Write: its owner, and what each button does while a model writes
 browser_storage.py  stores a visitor's text and choices in the browser
 token_marks.py      tokens as coloured marks; next-token probabilities as bars
-line_chart.py       line charts
+line_chart.py       line charts by uPlot
+comparisons.py      runs compared on a text, as by `lm compare`
 text_analysis.py    report of a text, and the loss of each of its parts
 reproduce.py        the same text by command line, curl or Python
 messages.py         HTML escaping, error messages, event handlers
@@ -26,6 +27,7 @@ from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 
 from serve.engines.model_pool import ModelPool
+from serve.page import assets
 from serve.page.browser_storage import SCRIPT, choose_models_js, restore_at_load, tab_link
 from serve.page.context import Page
 from serve.page.document import Document, DocumentMiddleware
@@ -60,6 +62,8 @@ def mount(app: FastAPI) -> None:
     page = Page(models, options, training)
     blocks = build(page)
     document = Document([(tab_id(tab), tab.label) for tab in find_tabs()], page.links, logout=app.state.has_keys)
+    # Before the page, whose mount takes all paths below its own.
+    app.include_router(assets.router)
     gr.mount_gradio_app(
         app, blocks, PATH, footer_links=[], run_history=False, show_error=False, max_file_size=int(options.max_upload),
         ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, theme=THEME, css=CSS, head=SCRIPT,

@@ -59,6 +59,8 @@ class Page:
     """Components whose values the browser stores, by name."""
     links: dict[str, TabLink] = field(default_factory=dict)
     """What a link to each tab restores, by the tab's id."""
+    comparing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the running comparison (`serve.page.comparisons`)."""
 
     def may_train(self, request: gr.Request) -> bool:
         """Whether a visitor may train and delete: if the server allows it, or on this machine alone."""

@@ -12,7 +12,6 @@ compared; the sum is unchanged.
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -208,12 +207,6 @@ class Difference:
     """(P, 2) of each model."""
     by_token: bool
     """Whether the parts are tokens; otherwise they are words."""
-
-    @property
-    def may_be_chance(self) -> bool:
-        """Whether the sum is within two standard errors of 0, if the parts are independent."""
-        excess = self.nats[:, 0] - self.nats[:, 1]
-        return bool(abs(excess.sum()) < 2 * excess.std() * math.sqrt(len(excess)))
 
 
 def compare(first: TextAnalysis, second: TextAnalysis) -> Difference:

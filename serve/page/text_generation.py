@@ -34,6 +34,11 @@ Prompt = str | tuple[int, ...]
 """A text, read after the start token; or the ids to read, start token included."""
 
 
+def longest_text(page: Page) -> int:
+    """Characters of the longest text to measure. It travels in the body of a request, not as a file."""
+    return min(MAX_CHARACTERS_PER_TOKEN * page.options.max_prompt_tokens, int(page.options.max_body) // 4)
+
+
 @dataclass
 class GeneratedText:
     """What a request has generated so far; each list has one item a sample."""

@@ -1,29 +1,46 @@
-"""Compare: several models or settings continue one prompt side by side, with one seed."""
+"""Compare: models or settings continue one prompt side by side; models are measured on one text side by side."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 
+from lm.comparison import comparison_html
+from lm.comparison.result import Comparison
 from lm.config import validate
 from lm.generation.options import SamplingOptions
+from lm.html_parts import escape
 from serve.page.browser_storage import STORED_CLASS, store
+from serve.page.comparisons import MAX_COMPARED, ComparisonPart, compare_runs
 from serve.page.context import Page
 from serve.page.controls import MAX_SAMPLES, SamplingControls, model_picker
-from serve.page.messages import attach
+from serve.page.messages import attach, page_error
 from serve.page.tabs import Tab
-from serve.page.text_generation import GeneratedText, generate
+from serve.page.text_generation import GeneratedText, generate, longest_text
 
 MIN_COLUMNS = 2
 _TEMPERATURES = (0.4, 0.8, 1.2, 0.0)
 """Default of each column."""
+SPLITS = {"a split of the first model: test, else validation": "split", "a text": "text"}
+_MEASURE = (
+    "<h2>Measure side by side</h2><p>Which model predicts a text better, by how much, and where? The models are ranked "
+    "by bits per byte, with the cost of spelling unknown words, so models with different tokens are comparable.</p>"
+)
 
 
 def build(page: Page) -> None:
     """Add the components and handlers."""
+    ComparisonPart("<h2>Write side by side</h2>")
+    _build_writing(page)
+    _build_measuring(page)
+
+
+def _build_writing(page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             prompt = gr.Textbox(
@@ -80,6 +97,79 @@ def build(page: Page) -> None:
     writing = attach([go.click, prompt.submit], on_write, inputs, [*texts, *notes])
     stop.click(None, cancels=[writing], api_visibility="private")
     attach(count.change, on_count, count, columns)
+
+
+def _build_measuring(page: Page) -> None:
+    ComparisonPart(_MEASURE)
+    first = page.model_choices()
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            models = gr.Dropdown(
+                first.choices, value=first.ranked[:MIN_COLUMNS], multiselect=True, max_choices=MAX_COMPARED,
+                label="Models, two or more", elem_id="compare-models",
+                # A run may be deleted while its name is here: the handler says so.
+                allow_custom_value=True,
+            )  # fmt: skip
+            text = gr.Textbox(
+                label="Text to measure", lines=6, max_lines=12, elem_classes=["paper", STORED_CLASS], visible=False,
+                elem_id="compare-text", placeholder="Paste a text that is new to all models.",
+            )  # fmt: skip
+        with gr.Column(scale=2, min_width=300):
+            source = gr.Radio(list(SPLITS.items()), value="split", label="Measure on", elem_id="compare-source")
+            with gr.Row(elem_classes="knobs"):
+                go = gr.Button("Measure", variant="primary", elem_id="compare-measure", min_width=160)
+                stop = gr.Button("Stop", min_width=70, elem_id="compare-measure-stop", interactive=False)
+    store(page, "compare-text", text)
+    note = ComparisonPart(visible=False, elem_id="compare-note")
+    result = ComparisonPart(elem_id="compare-result")
+    limit = longest_text(page)
+
+    async def on_open() -> Any:
+        found = await asyncio.to_thread(page.model_choices)
+        return gr.update(choices=found.choices)
+
+    async def on_source(chosen: str) -> Any:
+        return gr.update(visible=chosen == "text")
+
+    async def on_measure(names: list[str], chosen: str, given: str | None) -> AsyncIterator[dict[Any, Any]]:
+        given = given or ""
+        if chosen == "text" and not given.strip():
+            raise page_error("The text is empty. Paste a text first.")
+        if len(given) > limit:
+            raise page_error(f"The text has more than {limit:,} characters, the limit of this server.")
+        yield {stop: gr.update(interactive=True)}
+        idle = {note: gr.update(visible=False), stop: gr.update(interactive=False)}
+        try:
+            compared = compare_runs(page, names, text=given if chosen == "text" else None)
+            async with contextlib.aclosing(compared) as updates:
+                async for now in updates:
+                    if isinstance(now, str):
+                        yield {note: gr.update(value=f"<p>{escape(now)}</p>", visible=True)}
+                    else:
+                        yield {result: await asyncio.to_thread(_comparison, now), **idle}
+        except Exception:
+            yield idle
+            raise
+
+    tab = Context.block
+    assert isinstance(tab, gr.Tab), "the caller opens a gr.Tab"
+    attach([tab.select, models.focus], on_open, None, models)
+    attach(source.change, on_source, source, text)
+    measuring = attach(go.click, on_measure, [models, source, text], [note, result, stop])
+    attach(stop.click, _on_stop, None, [note, stop], cancels=[measuring])
+
+
+async def _on_stop() -> list[Any]:
+    return [gr.update(visible=False), gr.update(interactive=False)]
+
+
+def _comparison(found: Comparison) -> str:
+    where = "the pasted text" if found.split == "text" else f"the {found.split} split of {found.candidates[0].name}"
+    return (
+        f"{comparison_html.verdict_html(found)}{comparison_html.results_html(found)}"
+        f"{comparison_html.ranking_html(found)}<p>Measured on {escape(where)}: {found.bytes:,} bytes.</p>"
+        f"{comparison_html.details_html(found)}{comparison_html.notes_html(found)}"
+    )
 
 
 async def _merge(generators: list[AsyncGenerator[GeneratedText, None]]) -> AsyncIterator[dict[int, GeneratedText]]:

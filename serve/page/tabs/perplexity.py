@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import gradio as gr
 
+from lm.comparison import comparison_html
+from lm.comparison.result import Comparison
 from lm.corpora import open_text
 from lm.corpora.text import decode_file
 from lm.evaluation.report import Report
 from lm.html_parts import escape
-from lm.html_parts.line_chart import Line, line_chart_html
 from lm.html_parts.token_marks import SURPRISE_SCALE, Mark, marks_html, scale_html, score_note, surprise_strength
 from lm.runs.card import MEANINGS, figure, figures_of
 from lm.runs.run import Run
@@ -22,13 +24,14 @@ from serve.http_errors import RequestError
 from serve.page import token_marks
 from serve.page.assets import read_asset
 from serve.page.browser_storage import STORED_CLASS, store
+from serve.page.comparisons import ComparisonPart, compare_runs
 from serve.page.context import Page
 from serve.page.controls import model_picker
-from serve.page.line_chart import LineChart
+from serve.page.line_chart import ChartLine, LineChart, chart
 from serve.page.messages import attach, page_error
 from serve.page.tabs import Tab
 from serve.page.text_analysis import TOP, Difference, TextAnalysis, analyze, compare, smoothed, surprising_words
-from serve.page.text_generation import MAX_CHARACTERS_PER_TOKEN, score
+from serve.page.text_generation import longest_text, score
 from serve.training_queue import text_suffix
 
 MAX_WORDS = 10
@@ -65,6 +68,7 @@ def build(page: Page) -> None:
     report: dict[str, Any] = {"css_template": read_asset("perplexity.css"), "apply_default_css": False}
     note = gr.HTML(_START, elem_id="measure-note", **report)
     with gr.Column(visible=False) as results:
+        compared = ComparisonPart(visible=False, elem_id="measure-comparison")
         verdict = gr.HTML("", elem_id="measure-verdict", **report)
         which = gr.Radio([], show_label=False, container=False, visible=False, elem_id="measure-map-choice")
         scale = gr.HTML("", elem_id="measure-scale", css_template=token_marks.SCALE_CSS, apply_default_css=False)
@@ -75,11 +79,11 @@ def build(page: Page) -> None:
                 figures = gr.HTML("", elem_id="measure-figures", **report)
             with gr.Column(scale=2, min_width=300):
                 words = gr.HTML("", elem_id="measure-words", **report)
+        details = ComparisonPart(visible=False, elem_id="measure-differences")
     maps: gr.State = gr.State({})
 
     options = page.options
-    # The text travels in the body of a request, not as a file.
-    limit = min(MAX_CHARACTERS_PER_TOKEN * options.max_prompt_tokens, int(options.max_body) // 4)
+    limit = longest_text(page)
 
     async def on_drop(path: str | None) -> AsyncIterator[dict[Any, Any]]:
         if path is None:
@@ -111,33 +115,46 @@ def build(page: Page) -> None:
 
     async def on_measure(text: str, name: str | None, both: bool, other: str | None) -> AsyncIterator[dict[Any, Any]]:
         check_characters(text)
-        analyses = []
-        for each in (name, other) if both else (name,):
-            progress = f"<p class='hint'>Measuring {len(text):,} characters with {escape(str(each))} …</p>"
-            yield {note: gr.update(value=progress, visible=True)}
-            try:
+        if both and name == other:
+            raise page_error("Select two different models.")
+        analyses, found = [], None
+        try:
+            for each in (name, other) if both else (name,):
+                yield progress(f"Measuring {len(text):,} characters with {each} …")
                 analyses.append(await analysis_of(text, each))
-            except Exception:
-                yield {note: gr.update(visible=False)}
-                raise
-        update = await asyncio.to_thread(show, analyses)
+            if both:
+                async with contextlib.aclosing(compare_runs(page, [str(name), str(other)], text=text)) as updates:
+                    async for now in updates:
+                        if isinstance(now, str):
+                            yield progress(now)
+                        else:
+                            found = now
+        except Exception:
+            yield {note: gr.update(visible=False)}
+            raise
+        update = await asyncio.to_thread(show, analyses, found)
         yield {note: gr.update(visible=False), results: gr.update(visible=True), **update}
 
-    def show(analyses: list[TextAnalysis]) -> dict[Any, Any]:
-        names = _names(analyses)
+    def progress(sentence: str) -> dict[Any, Any]:
+        return {note: gr.update(value=f"<p class='hint'>{escape(sentence)}</p>", visible=True)}
+
+    def show(analyses: list[TextAnalysis], found: Comparison | None) -> dict[Any, Any]:
+        names = [each.scored.model.name for each in analyses]
         drawn = {name: (SURPRISE_SCALE, _map(each)) for name, each in zip(names, analyses, strict=True)}
-        if len(analyses) == 1:
+        if found is None:
             head = _verdict(analyses[0], names[0])
+            parts = [gr.update(value="", visible=False)] * 2
         else:
-            difference = compare(*analyses)
+            head = ""
+            shown_parts = (_results(found), comparison_html.details_html(found) + comparison_html.notes_html(found))
+            parts = [gr.update(value=part, visible=True) for part in shown_parts]
             legend = f"More surprised: {scale_html(names[1], names[0], 'both')}"
-            drawn = {"Difference": (legend, _difference_map(difference, analyses, names)), **drawn}
-            head = _comparison(difference, [each.report for each in analyses], names)
+            drawn = {"Difference": (legend, _difference_map(compare(*analyses), analyses, names)), **drawn}
         chosen = next(iter(drawn))
         return {
             figures: figures_html([each.report for each in analyses], names), words: _words_html(analyses, names),
             plot: _plot(analyses, names), verdict: head + _cautions(analyses, names), maps: drawn,
-            scale: drawn[chosen][0], shown: drawn[chosen][1],
+            compared: parts[0], details: parts[1], scale: drawn[chosen][0], shown: drawn[chosen][1],
             which: gr.update(choices=list(drawn), value=chosen, visible=len(drawn) > 1),
         }  # fmt: skip
 
@@ -147,7 +164,7 @@ def build(page: Page) -> None:
     async def on_map(drawn: dict[str, tuple[str, str]], choice: str) -> Any:
         return drawn.get(choice, gr.skip())
 
-    outputs = [note, results, verdict, which, scale, shown, plot, figures, words, maps]
+    outputs = [note, results, compared, verdict, which, scale, shown, plot, figures, words, details, maps]
     cut = _CUT_JS.replace("LIMIT", str(limit + 1))
     attach([go.click, paper.submit], on_measure, [paper, first, two, second], outputs, js=cut)
     attach(dropped.upload, on_drop, dropped, [paper, dropped])
@@ -171,11 +188,6 @@ def _too_long(limit: str) -> str:
     return f"The text has more than {limit}, the limit of this server. Measure a part of it."
 
 
-def _names(analyses: Sequence[TextAnalysis]) -> list[str]:
-    names = [each.scored.model.name for each in analyses]
-    return names if len(set(names)) == len(names) else [f"{name} ({number})" for number, name in enumerate(names, 1)]
-
-
 # -- sentences ----------------------------------------------------------------------------------------
 
 
@@ -190,25 +202,10 @@ def _verdict(analysis: TextAnalysis, name: str) -> str:
     )
 
 
-def _comparison(difference: Difference, reports: Sequence[Report], names: Sequence[str]) -> str:
-    bits = [report.bits_per_byte for report in reports]
-    if None in bits:
-        name = escape(names[bits.index(None)])
-        return (
-            f"<p class='verdict'>These two models cannot be compared: <b>{name}</b> skips symbols outside its "
-            "vocabulary, so that its tokens do not determine the text.</p>"
-        )
-    (low, better), (high, worse) = sorted((each, number) for number, each in enumerate(bits) if each is not None)
-    if high - low < 5e-5:
-        return f"<p class='verdict'>Both models have the same score: <b>{low:.3f} bits per byte</b>.</p>"
-    chance = (
-        " On a text of this length, such a small difference may be chance: measure a longer text."
-        if difference.may_be_chance else ""
-    )  # fmt: skip
-    return (
-        f"<p class='verdict'><b>{escape(names[better])}</b> is better by <b>{high - low:.3f} bits per byte</b>: "
-        f"{low:.3f} against {high:.3f} of {escape(names[worse])}, {1 - low / high:.0%} less.{chance}</p>"
-    )
+def _results(found: Comparison) -> str:
+    """The verdict of two models, the sentence of their difference, and the ranking."""
+    parts = (comparison_html.verdict_html, comparison_html.results_html, comparison_html.ranking_html)
+    return "".join(part(found) for part in parts)
 
 
 def _cautions(analyses: Sequence[TextAnalysis], names: Sequence[str]) -> str:
@@ -231,7 +228,8 @@ def _cautions(analyses: Sequence[TextAnalysis], names: Sequence[str]) -> str:
             cautions.append(caution)
         if report.precision != "fp32":
             cautions.append(f"computes with {report.precision} weights: a setting of this server.")
-        if report.remembered:
+        if report.remembered and len(analyses) == 1:
+            # Of several models, the verdict says so.
             cautions.append(
                 f"was trained on about {report.training_overlap or 0:.0%} of this text: the figures show memory, not "
                 "prediction of new text."
@@ -283,12 +281,12 @@ def _difference_map(difference: Difference, analyses: Sequence[TextAnalysis], na
     return marks_html(marks())
 
 
-def _plot(analyses: Sequence[TextAnalysis], names: Sequence[str]) -> str:
+def _plot(analyses: Sequence[TextAnalysis], names: Sequence[str]) -> dict[str, Any] | None:
     lines = [
-        Line(name, list(zip(*smoothed(analysis.cumulative), strict=True)), colour)
+        ChartLine(name, *smoothed(analysis.cumulative), colour)
         for analysis, name, colour in zip(analyses, names, (_WARM, _COOL), strict=False)
     ]
-    return line_chart_html(lines, x_title="character of the text", y_title="nats per character, smoothed")
+    return chart(lines, x_title="character of the text", y_title="nats per character, smoothed", file="perplexity")
 
 
 # -- tables -------------------------------------------------------------------------------------------

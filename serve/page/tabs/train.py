@@ -11,11 +11,11 @@ import gradio as gr
 from gradio.context import Context
 
 from lm.html_parts import escape
-from lm.html_parts.line_chart import COLOURS, Line, line_chart_html
+from lm.html_parts.line_chart import COLOURS
 from serve.page.assets import read_asset
 from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.context import Page
-from serve.page.line_chart import LineChart
+from serve.page.line_chart import ChartLine, LineChart, chart
 from serve.page.messages import attach, page_error, without_commands
 from serve.page.tabs import Tab
 from serve.training_queue import Job, families, keep_text
@@ -85,7 +85,7 @@ def build(page: Page) -> None:
         if job is None:
             # Also after a restart of the server under an open page.
             return {
-                timer: gr.update(active=False), shown_state: None, status: _status(None, 0), plot: "", samples: "",
+                timer: gr.update(active=False), shown_state: None, status: _status(None, 0), plot: None, samples: "",
                 chooser: gr.update(choices=[], value=None, visible=False), stop: gr.update(visible=False),
             }  # fmt: skip
         titles = [(_title(each, jobs.ahead(each)), each.number) for each in reversed(jobs.jobs)]
@@ -251,12 +251,19 @@ def _stop_button(job: Job) -> Any:
     return gr.update(value=label, visible=not job.ended, interactive=not job.stopping)
 
 
-def _plot(job: Job) -> str:
-    lines = [
-        Line(name, [(row["step"], row[field]) for row in job.rows if row[field] is not None], colour)
-        for field, (name, colour) in LINES.items()
-    ]
-    return line_chart_html(lines, x_title="step", y_title="loss (lower is better)", x_end=job.steps)
+def _plot(job: Job) -> dict[str, Any] | None:
+    # Bits per byte compare tokenizers; training has the loss alone.
+    lines = []
+    for field, (name, colour) in LINES.items():
+        points = [(row["step"], row[field]) for row in job.rows if row[field] is not None]
+        values = [y for _, y in points]
+        best = values.index(min(values)) if field == "valid_loss" and values else None
+        thin = field == "train_loss"
+        lines.append(ChartLine(name, [x for x, _ in points], values, colour, thin, best=best))
+    return chart(
+        lines, x_title="step", y_title="loss, nats per token (lower is better)", file=job.run or "training",
+        x_end=job.steps,
+    )  # fmt: skip
 
 
 def _samples(job: Job) -> str:

@@ -19,7 +19,7 @@ from lm.tokenizers.byte import ByteOptions, ByteTokenizer
 from lm.tokenizers.char import CharOptions, CharTokenizer
 from lm.tokenizers.word import WordOptions, WordTokenizer
 from serve.page.tabs.perplexity import _read_upload
-from serve.page.text_analysis import MAX_POINTS, Difference, smoothed, token_ends, word_bounds
+from serve.page.text_analysis import MAX_POINTS, smoothed, token_ends, word_bounds
 from tests.serve.conftest import CONTEXT, make_text
 from tests.serve.page.conftest import OpenPage
 
@@ -43,9 +43,10 @@ def measure(page: Page, text: str) -> None:
 def again(page: Page) -> None:
     """Press Measure, and wait for the end."""
     # A new verdict does not have this attribute.
-    page.evaluate("document.querySelector('#measure-verdict .verdict')?.setAttribute('data-old', '')")
+    verdict = ":is(#measure-verdict, #measure-comparison) .verdict"
+    page.evaluate(f"document.querySelectorAll('{verdict}').forEach(each => each.setAttribute('data-old', ''))")
     page.locator("#measure").click()
-    expect(page.locator("#measure-verdict .verdict:not([data-old])")).to_be_visible()
+    expect(page.locator(f"{verdict}:not([data-old])")).to_be_visible()
 
 
 def paper(page: Page) -> Locator:
@@ -137,19 +138,20 @@ def test_two_models_are_compared(open_page: OpenPage, runs: Path) -> None:
     reports = [lm.load(name, runs_dir=runs).evaluate(text=SHORT) for name in ("gru", "transformer")]
     for column, report in enumerate(reports):
         agree(figures(page, column), report)
-    better, worse = sorted(reports, key=lambda report: report.bits_per_byte)
-    gap = worse.bits_per_byte - better.bits_per_byte
-    expect(page.locator("#measure-verdict")).to_contain_text(
-        f"{better.run} is better by {gap:.3f} bits per byte: {better.bits_per_byte:.3f} against "
-        f"{worse.bits_per_byte:.3f} of {worse.run}"
-    )
+    # The verdict, the difference and the places are those of lm.compare.
+    found = lm.compare(["gru", "transformer"], text=SHORT, runs_dir=runs)
+    comparison = page.locator("#measure-comparison")
+    expect(comparison.locator(".verdict")).to_have_text(found.verdict.sentence)
+    expect(comparison.locator(".result")).to_have_text(found.differences[0].sentence)
+    places = found.differences[0].places
+    expect(page.locator("#measure-differences td:first-child:not(.group)")).to_have_text([each.name for each in places])
     # Both are models of characters: token by token, orange and blue.
     expect(marks(page)).to_have_count(len(SHORT))
     assert marks(page, ".surprise").count() and marks(page, ".less").count()
     assert re.fullmatch(
         r"gru \d+\.\d\d nats, transformer \d+\.\d\d nats", str(marks(page).nth(4).get_attribute("title"))
     )
-    expect(page.locator("#measure-plot path.line")).to_have_count(2)
+    expect(page.locator("#measure-plot li")).to_have_count(2)
     page.get_by_label("transformer", exact=True).locator("visible=true").check()
     expect(marks(page, ".less")).to_have_count(0)
     expect(page.locator("#measure-scale")).to_contain_text("expected")
@@ -258,15 +260,6 @@ def test_a_word_takes_the_space_before_it(unknown: str, expected: list[str]) -> 
 def test_words_end_with_their_letters_and_cover_the_text() -> None:
     assert word_bounds("  a bc\n d \n").tolist() == [0, 3, 6, 11]
     assert word_bounds(" \n").tolist() == [0, 2]
-
-
-def test_a_difference_that_comes_from_one_word_may_be_chance_and_an_even_one_is_not() -> None:
-    bounds = np.arange(101)
-    even = np.stack([np.full(100, 2.0) + np.linspace(-0.1, 0.1, 100), np.full(100, 1.0)], axis=1)
-    assert not Difference(bounds, even, True).may_be_chance
-    single = np.zeros((100, 2))
-    single[3, 0] = 20.0
-    assert Difference(bounds, single, True).may_be_chance
 
 
 def test_sums_made_of_tokens_are_those_of_the_scores() -> None:

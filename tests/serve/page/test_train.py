@@ -42,7 +42,7 @@ def test_a_training_shows_its_progress_and_after_a_stop_the_model_can_write(open
     # Samples and a curve appear while it learns.
     expect(page.locator("#train-samples figure").first).to_be_visible(timeout=40_000)
     status(page).to_contain_text(re.compile(r"Step \d+ of [\d,]+ · loss \d\.\d\d · about .* left"))
-    expect(page.locator("#train-plot .line").first).to_be_visible()
+    expect(page.locator("#train-plot canvas")).to_be_visible()
     assert page.locator("#train-status progress").get_attribute("value")
     steps = [int(step) for step in re.findall(r"step (\d+) ", page.locator("#train-samples").inner_text())]
     assert steps == sorted(steps, reverse=True)
