@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lm.evaluation.conventions import WordSums
     from lm.evaluation.per_token import Scored, Watcher
     from lm.evaluation.report import Report
+    from lm.evaluation.signature import Signature
     from lm.runs.eval_extras import ChangingFigures
     from lm.runs.run import Run
 
@@ -62,6 +63,8 @@ class Extras:
     adapt: bool = False
     cache: bool = False
 
+    signature: Signature | None = None
+    """Of the convention's figure; None without a convention, or if the figure is infinite or unknown."""
     _own: PreparedCorpus | None = None
     _sums: CalibrationSums | None = None
     _words: WordSums | None = None
@@ -180,13 +183,17 @@ class Extras:
             results["calibration"] = self._sums.result(samples, [*self._notes, *tuned_on_itself(run, report)])
         if self.convention != "inkling":
             from lm.evaluation import conventions
+            from lm.evaluation.signature import convention_signature, parse
 
             if self._words is None:
                 figures = conventions.lm_eval(report)
             else:
                 made = {"kenlm": conventions.kenlm, "srilm": conventions.srilm}[self.convention]
                 figures = made(self._words.end())
-            results["conventions"] = {self.convention: figures}
+            assert report.signature is not None
+            self.signature = convention_signature(parse(report.signature), self.convention, figures)
+            line = None if self.signature is None else str(self.signature)
+            results["conventions"] = {self.convention: {**figures, "signature": line}}
         if self.adapt or self.cache:
             ids = np.concatenate([[run.tokenizer.start_id], *self._targets])
             results |= self._changing(run, report, ids, stride)
@@ -219,6 +226,21 @@ class Extras:
         title = f"Calibration of {run.name} on {where}"
         write_view(self.out, title, lambda: drawing.figure(calibration, title))
         say(f"Wrote {self.out}.")
+
+    def measured(self, report: Report, expected: Signature) -> Signature:
+        """The signature of the figure that an expected one is compared with: of the report, or of the convention.
+
+        Raises:
+            ConfigError: the convention's figure is infinite or unknown.
+        """
+        from lm.evaluation.signature import parse
+
+        if expected.convention is None:
+            assert report.signature is not None
+            return parse(report.signature)
+        if self.signature is None:
+            raise ConfigError(f"--check: the figure of {self.convention} is infinite or unknown on this text.")
+        return self.signature
 
     def print(self, screen: Console) -> None:
         """Print a table for each result, after the report's."""

@@ -5,22 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lm.errors import ConfigError
-from lm.evaluation.signature import check, parse
+from lm.evaluation.signature import Signature, check
 
 if TYPE_CHECKING:
-    from lm.evaluation.report import Report
     from lm.runs.run import Run
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
 def settings_of(
-    line: str, run: Run, *, split: str | None, text: str | None, stride: int | None, precision: Any
+    expected: Signature, run: Run, *, split: str | None, text: str | None, stride: int | None, precision: Any
 ) -> tuple[str | None, int | None, Any]:
     """Split, stride and precision to measure with: those of the flags, else those of the signature.
 
     Args:
-        line: the signature.
+        expected: the signature.
         run: the run to measure.
         split: None: the run's split with the signature's text, if there is one.
         text: another text, which has no split.
@@ -28,9 +27,8 @@ def settings_of(
         precision: fp32, the default, gives way to that of the signature.
 
     Raises:
-        ConfigError: the line is no signature, or its precision is unknown.
+        ConfigError: its precision is unknown.
     """
-    expected = parse(line)
     if expected.precision not in PRECISIONS:
         raise ConfigError(f"Signature: prec:{expected.precision} is none of {', '.join(PRECISIONS)}.")
     if split is None and text is None:
@@ -41,10 +39,9 @@ def settings_of(
     return split, stride, expected.precision if precision == "fp32" else precision
 
 
-def checked(line: str, report: Report, *, quiet: bool) -> dict[str, Any]:
-    """Compare a report with a signature and print the result; its facts for JSON."""
-    assert report.signature is not None
-    found = check(parse(line), parse(report.signature))
+def checked(expected: Signature, measured: Signature, *, quiet: bool) -> dict[str, Any]:
+    """Compare a figure with a signature and print the result; its facts for JSON."""
+    found = check(expected, measured)
     if not quiet:
         from cli.output import console
 

@@ -125,8 +125,12 @@ def command(
     from cli.report import print_report
     from cli.signature_check import checked, settings_of
     from lm.corpora import open_text
+    from lm.evaluation.signature import parse
     from lm.runs.run import load
 
+    expected = None if check is None else parse(check)
+    if expected is not None and expected.convention is not None and convention == "inkling":
+        convention = expected.convention
     extras = Extras(per_token, calibration, out, convention, adapt, cache)
     extras.check(measured_in)
     loaded = load(run, runs_dir=runs_dir, device=device)
@@ -136,12 +140,12 @@ def command(
             f"--stride {stride}: {loaded.config.model.type} models carry their state over the whole text, without a "
             "sliding window: leave --stride out."
         )
-    stride = extras.stride(stride, loaded)
-    if check is not None:
+    if expected is not None:
         split, stride, measured_in = settings_of(
-            check, loaded, split=split, text=text, stride=stride, precision=measured_in
+            expected, loaded, split=split, text=text, stride=stride, precision=measured_in
         )  # fmt: skip
         extras.check(measured_in)
+    stride = extras.stride(stride, loaded)
     content = None
     if text is not None:
         own = loaded.config.corpus
@@ -171,14 +175,16 @@ def command(
             from cli.copies import print_copies
 
             print_copies(console(), copies)
-    if check is not None:
-        facts["check"] = checked(check, report, quiet=as_json)
+    if expected is not None:
+        facts["check"] = checked(expected, extras.measured(report, expected), quiet=as_json)
     if as_json:
         print_json(facts)
     elif report.signature is not None:
-        # The last line, whole, so that it can be copied.
-        typer.echo(report.signature)
-    if check is not None:
+        # The last lines, whole, so that they can be copied.
+        for line in (extras.signature, report.signature):
+            if line is not None:
+                typer.echo(line)
+    if expected is not None:
         raise typer.Exit(0 if facts["check"]["reproduces"] else 1)
     # The card has reference figures only.
     if not loaded.folder.shipped and text is None and stride is None and precision == "fp32":

@@ -128,7 +128,7 @@ class CopyIndex:
         """The common length in bytes of the suffix at each position and of the indexed text from `other` on.
 
         If the suffixes at the position before are those one byte longer, they have one byte more in common. Only the
-        others are compared.
+        others, the heads, are compared.
         """
         text, limit = self._codes, len(self._bytes)
         here = np.arange(size)
@@ -136,19 +136,30 @@ class CopyIndex:
         follows[1:] = (other[1:] > 0) & (other[:-1] == other[1:] - 1) & (codes[: size - 1] == text[other[1:] - 1])
         heads = np.flatnonzero(~follows)
         lengths = np.zeros(size, np.int64)
-        lengths[heads] = _compare(codes, size, heads, text, limit, other[heads])
+        # A neighbour in rank has at most one byte less in common than the neighbour at the position before. So half of
+        # the heads bound the other half from both sides, and repeated text costs n log n, not n^2.
+        step = 1 << len(heads).bit_length()
+        while step:
+            chosen = heads[step :: 2 * step] if step < len(heads) else heads[:1]
+            before = heads[: len(heads) - step : 2 * step] if step < len(heads) else chosen
+            known = np.maximum(lengths[before] - (chosen - before), 0)
+            lengths[chosen] = _compare(codes, size, chosen, text, limit, other[chosen], known)
+            step //= 2
         last_head = np.maximum.accumulate(np.where(follows, 0, here))
         result: Positions = lengths[last_head] - (here - last_head)
         return result
 
 
 def _compare(
-    first: Bytes, first_size: int, at: Positions, second: Bytes, second_size: int, other: Positions
+    first: Bytes, first_size: int, at: Positions, second: Bytes, second_size: int, other: Positions, known: Positions
 ) -> Positions:
-    """How many bytes of two padded texts are equal, from each pair of positions on; 0 for a position of -1."""
-    lengths = np.zeros(len(at), np.int64)
+    """How many bytes of two padded texts are equal, from each pair of positions on; 0 for a position of -1.
+
+    `known` is how many are equal for certain.
+    """
     most = np.where(other >= 0, np.minimum(first_size - at, second_size - other), 0)
-    active = np.flatnonzero(most > 0)
+    lengths = np.minimum(known, most)
+    active = np.flatnonzero(most > lengths)
     while len(active):
         width = int(np.clip(COMPARED_AT_ONCE // len(active), 16, MAX_WIDTH))
         left = np.lib.stride_tricks.sliding_window_view(first, width)

@@ -3,14 +3,15 @@
     bpb:1.6234|den:bytes|ctx:carried|unk:replace+spelling|text:3f2a9c01d4e5|tok:9be17a3344f0|prec:fp32|v:0.2.0
 
 part    means
-bpb     bits per byte; or loss, nats per token, where bits per byte are unknown
-den     what the figure is divided by: bytes or tokens
+bpb     bits per byte; or loss, nats per token, where bits per byte are unknown; or ppl, perplexity per word, of a
+        convention
+den     what the figure is divided by: bytes, tokens, or what the convention counts
 ctx     context rule: carried; carried-ROWS or carried-ROWS-warm-TOKENS in parallel parts; window-TOKENS-STRIDE
 unk     policy for unknown symbols; +spelling if their spelling is part of the figure
 text    start of the SHA-256 of the UTF-8 text
 tok     start of the SHA-256 of the tokenizer's file
 prec    number format of the matrix products
-conv    how another program counts, if the figure follows it
+conv    how another program counts, if the figure follows it: lm-eval, kenlm or srilm
 v       version of Inkling
 
 The idea is SacreBLEU's (Post 2018, "A Call for Clarity in Reporting BLEU Scores"). Needs no torch.
@@ -19,8 +20,9 @@ The idea is SacreBLEU's (Post 2018, "A Call for Clarity in Reporting BLEU Scores
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lm.errors import ConfigError
 from lm.registry import did_you_mean
@@ -28,14 +30,22 @@ from lm.registry import did_you_mean
 if TYPE_CHECKING:
     from lm.evaluation.report import Report
 
-Kind = Literal["bpb", "loss"]
+Kind = Literal["bpb", "loss", "ppl"]
 DENOMINATORS: dict[Kind, str] = {"bpb": "bytes", "loss": "tokens"}
+"""Of the figures of the report."""
+CONVENTION_FIGURES: dict[str, tuple[Kind, str, str]] = {
+    "lm-eval": ("bpb", "bits_per_byte", "bytes"),
+    "kenlm": ("ppl", "perplexity_including_oovs", "words+lines"),
+    "srilm": ("ppl", "ppl", "known-words+sentences"),
+}
+"""Convention → kind, name and denominator of its figure, as `lm.evaluation.conventions` gives it."""
+SPELLING = "+spelling"
 HASH = 12
 """Hexadecimal digits of a hash."""
 DECIMALS = 4
 """Of the value."""
 TOLERANCE = 1e-4
-"""Largest difference of a value that reproduces; processors and thread counts round differently."""
+"""Largest difference of a value that reproduces; processors and thread counts round differently. A share for `ppl`."""
 ROUGH_TOLERANCE = 2e-3
 """The same with less precise products than fp32."""
 EXACT = ("fp32",)
@@ -80,7 +90,8 @@ class Signature:
     @property
     def tolerance(self) -> float:
         """Largest difference of a value that reproduces."""
-        return TOLERANCE if self.precision in EXACT else ROUGH_TOLERANCE
+        scale = max(1.0, self.value) if self.kind == "ppl" else 1.0
+        return scale * (TOLERANCE if self.precision in EXACT else ROUGH_TOLERANCE)
 
     @property
     def stride(self) -> int | None:
@@ -118,14 +129,13 @@ class Check:
         return f"The figure does not reproduce: {' '.join(self.differences)}"
 
 
-def signature_of(report: Report, *, unknown: str, tokenizer_sha256: str, convention: str | None = None) -> Signature:
+def signature_of(report: Report, *, unknown: str, tokenizer_sha256: str) -> Signature:
     """The signature of a report's bits per byte; of its loss where these are unknown.
 
     Args:
         report: the report.
         unknown: policy for unknown symbols.
         tokenizer_sha256: hash of the tokenizer's file.
-        convention: how another program counts, such as lm-eval.
     """
     known = report.bits_per_byte is not None
     kind: Kind = "bpb" if known else "loss"
@@ -135,13 +145,29 @@ def signature_of(report: Report, *, unknown: str, tokenizer_sha256: str, convent
         value=value,
         denominator=DENOMINATORS[kind],
         context=context_code(report.context),
-        unknown=f"{unknown}+spelling" if known else unknown,
+        unknown=unknown + SPELLING if known else unknown,
         text=report.text_sha256[:HASH],
         tokenizer=tokenizer_sha256[:HASH],
         precision=report.precision,
         version=report.version,
-        convention=convention,
     )
+
+
+def convention_signature(static: Signature, convention: str, figures: Mapping[str, Any]) -> Signature | None:
+    """The signature of the figure of another program's convention; None if the figure is unknown or infinite.
+
+    Args:
+        static: of the report with the same nats.
+        convention: one of `CONVENTION_FIGURES`.
+        figures: from `lm.evaluation.conventions`.
+    """
+    kind, name, denominator = CONVENTION_FIGURES[convention]
+    if figures[name] is None:
+        return None
+    return replace(
+        static, kind=kind, value=float(figures[name]), denominator=denominator,
+        unknown=static.unknown.removesuffix(SPELLING), convention=convention,
+    )  # fmt: skip
 
 
 def context_code(rule: str) -> str:
@@ -191,8 +217,16 @@ def parse(line: str) -> Signature:
         given[name] = given[name].rstrip("….").lower()
         if not re.fullmatch(r"[0-9a-f]{4,64}", given[name]):
             raise ConfigError(f"Signature: {name}:{given[name]} is no hash of at least 4 hexadecimal digits.")
-    if given["den"] != DENOMINATORS[kind]:
-        raise ConfigError(f"Signature: {kind} is divided by {DENOMINATORS[kind]}, and den is {given['den']!r}.")
+    convention = given.get("conv")
+    if convention is not None and convention not in CONVENTION_FIGURES:
+        raise ConfigError(f"Signature: conv:{convention} is none of {', '.join(CONVENTION_FIGURES)}.")
+    known_kind, _, denominator = CONVENTION_FIGURES[convention] if convention else (kind, "", DENOMINATORS.get(kind))
+    if denominator is None:
+        raise ConfigError(f"Signature: {kind} is a figure of another program, so it needs the part conv.")
+    if kind != known_kind:
+        raise ConfigError(f"Signature: the figure of conv:{convention} is {known_kind}, not {kind}.")
+    if given["den"] != denominator:
+        raise ConfigError(f"Signature: {kind} is divided by {denominator}, and den is {given['den']!r}.")
     if not _CONTEXT.fullmatch(given["ctx"]):
         raise ConfigError(f"Signature: ctx:{given['ctx']} is no context rule, such as carried or window-256-128.")
     parts = {field: given[name] for name, field in _NAMES.items() if name in given}

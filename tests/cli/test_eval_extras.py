@@ -59,10 +59,16 @@ def test_the_tables_come_after_the_report_in_80_columns(lm: Lm, monkeypatch: pyt
     assert re.search(r"\ncalibration: is the first choice .*\nprobability +tokens +mean +right +gap ", out)
     assert re.search(r"\ntemperature +\d\.\d{3}  lowest loss on valid, 250 tokens: ", out)
     assert re.search(r"\nsrilm: as SRILM's .*\nsentences +\d+ ", out) and re.search(r"\nppl1 +[\d,.]+ ", out)
-    # Notes are whole lines; so is the signature, which is the last.
-    *tables, signature = out[out.index("\ncalibration") :].splitlines()
+    # Notes are whole lines; so are the signatures, which are the last.
+    *tables, own, signature = out[out.index("\ncalibration") :].splitlines()
     assert all(len(line) <= 80 for line in tables if not line.startswith("note: "))
     assert signature == json.loads(lm("eval", "a", "--json").out)["signature"]
+    assert own.startswith("ppl:") and "|conv:srilm|" in own
+    # The signature names the convention, so the check needs no flag.
+    again = json.loads(lm("eval", "a", "--check", own, "--json").out)
+    assert again["check"]["reproduces"] and again["conventions"]["srilm"]["signature"] == own
+    other = lm("eval", "a", "--check", own, "--convention", "kenlm", "--json")
+    assert other.code == 1 and "The convention is kenlm; the signature has srilm." in other.out
 
 
 def test_figures_of_a_model_that_changes_are_labelled_and_never_saved(lm: Lm, runs: Path) -> None:
@@ -106,6 +112,8 @@ def test_the_harness_reads_a_window_without_overlap(lm: Lm, tmp_path: Path) -> N
     figures = report["conventions"]["lm-eval"]
     assert figures["word_perplexity"] == pytest.approx(report["lm_eval_word_perplexity"])
     assert figures["bits_per_byte"] == pytest.approx(report["token_bits_per_byte"])
+    again = lm("eval", "t", "--check", figures["signature"])
+    assert again.code == 0 and "The figure reproduces" in again.out
     # The card has the figures of the default rule.
     saved = json.loads((tmp_path / "checkpoints" / "t" / "report.json").read_text())
     assert saved[report["split"]]["context"] == plain["context"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +71,15 @@ def test_a_long_copy_is_one_run_also_where_the_text_repeats_itself() -> None:
     source = ("ab" * 500 + "c") * 40
     copies = CopyIndex(source).find(source[7:] + "d")
     assert copies.runs() == [(0, len(source) - 7, 7)]
+
+
+def test_a_text_of_one_repeated_character_is_searched_in_seconds() -> None:
+    index = CopyIndex("a" * 200_000)
+    begun = time.process_time()
+    # At each position the nearest suffix is the whole text; comparing all of them from their start takes a minute.
+    copies = index.find("a" * 100_000 + "b" + "a" * 100)
+    assert copies.runs() == [(0, 100_000, 0), (100_001, 100, 199_900)]
+    assert time.process_time() - begun < 10
 
 
 def test_figures_of_several_texts_are_weighted_by_their_lengths() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lm.errors import ConfigError
-from lm.evaluation.signature import EXAMPLE, check, context_code, parse
+from lm.evaluation.signature import EXAMPLE, check, context_code, convention_signature, parse
 
 
 def test_a_line_is_parsed_and_printed_again() -> None:
@@ -49,6 +49,10 @@ def test_the_context_rule_of_a_report_has_a_code_that_parses(rule: str, code: st
         (EXAMPLE.replace("text:", "txt:"), "no part 'txt'. Did you mean 'text'"),
         (EXAMPLE.replace("tok:9be17a3344f0", "tok:xyz"), "is no hash"),
         (EXAMPLE + "|v:0.3.0", "given twice"),
+        (EXAMPLE.replace("bpb:", "ppl:"), "ppl is a figure of another program, so it needs the part conv"),
+        (EXAMPLE.replace("|v:", "|conv:nltk|v:"), "conv:nltk is none of lm-eval, kenlm, srilm"),
+        (EXAMPLE.replace("|v:", "|conv:kenlm|v:"), "the figure of conv:kenlm is ppl, not bpb"),
+        (EXAMPLE.replace("bpb:", "ppl:").replace("|v:", "|conv:srilm|v:"), "ppl is divided by known-words+sentences"),
         (EXAMPLE.replace("ctx:carried", "ctx:a b"), "is no context rule"),
     ],
 )
@@ -82,3 +86,19 @@ def test_rounding_and_another_version_do_not_matter() -> None:
     # A shorter hash, as people quote it, and less precise products.
     short = parse(EXAMPLE.replace("text:3f2a9c01d4e5", "text:3f2a…").replace("prec:fp32", "prec:bf16"))
     assert check(short, replace(parse(EXAMPLE), value=1.6244, precision="bf16")).reproduces
+
+
+def test_the_figure_of_a_convention_has_a_signature_of_its_own() -> None:
+    static = parse(EXAMPLE)
+    kenlm = convention_signature(static, "kenlm", {"perplexity_including_oovs": 21992.664})
+    assert str(kenlm) == (
+        "ppl:21992.6640|den:words+lines|ctx:carried|unk:replace|text:3f2a9c01d4e5|tok:9be17a3344f0|prec:fp32|conv:kenlm|"
+        "v:0.2.0"
+    )
+    assert kenlm is not None and parse(str(kenlm)) == kenlm
+    # A perplexity reproduces within a share of it.
+    assert check(kenlm, replace(kenlm, value=21993.5)).reproduces
+    assert not check(kenlm, replace(kenlm, value=21996)).reproduces
+    harness = convention_signature(static, "lm-eval", {"bits_per_byte": 1.5})
+    assert str(harness).startswith("bpb:1.5000|den:bytes|ctx:carried|unk:replace|")
+    assert convention_signature(static, "srilm", {"ppl": None}) is None
