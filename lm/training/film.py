@@ -3,8 +3,10 @@
     {"step": 812, "seconds": 9.4, "progress": 0.027, "valid_loss": 2.31, "text": "ROM: the…", "sample_seconds": 0.03}
 
 The first frame is step 0, the last one the end. The others are at rising distances, because a model changes most at the
-start: frame k of n is where the share of the plan is (k / (n - 1))³. All frames together take about 1 % of the training
-time: there are fewer of them if a sample takes long, and none in a short training.
+start: of n frames, frame k is near the share (k / (n - 1))³ of the plan.
+
+All frames together take about 1 % of the training time: there are fewer of them if a sample takes long, and none in a
+short training.
 
 A sample draws its random numbers from its own seed. So the steps of a training are the same bits with and without.
 """
@@ -62,6 +64,8 @@ class Film(Callback):
         self._folder, self._step, self._tokenizer, self._prompt, self._clock = folder, step, tokenizer, prompt, clock
         self._last_step = -1
         self._sample_seconds = SAMPLE_SECONDS
+        """Mean of the samples so far."""
+        self._samples: list[float] = []
         self._plan_seconds: float | None = None
         self._valid_loss: float | None = None
         self._is_on = not step.parallel.sharded
@@ -102,15 +106,14 @@ class Film(Callback):
         return min(FRAMES, math.floor(seconds * SHARE / self._sample_seconds + 1e-9))
 
     def _is_due(self, tick: Tick) -> bool:
-        """Whether the step is the first one of the next moment."""
-        # The moments of the rest are spread again when a sample or a step becomes slower or faster.
+        """Whether the step is far enough from the last frame."""
         frames = self._affordable(self._plan_seconds or tick.seconds / max(tick.progress, 1e-9))
-
-        def moment(step: int) -> int:
-            share = tick.progress * step / tick.step
-            return math.floor((frames - 1) * share ** (1 / POWER) + 1e-9)
-
-        return frames > 1 and (self._last_step < 0 or moment(tick.step) > moment(self._last_step))
+        if frames < 2 or self._last_step < 0:
+            return frames > 1
+        # Distances, not places: they stay right when a sample or a step becomes slower or faster.
+        now, wanted = tick.progress ** (1 / POWER), 1 / (frames - 1) - 1e-9
+        since = now - (tick.progress * self._last_step / tick.step) ** (1 / POWER)
+        return since >= wanted and 1 - now >= wanted / 2
 
     def _add(self, step: int, seconds: float, progress: float) -> None:
         """Write a frame, if there is none of this step; a failure ends the film, not the training."""
@@ -119,11 +122,13 @@ class Film(Callback):
         begun = self._clock()
         try:
             text = native_preview(self._step, self._tokenizer, TOKENS, self._prompt)
-            self._sample_seconds = max(self._clock() - begun, 1e-6)
+            seconds_taken = max(self._clock() - begun, 1e-6)
+            self._samples.append(seconds_taken)
+            self._sample_seconds = sum(self._samples) / len(self._samples)
             row: Row = {
                 "step": step, "seconds": round(seconds, 3), "progress": round(progress, 6),
                 "valid_loss": self._valid_loss, "text": f"{self._prompt}{text}",
-                "sample_seconds": round(self._sample_seconds, 4),
+                "sample_seconds": round(seconds_taken, 4),
             }  # fmt: skip
             self._folder.append_film(row)
         except LMError as error:

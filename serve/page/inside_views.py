@@ -377,5 +377,5 @@ def why_sentence(view: Why) -> str:
     most = " and ".join(f"{name} ({gain:+.2f} nats)" for name, gain in best)
     return (
         f"Loss {view.loss:.2f} nats per token. Most of what the model knows comes from {most}. A token has the colour "
-        "of the source that added most. Pick a token to see all terms."
+        "of the source that added most."
     )

@@ -35,6 +35,8 @@ LABELS = {
 }  # fmt: skip
 MAX_WAITING = 4
 """Views that wait for the one that is computed."""
+_LIVE = "<div aria-live='polite'>${value}</div>"
+"""A screen reader says what changes."""
 _DOWNLOAD_JS = """(found) => {
   if (!found) return;
   const link = document.createElement('a');
@@ -52,7 +54,7 @@ def build(page: Page) -> None:
     }  # fmt: skip
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            picker = model_picker(page, "inside-model")
+            picker = model_picker(page, "inside-model", elem_id="inside-model")
         with gr.Column(scale=3, min_width=320):
             paper = gr.Textbox(
                 label="Text", lines=2, max_lines=6, elem_classes=["paper", STORED_CLASS], elem_id="inside-text",
@@ -63,9 +65,9 @@ def build(page: Page) -> None:
             [(label, key) for key, label in LABELS.items()], value=FILM, label="View", show_label=False,
             container=False, elem_id="inside-view", scale=4, min_width=320,
         )  # fmt: skip
-        go = gr.Button("Look again", size="md", min_width=110, scale=0, elem_id="inside-look")
+        go = gr.Button("Look again", size="md", min_width=140, scale=0, elem_id="inside-look")
     store(page, "inside-text", paper)
-    said = gr.HTML("", elem_id="inside-said", html_template="<div aria-live='polite'>${value}</div>", **plain)
+    said = gr.HTML("", elem_id="inside-said", html_template=_LIVE, **plain)
     choice = gr.Dropdown([], label="Head", visible=False, allow_custom_value=True, elem_id="inside-choice")
     drawn = gr.HTML(
         "", elem_id="inside-drawn", css_template=f"{read_asset('inside.css')}{STYLE}"
@@ -73,20 +75,23 @@ def build(page: Page) -> None:
         apply_default_css=False, js_on_load=f"{SCRIPT}film(element);",
     )  # fmt: skip
     scale = gr.HTML("", css_template=token_marks.SCALE_CSS, apply_default_css=False, visible=False)
-    marks = token_marks.Marks("", elem_id="inside-marks", visible=False)
-    details = gr.HTML("", elem_id="inside-details", **plain)
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320, visible=False) as text_column:
+            marks = token_marks.Marks("", elem_id="inside-marks")
+        with gr.Column(scale=2, min_width=300, visible=False) as details_column:
+            details = gr.HTML("", elem_id="inside-details", html_template=_LIVE, **plain)
     download = gr.Button("Download as HTML", size="sm", visible=False, scale=0, elem_id="inside-download")
     downloaded = gr.JSON(None, visible=False)
     computed_state: gr.State = gr.State(None)
-    results = [said, choice, drawn, scale, marks, details, download, computed_state]
+    results = [said, choice, drawn, scale, text_column, marks, details_column, details, download, computed_state]
     turn = asyncio.Lock()
     waiting = [0]
 
     def empty(sentence: str) -> dict[Any, Any]:
+        hidden = gr.update(visible=False)
         return {
-            said: sentence, choice: gr.update(visible=False), drawn: "", scale: gr.update(visible=False),
-            marks: gr.update(value="", visible=False), details: "", download: gr.update(visible=False),
-            computed_state: None,
+            said: sentence, choice: hidden, drawn: "", scale: hidden, text_column: hidden, marks: "",
+            details_column: hidden, details: "", download: hidden, computed_state: None,
         }  # fmt: skip
 
     async def on_look(view: str, name: str | None, text: str) -> AsyncIterator[dict[Any, Any]]:
@@ -140,7 +145,7 @@ def build(page: Page) -> None:
 
     def show(computed: Computed, chosen: str | None) -> dict[Any, Any]:
         """A computed view, with the chosen head or unit."""
-        view, read = computed.view, f" Read: {computed.text}."
+        view, read = computed.view, f" The text is {computed.text}."
         update: dict[Any, Any] = {computed_state: computed}
         if computed.choices:
             label = "Head" if computed.name == "attention" else "Unit (LAYER.UNIT)"
@@ -157,12 +162,18 @@ def build(page: Page) -> None:
             if unit is not None:
                 update |= {
                     scale: gr.update(value=views.unit_scale(), visible=True),
-                    marks: gr.update(value=views.unit_marks(view, unit), visible=True),
+                    text_column: gr.update(visible=True),
+                    marks: views.unit_marks(view, unit),
                 }
-            return update | {said: _said(sentence + read), details: views.units_html(view)}
+            return update | {
+                said: _said(sentence + read),
+                details_column: gr.update(visible=True),
+                details: views.units_html(view),
+            }
         return update | {
             said: _said(views.why_sentence(view) + read), drawn: views.why_legend(view),
-            marks: gr.update(value=views.why_marks(view), visible=True),
+            text_column: gr.update(visible=True), marks: views.why_marks(view), details_column: gr.update(visible=True),
+            details: _hint("Pick a token: its terms are shown here."),
         }  # fmt: skip
 
     async def on_choice(computed: Computed | None, chosen: str | None, name: str | None, text: str) -> Any:

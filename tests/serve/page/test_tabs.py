@@ -14,6 +14,6 @@ def test_a_module_in_the_folder_is_a_tab(tmp_path: Path, monkeypatch: pytest.Mon
         "from serve.page.tabs import Tab\n\n\ndef build(page):\n    pass\n\n\nTAB = Tab('Toy', 25, build)\n"
     )
     labels = [tab.label for tab in tabs.find_tabs()]
-    assert labels == ["Write", "Inspect", "Perplexity", "Compare", "Train", "Runs"]
+    assert labels == ["Write", "Inspect", "Perplexity", "Compare", "Inside", "Train", "Runs"]
     monkeypatch.setattr(tabs, "__path__", [*tabs.__path__, str(tmp_path)])
     assert [tab.label for tab in tabs.find_tabs()] == [*labels[:2], "Toy", *labels[2:]]
