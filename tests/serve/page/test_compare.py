@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from lm.comparison.result import Comparison
 from lm.runs.run_folder import RunFolder
 from serve.engines.available_runs import AvailableRun
 from serve.http_errors import RequestError
-from serve.page.comparisons import compare_runs
+from serve.page.comparisons import _StoppedError, _Work, compare_runs
 from serve.page.context import Page
 from serve.settings import ServeOptions
 from tests.serve.conftest import make_text
@@ -87,20 +88,23 @@ def test_one_comparison_runs_at_a_time_and_ends_with_its_visitor(runs: Path) -> 
         page = Page(_Models(runs, "gru", "words"), ServeOptions(), None)  # type: ignore[arg-type]
         text = make_text(2000)
         first = compare_runs(page, ["gru", "words"], text=text)
-        async for now in first:
-            assert isinstance(now, str)
-            if now.startswith("Measuring"):
-                break
+        assert await anext(first) == "Reading the texts …"
         second = compare_runs(page, ["gru", "words"], text=text[:200])
         assert await anext(second) == "Waiting for the comparison of another visitor …"
         # The first visitor leaves: its work ends, and the second one gets a result.
         await first.aclose()
         *_, found = [now async for now in second]
         assert isinstance(found, Comparison) and found.bytes == len(text[:200].encode())
+        left = _Work([lm.load(name, runs_dir=runs) for name in ("gru", "words")], text, None, 300)
+        left.stopped.set()
+        with pytest.raises(_StoppedError):
+            left.compare()
         with pytest.raises(RequestError, match="not offered any more"):
             await anext(compare_runs(page, ["gru", "gone"], text="a"))
         slow = Page(_Models(runs, "gru", "words"), ServeOptions(timeout_seconds=0.001), None)  # type: ignore[arg-type]
         with pytest.raises(RequestError, match=r"took longer than 0\.001 seconds"):
             [now async for now in compare_runs(slow, ["gru", "words"], text=text)]
 
-    asyncio.run(visit())
+    # In a thread of its own: the browser of the other tests runs an event loop in this one.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: asyncio.run(visit())).result()
