@@ -4,7 +4,9 @@
 
 A real Chromium and the server run on one machine and share its cores. The figures are
 
-    open         a browser that was never here, until the button Write is there; and one that comes back
+    open         a browser that was never here, until the button Write is there; and one that comes back: seconds, and
+                 bytes of all answers
+    slow         the same on 400 kbit/s with 400 ms to each answer ("slow 3G"), and when something is visible
     first text   from pressing Write to the first letter on the page, and the time of the engine for it
     many pages   so many pages that write at once: the first letter of each, and whether each text is the one that its
                  seed gives alone
@@ -32,6 +34,8 @@ from lm.runs.run import load
 ROOT = Path(__file__).parents[1]
 RUN = "shakespeare-gru"
 LENGTH = 2000
+SLOW = {"offline": False, "latency": 400, "downloadThroughput": 50_000, "uploadThroughput": 50_000}
+"""Milliseconds, and bytes a second."""
 _WATCH = """() => {
   const paper = document.querySelector('#paper textarea');
   const before = paper.value.length;
@@ -59,6 +63,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         _open(browser, url)[1].context.close()
         fresh, again, first = [], [], []
+        transfers = _transfers(browser, url)
         for _ in range(options.rounds):
             seconds, page = _open(browser, url)
             fresh.append(seconds)
@@ -70,6 +75,7 @@ def main() -> None:
     results = {
         "open_seconds": statistics.median(fresh),
         "open_again_seconds": statistics.median(again),
+        **transfers,
         "first_text_seconds": statistics.median(first),
         "engine_first_text_seconds": statistics.median(_engine_first() for _ in range(options.rounds)),
         "pages": many,
@@ -79,6 +85,38 @@ def main() -> None:
         "options": vars(options), "versions": versions("gradio", "fastapi", "uvicorn", "playwright"), "results": results
     }  # fmt: skip
     print(save("page", record))
+
+
+def _transfers(browser: Browser, url: str) -> dict[str, float]:
+    """Bytes of a first and a second visit, and the times on a slow network."""
+    page = browser.new_context().new_page()
+    received = _counted(page)
+    _timed(page, lambda: page.goto(f"{url}/page/"))
+    page.wait_for_timeout(1000)
+    fresh = sum(received)
+    received.clear()
+    _timed(page, lambda: page.reload())
+    page.wait_for_timeout(1000)
+    again = sum(received)
+    page.context.close()
+    page = browser.new_context().new_page()
+    page.set_default_timeout(120_000)
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", SLOW)
+    seconds = _timed(page, lambda: page.goto(f"{url}/page/", wait_until="commit"))
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime / 1000")
+    page.context.close()
+    return {
+        "open_bytes": fresh, "open_again_bytes": again, "slow_first_paint_seconds": paint, "slow_open_seconds": seconds
+    }  # fmt: skip
+
+
+def _counted(page: Page) -> list[int]:
+    """The bytes of each answer from now on."""
+    received: list[int] = []
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    session.on("Network.loadingFinished", lambda event: received.append(event["encodedDataLength"]))
+    return received
 
 
 def _many(browser: Browser, url: str, count: int) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """docs/images/*.png: pictures of the page in a browser, for docs/how-to/use-the-page.md and the README.
 
     python docs/make_screenshots.py        # or: make screenshots
+    python docs/make_screenshots.py --all FOLDER     # to look at: every tab, on three sizes, light and dark
 
 Needs Chromium, and `pip install playwright`.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import re
 import shutil
@@ -27,6 +29,7 @@ IMAGES = Path(__file__).with_name("images")
 RUN = "shakespeare-gru"
 COLOURS = 96
 """Colours of a picture: few, so that the file is small."""
+SIZES = {"desktop": (1280, 800), "laptop": (1024, 640), "phone": (390, 844)}
 TEXT = (
     "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n\n"
     "The quarterly report is due on Friday; please reply to this e-mail.\n"
@@ -34,7 +37,10 @@ TEXT = (
 
 
 def main() -> None:
-    """Take all pictures."""
+    """Take the pictures of the docs, or with --all those of every tab."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", type=Path, metavar="FOLDER", help="take every tab, on three sizes, light and dark")
+    every: Path | None = parser.parse_args().all
     IMAGES.mkdir(exist_ok=True)
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
@@ -44,8 +50,11 @@ def main() -> None:
         shutil.copytree(ROOT / "checkpoints" / RUN, runs / RUN)
         with _Server(runs) as url, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-            for picture in (write, inspect_tokens, perplexity, compare, train, runs_tab, phone):
-                picture(browser, url)
+            if every is not None:
+                every_tab(browser, url, every)
+            else:
+                for picture in (write, inspect_tokens, perplexity, compare, train, runs_tab, phone):
+                    picture(browser, url)
             browser.close()
 
 
@@ -139,6 +148,27 @@ def runs_tab(browser: Browser, url: str) -> None:
         box.check()
     page.wait_for_timeout(1000)
     _save(page, "runs")
+
+
+def every_tab(browser: Browser, url: str, folder: Path) -> None:
+    """Each tab on each size, light and dark, and the tab Write in projector mode: to look at, not for the docs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for size, (width, height) in SIZES.items():
+        for scheme in ("light", "dark"):
+            page = _open(browser, url, query=f"?__theme={scheme}", width=width, height=height)
+            page.locator("#paper textarea").fill("ROMEO:\n")
+            page.get_by_role("button", name="Write", exact=True).locator("visible=true").click()
+            page.get_by_text("ended at the length").wait_for()
+            for tab in page.get_by_role("tab").all():
+                tab.click()
+                page.wait_for_timeout(700)
+                page.screenshot(path=folder / f"{tab.inner_text().lower()}-{size}-{scheme}.png")
+            if (size, scheme) == ("desktop", "light"):
+                page.get_by_role("button", name="Projector").click()
+                page.get_by_role("tab", name="Write").click()
+                page.wait_for_timeout(500)
+                page.screenshot(path=folder / "write-projector.png")
+            page.context.close()
 
 
 def phone(browser: Browser, url: str) -> None:

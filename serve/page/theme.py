@@ -34,6 +34,7 @@ THEME = gr.themes.Default(
     button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
     button_primary_background_fill_dark="*primary_600", button_primary_background_fill_hover_dark="*primary_700",
     button_primary_text_color="white", button_primary_text_color_dark="white",
+    checkbox_border_color="*neutral_400", checkbox_border_color_dark="*neutral_400",
     button_border_width="1px", button_border_width_dark="1px",
     button_primary_border_color="transparent", button_primary_border_color_dark="transparent",
     button_primary_border_color_hover="transparent", button_primary_border_color_hover_dark="transparent",

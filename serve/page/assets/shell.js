@@ -63,7 +63,8 @@ window.inklingShell = (() => {
     const parts = new URLSearchParams({ tab });
     let left = 0;
     for (const [what, name] of Object.entries(links[tab] ?? {})) {
-      const value = window.inklingStorage.value(name);
+      const text = what === 'prompt' && document.querySelector(`#${name} textarea`);
+      const value = text ? text.value : window.inklingStorage.value(name);
       if (value === undefined || value === null || value === '') continue;
       if (what === 'prompt' && value.length > MAX_PROMPT) left = value.length;
       else parts.set(what, value);
