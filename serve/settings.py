@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ByteSize, Field, field_validator
 
 from lm.config import DEFAULT_RUNS_DIR, Options
 from lm.errors import ConfigError
-from lm.generation.open_decoder import JoinedDecoding
+from lm.generation.options import JoinedDecoding
 
 
 def _positive(size: ByteSize) -> ByteSize:

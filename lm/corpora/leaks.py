@@ -31,6 +31,8 @@ MIN_DISTINCT, MAX_EQUAL = 4, 0.5
 """Different symbols, and share of the most frequent one, of a window; others are rules, blanks and padding."""
 MAX_SHARE = 0.01
 """Share of a split that may stand in the training text without a warning, as common phrases do."""
+LEAST_SHARE = 0.0005
+"""Share that a note mentions: with one decimal, less is 0.0 %."""
 MIN_FOUND = 3
 """Windows that are needed for a warning: one or two in a short split are chance."""
 EXAMPLES = 3
@@ -162,8 +164,8 @@ def joined_leaks(parts: Sequence[Mapping[str, Leak]]) -> dict[str, Leak]:
 
 
 def leak_notes(leaks: Mapping[str, Leak]) -> Iterator[str]:
-    """A note for the run's record: the share of each split."""
-    shares = ", ".join(f"{leak.share:.1%} of {name}" for name, leak in leaks.items() if leak.windows)
+    """A note for the run's record: the share of each split, from LEAST_SHARE on."""
+    shares = ", ".join(f"{leak.share:.1%} of {name}" for name, leak in leaks.items() if leak.share >= LEAST_SHARE)
     if shares:
         yield f"in train too: {shares}, in windows of {WINDOW_CHARACTERS} characters"
 

@@ -7,11 +7,12 @@ torch           for any other model or device
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lm.errors import DeviceError
 from lm.generation.decoder import Decoder
 from lm.generation.kernel_decoder import KernelDecoder
+from lm.generation.options import JoinedDecoding
 from lm.kernels.compiled import compiled, native
 from lm.kernels.decoding import Arrays, DecodePrecision
 from lm.registry import KERNELS
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 STATE_BYTES = 2 << 30
 """Default memory for the states of all slots."""
-JoinedDecoding = Literal["auto", "on", "off"]
-"""Whether a torch decoder steps all slots in one call of the model; auto: on devices other than the CPU. Without it a
-text has the same bits in any company."""
 
 
 def has_kernel(model_type: str, device: str | None = None) -> bool:

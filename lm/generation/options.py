@@ -5,7 +5,7 @@ The options of the filters are declared in `lm.generation.filters`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, create_model, field_validator, model_validator
 
@@ -14,6 +14,9 @@ from lm.generation.filters import FILTERS, Token
 
 MAX_ALTERNATIVES = 20
 """Alternatives of one token in a request."""
+JoinedDecoding = Literal["auto", "on", "off"]
+"""Whether a torch decoder steps all slots in one call of the model; auto: on devices other than the CPU. Without it a
+text has the same bits in any company."""
 
 if TYPE_CHECKING:
     from lm.generation.filters import FilterOptions as _Filtered

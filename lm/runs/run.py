@@ -27,8 +27,8 @@ from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text
 from lm.corpora.cache import cache_folder
 from lm.errors import ConfigError, CorpusError, CorruptRunError, LMError, RunError
 from lm.files import read_facts, write_file
-from lm.generation.open_decoder import STATE_BYTES, JoinedDecoding, open_decoder
-from lm.generation.options import SamplingOptions
+from lm.generation.open_decoder import STATE_BYTES, open_decoder
+from lm.generation.options import JoinedDecoding, SamplingOptions
 from lm.runs.card import model_card, run_facts, run_summary
 from lm.runs.film import Frame, read_film
 from lm.runs.run_folder import CARD, SAMPLES, SNAPSHOTS, RunFolder, find_run
@@ -254,7 +254,7 @@ class Run:
             state_bytes: memory for the states of all samples.
             threads: of a native decoder.
             joined: whether a torch decoder computes all samples in one call; see
-                `lm.generation.open_decoder.JoinedDecoding`.
+                `lm.generation.options.JoinedDecoding`.
         """
         from lm.generation.engine import Engine
 

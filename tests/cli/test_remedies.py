@@ -41,7 +41,7 @@ CASES = {
         (f"{TRAIN} --name b", "{0}", f"{TRAIN} --name a --overwrite"),
     ),
     "another preset's name": Case(
-        f"{TRAIN} --preset lstm", r"Did you mean '(lstm-char)' or", (f"{TRAIN} --preset {{0}}",)
+        f"{TRAIN} --preset lstm", r"Did you mean '(lstm-char)'", (f"{TRAIN} --preset {{0}}",)
     ),
     "another option's name": Case(
         f"{TRAIN} --set training.batchsize=2", r"Did you mean '(\w+)'", (f"{TRAIN} --set training.{{0}}=2",)
