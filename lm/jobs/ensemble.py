@@ -270,6 +270,7 @@ def _join(members: _Members, model: Ensemble) -> None:
     record |= {"counts": first["counts"], "plan": {**record["plan"], "steps": steps}}
     folder.write_record(record)
     folder.write_best(model.arrays(), step=steps, valid_loss=None)
+    folder.write_film(runs[0].read_film())
 
 
 def _finish(members: _Members, run: Run, callbacks: Sequence[Callback]) -> None:

@@ -37,9 +37,13 @@ def unwrapped(config: RunConfig) -> RunConfig:
 
 
 def member_config(config: RunConfig, number: int) -> RunConfig:
-    """The options of member `number` (from 0) of an ensemble: another seed, and its share of the minutes."""
+    """The options of member `number` (from 0) of an ensemble: another seed, and its share of the minutes.
+
+    The first member alone keeps a film.
+    """
     one = with_shared_minutes(unwrapped(config))
-    return _with(one, {"ensemble": None, "seed": one.training.seed + number}, one.model)
+    film = one.training.film and number == 0
+    return _with(one, {"ensemble": None, "seed": one.training.seed + number, "film": film}, one.model)
 
 
 def with_shared_minutes(config: RunConfig) -> RunConfig:

@@ -24,7 +24,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -527,6 +527,11 @@ class RunFolder:
             RunError: the disk is full or read-only.
         """
         _append_row(self.path / FILM, row)
+
+    def write_film(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace all lines of film.jsonl; without lines there is no file."""
+        if rows:
+            _write_rows(self.path / FILM, rows)
 
     def read_film(self) -> list[dict[str, Any]]:
         """The lines of film.jsonl, without a line that a kill cut short."""

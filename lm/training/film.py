@@ -113,7 +113,7 @@ class Film(Callback):
         # Distances, not places: they stay right when a sample or a step becomes slower or faster.
         now, wanted = tick.progress ** (1 / POWER), 1 / (frames - 1) - 1e-9
         since = now - (tick.progress * self._last_step / tick.step) ** (1 / POWER)
-        return since >= wanted and 1 - now >= wanted / 2
+        return bool(since >= wanted and 1 - now >= wanted / 2)
 
     def _add(self, step: int, seconds: float, progress: float) -> None:
         """Write a frame, if there is none of this step; a failure ends the film, not the training."""

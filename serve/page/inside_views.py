@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from lm.corpora.named import BUILTIN
 from lm.errors import LMError
@@ -58,7 +59,7 @@ STEPS, POSITIONS = 48, 64
 SHOWN_TOKENS = 1_200
 """Tokens of a text that is coloured by a unit."""
 LEAST_GAIN = 0.1
-"""Nats: a token on which no source has at least this has no colour."""
+"""Nats: a token to which no source added at least this has no colour."""
 STRENGTHS = 0.25, 0.7
 """Weakest and strongest colour of a source."""
 SAMPLE_TOKENS = 1_200
@@ -179,7 +180,7 @@ _COMPUTE: dict[ViewName, Callable[[Run, str, str | None], tuple[Any, list[tuple[
 def gradients_html(view: Gradients) -> str:
     """The norm of the gradient by lag, one line a layer, and how open the gates are."""
     (model,) = view.models
-    lines = []
+    lines: list[Line] = []
     for norms in model.norms:
         points = [(lag, math.log10(norm)) for lag, norm in enumerate(norms.median.tolist()) if norm > 0]
         name = "embeddings" if norms.part == "inputs" else f"{norms.part}, layer {norms.layer}"
@@ -302,29 +303,49 @@ def unit_scale() -> str:
 # -- why -----------------------------------------------------------------------------------------------
 
 
+class _Columns(NamedTuple):
+    """What a text is coloured by: the sources, or the layers of a model with one source."""
+
+    names: Sequence[str]
+    terms: npt.NDArray[np.float64]
+    """(N, names) nats."""
+    colors: Sequence[str]
+
+    @classmethod
+    def of(cls, view: Why) -> _Columns:
+        from lm.inspection.drawing.why import colors_of
+
+        layers = [f"layer {number}" for number in range(view.layers.shape[1])]
+        if len(view.sources) == 1 and len(layers) > 1:
+            return cls(layers, view.layer_gains, colors_of(layers))
+        return cls(view.sources, view.terms, colors_of(view.sources))
+
+
 def why_legend(view: Why) -> str:
     """The sources with their colours and mean terms."""
-    colors = _colors(view)
+    columns = _Columns.of(view)
     entries = "".join(
         f"<li><i style='background:{color}'></i>{escape(source)} <b>{mean:+.2f}</b></li>"
-        for source, color, mean in zip(view.sources, colors, view.totals.values(), strict=True)
+        for source, color, mean in zip(columns.names, columns.colors, columns.terms.mean(axis=0).tolist(), strict=True)
     )
     return f"<ul class='sources'>{entries}</ul>"
 
 
 def why_marks(view: Why) -> str:
     """The text: each token has the colour of the source that added most to its log-probability."""
-    colors = _colors(view)
-    best = view.terms.argmax(axis=1)
-    gains = view.terms[np.arange(len(best)), best]
+    columns = _Columns.of(view)
+    best = columns.terms.argmax(axis=1)
+    gains = columns.terms[np.arange(len(best)), best]
     shares = np.clip(gains / np.maximum(-view.baseline, 1e-9), 0, 1)
     low, high = STRENGTHS
     parts = []
     for index, (piece, source, gain, share) in enumerate(
         zip(view.pieces, best.tolist(), gains.tolist(), shares.tolist(), strict=True)
     ):
-        color = colors[source] if gain >= LEAST_GAIN else "transparent"
-        mark = marks_html([Mark(_text(piece), low + (high - low) * share, _first_line(view, index), "")], first=index)
+        color = columns.colors[source] if gain >= LEAST_GAIN else "transparent"
+        mark = marks_html(
+            [Mark(_text(piece), low + (high - low) * share, _first_line(view, columns, index), "")], first=index
+        )
         parts.append(mark.replace('style="', f'style="--tone:{color};', 1))
     return "".join(parts)
 
@@ -333,38 +354,27 @@ def terms_html(view: Why, index: int) -> str:
     """What each source added for one token."""
     if not 0 <= index < len(view.pieces):
         return ""
-    terms = view.terms[index].tolist()
+    columns = _Columns.of(view)
+    terms = columns.terms[index].tolist()
     scale = max(map(abs, terms)) or 1.0
     rows = "".join(
         f"<tr><th scope='row'>{escape(source)}</th><td>{term:+.2f}</td><td class='lane'>"
         f"<i style='width:{100 * abs(term) / scale:.1f}%;background:{color}'></i></td></tr>"
-        for source, color, term in zip(view.sources, _colors(view), terms, strict=True)
-    )
-    layers = view.layer_gains[index].tolist()
-    by_layer = "".join(
-        f"<tr><th scope='row'>layer {number}</th><td>{gain:+.2f}</td><td class='lane'></td></tr>"
-        for number, gain in enumerate(layers)
+        for source, color, term in zip(columns.names, columns.colors, terms, strict=True)
     )
     before = escape("".join(map(_text, view.pieces[max(0, index - 16) : index])).replace("\n", "↵"))
     token = escape(_text(view.pieces[index]).replace("\n", "↵").replace(" ", "␣"))
     return (
-        f"<h3>{before}<mark>{token}</mark></h3><p class='hint'>{escape(_first_line(view, index))}. The uniform "
-        f"distribution gives {view.baseline[index]:.2f} nats; the sources added, in nats:</p>"
+        f"<h3>{before}<mark>{token}</mark></h3><p class='hint'>{escape(_first_line(view, columns, index))}. The "
+        f"uniform distribution gives {view.baseline[index]:.2f} nats; to it come, in nats:</p>"
         f"<div class='scroll'><table class='terms'><tbody>{rows}</tbody></table></div>"
-        + (f"<div class='scroll'><table class='terms'><tbody>{by_layer}</tbody></table></div>" if layers else "")
     )
 
 
-def _colors(view: Why) -> list[str]:
-    from lm.inspection.drawing.why import colors_of
-
-    return colors_of(view.sources)
-
-
-def _first_line(view: Why, index: int) -> str:
+def _first_line(view: Why, columns: _Columns, index: int) -> str:
     nats = float(view.log_probabilities[index])
-    source = view.sources[int(view.terms[index].argmax())]
-    return f"Probability {percent(math.exp(nats))} ({-nats:.2f} nats), mostly from {source}"
+    most = columns.names[int(columns.terms[index].argmax())]
+    return f"Probability {percent(math.exp(nats))} ({-nats:.2f} nats), mostly from {most}"
 
 
 def _text(piece: str) -> str:
@@ -373,9 +383,12 @@ def _text(piece: str) -> str:
 
 def why_sentence(view: Why) -> str:
     """The loss and what it is the sum of."""
-    best: Sequence[tuple[str, float]] = sorted(view.totals.items(), key=lambda item: -item[1])[:2]
+    columns = _Columns.of(view)
+    means = zip(columns.names, columns.terms.mean(axis=0).tolist(), strict=True)
+    best = sorted(means, key=lambda item: -item[1])[:2]
     most = " and ".join(f"{name} ({gain:+.2f} nats)" for name, gain in best)
+    kind = "source" if columns.names is view.sources else "layer"
     return (
         f"Loss {view.loss:.2f} nats per token. Most of what the model knows comes from {most}. A token has the colour "
-        "of the source that added most."
+        f"of the {kind} that added most."
     )
