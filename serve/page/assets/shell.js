@@ -147,6 +147,10 @@ window.inklingShell = (() => {
     }
     // The text inside is the better name.
     document.querySelectorAll('.upload-container[aria-label]').forEach((each) => each.removeAttribute('aria-label'));
+    // The keyboard scrolls only what can have the focus.
+    for (const box of document.querySelectorAll('[role=tabpanel] .scroll')) {
+      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    }
     if (!arrived) {
       arrived = true;
       if (opened.has('tab')) {
