@@ -26,6 +26,10 @@ def command(
         str | None,
         typer.Option(help="train, valid or test of the first run. Default: test if there is one, else valid."),
     ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="New path of the text of the runs, if it has moved.", show_default=False),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(help="Compare each with the best or the first. Default: first of two, best of more."),
@@ -51,6 +55,8 @@ def command(
     """
     if split is not None and text is not None:
         raise ConfigError("--split and --text are two different texts: give only one.")
+    if corpus is not None and text is not None:
+        raise ConfigError("--corpus is the path of the runs' own text, --text is another text: give only one.")
     chosen = None if against is None else choice("--against", against, "best", "first")
     from cli.compare_tables import print_comparison
     from cli.output import console, print_json, reading, say, scoring
@@ -64,8 +70,8 @@ def command(
     with reading() as watch, scoring(f"scoring {len(runs)} runs") as progress:
         found = compare(
             runs, text=content, split=split, name="stdin" if text == "-" else str(text), against=chosen,
-            resamples=resamples, seed=seed, runs_dir=runs_dir, device=device, data_dir=data_dir, progress=progress,
-            reading=watch,
+            resamples=resamples, seed=seed, runs_dir=runs_dir, device=device, data_dir=data_dir, corpus=corpus,
+            progress=progress, reading=watch,
         )  # fmt: skip
     if html is not None:
         from lm.comparison.comparison_html import page

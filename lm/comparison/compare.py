@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -46,6 +47,7 @@ def compare(
     runs_dir: Path | str | None = None,
     device: str | None = None,
     data_dir: Path | None = None,
+    corpus: Path | str | None = None,
     progress: Callable[[int, int], None] | None = None,
     reading: Progress | None = None,
 ) -> Comparison:
@@ -66,6 +68,7 @@ def compare(
         runs_dir: folder of the runs that are given by name.
         device: of these runs.
         data_dir: folder of the named corpora.
+        corpus: where the text of the runs is now, if it has moved; it must be the same text.
         progress: called with tokens done and tokens in all, over all runs.
         reading: called while a text is read.
 
@@ -82,10 +85,10 @@ def compare(
     own = [True] * len(opened)
     if text is None:
         split, sha256 = _split_of(opened[0], split)
-        text = split_text(opened, sha256, split, data_dir=data_dir, progress=reading)
+        text = split_text(opened, sha256, split, corpus=corpus, data_dir=data_dir, progress=reading)
         own = [_split_sha256(run, split) == sha256 for run in opened]
         name = str(opened[0].record["corpus"]["name"])
-    trained_on = [_training(run, data_dir, reading) for run in opened]
+    trained_on = [_training(run, corpus, data_dir, reading) for run in opened]
     scored: list[ScoredRun] = []
     for index, run in enumerate(opened):
         # A run that was opened here goes with its weights before the next one is loaded.
@@ -99,7 +102,7 @@ def compare(
         )  # fmt: skip
     verdict = judge([each.facts for each in scored], split=split)
     ranked, first = _candidates(scored)
-    source, counts = _training_words(opened, labels, trained_on, data_dir)
+    source, counts = _training_words(opened, labels, trained_on, corpus, data_dir)
     work = _Work(
         text, text_blocks(text.encode("utf-8")), where.divisions(text, counts), ranked, resamples, seed,
         verdict.comparable,
@@ -167,23 +170,31 @@ def _split_sha256(run: Run, split: str) -> str | None:
     return None if found is None else str(found["sha256"])
 
 
-def _training(run: Run, data_dir: Path | None, reading: Progress | None) -> PreparedCorpus | None:
+def _training(
+    run: Run, corpus: Path | str | None, data_dir: Path | None, reading: Progress | None
+) -> PreparedCorpus | None:
     """A run's own text from the cache, or read again from its files; None if it is not here. Downloads nothing."""
     found = cached_text(run.record["corpus"], run.tokenizer)
-    if found is not None or not Path(run.config.corpus.source).expanduser().exists():
+    if found is not None:
         return found
-    try:
-        return run.own_text(split="train", data_dir=data_dir, progress=reading)
-    except LMError:
-        return None
+    for source in (corpus, run.config.corpus.source):
+        if source is not None and Path(source).expanduser().exists():
+            # The new path may be that of another run's text.
+            with suppress(LMError):
+                return run.own_text(source, split="train", data_dir=data_dir, progress=reading)
+    return None
 
 
 def _training_words(
-    runs: Sequence[Run], labels: Sequence[str], trained_on: Sequence[PreparedCorpus | None], data_dir: Path | None
+    runs: Sequence[Run],
+    labels: Sequence[str],
+    trained_on: Sequence[PreparedCorpus | None],
+    corpus: Path | str | None,
+    data_dir: Path | None,
 ) -> tuple[str | None, Counter[str] | None]:
     """The first run whose training text is here, and how often each word is in it."""
     for run, label, prepared in zip(runs, labels, trained_on, strict=True):
-        text = None if prepared is None else training_start(run, prepared, data_dir=data_dir)
+        text = None if prepared is None else training_start(run, prepared, corpus=corpus, data_dir=data_dir)
         if text is not None:
             return label, where.word_counts(text)
     return None, None

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lm.corpora import PreparedCorpus, Progress, open_corpus
+from lm.corpora import Corpus, PreparedCorpus, Progress, open_corpus
 from lm.errors import CorpusError, LMError
 from lm.runs.run import Run
 
@@ -15,9 +15,23 @@ MAX_TRAINING_CHARACTERS = 20_000_000
 
 
 def split_text(
-    runs: Iterable[Run], sha256: str, split: str, *, data_dir: Path | None = None, progress: Progress | None = None
+    runs: Iterable[Run],
+    sha256: str,
+    split: str,
+    *,
+    corpus: Path | str | None = None,
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
 ) -> str:
     """The whole text of a split with this hash, from the first run that has it.
+
+    Args:
+        runs: the runs.
+        sha256: of the text.
+        split: its name.
+        corpus: where the text is now; None: where it was.
+        data_dir: folder of the named corpora.
+        progress: called while the text is read.
 
     Raises:
         CorpusError: no run has it any more.
@@ -27,7 +41,7 @@ def split_text(
         if run.record["corpus"]["splits"].get(split, {}).get("sha256") != sha256:
             continue
         try:
-            prepared = run.own_text(split=split, data_dir=data_dir, progress=progress)
+            prepared = run.own_text(corpus, split=split, data_dir=data_dir, progress=progress)
         except LMError as error:
             problem = problem or error
             continue
@@ -35,8 +49,7 @@ def split_text(
         if text is None:
             # Words do not determine the text: read it again.
             try:
-                corpus = open_corpus(run.config.corpus, data_dir=data_dir, progress=progress)
-                text = "".join(corpus.splits[split].chunks())
+                text = "".join(_opened(run, corpus, data_dir, progress).splits[split].chunks())
             except (LMError, KeyError) as error:
                 problem = problem or CorpusError(f"Run {run.name!r}: its text is needed, not its tokens alone. {error}")
                 continue
@@ -50,22 +63,33 @@ def split_text(
     raise CorpusError(f"{problem} Or compare on another text: --text FILE.")
 
 
-def training_start(run: Run, prepared: PreparedCorpus, *, data_dir: Path | None = None) -> str | None:
+def training_start(
+    run: Run, prepared: PreparedCorpus, *, corpus: Path | str | None = None, data_dir: Path | None = None
+) -> str | None:
     """The first `MAX_TRAINING_CHARACTERS` of a run's training text; None if it is not here.
 
     Args:
         run: the run.
         prepared: its tokens.
+        corpus: where the text is now; None: where it was.
         data_dir: folder of the named corpora.
     """
     text = _decoded(prepared, "train", MAX_TRAINING_CHARACTERS)
     if text is None:
         try:
-            chunks = open_corpus(run.config.corpus, data_dir=data_dir).splits["train"].chunks()
+            chunks = _opened(run, corpus, data_dir, None).splits["train"].chunks()
             text = "".join(_first(chunks, MAX_TRAINING_CHARACTERS))
         except (LMError, KeyError):
             return None
     return text
+
+
+def _opened(run: Run, corpus: Path | str | None, data_dir: Path | None, progress: Progress | None) -> Corpus:
+    """The corpus of a run, at its new path if there is one."""
+    where = run.config.corpus
+    if corpus is not None:
+        where = where.model_copy(update={"source": str(corpus)})
+    return open_corpus(where, data_dir=data_dir, progress=progress)
 
 
 def _first(chunks: Iterable[str], characters: int) -> Iterator[str]:

@@ -44,7 +44,7 @@ def prepare(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> PreparedCorpus:
-    """Tokens of every split, from the cache if it has them; warns of unknown symbols and of leaks.
+    """Tokens of every split, from the cache if it has them; warns of unknown symbols, and once of leaks.
 
     Args:
         corpus: text with splits.
@@ -81,10 +81,12 @@ def prepare(
     prepared, unknown = found
     warn_of_unknown(corpus.name, prepared.tokenizer, unknown["total"], unknown["common"])
     equal = _equal_splits(corpus.name, hashes)
-    leaks = stored_leaks(folder / key, corpus.splits, progress)
+    leaks, are_new = stored_leaks(folder / key, corpus.splits, progress)
     # The warning of a split that is another one is enough.
     leaks = {name: leak for name, leak in leaks.items() if name not in equal}
-    warn_of_leaks(corpus.name, leaks)
+    # The notes keep them; the same warning at each use of a text would hide others.
+    if are_new:
+        warn_of_leaks(corpus.name, leaks)
     notes = (*corpus.notes, *equal.values(), *leak_notes(leaks))
     return replace(prepared, name=corpus.name, source=corpus.source, notes=notes)
 

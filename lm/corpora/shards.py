@@ -152,7 +152,9 @@ def prepare_shard(
             _write_shard(built, text, tokenizer, valid_every, config.source, watch)
 
         found = build_folder(target, fill, keep_existing=False)
-    warn_of_leaks(target.name, stored_leaks(target, _decoded_splits(found[0]), progress or silent), SHARDS_WAY_OUT)
+    leaks, are_new = stored_leaks(target, _decoded_splits(found[0]), progress or silent)
+    if are_new:
+        warn_of_leaks(target.name, leaks, SHARDS_WAY_OUT)
     return found[0]
 
 

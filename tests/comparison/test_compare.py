@@ -155,8 +155,11 @@ def test_without_the_training_text_what_needs_it_is_left_out(
         found = lm.compare(runs[0], text=make_text(3000, seed=9), runs_dir=runs[1], resamples=100)
         with pytest.raises(CorpusError, match=r"no file or folder .*words\.txt"):
             lm.compare(runs[0], runs_dir=runs[1])
+        moved = lm.compare(["gru-s1", "words"], runs_dir=runs[1], resamples=100, corpus=folder / "moved.txt")
     finally:
         text.rename(folder / "words.txt")
+    assert moved.training_text == "gru-s1" and moved.verdict.comparable
+    assert "unknown overlap" not in [each.kind for each in moved.verdict.cautions]
     assert found.training_text is None and "No training text is here" in found.notes[0]
     assert [each.kind for each in found.verdict.cautions] == ["unknown overlap"]
     assert not {"names", "frequency in training"} & {place.group for place in found.differences[0].places}

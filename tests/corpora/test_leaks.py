@@ -96,7 +96,7 @@ def test_the_share_of_a_planted_leak_is_exact() -> None:
     valid = new[:2500] + train[777 : 777 + 1500] + new[2500:3500]
     leaks = find_leaks(splits_of(train=train, valid=valid, test=new[5000:7500]))
     assert leaks["valid"].share == 0.3 and leaks["valid"].windows == 100
-    assert leaks["test"] == Leak(50, 0, ())
+    assert (leaks["test"].windows, leaks["test"].found, leaks["test"].examples, leaks["test"].near) == (50, 0, (), 0)
     assert len(leaks["valid"].examples) == 3 and all(each in train for each in leaks["valid"].examples)
     assert leaks["valid"].examples[0] == train[777 : 777 + 50]
 
@@ -114,14 +114,46 @@ def test_a_leak_is_warned_of_noted_and_computed_once(
     (tmp_path / "a.txt").write_text(train + train[:200] + new, "utf-8")
     corpus = opened(tmp_path / "a.txt", split_fractions=(0.93, 0.07))
     prepared = prepare(corpus, CHAR)
-    assert "in train too: " in prepared.notes[-1] and "% of valid, in windows of 50 characters" in prepared.notes[-1]
+    assert "in train too: " in prepared.notes[-2] and "% of valid, in windows of 50 characters" in prepared.notes[-2]
     [warning] = [record.getMessage() for record in caplog.records]
     assert warning.startswith("a: ") and "of valid also stands in the training text" in warning
     assert warning.count("', '") == 2 and "--dedupe" in warning and "--split-by" in warning
     stored = json.loads((cache / "tokens" / prepared.key / "leaks.json").read_text())
     assert stored["splits"]["valid"]["found"] >= 3
     monkeypatch.setattr("lm.corpora.leaks.find_leaks", None)
+    caplog.clear()
     assert prepare(corpus, CHAR).notes == prepared.notes
+    # The notes have it; the warning is given once.
+    assert not caplog.records
+
+
+def edited(text: str, every: int) -> str:
+    """The text in lower case, in one line, with another word at each `every`-th place."""
+    words = text.lower().split()
+    return " ".join("changed" if place % every == every - 1 else word for place, word in enumerate(words))
+
+
+def test_near_duplicates_are_found_through_other_lines_case_and_words() -> None:
+    source = random.Random(3)
+    words = ["".join(source.choices("abcdefghijklmnop", k=source.randint(2, 9))) for _ in range(3000)]
+    lines = [" ".join(source.choices(words, k=12)).title() + ".\n" for _ in range(600)]
+    train, new = "".join(lines[:400]), "".join(lines[400:])
+    for every in (10_000, 27, 12):
+        copy = edited(train[5000:15000], every)
+        found = find_leaks(splits_of(train=train, valid=new[:10000] + copy, test=new[:10000]))
+        leak, size = found["valid"], len(copy)
+        assert leak.share < 0.01 and leak.near_share == pytest.approx(size / (size + 10000), abs=0.06)
+        assert all(each in new[:10000] + copy for each in leak.near_examples)
+        assert found["test"].near == 0
+
+
+def test_a_near_duplicate_alone_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train, new = prose(90, seed=1), prose(3, seed=2)
+    (tmp_path / "a.txt").write_text(train + train[700:2800].upper().replace("\n", " ") + new, "utf-8")
+    prepared = prepare(opened(tmp_path / "a.txt", split_fractions=(0.73, 0.27)), CHAR)
+    assert prepared.notes[-1].startswith("in train with small changes: ")
+    warning = caplog.records[-1].getMessage()
+    assert "of valid stands in the training text with small changes" in warning and warning.count("', '") == 2
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"version": 0}', '{"version": 1, "splits": {"valid": 3}}'])
@@ -149,12 +181,14 @@ def test_named_corpora_raise_no_false_alarm(
 ) -> None:
     monkeypatch.setenv("INKLING_DATA", str(real_data))
     leaks = find_leaks(open_corpus(CorpusConfig(source="tiny-shakespeare")).splits)
-    assert leaks["valid"] == Leak(2230, 0)
+    assert leaks["valid"] == Leak(2230, 0, (), 527, 0, ())
 
 
 def test_shards_are_joined_by_their_windows() -> None:
-    joined = joined_leaks([{"valid": Leak(90, 9, ("a",))}, {"valid": Leak(10, 1, ("b",)), "test": Leak(5, 0)}])
-    assert joined == {"valid": Leak(100, 10, ("a", "b")), "test": Leak(5, 0)}
+    joined = joined_leaks(
+        [{"valid": Leak(90, 9, ("a",), 9, 2, ("c",))}, {"valid": Leak(10, 1, ("b",), 1, 1), "test": Leak(5, 0)}]
+    )
+    assert joined == {"valid": Leak(100, 10, ("a", "b"), 10, 3, ("c",)), "test": Leak(5, 0)}
 
 
 # -- the ways out -------------------------------------------------------------------------------------------
