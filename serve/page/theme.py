@@ -13,4 +13,4 @@ THEME = gr.themes.Default(
     primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=_SANS, font_mono=_MONO
 ).set(block_label_text_weight="600", block_title_text_weight="600")
 
-CSS = read_asset("theme.css")
+CSS = read_asset("theme.css") + read_asset("write.css")
