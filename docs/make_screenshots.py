@@ -53,7 +53,7 @@ def main() -> None:
             if every is not None:
                 every_tab(browser, url, every)
             else:
-                for picture in (write, inspect_tokens, perplexity, compare, train, runs_tab, phone):
+                for picture in (write, surprise, perplexity, compare, train, runs_tab, phone):
                     picture(browser, url)
             browser.close()
 
@@ -91,16 +91,17 @@ def write(browser: Browser, url: str) -> None:
     _save(page, "write")
 
 
-def inspect_tokens(browser: Browser, url: str) -> None:
+def surprise(browser: Browser, url: str) -> None:
     """Tokens coloured by their surprise, and the alternatives of one."""
-    page = _open(browser, url, "Inspect")
-    page.locator("#look-prompt textarea").fill("JULIET:\nO ")
-    page.get_by_role("button", name="Write", exact=True).locator("visible=true").click()
-    page.locator(".mark").nth(40).wait_for()
+    page = _open(browser, url)
+    page.locator("#paper textarea").fill("JULIET:\nO ")
+    page.get_by_label("Surprise", exact=True).check()
+    page.get_by_role("button", name="Write", exact=True).click()
+    page.get_by_text("ended at the length").wait_for()
     page.wait_for_timeout(1000)
-    page.locator(".mark").first.click()
+    page.locator("#sheet-text .mark").nth(30).click()
     page.wait_for_timeout(800)
-    _save(page, "inspect")
+    _save(page, "surprise")
 
 
 def perplexity(browser: Browser, url: str) -> None:

@@ -220,6 +220,24 @@ def neurons(run: Run, text: str, *, unit: str | None = None, name: str = "text")
 # -- the values of the units ------------------------------------------------------------------------------
 
 
+def unit_values(run: Run, ids: Sequence[int], unit: str) -> UnitValues:
+    """The values of one unit of a run along a text, without scores.
+
+    Args:
+        run: from `lm.load`.
+        ids: (N + 1,) the start token, then the N tokens.
+        unit: "LAYER.UNIT", counted from 0.
+
+    Raises:
+        ConfigError: the model has no hidden units, or not this one.
+    """
+    sizes = _layer_sizes(run.model, run.tokenizer.start_id)
+    layer, number = _place(unit, sizes, run.name)
+    with enough_memory(TO_USE):
+        values = hidden_values(run.model, np.array(ids, dtype=np.int64), sum(sizes))
+    return UnitValues(layer, number, np.ascontiguousarray(values[:, sum(sizes[:layer]) + number]), {})
+
+
 def _layer_sizes(model: LanguageModel, start_id: int) -> tuple[int, ...]:
     with torch.inference_mode():
         first = model.inspect(torch.tensor([[start_id]], device=_device(model)), parts=(HIDDEN,))

@@ -6,7 +6,9 @@ text_generation.py  generate and score texts, through the session that the API u
 controls.py         controls for SamplingOptions; the model picker
 text_editor.py      the text of the tab Write: its owner, and what each button does while a model writes
 browser_storage.py  stores a visitor's text and choices in the browser
-token_marks.py      tokens as coloured marks; next-token probabilities as bars
+sheet_views.py      views of that text: surprise, one unit, copies
+next_token.py       chart of the next token; its filters run in the browser
+token_marks.py      tokens as coloured marks
 line_chart.py       line charts by uPlot
 comparisons.py      runs compared on a text, as by `lm compare`
 text_analysis.py    report of a text, and the loss of each of its parts

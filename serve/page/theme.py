@@ -44,4 +44,4 @@ THEME = gr.themes.Default(
     button_secondary_text_color="*neutral_700", button_secondary_text_color_dark="*neutral_200",
 )  # fmt: skip
 
-CSS = read_asset("theme.css")
+CSS = read_asset("theme.css") + read_asset("write.css")

@@ -91,7 +91,7 @@ OpenPage = Callable[..., Page]
 
 @pytest.fixture
 def open_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[OpenPage]:
-    """open_page(tab="Inspect"): a visitor of `site` (or `url`), with an empty browser storage.
+    """open_page(tab="Perplexity"): a visitor of `site` (or `url`), with an empty browser storage.
 
     At the end of the test it fails if the page had an error: an uncaught exception, or a request to
     anywhere but the server.

@@ -1,4 +1,4 @@
-"""The tab Write, as a visitor uses it."""
+"""The tab Write, as a visitor uses it: writing, drafts and versions."""
 
 from __future__ import annotations
 
@@ -112,13 +112,21 @@ def test_a_text_is_continued_undone_and_regenerated(open_page: OpenPage) -> None
     expect(page.locator("#write-status")).to_contain_text("ended")
     third = paper(page)
     assert third.startswith(first) and third != second
+    expect(page.locator("#sheet-bar output")).to_have_text("2/2")
+    press(page, "Previous version")
+    expect(page.locator("#paper textarea")).to_have_value(second)
+    expect(page.get_by_role("button", name="Previous version")).to_be_disabled()
+    press(page, "Next version")
+    expect(page.locator("#paper textarea")).to_have_value(third)
     press(page, "Undo")
     expect(page.locator("#paper textarea")).to_have_value(first)
     press(page, "Undo")
     expect(page.locator("#paper textarea")).to_have_value("a mat ")
     expect(page.get_by_role("button", name="Write", exact=True)).to_be_visible()
-    press(page, "Undo")
-    expect(page.get_by_text("Nothing to undo.")).to_be_visible()
+    for button in ("Undo", "Regenerate"):
+        expect(page.get_by_role("button", name=button, exact=True)).to_be_disabled()
+    # The versions that Regenerate replaced are still there.
+    expect(page.locator("#sheet-bar output")).to_have_text("1/1")
 
 
 def test_temperature_0_gives_the_same_text_for_any_seed_and_a_preset_sets_it(open_page: OpenPage) -> None:
@@ -272,8 +280,6 @@ def test_typing_during_a_piece_stops_it_and_a_reload_restores_the_text_and_the_c
     page.context.set_offline(False)
     page.get_by_label("number input for Temperature").locator("visible=true").fill("0.3")
     page.keyboard.press("Tab")
-    page.get_by_role("tab", name="Inspect").click()
-    page.locator("#look-prompt textarea").fill("a prompt")
     page.reload()
     # A reload stays on the tab.
     expect(page.get_by_role("tab", name="Inspect", selected=True)).to_be_visible()
@@ -281,8 +287,9 @@ def test_typing_during_a_piece_stops_it_and_a_reload_restores_the_text_and_the_c
     expect(page.locator("#paper textarea")).to_have_value(sheet + " to be stored")
     expect(picker(page)).to_have_value(re.compile("^slow "))
     expect(page.get_by_label("number input for Temperature").locator("visible=true")).to_have_value("0.3")
-    page.get_by_role("tab", name="Inspect").click()
-    expect(page.locator("#look-prompt textarea")).to_have_value("a prompt")
+    # What the model wrote is still told apart from what was typed.
+    expect(page.locator("#paper .ink .typed").first).to_have_text(re.compile("^It is: a mat "))
+    expect(page.locator("#paper .ink .written").first).to_be_attached()
 
 
 def test_a_closed_browser_frees_the_slots(open_page: OpenPage, site: Server) -> None:

@@ -1,4 +1,0 @@
-element.addEventListener('click', (event) => {
-  const bar = event.target.closest('.bar');
-  if (bar) trigger('pick', { token: Number(bar.dataset.token) });
-});
