@@ -281,9 +281,7 @@ def test_typing_during_a_piece_stops_it_and_a_reload_restores_the_text_and_the_c
     page.get_by_label("number input for Temperature").locator("visible=true").fill("0.3")
     page.keyboard.press("Tab")
     page.reload()
-    # A reload stays on the tab.
-    expect(page.get_by_role("tab", name="Inspect", selected=True)).to_be_visible()
-    page.get_by_role("tab", name="Write").click()
+    expect(page.get_by_role("tab", name="Write", selected=True)).to_be_visible()
     expect(page.locator("#paper textarea")).to_have_value(sheet + " to be stored")
     expect(picker(page)).to_have_value(re.compile("^slow "))
     expect(page.get_by_label("number input for Temperature").locator("visible=true")).to_have_value("0.3")
