@@ -102,7 +102,7 @@ def choice(flag: str, value: str, *names: str) -> Any:
     """
     if value not in names:
         *others, last = names
-        raise ConfigError(f"{flag} {value!r}: use {', '.join(others)} or {last}.")
+        raise ConfigError(f"{flag} {value!r}: use {', '.join(others)}{' or ' if others else ''}{last}.")
     return value
 
 

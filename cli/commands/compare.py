@@ -58,6 +58,11 @@ def command(
     if corpus is not None and text is not None:
         raise ConfigError("--corpus is the path of the runs' own text, --text is another text: give only one.")
     chosen = None if against is None else choice("--against", against, "best", "first")
+    from lm.runs.run_folder import find_run
+
+    for run in runs:
+        # Before torch is loaded, which takes seconds.
+        find_run(run, runs_dir)
     from cli.compare_tables import print_comparison
     from cli.output import console, print_json, reading, say, scoring
     from lm.comparison.compare import compare

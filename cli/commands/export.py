@@ -35,7 +35,7 @@ def command(
     from cli.output import console, facts_table, print_json
     from lm.runs.run import load
 
-    chosen = choice("--to", to, *FORMATS) if len(FORMATS) > 1 else to
+    chosen = choice("--to", to, *FORMATS)
     weights: Any = choice("--precision", precision, "fp32", "fp16")
     loaded = load(run, runs_dir=runs_dir, device="cpu")
     path = out or Path(f"{loaded.name}-{chosen}")

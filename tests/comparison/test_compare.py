@@ -104,6 +104,14 @@ def test_seeds_alone_are_grouped_and_their_spread_is_shown(folder: Path, compare
     assert pair.differences[0].a == "gru-s1" and pair.verdict.sentence.startswith("Comparable: the same text")
 
 
+def test_a_missing_run_and_an_unknown_format_of_export_are_one_sentence(program: Lm, folder: Path) -> None:
+    runs = ("--runs-dir", str(folder / "checkpoints"))
+    done = program("compare", "gru-s1", "nosuch", *runs)
+    assert done.code == 1 and done.err.startswith("error: No run 'nosuch'") and done.err.count("\n") == 1
+    done = program("export", "looking", "--to", "onnx", *runs)
+    assert done.code == 1 and done.err == "error: --to 'onnx': use hf.\n"
+
+
 def test_a_seeded_comparison_repeats(folder: Path) -> None:
     first, again, other = (
         lm.compare(["gru-s1", "counts"], runs_dir=folder / "checkpoints", seed=seed, resamples=200)
