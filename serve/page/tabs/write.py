@@ -148,9 +148,8 @@ def build(page: Page) -> None:
                 async with contextlib.aclosing(
                     generate(page, made_by.model, command.text, options, stop=stop)
                 ) as results:
-                    if slow:
-                        results = _slowly(page, made_by, results, stop, pause=1 / float(speed))
-                    async for result in results:
+                    paced = _slowly(page, made_by, results, stop, pause=1 / float(speed)) if slow else results
+                    async for result in paced:
                         text = "" if several else result.texts[0]
                         update: dict[Any, Any] = {
                             status: _status(result, seed),
@@ -355,7 +354,8 @@ async def _slowly(
         stop: ends the text after the tokens that were shown.
         pause: seconds between two tokens.
     """
-    shown, ids, stream, text = 0, (), None, request.prompt
+    shown, stream, text = 0, None, request.prompt
+    ids: tuple[int, ...] = ()
     async for result in results:
         while shown < len(result.tokens[0]) and not stop.is_set():
             if stream is None:

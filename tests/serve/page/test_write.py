@@ -176,7 +176,8 @@ def test_the_same_text_and_seed_give_the_same_piece_and_typed_text_stays_after_u
     set_control(page, "Length", 30)
     first = write(page)
     begin(page, "the cat ")
-    press(page, "Continue")
+    # Nothing is left of the piece.
+    press(page, "Write")
     expect(page.locator("#paper textarea")).to_have_value(first)
     expect(page.locator("#write-status")).to_contain_text("seed 1 · ended")
     # Typed before, after and inside the piece.
@@ -199,7 +200,7 @@ def test_the_same_text_and_seed_give_the_same_piece_and_typed_text_stays_after_u
 
 def choose(page: Page, model: str) -> None:
     """Pick a model in the visible tab."""
-    page.get_by_role("combobox").locator("visible=true").first.click()
+    page.get_by_role("combobox", name="Model", exact=True).locator("visible=true").first.click()
     page.get_by_role("option", name=re.compile(f"^{model} ")).click()
 
 
