@@ -270,7 +270,7 @@ class LanguageModel(nn.Module, ABC):
     @torch.inference_mode()
     def first_state(self) -> State:
         """The state of one row before its first token: `forward` with it gives the logits of `forward` without."""
-        _, state = self(next(self.parameters(), torch.empty(0)).new_zeros((1, 1), dtype=torch.int64))
+        state: State = self(next(self.parameters(), torch.empty(0)).new_zeros((1, 1), dtype=torch.int64))[1]
         tensors = {}
         for name, tensor in state.tensors.items():
             empty = tensor[:, :0] if name in state.growing else tensor

@@ -10,6 +10,8 @@ of a context.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -45,7 +47,8 @@ class CountTables(nn.Module):
         time = text.shape[1] - size
         probabilities = self.root.expand(text.shape[0], time, self.vocab_size)
         context = torch.zeros_like(text[:, size:])
-        for back, level in enumerate(self.levels, start=1):
+        levels: Any = self.levels
+        for back, level in enumerate(levels, start=1):
             token = text[:, size + 1 - back : size + 1 - back + time]
             context = level.find(context, token)
             probabilities = level.interpolate(context, probabilities)
