@@ -10,15 +10,19 @@ import typer
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir, choice, path_option
 
 POSITION = 11
-FORMATS = {"hf": "lm.interop.huggingface"}
+FORMATS = {"hf": "lm.interop.huggingface", "onnx": "lm.interop.onnx"}
 """Format → module whose `export` writes it."""
+PRECISIONS = {"hf": ("fp32", "fp16"), "onnx": ("fp32", "fp16", "int8")}
+"""Format → its precisions, the default first."""
 
 
 def command(
     run: RunName = None,
-    to: Annotated[str, typer.Option(metavar="FORMAT", help=f"Format: {', '.join(FORMATS)} (transformers).")] = "hf",
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="Format: hf (transformers) or onnx (ONNX Runtime).")] = "hf",
     out: Annotated[Path | None, path_option("-o", "--out", help="What to write.  [default: RUN-FORMAT]")] = None,
-    precision: Annotated[str, typer.Option(help="Weights in the file: fp32 or fp16.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="Weights in the file: fp32 (default), fp16, or int8 for onnx.")
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -26,9 +30,11 @@ def command(
     """Write a model for another program, and prove it there.
 
     hf: a folder for Hugging Face transformers, of a Transformer without context tables.
+    onnx: a folder for ONNX Runtime, of any model.
 
     \b
     lm export RUN --to hf --out folder
+    lm export RUN --to onnx --out folder
     """
     import importlib
 
@@ -36,7 +42,7 @@ def command(
     from lm.runs.run import load
 
     chosen = choice("--to", to, *FORMATS)
-    weights: Any = choice("--precision", precision, "fp32", "fp16")
+    weights: Any = choice("--precision", precision or PRECISIONS[chosen][0], *PRECISIONS[chosen])
     loaded = load(run, runs_dir=runs_dir, device="cpu")
     path = out or Path(f"{loaded.name}-{chosen}")
     done = importlib.import_module(FORMATS[chosen]).export(loaded, path, weights, data_dir=data_dir)

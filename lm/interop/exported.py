@@ -20,7 +20,7 @@ from lm.corpora import TokenSplit, encode_text
 from lm.errors import CorpusError, RunError
 from lm.runs.run import Run
 
-ExportPrecision = Literal["fp32", "fp16"]
+ExportPrecision = Literal["fp32", "fp16", "int8"]
 PROOF_TOKENS = 2000
 MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 0.02}
 """Nats per token between the two programs; more is an error."""

@@ -24,6 +24,7 @@ What happens inside a model is read by parts (`lm.inspection`):
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -68,7 +69,8 @@ class State:
     """
 
     tensors: dict[str, Tensor]
-    """Each (B, ...); those named in `growing` are (B, L, ...), aligned at the end of the time axis."""
+    """Each (B, ...); those named in `growing` are (B, L, ...), aligned at the end of the time axis. Integers are tokens
+    (-1 before the start of the text), but "lengths" are numbers of positions."""
     growing: frozenset[str] = field(default_factory=frozenset)
     ragged: bool = False
     """Whether rows may have different numbers of valid positions, which are in "lengths"."""
@@ -264,6 +266,21 @@ class LanguageModel(nn.Module, ABC):
         Returns:
             logits (B, T, V) float, and the state of B rows. Feeding a text in chunks gives the logits of one pass.
         """
+
+    @torch.inference_mode()
+    def first_state(self) -> State:
+        """The state of one row before its first token: `forward` with it gives the logits of `forward` without."""
+        state: State = self(next(self.parameters(), torch.empty(0)).new_zeros((1, 1), dtype=torch.int64))[1]
+        tensors = {}
+        for name, tensor in state.tensors.items():
+            empty = tensor[:, :0] if name in state.growing else tensor
+            is_token = not tensor.is_floating_point() and name.rpartition("/")[-1] != "lengths"
+            tensors[name] = torch.full_like(empty, -1 if is_token else 0)
+        return replace(state, tensors=tensors)
+
+    def traceable(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, `forward` with a state is made of torch's operations alone if it runs under `only_torch`."""
+        return contextlib.nullcontext()
 
     def training_loss(
         self,

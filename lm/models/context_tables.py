@@ -158,7 +158,7 @@ class ContextTables(nn.ModuleDict):
         if not self.num_earlier:
             return ids
         if before is None:
-            recent = torch.full((len(ids), self.num_earlier), -1, dtype=torch.int64, device=ids.device)
+            recent = torch.full((ids.shape[0], self.num_earlier), -1, dtype=torch.int64, device=ids.device)
         else:
             recent = before.tensors[RECENT]
         return torch.cat([recent, ids], dim=1)
@@ -173,8 +173,8 @@ class ContextTables(nn.ModuleDict):
     def contexts(self, text: Tensor, time: int) -> dict[int, Tensor]:
         """The rows (B, T) of each order for the last T tokens of `text` (B, num_earlier + T)."""
         rows = {}
-        digits = hashed = torch.zeros(len(text), time, dtype=torch.int64, device=text.device)
-        complete = torch.ones(len(text), time, dtype=torch.bool, device=text.device)
+        digits = hashed = torch.zeros(text.shape[0], time, dtype=torch.int64, device=text.device)
+        complete = torch.ones(text.shape[0], time, dtype=torch.bool, device=text.device)
         for back in range(self.num_earlier + 1):
             token = text[:, self.num_earlier - back : self.num_earlier - back + time]
             complete = complete & (token >= 0)

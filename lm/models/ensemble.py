@@ -14,8 +14,9 @@ Source: Hansen and Salamon 1990, "Neural network ensembles"; of language models:
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -100,6 +101,14 @@ class Ensemble(LanguageModel):
             total = logs if total is None else torch.logaddexp(total, logs)
         assert total is not None
         return total - math.log(self.options.size), _joined(after)
+
+    @contextlib.contextmanager
+    def traceable(self) -> Iterator[None]:
+        """See `LanguageModel.traceable`."""
+        with contextlib.ExitStack() as stack:
+            for member in self._each():
+                stack.enter_context(member.traceable())
+            yield
 
     def inspectable(self) -> tuple[str, ...]:
         """See `LanguageModel.inspectable`."""

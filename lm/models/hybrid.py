@@ -15,6 +15,7 @@ Reports label the scores, because they are not those of a neural network alone.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -100,6 +101,10 @@ class Hybrid(LanguageModel):
     def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.held_out_logits`."""
         return self.network.held_out_logits(ids, targets, state)
+
+    def traceable(self) -> contextlib.AbstractContextManager[None]:
+        """See `LanguageModel.traceable`."""
+        return self.network.ngram.traceable()
 
     def symbols(self) -> dict[str, Symbol]:
         """See `LanguageModel.symbols`."""

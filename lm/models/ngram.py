@@ -8,7 +8,9 @@ file use compact counts. Only training needs the raw ones: `fit` makes both.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ from lm.errors import DeviceError
 from lm.models.base import Inspection, LanguageModel, MixturePart, ModelOptions, State
 from lm.models.contributions import UNIFORM, count_terms, mixture_terms
 from lm.models.counts_by_order import distributions_by_order
+from lm.models.counts_in_torch import CountTables
 from lm.models.kneser_ney import NGramCounts, count_text, histories_of
 from lm.models.layout import Stage, Symbol
 
@@ -73,6 +76,8 @@ class NGram(LanguageModel):
         """For evaluation, sampling and the file: compact, or raw in the file of an older version."""
         self.training_counts: NGramCounts | None = self.counts
         """The raw counts that `fit` made; None after compact ones were loaded without `fit`."""
+        self._tables: CountTables | None = None
+        """The counts inside `traceable`."""
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`; the logits are log-probabilities."""
@@ -98,6 +103,9 @@ class NGram(LanguageModel):
         Raises:
             RuntimeError: `targets` are given, and there are no raw counts.
         """
+        if self._tables is not None and state is not None and targets is None:
+            text = torch.cat([state.tensors[HISTORY], ids], dim=1)
+            return self._tables(text).log(), self.history_after(ids, state)
         histories = self._histories(ids, state)
         positions = histories.reshape(ids.numel(), self.counts.context_size)
         left_out = None if targets is None else targets.flatten().cpu().numpy()
@@ -118,6 +126,15 @@ class NGram(LanguageModel):
         before = ids.new_full((len(ids), size), -1) if state is None else state.tensors[HISTORY]
         text = torch.cat([before, ids], dim=1)
         return text[:, text.shape[1] - size :]
+
+    @contextlib.contextmanager
+    def traceable(self) -> Iterator[None]:
+        """See `LanguageModel.traceable`."""
+        self._tables = CountTables(self.counts)
+        try:
+            yield
+        finally:
+            self._tables = None
 
     def symbols(self) -> dict[str, Symbol]:
         """See `LanguageModel.symbols`."""

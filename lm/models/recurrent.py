@@ -26,6 +26,7 @@ from lm.kernels.dispatch import MIN_STEPS, cast_floats, in_its_format, stays_in_
 from lm.models.base import Inspection, LanguageModel, State, TrainingLoss, declare
 from lm.models.context_tables import ContextTables, TableOptions
 from lm.models.layout import Shape, Stage, Symbol
+from lm.models.onnx_cells import onnx_layer
 from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage, tail_positions
 from lm.models.profiled_parts import run_part
 from lm.models.unrolled_cells import UnrolledLayer, unroll
@@ -304,6 +305,8 @@ class Recurrent(LanguageModel):
             first = tuple(state.tensors[name].transpose(0, 1).contiguous() for name in names)
         if native:
             hidden, last = self._run_layers(inputs, first, ids if from_embedding else None, native=True)
+        elif torch.onnx.is_in_onnx_export():
+            hidden, last = self._run_layers(inputs, first)
         elif self.training and (self.options.locked_dropout or self.options.weight_dropout > 0):
             result = in_its_format(weight, self._run_layers, inputs, first)
             hidden, last = cast_floats(result, inputs.dtype) if stays_in_fp32(weight) else result
@@ -333,7 +336,9 @@ class Recurrent(LanguageModel):
 
     def _torch_layer(self, inputs: Tensor, weights: list[Tensor], initial: list[Tensor] | None) -> tuple[Tensor, ...]:
         kind, count = self.options.type, 2 if self.options.type == "lstm" else 1
-        zeros = inputs.new_zeros(len(inputs), self.options.hidden_size)
+        zeros = inputs.new_zeros(inputs.shape[0], self.options.hidden_size)
+        if torch.onnx.is_in_onnx_export():
+            return onnx_layer(kind, self.options.nonlinearity, inputs, weights, initial or [zeros] * count)
         first = [part[None] for part in initial or [zeros] * count]
         function = recurrent_function(f"rnn_{self.options.nonlinearity}" if kind == "rnn" else kind)
         # Biases, number of layers, dropout, training, bidirectional, batch first.
