@@ -177,6 +177,24 @@ def compiled_counts(levels: Sequence[Level]) -> Any:
     return native().Counts(parts, levels[0].vocab_size)
 
 
+@dataclass(frozen=True, eq=False)
+class CountArrays:
+    """The saved counts of a model; see `levels_from_arrays` for the fields and the errors."""
+
+    arrays: Mapping[str, Anything]
+    order: int
+    vocab_size: int | None = None
+
+    @cached_property
+    def levels(self) -> list[Level]:
+        """All levels, from the empty context on."""
+        return levels_from_arrays(self.arrays, order=self.order, vocab_size=self.vocab_size)
+
+    def compiled(self) -> Any:
+        """See `compiled_counts`."""
+        return compiled_counts(self.levels)
+
+
 # -- saving -------------------------------------------------------------------------------------------
 # Raw counts of level k are "counts.k" with "keys.k", "starts.k" and "tokens.k". Compact counts are one array, "packed":
 # a compressed safetensors file with "unigrams", the distribution of the empty context, and `PARTS` of the other levels.
