@@ -144,9 +144,30 @@ class Kernel(ABC):
 
 
 def weights(arrays: Arrays, precision: DecodePrecision) -> dict[str, npt.NDArray[Any]]:
-    """The arrays, floats as contiguous float32, in int8 rounded by row; those of integers are unchanged."""
+    """The arrays, floats as contiguous float32, in int8 with rounded matrices; those of integers are unchanged.
+
+    A matrix of one row is not rounded.
+    """
     floats = {name: array if array.dtype.kind in "iu" else as_floats(array) for name, array in arrays.items()}
-    return floats
+    if precision == "fp32":
+        return floats
+    return {
+        name: rounded(array) if array.dtype.kind == "f" and array.ndim == 2 and len(array) > 1 else array
+        for name, array in floats.items()
+    }
+
+
+def rounded(matrix: Floats) -> Floats:
+    """The matrix (R, C) with each row as whole multiples, from -127 to 127, of 1/127 of its largest value."""
+    codes, scales = int8_codes(matrix)
+    return codes * scales[:, None]
+
+
+def int8_codes(matrix: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
+    """The whole numbers (R, C) of `rounded`, and the scale (R,) of each row."""
+    most = np.abs(matrix).max(axis=1, initial=0)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
+    return np.rint(matrix * inverse[:, None]).astype(np.int8), most / np.float32(127)
 
 
 def as_floats(array: npt.NDArray[Any]) -> Floats:

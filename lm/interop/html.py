@@ -1,0 +1,326 @@
+"""A run as one HTML file that generates text in a browser, without a network.
+
+The file holds int8 weights, the tokenizer, the sampler and a page. Its JavaScript computes what the native int8 decoder
+computes (html_assets/kernels.js), so that a seed gives the text of `lm sample RUN --precision int8`.
+
+parts of the kernel, tokenizer ──► JSON and one compressed block of arrays ──► html_assets/page.html with all scripts
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.errors import RunError, UnsupportedExportError
+from lm.files import write_file
+from lm.generation.distribution import log_softmax
+from lm.generation.filters import FILTERS
+from lm.generation.options import SamplingOptions
+from lm.interop.exported import MAX_DIFFERENCE, Exported, bits_per_byte, proof_text
+from lm.kernels.decoding import Kernel, Parts, int8_codes, rounded, weights
+from lm.registry import KERNELS
+from lm.runs.run import Run
+from lm.version import __version__
+
+ASSETS = Path(__file__).parent / "html_assets"
+ENGINE = ("kernels.js", "tokenizers.js", "sampler.js", "engine.js")
+"""The scripts that run without a page, in their order."""
+KERNELS_THERE = frozenset({"recurrent"})
+"""The compiled kernels that kernels.js has."""
+KNOBS = ("temperature", "top_k", "top_p", "min_p")
+"""The options of the page, in its order; all have a slider in FILTERS."""
+PROOF_SECONDS = 300
+PROOF_SAMPLE = {"temperature": 0.8, "max_tokens": 200, "seed": 1}
+EXPORTS = "RNN, GRU and LSTM models with a full softmax"
+
+
+def export(run: Run, path: Path, precision: str = "int8", *, data_dir: Path | None = None) -> Exported:
+    """Write a run as one HTML file, run its JavaScript, and measure it.
+
+    Args:
+        run: of a model whose compiled kernel kernels.js has.
+        path: a new file.
+        precision: of the weights in the file: int8.
+        data_dir: folder of the named corpora, for the text of the proof.
+
+    Raises:
+        UnsupportedExportError: kernels.js or tokenizers.js lacks a part of the model; the message names what exports.
+        DeviceError: this install has no native kernels, with which the page is compared.
+        RunError: there is something at `path`, or the losses here and there differ.
+    """
+    if path.exists():
+        raise RunError(f"{path} exists already: give another --out, or delete it.")
+    content, block = page_content(run)
+    text = page_text(run, content, block)
+    measured = _measure(run, content, block, data_dir)
+    if measured.loss_there is not None and not abs(measured.loss_there - measured.loss_here) <= MAX_DIFFERENCE["int8"]:
+        raise RunError(
+            f"The page does not compute what run {run.name!r} computes: {measured.loss_there:.4f} nats per token in "
+            f"{measured.program}, {measured.loss_here:.4f} here. Nothing was written; report this."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, text)
+    except OSError as error:
+        raise RunError(f"Cannot write {path}: {error.strerror or error}.") from None
+    return Exported(path=str(path), format="html", precision="int8", size_bytes=path.stat().st_size, **vars(measured))
+
+
+# -- the file ---------------------------------------------------------------------------------------------
+
+
+def page_content(run: Run) -> tuple[dict[str, Any], bytes]:
+    """The JSON values of the page, and the block of arrays that they refer to.
+
+    Raises:
+        UnsupportedExportError: see `export`.
+    """
+    options = run.config.model.model_dump()
+    kind = str(options["type"])
+    if kind not in KERNELS.names():
+        raise UnsupportedExportError(f"{kind} models have no native kernel, so no page: train one of {EXPORTS}.")
+    kernel: type[Kernel] = KERNELS.resolve(kind)
+    lacks = kernel.lacks(options)
+    if lacks:
+        raise UnsupportedExportError(f"The native kernels lack {lacks}, so there is no page: train one of {EXPORTS}.")
+    tokenizer = run.tokenizer.to_page()
+    parts = kernel.parts(options, weights(run.arrays, "int8"))
+    _check(parts, kind)
+    block = ArrayBlock()
+    content = {
+        "model": block.placed(parts),
+        "tokenizer": {
+            "type": run.tokenizer.type,
+            "unknown": run.tokenizer.options.unknown,
+            "start_id": run.tokenizer.start_id,
+            "unknown_id": run.tokenizer.unknown_id,
+            **tokenizer,
+        },
+        "knobs": _knobs(),
+        "run": run.name,
+    }
+    return content, bytes(block.content)
+
+
+def _check(parts: Parts, kind: str) -> None:
+    """Refuse what kernels.js lacks."""
+    if parts.kernel not in KERNELS_THERE:
+        raise UnsupportedExportError(f"{kind} models do not export to html: train one of {EXPORTS}.")
+    if "counts" in parts.arguments:
+        raise UnsupportedExportError(f"Models with counts do not export to html: train one of {EXPORTS}.")
+    if parts.tails:
+        raise UnsupportedExportError(
+            "An adaptive softmax does not export to html: train with --set model.adaptive_cutoffs=[]."
+        )
+
+
+class ArrayBlock:
+    """Collects arrays in one block of bytes; JSON refers to them. Equal arrays are stored once."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self._offsets: dict[bytes, int] = {}
+
+    def placed(self, value: Any) -> Any:
+        """The value for JSON, with {type, shape, offset} in place of an array.
+
+        A matrix whose rows are int8 times a scale, as `weights` gives them, is stored so; `scales` is their offset.
+        """
+        if isinstance(value, np.ndarray):
+            return self._array(value)
+        if is_dataclass(value) and not isinstance(value, type):
+            return self.placed({name: getattr(value, name) for name in value.__dataclass_fields__})
+        if isinstance(value, Mapping):
+            return {name: self.placed(each) for name, each in value.items()}
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [self.placed(each) for each in value]
+        return value
+
+    def _array(self, array: np.ndarray[Any, Any]) -> dict[str, Any]:
+        if array.ndim == 2 and array.dtype == np.float32 and np.array_equal(rounded(array), array):
+            codes, scales = int8_codes(array)
+            return {**self._array(codes), "scales": self._add(scales)}
+        return {"type": array.dtype.name, "shape": array.shape, "offset": self._add(array)}
+
+    def _add(self, array: np.ndarray[Any, Any]) -> int:
+        raw = array.astype(array.dtype.newbyteorder("<")).tobytes()
+        if raw not in self._offsets:
+            # JavaScript reads arrays of 8-byte numbers at multiples of 8.
+            self.content.extend(bytes(-len(self.content) % 8))
+            self._offsets[raw] = len(self.content)
+            self.content.extend(raw)
+        return self._offsets[raw]
+
+
+def _knobs() -> list[dict[str, Any]]:
+    """The sliders of the page."""
+    sliders = {name: slider for each in FILTERS for name, slider in each.controls.items() if slider is not None}
+    fields = SamplingOptions.model_fields
+    return [
+        {
+            **asdict(sliders[name]),
+            "name": name,
+            "value": sliders[name].off if fields[name].default is None else fields[name].default,
+            "help": sliders[name].info or fields[name].description,
+        }
+        for name in KNOBS
+    ]
+
+
+def page_text(run: Run, content: Mapping[str, Any], block: bytes) -> str:
+    """The HTML of the page."""
+    report = run.reports().get("valid")
+    facts = [f"{run.record['parameters']:,} parameters", f"trained on {run.record['corpus']['name']}"]
+    if report:
+        facts.append(f"{report['bits_per_byte']:.3f} bits per byte on held-out text")
+    values = {
+        "TITLE": escape(run.name),
+        "FACTS": escape(" · ".join(facts)),
+        "VERSION": escape(__version__),
+        "STYLE": (ASSETS / "page.css").read_text("utf-8"),
+        "ENGINE": _scripts(*ENGINE),
+        "PAGE": _scripts("page.js"),
+        "CONTENT": _json(content),
+        "WEIGHTS": _packed(block),
+    }
+    text = (ASSETS / "page.html").read_text("utf-8")
+    before, *parts = text.split("{{")
+    # In one pass: what is inserted is not searched.
+    return before + "".join(values[name] + rest for name, rest in (part.split("}}", 1) for part in parts))
+
+
+def _scripts(*names: str) -> str:
+    return "".join((ASSETS / name).read_text("utf-8") for name in names)
+
+
+def _json(content: Any) -> str:
+    """JSON that cannot end the element that it is in."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _packed(block: bytes) -> str:
+    return base64.b64encode(zlib.compress(block, 9)).decode("ascii")
+
+
+# -- the proof --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The fields of `Exported` about the proof."""
+
+    program: str
+    text: str
+    tokens: int
+    loss_there: float | None
+    loss_here: float
+    bits_per_byte_there: float | None
+    bits_per_byte_here: float | None
+    notes: tuple[str, ...] = ()
+
+
+def _measure(run: Run, content: Mapping[str, Any], block: bytes, data_dir: Path | None) -> _Measured:
+    name, split = proof_text(run, data_dir)
+    decoder = run.decoder(precision="int8")
+    logits = log_softmax(decoder.prefill(decoder.open(), split.ids[:-1].tolist()).astype(np.float64))
+    here = -float(np.take_along_axis(logits, split.ids[1:, None].astype(np.int64), axis=1).mean())
+    there, notes = None, []
+    found = program()
+    if found is None:
+        label = "none"
+        notes.append("The page was not proved: neither node nor Chromium is on this machine.")
+    else:
+        label, _ = found
+        text = run.tokenizer.decode(split.ids[1:])
+        result = run_script(found, content, block, {"text": text, "samples": []})
+        if result["ids"] != split.ids[1:].tolist():
+            raise RunError(f"The page's tokenizer gives other ids than that of run {run.name!r}: report this.")
+        there = float(result["loss"])
+    return _Measured(
+        program=label,
+        text=name,
+        tokens=split.counts.tokens,
+        loss_there=there,
+        loss_here=here,
+        bits_per_byte_there=None if there is None else bits_per_byte(split, there),
+        bits_per_byte_here=bits_per_byte(split, here),
+        notes=tuple(notes),
+    )
+
+
+def program() -> tuple[str, list[str]] | None:
+    """A program that runs JavaScript, with its version, and its command; None: there is none."""
+    for label, names, options in (
+        ("Node.js", ("node", "nodejs"), []),
+        ("Chromium", ("chromium", "chromium-browser", "google-chrome"), ["--headless", "--disable-gpu", "--dump-dom"]),
+    ):
+        path = next(filter(None, map(shutil.which, names)), None)
+        if path is None:
+            continue
+        try:
+            version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return f"{label} {version.strip().removeprefix('v').removeprefix(label).strip()}", [path, *options]
+    return None
+
+
+def run_script(
+    found: tuple[str, list[str]], content: Mapping[str, Any], block: bytes, task: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The result of `prove` in html_assets/prove.js.
+
+    Args:
+        found: a result of `program`.
+        content: of the page.
+        block: of the page.
+        task: {"text": scored, "samples": a list of {"prompt", "seed", "maxTokens", "temperature", …}}.
+
+    Raises:
+        RunError: the program fails or takes too long.
+    """
+    label, command = found
+    in_browser = len(command) > 1
+    call = f"prove({_json(content)}, {json.dumps(_packed(block))}, {_json(task)}).then((result) => JSON.stringify(result))"
+    show = "document.body.textContent = " if in_browser else "console.log"
+    script = f'"use strict";\n{_scripts(*ENGINE, "prove.js")}\n{call}.then((text) => {{ {show}(text); }});\n'
+    with tempfile.TemporaryDirectory() as folder:
+        if in_browser:
+            source = Path(folder, "proof.html")
+            source.write_text(f'<!doctype html><meta charset="utf-8"><body><script>{script}</script>', "utf-8")
+            sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+            profile = [f"--user-data-dir={folder}/profile", f"--virtual-time-budget={PROOF_SECONDS * 1000}"]
+            arguments = [*command, *sandbox, *profile, source.as_uri()]
+        else:
+            source = Path(folder, "proof.js")
+            source.write_text(script, "utf-8")
+            arguments = [*command, str(source)]
+        try:
+            ran = subprocess.run(arguments, capture_output=True, timeout=PROOF_SECONDS, check=True)
+        except subprocess.TimeoutExpired:
+            raise RunError(f"{label} did not finish the proof in {PROOF_SECONDS} seconds.") from None
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = (getattr(error, "stderr", None) or b"").decode("utf-8", "replace").strip().splitlines()
+            raise RunError(f"{label} cannot run the page's JavaScript: {' '.join(reason[-1:]) or error}.") from None
+    output = ran.stdout.decode("utf-8")
+    if in_browser:
+        from html import unescape
+
+        output = unescape(output.partition("<body>")[2].partition("</body>")[0])
+    try:
+        result: dict[str, Any] = json.loads(output)
+    except ValueError:
+        raise RunError(f"{label} gave no result of the proof.") from None
+    return result

@@ -1,0 +1,285 @@
+// The decoding step of each compiled kernel, in the arithmetic of its int8 precision: integer products with a scale
+// for each row, float32 elsewhere. It repeats lm/kernels/native; the names of the parts are those of its arguments.
+//
+// JavaScript computes in float64. Math.fround after each operation makes it float32; fround(a * b + c) is a fused
+// multiply-add, as the product of two float32 is exact in float64.
+
+const f32 = Math.fround;
+const bits = new DataView(new ArrayBuffer(4));
+
+function float(code) {
+  bits.setUint32(0, code >>> 0);
+  return bits.getFloat32(0);
+}
+
+const LOG2_E = f32(1.44269504088896341), LN2_LOW = f32(-2.12194440e-4);
+const EXP = [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1].map(f32);
+const [E0, E1, E2, E3, E4, E5] = EXP;
+const TWO_TO = Float32Array.from({ length: 256 }, (_, i) => 2 ** (i - 127));
+
+// As in simd.hpp (Cephes expf).
+function exp(x) {
+  x = x > 88 ? 88 : x < -87 ? -87 : x;
+  const n = f32(f32(x * LOG2_E + 12582912) - 12582912);
+  let r = f32(x - n * 0.693359375);
+  r = f32(r - n * LN2_LOW);
+  let p = f32(E0 * r + E1);
+  p = f32(p * r + E2);
+  p = f32(p * r + E3);
+  p = f32(p * r + E4);
+  p = f32(p * r + E5);
+  p = f32(f32(p * f32(r * r) + r) + 1);
+  return f32(p * TWO_TO[n + 127]);
+}
+
+const LOG = [
+  7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+  2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+].map(f32);
+
+// As in simd.hpp (Cephes logf), for positive x.
+function log(x) {
+  bits.setFloat32(0, x);
+  const code = bits.getInt32(0), n = (code - 0x3f3504f3) >> 23;
+  const m = f32(float(code - (n << 23)) - 1), square = f32(m * m);
+  let p = LOG[0];
+  for (let i = 1; i < LOG.length; i++) p = f32(p * m + LOG[i]);
+  p = f32(f32(p * m) * square);
+  p = f32(n * LN2_LOW + p);
+  p = f32(p - 0.5 * square);
+  return f32(n * 0.693359375 + f32(m + p));
+}
+
+const sigmoid = (x) => f32(1 / f32(1 + exp(-x)));
+const tanh = (x) => f32(1 - f32(2 / f32(1 + exp(f32(x + x)))));
+
+// The sum of 16 lanes, in the order of simd.hpp.
+function addLanes(lanes) {
+  const half = (i) => f32(lanes[i] + lanes[i + 8]), quarter = (i) => f32(half(i) + half(i + 4));
+  return f32(f32(quarter(0) + quarter(2)) + f32(quarter(1) + quarter(3)));
+}
+
+const lanes = new Float32Array(16);
+
+// The sum over i < count of term(i).
+function summed(count, term) {
+  lanes.fill(0);
+  for (let i = 0; i < count; i++) lanes[i & 15] += term(i);
+  return addLanes(lanes);
+}
+
+// The sum over i < count of a[i] * b[i], fused.
+function dotted(a, b, count, at = 0) {
+  lanes.fill(0);
+  for (let i = 0; i < count; i++) lanes[i & 15] = a[at + i] * b[i] + lanes[i & 15];
+  return addLanes(lanes);
+}
+
+// A matrix (rows, columns) of the file: float32 `values`, or int8 `codes` and a scale for each row.
+class Matrix {
+  constructor(rows, columns, codes, scales, values) {
+    Object.assign(this, { rows, columns, codes, scales, values });
+  }
+  row(index) {
+    const begin = index * this.columns, end = begin + this.columns;
+    if (this.values) return this.values.subarray(begin, end);
+    const row = new Float32Array(this.columns), scale = this.scales[index];
+    for (let i = begin; i < end; i++) row[i - begin] = this.codes[i] * scale;
+    return row;
+  }
+}
+
+// An int8 matrix with its bias, ready to multiply: matrices below each other are one.
+class Product {
+  constructor(matrices, bias = null) {
+    this.inputs = matrices[0].columns;
+    this.outputs = matrices.reduce((sum, each) => sum + each.rows, 0);
+    this.codes = matrices.length === 1 ? matrices[0].codes : new Int8Array(this.outputs * this.inputs);
+    this.scales = new Float32Array(this.outputs);
+    this.bias = bias ?? new Float32Array(this.outputs);
+    this.at = new Int32Array(this.inputs); // the inputs as bytes
+    let begin = 0;
+    for (const each of matrices) {
+      if (matrices.length > 1) this.codes.set(each.codes, begin * this.inputs);
+      // The kernel rounds the weights again: their largest value is 127 times the scale.
+      each.scales.forEach((scale, row) => { this.scales[begin + row] = f32(f32(127 * scale) / 127); });
+      begin += each.rows;
+    }
+  }
+
+  // to[i] = row i times the inputs from[begin...], plus the bias.
+  multiply(from, to, begin = 0, target = 0) {
+    const { inputs, outputs, codes, scales, bias, at } = this;
+    let most = 0;
+    for (let k = 0; k < inputs; k++) most = Math.max(most, Math.abs(from[begin + k]));
+    const inverse = most > 0 ? f32(127 / most) : 0, scale = f32(most / 127);
+    // Rounded to the nearest integer, halves to even, by adding and taking away 1.5 * 2^52.
+    for (let k = 0; k < inputs; k++) at[k] = (from[begin + k] * inverse + 6755399441055744) - 6755399441055744;
+    const whole = inputs - (inputs & 3);
+    for (let row = 0; row < outputs; row++) {
+      const first = row * inputs;
+      let a = 0, b = 0, c = 0, d = 0, k = 0;
+      for (; k < whole; k += 4) {
+        a = (a + codes[first + k] * at[k]) | 0;
+        b = (b + codes[first + k + 1] * at[k + 1]) | 0;
+        c = (c + codes[first + k + 2] * at[k + 2]) | 0;
+        d = (d + codes[first + k + 3] * at[k + 3]) | 0;
+      }
+      for (; k < inputs; k++) a = (a + codes[first + k] * at[k]) | 0;
+      to[target + row] = f32((a + b) + (c + d)) * f32(scales[row] * scale) + bias[row];
+    }
+  }
+}
+
+// Context tables: rows of logits by the last tokens; as tables.hpp.
+class Tables {
+  constructor(tables, buckets, vocabulary) {
+    this.vocabulary = vocabulary;
+    this.tables = tables.map(([order, weight]) => ({ order, weight, hashed: vocabulary ** (order - 1) > buckets }));
+    this.held = Math.max(0, ...this.tables.map(({ order }) => order - 2));
+    this.clear();
+  }
+  clear() {
+    this.recent = new Array(this.held).fill(-1);
+    this.rows = [];
+  }
+  place(id) {
+    let hash = 0, digits = 0, worth = 1, next = 0, back = 0;
+    for (; back <= this.held; back++) {
+      const token = back === 0 ? id : this.recent[this.held - back], whole = token >= 0;
+      hash = (Math.imul(hash, 1540483477) + token + 1) >>> 0;
+      digits += whole ? token * worth : 0;
+      worth = worth > 0xffffffff ? worth : worth * this.vocabulary;
+      if (next < this.tables.length && this.tables[next].order === back + 2) {
+        const { weight, hashed } = this.tables[next], buckets = weight.rows - 1;
+        this.rows[next++] = !whole ? buckets : hashed ? this.bucket(hash) % buckets : digits;
+      }
+      if (!whole) break;
+    }
+    for (; next < this.tables.length; next++) this.rows[next] = this.tables[next].weight.rows - 1;
+    if (this.held > 0) this.recent = [...this.recent.slice(1), id];
+  }
+  bucket(hash) {
+    hash = Math.imul(hash ^ (hash >>> 15), 1540483477);
+    return (hash ^ (hash >>> 13)) >>> 0;
+  }
+  add(logits) {
+    this.tables.forEach(({ weight }, index) => {
+      const row = weight.row(this.rows[index]);
+      for (let i = 0; i < row.length; i++) logits[i] += row[i];
+    });
+  }
+}
+
+const MOST_TABLE_BYTES = 64 * 2 ** 20;
+const padded = (count) => Math.ceil(count / 16) * 16;
+
+// As recurrent.hpp.
+class Recurrent {
+  constructor({ cell, embedding, layers, heads, tables, buckets, counts, gate, gate_bias }) {
+    this.cell = cell;
+    this.gates = { gru: 3, lstm: 4 }[cell] ?? 1;
+    this.hidden = layers[0][1].columns;
+    this.embedding = embedding;
+    this.logits = new Float32Array(embedding.rows);
+    this.tables = new Tables(tables, buckets, embedding.rows);
+    this.mixture = counts ? new Mixture(counts, gate, gate_bias, this.hidden) : null;
+    const width = this.gates * this.hidden;
+    // The first layer's input products are those of tokens, in whole precision, if a table of them is small enough.
+    this.folds = embedding.rows * this.gates * padded(this.hidden) * 4 <= MOST_TABLE_BYTES;
+    this.folded = new Map();
+    this.first = { weight: layers[0][0], bias: layers[0][2] };
+    this.layers = layers.map(([input, hidden, inputBias, hiddenBias], index) => ({
+      input: index === 0 && this.folds ? null : new Product([input], inputBias),
+      hidden: new Product([hidden], hiddenBias),
+    }));
+    this.heads = heads.map(([weight, bias]) => new Product([weight], bias));
+    this.inputs = new Float32Array(width);
+    this.sums = new Float32Array(width);
+    this.projected = this.heads.map(({ outputs }) => new Float32Array(outputs));
+    this.clear();
+  }
+
+  clear() {
+    this.states = this.layers.map(() => new Float32Array(this.hidden));
+    this.memories = this.layers.map(() => new Float32Array(this.cell === "lstm" ? this.hidden : 0));
+    this.tables.clear();
+    this.mixture?.clear();
+  }
+
+  inputsOf(id) {
+    let row = this.folded.get(id);
+    if (!row) {
+      const { weight, bias } = this.first, x = this.embedding.row(id);
+      row = new Float32Array(weight.rows);
+      for (let i = 0; i < weight.rows; i++) {
+        const from = weight.row(i);
+        let sum = 0;
+        for (let k = 0; k < x.length; k++) sum = f32(from[k] * x[k] + sum);
+        row[i] = sum + bias[i];
+      }
+      this.folded.set(id, row);
+    }
+    return row;
+  }
+
+  // Reads one more token. Returns the logits after it, valid until the next call; null if they are not needed.
+  step(id, needsLogits = true) {
+    this.tables.place(id);
+    this.mixture?.place(id);
+    let below = null;
+    this.layers.forEach(({ input, hidden }, layer) => {
+      let inputs = this.inputs;
+      if (input === null) inputs = this.inputsOf(id);
+      else input.multiply(layer === 0 ? this.embedding.row(id) : below, inputs);
+      hidden.multiply(this.states[layer], this.sums);
+      this.gate(inputs, this.sums, this.states[layer], this.memories[layer]);
+      below = this.states[layer];
+    });
+    if (!needsLogits) return null;
+    let from = below;
+    this.heads.forEach((head, index) => {
+      const to = index + 1 === this.heads.length ? this.logits : this.projected[index];
+      head.multiply(from, to);
+      from = to;
+    });
+    this.tables.add(this.logits);
+    this.mixture?.mix(below, this.logits);
+    return this.logits;
+  }
+
+  // The element-wise part: gates in the order of torch.
+  gate(gi, gh, state, memory) {
+    const size = this.hidden, both = (gate, unit) => f32(gi[gate * size + unit] + gh[gate * size + unit]);
+    for (let unit = 0; unit < size; unit++) {
+      if (this.cell === "gru") {
+        const reset = sigmoid(both(0, unit)), update = sigmoid(both(1, unit));
+        const fresh = tanh(f32(reset * gh[2 * size + unit] + gi[2 * size + unit]));
+        state[unit] = f32(state[unit] - fresh) * update + fresh;
+      } else if (this.cell === "lstm") {
+        const added = f32(sigmoid(both(0, unit)) * tanh(both(2, unit)));
+        const kept = f32(sigmoid(both(1, unit)) * memory[unit] + added);
+        memory[unit] = kept;
+        state[unit] = sigmoid(both(3, unit)) * tanh(kept);
+      } else {
+        const sum = both(0, unit);
+        state[unit] = this.cell === "rnn-relu" ? Math.max(sum, 0) : tanh(sum);
+      }
+    }
+  }
+}
+
+const KERNELS = { recurrent: Recurrent };
+
+// A model of the file: its kernel, and what Python adds to the kernel's logits.
+class Model {
+  constructor({ kernel, arguments: parts, vocab_size, tails, tail_bias }) {
+    this.kernel = new KERNELS[kernel](parts);
+    Object.assign(this, { vocabulary: vocab_size, tails, tailBias: tail_bias });
+  }
+  clear() { this.kernel.clear(); }
+  step(id, needsLogits = true) {
+    const logits = this.kernel.step(id, needsLogits);
+    return logits && logits.subarray(0, this.vocabulary);
+  }
+}
