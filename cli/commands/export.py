@@ -10,15 +10,21 @@ import typer
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir, choice, path_option
 
 POSITION = 11
-FORMATS = {"hf": "lm.interop.huggingface"}
+FORMATS = {"hf": "lm.interop.huggingface", "html": "lm.interop.html"}
 """Format → module whose `export` writes it."""
+PRECISIONS = {"hf": ("fp32", "fp16"), "html": ("int8",)}
+"""Format → its precisions, the default first."""
+SUFFIXES = {"html": ".html"}
+"""Ends of the names of formats that are one file."""
 
 
 def command(
     run: RunName = None,
-    to: Annotated[str, typer.Option(metavar="FORMAT", help=f"Format: {', '.join(FORMATS)} (transformers).")] = "hf",
-    out: Annotated[Path | None, path_option("-o", "--out", help="What to write.  [default: RUN-FORMAT]")] = None,
-    precision: Annotated[str, typer.Option(help="Weights in the file: fp32 or fp16.")] = "fp32",
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="Format: hf (transformers) or html (a page).")] = "hf",
+    out: Annotated[Path | None, path_option("-o", "--out", help="What to write.  [default: RUN-hf or RUN.html]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Weights in the file: fp32 (default) or fp16 for hf, int8 for html.")
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -26,19 +32,21 @@ def command(
     """Write a model for another program, and prove it there.
 
     hf: a folder for Hugging Face transformers, of a Transformer without context tables.
+    html: one page that generates text in a browser, without a network.
 
     \b
     lm export RUN --to hf --out folder
+    lm export RUN --to html --out page.html
     """
     import importlib
 
     from cli.output import console, facts_table, print_json
     from lm.runs.run import load
 
-    chosen = choice("--to", to, *FORMATS) if len(FORMATS) > 1 else to
-    weights: Any = choice("--precision", precision, "fp32", "fp16")
+    chosen = choice("--to", to, *FORMATS)
+    weights: Any = choice("--precision", precision or PRECISIONS[chosen][0], *PRECISIONS[chosen])
     loaded = load(run, runs_dir=runs_dir, device="cpu")
-    path = out or Path(f"{loaded.name}-{chosen}")
+    path = out or Path(loaded.name + SUFFIXES.get(chosen, f"-{chosen}"))
     done = importlib.import_module(FORMATS[chosen]).export(loaded, path, weights, data_dir=data_dir)
     if as_json:
         print_json(done.to_json())
@@ -48,7 +56,7 @@ def command(
     rows = [
         ("written", done.path, decimal(done.size_bytes)),
         ("proved in", done.program, f"{done.tokens:,} tokens: {done.text}"),
-        ("loss there", f"{done.loss_there:.6f}", "nats per token"),
+        ("loss there", "not measured" if done.loss_there is None else f"{done.loss_there:.6f}", "nats per token"),
         ("loss here", f"{done.loss_here:.6f}", ""),
     ]
     if done.bits_per_byte_there is not None and done.bits_per_byte_here is not None:

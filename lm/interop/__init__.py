@@ -2,4 +2,5 @@
 
 exported.py       what every export returns; text and tokens of the proof
 huggingface.py    a folder for transformers
+html.py           one page that runs the model in a browser
 """

@@ -190,7 +190,7 @@ def page_text(run: Run, content: Mapping[str, Any], block: bytes) -> str:
         "FACTS": escape(" · ".join(facts)),
         "VERSION": escape(__version__),
         "STYLE": (ASSETS / "page.css").read_text("utf-8"),
-        "ENGINE": _scripts(*ENGINE),
+        "ENGINE": _scripts(*ENGINE, "worker.js"),
         "PAGE": _scripts("page.js"),
         "CONTENT": _json(content),
         "WEIGHTS": _packed(block),

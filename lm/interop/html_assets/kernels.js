@@ -80,6 +80,13 @@ class Matrix {
   constructor(rows, columns, codes, scales, values) {
     Object.assign(this, { rows, columns, codes, scales, values });
   }
+  // All values, row by row.
+  all() {
+    if (this.values) return this.values;
+    const all = new Float32Array(this.codes.length);
+    for (let row = 0; row < this.rows; row++) all.set(this.row(row), row * this.columns);
+    return all;
+  }
   row(index) {
     const begin = index * this.columns, end = begin + this.columns;
     if (this.values) return this.values.subarray(begin, end);
@@ -89,45 +96,69 @@ class Matrix {
   }
 }
 
+// Two rows lie in one float64, row a + PAIR * row b: one multiplication serves both, and is exact for CHUNK columns, as
+// each sum stays below PAIR / 2.
+const PAIR = 2 ** 27, CHUNK = 4096;
+
 // An int8 matrix with its bias, ready to multiply: matrices below each other are one.
 class Product {
   constructor(matrices, bias = null) {
     this.inputs = matrices[0].columns;
     this.outputs = matrices.reduce((sum, each) => sum + each.rows, 0);
-    this.codes = matrices.length === 1 ? matrices[0].codes : new Int8Array(this.outputs * this.inputs);
     this.scales = new Float32Array(this.outputs);
     this.bias = bias ?? new Float32Array(this.outputs);
-    this.at = new Int32Array(this.inputs); // the inputs as bytes
+    this.at = new Float64Array(this.inputs); // the inputs, rounded
+    this.sums = new Float64Array(Math.ceil(this.outputs / 8) * 8);
+    // [8 rows][column][4 pairs of rows]
+    this.pairs = new Float64Array(this.sums.length / 2 * this.inputs);
     let begin = 0;
-    for (const each of matrices) {
-      if (matrices.length > 1) this.codes.set(each.codes, begin * this.inputs);
-      // The kernel rounds the weights again: their largest value is 127 times the scale.
-      each.scales.forEach((scale, row) => { this.scales[begin + row] = f32(f32(127 * scale) / 127); });
-      begin += each.rows;
+    for (const { rows, columns, codes, scales } of matrices) {
+      for (let i = 0; i < rows; i++) {
+        const row = begin + i, first = (row >> 3) * columns * 4 + ((row & 7) >> 1), worth = row & 1 ? PAIR : 1;
+        for (let k = 0; k < columns; k++) this.pairs[first + 4 * k] += codes[i * columns + k] * worth;
+        // The native kernel rounds the weights again: their largest value is 127 times the scale.
+        this.scales[row] = f32(f32(127 * scales[i]) / 127);
+      }
+      begin += rows;
     }
   }
 
   // to[i] = row i times the inputs from[begin...], plus the bias.
-  multiply(from, to, begin = 0, target = 0) {
-    const { inputs, outputs, codes, scales, bias, at } = this;
+  multiply(from, to, begin = 0) {
+    const { inputs, outputs, scales, bias, at, sums } = this;
     let most = 0;
     for (let k = 0; k < inputs; k++) most = Math.max(most, Math.abs(from[begin + k]));
     const inverse = most > 0 ? f32(127 / most) : 0, scale = f32(most / 127);
     // Rounded to the nearest integer, halves to even, by adding and taking away 1.5 * 2^52.
     for (let k = 0; k < inputs; k++) at[k] = (from[begin + k] * inverse + 6755399441055744) - 6755399441055744;
-    const whole = inputs - (inputs & 3);
-    for (let row = 0; row < outputs; row++) {
-      const first = row * inputs;
-      let a = 0, b = 0, c = 0, d = 0, k = 0;
-      for (; k < whole; k += 4) {
-        a = (a + codes[first + k] * at[k]) | 0;
-        b = (b + codes[first + k + 1] * at[k + 1]) | 0;
-        c = (c + codes[first + k + 2] * at[k + 2]) | 0;
-        d = (d + codes[first + k + 3] * at[k + 3]) | 0;
+    sums.fill(0);
+    for (let first = 0; first < inputs; first += CHUNK) this.addChunk(first, Math.min(inputs, first + CHUNK));
+    for (let row = 0; row < outputs; row++) to[row] = f32(sums[row]) * f32(scales[row] * scale) + bias[row];
+  }
+
+  addChunk(first, end) {
+    const { inputs, at, sums, pairs } = this;
+    for (let row = 0; row < sums.length; row += 8) {
+      let a = 0, b = 0, c = 0, d = 0, i = (row / 2) * inputs + 4 * first;
+      for (let k = first; k < end; k++) {
+        const x = at[k];
+        a += pairs[i] * x;
+        b += pairs[i + 1] * x;
+        c += pairs[i + 2] * x;
+        d += pairs[i + 3] * x;
+        i += 4;
       }
-      for (; k < inputs; k++) a = (a + codes[first + k] * at[k]) | 0;
-      to[target + row] = f32((a + b) + (c + d)) * f32(scales[row] * scale) + bias[row];
+      this.split(row, a);
+      this.split(row + 2, b);
+      this.split(row + 4, c);
+      this.split(row + 6, d);
     }
+  }
+
+  split(row, pair) {
+    const high = Math.round(pair / PAIR);
+    this.sums[row] += pair - high * PAIR;
+    this.sums[row + 1] += high;
   }
 }
 
@@ -188,7 +219,7 @@ class Recurrent {
     // The first layer's input products are those of tokens, in whole precision, if a table of them is small enough.
     this.folds = embedding.rows * this.gates * padded(this.hidden) * 4 <= MOST_TABLE_BYTES;
     this.folded = new Map();
-    this.first = { weight: layers[0][0], bias: layers[0][2] };
+    this.first = this.folds ? { weight: layers[0][0].all(), bias: layers[0][2] } : null;
     this.layers = layers.map(([input, hidden, inputBias, hiddenBias], index) => ({
       input: index === 0 && this.folds ? null : new Product([input], inputBias),
       hidden: new Product([hidden], hiddenBias),
@@ -211,11 +242,10 @@ class Recurrent {
     let row = this.folded.get(id);
     if (!row) {
       const { weight, bias } = this.first, x = this.embedding.row(id);
-      row = new Float32Array(weight.rows);
-      for (let i = 0; i < weight.rows; i++) {
-        const from = weight.row(i);
+      row = new Float32Array(bias.length);
+      for (let i = 0; i < row.length; i++) {
         let sum = 0;
-        for (let k = 0; k < x.length; k++) sum = f32(from[k] * x[k] + sum);
+        for (let k = 0, at = i * x.length; k < x.length; k++) sum = f32(weight[at + k] * x[k] + sum);
         row[i] = sum + bias[i];
       }
       this.folded.set(id, row);
