@@ -21,7 +21,9 @@ SUFFIXES = {"html": ".html"}
 def command(
     run: RunName = None,
     to: Annotated[str, typer.Option(metavar="FORMAT", help="Format: hf (transformers) or html (a page).")] = "hf",
-    out: Annotated[Path | None, path_option("-o", "--out", help="What to write.  [default: RUN-hf or RUN.html]")] = None,
+    out: Annotated[
+        Path | None, path_option("-o", "--out", help="New file or folder.  [default: RUN-hf, RUN.html]")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="Weights in the file: fp32 (default) or fp16 for hf, int8 for html.")
     ] = None,

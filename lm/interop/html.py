@@ -293,7 +293,9 @@ def run_script(
     """
     label, command = found
     in_browser = len(command) > 1
-    call = f"prove({_json(content)}, {json.dumps(_packed(block))}, {_json(task)}).then((result) => JSON.stringify(result))"
+    call = (
+        f"prove({_json(content)}, {json.dumps(_packed(block))}, {_json(task)}).then((result) => JSON.stringify(result))"
+    )
     show = "document.body.textContent = " if in_browser else "console.log"
     script = f'"use strict";\n{_scripts(*ENGINE, "prove.js")}\n{call}.then((text) => {{ {show}(text); }});\n'
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.kernels.counts import CountArrays
-from lm.kernels.decoding import Arrays, Floats, Parts
+from lm.kernels.decoding import Floats, Parts
 from lm.kernels.recurrent_decoding import RecurrentKernel
 
 REGISTERS = {"hybrid": "HybridKernel"}

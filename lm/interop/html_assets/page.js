@@ -7,12 +7,12 @@ const worker = new Worker(URL.createObjectURL(new Blob([element("engine").textCo
 const PEEK_MS = 250;
 let job = 0, running = false, whole = "", waiting = null;
 
-for (const { name, label, minimum, maximum, step, value, help } of content.knobs) {
+for (const { name, label, minimum, maximum, step, value, off, help } of content.knobs) {
   const knob = document.createElement("label");
   const slider = Object.assign(document.createElement("input"), { type: "range", id: name, min: minimum, max: maximum, step });
   const shown = document.createElement("output");
   slider.value = value;
-  const show = () => { shown.textContent = slider.value; };
+  const show = () => { shown.textContent = Number(slider.value) === off ? "off" : slider.value; };
   slider.addEventListener("input", () => { show(); showCommand(); peekSoon(); });
   show();
   knob.title = help;
