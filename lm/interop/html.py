@@ -29,7 +29,8 @@ from lm.generation.distribution import log_softmax
 from lm.generation.filters import FILTERS
 from lm.generation.options import SamplingOptions
 from lm.interop.exported import MAX_DIFFERENCE, Exported, bits_per_byte, proof_text
-from lm.kernels.decoding import Kernel, Parts, int8_codes, rounded, weights
+from lm.kernels.counts import CountArrays
+from lm.kernels.decoding import Kernel, int8_codes, rounded, weights
 from lm.registry import KERNELS
 from lm.runs.run import Run
 from lm.version import __version__
@@ -37,13 +38,12 @@ from lm.version import __version__
 ASSETS = Path(__file__).parent / "html_assets"
 ENGINE = ("kernels.js", "tokenizers.js", "sampler.js", "engine.js")
 """The scripts that run without a page, in their order."""
-KERNELS_THERE = frozenset({"recurrent"})
+KERNELS_THERE = frozenset({"recurrent", "transformer", "ngram", "ensemble"})
 """The compiled kernels that kernels.js has."""
 KNOBS = ("temperature", "top_k", "top_p", "min_p")
 """The options of the page, in its order; all have a slider in FILTERS."""
 PROOF_SECONDS = 300
-PROOF_SAMPLE = {"temperature": 0.8, "max_tokens": 200, "seed": 1}
-EXPORTS = "RNN, GRU and LSTM models with a full softmax"
+EXPORTS = "with a preset of lm train, such as gru-char"
 
 
 def export(run: Run, path: Path, precision: str = "int8", *, data_dir: Path | None = None) -> Exported:
@@ -90,14 +90,15 @@ def page_content(run: Run) -> tuple[dict[str, Any], bytes]:
     options = run.config.model.model_dump()
     kind = str(options["type"])
     if kind not in KERNELS.names():
-        raise UnsupportedExportError(f"{kind} models have no native kernel, so no page: train one of {EXPORTS}.")
+        raise UnsupportedExportError(f"{kind} models have no native kernel, so no page: train {EXPORTS}.")
     kernel: type[Kernel] = KERNELS.resolve(kind)
     lacks = kernel.lacks(options)
     if lacks:
-        raise UnsupportedExportError(f"The native kernels lack {lacks}, so there is no page: train one of {EXPORTS}.")
+        raise UnsupportedExportError(f"The native kernels lack {lacks}, so there is no page: train {EXPORTS}.")
     tokenizer = run.tokenizer.to_page()
     parts = kernel.parts(options, weights(run.arrays, "int8"))
-    _check(parts, kind)
+    if parts.kernel not in KERNELS_THERE:
+        raise UnsupportedExportError(f"The page has no kernel for {kind} models: train {EXPORTS}.")
     block = ArrayBlock()
     content = {
         "model": block.placed(parts),
@@ -114,18 +115,6 @@ def page_content(run: Run) -> tuple[dict[str, Any], bytes]:
     return content, bytes(block.content)
 
 
-def _check(parts: Parts, kind: str) -> None:
-    """Refuse what kernels.js lacks."""
-    if parts.kernel not in KERNELS_THERE:
-        raise UnsupportedExportError(f"{kind} models do not export to html: train one of {EXPORTS}.")
-    if "counts" in parts.arguments:
-        raise UnsupportedExportError(f"Models with counts do not export to html: train one of {EXPORTS}.")
-    if parts.tails:
-        raise UnsupportedExportError(
-            "An adaptive softmax does not export to html: train with --set model.adaptive_cutoffs=[]."
-        )
-
-
 class ArrayBlock:
     """Collects arrays in one block of bytes; JSON refers to them. Equal arrays are stored once."""
 
@@ -140,6 +129,8 @@ class ArrayBlock:
         """
         if isinstance(value, np.ndarray):
             return self._array(value)
+        if isinstance(value, CountArrays):
+            return self.placed(value.trie())
         if is_dataclass(value) and not isinstance(value, type):
             return self.placed({name: getattr(value, name) for name in value.__dataclass_fields__})
         if isinstance(value, Mapping):

@@ -299,7 +299,270 @@ class Recurrent {
   }
 }
 
-const KERNELS = { recurrent: Recurrent };
+// Smoothed counts as a trie of contexts: a child has one older token more. As counts.cpp.
+class Counts {
+  constructor({ unigrams, levels, share_values, backoff_values }) {
+    this.unigrams = unigrams;
+    this.levels = levels.map(({ contexts, children, sizes, backoffs, tokens, shares }) => {
+      const pairs = sums(sizes);
+      return {
+        contexts, tokens, pairs, children: sums(children),
+        ...(shares instanceof Float32Array
+          ? { shares, backoffs }
+          : decoded(shares, backoffs, pairs, share_values, backoff_values)),
+      };
+    });
+  }
+  // Adds up the distribution after a history, newest token last; -1 is before the start of the text.
+  distribution(history, out) {
+    const path = [];
+    for (let k = 0, node = 0; k < this.levels.length; k++) {
+      const token = history[history.length - 1 - k];
+      node = token < 0 ? -1 : this.child(k, node, token);
+      if (node < 0) break;
+      path.push(node);
+    }
+    out.fill(0);
+    let weight = 1;
+    for (let k = path.length - 1; k >= 0; k--) {
+      const { pairs, tokens, shares, backoffs } = this.levels[k], node = path[k], scale = f32(weight);
+      for (let i = pairs[node]; i < pairs[node + 1]; i++) out[tokens[i]] += f32(shares[i] * scale);
+      weight *= backoffs[node];
+    }
+    const scale = f32(weight);
+    for (let i = 0; i < out.length; i++) out[i] += f32(this.unigrams[i] * scale);
+  }
+  // `children` of a level belong to the nodes of the level before it.
+  child(k, node, token) {
+    const { children, contexts } = this.levels[k], end = children[node + 1];
+    let first = children[node], last = end;
+    while (first < last) {
+      const middle = (first + last) >> 1;
+      if (contexts[middle] < token) first = middle + 1;
+      else last = middle;
+    }
+    return first < end && contexts[first] === token ? first : -1;
+  }
+}
+
+// Where each of these many things begins, and the end of the last.
+function sums(counts) {
+  const found = new Uint32Array(counts.length + 1);
+  for (let i = 0; i < counts.length; i++) found[i + 1] = found[i] + counts[i];
+  return found;
+}
+
+// Shares and backoff weights of a compact level, from their codes; as lm/kernels/counts.py.
+function decoded(codes, backoffCodes, pairs, shareValues, backoffValues) {
+  const shares = new Float32Array(codes.length), backoffs = new Float32Array(backoffCodes.length);
+  for (let node = 0; node < backoffs.length; node++) {
+    const begin = pairs[node], end = pairs[node + 1], backoff = begin === end ? 1 : backoffValues[backoffCodes[node]];
+    let sum = 0;
+    for (let i = begin; i < end; i++) sum += shareValues[codes[i]];
+    const scale = (1 - backoff) / Math.max(sum, 1e-9);
+    for (let i = begin; i < end; i++) shares[i] = shareValues[codes[i]] * scale;
+    backoffs[node] = backoff;
+  }
+  return { shares, backoffs };
+}
+
+// The last tokens that counts look at.
+class History {
+  constructor(counts) { this.size = counts.levels.length; this.clear(); }
+  clear() { this.tokens = new Array(this.size).fill(-1); }
+  place(id) { if (this.size) this.tokens = [...this.tokens.slice(1), id]; }
+}
+
+// The gated mixture of a network with counts; as mixture.hpp.
+class Mixture {
+  constructor(counts, gate, bias, hidden) {
+    this.counts = new Counts(counts);
+    this.history = new History(this.counts);
+    Object.assign(this, { gate, bias, hidden });
+    this.shares = new Float32Array(this.counts.unigrams.length);
+  }
+  clear() { this.history.clear(); }
+  place(id) { this.history.place(id); }
+  // Logits become log-probabilities of the mixture.
+  mix(hidden, logits) {
+    const { shares, gate } = this, width = shares.length;
+    this.counts.distribution(this.history.tokens, shares);
+    const entropy = -summed(width, (i) => f32(shares[i] * log(shares[i])));
+    const open = f32(f32(entropy * gate[this.hidden] + this.bias) + dotted(hidden, gate, this.hidden));
+    let most = -Infinity;
+    for (let i = 0; i < width; i++) most = Math.max(most, logits[i]);
+    const sum = summed(width, (i) => (logits[i] = exp(f32(logits[i] - most))));
+    const ofCounts = sigmoid(open), ofNetwork = f32(sigmoid(-open) / sum);
+    for (let i = 0; i < width; i++) logits[i] = log(f32(logits[i] * ofNetwork + f32(shares[i] * ofCounts)));
+  }
+}
+
+// Counts alone; as mixture.hpp.
+class NGram {
+  constructor({ counts }) {
+    this.counts = new Counts(counts);
+    this.history = new History(this.counts);
+    this.logits = new Float32Array(this.counts.unigrams.length);
+  }
+  clear() { this.history.clear(); }
+  step(id, needsLogits = true) {
+    this.history.place(id);
+    if (!needsLogits) return null;
+    this.counts.distribution(this.history.tokens, this.logits);
+    for (let i = 0; i < this.logits.length; i++) this.logits[i] = log(this.logits[i]);
+    return this.logits;
+  }
+}
+
+// to = from / sqrt(mean of squares + epsilon) * gain, for `gain.length` numbers from `at` on.
+function norm(from, to, gain, epsilon, at = 0) {
+  const count = gain.length;
+  lanes.fill(0);
+  for (let i = 0; i < count; i++) lanes[i & 15] = from[at + i] * from[at + i] + lanes[i & 15];
+  const scale = f32(1 / f32(Math.sqrt(f32(f32(addLanes(lanes) / count) + f32(epsilon)))));
+  for (let i = 0; i < count; i++) to[at + i] = f32(from[at + i] * scale) * gain[i];
+}
+
+// A Llama-shaped Transformer with its key-value cache; as transformer.hpp. A full window drops its older half.
+class Transformer {
+  constructor({ embedding, head, norm, blocks, cosines, sines, heads, kv_heads, epsilon, tables, buckets }) {
+    Object.assign(this, { embedding, cosines, sines, heads, groups: kv_heads, epsilon, norm });
+    this.context = cosines.rows;
+    this.headSize = 2 * cosines.columns;
+    this.head = new Product([head]);
+    this.logits = new Float32Array(head.rows);
+    this.tables = new Tables(tables, buckets, embedding.rows);
+    this.blocks = blocks.map(([[query, key, value, output, gate, up, down], norms]) => ({
+      mix: new Product([query, key, value]), output: new Product([output]), expand: new Product([gate, up]),
+      down: new Product([down]), inner: gate.rows,
+      inputNorm: norms[0], mlpNorm: norms[1], queryNorm: norms[2], keyNorm: norms[3],
+      keys: new Float32Array(this.context * kv_heads * this.headSize),
+      values: new Float32Array(this.context * kv_heads * this.headSize),
+    }));
+    const size = embedding.columns, widest = Math.max(...this.blocks.map(({ mix, expand }) => Math.max(mix.outputs, expand.outputs)));
+    this.residual = new Float32Array(size);
+    this.normed = new Float32Array(size);
+    this.added = new Float32Array(size);
+    this.raw = new Float32Array(widest);
+    this.mixed = new Float32Array(heads * this.headSize);
+    this.active = new Float32Array(Math.max(...this.blocks.map(({ inner }) => inner)));
+    this.scores = new Float32Array(this.context);
+    this.clear();
+  }
+
+  clear() {
+    this.window = [];
+    this.tables.clear();
+  }
+
+  step(id, needsLogits = true) {
+    if (this.window.length === this.context) {
+      const kept = this.window.slice(this.context - (this.context >> 1));
+      this.clear();
+      for (const each of kept) this.read(each);
+    }
+    this.read(id);
+    if (!needsLogits) return null;
+    norm(this.residual, this.normed, this.norm, this.epsilon);
+    this.head.multiply(this.normed, this.logits);
+    this.tables.add(this.logits);
+    return this.logits;
+  }
+
+  read(id) {
+    const position = this.window.length, { residual, normed, raw, mixed, active, epsilon } = this;
+    this.window.push(id);
+    this.tables.place(id);
+    residual.set(this.embedding.row(id));
+    for (const block of this.blocks) {
+      norm(residual, normed, block.inputNorm, epsilon);
+      block.mix.multiply(normed, raw);
+      this.keep(block, position);
+      for (let head = 0; head < this.heads; head++) this.attend(block, position, head);
+      this.add(block.output, mixed);
+      norm(residual, normed, block.mlpNorm, epsilon);
+      block.expand.multiply(normed, raw);
+      for (let i = 0; i < block.inner; i++) active[i] = f32(raw[i] * sigmoid(raw[i])) * raw[block.inner + i];
+      this.add(block.down, active);
+    }
+  }
+
+  add(product, from) {
+    product.multiply(from, this.added);
+    for (let i = 0; i < this.residual.length; i++) this.residual[i] += this.added[i];
+  }
+
+  // Norm and rotation of queries and keys; keys and values go to the cache.
+  keep(block, position) {
+    const { raw, headSize, heads, groups } = this, half = headSize / 2;
+    const cos = this.cosines.row(position), sin = this.sines.row(position);
+    const turn = (at, gain) => {
+      if (gain) norm(raw, raw, gain, this.epsilon, at);
+      for (let i = at; i < at + half; i++) {
+        const first = raw[i], second = raw[i + half], c = cos[i - at], s = sin[i - at];
+        raw[i] = first * c - f32(second * s);
+        raw[i + half] = second * c + f32(first * s);
+      }
+    };
+    for (let head = 0; head < heads; head++) turn(head * headSize, block.queryNorm);
+    for (let group = 0; group < groups; group++) turn((heads + group) * headSize, block.keyNorm);
+    const width = groups * headSize, keys = heads * headSize;
+    block.keys.set(raw.subarray(keys, keys + width), position * width);
+    block.values.set(raw.subarray(keys + width, keys + 2 * width), position * width);
+  }
+
+  attend({ keys, values }, position, head) {
+    const { raw, headSize, scores, mixed } = this, width = this.groups * headSize;
+    const offset = Math.floor(head / (this.heads / this.groups)) * headSize, begin = head * headSize;
+    const scale = f32(1 / f32(Math.sqrt(headSize)));
+    let most = -Infinity;
+    for (let t = 0; t <= position; t++) {
+      let sum = 0;
+      for (let i = 0, at = t * width + offset; i < headSize; i++) sum = f32(keys[at + i] * raw[begin + i] + sum);
+      scores[t] = sum * scale;
+      most = Math.max(most, scores[t]);
+    }
+    const inverse = f32(1 / summed(position + 1, (t) => (scores[t] = exp(f32(scores[t] - most)))));
+    for (let i = 0; i < headSize; i++) {
+      let even = 0, odd = 0;
+      for (let t = 0, at = offset + i; t <= position; t++, at += width) {
+        if (t & 1) odd = f32(values[at] * scores[t] + odd);
+        else even = f32(values[at] * scores[t] + even);
+      }
+      mixed[begin + i] = f32(even + odd) * inverse;
+    }
+  }
+}
+
+// log(sum(exp(logits))) of the numbers from `begin` to `end`.
+function logSum(logits, begin, end) {
+  let most = -Infinity, sum = 0;
+  for (let i = begin; i < end; i++) most = Math.max(most, logits[i]);
+  for (let i = begin; i < end; i++) sum += Math.exp(logits[i] - most);
+  return f32(most + Math.log(sum));
+}
+
+// Log-probabilities of the mean of the members' probabilities.
+class Ensemble {
+  constructor({ members }) {
+    this.members = members.map((each) => new Model(each));
+    this.logits = new Float32Array(members[0].vocab_size);
+  }
+  clear() { this.members.forEach((each) => each.clear()); }
+  step(id, needsLogits = true) {
+    const all = this.members.map((each) => each.step(id, needsLogits));
+    if (!needsLogits) return null;
+    const totals = all.map((logits) => logSum(logits, 0, logits.length));
+    for (let i = 0; i < this.logits.length; i++) {
+      const scores = all.map((logits, member) => logits[i] - totals[member]), most = Math.max(...scores);
+      const sum = scores.reduce((total, score) => total + Math.exp(score - most), 0);
+      this.logits[i] = most + Math.log(sum / scores.length);
+    }
+    return this.logits;
+  }
+}
+
+const KERNELS = { recurrent: Recurrent, transformer: Transformer, ngram: NGram, ensemble: Ensemble };
 
 // A model of the file: its kernel, and what Python adds to the kernel's logits.
 class Model {
@@ -308,8 +571,22 @@ class Model {
     Object.assign(this, { vocabulary: vocab_size, tails, tailBias: tail_bias });
   }
   clear() { this.kernel.clear(); }
+  // Reads one more token. Returns the logits after it, valid until the next call; null if they are not needed.
   step(id, needsLogits = true) {
-    const logits = this.kernel.step(id, needsLogits);
-    return logits && logits.subarray(0, this.vocabulary);
+    const outputs = this.kernel.step(id, needsLogits);
+    if (outputs === null) return null;
+    const logits = outputs.subarray(0, this.vocabulary);
+    if (this.tails.length > 0) this.finish(logits, outputs.subarray(this.vocabulary));
+    return logits;
+  }
+  // Log-probabilities of an adaptive softmax.
+  finish(logits, outputs) {
+    const tails = outputs.map((logit, index) => logit + this.tailBias[index]), first = this.tails[0][0];
+    const total = logSum(Float32Array.of(...logits.subarray(0, first), ...tails), 0, first + tails.length);
+    for (let i = 0; i < first; i++) logits[i] -= total;
+    this.tails.forEach(([begin, end], index) => {
+      const change = f32(f32(tails[index] - total) - logSum(logits, begin, end));
+      for (let i = begin; i < end; i++) logits[i] += change;
+    });
   }
 }
