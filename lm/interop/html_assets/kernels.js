@@ -393,7 +393,7 @@ class Mixture {
     for (let i = 0; i < width; i++) most = Math.max(most, logits[i]);
     const sum = summed(width, (i) => (logits[i] = exp(f32(logits[i] - most))));
     const ofCounts = sigmoid(open), ofNetwork = f32(sigmoid(-open) / sum);
-    for (let i = 0; i < width; i++) logits[i] = log(f32(logits[i] * ofNetwork + f32(shares[i] * ofCounts)));
+    for (let i = 0; i < width; i++) logits[i] = log(f32(shares[i] * ofCounts + f32(logits[i] * ofNetwork)));
   }
 }
 
