@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -23,14 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from lm.errors import RunError, UnsupportedExportError
+from lm.errors import CorruptRunError, RunError, UnsupportedExportError
 from lm.files import write_file
 from lm.generation.distribution import log_softmax
 from lm.generation.filters import FILTERS
 from lm.generation.options import SamplingOptions
 from lm.interop.exported import MAX_DIFFERENCE, Exported, bits_per_byte, proof_text
 from lm.kernels.counts import CountArrays
-from lm.kernels.decoding import Kernel, int8_codes, rounded, weights
+from lm.kernels.decoding import Arrays, Kernel, int8_codes, rounded
 from lm.registry import KERNELS
 from lm.runs.run import Run
 from lm.version import __version__
@@ -42,6 +43,11 @@ KERNELS_THERE = frozenset({"recurrent", "transformer", "ngram", "ensemble"})
 """The compiled kernels that kernels.js has."""
 KNOBS = ("temperature", "top_k", "top_p", "min_p")
 """The options of the page, in its order; all have a slider in FILTERS."""
+PROGRAMS = (
+    ("Node.js", ("node", "nodejs"), ()),
+    ("Chromium", ("chromium", "chromium-browser", "google-chrome"), ("--headless", "--disable-gpu", "--dump-dom")),
+)
+"""What runs JavaScript in a proof, best first: label, names of the program, options."""
 PROOF_SECONDS = 300
 EXPORTS = "with a preset of lm train, such as gru-char"
 
@@ -87,32 +93,49 @@ def page_content(run: Run) -> tuple[dict[str, Any], bytes]:
     Raises:
         UnsupportedExportError: see `export`.
     """
-    options = run.config.model.model_dump()
-    kind = str(options["type"])
-    if kind not in KERNELS.names():
-        raise UnsupportedExportError(f"{kind} models have no native kernel, so no page: train {EXPORTS}.")
-    kernel: type[Kernel] = KERNELS.resolve(kind)
-    lacks = kernel.lacks(options)
-    if lacks:
-        raise UnsupportedExportError(f"The native kernels lack {lacks}, so there is no page: train {EXPORTS}.")
-    tokenizer = run.tokenizer.to_page()
-    parts = kernel.parts(options, weights(run.arrays, "int8"))
-    if parts.kernel not in KERNELS_THERE:
-        raise UnsupportedExportError(f"The page has no kernel for {kind} models: train {EXPORTS}.")
-    block = ArrayBlock()
-    content = {
-        "model": block.placed(parts),
-        "tokenizer": {
-            "type": run.tokenizer.type,
-            "unknown": run.tokenizer.options.unknown,
-            "start_id": run.tokenizer.start_id,
-            "unknown_id": run.tokenizer.unknown_id,
-            **tokenizer,
-        },
-        "knobs": _knobs(),
-        "run": run.name,
+    options, tokenizer = run.config.model.model_dump(), run.tokenizer
+    check_model(options)
+    described = {
+        "type": tokenizer.type,
+        "unknown": tokenizer.options.unknown,
+        "start_id": tokenizer.start_id,
+        "unknown_id": tokenizer.unknown_id,
+        **tokenizer.to_page(),
     }
-    return content, bytes(block.content)
+    model, block = model_content(options, run.arrays)
+    return {"model": model, "tokenizer": described, "knobs": _knobs(), "run": run.name}, block
+
+
+def check_model(options: Mapping[str, Any]) -> None:
+    """Check that kernels.js has the kernel of a model with these options.
+
+    Raises:
+        UnsupportedExportError: it lacks a part.
+    """
+    kind = str(options["type"])
+    lacks = f"a kernel for {kind} models" if kind not in KERNELS.names() else KERNELS.resolve(kind).lacks(options)
+    if lacks:
+        raise UnsupportedExportError(f"An html page does not have {lacks}: train {EXPORTS}.")
+
+
+def model_content(options: Mapping[str, Any], arrays: Arrays) -> tuple[dict[str, Any], bytes]:
+    """The JSON values of a model, and the block of arrays that they refer to.
+
+    Raises:
+        UnsupportedExportError: kernels.js lacks the kernel.
+        CorruptRunError: the arrays do not fit the options.
+    """
+    kernel: type[Kernel] = KERNELS.resolve(str(options["type"]))
+    try:
+        parts = kernel.parts(options, arrays, "int8")
+    except (KeyError, ValueError, IndexError) as error:
+        raise CorruptRunError(
+            f"The weights do not fit the model's options ({error}): restore the files saved together."
+        ) from None
+    if parts.kernel not in KERNELS_THERE:
+        raise UnsupportedExportError(f"An html page does not have the kernel {parts.kernel!r}: train {EXPORTS}.")
+    block = ArrayBlock()
+    return block.placed(parts), bytes(block.content)
 
 
 class ArrayBlock:
@@ -125,7 +148,7 @@ class ArrayBlock:
     def placed(self, value: Any) -> Any:
         """The value for JSON, with {type, shape, offset} in place of an array.
 
-        A matrix whose rows are int8 times a scale, as `weights` gives them, is stored so; `scales` is their offset.
+        A matrix with rows of int8 times a scale, as `Kernel.parts` gives it, is stored so; `scales` is their offset.
         """
         if isinstance(value, np.ndarray):
             return self._array(value)
@@ -235,7 +258,7 @@ def _measure(run: Run, content: Mapping[str, Any], block: bytes, data_dir: Path 
     else:
         label, _ = found
         text = run.tokenizer.decode(split.ids[1:])
-        result = run_script(found, content, block, {"text": text, "samples": []})
+        result = prove(found, content, block, {"text": text, "samples": []})
         if result["ids"] != split.ids[1:].tolist():
             raise RunError(f"The page's tokenizer gives other ids than that of run {run.name!r}: report this.")
         there = float(result["loss"])
@@ -253,10 +276,7 @@ def _measure(run: Run, content: Mapping[str, Any], block: bytes, data_dir: Path 
 
 def program() -> tuple[str, list[str]] | None:
     """A program that runs JavaScript, with its version, and its command; None: there is none."""
-    for label, names, options in (
-        ("Node.js", ("node", "nodejs"), []),
-        ("Chromium", ("chromium", "chromium-browser", "google-chrome"), ["--headless", "--disable-gpu", "--dump-dom"]),
-    ):
+    for label, names, options in PROGRAMS:
         path = next(filter(None, map(shutil.which, names)), None)
         if path is None:
             continue
@@ -268,7 +288,7 @@ def program() -> tuple[str, list[str]] | None:
     return None
 
 
-def run_script(
+def prove(
     found: tuple[str, list[str]], content: Mapping[str, Any], block: bytes, task: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The result of `prove` in html_assets/prove.js.
@@ -282,11 +302,20 @@ def run_script(
     Raises:
         RunError: the program fails or takes too long.
     """
+    arguments = f"{_json(content)}, {json.dumps(_packed(block))}, {_json(task)}"
+    result: dict[str, Any] = run_script(found, f"prove({arguments})")
+    return result
+
+
+def run_script(found: tuple[str, list[str]], expression: str) -> Any:
+    """The JSON value of an expression, or of its promise, after the scripts of the page.
+
+    Raises:
+        RunError: the program fails or takes too long.
+    """
     label, command = found
     in_browser = len(command) > 1
-    call = (
-        f"prove({_json(content)}, {json.dumps(_packed(block))}, {_json(task)}).then((result) => JSON.stringify(result))"
-    )
+    call = f"Promise.resolve({expression}).then((result) => JSON.stringify(result))"
     show = "document.body.textContent = " if in_browser else "console.log"
     script = f'"use strict";\n{_scripts(*ENGINE, "prove.js")}\n{call}.then((text) => {{ {show}(text); }});\n'
     with tempfile.TemporaryDirectory() as folder:
@@ -305,15 +334,15 @@ def run_script(
         except subprocess.TimeoutExpired:
             raise RunError(f"{label} did not finish the proof in {PROOF_SECONDS} seconds.") from None
         except (OSError, subprocess.CalledProcessError) as error:
-            reason = (getattr(error, "stderr", None) or b"").decode("utf-8", "replace").strip().splitlines()
-            raise RunError(f"{label} cannot run the page's JavaScript: {' '.join(reason[-1:]) or error}.") from None
+            lines = (getattr(error, "stderr", None) or b"").decode("utf-8", "replace").splitlines()
+            reason = next((line for line in lines if re.match(r"\w*Error\b", line)), str(error))
+            raise RunError(f"{label} cannot run the page's JavaScript: {reason}") from None
     output = ran.stdout.decode("utf-8")
     if in_browser:
         from html import unescape
 
         output = unescape(output.partition("<body>")[2].partition("</body>")[0])
     try:
-        result: dict[str, Any] = json.loads(output)
+        return json.loads(output)
     except ValueError:
         raise RunError(f"{label} gave no result of the proof.") from None
-    return result

@@ -66,7 +66,7 @@ class Kernel(ABC):
         self.threads = threads or default_threads()
         settings = {"slots": slots, "threads": self.threads, "int8": precision == "int8", "isa": self.isa}
         try:
-            self._native = self._build(options, weights(arrays, precision), settings)
+            self._native = self._build(options, arrays, precision, settings)
         except (KeyError, ValueError, IndexError) as error:
             raise CorruptRunError(
                 f"The weights do not fit the model's options ({error}): restore the files saved together."
@@ -84,16 +84,18 @@ class Kernel(ABC):
 
     @classmethod
     @abstractmethod
-    def parts(cls, options: Mapping[str, Any], arrays: Mapping[str, Floats]) -> Parts:
-        """The parts of the model with these options and `weights`.
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
+        """The parts of the model with these options and arrays; in int8, its matrices are rounded.
 
         Raises:
             KeyError, ValueError, IndexError: the arrays do not fit the options.
         """
 
-    def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
+    def _build(
+        self, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision, settings: dict[str, Any]
+    ) -> Any:
         """The compiled kernel; sets `vocab_size` and `context_length`."""
-        parts = self.parts(options, arrays)
+        parts = self.parts(options, arrays, precision)
         self.vocab_size, self.context_length = parts.vocab_size, parts.context_length
         return getattr(native(), parts.kernel)(**self._compiled(parts.arguments), **settings)
 
@@ -144,21 +146,20 @@ class Kernel(ABC):
 
 
 def weights(arrays: Arrays, precision: DecodePrecision) -> dict[str, npt.NDArray[Any]]:
-    """The arrays, floats as contiguous float32, in int8 with rounded matrices; those of integers are unchanged.
-
-    A matrix of one row is not rounded.
-    """
+    """The arrays, floats as contiguous float32, in int8 with rounded matrices; those of integers are unchanged."""
     floats = {name: array if array.dtype.kind in "iu" else as_floats(array) for name, array in arrays.items()}
     if precision == "fp32":
         return floats
     return {
-        name: rounded(array) if array.dtype.kind == "f" and array.ndim == 2 and len(array) > 1 else array
-        for name, array in floats.items()
+        name: rounded(array) if array.dtype.kind == "f" and array.ndim == 2 else array for name, array in floats.items()
     }
 
 
 def rounded(matrix: Floats) -> Floats:
-    """The matrix (R, C) with each row as whole multiples, from -127 to 127, of 1/127 of its largest value."""
+    """The matrix (R, C) with each row as whole multiples, from -127 to 127, of 1/127 of its largest value.
+
+    Rounding again changes nothing.
+    """
     codes, scales = int8_codes(matrix)
     return codes * scales[:, None]
 

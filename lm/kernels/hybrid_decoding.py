@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.kernels.counts import CountArrays
-from lm.kernels.decoding import Floats, Parts
+from lm.kernels.decoding import Arrays, DecodePrecision, Parts, as_floats
 from lm.kernels.recurrent_decoding import RecurrentKernel
 
 REGISTERS = {"hybrid": "HybridKernel"}
@@ -23,16 +23,16 @@ class HybridKernel(RecurrentKernel):
     """The network in either precision; the counts and the gate are fp32."""
 
     @classmethod
-    def parts(cls, options: Mapping[str, Any], arrays: Mapping[str, Floats]) -> Parts:
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
         """See `Kernel.parts`."""
         network = {name.removeprefix(NETWORK): array for name, array in arrays.items() if name.startswith(NETWORK)}
         counts = {name.removeprefix(COUNTS): array for name, array in arrays.items() if name.startswith(COUNTS)}
         mixture = {
             "counts": CountArrays(counts, options["order"], len(network["embedding.weight"])),
-            "gate": np.ascontiguousarray(network["gate.weight"][0]),
+            "gate": as_floats(network["gate.weight"][0]),
             "gate_bias": float(network["gate.bias"][0]),
         }
-        alone = super().parts(_network(options), network)
+        alone = super().parts(_network(options), network, precision)
         return replace(alone, arguments={**alone.arguments, **mixture})
 
     def _compiled(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

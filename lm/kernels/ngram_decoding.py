@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.kernels.counts import CountArrays
-from lm.kernels.decoding import Arrays, Floats, Kernel, Parts
+from lm.kernels.decoding import Arrays, DecodePrecision, Kernel, Parts
 
 REGISTERS = {"ngram": "NGramKernel"}
 
@@ -18,7 +18,7 @@ class NGramKernel(Kernel):
     """Counts alone; they are the same in either precision."""
 
     @classmethod
-    def parts(cls, options: Mapping[str, Any], arrays: Mapping[str, Floats]) -> Parts:
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
         """See `Kernel.parts`."""
         counts = CountArrays(arrays, options["order"])
         return Parts("ngram", {"counts": counts}, counts.levels[0].vocab_size)

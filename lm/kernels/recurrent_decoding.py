@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.kernels.decoding import Arrays, Floats, Parts
+from lm.kernels.decoding import Arrays, DecodePrecision, Floats, Parts, weights
 from lm.kernels.head_decoding import HeadKernel, context_tables, tails, with_tail_rows
 
 REGISTERS = {"rnn": "RecurrentKernel", "gru": "RecurrentKernel", "lstm": "RecurrentKernel"}
@@ -21,8 +21,9 @@ class RecurrentKernel(HeadKernel):
     """All cells and layers of the recurrent family, and the output layer."""
 
     @classmethod
-    def parts(cls, options: Mapping[str, Any], arrays: Mapping[str, Floats]) -> Parts:
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
         """See `Kernel.parts`."""
+        arrays = weights(arrays, precision)
         cell = f"rnn-{options['nonlinearity']}" if options["type"] == "rnn" else options["type"]
         layers = [
             tuple(arrays[f"cell.{part}_l{layer}"] for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
@@ -43,8 +44,10 @@ class RecurrentKernel(HeadKernel):
             "recurrent", arguments | context_tables(options, arrays), vocab_size, **tails(options, arrays, vocab_size)
         )
 
-    def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
-        built = super()._build(options, arrays, settings)
+    def _build(
+        self, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision, settings: dict[str, Any]
+    ) -> Any:
+        built = super()._build(options, arrays, precision, settings)
         self._hidden_size = int(options["hidden_size"])
         return built
 

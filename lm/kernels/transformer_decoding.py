@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.kernels.decoding import Arrays, Floats, Parts
+from lm.kernels.decoding import Arrays, DecodePrecision, Parts, weights
 from lm.kernels.head_decoding import HeadKernel, context_tables, tails, with_tail_rows
 
 REGISTERS = {"transformer": "TransformerKernel"}
@@ -24,8 +24,9 @@ class TransformerKernel(HeadKernel):
     """All blocks, the cache of each slot, and its window: when that is full, the older half is dropped."""
 
     @classmethod
-    def parts(cls, options: Mapping[str, Any], arrays: Mapping[str, Floats]) -> Parts:
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
         """See `Kernel.parts`."""
+        arrays = weights(arrays, precision)
         embedding = arrays["embed_tokens.weight"]
         vocab_size, context = len(embedding), int(options["context_length"])
         heads = int(options["num_heads"])
@@ -61,8 +62,10 @@ class TransformerKernel(HeadKernel):
             **tails(options, arrays, vocab_size),
         )
 
-    def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
-        built = super()._build(options, arrays, settings)
+    def _build(
+        self, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision, settings: dict[str, Any]
+    ) -> Any:
+        built = super()._build(options, arrays, precision, settings)
         self._head_size = int(options["hidden_size"]) // int(options["num_heads"])
         self._layers = int(options["num_layers"])
         return built

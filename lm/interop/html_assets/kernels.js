@@ -116,8 +116,7 @@ class Product {
       for (let i = 0; i < rows; i++) {
         const row = begin + i, first = (row >> 3) * columns * 4 + ((row & 7) >> 1), worth = row & 1 ? PAIR : 1;
         for (let k = 0; k < columns; k++) this.pairs[first + 4 * k] += codes[i * columns + k] * worth;
-        // The native kernel rounds the weights again: their largest value is 127 times the scale.
-        this.scales[row] = f32(f32(127 * scales[i]) / 127);
+        this.scales[row] = scales[i];
       }
       begin += rows;
     }
@@ -439,7 +438,8 @@ class Transformer {
       keys: new Float32Array(this.context * kv_heads * this.headSize),
       values: new Float32Array(this.context * kv_heads * this.headSize),
     }));
-    const size = embedding.columns, widest = Math.max(...this.blocks.map(({ mix, expand }) => Math.max(mix.outputs, expand.outputs)));
+    const size = embedding.columns;
+    const widest = Math.max(...this.blocks.flatMap(({ mix, expand }) => [mix.outputs, expand.outputs]));
     this.residual = new Float32Array(size);
     this.normed = new Float32Array(size);
     this.added = new Float32Array(size);
