@@ -102,7 +102,8 @@ def choice(flag: str, value: str, *names: str) -> Any:
     """
     if value not in names:
         *others, last = names
-        raise ConfigError(f"{flag} {value!r}: use {', '.join(others)}{' or ' if others else ''}{last}.")
+        known = f"{', '.join(others)} or {last}" if others else last
+        raise ConfigError(f"{flag} {value!r}: use {known}.")
     return value
 
 

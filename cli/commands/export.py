@@ -10,18 +10,25 @@ import typer
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir, choice, path_option
 
 POSITION = 11
-FORMATS = {"hf": "lm.interop.huggingface", "onnx": "lm.interop.onnx"}
+FORMATS = {"hf": "lm.interop.huggingface", "onnx": "lm.interop.onnx", "html": "lm.interop.html"}
 """Format → module whose `export` writes it."""
-PRECISIONS = {"hf": ("fp32", "fp16"), "onnx": ("fp32", "fp16", "int8")}
+PRECISIONS = {"hf": ("fp32", "fp16"), "onnx": ("fp32", "fp16", "int8"), "html": ("int8",)}
 """Format → its precisions, the default first."""
+SUFFIXES = {"html": ".html"}
+"""Ends of the names of formats that are one file."""
 
 
 def command(
     run: RunName = None,
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="Format: hf (transformers) or onnx (ONNX Runtime).")] = "hf",
-    out: Annotated[Path | None, path_option("-o", "--out", help="What to write.  [default: RUN-FORMAT]")] = None,
+    to: Annotated[
+        str, typer.Option(metavar="FORMAT", help="Format: hf (transformers), onnx (ONNX Runtime) or html (a page).")
+    ] = "hf",
+    out: Annotated[
+        Path | None, path_option("-o", "--out", help="New file or folder.  [default: RUN-hf, RUN-onnx, RUN.html]")
+    ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Weights in the file: fp32 (default), fp16, or int8 for onnx.")
+        str | None,
+        typer.Option(help="Weights in the file. hf and onnx: fp32 (default) or fp16; onnx and html: int8."),
     ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
@@ -31,10 +38,12 @@ def command(
 
     hf: a folder for Hugging Face transformers, of a Transformer without context tables.
     onnx: a folder for ONNX Runtime, of any model.
+    html: one page that generates text in a browser, without a network.
 
     \b
     lm export RUN --to hf --out folder
     lm export RUN --to onnx --out folder
+    lm export RUN --to html --out page.html
     """
     import importlib
 
@@ -44,7 +53,7 @@ def command(
     chosen = choice("--to", to, *FORMATS)
     weights: Any = choice("--precision", precision or PRECISIONS[chosen][0], *PRECISIONS[chosen])
     loaded = load(run, runs_dir=runs_dir, device="cpu")
-    path = out or Path(f"{loaded.name}-{chosen}")
+    path = out or Path(loaded.name + SUFFIXES.get(chosen, f"-{chosen}"))
     done = importlib.import_module(FORMATS[chosen]).export(loaded, path, weights, data_dir=data_dir)
     if as_json:
         print_json(done.to_json())
@@ -54,7 +63,7 @@ def command(
     rows = [
         ("written", done.path, decimal(done.size_bytes)),
         ("proved in", done.program, f"{done.tokens:,} tokens: {done.text}"),
-        ("loss there", f"{done.loss_there:.6f}", "nats per token"),
+        ("loss there", "not measured" if done.loss_there is None else f"{done.loss_there:.6f}", "nats per token"),
         ("loss here", f"{done.loss_here:.6f}", ""),
     ]
     if done.bits_per_byte_there is not None and done.bits_per_byte_here is not None:

@@ -22,7 +22,7 @@ from lm.runs.run import Run
 
 ExportPrecision = Literal["fp32", "fp16", "int8"]
 PROOF_TOKENS = 2000
-MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 0.02}
+MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 1e-3}
 """Nats per token between the two programs; more is an error."""
 
 
@@ -35,13 +35,13 @@ class Exported:
     precision: ExportPrecision
     size_bytes: int
     program: str
-    """The program that opened it, with its version."""
+    """The program that opened it, with its version; "none": there was none."""
     text: str
     """The text of the proof."""
     tokens: int
     """Tokens of the proof."""
-    loss_there: float
-    """Nats per token in the other program."""
+    loss_there: float | None
+    """Nats per token in the other program; None: it was not proved."""
     loss_here: float
     bits_per_byte_there: float | None
     """Spelling cost included; None if a byte has no defined cost."""

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,60 @@ def compiled_counts(levels: Sequence[Level]) -> Any:
     return native().Counts(parts, levels[0].vocab_size)
 
 
+@dataclass(frozen=True, eq=False)
+class CountArrays:
+    """The saved counts of a model; see `levels_from_arrays` for the fields and the errors."""
+
+    arrays: Mapping[str, Anything]
+    order: int
+    vocab_size: int | None = None
+
+    @cached_property
+    def levels(self) -> list[Level]:
+        """All levels, from the empty context on."""
+        return levels_from_arrays(self.arrays, order=self.order, vocab_size=self.vocab_size)
+
+    def compiled(self) -> Any:
+        """See `compiled_counts`."""
+        return compiled_counts(self.levels)
+
+    def trie(self) -> dict[str, Any]:
+        """The counts for exports: "unigrams" (V,), and `PARTS` of each level after the empty context.
+
+        Of compact counts, shares and backoff weights are codes, and "share_values" and "backoff_values" (256,) decode
+        them; of raw counts they are float32.
+        """
+        root, packed = self.levels[0], self.arrays.get("packed")
+        unigrams = np.full(root.vocab_size, np.float32(root.backoff[0]) / np.float32(root.vocab_size), np.float32)
+        unigrams[root.tokens] += root.shares
+        if packed is not None:
+            arrays = _unpacked(np.asarray(packed))
+            levels = [{name: arrays[f"{name}.{k}"] for name in PARTS} for k in range(1, self.order)]
+        else:
+            levels = [
+                dict(zip(PARTS, (*_shape(level, len(above.keys)), level.shares), strict=True))
+                for above, level in pairwise(self.levels)
+            ]
+        return {
+            "unigrams": unigrams,
+            "levels": levels,
+            "share_values": SHARE_VALUES,
+            "backoff_values": BACKOFF_VALUES,
+        }
+
+
+def _shape(level: Level, parents: int) -> tuple[Anything, ...]:
+    """`PARTS` of a level without its shares."""
+    above, tokens = np.divmod(level.keys, level.vocab_size)
+    return (
+        _smallest(tokens),
+        _smallest(np.bincount(above, minlength=parents)),
+        _smallest(np.diff(level.starts)),
+        level.backoff.astype(np.float32),
+        _smallest(level.tokens),
+    )
+
+
 # -- saving -------------------------------------------------------------------------------------------
 # Raw counts of level k are "counts.k" with "keys.k", "starts.k" and "tokens.k". Compact counts are one array, "packed":
 # a compressed safetensors file with "unigrams", the distribution of the empty context, and `PARTS` of the other levels.
@@ -192,6 +247,8 @@ SHARE_STEPS = 16
 """A share is exp(-code / 16), within 3 %. The shares of a context are then scaled to the sum 1 - backoff weight."""
 BACKOFF_STEPS = 12
 """A backoff weight is 1 / (1 + exp((128 - code) / 12)): it and 1 minus it are within 4 %."""
+SHARE_VALUES = np.exp(-np.arange(256) / SHARE_STEPS)
+BACKOFF_VALUES = 1 / (1 + np.exp((128 - np.arange(256)) / BACKOFF_STEPS))
 
 
 def raw_arrays(levels: Sequence[Level]) -> dict[str, Anything]:
@@ -322,10 +379,10 @@ def _compact_level(parts: Sequence[Anything], parents: int, vocab_size: int) -> 
         return None
     keys = np.repeat(np.arange(parents), children) * vocab_size + contexts
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
-    backoff = (1 / (1 + np.exp((128 - np.arange(256)) / BACKOFF_STEPS)))[backoffs]
+    backoff = BACKOFF_VALUES[backoffs]
     backoff[sizes == 0] = 1
     owner = np.repeat(np.arange(len(contexts)), sizes)
-    rounded = np.exp(-np.arange(256) / SHARE_STEPS)[shares]
+    rounded = SHARE_VALUES[shares]
     scale = (1 - backoff) / np.maximum(np.bincount(owner, rounded, minlength=len(contexts)), 1e-9)
     scaled = (rounded * scale[owner]).astype(np.float32)
     level = Level(vocab_size, keys, starts, tokens.astype(token_dtype(vocab_size)), scaled, backoff)

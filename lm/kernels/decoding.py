@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,22 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 DecodePrecision = Literal["fp32", "int8"]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a decoding step is made of: for the compiled kernel, and for exports that decode in another language."""
+
+    kernel: str
+    """The compiled kernel: a function of the native module."""
+    arguments: Mapping[str, Any]
+    """Its arguments by name, apart from slots, threads, precision and instruction set."""
+    vocab_size: int
+    context_length: int | None = None
+    tails: tuple[tuple[int, int], ...] = ()
+    """The first and the last + 1 token of each tail of an adaptive softmax."""
+    tail_bias: Floats | None = None
+    """A number for each tail, added to its logit."""
+
+
 class Kernel(ABC):
     """A model's native step over preallocated slots, each of which holds one text.
 
@@ -24,7 +41,7 @@ class Kernel(ABC):
         options: the model's options, as in `config.json`.
         arrays: its weights, by the names of the torch model.
         slots: number of slots.
-        precision: of the weights; int8 has a scale for each output and also rounds a token's activations.
+        precision: of the weights; int8 has a scale for each row and also rounds a token's activations.
         threads: None: `default_threads`.
         isa: "avx512", "avx2" or "plain"; None: the best one of this CPU.
 
@@ -49,7 +66,7 @@ class Kernel(ABC):
         self.threads = threads or default_threads()
         settings = {"slots": slots, "threads": self.threads, "int8": precision == "int8", "isa": self.isa}
         try:
-            self._native = self._build(options, _with_floats(arrays), settings)
+            self._native = self._build(options, arrays, precision, settings)
         except (KeyError, ValueError, IndexError) as error:
             raise CorruptRunError(
                 f"The weights do not fit the model's options ({error}): restore the files saved together."
@@ -65,9 +82,26 @@ class Kernel(ABC):
         """The feature of a model with these options that the kernel does not support; None: it supports all."""
         return None
 
+    @classmethod
     @abstractmethod
-    def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
+        """The parts of the model with these options and arrays; in int8, its matrices are rounded.
+
+        Raises:
+            KeyError, ValueError, IndexError: the arrays do not fit the options.
+        """
+
+    def _build(
+        self, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision, settings: dict[str, Any]
+    ) -> Any:
         """The compiled kernel; sets `vocab_size` and `context_length`."""
+        parts = self.parts(options, arrays, precision)
+        self.vocab_size, self.context_length = parts.vocab_size, parts.context_length
+        return getattr(native(), parts.kernel)(**self._compiled(parts.arguments), **settings)
+
+    def _compiled(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The arguments as the native module takes them."""
+        return arguments
 
     @classmethod
     @abstractmethod
@@ -111,9 +145,30 @@ class Kernel(ABC):
         """Set a slot to a result of `save`."""
 
 
-def _with_floats(arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
-    """The arrays, floats as contiguous float32; those of integers are unchanged."""
-    return {name: array if array.dtype.kind in "iu" else as_floats(array) for name, array in arrays.items()}
+def weights(arrays: Arrays, precision: DecodePrecision) -> dict[str, npt.NDArray[Any]]:
+    """The arrays, floats as contiguous float32, in int8 with rounded matrices; those of integers are unchanged."""
+    floats = {name: array if array.dtype.kind in "iu" else as_floats(array) for name, array in arrays.items()}
+    if precision == "fp32":
+        return floats
+    return {
+        name: rounded(array) if array.dtype.kind == "f" and array.ndim == 2 else array for name, array in floats.items()
+    }
+
+
+def rounded(matrix: Floats) -> Floats:
+    """The matrix (R, C) with each row as whole multiples, from -127 to 127, of 1/127 of its largest value.
+
+    Rounding again changes nothing.
+    """
+    codes, scales = int8_codes(matrix)
+    return codes * scales[:, None]
+
+
+def int8_codes(matrix: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
+    """The whole numbers (R, C) of `rounded`, and the scale (R,) of each row."""
+    most = np.abs(matrix).max(axis=1, initial=0)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
+    return np.rint(matrix * inverse[:, None]).astype(np.int8), most / np.float32(127)
 
 
 def as_floats(array: npt.NDArray[Any]) -> Floats:

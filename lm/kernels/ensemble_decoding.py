@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.errors import CorruptRunError
-from lm.kernels.decoding import Arrays, Floats, Kernel
+from lm.kernels.decoding import Arrays, DecodePrecision, Floats, Kernel, Parts
 from lm.registry import KERNELS
 
 REGISTERS = {"ensemble": "EnsembleKernel"}
@@ -57,8 +57,13 @@ class EnsembleKernel(Kernel):
             return 0
         return int(options["size"]) * KERNELS.resolve(member["type"]).slot_bytes(member)
 
-    def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
-        raise AssertionError("the members' kernels build themselves")
+    @classmethod
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
+        """See `Kernel.parts`; the members' kernels build themselves."""
+        member, size = options["member"], int(options["size"])
+        kernel: type[Kernel] = KERNELS.resolve(member["type"])
+        members = [kernel.parts(member, member_arrays(arrays, number), precision) for number in range(size)]
+        return Parts("ensemble", {"members": members}, members[0].vocab_size, members[0].context_length)
 
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> Floats:
         """See `Kernel.step`; log-probabilities."""

@@ -16,10 +16,9 @@ class HeadKernel(Kernel):
 
     def __init__(self, options: Mapping[str, Any], arrays: Arrays, **settings: Any) -> None:
         super().__init__(options, arrays, **settings)
-        cutoffs = [cut for cut in options.get("adaptive_cutoffs", ()) if cut < self.vocab_size]
-        self._tails = list(pairwise((*cutoffs, self.vocab_size)))
+        found = tails(options, arrays, self.vocab_size)
+        self._tails, self._tail_bias = found["tails"], found["tail_bias"]
         self._num_outputs += len(self._tails)
-        self._tail_bias = as_floats(arrays["tails.bias"]) if self._tails else None
 
     @classmethod
     def lacks(cls, options: Mapping[str, Any]) -> str | None:
@@ -41,6 +40,13 @@ class HeadKernel(Kernel):
             for (begin, end), tail_logit in zip(self._tails, tail_logits, strict=True):
                 row[begin:end] += tail_logit - total - _log_sum(row[begin:end])
         return logits
+
+
+def tails(options: Mapping[str, Any], arrays: Arrays, vocab_size: int) -> dict[str, Any]:
+    """The fields of `Parts` about an adaptive softmax; empty for runs older than the option."""
+    cutoffs = [cut for cut in options.get("adaptive_cutoffs", ()) if cut < vocab_size]
+    found = tuple(pairwise((*cutoffs, vocab_size)))
+    return {"tails": found, "tail_bias": as_floats(arrays["tails.bias"]) if found else None}
 
 
 def context_tables(options: Mapping[str, Any], arrays: Mapping[str, Floats]) -> dict[str, Any]:

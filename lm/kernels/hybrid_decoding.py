@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lm.kernels.counts import compiled_counts, levels_from_arrays
-from lm.kernels.decoding import Arrays
+from lm.kernels.counts import CountArrays
+from lm.kernels.decoding import Arrays, DecodePrecision, Parts, as_floats
 from lm.kernels.recurrent_decoding import RecurrentKernel
 
 REGISTERS = {"hybrid": "HybridKernel"}
@@ -21,16 +22,21 @@ NETWORK, COUNTS = "network.", "ngram."
 class HybridKernel(RecurrentKernel):
     """The network in either precision; the counts and the gate are fp32."""
 
-    def _build(self, options: Mapping[str, Any], arrays: Arrays, settings: dict[str, Any]) -> Any:
+    @classmethod
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
+        """See `Kernel.parts`."""
         network = {name.removeprefix(NETWORK): array for name, array in arrays.items() if name.startswith(NETWORK)}
         counts = {name.removeprefix(COUNTS): array for name, array in arrays.items() if name.startswith(COUNTS)}
-        levels = levels_from_arrays(counts, order=options["order"], vocab_size=len(network["embedding.weight"]))
         mixture = {
-            "counts": compiled_counts(levels),
-            "gate": np.ascontiguousarray(network["gate.weight"][0]),
+            "counts": CountArrays(counts, options["order"], len(network["embedding.weight"])),
+            "gate": as_floats(network["gate.weight"][0]),
             "gate_bias": float(network["gate.bias"][0]),
         }
-        return super()._build(_network(options), network, {**settings, **mixture})
+        alone = super().parts(_network(options), network, precision)
+        return replace(alone, arguments={**alone.arguments, **mixture})
+
+    def _compiled(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**arguments, "counts": arguments["counts"].compiled()}
 
     @classmethod
     def lacks(cls, options: Mapping[str, Any]) -> str | None:

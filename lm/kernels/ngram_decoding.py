@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.kernels.compiled import native
-from lm.kernels.counts import compiled_counts, levels_from_arrays
-from lm.kernels.decoding import Arrays, Kernel
+from lm.kernels.counts import CountArrays
+from lm.kernels.decoding import Arrays, DecodePrecision, Kernel, Parts
 
 REGISTERS = {"ngram": "NGramKernel"}
 
@@ -18,10 +17,14 @@ REGISTERS = {"ngram": "NGramKernel"}
 class NGramKernel(Kernel):
     """Counts alone; they are the same in either precision."""
 
-    def _build(self, options: Mapping[str, Any], arrays: Arrays, settings: dict[str, Any]) -> Any:
-        levels = levels_from_arrays(arrays, order=options["order"])
-        self.vocab_size = levels[0].vocab_size
-        return native().ngram(compiled_counts(levels), **settings)
+    @classmethod
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
+        """See `Kernel.parts`."""
+        counts = CountArrays(arrays, options["order"])
+        return Parts("ngram", {"counts": counts}, counts.levels[0].vocab_size)
+
+    def _compiled(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"counts": arguments["counts"].compiled()}
 
     @classmethod
     def slot_bytes(cls, options: Mapping[str, Any]) -> int:

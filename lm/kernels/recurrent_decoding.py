@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.kernels.compiled import native
-from lm.kernels.decoding import Arrays, Floats
-from lm.kernels.head_decoding import HeadKernel, context_tables, with_tail_rows
+from lm.kernels.decoding import Arrays, DecodePrecision, Floats, Parts, weights
+from lm.kernels.head_decoding import HeadKernel, context_tables, tails, with_tail_rows
 
 REGISTERS = {"rnn": "RecurrentKernel", "gru": "RecurrentKernel", "lstm": "RecurrentKernel"}
 
@@ -21,7 +20,10 @@ REGISTERS = {"rnn": "RecurrentKernel", "gru": "RecurrentKernel", "lstm": "Recurr
 class RecurrentKernel(HeadKernel):
     """All cells and layers of the recurrent family, and the output layer."""
 
-    def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
+    @classmethod
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
+        """See `Kernel.parts`."""
+        arrays = weights(arrays, precision)
         cell = f"rnn-{options['nonlinearity']}" if options["type"] == "rnn" else options["type"]
         layers = [
             tuple(arrays[f"cell.{part}_l{layer}"] for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
@@ -34,11 +36,20 @@ class RecurrentKernel(HeadKernel):
             weight, bias = embedding, arrays["output_bias"]
         else:
             heads, weight, bias = [], arrays["output.weight"], arrays["output.bias"]
-        self.vocab_size = len(embedding)
+        vocab_size = len(embedding)
         embedding, weight = with_tail_rows(arrays, embedding, weight)
-        heads.append((weight, np.pad(bias, (0, len(weight) - self.vocab_size))))
-        self._hidden_size = layers[0][1].shape[1]
-        return native().recurrent(cell, embedding, layers, heads, **context_tables(options, arrays), **settings)
+        heads.append((weight, np.pad(bias, (0, len(weight) - vocab_size))))
+        arguments = {"cell": cell, "embedding": embedding, "layers": layers, "heads": heads}
+        return Parts(
+            "recurrent", arguments | context_tables(options, arrays), vocab_size, **tails(options, arrays, vocab_size)
+        )
+
+    def _build(
+        self, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision, settings: dict[str, Any]
+    ) -> Any:
+        built = super()._build(options, arrays, precision, settings)
+        self._hidden_size = int(options["hidden_size"])
+        return built
 
     @classmethod
     def slot_bytes(cls, options: Mapping[str, Any]) -> int:

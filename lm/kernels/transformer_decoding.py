@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.kernels.compiled import native
-from lm.kernels.decoding import Arrays, Floats
-from lm.kernels.head_decoding import HeadKernel, context_tables, with_tail_rows
+from lm.kernels.decoding import Arrays, DecodePrecision, Parts, weights
+from lm.kernels.head_decoding import HeadKernel, context_tables, tails, with_tail_rows
 
 REGISTERS = {"transformer": "TransformerKernel"}
 
@@ -24,36 +23,52 @@ _NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "se
 class TransformerKernel(HeadKernel):
     """All blocks, the cache of each slot, and its window: when that is full, the older half is dropped."""
 
-    def _build(self, options: Mapping[str, Any], arrays: Mapping[str, Floats], settings: dict[str, Any]) -> Any:
+    @classmethod
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
+        """See `Kernel.parts`."""
+        arrays = weights(arrays, precision)
         embedding = arrays["embed_tokens.weight"]
-        self.vocab_size = len(embedding)
-        self.context_length = context = int(options["context_length"])
-        self._heads = int(options["num_heads"])
-        self._head_size = int(options["hidden_size"]) // self._heads
-        self._layers = int(options["num_layers"])
+        vocab_size, context = len(embedding), int(options["context_length"])
+        heads = int(options["num_heads"])
+        head_size = int(options["hidden_size"]) // heads
         blocks = [
             (
                 [arrays[f"layers.{layer}.{name}.weight"] for name in _MATRICES],
                 # None without QK-norm.
                 [arrays.get(f"layers.{layer}.{name}.weight") for name in _NORMS],
             )
-            for layer in range(self._layers)
+            for layer in range(int(options["num_layers"]))
         ]
         # As `rotary_tables` in the torch model, in float32 throughout.
-        exponents = np.arange(0, self._head_size, 2, dtype=np.float32) / np.float32(self._head_size)
+        exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
         angles = np.arange(context, dtype=np.float32)[:, None] * np.float32(options["rope_theta"]) ** -exponents
-        return native().transformer(
-            *with_tail_rows(arrays, embedding, arrays.get("lm_head.weight", embedding)),
-            arrays["norm.weight"],
-            blocks,
-            np.cos(angles),
-            np.sin(angles),
-            heads=self._heads,
-            kv_heads=int(options["num_kv_heads"] or self._heads),
-            epsilon=float(options["norm_epsilon"]),
-            **context_tables(options, arrays),
-            **settings,
+        embedding, head = with_tail_rows(arrays, embedding, arrays.get("lm_head.weight", embedding))
+        arguments = {
+            "embedding": embedding,
+            "head": head,
+            "norm": arrays["norm.weight"],
+            "blocks": blocks,
+            "cosines": np.cos(angles),
+            "sines": np.sin(angles),
+            "heads": heads,
+            "kv_heads": int(options["num_kv_heads"] or heads),
+            "epsilon": float(options["norm_epsilon"]),
+        }
+        return Parts(
+            "transformer",
+            arguments | context_tables(options, arrays),
+            vocab_size,
+            context,
+            **tails(options, arrays, vocab_size),
         )
+
+    def _build(
+        self, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision, settings: dict[str, Any]
+    ) -> Any:
+        built = super()._build(options, arrays, precision, settings)
+        self._head_size = int(options["hidden_size"]) // int(options["num_heads"])
+        self._layers = int(options["num_layers"])
+        return built
 
     @classmethod
     def slot_bytes(cls, options: Mapping[str, Any]) -> int:

@@ -181,6 +181,15 @@ class Run:
         return arrays, facts
 
     @property
+    def arrays(self) -> dict[str, Any]:
+        """The weights, by the names of the model.
+
+        Raises:
+            CorruptRunError: the file is damaged, or a value is not finite.
+        """
+        return self._weights[0]
+
+    @property
     def step(self) -> int | None:
         """The optimizer step of the weights."""
         return self._weights[1].get("step")

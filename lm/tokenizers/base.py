@@ -222,6 +222,14 @@ class Tokenizer(ABC):
         """
         raise UnsupportedExportError(f"{self.type} tokenizers have no counterpart in the library tokenizers.")
 
+    def to_page(self) -> dict[str, Any]:
+        """What the JavaScript tokenizer of this type needs: JSON values. See lm/interop/html_assets/tokenizers.js.
+
+        Raises:
+            UnsupportedExportError: this kind has no counterpart there.
+        """
+        raise UnsupportedExportError(f"{self.type} tokenizers do not export to html: train with another tokenizer.")
+
     # -- one readable file ------------------------------------------------------------------------
 
     @abstractmethod

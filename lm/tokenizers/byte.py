@@ -104,6 +104,10 @@ class ByteTokenizer(Tokenizer):
         """See `Tokenizer.byte_spans`; each token is a byte."""
         return spans_of_sizes(np.ones(len(ids), np.int64), text)
 
+    def to_page(self) -> dict[str, Any]:
+        """See `Tokenizer.to_page`."""
+        return {}
+
     def payload(self) -> dict[str, Any]:
         """Empty: all byte tokenizers are equal."""
         return {}

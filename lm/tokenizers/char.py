@@ -154,6 +154,10 @@ class CharTokenizer(Tokenizer):
         # Fewer tokens than characters: symbols were left out.
         return spans_of_sizes(sizes[: len(ids)], text)
 
+    def to_page(self) -> dict[str, Any]:
+        """See `Tokenizer.to_page`."""
+        return self.payload()
+
     def payload(self) -> dict[str, Any]:
         """The characters by id, as one string, without `<unk>`, which is last."""
         return {"vocabulary": self.vocabulary}

@@ -239,6 +239,16 @@ class SubwordTokenizer(Tokenizer):
         sizes = np.array([len(piece) for piece in self._table], np.int64)
         return spans_of_sizes(sizes[self.checked(ids)], text)
 
+    def to_page(self) -> dict[str, Any]:
+        """See `Tokenizer.to_page`: the pieces from token `first` on, with spaces instead of U+2581, and scores."""
+        first = 258
+        return {
+            "algorithm": self.options.algorithm,
+            "first": first,
+            "pieces": [piece.replace(_SPACE, " ") for piece in self._spelled[first:]],
+            "scores": [self._processor.get_score(token) for token in range(first, self.vocab_size)],
+        }
+
     def payload(self) -> dict[str, Any]:
         """The pieces with their scores by id, for readers; the sentencepiece model in base64."""
         return {"pieces": self._scores(), "model": base64.b64encode(self._model).decode("ascii")}

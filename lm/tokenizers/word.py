@@ -175,6 +175,10 @@ class WordTokenizer(Tokenizer):
         )
         return converted
 
+    def to_page(self) -> dict[str, Any]:
+        """See `Tokenizer.to_page`."""
+        return self.payload()
+
     def payload(self) -> dict[str, Any]:
         """The words by id."""
         return {"vocabulary": self.vocabulary}

@@ -89,6 +89,7 @@ def test_the_wheel_holds_packages_presets_and_the_shipped_runs_and_nothing_else(
     }
     assets = {str(path.relative_to(ROOT)) for path in (ROOT / "serve" / "page" / "assets").iterdir()}
     assets |= {str(path.relative_to(ROOT)) for path in (ROOT / "lm" / "html_parts").glob("*.css")}
+    assets |= {str(path.relative_to(ROOT)) for path in (ROOT / "lm" / "interop" / "html_assets").iterdir()}
     assets.add("serve/security/login.html")
     assert names - {"lm/py.typed"} == presets | shipped | sources | assets
 

@@ -1,0 +1,209 @@
+"""The page of a run generates, in a browser without a network, the text of `lm sample --precision int8`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import sync_playwright
+
+import lm
+from lm.config import Section
+from lm.errors import RunError, UnsupportedExportError
+from lm.generation.distribution import uniforms
+from lm.generation.filters import SamplingContext
+from lm.generation.options import SamplingOptions
+from lm.generation.sampler import Sampler
+from lm.interop import html
+from lm.tokenizers import Tokenizer
+from tests.contracts.test_tokenizers import HARD, subwords, trained
+from tests.kernels.test_decoding import IDS, SHAPES, decoder_of, model_of, read
+
+SHIPPED = "shakespeare-gru"
+NODE = html.program()
+
+
+def test_node_is_here() -> None:
+    assert NODE is not None and NODE[0].startswith("Node.js "), "The page is tested in Node.js: apt-get install nodejs"
+
+
+# -- the page ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The page of the shipped run, and what its export measured."""
+    path = tmp_path_factory.mktemp("page") / "shakespeare.html"
+    return path, html.export(lm.load(SHIPPED), path)
+
+
+@pytest.mark.slow
+def test_an_export_proves_the_page_and_is_small(page_file: tuple[Path, Any]) -> None:
+    path, done = page_file
+    assert done.program == NODE[0] and done.tokens == 2000
+    assert done.loss_there == pytest.approx(done.loss_here, abs=1e-6)
+    assert done.bits_per_byte_there == pytest.approx(done.bits_per_byte_here, abs=1e-6)
+    assert done.size_bytes == path.stat().st_size < 1.5 * lm.load(SHIPPED).record["parameters"]
+
+
+@pytest.mark.slow
+def test_the_page_gives_the_text_of_lm_sample_without_a_network(page_file: tuple[Path, Any]) -> None:
+    run = lm.load(SHIPPED, precision="int8")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium is not None, "The page is tested in Chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_context(offline=True, viewport={"width": 390, "height": 844}).new_page()
+        requests: list[str] = []
+        errors: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(page_file[0].as_uri())
+        for prompt, seed, temperature, top_k in (("ROMEO:", 7, 0.8, 0), ("", 2**60 + 1, 1, 20)):
+            page.locator("#go:enabled").wait_for()
+            page.fill("#prompt", prompt)
+            page.fill("#seed", str(seed))
+            page.fill("#temperature", str(temperature))
+            page.fill("#top_k", str(top_k))
+            page.click("#go")
+            page.get_by_text(re.compile("300 tokens, .* characters/s")).wait_for()
+            page.get_by_role("button", name="Generate").wait_for()
+            text = page.locator("#text").text_content()
+            options = {"seed": seed, "temperature": temperature, "top_k": top_k or None, "max_tokens": 300}
+            assert text == prompt + run.sample(prompt, **options)
+            assert page.locator("#bars li").count() == 8
+            assert f"--seed {seed}" in (page.locator("#command").text_content() or "")
+        # It fits the width of a phone.
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        browser.close()
+    assert not errors
+    assert all(url.startswith(("file:", "blob:", "data:")) for url in requests)
+
+
+@pytest.mark.slow
+def test_chromium_proves_a_page_where_node_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "PROGRAMS", html.PROGRAMS[1:])
+    found = html.program()
+    assert found is not None and found[0].startswith("Chromium ")
+    expression = "['<é>\\n', uniform('1', 0), exp(0.3)]"
+    assert html.run_script(found, expression) == html.run_script(NODE, expression)
+
+
+@pytest.mark.slow
+def test_an_export_without_a_program_says_that_the_page_was_not_proved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = html.export(lm.load(SHIPPED), tmp_path / "page.html")
+    assert done.loss_there is None and done.loss_here > 1
+    assert "was not proved: neither node nor Chromium" in done.notes[0]
+
+
+# -- kernels, sampler, tokenizers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_are_those_of_the_native_int8_kernel(shape: str, javascript_logits: dict[str, Any]) -> None:
+    decoder = decoder_of(model_of(SHAPES[shape]), precision="int8")
+    np.testing.assert_allclose(javascript_logits[shape], read(decoder, IDS[:60]), atol=3e-6)
+
+
+@pytest.fixture(scope="module")
+def javascript_logits() -> dict[str, Any]:
+    """The logits of all shapes, from one program."""
+    calls = []
+    for shape in SHAPES.values():
+        model = model_of(shape)
+        content, block = html.model_content(model.options.model_dump(mode="json"), model.arrays())
+        data = f"withArrays({html._json(content)}, await inflated({json.dumps(html._packed(block))}))"
+        calls.append(f"logits(new Model({data}))")
+    script = f"(async () => [{', '.join(calls)}])()"
+    read_all = f"const ids = {IDS[:60]}, logits = (model) => ids.map((id) => [...model.step(id)]);"
+    result = html.run_script(NODE, f"(() => {{ {read_all} return {script}; }})()")
+    return dict(zip(SHAPES, result, strict=True))
+
+
+def test_random_numbers_and_filters_are_those_of_the_sampler() -> None:
+    seeds = (0, 1, 2**32, 2**63 - 1)
+    drawn = html.run_script(
+        NODE, f"{[str(seed) for seed in seeds]}.map((seed) => [0, 1, 999].map((at) => uniform(seed, at)))"
+    )
+    assert drawn == [[uniforms(seed, 0, at, 1)[0] for at in (0, 1, 999)] for seed in seeds]
+
+    tokenizer = trained("char")
+    source = np.random.default_rng(0)
+    logits = source.normal(size=(2, tokenizer.vocab_size)).round(1).astype(np.float32)  # with equals
+    choices = [
+        {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        for temperature in (0.0, 0.7, 1.0) for top_k in (None, 1, 6) for top_p in (None, 0.5) for min_p in (None, 0.1)
+    ]  # fmt: skip
+    names = {"temperature": "temperature", "top_k": "topK", "top_p": "topP", "min_p": "minP"}
+    there = [{names[name]: value for name, value in choice.items()} for choice in choices]
+    script = f"""{json.dumps(logits.tolist())}.map((row) => {json.dumps(there)}.map((options) => {{
+      const kept = filtered(Float32Array.from(row), options, {tokenizer.unknown_id});
+      return [...kept].map((logit) => (logit === -Infinity ? 0 : Math.exp(logit)));
+    }}))"""
+    for row, results in zip(logits, html.run_script(NODE, script), strict=True):
+        for choice, weights in zip(choices, results, strict=True):
+            ours = Sampler(SamplingOptions(**choice), tokenizer).probabilities(row[None], [SamplingContext(0)])[0]
+            np.testing.assert_allclose(np.array(weights) / sum(weights), ours, atol=1e-12, err_msg=str(choice))
+
+
+def test_tokenizers_give_the_same_ids_and_texts() -> None:
+    kinds: list[Tokenizer] = [
+        trained(name, unknown) for name in ("byte", "char", "word", "subword") for unknown in ("replace", "skip")
+    ]
+    kinds += [subwords(algorithm)[0] for algorithm in ("bpe", "unigram")]
+    texts = [*HARD, "a\ud800b", "\ufeffThe", "The  cat   sat on\n\n the mat , <unk> " * 3]
+    described = [
+        {"type": each.type, "unknown": each.options.unknown, "start_id": each.start_id, "unknown_id": each.unknown_id,
+         **each.to_page()}
+        for each in kinds
+    ]  # fmt: skip
+    # ASCII alone, so that lone surrogates arrive.
+    script = f"""{json.dumps(described)}.map((each) => {{
+      const tokenizer = new TOKENIZERS[each.type](each);
+      return {json.dumps(texts)}.map((text) => {{
+        const ids = tokenizer.encode(text), stream = tokenizer.stream();
+        return [ids, ids.map((id) => stream.feed(id)).join("") + stream.end()];
+      }});
+    }})"""
+    for tokenizer, results in zip(kinds, html.run_script(NODE, script), strict=True):
+        for text, (ids, decoded) in zip(texts, results, strict=True):
+            ours = tokenizer.encode(text)
+            assert ids == ours.tolist(), (tokenizer.type, text)
+            assert decoded == tokenizer.decode(ours), (tokenizer.type, text)
+
+
+# -- refusals ---------------------------------------------------------------------------------------------
+
+
+def test_an_existing_file_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("mine")
+    with pytest.raises(RunError, match="exists already: give another --out"):
+        html.export(lm.load(SHIPPED), path)
+    assert path.read_text() == "mine"
+
+
+def test_a_model_that_the_native_kernels_lack_is_refused_with_what_to_train() -> None:
+    options = Section(type="gru", adaptive_cutoffs=[5], table_orders=[2]).resolve("model").model_dump()
+    with pytest.raises(UnsupportedExportError, match="does not have context tables under .*: train with a preset"):
+        html.check_model(options)
+    with pytest.raises(UnsupportedExportError, match="does not have a kernel for mamba models: train with a preset"):
+        html.check_model({"type": "mamba"})
+
+
+def test_a_tokenizer_without_a_counterpart_is_refused() -> None:
+    with pytest.raises(UnsupportedExportError, match="char tokenizers do not export to html"):
+        Tokenizer.to_page(trained("char"))
+
+
+def test_a_failing_script_is_one_sentence() -> None:
+    with pytest.raises(RunError, match="cannot run the page's JavaScript"):
+        html.run_script(NODE, "missing()")
