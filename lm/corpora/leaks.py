@@ -202,7 +202,8 @@ class _Pieces:
 
     def original(self, numbers: npt.NDArray[np.int64], codes: Symbols) -> Symbols:
         """(M, WINDOW_CHARACTERS) the start of each of these pieces, as in the text."""
-        return codes[self.starts[numbers][:, None] + np.arange(WINDOW_CHARACTERS)]
+        texts: Symbols = codes[self.starts[numbers][:, None] + np.arange(WINDOW_CHARACTERS)]
+        return texts
 
 
 # -- stored with the prepared corpus -----------------------------------------------------------------------

@@ -251,7 +251,7 @@ def round_weights(model: Any, precision: ExportPrecision) -> None:
             kept.append(tensor)
         elif precision == "int8" and array.ndim >= 2:
             codes, scales = rows_in_int8(array, axis=-2 if tensor.name in right else -1)
-            parts = {f"{tensor.name}.int8": codes, f"{tensor.name}.scale": scales}
+            parts: dict[str, Any] = {f"{tensor.name}.int8": codes, f"{tensor.name}.scale": scales}
             kept += [numpy_helper.from_array(part, name) for name, part in parts.items()]
             nodes += _restored(tensor.name, *parts)
         else:
