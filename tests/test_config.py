@@ -82,6 +82,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "devices": ("2", 2),
     "shard": ("true", True),
     "compile": ("on", "on"),
+    "film": ("false", False),
+    "film_prompt": ("ROMEO:", "ROMEO:"),
     "timeout_seconds": ("60", 60.0),
     "checkpoint_every": ("3", 3),
     "checkpoint_epochs": ("[5,10]", (5, 10)),

@@ -19,9 +19,13 @@ const replace = (from, removed, length, piece) => {
     if (right) after.push([right, owner]);
     at += size;
   }
-  if (length && before.length && before.at(-1)[1] === piece) before.at(-1)[0] += length;
-  else if (length) before.push([length, piece]);
-  parts = [...before, ...after];
+  if (length) before.push([length, piece]);
+  // Neighbours of one owner are one part.
+  parts = [];
+  for (const part of [...before, ...after]) {
+    if (parts.length && parts.at(-1)[1] === part[1]) parts.at(-1)[0] += part[0];
+    else parts.push(part);
+  }
 };
 // What differs from the last known text was typed.
 const readEdits = () => {

@@ -117,6 +117,7 @@ def test_the_chart_follows_text_model_and_sliders_without_the_server(open_page: 
     set_control(page, "Top-k", 0)
     set_control(page, "Temperature", 1)
     expect(bars(page).first.locator("b.share")).to_have_text(before[0])
+    set_control(page, "Temperature", 0.8)
     page.context.set_offline(False)
     # Tokens that are not characters, in every view.
     begin(page, "the cat")
