@@ -53,7 +53,7 @@ def _build_writing(page: Page) -> None:
     store(page, "compare-prompt", prompt)
     with gr.Row(elem_classes="knobs"):
         go = gr.Button("Write side by side", variant="primary", size="md", min_width=160)
-        stop = gr.Button("Stop", size="md", min_width=70)
+        stop = gr.Button("Stop", size="md", min_width=70, interactive=False)
         count = gr.Radio(
             [(f"{number} columns", number) for number in range(MIN_COLUMNS, MAX_SAMPLES + 1)], value=MIN_COLUMNS,
             show_label=False, container=False, min_width=340, scale=3,
@@ -86,16 +86,24 @@ def _build_writing(page: Page) -> None:
             model, temperature, top_k = values[start : start + 3]
             options = {**shared, "temperature": temperature, "top_k": int(top_k) or None}
             results.append(generate(page, model, text, validate(SamplingOptions, options, where="sampling")))
-        async for updated in _merge(results):
-            update: dict[Any, Any] = {}
-            for number, result in updated.items():
-                update[texts[number]] = result.texts[0]
-                update[notes[number]] = f"{len(result.tokens[0]):,} tokens · {result.tokens_per_second:,.0f} tokens/s"
-            yield update
+        idle = {stop: gr.update(interactive=False)}
+        yield {stop: gr.update(interactive=True)}
+        try:
+            async for updated in _merge(results):
+                update: dict[Any, Any] = {}
+                for number, result in updated.items():
+                    update[texts[number]] = result.texts[0]
+                    speed = f"{result.tokens_per_second:,.0f} tokens/s"
+                    update[notes[number]] = f"{len(result.tokens[0]):,} tokens · {speed}"
+                yield update
+        except Exception:
+            yield idle
+            raise
+        yield idle
 
     inputs = [prompt, count, *settings, *controls.inputs]
-    writing = attach([go.click, prompt.submit], on_write, inputs, [*texts, *notes])
-    stop.click(None, cancels=[writing], api_visibility="private")
+    writing = attach([go.click, prompt.submit], on_write, inputs, [*texts, *notes, stop])
+    attach(stop.click, _on_write_stop, None, stop, cancels=[writing])
     attach(count.change, on_count, count, columns)
 
 
@@ -157,6 +165,10 @@ def _build_measuring(page: Page) -> None:
     attach(source.change, on_source, source, text)
     measuring = attach(go.click, on_measure, [models, source, text], [note, result, stop])
     attach(stop.click, _on_stop, None, [note, stop], cancels=[measuring])
+
+
+async def _on_write_stop() -> Any:
+    return gr.update(interactive=False)
 
 
 async def _on_stop() -> list[Any]:

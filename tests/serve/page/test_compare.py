@@ -34,11 +34,14 @@ def test_models_and_settings_write_side_by_side_what_each_writes_alone(open_page
     page.get_by_role("combobox").locator("visible=true").nth(1).click()
     page.get_by_role("option", name=re.compile("^transformer ")).click()
     set_control(page, "Length", 50)
+    stop = page.get_by_role("button", name="Stop", exact=True).locator("visible=true").first
+    expect(stop).to_be_disabled()
     press(page, "Write side by side")
     for number, (model, temperature) in enumerate([("gru", 0.4), ("transformer", 0.8), ("gru", 1.2)]):
         expected = lm.load(model, runs_dir=runs).sample("the cat ", max_tokens=50, temperature=temperature)
         expect(page.locator(f"#compare-{number + 1} textarea")).to_have_value(expected)
     expect(page.get_by_text("50 tokens").locator("visible=true")).to_have_count(3)
+    expect(stop).to_be_disabled()
 
 
 def test_models_are_measured_on_their_own_split_or_a_text_as_lm_compare_does(open_page: OpenPage, runs: Path) -> None:
