@@ -122,8 +122,10 @@ def words_of(corpus: PreparedCorpus, **options: object) -> PreparedCorpus:
 
 
 def test_a_text_of_ones_own_has_a_floor_too(corpus: PreparedCorpus) -> None:
-    found = find_floor(corpus, encode_text("mine", "the cat sat on one red hen.\n", corpus.tokenizer))
-    assert found is not None and 0 < found.loss < 2
+    # Longer than a window of the search for copies, and no text of the corpus.
+    text = "a mat saw its den and one red hen ran in the fog by its cat.\n"
+    found = find_floor(corpus, encode_text("mine", text, corpus.tokenizer))
+    assert found is not None and found.loss is not None and 0 < found.loss < 3
 
 
 def test_of_a_very_long_text_the_beginning_is_counted(corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:

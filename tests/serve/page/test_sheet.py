@@ -117,21 +117,22 @@ def test_the_chart_follows_text_model_and_sliders_without_the_server(open_page: 
     set_control(page, "Top-k", 0)
     set_control(page, "Temperature", 1)
     expect(bars(page).first.locator("b.share")).to_have_text(before[0])
-    set_control(page, "Temperature", 0.8)
     page.context.set_offline(False)
-    # Tokens that are not characters, in every view.
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["words", "pieces"])
+def test_tokens_that_are_not_characters_are_marks_too(open_page: OpenPage, runs: Path, name: str) -> None:
+    page = open_page()
+    choose(page, name)
+    set_control(page, "Length", 12)
     begin(page, "the cat")
-    for name in ("words", "pieces"):
-        choose(page, name)
-        set_control(page, "Length", 12)
-        begin(page, "the cat")
-        look(page, "Surprise")
-        text = write(page)
-        assert text == "the cat" + lm.load(name, runs_dir=runs).sample("the cat", max_tokens=12)
-        expect(marks(page).first).to_be_visible()
-        page.wait_for_timeout(600)
-        assert "".join(texts_of(page)).replace("·", "") == text
-        look(page, "Plain")
+    look(page, "Surprise")
+    text = write(page)
+    assert text == "the cat" + lm.load(name, runs_dir=runs).sample("the cat", max_tokens=12)
+    expect(marks(page).first).to_be_visible()
+    page.wait_for_timeout(600)
+    assert "".join(texts_of(page)).replace("·", "") == text
 
 
 @slow
