@@ -49,6 +49,13 @@ class Counts:
         spelling = self.spelling_nats
         return None if spelling is None or math.isinf(spelling) else token_nats + spelling
 
+    def bits_per_byte(self, loss: float) -> float | None:
+        """Bits per byte of the text, given nats per token; None if the spelling cost is unknown or infinite."""
+        spelled = self.whole_nats(0.0)
+        if spelled is None:
+            return None
+        return loss / math.log(2) * self.tokens / self.bytes + spelled / math.log(2) / self.bytes
+
 
 @dataclass(frozen=True)
 class TokenSplit:

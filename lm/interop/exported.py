@@ -9,12 +9,10 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from lm.corpora import TokenSplit, encode_text
 from lm.errors import CorpusError, RunError
@@ -65,10 +63,54 @@ def proof_text(run: Run, data_dir: Path | None = None) -> tuple[str, TokenSplit]
     return name, encode_text("proof", text, tokenizer)
 
 
-def bits_per_byte(split: TokenSplit, loss: float) -> float | None:
-    """Bits per byte of a text from nats per token, spelling cost included."""
-    whole = split.counts.whole_nats(loss * split.counts.tokens)
-    return None if whole is None else float(whole / np.log(2) / max(split.counts.bytes, 1))
+@dataclass(frozen=True)
+class Proof:
+    """What the other program and this one measured on the same text."""
+
+    program: str
+    """The other program, with its version; "none": there was none."""
+    text: str
+    """Name of the text."""
+    split: TokenSplit
+    loss_there: float | None
+    """Nats per token in the other program; None: it was not proved."""
+    loss_here: float
+
+    def check(self, run: Run, allowed: float) -> None:
+        """Refuse an export that computes something else; to be called before its files are kept.
+
+        Args:
+            run: that was exported.
+            allowed: nats per token by which the losses may differ.
+
+        Raises:
+            RunError: they differ by more.
+        """
+        if self.loss_there is not None and not abs(self.loss_there - self.loss_here) <= allowed:
+            raise RunError(
+                f"The export does not compute what run {run.name!r} computes: {self.loss_there:.4f} nats per token in "
+                f"{self.program}, {self.loss_here:.4f} here. It was not kept: report this."
+            )
+
+    def exported(
+        self, path: Path, to: str, precision: ExportPrecision, size_bytes: int, notes: Iterable[str]
+    ) -> Exported:
+        """The result of an export."""
+        bits_per_byte = self.split.counts.bits_per_byte
+        return Exported(
+            path=str(path),
+            format=to,
+            precision=precision,
+            size_bytes=size_bytes,
+            program=self.program,
+            text=self.text,
+            tokens=self.split.counts.tokens,
+            loss_there=self.loss_there,
+            loss_here=self.loss_here,
+            bits_per_byte_there=None if self.loss_there is None else bits_per_byte(self.loss_there),
+            bits_per_byte_here=bits_per_byte(self.loss_here),
+            notes=tuple(notes),
+        )
 
 
 @contextlib.contextmanager

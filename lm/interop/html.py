@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from lm.files import write_file
 from lm.generation.distribution import log_softmax
 from lm.generation.filters import FILTERS
 from lm.generation.options import SamplingOptions
-from lm.interop.exported import MAX_DIFFERENCE, Exported, bits_per_byte, proof_text
+from lm.interop.exported import MAX_DIFFERENCE, Exported, Proof, proof_text
 from lm.kernels.counts import CountArrays
 from lm.kernels.decoding import Arrays, Kernel, int8_codes, rounded
 from lm.registry import KERNELS
@@ -70,18 +70,14 @@ def export(run: Run, path: Path, precision: str = "int8", *, data_dir: Path | No
         raise RunError(f"{path} exists already: give another --out, or delete it.")
     content, block = page_content(run)
     text = page_text(run, content, block)
-    measured = _measure(run, content, block, data_dir)
-    if measured.loss_there is not None and not abs(measured.loss_there - measured.loss_here) <= MAX_DIFFERENCE["int8"]:
-        raise RunError(
-            f"The page does not compute what run {run.name!r} computes: {measured.loss_there:.4f} nats per token in "
-            f"{measured.program}, {measured.loss_here:.4f} here. Nothing was written; report this."
-        )
+    proof, notes = _measure(run, content, block, data_dir)
+    proof.check(run, MAX_DIFFERENCE["int8"])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, text)
     except OSError as error:
         raise RunError(f"Cannot write {path}: {error.strerror or error}.") from None
-    return Exported(path=str(path), format="html", precision="int8", size_bytes=path.stat().st_size, **vars(measured))
+    return proof.exported(path, "html", "int8", path.stat().st_size, notes)
 
 
 # -- the file ---------------------------------------------------------------------------------------------
@@ -231,21 +227,8 @@ def _packed(block: bytes) -> str:
 # -- the proof --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """The fields of `Exported` about the proof."""
-
-    program: str
-    text: str
-    tokens: int
-    loss_there: float | None
-    loss_here: float
-    bits_per_byte_there: float | None
-    bits_per_byte_here: float | None
-    notes: tuple[str, ...] = ()
-
-
-def _measure(run: Run, content: Mapping[str, Any], block: bytes, data_dir: Path | None) -> _Measured:
+def _measure(run: Run, content: Mapping[str, Any], block: bytes, data_dir: Path | None) -> tuple[Proof, list[str]]:
+    """The losses there and here, and what was not proved."""
     name, split = proof_text(run, data_dir)
     decoder = run.decoder(precision="int8")
     logits = log_softmax(decoder.prefill(decoder.open(), split.ids[:-1].tolist()).astype(np.float64))
@@ -262,16 +245,7 @@ def _measure(run: Run, content: Mapping[str, Any], block: bytes, data_dir: Path 
         if result["ids"] != split.ids[1:].tolist():
             raise RunError(f"The page's tokenizer gives other ids than that of run {run.name!r}: report this.")
         there = float(result["loss"])
-    return _Measured(
-        program=label,
-        text=name,
-        tokens=split.counts.tokens,
-        loss_there=there,
-        loss_here=here,
-        bits_per_byte_there=None if there is None else bits_per_byte(split, there),
-        bits_per_byte_here=bits_per_byte(split, here),
-        notes=tuple(notes),
-    )
+    return Proof(label, name, split, there, here), notes
 
 
 def program() -> tuple[str, list[str]] | None:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lm.errors import MissingExtraError, RunError
+from lm.errors import MissingExtraError
 from lm.evaluation.perplexity import score
 from lm.interop.exported import (
     MAX_DIFFERENCE,
     Exported,
     ExportPrecision,
-    bits_per_byte,
+    Proof,
     new_folder,
     proof_text,
 )
@@ -47,7 +47,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
         RunError: there is something at `path`, or the losses of the two programs differ.
     """
     try:
-        import transformers
+        import transformers  # noqa: F401
     except ImportError:
         raise MissingExtraError("This needs transformers: pip install '.[export]' in a checkout of Inkling.") from None
     model, tokenizer = run.model.to_huggingface(), run.tokenizer.to_huggingface()
@@ -78,27 +78,10 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
             },
         )
         (folder / "README.md").write_text(_card(run, notes), "utf-8")
-        loss_there, loss_here, split, name = _measure(run, folder, data_dir)
+        proof = _measure(run, folder, data_dir)
+        proof.check(run, MAX_DIFFERENCE[precision])
         size = sum(file.stat().st_size for file in folder.iterdir())
-    if not abs(loss_there - loss_here) <= MAX_DIFFERENCE[precision]:
-        raise RunError(
-            f"{path} does not compute what run {run.name!r} computes: {loss_there:.4f} nats per token in transformers "
-            f"{transformers.__version__}, {loss_here:.4f} here. Do not use it, and report this."
-        )
-    return Exported(
-        path=str(path),
-        format="hf",
-        precision=precision,
-        size_bytes=size,
-        program=f"transformers {transformers.__version__}",
-        text=name,
-        tokens=split.counts.tokens,
-        loss_there=loss_there,
-        loss_here=loss_here,
-        bits_per_byte_there=bits_per_byte(split, loss_there),
-        bits_per_byte_here=bits_per_byte(split, loss_here),
-        notes=notes,
-    )
+    return proof.exported(path, "hf", precision, size, notes)
 
 
 class _Opened(torch.nn.Module):
@@ -114,8 +97,9 @@ class _Opened(torch.nn.Module):
         return self.model(ids, use_cache=False).logits, State({})
 
 
-def _measure(run: Run, folder: Path, data_dir: Path | None) -> tuple[float, float, Any, str]:
-    """The losses there and here, the text and its name."""
+def _measure(run: Run, folder: Path, data_dir: Path | None) -> Proof:
+    """The losses there and here."""
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -129,7 +113,8 @@ def _measure(run: Run, folder: Path, data_dir: Path | None) -> tuple[float, floa
     # With their own tokenizer: its ids are a part of the proof.
     ids[1:] = tokenizer.encode(run.tokenizer.decode(split.ids[1:]), add_special_tokens=False)
     opened: Any = _Opened(there, run.model.context_length)
-    return score(opened, ids).loss, score(run.model, split.ids).loss, split, name
+    label = f"transformers {transformers.__version__}"
+    return Proof(label, name, split, score(opened, ids).loss, score(run.model, split.ids).loss)
 
 
 def _notes(run: Run) -> tuple[str, ...]:

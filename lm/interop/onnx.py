@@ -28,13 +28,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lm.errors import MissingExtraError, RunError
+from lm.errors import MissingExtraError
 from lm.evaluation.perplexity import score
 from lm.interop.exported import (
     MAX_DIFFERENCE,
     Exported,
     ExportPrecision,
-    bits_per_byte,
+    Proof,
     new_folder,
     proof_text,
 )
@@ -113,29 +113,12 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
         ids[1:] = their.encode(run.tokenizer.decode(split.ids[1:]), add_special_tokens=False).ids
         opened: Any = Opened(folder / "model.onnx", run.model, first)
         loss_there, loss_here = score(opened, ids).loss, score(run.model, split.ids).loss
+        proof = Proof(f"onnxruntime {onnxruntime.__version__}", name, split, loss_there, loss_here)
+        proof.check(run, MAX_INT8_DIFFERENCE if precision == "int8" else MAX_DIFFERENCE[precision])
         size = sum(file.stat().st_size for file in folder.iterdir())
-        allowed = MAX_INT8_DIFFERENCE if precision == "int8" else MAX_DIFFERENCE[precision]
-        if not abs(loss_there - loss_here) <= allowed:
-            raise RunError(
-                f"{path} does not compute what run {run.name!r} computes: {loss_there:.4f} nats per token in "
-                f"onnxruntime {onnxruntime.__version__}, {loss_here:.4f} here. It was not kept: report this."
-            )
     if precision == "int8":
         notes = (*notes, f"int8 costs {loss_there - loss_here:+.4f} nats per token on this text.")
-    return Exported(
-        path=str(path),
-        format="onnx",
-        precision=precision,
-        size_bytes=size,
-        program=f"onnxruntime {onnxruntime.__version__}",
-        text=name,
-        tokens=split.counts.tokens,
-        loss_there=loss_there,
-        loss_here=loss_here,
-        bits_per_byte_there=bits_per_byte(split, loss_there),
-        bits_per_byte_here=bits_per_byte(split, loss_here),
-        notes=notes,
-    )
+    return proof.exported(path, "onnx", precision, size, notes)
 
 
 class Opened(torch.nn.Module):

@@ -62,21 +62,8 @@ class MetricsInterval:
             "skipped_steps": skipped_steps,
             "tokens_per_second": steps * batches.tokens_per_step / max(self.seconds, 1e-9),
             "memory_bytes": memory_in_use(step.device),
-            "train_bits_per_byte": bits_per_byte(train, loss),
+            "train_bits_per_byte": None if loss is None else train.counts.bits_per_byte(loss),
         }
         if step.mixed.scale.enabled:
             row["loss_scale"] = step.mixed.scale.value
         return row | self._pending_metrics
-
-
-def bits_per_byte(split: TokenSplit, loss: float | None) -> float | None:
-    """A loss in nats per token as bits per byte of the whole split, text that tokens do not determine included.
-
-    Returns:
-        None without a loss, or if the cost of that text is not known.
-    """
-    counts = split.counts
-    spelled = counts.whole_nats(0.0)
-    if loss is None or spelled is None:
-        return None
-    return loss / math.log(2) * counts.tokens / counts.bytes + spelled / math.log(2) / counts.bytes

@@ -37,7 +37,7 @@ from lm.training.callbacks import Callback, End, Row, Start, StopReason, Tick
 from lm.training.compiling import MEASURED_STEPS, obstacle, pays
 from lm.training.distillation import Teacher
 from lm.training.last_checkpoint import TrainProgress
-from lm.training.metrics import MetricsInterval, bits_per_byte
+from lm.training.metrics import MetricsInterval
 from lm.training.plan import HARM, Plan
 from lm.training.preview import preview_step
 from lm.training.schedule import TimedSchedule, make_schedule
@@ -399,7 +399,7 @@ class Trainer:
             return {}
         return {
             "valid_loss": loss,
-            "valid_bits_per_byte": bits_per_byte(valid, loss),
+            "valid_bits_per_byte": valid.counts.bits_per_byte(loss),
             "valid_accuracy": scores.accuracy,
             "best_step": progress.best_step,
             "sample": self._sample(),

@@ -13,7 +13,7 @@ import torch
 
 import lm
 from lm.errors import RunError, UnsupportedExportError
-from lm.interop.exported import new_folder
+from lm.interop.exported import MAX_DIFFERENCE, new_folder
 from lm.interop.huggingface import export
 
 pytestmark = pytest.mark.slow
@@ -108,6 +108,13 @@ def test_an_error_leaves_no_half_written_folder(tmp_path: Path):
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "out") as folder:
         (folder / "config.json").write_text("{}")
         raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_computes_something_else_is_not_kept(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(MAX_DIFFERENCE, "fp32", -1.0)
+    with pytest.raises(RunError, match="does not compute what run 'char' computes"):
+        export(lm.load("char", runs_dir=runs), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
