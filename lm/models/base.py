@@ -393,7 +393,10 @@ class LanguageModel(nn.Module, ABC):
         Raises:
             UnsupportedExportError: no class of transformers computes what this model computes.
         """
-        raise UnsupportedExportError(f"{self.options.type} models have no class in transformers.")
+        raise UnsupportedExportError(
+            f"{self.options.type} models have no class in transformers. Export to another format, or train one that "
+            "has: --preset transformer-subword."
+        )
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
         """Learn from a whole split at once; only for models that are trained by counting.
