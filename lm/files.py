@@ -48,6 +48,13 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def umask() -> int:
+    """The mode bits that new files of this process do not get."""
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file and force it to the disk."""
     with path.open("wb") as file:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lm.errors import ConfigError
+from lm.errors import ModelSourceError
 
 MODEL = "transformer"
 """The registered model that an imported run has."""
@@ -39,13 +39,13 @@ def architecture_of(config: Mapping[str, Any], where: str) -> str:
     """The class of transformers that a configuration names.
 
     Raises:
-        ConfigError: it is not supported.
+        ModelSourceError: it is not supported.
     """
     named = config.get("architectures") or [None]
     found = named[0] if isinstance(named, list) else None
     if found not in ARCHITECTURES:
         name = found or config.get("model_type") or "no architecture"
-        raise ConfigError(f"{where}: {name} cannot be imported; supported are {SUPPORTED}.")
+        raise ModelSourceError(f"{where}: {name} cannot be imported; supported are {SUPPORTED}.")
     return str(found)
 
 
@@ -57,7 +57,7 @@ def model_options(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         where: the file, for errors.
 
     Raises:
-        ConfigError: our Transformer does not have a part of it, or the file lacks a value.
+        ModelSourceError: our Transformer does not have a part of it, or the file lacks a value.
     """
     name = architecture_of(config, where)
     architecture = ARCHITECTURES[name]
@@ -84,7 +84,7 @@ def model_options(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _whole(config: Mapping[str, Any], field: str, where: str) -> int:
     value = config.get(field)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{where} has no proper {field!r}, so the model cannot be built: restore the file.")
+        raise ModelSourceError(f"{where} has no proper {field!r}, so the model cannot be built: restore the file.")
     return value
 
 
@@ -98,11 +98,11 @@ def _refuse_parts(config: Mapping[str, Any], name: str, where: str) -> None:
     """Refuse a model with a part that our Transformer does not have.
 
     Raises:
-        ConfigError: names the part, and what is supported.
+        ModelSourceError: names the part, and what is supported.
     """
 
     def refuse(part: str, instead: str) -> None:
-        raise ConfigError(f"{where}: the model has {part}, which cannot be imported; supported is {instead}.")
+        raise ModelSourceError(f"{where}: the model has {part}, which cannot be imported; supported is {instead}.")
 
     if config.get("auto_map"):
         refuse("code of its own (auto_map)", "a model without code")

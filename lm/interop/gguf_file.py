@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.errors import ConfigError
+from lm.errors import ModelSourceError
 from lm.files import BF16, LazyTensor
 from lm.interop.architectures import SUPPORTED, parameter_name_of_gguf
 
@@ -51,7 +51,7 @@ class GGUFFile:
     """A GGUF file, mapped into memory.
 
     Raises:
-        ConfigError: it is no GGUF file, is cut short, or holds numbers of an unknown type.
+        ModelSourceError: it is no GGUF file, is cut short, or holds numbers of an unknown type.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,28 +60,28 @@ class GGUFFile:
             with path.open("rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
-            raise ConfigError(f"{path} is empty: copy or download it again.") from None
+            raise ModelSourceError(f"{path} is empty: copy or download it again.") from None
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
+            raise ModelSourceError(f"{path} cannot be read: {error.strerror or error}.") from None
         self._at = 0
         try:
             self.fields, self._entries = self._read()
         except (struct.error, UnicodeDecodeError, OverflowError, MemoryError, IndexError):
             raise self._damaged() from None
 
-    def _damaged(self) -> ConfigError:
-        return ConfigError(f"{self.path} is cut short or damaged: copy or download it again.")
+    def _damaged(self) -> ModelSourceError:
+        return ModelSourceError(f"{self.path} is cut short or damaged: copy or download it again.")
 
     # -- the header -------------------------------------------------------------------------------
 
     def _read(self) -> tuple[dict[str, Any], list[_Entry]]:
         if self._data[:4] != b"GGUF":
-            raise ConfigError(f"{self.path} is no GGUF file: it does not begin with the letters GGUF.")
+            raise ModelSourceError(f"{self.path} is no GGUF file: it does not begin with the letters GGUF.")
         self._at = 4
         version = self._scalar("I")
         if version not in _VERSIONS:
             big = "big-endian" if version & 0xFFFF == 0 else f"version {version}"
-            raise ConfigError(f"{self.path} is GGUF {big}, and supported are little-endian versions 2 and 3.")
+            raise ModelSourceError(f"{self.path} is GGUF {big}, and supported are little-endian versions 2 and 3.")
         num_tensors, num_fields = self._scalar("Q"), self._scalar("Q")
         fields = {}
         for _ in range(num_fields):
@@ -135,7 +135,7 @@ class GGUFFile:
         try:
             kind = GGMLQuantizationType(number)
         except ValueError:
-            raise ConfigError(
+            raise ModelSourceError(
                 f"{self.path}: tensor {name} has the unknown quantisation {number}: quantise the model as Q8_0 or "
                 "Q4_K_M, or upgrade the package gguf."
             ) from None
@@ -154,11 +154,11 @@ class GGUFFile:
         """The class of transformers with the same architecture.
 
         Raises:
-            ConfigError: it is not supported.
+            ModelSourceError: it is not supported.
         """
         name = self.fields.get("general.architecture")
         if name not in _CLASSES:
-            raise ConfigError(
+            raise ModelSourceError(
                 f"{self.path}: the architecture {name or 'of the file'} cannot be imported; supported are {SUPPORTED}."
             )
         return _CLASSES[name]
@@ -202,14 +202,14 @@ class GGUFFile:
         """The weights under the names of our Transformer.
 
         Raises:
-            ConfigError: a tensor has a quantisation that the package gguf cannot undo.
+            ModelSourceError: a tensor has a quantisation that the package gguf cannot undo.
         """
         return {parameter_name_of_gguf(each.name): self._lazy(each) for each in self._entries}
 
     def _lazy(self, entry: _Entry) -> LazyTensor:
         kind = entry.kind.name
         if kind not in _STORED and not _can_dequantize(entry.kind):
-            raise ConfigError(
+            raise ModelSourceError(
                 f"{self.path}: tensor {entry.name} has the quantisation {kind}, which cannot be read: quantise the "
                 "model as Q8_0 or Q4_K_M."
             )
