@@ -89,6 +89,7 @@ class HiddenLinear(layers.Linear):
     """A linear layer of a block."""
 
     optimizer_kind = "muon"
+    adapts = ("weight",)
 
 
 class Attention(nn.Module):
@@ -211,8 +212,9 @@ class Block(nn.Module):
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(B, T, E) → (B, T, E), and the new cache."""
-        # Hooks on the parts need calls of the modules.
-        if causal and cache is None and usable("block", hidden) and not any(map(has_hooks, self._parts)):
+        # Hooks and adapters of the parts need calls of the modules.
+        by_parts = any(has_hooks(part) or layers.is_adapted(part) for part in self._parts)
+        if causal and cache is None and usable("block", hidden) and not by_parts:
             hidden, key, value = self._run_native(hidden, rotation)
             return hidden, (key, value)
         mixed, after = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)
