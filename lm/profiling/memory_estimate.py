@@ -40,6 +40,9 @@ USABLE_SHARE = 0.9
 """Share of the free memory that tensors may use: allocators round up, and kernels need some."""
 TRIED_SHARE = 0.5
 """Largest share of the free memory that a measurement may use."""
+REPORT_COPIES = 4
+"""Copies of the weights while the report is made: of the training, of the files, of both joined, of the model. It is
+more than the steps need if the weights are frozen."""
 SECONDS = 1.5
 """Time for measurements of larger batches."""
 MAX_FIRST_ROW = 512
@@ -261,13 +264,16 @@ def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds
     sizes = list(_doubled(shortest, tokens_at_once(model.vocab_size, step.device)))
     base, scored_bytes, _ = _extrapolated(evaluate, sizes, memory, available, seconds / 2)
     evaluation_bytes = base + scored_bytes * sizes[-1]
-    saved = memory.blocks_of([*model.parameters(), *state_tensors(step.optimizers)])
+    saved = memory.blocks_of([*model.saved_tensors().values(), *state_tensors(step.optimizers)])
     saving_bytes = 2 * sum(block.size for block in saved)
+    reporting_bytes = REPORT_COPIES * sum(weight.nbytes for weight in model.parameters())
+    peak = max(step_bytes, evaluation_bytes)
+    on_cpu = step.device.type == "cpu"
     return Fit(
         device=str(step.device), batch_size=all_rows, bptt=length, parameters=model.num_parameters(),
         state_bytes=fixed, row_bytes=token_bytes * length, step_bytes=step_bytes, evaluation_bytes=evaluation_bytes,
         saving_bytes=saving_bytes,
-        needed_bytes=max(step_bytes, evaluation_bytes) + (saving_bytes if step.device.type == "cpu" else 0),
+        needed_bytes=max(peak + saving_bytes, reporting_bytes) if on_cpu else peak,
         available_bytes=available, tried_rows=tried // length, seconds=time.perf_counter() - begun,
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ from lm.errors import ConfigError, CorpusError, CorruptRunError, LMError, RunErr
 from lm.files import read_facts, write_file
 from lm.generation.open_decoder import STATE_BYTES, open_decoder
 from lm.generation.options import JoinedDecoding, SamplingOptions
-from lm.runs.adapters import read_whole_weights
+from lm.runs.adapters import find_base, read_whole_weights
 from lm.runs.card import model_card, run_facts, run_summary
 from lm.runs.film import Frame, read_film
 from lm.runs.run_folder import CARD, SAMPLES, SNAPSHOTS, RunFolder, find_run
@@ -77,10 +77,13 @@ def load(
         precision: of the weights in decoding; int8 is faster and slightly less exact.
 
     Raises:
-        RunNotFoundError: no such run. Errors in its files are raised on first use.
+        RunNotFoundError: no such run, or the base of an adapter is missing.
+        VocabMismatchError: the base of an adapter has other weights. Errors in files are raised on first use.
     """
     folder, checkpoint = find_run(run, runs_folder(runs_dir))
     folder.weights_path(checkpoint)
+    # Not on first use: by then a command has printed the prompt.
+    find_base(folder)
     return Run(folder, checkpoint, device=device, precision=precision)
 
 
