@@ -30,22 +30,23 @@ class AvailableRun:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Configuration, tokenizer and weights; of an adapter, also the weights of its base.
-
-        Raises:
-            LMError: the base of an adapter is missing or has other weights.
-        """
+        """Configuration, tokenizer and weights; of an adapter, also the weights of its base if they are there."""
         own = self.folder.path / CONFIG, self.folder.path / TOKENIZER, self.folder.weights_path(self.checkpoint)
-        base = find_base(self.folder)
+        base = self._base
         return own if base is None else (*own, base[0].weights_path(base[1]))
 
     @property
-    def pair(self) -> str | None:
-        """RUN+ADAPTER, another name of an adapter; None: this is a run of its own, or cannot be read."""
+    def _base(self) -> tuple[RunFolder, str] | None:
+        """The base of an adapter; None: this is a run of its own, or the base is not there."""
         with contextlib.suppress(LMError):
-            if (base := find_base(self.folder)) is not None:
-                return AvailableRun(RunFolder(self.folder.path, base), self.checkpoint).name
+            return find_base(self.folder)
         return None
+
+    @property
+    def pair(self) -> str | None:
+        """RUN+ADAPTER, another name of an adapter; None: this is a run of its own, or the base is not there."""
+        base = self._base
+        return None if base is None else AvailableRun(RunFolder(self.folder.path, base), self.checkpoint).name
 
     def fingerprint(self) -> tuple[object, ...]:
         """Changes when the run is trained again."""
@@ -83,6 +84,7 @@ class AvailableRun:
                 training = path == weights and self.folder.is_training
                 reason = "is not there yet: the run is being trained" if training else "is missing"
                 raise ConfigError(f"{path} {reason}.")
+        find_base(self.folder)
         self.memory_bytes(options)
         self.folder.read_tokenizer()
         if not read_facts(weights):
