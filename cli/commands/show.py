@@ -38,6 +38,9 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
         facts_table(
             [
                 ("model", known["model"], numbers(known) + (f"; {known['kind']}" if known["kind"] else "")),
+                *(() if (base := known["base"]) is None else (
+                    ("adapter of", base["run"], f"{base['adapter_parameters']:,} parameters of rank {base['rank']}"),
+                )),
                 ("tokenizer", known["tokenizer"], f"{known['vocab_size']:,} tokens"),
                 ("corpus", "–" if known["imported"] else known["corpus"], "; ".join(known["corpus_notes"])),
                 *((name, str(value), "") for name, value in source_rows(known["imported"] or {})),

@@ -89,7 +89,7 @@ def run_facts(
     """
     corpus = record["corpus"]
     return {
-        "name": folder.name,
+        "name": folder.path.name,
         "path": str(folder.path),
         "model": config.model.type,
         "kind": record.get("kind"),
@@ -103,6 +103,7 @@ def run_facts(
         "imported": record.get("imported"),
         "preset": config.preset,
         "initialised_from": record.get("init"),
+        "base": _base(record),
         "teacher": _teacher(record),
         "plan": record.get("plan"),
         "created": record["created"],
@@ -113,6 +114,14 @@ def run_facts(
         "options": config.model_dump(mode="json"),
         "reports": reports,
     }
+
+
+def _base(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The base of an adapter run, and the size of the adapters; None for other runs."""
+    base = record.get("base")
+    if base is None:
+        return None
+    return {**base, "adapter_parameters": record["adapter_parameters"], "rank": record["config"]["training"]["lora"]}
 
 
 def _teacher(record: Mapping[str, Any]) -> str | None:
@@ -129,6 +138,18 @@ def numbers(facts: dict[str, Any]) -> str:
     return counts if facts["counts"] == facts["parameters"] else f"{facts['parameters']:,} parameters and {counts}"
 
 
+def _about_base(base: Mapping[str, Any] | None) -> list[str]:
+    """What the card says of the base of an adapter run."""
+    if base is None:
+        return []
+    return [
+        f"It is a LoRA adapter of rank {base['rank']} over the run {base['run']} ({base['checkpoint']}), and has "
+        f"{base['adapter_parameters']:,} parameters of its own. The weights of the base are not in its files: their "
+        f"hash must be `{base['weights_sha256']}`.",
+        "",
+    ]
+
+
 def model_card(facts: dict[str, Any]) -> str:
     """The text of the card, from `run_facts`."""
     lines = [
@@ -139,6 +160,7 @@ def model_card(facts: dict[str, Any]) -> str:
         + (f" It is {facts['kind']}." if facts["kind"] else "")
         + (f" It learned from {facts['teacher']} as well." if facts["teacher"] else ""),
         "",
+        *_about_base(facts["base"]),
         "```",
         f'lm sample {facts["name"]} --prompt "…" --temperature 0.8 --seed 1',
         f"lm eval {facts['name']}{' --text FILE' if facts['imported'] else ''}",

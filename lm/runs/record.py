@@ -9,11 +9,21 @@ from typing import Any
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
 from lm.models.base import LanguageModel
+from lm.runs.adapters import base_record
 from lm.runs.run import Run
 from lm.version import __version__
 
 NO_CORPUS: dict[str, Any] = {"name": "imported", "sha256": "", "key": "", "notes": [], "newline": "\n", "splits": {}}
 """The entry "corpus" of an imported run: its training text is unknown."""
+
+
+def _base(config: RunConfig, model: LanguageModel, init: Run | None) -> dict[str, Any]:
+    """The entries of an adapter run: its base, and the size of the model of both together; {} for other runs."""
+    if config.training.lora is None or init is None:
+        return {}
+    adapters = sum(tensor.numel() for tensor in model.saved_tensors().values())
+    whole = model.num_parameters() - adapters
+    return {"base": base_record(init.folder, init.checkpoint), "parameters": whole, "adapter_parameters": adapters}
 
 
 def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, init: Run | None) -> dict[str, Any]:
@@ -25,6 +35,7 @@ def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, 
     return {
         **_made(model),
         "init": f"{init.name}@{init.checkpoint}" if init else None,
+        **_base(config, model, init),
         "corpus": {
             "name": corpus.name,
             "sha256": corpus.sha256,

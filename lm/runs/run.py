@@ -29,6 +29,7 @@ from lm.errors import ConfigError, CorpusError, CorruptRunError, LMError, RunErr
 from lm.files import read_facts, write_file
 from lm.generation.open_decoder import STATE_BYTES, open_decoder
 from lm.generation.options import JoinedDecoding, SamplingOptions
+from lm.runs.adapters import find_base, read_whole_weights
 from lm.runs.card import model_card, origin, run_facts, run_summary
 from lm.runs.film import Frame, read_film
 from lm.runs.run_folder import CARD, SAMPLES, SNAPSHOTS, RunFolder, find_run
@@ -68,17 +69,21 @@ def load(
     """Load a run by name.
 
     Args:
-        run: a name under `runs_dir`, a path, or NAME@last, NAME@step-500 for another checkpoint; None is the newest.
+        run: a name under `runs_dir`, a path, or NAME@last, NAME@step-500 for another checkpoint; RUN+ADAPTER for an
+            adapter over a base; None is the newest.
         runs_dir: folder of the runs, default: INKLING_RUNS, else checkpoints; the shipped runs are searched last.
         device: of the model; None picks a GPU if there is one, but decodes natively on the CPU if the model has a
             kernel.
         precision: of the weights in decoding; int8 is faster and slightly less exact.
 
     Raises:
-        RunNotFoundError: no such run. Errors in its files are raised on first use.
+        RunNotFoundError: no such run, or the base of an adapter is missing.
+        VocabMismatchError: the base of an adapter has other weights. Errors in files are raised on first use.
     """
     folder, checkpoint = find_run(run, runs_folder(runs_dir))
     folder.weights_path(checkpoint)
+    # Not on first use: by then a command has printed the prompt.
+    find_base(folder)
     return Run(folder, checkpoint, device=device, precision=precision)
 
 
@@ -170,7 +175,7 @@ class Run:
 
     @functools.cached_property
     def _weights(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        arrays, facts = self.folder.read_weights(self.checkpoint)
+        arrays, facts = read_whole_weights(self.folder, self.checkpoint)
         for name, array in arrays.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise CorruptRunError(
@@ -182,7 +187,7 @@ class Run:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """The weights, by the names of the model.
+        """The weights, by the names of the model; of an adapter run, the base's with the adapter's added.
 
         Raises:
             CorruptRunError: the file is damaged, or a value is not finite.

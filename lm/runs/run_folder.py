@@ -85,6 +85,10 @@ _RECORD: dict[str, Any] = {
     "corpus.name": str, "corpus.key": str, "corpus.sha256": str, "corpus.notes": list, "corpus.splits": dict,
 }  # fmt: skip
 """Required fields of `config.json`, with their types."""
+_BELONGS = {
+    "tokenizer_sha256": "the tokenizer", "model_sha256": "the model options", "base_sha256": "the base"
+}  # fmt: skip
+"""What the hashes in a weights file are of."""
 
 
 # -- the folder -------------------------------------------------------------------------------------
@@ -95,16 +99,23 @@ class RunFolder:
     """One run on disk."""
 
     path: Path
+    base: tuple[RunFolder, str] | None = None
+    """The folder and checkpoint of the base that RUN+ADAPTER names; None: an adapter finds its base itself."""
 
     @property
     def name(self) -> str:
-        """The name of the folder."""
-        return self.path.name
+        """The name of the folder; of an adapter with a named base, RUN+ADAPTER."""
+        if self.base is None:
+            return self.path.name
+        base, checkpoint = self.base
+        return f"{base.name}{'' if checkpoint == 'best' else f'@{checkpoint}'}+{self.path.name}"
 
     @property
     def argument(self) -> str:
         """The run in a printed command, quoted for a shell: its name if that is enough, else its path."""
-        return shlex.quote(self.name if self.path.parent in (DEFAULT_RUNS_DIR, shipped_folder()) else str(self.path))
+        places = self.path, *(() if self.base is None else (self.base[0].path,))
+        usual = all(path.parent in (DEFAULT_RUNS_DIR, shipped_folder()) for path in places)
+        return shlex.quote(self.name if usual else str(self.path))
 
     # -- making ---------------------------------------------------------------------------------
 
@@ -413,7 +424,10 @@ class RunFolder:
     # -- weights ----------------------------------------------------------------------------------
 
     def _belongs(self, record: dict[str, Any]) -> dict[str, str]:
-        return {"tokenizer_sha256": record["tokenizer_sha256"], "model_sha256": digest(record["config"]["model"])}
+        belongs = {"tokenizer_sha256": record["tokenizer_sha256"], "model_sha256": digest(record["config"]["model"])}
+        if record.get("base") is not None:
+            belongs["base_sha256"] = record["base"]["weights_sha256"]
+        return belongs
 
     def pack_weights(self, arrays: Arrays, **facts: Any) -> bytes:
         """The bytes of a weights file of this run, with `facts` (step, valid_loss, …) in its header."""
@@ -481,10 +495,9 @@ class RunFolder:
         arrays, facts = map_arrays(path) if mapped else read_arrays(path)
         for name, expected in self._belongs(self.read_record()).items():
             if facts.get(name) != expected:
-                what = "the tokenizer" if name == "tokenizer_sha256" else "the model options"
                 raise VocabMismatchError(
-                    f"{path} was not trained with {what} in this folder: the files were mixed up or {CONFIG} was "
-                    "edited. Restore the files saved together."
+                    f"{path} was not trained with {_BELONGS[name]} in this folder: the files were mixed up or {CONFIG} "
+                    "was edited. Restore the files saved together."
                 )
         return arrays, facts
 
@@ -696,6 +709,9 @@ def _mtime(path: Path) -> float:
 def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
     """The folder and checkpoint of NAME, PATH, NAME@last or NAME@step-500; None is the newest run.
 
+    RUN+ADAPTER is an adapter over a base that is named, each with a checkpoint if it is not the best. A run whose own
+    name has a plus is found first.
+
     Raises:
         RunNotFoundError: no such run; the message lists those there are.
     """
@@ -705,6 +721,21 @@ def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
         if not runs:
             raise RunNotFoundError(f"There is no run in {runs_dir}: train one with: {_train_one(runs_dir)}")
         return runs[0], "best"
+    found = _find(name, runs_dir, runs) or _find_pair(name, runs_dir, runs)
+    if found is not None:
+        return found
+    base = name.rpartition("@")[0] or name
+    if expanded(base).is_dir():
+        raise RunNotFoundError(f"{base} is a folder without {CONFIG}, so it is not a run. See them with: lm list")
+    names = [run.name for run in runs]
+    known = (
+        f" Runs: {', '.join(names[:8])}." if names else f" There are none yet: train one with: {_train_one(runs_dir)}"
+    )
+    raise RunNotFoundError(f"No run {base!r} in {runs_dir}.{did_you_mean(base, names)}{known}")
+
+
+def _find(name: str, runs_dir: Path, runs: Sequence[RunFolder]) -> tuple[RunFolder, str] | None:
+    """The folder and checkpoint of a name that means one run."""
     # The whole name first: a path may contain an @.
     before, _, after = name.rpartition("@")
     for base, checkpoint in ((name, "best"), (before, after or "best")):
@@ -714,11 +745,30 @@ def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
         for run in runs:
             if run.name == base:
                 return run, checkpoint
-    base = before or name
-    if expanded(base).is_dir():
-        raise RunNotFoundError(f"{base} is a folder without {CONFIG}, so it is not a run. See them with: lm list")
-    names = [run.name for run in runs]
-    known = (
-        f" Runs: {', '.join(names[:8])}." if names else f" There are none yet: train one with: {_train_one(runs_dir)}"
-    )
-    raise RunNotFoundError(f"No run {base!r} in {runs_dir}.{did_you_mean(base, names)}{known}")
+    return None
+
+
+def _find_pair(name: str, runs_dir: Path, runs: Sequence[RunFolder]) -> tuple[RunFolder, str] | None:
+    """The adapter of RUN+ADAPTER over its base, and the adapter's checkpoint.
+
+    Raises:
+        RunNotFoundError: one of the two is there, and the other is no run, or no adapter.
+    """
+    for plus in (index for index, character in enumerate(name) if character == "+"):
+        left, right = name[:plus], name[plus + 1 :]
+        base, adapter = (_find(part, runs_dir, runs) if part else None for part in (left, right))
+        if base is None and adapter is None:
+            continue
+        if base is None or adapter is None:
+            raise RunNotFoundError(
+                f"{name} names a run and its adapter, and there is no run {(left if base is None else right)!r} in "
+                f"{runs_dir}. See them with: lm list"
+            )
+        folder, checkpoint = adapter
+        if folder.read_record().get("base") is None:
+            raise RunNotFoundError(
+                f"{name}: {folder.name!r} is a run of its own, not an adapter. Train an adapter with: lm train FILE "
+                f"--init {left} --lora 8"
+            )
+        return RunFolder(folder.path, base), checkpoint
+    return None
