@@ -59,7 +59,10 @@ def proof_text(run: Run, data_dir: Path | None = None) -> tuple[str, TokenSplit]
         split = run.own_text(split="valid", data_dir=data_dir).splits["valid"]
         name, text = "validation text", tokenizer.decode(split.ids[1 : PROOF_TOKENS + 1])
     except CorpusError:
-        name, text = "a sample, as the validation text is not here", run.sample(max_tokens=PROOF_TOKENS, seed=1)
+        name, text = (
+            "a sample, as the validation text is not here",
+            run.sample(max_tokens=PROOF_TOKENS, seed=1, ignore_eos=True),
+        )
     return name, encode_text("proof", text, tokenizer)
 
 

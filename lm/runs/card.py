@@ -201,8 +201,8 @@ def model_card(facts: dict[str, Any]) -> str:
             else "None yet: `lm eval` measures and records them.", "",
         ]  # fmt: skip
     if facts["imported"]:
-        lines += ["## Source", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in source_rows(facts["imported"])]
+        lines += ["## Source", "", "| | | |", "|---|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in source_rows(facts["imported"])]
         lines += ["", "The text it was trained on is unknown here.", "", "## Options", ""]
     else:
         lines += ["## Corpus", "", "| split | tokens | characters | sha256 |", "|---|---|---|---|"]
@@ -221,18 +221,18 @@ def origin(imported: Mapping[str, Any] | None, corpus: str) -> str:
     return f"trained on {corpus}" if imported is None else f"imported from {imported['source']}"
 
 
-def source_rows(imported: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the record says about the source of an imported run: names and values; of no source, nothing."""
-    if not imported:
+def source_rows(imported: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """What the record says about the source of an imported run: names, values and notes."""
+    if imported is None:
         return []
+    unused = imported["unused_tokens"]
     return [
-        ("source", imported["source"]),
-        ("format", imported["format"]),
-        ("architecture", imported["architecture"]),
-        ("weights", imported["weights"]),
-        ("positions", f"{imported['positions']:,}"),
-        ("licence", imported["license"] or "not named by the source"),
-        ("sha256", imported["sha256"]),
+        ("imported from", imported["format"], imported["source"]),
+        ("architecture", imported["architecture"], ""),
+        ("weights", imported["weights"], f"{unused:,} of the tokens only fill up the vocabulary" if unused else ""),
+        ("positions", f"{imported['positions']:,}", "the longest text that the model knows"),
+        ("licence", imported["license"] or "–", "" if imported["license"] else "not named by the source"),
+        ("sha256", f"{imported['sha256'][:12]}…", imported["sha256"]),
     ]
 
 

@@ -253,6 +253,10 @@ class Tokenizer(ABC):
         """
         raise UnsupportedExportError(f"{self.type} tokenizers have no counterpart in the library tokenizers.")
 
+    def huggingface_config(self) -> dict[str, Any]:
+        """What tokenizer_config.json of transformers says in addition: the special tokens and the chat template."""
+        return {} if self.chat_template is None else {"chat_template": self.chat_template}
+
     def to_page(self) -> dict[str, Any]:
         """What the JavaScript tokenizer of this type needs: JSON values. See lm/interop/html_assets/tokenizers.js.
 

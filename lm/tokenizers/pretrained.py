@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from lm.config import validate
-from lm.errors import ConfigError, TokenizerError
+from lm.errors import ConfigError, TokenizerError, UnsupportedExportError
 from lm.tokenizers.base import (
     TOKENIZER_FORMAT_VERSION,
     Ids,
@@ -344,6 +344,21 @@ class PretrainedTokenizer(Tokenizer):
     def to_huggingface(self) -> huggingface.Tokenizer:
         """The library's tokenizer as it was imported: it takes what looks like a special token in text for one."""
         return _library(self._content)
+
+    def huggingface_config(self) -> dict[str, Any]:
+        """See `Tokenizer.huggingface_config`."""
+        return {**self.special.names, **super().huggingface_config()}
+
+    def to_page(self) -> dict[str, Any]:
+        """Refused: the page has no such tokenizer.
+
+        Raises:
+            UnsupportedExportError: always.
+        """
+        raise UnsupportedExportError(
+            "A pretrained tokenizer does not export to html: export to hf, gguf or onnx, or train a model with a "
+            "tokenizer of its text."
+        )
 
     def payload(self) -> dict[str, Any]:
         """The special tokens with a role, the chat template ("" if there is none), and the library's own JSON."""
