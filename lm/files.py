@@ -32,6 +32,8 @@ _DTYPES = {
 """Those of numpy by their names in safetensors files."""
 HEADER = "inkling"
 """The entry of a safetensors header that holds the facts."""
+MAPPED_BYTES = 64 << 20
+"""Larger tensor files are mapped into memory, not read, so that the system can drop their pages after use."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -149,7 +151,11 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
         with safetensors.safe_open(path, framework="numpy") as file:
             facts = _facts(file.metadata())
             check_version(facts["format_version"], path)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            # Windows cannot replace a file that is mapped.
+            if path.stat().st_size >= MAPPED_BYTES and os.name == "posix":
+                arrays = _map_tensors(path)[0]
+            else:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
     if facts.pop("sha256", None) != _digest_arrays(arrays, facts):
@@ -160,19 +166,28 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
 def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
     """As `read_arrays`, but the arrays are views of the file, and their hash is not checked."""
     try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-        facts = _facts(header.pop("__metadata__", None))
+        arrays, metadata = _map_tensors(path)
+        facts = _facts(metadata)
         check_version(facts["format_version"], path)
-        content = np.memmap(path, np.uint8, mode="r", offset=8 + size)
-        arrays = {
-            name: content[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-            for name, entry in header.items()
-        }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
     return arrays, facts
+
+
+def _map_tensors(path: Path) -> tuple[Arrays, Mapping[str, str] | None]:
+    """Tensors of a safetensors file as views of the mapped file, and its metadata; changes stay in memory."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    metadata = header.pop("__metadata__", None)
+    content = np.memmap(path, np.uint8, mode="c", offset=8 + size)
+    arrays = {
+        name: np.require(
+            content[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"]), None, "A"
+        )
+        for name, entry in header.items()
+    }
+    return arrays, metadata
 
 
 def read_facts(path: Path) -> dict[str, Any]:
