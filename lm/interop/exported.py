@@ -6,7 +6,6 @@ run ──► a format's files ──► loaded by the other program ──► l
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from lm.corpora import TokenSplit, encode_text
 from lm.errors import CorpusError, RunError
+from lm.files import umask
 from lm.runs.run import Run
 
 ExportPrecision = Literal["fp32", "fp16", "int8"]
@@ -59,7 +59,10 @@ def proof_text(run: Run, data_dir: Path | None = None) -> tuple[str, TokenSplit]
         split = run.own_text(split="valid", data_dir=data_dir).splits["valid"]
         name, text = "validation text", tokenizer.decode(split.ids[1 : PROOF_TOKENS + 1])
     except CorpusError:
-        name, text = "a sample, as the validation text is not here", run.sample(max_tokens=PROOF_TOKENS, seed=1)
+        name, text = (
+            "a sample, as the validation text is not here",
+            run.sample(max_tokens=PROOF_TOKENS, seed=1, ignore_eos=True),
+        )
     return name, encode_text("proof", text, tokenizer)
 
 
@@ -129,15 +132,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise RunError(f"Cannot write {path}: {error.strerror or error}.") from None
     try:
         yield partial
-        partial.chmod(0o777 & ~_umask())
+        partial.chmod(0o777 & ~umask())
         partial.replace(path)
     except OSError as error:
         raise RunError(f"Cannot write {path}: {error.strerror or error}.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
