@@ -254,7 +254,9 @@ def test_int4_has_16_levels_for_32_weights_of_a_row_and_int8_for_what_is_looked_
 
 def test_int4_needs_a_transformer() -> None:
     model = model_of(SHAPES["gru"])
-    with pytest.raises(DeviceError, match="gru models have no int4 weights, only transformer models have them: use int8"):
+    with pytest.raises(
+        DeviceError, match="gru models have no int4 weights, only transformer models have them: use int8"
+    ):
         open_decoder(model.options.model_dump(), model.arrays, lambda: model, precision="int4")
 
 
