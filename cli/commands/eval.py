@@ -62,7 +62,7 @@ def command(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, mps. Default: a GPU if there is one.")] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32 (the reference), bf16, fp16, or int8 (int8 weights, as for decoding).")
+        str, typer.Option(help="fp32 (the reference), bf16, fp16, or weights as for decoding: int8, int4.")
     ] = "fp32",
     per_token: Annotated[
         Path | None,
@@ -107,7 +107,7 @@ def command(
     lm eval RUN --check SIGNATURE
     lm eval RUN --copy --samples 50 --temperature 0.8
     """
-    measured_in = choice("--precision", precision, "fp32", "bf16", "fp16", "int8")
+    measured_in = choice("--precision", precision, "fp32", "bf16", "fp16", "int8", "int4")
     if split is not None and text is not None:
         raise ConfigError("--split and --text are two different texts: give only one.")
     for flag, value in (("--text-column", text_column), ("--encoding", encoding)):

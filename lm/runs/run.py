@@ -74,7 +74,7 @@ def load(
         runs_dir: folder of the runs, default: INKLING_RUNS, else checkpoints; the shipped runs are searched last.
         device: of the model; None picks a GPU if there is one, but decodes natively on the CPU if the model has a
             kernel.
-        precision: of the weights in decoding; int8 is faster and slightly less exact.
+        precision: of the weights in decoding; int8 and int4 are faster and less exact.
 
     Raises:
         RunNotFoundError: no such run, or the base of an adapter is missing.
@@ -465,7 +465,7 @@ class Run:
         text: str | None = None,
         name: str = "text",
         stride: int | None = None,
-        precision: Precision | Literal["int8"] = "fp32",
+        precision: Precision | Literal["int8", "int4"] = "fp32",
         progress: Callable[[int, int], None] | None = None,
         reading: Progress | None = None,
         data_dir: Path | None = None,
@@ -479,8 +479,8 @@ class Run:
             text: another text instead.
             name: of that text in the report.
             stride: of the sliding window; None: half the context length. A carried state has no window.
-            precision: number format of the matrix products; fp32 is the reference. int8 scores the native decoder
-                with rounded weights.
+            precision: number format of the matrix products; fp32 is the reference. int8 and int4 score the native
+                decoder with rounded weights.
             progress: called with tokens done and tokens in all.
             reading: called while the corpus is read.
             data_dir: folder of the named corpora.
@@ -508,10 +508,10 @@ class Run:
             source = str(self.record["corpus"]["name"])
         floor, unknown = self.floor(part), self.tokenizer.unknown_id
         with enough_memory(TO_USE):
-            if precision == "int8":
+            if precision in ("int8", "int4"):
                 from lm.generation.decoder_model import DecoderModel
 
-                decoded = DecoderModel(self.decoder(precision="int8"))
+                decoded = DecoderModel(self.decoder(precision=precision))
                 device = "cpu"
                 scores = score(
                     decoded, part.ids, stride=stride, unknown_id=unknown, progress=progress, watchers=watchers
