@@ -20,6 +20,7 @@ from lm.config import RunConfig, TrainingConfig, runs_folder
 from lm.corpora import Corpus, Progress
 from lm.device import enough_memory
 from lm.errors import ConfigError
+from lm.interop.imported import find_or_import
 from lm.jobs.autoconfig import Family, TokenKind
 from lm.jobs.counting import train_by_counting
 from lm.jobs.distill import make_teacher, teacher_name, teacher_record
@@ -64,7 +65,7 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
     runs_dir: Path | str | None = None,
-    init: Run | None = None,
+    init: Run | str | None = None,
     stop_after: int | None = None,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -87,7 +88,8 @@ def train(
         overrides: other options over config or preset, "section.field" → value, as in `lm.config.compose`.
         name: of the run; None: made from corpus and model.
         runs_dir: folder of the runs; default: INKLING_RUNS, else checkpoints.
-        init: start from this run's weights and tokenizer; `config` then has its model options.
+        init: start from the weights and tokenizer of this run, or of a model that `lm.import_model` takes; `config`
+            then has its model options.
         stop_after: stop at this step of the plan; `resume` continues.
         overwrite: replace a run of that name.
         callbacks: receive the events of the training.
@@ -109,6 +111,8 @@ def train(
     given = {
         "minutes": minutes, "epochs": epochs, "max_steps": max_steps, "ensemble": ensemble, "distill": teacher
     }  # fmt: skip
+    if isinstance(init, str):
+        init = find_or_import(init, runs_dir=runs_dir, progress=progress)
     changes = {f"training.{field}": value for field, value in given.items() if value is not None}
     request = TrainRequest(
         corpus=corpus if isinstance(corpus, Corpus) else str(corpus), config=config, preset=preset,

@@ -30,10 +30,10 @@ from lm.files import read_facts, write_file
 from lm.generation.open_decoder import STATE_BYTES, open_decoder
 from lm.generation.options import JoinedDecoding, SamplingOptions
 from lm.runs.adapters import find_base, read_whole_weights
-from lm.runs.card import model_card, run_facts, run_summary
+from lm.runs.card import model_card, origin, run_facts, run_summary
 from lm.runs.film import Frame, read_film
 from lm.runs.run_folder import CARD, SAMPLES, SNAPSHOTS, RunFolder, find_run
-from lm.runs.training_text import cached_text, training_text
+from lm.runs.training_text import cached_text, check_has_corpus, training_text
 from lm.tokenizers.base import Ids, Tokenizer, UnknownPolicy
 from lm.version import __version__
 
@@ -131,7 +131,7 @@ class Run:
         return (
             f"<Run {self.name!r}, checkpoint {self.checkpoint!r}: "
             f"{record['config'].get('preset') or self.config.model.type}, {record['parameters']:,} parameters, "
-            f"trained on {record['corpus']['name']}{bits}>"
+            f"{origin(record.get('imported'), record['corpus']['name'])}{bits}>"
         )
 
     @property
@@ -488,7 +488,8 @@ class Run:
             watchers: called with the scored tokens, in the order of the text.
 
         Raises:
-            CorpusError: the split does not exist, or the corpus is not the text that the run was trained on.
+            CorpusError: the split does not exist, the corpus is not the text that the run was trained on, or the run
+                was imported and has no corpus.
         """
         if text is None:
             split = self.existing_split(split)
@@ -611,6 +612,7 @@ class Run:
 
     def existing_split(self, split: str | None) -> str:
         """The name of a split of this run's corpus; None is test if there is one, else valid."""
+        check_has_corpus(self.folder, self.record)
         known = self.record["corpus"]["splits"]
         split = split or ("test" if "test" in known else "valid")
         if split not in known:
@@ -677,13 +679,14 @@ class Run:
         except (LMError, KeyError, TypeError, AttributeError) as error:
             return {"name": self.name, "path": str(self.folder.path), "problem": f"cannot be read: {error}"}
 
-    def card(self) -> str:
-        """The model card, Markdown."""
-        return model_card(self.facts())
+    def card(self, *, name: str | None = None) -> str:
+        """The model card, Markdown; `name` is that of the run, if its folder has another one now."""
+        facts = self.facts()
+        return model_card(facts if name is None else {**facts, "name": name})
 
-    def save_card(self) -> None:
-        """Write the run's README.md."""
-        write_file(self.folder.path / CARD, self.card())
+    def save_card(self, *, name: str | None = None) -> None:
+        """Write the run's README.md; `name` as in `card`."""
+        write_file(self.folder.path / CARD, self.card(name=name))
 
 
 def _refuse_logprobs(method: str, options: SamplingOptions) -> None:

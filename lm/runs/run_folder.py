@@ -24,6 +24,7 @@ import os
 import re
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ from lm.errors import (
 from lm.files import (
     FORMAT_VERSION,
     Arrays,
+    LazyTensor,
     check_place,
     check_version,
     digest,
@@ -53,8 +55,10 @@ from lm.files import (
     read_arrays,
     read_json,
     sync_folder,
+    umask,
     write_file,
     write_synced,
+    write_tensors,
 )
 from lm.registry import did_you_mean
 from lm.tokenizers.base import Tokenizer, load_tokenizer
@@ -121,18 +125,61 @@ class RunFolder:
         Raises:
             RunExistsError: the folder is not empty, and `overwrite` is False or it is not a run.
         """
+        self.check_replaceable(overwrite=overwrite)
         if self.taken:
-            if not (overwrite and ((self.path / CONFIG).is_file() or self._half_made)):
-                raise RunExistsError(
-                    f"{self.path} exists already: choose another --name, or add --overwrite to replace that run."
-                )
-            if self.shipped:
-                raise RunExistsError(f"{self.path} is shipped with Inkling and read-only: choose another --name.")
             # config.json last: after a kill the folder is still a run, which --overwrite may replace.
             for old in sorted(self._content(), key=lambda entry: entry.name == CONFIG):
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         write_file(self.path / TOKENIZER, tokenizer.to_json())
         self.write_record({"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, **record})
+
+    def check_replaceable(self, *, overwrite: bool = False) -> None:
+        """Check that the name is free, or that of a run that may be replaced.
+
+        Raises:
+            RunExistsError: it is taken, and `overwrite` is False, or it is not a run or a shipped one.
+        """
+        if not self.taken:
+            return
+        if not (overwrite and ((self.path / CONFIG).is_file() or self._half_made)):
+            raise RunExistsError(
+                f"{self.path} exists already: choose another --name, or add --overwrite to replace that run."
+            )
+        if self.shipped:
+            raise RunExistsError(f"{self.path} is shipped with Inkling and read-only: choose another --name.")
+
+    @contextlib.contextmanager
+    def built(self, *, overwrite: bool = False) -> Iterator[RunFolder]:
+        """A temporary folder, which becomes this run if the block ends without an error; else it is removed.
+
+        Raises:
+            RunExistsError: as `check_replaceable`.
+            RunLockedError: the run to replace is in training.
+            RunError: the folder cannot be written.
+        """
+        self.check_replaceable(overwrite=overwrite)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # No run has such a name, so that no other process lists it.
+            partial = Path(tempfile.mkdtemp(prefix=f".{self.name}.", suffix=".partial", dir=self.path.parent))
+        except OSError as error:
+            raise RunError(f"Cannot write {self.path}: {error.strerror or error}.") from None
+        try:
+            yield RunFolder(partial)
+            sync_folder(partial)
+            partial.chmod(0o777 & ~umask())
+            aside = None
+            if self.taken:
+                with self.lock():
+                    aside = self._move_aside("replace")
+            partial.rename(self.path)
+            sync_folder(self.path.parent)
+            if aside is not None:
+                shutil.rmtree(aside, ignore_errors=True)
+        except OSError as error:
+            raise RunError(f"Cannot write {self.path}: {error.strerror or error}.") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def check_new(self, *, overwrite: bool = False) -> None:
         """Check, before long work, that a new run can be made here.
@@ -219,14 +266,24 @@ class RunFolder:
         """
         self._check_own("deleted")
         with self.lock():
-            # No run has such a name, so the rest after a kill is not listed; the next deletion removes it.
-            aside = self.path.with_name(f"{DELETED}{os.urandom(6).hex()}")
-            try:
-                self.path.rename(aside)
-            except OSError as error:
-                raise RunError(f"Cannot delete {self.path}: {error.strerror or error}.") from None
+            self._move_aside("delete")
         for left in self.path.parent.glob(f"{DELETED}*"):
             shutil.rmtree(left, ignore_errors=True)
+
+    def _move_aside(self, what: str) -> Path:
+        """Give the folder a name that no run has, so that what a kill leaves of it is not listed.
+
+        The next deletion removes it.
+
+        Raises:
+            RunError: it cannot be renamed.
+        """
+        aside = self.path.with_name(f"{DELETED}{os.urandom(6).hex()}")
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            raise RunError(f"Cannot {what} {self.path}: {error.strerror or error}.") from None
+        return aside
 
     def rename(self, name: str) -> RunFolder:
         """Give the run another name, in one step; returns its new folder.
@@ -315,6 +372,10 @@ class RunFolder:
         """
         record = read_json(self.path / CONFIG)
         if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
+            if isinstance(record, dict) and "model_type" in record:
+                raise CorruptRunError(
+                    f"{self.path} is a model in the format of transformers, and no run yet: lm import {self.argument}"
+                )
             raise CorruptRunError(f"{self.path / CONFIG} is not the configuration of a run: restore it from a copy.")
         check_version(record["format_version"], self.path / CONFIG)
         for field, kind in _RECORD.items():
@@ -375,6 +436,10 @@ class RunFolder:
     def write_best(self, arrays: Arrays, **facts: Any) -> None:
         """Replace the best weights."""
         write_file(self.path / MODEL, self.pack_weights(arrays, **facts))
+
+    def write_tensors(self, tensors: Mapping[str, LazyTensor], **facts: Any) -> None:
+        """Write the best weights tensor by tensor, in their own formats."""
+        write_tensors(self.path / MODEL, tensors, {**facts, **self._belongs(self.read_record())})
 
     def write_step(self, name: str, arrays: Arrays, **facts: Any) -> None:
         """Write a checkpoint under steps/<name>/."""
@@ -602,7 +667,8 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
             continue
         for path in folder.iterdir():
             # Not Path.is_file, which raises for a folder without permission.
-            if path.name.startswith(DELETED) or not os.path.isfile(path / CONFIG):
+            # A hidden folder is a run that is being made, or the rest of a deleted one.
+            if path.name.startswith(".") or not os.path.isfile(path / CONFIG):
                 continue
             run = RunFolder(path)
             if run.shipped:
