@@ -74,7 +74,9 @@ def add_adapters(model: LanguageModel, training: TrainingConfig) -> LanguageMode
     if training.lora is None:
         return model
     places = _places(model, training)
-    model.requires_grad_(False)
+    for parameter in model.parameters():
+        # Not `requires_grad_`: see `lm.training.module_needs.trainable_on_meta`.
+        parameter.requires_grad = False
     for module, matrix in places:
         if not layers.is_adapted(module):
             module.adapters = nn.ModuleDict()
