@@ -21,7 +21,7 @@ from lm.torch_private import keep_freed_memory
 from lm.training.distillation import Teacher
 from lm.training.learning_rate import learning_rate_share
 from lm.training.train_step import StepBatches, StepResult, TrainStep
-from lm.training.validation import VALIDATION_ROWS, validate
+from lm.training.validation import VALIDATION_ROWS, beginning, validate
 
 RATES = "learning_rate", "muon_learning_rate", "table_learning_rate"
 ENDLESS_STEPS = 10**9
@@ -117,8 +117,9 @@ class Trial:
             # A validation token takes about a third of the time of a training token.
             tokens = int(seconds * 0.25 / step_seconds * self.batches.tokens_per_step * 3)
             begun = time.perf_counter()
-            scores = validate(step, self.corpus.splits["valid"].ids[: max(VALIDATION_ROWS, tokens) + 1])
-            return Speed(step_seconds, self._since(begun) / scores.tokens)
+            ids, marks = beginning(self.corpus.splits["valid"], max(VALIDATION_ROWS, tokens))
+            validate(step, ids, marks)
+            return Speed(step_seconds, self._since(begun) / (len(ids) - 1))
 
     def _since(self, begun: float) -> float:
         return self.step.world.sync_clock(time.perf_counter() - begun)[0]

@@ -42,7 +42,7 @@ from lm.training.plan import HARM, Plan
 from lm.training.preview import preview_step
 from lm.training.schedule import TimedSchedule, make_schedule
 from lm.training.train_step import StepBatches, StepResult, TrainStep
-from lm.training.validation import validate
+from lm.training.validation import beginning, validate
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,8 @@ class Trainer:
     def _compile_if_it_pays(self, seconds: float) -> bool:
         """Decide by the seconds that the plan takes; whether time was spent."""
         kind, parts = self.step.compile_kind, self.config.gradient_accumulation
-        if obstacle(kind, self.device, processes=self.world.size, parts=parts) is not None:
+        reason = obstacle(kind, self.device, processes=self.world.size, parts=parts)
+        if reason is not None or self.step.reads_conversations:
             return False
         wanted, sentence = pays(kind, seconds)
         log.warning("%s", sentence)
@@ -375,7 +376,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_validation(done, total)
 
-        scores = validate(self.step, valid.ids[: None if limit is None else limit + 1], progress=show)
+        scores = validate(self.step, *beginning(valid, limit), progress=show)
         loss = scores.loss
         # A resumed run reaches the same best step again: that is no stall.
         better = math.isfinite(loss) and (
