@@ -153,8 +153,12 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def linears(inputs: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
-    """The outputs of several layers without bias over the same inputs."""
-    if inputs.numel() < MIN_ROWS * inputs.shape[-1] or not usable("linear", inputs):
+    """The outputs of several layers over the same inputs; one call for all if none has a bias."""
+    if (
+        any(layer.bias is not None for layer in layers)
+        or inputs.numel() < MIN_ROWS * inputs.shape[-1]
+        or not usable("linear", inputs)
+    ):
         return tuple(layer(inputs) for layer in layers)
     return apply_all(_Linears, inputs, None, *(layer.weight for layer in layers))
 
