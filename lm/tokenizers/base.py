@@ -18,7 +18,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -81,7 +81,7 @@ class Tokenizer(ABC):
 
     Options: ClassVar[type[TokenizerOptions]]
     type: ClassVar[str]
-    lossless: ClassVar[bool]
+    lossless: bool
     """Whether `decode(encode(s)) == s` for every `s` without unknown symbols."""
     words: Sequence[str] | None = None
     """The tokens by id, if they are words separated by white space and each newline is the start token."""
@@ -94,6 +94,10 @@ class Tokenizer(ABC):
     """The token before the first: `<eos>` for words and subwords, a newline for characters and bytes."""
     unknown_id: int | None
     """The token `<unk>`, which sampling should not emit; None if the vocabulary has none."""
+    end_ids: tuple[int, ...] = ()
+    """The tokens that end a text or a turn of a conversation, the model's own first; generation stops before one."""
+    chat_template: str | None = None
+    """A conversation as text, in the language Jinja; None: the model was trained without one."""
 
     @classmethod
     @abstractmethod
@@ -139,6 +143,25 @@ class Tokenizer(ABC):
         A newline is "\\n", other control characters are their escapes, a space is "▁", and a byte that is not a whole
         character is "<0xE2>".
         """
+
+    @property
+    def end_id(self) -> int | None:
+        """The first of `end_ids`, which ends a text or turn that the model learns; None if there is none."""
+        return self.end_ids[0] if self.end_ids else None
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> Ids:
+        """Ids (N,) of a conversation by the chat template; no start token stands before them.
+
+        What looks like a special token in a message is encoded as its characters.
+
+        Args:
+            messages: the turns, in order: "role" ("system", "user" or "assistant") and "content".
+            add_generation_prompt: end with the beginning of a reply.
+
+        Raises:
+            TokenizerError: there is no chat template, it has an error, or it refuses these messages.
+        """
+        raise TokenizerError(f"The {self.type} tokenizer of this model has no chat template.")
 
     def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
         """The bytes of a text that each of its tokens covers.
