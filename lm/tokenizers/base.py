@@ -149,10 +149,10 @@ class Tokenizer(ABC):
         """The first of `end_ids`, which ends a text or turn that the model learns; None if there is none."""
         return self.end_ids[0] if self.end_ids else None
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> Ids:
-        """Ids (N,) of a conversation by the chat template; no start token stands before them.
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """The text of a conversation by the chat template, for `encode_rendered`.
 
-        What looks like a special token in a message is encoded as its characters.
+        What looks like a special token in a message is marked, so that it stays text.
 
         Args:
             messages: the turns, in order: "role" ("system", "user" or "assistant") and "content".
@@ -162,6 +162,14 @@ class Tokenizer(ABC):
             TokenizerError: there is no chat template, it has an error, or it refuses these messages.
         """
         raise TokenizerError(f"The {self.type} tokenizer of this model has no chat template.")
+
+    def encode_rendered(self, text: str) -> Ids:
+        """Ids (N,) of a part of a text of `render_chat`, with the template's special tokens."""
+        return self.encode(text)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> Ids:
+        """Ids (N,) of a conversation by the chat template; no start token is added. See `render_chat`."""
+        return self.encode_rendered(self.render_chat(messages, add_generation_prompt=add_generation_prompt))
 
     def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
         """The bytes of a text that each of its tokens covers.

@@ -171,8 +171,8 @@ def _sentencepiece(
             {token: scores[index] for token, index in vocabulary.items() if types[index] == NORMAL}
         )
     unknown = next((token for token, index in vocabulary.items() if types[index] == UNKNOWN), None)
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    prepend = {"type": "Prepend", "prepend": SPACE}
+    spaces: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepend: dict[str, Any] = {"type": "Prepend", "prepend": SPACE}
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},

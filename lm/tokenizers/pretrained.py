@@ -58,7 +58,7 @@ _CROSSES_CUT = re.compile(rb"\n[^\s]")
 _WORD = re.compile(r"\S+")
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 _ESCAPED = re.compile("[\udc80-\udcff]")
-_MARK = "\ufdd0"  # a code point that is no character: around what only looks like a special token
+_MARK = "\ufdd0"  # a code point that is no character: between the characters of what only looks like a special token
 
 
 class PretrainedOptions(TokenizerOptions):
@@ -273,30 +273,35 @@ class PretrainedTokenizer(Tokenizer):
             raise unknown_symbol(text, begin, text[begin], remedy="Set unknown to replace or skip.")
         return ids[~is_unknown] if policy == "skip" else ids
 
-    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> Ids:
-        """See `Tokenizer.encode_chat`: as `apply_chat_template` of transformers, but what users type stays text."""
+    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """See `Tokenizer.render_chat`: as `apply_chat_template` of transformers, but what users type stays text."""
         if self.chat_template is None:
             raise TokenizerError("The tokenizer of this model has no chat template.")
-        looks_special = [name for name in self._special if any(name in _content(message) for message in messages)]
-        marked = {name: f"{_MARK}{index}{_MARK}" for index, name in enumerate(looks_special)}
-        text = render_chat(
+        return render_chat(
             self.chat_template,
-            [_replaced(message, marked) for message in messages],
+            [self._marked(message) for message in messages],
             tokens=self.special.names,
             add_generation_prompt=add_generation_prompt,
         )
+
+    def encode_rendered(self, text: str) -> Ids:
+        """See `Tokenizer.encode_rendered`."""
         text = without_surrogates(text, "replace", None)
-        if not marked:
-            return np.array(self._with_special.encode(text, add_special_tokens=False).ids, dtype=self.dtype)
+        if _MARK not in text:
+            encoded = self._with_special.encode_batch_fast([text], add_special_tokens=False)
+            return np.array(encoded[0].ids, dtype=self.dtype)
         parts: list[Ids] = [np.empty(0, dtype=self.dtype)]
         for part in self._special_pattern.split(text):
-            if part in self._special:
-                parts.append(np.array([self._special[part]], dtype=self.dtype))
-                continue
-            for name, mark in marked.items():
-                part = part.replace(mark, name)
-            parts.append(self._encoded(part))
+            token = self._special.get(part)
+            parts.append(self._encoded(part.replace(_MARK, "")) if token is None else np.array([token], self.dtype))
         return np.concatenate(parts)
+
+    def _marked(self, message: Message) -> Message:
+        """The message with a mark inside of what looks like a special token."""
+        content = message.get("content")
+        if not isinstance(content, str) or not self._special:
+            return message
+        return {**message, "content": self._special_pattern.sub(lambda match: _MARK.join(match[0]), content)}
 
     @functools.cached_property
     def _with_special(self) -> huggingface.Tokenizer:
@@ -564,19 +569,6 @@ def _template(value: Any) -> str | None:
     if isinstance(value, list):
         value = next((each.get("template") for each in value if each.get("name") == "default"), None)
     return value if isinstance(value, str) and value else None
-
-
-def _content(message: Message) -> str:
-    content = message.get("content")
-    return content if isinstance(content, str) else ""
-
-
-def _replaced(message: Message, marked: Mapping[str, str]) -> Message:
-    content = message.get("content")
-    if isinstance(content, str):
-        for name, mark in marked.items():
-            content = content.replace(name, mark)
-    return {**message, "content": content}
 
 
 def _without(text: str, symbols: Iterable[tuple[int, str]]) -> str:

@@ -1,8 +1,16 @@
 """Tiny tokenizers of the library `tokenizers`, learned in a second, in the forms that published models have."""
 
 import json
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from lm.config import CorpusConfig, RunConfig, Section
+from lm.models.base import build_model
+from lm.runs.run import Run
+from lm.runs.run_folder import RunFolder
+from lm.tokenizers.pretrained import PretrainedTokenizer
+from lm.version import __version__
 
 TEXT = "The cat sat on the mat .\nThe café – naïve ☕ – was\tshut .\n\n \n" * 5 + "No newline at the end"
 CHAT_TEMPLATE = (
@@ -67,3 +75,21 @@ def sentencepiece_like(*, prefix: bool = True, metaspace: bool = False) -> str:
     made.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if prefix else parts)
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return made.to_str()
+
+
+def make_run(folder: Path, tokenizer: PretrainedTokenizer, *, seed: int = 4) -> Run:
+    """A run as an import makes it, with random weights and without a corpus."""
+    section = Section(type="transformer", hidden_size=32, num_heads=2, num_layers=2, context_length=512)
+    model = build_model(section, tokenizer.vocab_size, seed=seed)
+    config = RunConfig(
+        corpus=CorpusConfig(source=""), tokenizer=Section(**tokenizer.options.model_dump()), model=section
+    ).resolved()
+    run = RunFolder(folder)
+    record = {
+        "inkling": __version__, "created": "2026-01-01T00:00:00+00:00", "parameters": model.num_parameters(),
+        "counts": 0, "kind": model.kind, "config": config.model_dump(mode="json"),
+        "corpus": {"name": "imported", "sha256": "", "key": "", "notes": [], "newline": "\n", "splits": {}},
+    }  # fmt: skip
+    run.create(record, tokenizer)
+    run.write_best(model.arrays(), step=0)
+    return Run(run)
