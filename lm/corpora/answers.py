@@ -160,6 +160,23 @@ def encode_conversations(name: str, conversations: Iterable[Conversation], token
     return TokenSplit(name, ids, encoder.counts(measure), measure.sha256, marks)
 
 
+def beginning(split: TokenSplit, tokens: int | None) -> tuple[Ids, Marks | None]:
+    """The first tokens of a split and their marks,; of conversations, whole ones.
+
+    Args:
+        split: of a corpus.
+        tokens: how many, beside the first start token; None: all.
+    """
+    if tokens is None or tokens >= len(split.ids) - 1:
+        return split.ids, split.marks
+    if split.marks is None:
+        return split.ids[: tokens + 1], None
+    begins = np.append(np.flatnonzero(np.asarray(split.marks) == START), len(split.ids))
+    # At least one conversation.
+    end = int(begins[max(1, np.searchsorted(begins, tokens + 1, side="right") - 1)])
+    return split.ids[:end], split.marks[:end]
+
+
 def answer_notes(split: TokenSplit) -> Iterator[str]:
     """A note on what is learned of conversations."""
     if split.marks is not None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
+from lm.corpora.answers import beginning
 from lm.corpora.batches import Batch
 from lm.device import deterministic
 from lm.errors import ConfigError
@@ -21,7 +22,7 @@ from lm.torch_private import keep_freed_memory
 from lm.training.distillation import Teacher
 from lm.training.learning_rate import learning_rate_share
 from lm.training.train_step import StepBatches, StepResult, TrainStep
-from lm.training.validation import VALIDATION_ROWS, beginning, validate
+from lm.training.validation import VALIDATION_ROWS, validate
 
 RATES = "learning_rate", "muon_learning_rate", "table_learning_rate"
 ENDLESS_STEPS = 10**9
@@ -118,7 +119,7 @@ class Trial:
             tokens = int(seconds * 0.25 / step_seconds * self.batches.tokens_per_step * 3)
             begun = time.perf_counter()
             ids, marks = beginning(self.corpus.splits["valid"], max(VALIDATION_ROWS, tokens))
-            validate(step, ids, marks)
+            validate(step, ids, marks=marks)
             return Speed(step_seconds, self._since(begun) / (len(ids) - 1))
 
     def _since(self, begun: float) -> float:

@@ -25,6 +25,7 @@ from types import FrameType
 
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
+from lm.corpora.answers import beginning
 from lm.device import deterministic
 from lm.errors import DivergedError
 from lm.files import Arrays
@@ -42,7 +43,7 @@ from lm.training.plan import HARM, Plan
 from lm.training.preview import preview_step
 from lm.training.schedule import TimedSchedule, make_schedule
 from lm.training.train_step import StepBatches, StepResult, TrainStep
-from lm.training.validation import beginning, validate
+from lm.training.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -376,7 +377,8 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_validation(done, total)
 
-        scores = validate(self.step, *beginning(valid, limit), progress=show)
+        ids, marks = beginning(valid, limit)
+        scores = validate(self.step, ids, marks=marks, progress=show)
         loss = scores.loss
         # A resumed run reaches the same best step again: that is no stall.
         better = math.isfinite(loss) and (

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
-from lm.corpora import TokenSplit
-from lm.corpora.answers import START, Marks
+from lm.corpora.answers import Marks
 from lm.evaluation.perplexity import Scores, score
 from lm.tokenizers.base import Ids
 from lm.training.train_step import TrainStep
@@ -18,25 +15,8 @@ VALIDATION_WARM_UP = 256
 """Tokens before its part that a row reads first: then the loss is within 0.005 nats of the report's."""
 
 
-def beginning(split: TokenSplit, tokens: int | None) -> tuple[Ids, Marks | None]:
-    """The first tokens of a split and their marks, as `validate` takes them; of conversations, whole ones.
-
-    Args:
-        split: of a corpus.
-        tokens: how many, beside the first start token; None: all.
-    """
-    if tokens is None or tokens >= len(split.ids) - 1:
-        return split.ids, split.marks
-    if split.marks is None:
-        return split.ids[: tokens + 1], None
-    begins = np.append(np.flatnonzero(np.asarray(split.marks) == START), len(split.ids))
-    # At least one conversation.
-    end = int(begins[max(1, np.searchsorted(begins, tokens + 1, side="right") - 1)])
-    return split.ids[:end], split.marks[:end]
-
-
 def validate(
-    step: TrainStep, ids: Ids, marks: Marks | None = None, *, progress: Callable[[int, int], None] | None = None
+    step: TrainStep, ids: Ids, *, marks: Marks | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Scores:
     """The scores of all processes together, with averaged weights if there is an average.
 
