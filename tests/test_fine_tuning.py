@@ -120,14 +120,13 @@ def test_the_report_warns_of_a_base_that_learned_the_same_text_and_says_that_a_b
 @pytest.mark.slow
 def test_a_model_that_learned_conversations_answers_and_ends_its_answer(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
-    rows = [{"prompt": f"{letter}?", "completion": "yes, " + letter} for letter in "abcdefghijklmnopqrstuvwxyz"]
+    rows = [{"prompt": f"{a}{b}?", "completion": "yes, sir"} for a in "abcdef" for b in "uvwxyz"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    overrides = {**SMALL, "model.hidden_size": 32, "training.max_steps": 150, "training.learning_rate": 0.02}
+    overrides = {**SMALL, "model.hidden_size": 32, "training.max_steps": 120, "training.learning_rate": 0.02}
     run = lm.train(path, preset="gru-char", overrides=overrides, name="chats")
     # `lm chat` shows a line and a newline, and stops at a blank line.
-    reply = run.sample("a?\n", temperature=0, max_tokens=40, stop=("\n\n",))
-    assert reply.startswith("yes, ")
-    assert len(reply) == 6
+    replies = [run.sample(f"{a}w?\n", temperature=0, max_tokens=40, stop=("\n\n",)) for a in "abcdef"]
+    assert set(replies) == {"yes, sir"}
     report = run.reports()["valid"]
     assert report["tokens"] + report["context_tokens"] == len(run.own_text().splits["valid"].ids) - 1
     assert run.record["corpus"]["splits"]["valid"]["tokens"] == report["tokens"]
