@@ -25,6 +25,7 @@ from cli.terminal import Shown
 from lm.config import validate
 from lm.errors import ConfigError, LMError
 from lm.generation.options import SamplingOptions
+from lm.tokenizers.turns import BLANK_LINE
 
 if TYPE_CHECKING:
     from lm.evaluation.adaptation import Learner
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 POSITION = 5
 
-BLANK_LINE = "\n\n"
 CONTINUES = "The model continues your line and a newline, up to a blank line."
 ANSWERS = "The model answers your line; its chat template puts both into its text."
 HELP = """\

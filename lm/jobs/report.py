@@ -44,7 +44,8 @@ def report_run(folder: RunFolder, device: str, callbacks: Sequence[Callback], *,
     else:
         # The first question of the held-out conversations.
         asked = valid.ids[: int(np.argmax(valid.marks == ANSWER))].tolist()
-        options = SAMPLE.model_copy(update={"stop": (BLANK_LINE,)})
+        # A chat template has end tokens.
+        options = SAMPLE.model_copy(update={"stop": () if run.tokenizer.chat_template else (BLANK_LINE,)})
         answer = "".join(event.text for event in run.events(Request(tuple(asked), options)))
         run.save_sample(run.tokenizer.decode(asked).lstrip(), [answer], options)
     return run

@@ -98,6 +98,7 @@ class HiddenLinear(layers.Linear):
     """A linear layer of a block."""
 
     optimizer_kind = "muon"
+    adapts = ("weight",)
 
 
 class Attention(nn.Module):
@@ -221,10 +222,9 @@ class Block(nn.Module):
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(B, T, E) → (B, T, E), and the new cache."""
-        # Hooks on the parts need calls of the modules.
-        # The native block has no biases.
+        # Hooks and adapters of the parts need calls of the modules, and the native block has no biases.
         native = causal and cache is None and self.self_attn.q_proj.bias is None and usable("block", hidden)
-        if native and not any(map(has_hooks, self._parts)):
+        if native and not any(has_hooks(part) or layers.is_adapted(part) for part in self._parts):
             hidden, key, value = self._run_native(hidden, rotation)
             return hidden, (key, value)
         mixed, after = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)

@@ -141,9 +141,7 @@ def test_a_row_that_is_no_conversation_is_left_out_and_named(
 
 def test_rows_that_are_mostly_wrong_are_an_error_with_their_lines(tmp_path: Path) -> None:
     path = write(tmp_path, [asked("a", ""), TWO[0], asked("b", "")])
-    with pytest.raises(
-        CorpusError, match=r"chats\.jsonl: 2 of 3 rows are no conv.* \(line 1: message 2 .*line 3"
-    ):
+    with pytest.raises(CorpusError, match=r"chats\.jsonl: 2 of 3 rows are no conv.* \(line 1: message 2 .*line 3"):
         ready(path)
 
 
