@@ -25,7 +25,6 @@ from cli.terminal import Shown
 from lm.config import validate
 from lm.errors import ConfigError, LMError
 from lm.generation.options import SamplingOptions
-from lm.tokenizers.turns import BLANK_LINE
 
 if TYPE_CHECKING:
     from lm.evaluation.adaptation import Learner
@@ -74,6 +73,8 @@ def command(
     lm chat RUN --max-tokens 200
     printf 'ROMEO:\\n/probs\\n' | lm chat RUN --seed 7
     """
+    from lm.tokenizers.turns import BLANK_LINE
+
     given = {"logprobs": 4, "stop": (BLANK_LINE, "\r\n\r\n"), **(sampling or {})}
     given["seed"] = secrets.randbelow(2**31) if seed is None else seed
     options = validate(SamplingOptions, given, where="sampling")
@@ -192,6 +193,8 @@ def _reply(
     talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | None, turns: TemplateTurns | None
 ) -> Sequence[int]:
     """Print the reply to a line; returns the tokens that the model read before it."""
+    from lm.tokenizers.turns import BLANK_LINE
+
     if turns is None:
         ids, from_begin = run.encode_prompt(line + run.newline, unknown).tolist(), False
     else:
