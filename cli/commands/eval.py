@@ -125,6 +125,7 @@ def command(
     from cli.report import print_report
     from cli.signature_check import checked, settings_of
     from lm.corpora import open_text
+    from lm.corpora.text import Text
     from lm.evaluation.signature import parse
     from lm.runs.run import load
 
@@ -146,11 +147,11 @@ def command(
         )  # fmt: skip
         extras.check(measured_in)
     stride = extras.stride(stride, loaded)
-    content = None
+    content: str | Text | None = None
     if text is not None:
         own = loaded.config.corpus
         opened = open_text(text, text_column=text_column or own.text_column, encoding=encoding or own.encoding)
-        content = "".join(opened.chunks())
+        content = opened if opened.conversations else "".join(opened.chunks())
     with (
         reading() as watch,
         extras.watching(loaded, stride=stride, corpus=corpus, data_dir=data_dir, reading=watch) as watchers,

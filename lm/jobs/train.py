@@ -238,7 +238,7 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
     run = Run(folder, device=device)
     # An interrupted run is saved, and `lm eval` can measure it later.
     if world.is_rank0 and end.reason != "interrupted":
-        run = report_run(folder, device, callbacks)
+        run = report_run(folder, device, callbacks, base=job.init)
         drop_teacher(folder)
     world.barrier()
     return run, True

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from lm.config import listed
 from lm.kernels.autograd import apply, entropies, linear, product
 from lm.kernels.dispatch import in_its_format, stays_in_fp32, usable
-from lm.models.base import ModelOptions, State, TrainingLoss, cross_entropies
+from lm.models.base import ModelOptions, State, TrainingLoss, at_places, cross_entropies
 from lm.models.contributions import Contributions, head_contributions, log_terms
 from lm.models.layout import Shape, Stage
 from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, run_part
@@ -188,6 +188,7 @@ class OutputHead:
         dtype: torch.dtype,
         soft_targets: Tensor | None = None,
         host_inputs: Mapping[str, Tensor] | None = None,
+        learned: Tensor | None = None,
     ) -> TrainingLoss:
         """The loss of hidden vectors (B, T, H) at targets (B, T); in chunks if all logits need too much memory.
 
@@ -198,7 +199,13 @@ class OutputHead:
             dtype: of softmax and loss.
             soft_targets: see `LanguageModel.training_loss`; then all logits are in memory.
             host_inputs: with those of `tail_positions`; None: found here, and on a GPU the host waits for them.
+            learned: see `LanguageModel.training_loss`; no logits are computed at other places.
         """
+        if learned is not None:
+            hidden, targets = at_places(hidden, learned), targets.flatten()[learned][None]
+            added = None if added is None else at_places(added, learned)
+            # Their positions are those of the whole batch.
+            host_inputs = None
         large = self.tails is not None or targets.numel() * len(self.weight) > max_logits(targets.device)
         if added is None and label_smoothing == 0 and soft_targets is None and large:
             vectors = self._project(hidden)

@@ -313,6 +313,7 @@ class Transformer(LanguageModel):
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
         host_inputs: Mapping[str, Tensor] | None = None,
+        learned: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`."""
         hidden, added, after = self._hidden(ids, state, host_inputs)
@@ -325,6 +326,7 @@ class Transformer(LanguageModel):
             dtype=self.loss_dtype,
             soft_targets=soft_targets,
             host_inputs=host_inputs,
+            learned=learned,
         )
 
     def host_inputs(

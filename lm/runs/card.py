@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.config import RunConfig
+from lm.evaluation.report import FineTuning
 from lm.files import read_facts
 from lm.runs.run_folder import RunFolder
 
@@ -195,6 +196,7 @@ def model_card(facts: dict[str, Any]) -> str:
             if report.get("signature"):
                 lines += [f"Signature: `{report['signature']}`", ""]
             lines += [f"{note}\n" for note in report["notes"]]
+            lines += _fine_tuning_lines(report.get("fine_tuning"))
     else:
         lines += [
             "None: the run has no corpus. `lm eval --text FILE` measures it on a text." if facts["imported"]
@@ -214,6 +216,16 @@ def model_card(facts: dict[str, Any]) -> str:
         lines += [f"| {name} | {value} |" for name, value in facts["options"][section].items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _fine_tuning_lines(content: dict[str, Any] | None) -> list[str]:
+    """The comparison of a fine-tuned run, as lines of the card."""
+    if content is None:
+        return []
+    found = FineTuning.model_validate(content)
+    lines = ["Fine-tuning, on this text:", "", "| model | bits per byte | |", "|---|---|---|"]
+    lines += [f"| {name} | {figure(bits, '.4f')} | {remark} |" for name, bits, remark in found.rows()]
+    return [*lines, "", *(f"{sentence}\n" for sentence in (found.warning, found.note) if sentence)]
 
 
 def origin(imported: Mapping[str, Any] | None, corpus: str) -> str:
