@@ -253,9 +253,9 @@ class _MeanNats(torch.autograd.Function):
         way = None
         if stays_in_fp32(weight):
             low = torch.float32
-        elif not listed and dtype == torch.float32 and usable("entropy", hidden):
+        elif not listed and dtype == torch.float32 and usable("entropy", weight):
             # Native products round their operands themselves.
-            low, way = hidden.dtype, isa_and_threads()
+            low, way = torch.float32, isa_and_threads()
         bounds = *cutoffs, len(weight)
         first = bounds[0]
         with torch.autocast(device, enabled=False):

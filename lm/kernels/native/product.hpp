@@ -7,6 +7,10 @@
 #include <algorithm>
 #include <vector>
 
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+
 #include "linear.hpp"
 #include "slots.hpp"
 #if defined(INKLING_AMX)
@@ -40,7 +44,22 @@ constexpr int kAcross = 3, kDown = 8;  // panels and rows of C held in registers
 constexpr int kAcross = 1, kDown = 6;
 #endif
 constexpr int kDeep = 512;           // of k at a time: a tile's rows of A stay in the first cache
-constexpr int kBroad = 15 * kPanel;  // columns at a time: the block of B stays in the second
+
+// Columns at a time: the block of B takes 15 of 32 parts of the second cache, as the system reports it, or of 1 MB. No
+// sum depends on it.
+inline int broad() {
+    static const int columns = [] {
+        long bytes = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+        bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+        if (bytes <= 0) bytes = 1 << 20;
+        const long most = bytes / 32 * 15 / (slots(kDeep) * 4);
+        constexpr long kUnit = kAcross * kPanel;
+        return int(std::clamp(most / kUnit * kUnit, 2 * kUnit, 20 * kUnit));
+    }();
+    return columns;
+}
 #if defined(INKLING_BF16)
 constexpr int kGroup = kDown > 16 ? kDown : 16;    // rows of A that are rounded at a time
 constexpr int kRowStep = slots(kDeep) + kPanel;    // from row to row of them
@@ -226,7 +245,7 @@ struct Product {
     static size_t packed_size(int depth, int columns) { return size_t(slots(depth)) * padded(columns); }
     // All of B, for products with these operands; block after block, as `run` wants them.
     void pack(float* to) const {
-        for (int left = 0; left < columns; left += kBroad)
+        for (int left = 0; left < columns; left += broad())
             for (int deep = 0; deep < depth; deep += kDeep) pack_block(left, deep, to + block_at(left, deep));
     }
 
@@ -240,7 +259,7 @@ struct Product {
         return part;
     }
 
-    // Rows [begin, end) of C; `packed` holds kDeep * kBroad floats where B is not packed already.
+    // Rows [begin, end) of C; `packed` holds kDeep * broad() floats where B is not packed already.
     void run(int begin, int end, float* packed) const {
         alignas(64) float held[kHeld];
         float spare[kDown][kAcross * kPanel];
@@ -248,8 +267,8 @@ struct Product {
         float *to[kDown], *rows_of_c[kDown];
         const float* deeper[kDeep];
         const Tiles tiles;
-        for (int left = 0; left < columns; left += kBroad) {
-            const int right = std::min(columns, left + kBroad);
+        for (int left = 0; left < columns; left += broad()) {
+            const int right = std::min(columns, left + broad());
             for (int deep = 0; deep < std::max(depth, 1); deep += kDeep) {
                 const int many = std::min(kDeep, depth - deep);
                 const float* block = whole ? whole + block_at(left, deep) : packed;
@@ -289,7 +308,7 @@ struct Product {
 private:
     // Where the block of B from a column and a row on lies among all of them.
     int64_t block_at(int left, int deep) const {
-        return int64_t(left) * slots(depth) + int64_t(slots(deep)) * padded(std::min(kBroad, columns - left));
+        return int64_t(left) * slots(depth) + int64_t(slots(deep)) * padded(std::min(broad(), columns - left));
     }
 
     // Where a tile reads `count` rows of A from `row` on, their slots at [deep, deep + many): from[r], and how far it is
@@ -346,7 +365,7 @@ private:
 
 
     void pack_block(int left, int deep, float* to) const {
-        const int right = std::min(columns, left + kBroad), many = std::min(kDeep, depth - deep);
+        const int right = std::min(columns, left + broad()), many = std::min(kDeep, depth - deep);
         if (b_turned)
             pack_turned(b, deep, many, left, right, to);
         else
@@ -359,7 +378,7 @@ class ProductSpace {
 public:
     float* packed(int part) { return held_[part].data(); }
     void reserve(int parts) {
-        while (int(held_.size()) < parts) held_.emplace_back(size_t(kDeep) * kBroad);
+        while (int(held_.size()) < parts) held_.emplace_back(size_t(slots(kDeep)) * broad());
     }
 
 private:
@@ -368,7 +387,7 @@ private:
 
 inline void multiply(Pool& pool, ProductSpace& space, const Product& product) {
     // Each part packs all of B's rows for its columns: of a wide product every part takes columns, of another one rows.
-    const bool across = product.columns >= 2 * kBroad || product.rows < 4 * kDown * pool.threads();
+    const bool across = product.columns >= 2 * broad() || product.rows < 4 * kDown * pool.threads();
     const int unit = across ? kAcross * kPanel : kDown, size = across ? product.columns : product.rows;
     const double work = double(product.rows) * product.depth * product.columns;
     // Below some 2 million multiplications handing over costs more than it brings.
