@@ -26,6 +26,7 @@ from lm.corpora.batches import Batch, make_batches
 from lm.errors import NonFiniteLossError
 from lm.files import Arrays
 from lm.kernels.compiled import native
+from lm.kernels.dispatch import isa_and_threads
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.training import distributed
 from lm.training.compiling import MAX_GRAPHS, CompiledLoss, compiled, compiling, kind_for, obstacle
@@ -428,9 +429,13 @@ class TrainStep:
             "processes": str(self.world.size),
             "threads": str(torch.get_num_threads()),
             "cpu": torch.backends.cpu.get_cpu_capability(),
-            "kernels": "none" if native() is None else native().instruction_sets()[0],
+            "kernels": "none" if native() is None else self._instruction_set(),
             "MKL_CBWR": os.environ.get("MKL_CBWR", ""),
         }
+
+    def _instruction_set(self) -> str:
+        with self.mixed.computing():
+            return isa_and_threads()[0]
 
     def _random_states(self) -> Arrays:
         """The random generators of all processes: "cpu" and "cuda" of rank 0, "cpu.1" of rank 1, …"""

@@ -11,6 +11,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "features.hpp"
 #include "kernel.hpp"
 #include "rows.hpp"
 
@@ -44,6 +45,13 @@ DECLARE(inkling_plain)
 DECLARE(inkling_avx2)
 DECLARE(inkling_avx512)
 #endif
+#if defined(INKLING_AVX512_BF16)
+DECLARE(inkling_avx512_bf16)
+#endif
+#if defined(INKLING_AMX_BF16)
+DECLARE(inkling_amx_bf16)
+#endif
+DECLARE(inkling_amx_emulated)
 
 inkling::Kernel::~Kernel() = default;
 
@@ -61,6 +69,18 @@ std::vector<std::string> instruction_sets() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back("avx2");
 #endif
     found.push_back("plain");
+    return found;
+}
+
+// Those that train with products in bf16, best first.
+std::vector<std::string> bf16_instruction_sets() {
+    std::vector<std::string> found;
+#if defined(INKLING_AMX_BF16)
+    if (inkling::has_avx512_bf16() && inkling::has_amx_bf16()) found.push_back("amx_bf16");
+#endif
+#if defined(INKLING_AVX512_BF16)
+    if (inkling::has_avx512_bf16()) found.push_back("avx512_bf16");
+#endif
     return found;
 }
 
@@ -292,13 +312,28 @@ using inkling::Sequence;
 
 // Calls `function` of an instruction set.
 #if defined(INKLING_X86)
-#define CALL(isa, function, ...)                                                \
-    (isa == "avx512" ? inkling_avx512::function(__VA_ARGS__)                    \
-     : isa == "avx2" ? inkling_avx2::function(__VA_ARGS__)                      \
-                     : inkling_plain::function(__VA_ARGS__))
+#define CALL_X86(isa, function, ...)                          \
+    isa == "avx512" ? inkling_avx512::function(__VA_ARGS__)   \
+    : isa == "avx2" ? inkling_avx2::function(__VA_ARGS__)     \
+    :
 #else
-#define CALL(isa, function, ...) inkling_plain::function(__VA_ARGS__)
+#define CALL_X86(isa, function, ...)
 #endif
+#if defined(INKLING_AVX512_BF16)
+#define CALL_AVX512_BF16(isa, function, ...) isa == "avx512_bf16" ? inkling_avx512_bf16::function(__VA_ARGS__) :
+#else
+#define CALL_AVX512_BF16(isa, function, ...)
+#endif
+#if defined(INKLING_AMX_BF16)
+#define CALL_AMX_BF16(isa, function, ...) isa == "amx_bf16" ? inkling_amx_bf16::function(__VA_ARGS__) :
+#else
+#define CALL_AMX_BF16(isa, function, ...)
+#endif
+#define CALL(isa, function, ...)                                                                          \
+    (CALL_X86(isa, function, __VA_ARGS__) CALL_AVX512_BF16(isa, function, __VA_ARGS__)                    \
+     CALL_AMX_BF16(isa, function, __VA_ARGS__) isa == "amx_emulated"                                      \
+         ? inkling_amx_emulated::function(__VA_ARGS__)                                                    \
+         : inkling_plain::function(__VA_ARGS__))
 
 // Refuses numbers that are negative or not below `bound`.
 void all_below(const int64_t* numbers, int64_t count, int64_t bound, const char* complaint) {
@@ -529,6 +564,7 @@ NB_MODULE(_native, module) {
     // A graph may still hold a Sequence when Python ends.
     nb::set_leak_warnings(false);
     module.def("instruction_sets", &instruction_sets);
+    module.def("bf16_instruction_sets", &bf16_instruction_sets);
     nb::class_<Kernel>(module, "Kernel")
         .def("step", &step_slots, "slots"_a, "ids"_a)
         .def("read", &read_text, "slot"_a, "ids"_a, "all"_a.none())
