@@ -1,0 +1,33 @@
+"""What a tokenizer is called in a GGUF file, which llama.cpp reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+"""Types of tokens in GGUF."""
+GGUF_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""A space inside a token, for llama and t5."""
+
+
+@dataclass(frozen=True)
+class GGUFVocabulary:
+    """A tokenizer as llama.cpp knows it. It adds the start token itself."""
+
+    model: str
+    """gpt2 (byte-level BPE), llama (BPE of sentencepiece with bytes) or t5 (unigram without bytes)."""
+    tokens: Sequence[str]
+    """By id; all different."""
+    types: Sequence[int]
+    end_id: int
+    """The token that ends a text there."""
+    scores: Sequence[float] | None = None
+    """By id; None for gpt2."""
+    merges: Sequence[str] | None = None
+    """For gpt2: pairs of tokens, with a space between them."""
+    split: str | None = None
+    """For gpt2: the name of the rule that cuts a text into words before the merges."""
+    unknown_id: int | None = None
+    notes: tuple[str, ...] = ()
+    """Texts that have other tokens there."""
