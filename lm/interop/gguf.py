@@ -25,7 +25,7 @@ from lm.models.base import State
 from lm.models.huggingface import HuggingFaceModel
 from lm.runs.run import Run
 from lm.tokenizers.base import REPLACEMENT
-from lm.tokenizers.gguf_vocabulary import GGUF_SPACE, GGUFVocabulary
+from lm.tokenizers.llama_cpp import SPACE, LlamaCppVocabulary
 from lm.version import __version__
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
 
 
 def write(
-    run: Run, model: HuggingFaceModel, vocabulary: GGUFVocabulary, path: Path, precision: ExportPrecision = "fp32"
+    run: Run, model: HuggingFaceModel, vocabulary: LlamaCppVocabulary, path: Path, precision: ExportPrecision = "fp32"
 ) -> int:
     """Write the GGUF file; the number of matrices that q8_0 does not fit, which are fp16.
 
@@ -138,7 +138,7 @@ def permuted(array: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float
     return halves.swapaxes(1, 2).reshape(array.shape)
 
 
-def add_vocabulary(writer: Any, vocabulary: GGUFVocabulary, start_id: int) -> None:
+def add_vocabulary(writer: Any, vocabulary: LlamaCppVocabulary, start_id: int) -> None:
     """Write a tokenizer into the metadata of a `gguf.GGUFWriter`."""
     writer.add_tokenizer_model(vocabulary.model)
     if vocabulary.split is not None:
@@ -204,7 +204,7 @@ class Opened(torch.nn.Module):
 
 def _readable(text: str) -> str:
     """The text without what the notes of vocabularies name."""
-    return _UNKNOWN_RUN.sub(REPLACEMENT, text.replace(GGUF_SPACE, " "))
+    return _UNKNOWN_RUN.sub(REPLACEMENT, text.replace(SPACE, " "))
 
 
 @functools.cache
@@ -217,7 +217,7 @@ def _silence() -> Any:
     return callback
 
 
-def _measure(run: Run, vocabulary: GGUFVocabulary, path: Path, data_dir: Path | None) -> tuple[Proof, list[str]]:
+def _measure(run: Run, vocabulary: LlamaCppVocabulary, path: Path, data_dir: Path | None) -> tuple[Proof, list[str]]:
     """The losses there and here, and what was not proved."""
     name, split = proof_text(run, data_dir, readable=str if vocabulary.model == "gpt2" else _readable)
     loss_here = score(run.model, split.ids).loss

@@ -40,7 +40,7 @@ from lm.registry import TOKENIZERS
 if TYPE_CHECKING:
     import tokenizers as huggingface
 
-    from lm.tokenizers.gguf_vocabulary import GGUFVocabulary
+    from lm.tokenizers.llama_cpp import LlamaCppVocabulary
 
 TOKENIZER_FORMAT_VERSION = 1
 
@@ -224,7 +224,7 @@ class Tokenizer(ABC):
         """
         raise UnsupportedExportError(f"{self.type} tokenizers have no counterpart in the library tokenizers.")
 
-    def to_gguf(self) -> GGUFVocabulary:
+    def to_gguf(self) -> LlamaCppVocabulary:
         """The same tokenizer of llama.cpp: the same ids, except for what its notes name.
 
         Raises:

@@ -24,7 +24,7 @@ from lm.tokenizers.base import (
     visible_byte,
     without_surrogates,
 )
-from lm.tokenizers.gguf_vocabulary import NORMAL, GGUFVocabulary
+from lm.tokenizers.llama_cpp import NORMAL, LlamaCppVocabulary
 
 if TYPE_CHECKING:
     import tokenizers as huggingface
@@ -101,9 +101,9 @@ class ByteTokenizer(Tokenizer):
         converted.decoder = decoders.ByteLevel()
         return converted
 
-    def to_gguf(self) -> GGUFVocabulary:
+    def to_gguf(self) -> LlamaCppVocabulary:
         """See `Tokenizer.to_gguf`: byte-level BPE without merges, numbered by byte."""
-        return GGUFVocabulary(
+        return LlamaCppVocabulary(
             model="gpt2",
             tokens=byte_alphabet(),
             types=[NORMAL] * 256,

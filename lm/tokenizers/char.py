@@ -26,7 +26,7 @@ from lm.tokenizers.base import (
     utf8_sizes,
     visible,
 )
-from lm.tokenizers.gguf_vocabulary import GGUF_SPACE, NORMAL, UNKNOWN, GGUFVocabulary
+from lm.tokenizers.llama_cpp import SPACE, NORMAL, UNKNOWN, LlamaCppVocabulary
 
 if TYPE_CHECKING:
     import tokenizers as huggingface
@@ -149,21 +149,21 @@ class CharTokenizer(Tokenizer):
         converted.decoder = decoders.Sequence([decoders.Replace(_UNK, REPLACEMENT), decoders.Fuse()])
         return converted
 
-    def to_gguf(self) -> GGUFVocabulary:
+    def to_gguf(self) -> LlamaCppVocabulary:
         """See `Tokenizer.to_gguf`: unigram tokens of one character each.
 
         Raises:
             UnsupportedExportError: the vocabulary has a character that llama.cpp cannot hold.
         """
-        for char in ("\0", GGUF_SPACE):
+        for char in ("\0", SPACE):
             if char in self.vocabulary:
                 raise UnsupportedExportError(
                     f"llama.cpp cannot hold the character U+{ord(char):04X} of this vocabulary: train on a text "
                     "without it, or with --set tokenizer.type=byte."
                 )
-        return GGUFVocabulary(
+        return LlamaCppVocabulary(
             model="t5",
-            tokens=[*self.vocabulary.replace(" ", GGUF_SPACE), _UNK],
+            tokens=[*self.vocabulary.replace(" ", SPACE), _UNK],
             types=[NORMAL] * len(self.vocabulary) + [UNKNOWN],
             end_id=self.unknown_id,
             # All are equal: a character has one token.
@@ -172,7 +172,7 @@ class CharTokenizer(Tokenizer):
             notes=(
                 "A run of characters outside the vocabulary becomes one unknown token there, whatever the policy is.",
                 "The unknown token ends a text there.",
-                f"The character {GGUF_SPACE} (U+2581) is read as a space there.",
+                f"The character {SPACE} (U+2581) is read as a space there.",
             ),
         )
 

@@ -42,7 +42,7 @@ from lm.tokenizers.base import (
     visible_byte,
     without_surrogates,
 )
-from lm.tokenizers.gguf_vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, GGUFVocabulary
+from lm.tokenizers.llama_cpp import BYTE, CONTROL, NORMAL, UNKNOWN, LlamaCppVocabulary
 
 if TYPE_CHECKING:
     import tokenizers as huggingface
@@ -235,7 +235,7 @@ class SubwordTokenizer(Tokenizer):
         )
         return converted
 
-    def to_gguf(self) -> GGUFVocabulary:
+    def to_gguf(self) -> LlamaCppVocabulary:
         """See `Tokenizer.to_gguf`: pieces and scores of sentencepiece.
 
         Raises:
@@ -246,7 +246,7 @@ class SubwordTokenizer(Tokenizer):
                 "llama.cpp cannot read text as bytes with unigram pieces: train with --set tokenizer.algorithm=bpe."
             )
         # No merge makes the name of a special token: a piece has no letters beside other characters.
-        return GGUFVocabulary(
+        return LlamaCppVocabulary(
             model="llama",
             tokens=self._spelled,
             types=[UNKNOWN, CONTROL, *[BYTE] * 256, *[NORMAL] * (self.vocab_size - 258)],

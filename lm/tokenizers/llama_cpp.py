@@ -1,4 +1,4 @@
-"""What a tokenizer is called in a GGUF file, which llama.cpp reads."""
+"""What a tokenizer is called in llama.cpp, which reads it from a GGUF file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 """Types of tokens in GGUF."""
-GGUF_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """A space inside a token, for llama and t5."""
 
 
 @dataclass(frozen=True)
-class GGUFVocabulary:
+class LlamaCppVocabulary:
     """A tokenizer as llama.cpp knows it. It adds the start token itself."""
 
     model: str
