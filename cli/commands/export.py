@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir, choice, path_option
 
 POSITION = 11
-FORMATS = {
-    "hf": "lm.interop.huggingface", "gguf": "lm.interop.gguf", "onnx": "lm.interop.onnx", "html": "lm.interop.html",
-}  # fmt: skip
-"""Format → module whose `export` writes it."""
-PRECISIONS = {
-    "hf": ("fp32", "fp16"), "gguf": ("fp32", "fp16", "q8_0"), "onnx": ("fp32", "fp16", "int8"), "html": ("int8",),
-}  # fmt: skip
-"""Format → its precisions, the default first."""
-SUFFIXES = {"html": ".html"}
-"""Ends of the names of formats that are one file."""
 
 
 def command(
@@ -56,16 +46,16 @@ def command(
     lm export RUN --to onnx --out folder
     lm export RUN --to html --out page.html
     """
-    import importlib
-
     from cli.output import console, facts_table, print_json
+    from lm.interop.formats import FORMATS, export
     from lm.runs.run import load
 
     chosen = choice("--to", to, *FORMATS)
-    weights: Any = choice("--precision", precision or PRECISIONS[chosen][0], *PRECISIONS[chosen])
+    if precision is not None:
+        choice("--precision", precision, *FORMATS[chosen].precisions)
     loaded = load(run, runs_dir=runs_dir, device="cpu")
-    path = out or Path(loaded.name + SUFFIXES.get(chosen, f"-{chosen}"))
-    done = importlib.import_module(FORMATS[chosen]).export(loaded, path, weights, data_dir=data_dir)
+    path = out or Path(FORMATS[chosen].name_for(loaded.name, chosen))
+    done = export(loaded, path, chosen, precision, data_dir=data_dir)
     if as_json:
         print_json(done.to_json())
         return

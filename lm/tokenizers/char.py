@@ -26,7 +26,7 @@ from lm.tokenizers.base import (
     utf8_sizes,
     visible,
 )
-from lm.tokenizers.llama_cpp import SPACE, NORMAL, UNKNOWN, LlamaCppVocabulary
+from lm.tokenizers.llama_cpp import NORMAL, SPACE, UNKNOWN, LlamaCppVocabulary
 
 if TYPE_CHECKING:
     import tokenizers as huggingface
