@@ -35,7 +35,7 @@ def command(
     lm push RUN hf:USER/NAME --to gguf --precision q8_0 --private
     """
     from cli.output import console, facts_table, print_json
-    from lm.interop.hub import FORMATS, push, repository_name
+    from lm.interop.push import FORMATS, push, repository_name
     from lm.runs.run import load
 
     chosen = choice("--to", to, *FORMATS)

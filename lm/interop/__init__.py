@@ -6,5 +6,5 @@ huggingface.py    a folder for transformers
 gguf.py           a folder for llama.cpp and Ollama
 onnx.py           a folder for ONNX Runtime
 html.py           one page that runs the model in a browser
-hub.py            an export on the Hugging Face Hub
+push.py           an export on the Hugging Face Hub
 """

@@ -245,7 +245,7 @@ class SubwordTokenizer(Tokenizer):
             raise UnsupportedExportError(
                 "llama.cpp cannot read text as bytes with unigram pieces: train with --set tokenizer.algorithm=bpe."
             )
-        # No merge makes the name of a special token: a piece has no letters beside other characters.
+        # No merge makes the name of a special token: a piece has letters or other characters, never both.
         return LlamaCppVocabulary(
             model="llama",
             tokens=self._spelled,

@@ -1,6 +1,6 @@
 """The values of a training in a tracker: Weights & Biases, MLflow or Trackio, through their own libraries.
 
-Names and steps are those of metrics.jsonl; the configuration and the final report are logged too. A thread of its own
+Names and steps are those of metrics.jsonl; the configuration and the final report are logged too. One thread
 calls the library, so that a slow server does not slow the training. A tracker that fails gets no more values, and the
 training continues.
 """

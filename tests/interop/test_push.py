@@ -14,7 +14,7 @@ import pytest
 
 import lm
 from lm.errors import ConfigError, ServerError
-from lm.interop.hub import push, repository_name
+from lm.interop.push import push, repository_name
 from tests.interop.hub_stand_in import TOKEN, Hub, hub
 
 # huggingface_hub uploads large files in a way that its HTTP library wants to drop.
