@@ -177,9 +177,12 @@ def with_sampling(*leave_out: str) -> Callable[[Callable[..., None]], Callable[.
 
 
 def with_flags(
-    added: Sequence[inspect.Parameter], name: str, collect: Callable[[dict[str, Any]], Any]
+    added: Sequence[inspect.Parameter], name: str, collect: Callable[[dict[str, Any]], Any], *, last: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command more flags, after its first own flag; it gets what `collect` makes of their values as `name`."""
+    """Give a command more flags; it gets what `collect` makes of their values as `name`.
+
+    The new flags stand after the command's first own flag; with `last`, after all of its own.
+    """
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
@@ -193,8 +196,9 @@ def with_flags(
             for each in inspect.signature(command).parameters.values()
             if each.name != name
         ]
-        first = next(index for index, each in enumerate(own) if not _is_argument(each))
-        own[first + 1 : first + 1] = added
+        flags = [index for index, each in enumerate(own) if not _is_argument(each)]
+        place = len(own) if last else flags[0] + 1
+        own[place:place] = added
         with_more_flags.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
         with_more_flags.__annotations__ = {each.name: each.annotation for each in own}
         return with_more_flags

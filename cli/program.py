@@ -83,7 +83,8 @@ def _add_commands() -> None:
         for found in pkgutil.iter_modules(commands.__path__)
     ]
     for module in sorted(modules, key=lambda module: module.POSITION):
-        name = module.__name__.rpartition(".")[2]
+        # "import" is a word of Python, and its module is import_.
+        name = module.__name__.rpartition(".")[2].rstrip("_")
         _Commands.order.append(name)
         if isinstance(module.command, typer.Typer):
             app.add_typer(module.command, name=name)

@@ -54,6 +54,9 @@ class TrainingView(Callback):
         self._start, self._time_left = start, TimeLeft(start)
         run, corpus = f"[bold]{escape(start.run)}[/bold]", escape(start.corpus)
         sizes = numbers({"parameters": start.parameters, "counts": start.counts})
+        if start.adapter_parameters:
+            frozen = start.parameters - start.adapter_parameters
+            sizes = f"{start.adapter_parameters:,} parameters in adapters over {frozen:,} frozen ones"
         if start.counts == start.parameters:
             self._print(f"{run}: {start.model}, {sizes} of {corpus}, in one pass over {start.tokens_per_step:,} tokens")
             return

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lm.errors import LMError
     from lm.evaluation.report import Report
     from lm.generation.options import SamplingOptions
+    from lm.interop.imported import import_model
     from lm.jobs.sweep import sweep
     from lm.jobs.train import resume, train
     from lm.runs.run import Run, load
@@ -52,6 +53,7 @@ _HOMES = {
     "TrainingConfig": "lm.config",
     "compare": "lm.comparison.compare",
     "compose": "lm.config",
+    "import_model": "lm.interop.imported",
     "load": "lm.runs.run",
     "preset_names": "lm.config",
     "resume": "lm.jobs.train",
@@ -74,6 +76,7 @@ __all__ = [
     "__version__",
     "compare",
     "compose",
+    "import_model",
     "inspect",
     "load",
     "preset_names",

@@ -183,6 +183,23 @@ class TrainingConfig(Options):
         0.5, gt=0, le=1, description="Weight of the teacher's probabilities in the objective; the text has the rest."
     )
 
+    # -- adapters ---------------------------------------------------------------------------------
+    lora: int | None = Field(
+        None,
+        ge=1,
+        description="Rank of LoRA adapters: train two thin matrices for each matrix of the blocks, and keep the "
+        "weights of the run that training starts from. Needs --init.",
+    )
+    lora_alpha: float | None = Field(
+        None, gt=0, description="The adapters' product is multiplied by lora_alpha / lora. Default: twice the rank."
+    )
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout probability of the inputs of adapters of linear layers."
+    )
+    lora_modules: tuple[str, ...] = Field(
+        (), description="Names of the modules or matrices that get an adapter, such as q_proj,v_proj. Default: all."
+    )
+
     # -- batches ----------------------------------------------------------------------------------
     batch_size: int = Field(64, ge=1, description="Rows in a batch, in all processes together.")
     bptt: int | None = Field(
@@ -336,7 +353,13 @@ class TrainingConfig(Options):
             )
         return value
 
-    @field_validator("fp32_modules", mode="before")
+    @property
+    def lora_scale(self) -> float:
+        """The factor of the product of an adapter's two matrices."""
+        assert self.lora is not None
+        return (2.0 * self.lora if self.lora_alpha is None else self.lora_alpha) / self.lora
+
+    @field_validator("fp32_modules", "lora_modules", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
         return listed(value)

@@ -15,6 +15,7 @@
     │   ├── CorruptRunError    a file is truncated, edited or fails its hash
     │   ├── FormatVersionError the run was written by a newer Inkling
     │   └── VocabMismatchError tokenizer and weights do not belong together
+    ├── ModelSourceError       a model from elsewhere is missing, damaged or of a kind that cannot be imported
     ├── TrainingError          training cannot start or continue
     │   ├── NonFiniteLossError the loss became NaN or infinite
     │   └── DivergedError      the loss is far above that of an untrained model
@@ -93,6 +94,10 @@ class FormatVersionError(RunError):
 
 class VocabMismatchError(RunError):
     """Tokenizer and weights do not belong together."""
+
+
+class ModelSourceError(LMError):
+    """A model from elsewhere is missing, damaged or of a kind that cannot be imported."""
 
 
 class TrainingError(LMError):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ _DTYPES = {
     "F32": np.float32, "F64": np.float64, "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "F16": np.float16, "BOOL": np.bool_,
 }  # fmt: skip
-"""Those of numpy by their names in safetensors files."""
+"""Those of numpy by their names in safetensors files; numpy has no BF16."""
+BF16 = "BF16"
+"""A tensor of bf16: an array of its bits, uint16, until it is widened to fp32."""
 HEADER = "inkling"
 """The entry of a safetensors header that holds the facts."""
 
@@ -42,6 +46,13 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def umask() -> int:
+    """The mode bits that new files of this process do not get."""
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def write_synced(path: Path, content: bytes) -> None:
@@ -116,13 +127,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _digest_arrays(arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> str:
+def _digest_arrays(arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any], bf16: Collection[str] = ()) -> str:
     total = hashlib.sha256(digest(facts).encode())
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
-        total.update(f"{name}|{array.dtype}|{array.shape}|".encode())
-        total.update(array.reshape(-1).view(np.uint8).data)
+        _add_to_digest(total, name, BF16 if name in bf16 else str(array.dtype), array)
     return total.hexdigest()
+
+
+def _add_to_digest(total: Any, name: str, dtype: str, array: npt.NDArray[Any]) -> None:
+    total.update(f"{name}|{dtype}|{array.shape}|".encode())
+    total.update(array.reshape(-1).view(np.uint8).data)
 
 
 def pack_arrays(arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any] | None = None) -> bytes:
@@ -135,8 +150,74 @@ def pack_arrays(arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]
     return safetensors.numpy.save(dict(arrays), metadata={HEADER: header})
 
 
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is read when it is written elsewhere."""
+
+    dtype: str
+    """Its name in safetensors files."""
+    shape: tuple[int, ...]
+    read: Callable[[], npt.NDArray[Any]]
+    """Its values; of bf16, its bits as uint16."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in a file."""
+        return math.prod(self.shape) * _itemsize(self.dtype)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, LazyTensor], facts: Mapping[str, Any] | None = None) -> None:
+    """A file as `pack_arrays` makes it, written tensor by tensor: the memory holds one at a time.
+
+    Raises:
+        RunError: the disk is full or read-only.
+    """
+    known = {**(facts or {}), "format_version": FORMAT_VERSION}
+    total = hashlib.sha256(digest(known).encode())
+    entries: dict[str, dict[str, Any]] = {}
+    at = 0
+    # Wide numbers first, so that all are aligned.
+    for name in sorted(tensors, key=lambda name: (-_itemsize(tensors[name].dtype), name)):
+        tensor = tensors[name]
+        entries[name] = {
+            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, at := at + tensor.size]
+        }  # fmt: skip
+
+    def header(sha256: str) -> bytes:
+        metadata = {HEADER: json.dumps({**known, "sha256": sha256}, sort_keys=True)}
+        text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+        return text + b" " * (-len(text) % 8)
+
+    # The hash stands before the tensors: its place is filled at the end.
+    empty = header("0" * len(total.hexdigest()))
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(len(empty).to_bytes(8, "little") + empty)
+        for name in sorted(tensors):
+            tensor = tensors[name]
+            array = np.asarray(tensor.read(), order="C")
+            assert array.shape == tensor.shape and array.nbytes == tensor.size, name
+            _add_to_digest(total, name, BF16 if tensor.dtype == BF16 else str(array.dtype), array)
+            file.seek(8 + len(empty) + entries[name]["data_offsets"][0])
+            file.write(array.reshape(-1).view(np.uint8).data)
+        file.seek(8)
+        file.write(header(total.hexdigest()))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _itemsize(dtype: str) -> int:
+    return 2 if dtype == BF16 else np.dtype(_DTYPES[dtype]).itemsize
+
+
+def widened(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """The values of bf16 in fp32, exact."""
+    values = bits.astype(np.uint32)
+    values <<= 16
+    return values.view(np.float32)
+
+
 def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Tensors and facts of a file written by `pack_arrays`, checked.
+    """Tensors and facts of a file written by `pack_arrays` or `write_tensors`, checked; bf16 as fp32.
 
     Raises:
         RunNotFoundError: there is no such file.
@@ -149,30 +230,62 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
         with safetensors.safe_open(path, framework="numpy") as file:
             facts = _facts(file.metadata())
             check_version(facts["format_version"], path)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            names = list(file.keys())
+            bf16 = {name for name in names if file.get_slice(name).get_dtype() == BF16}
+            arrays = {name: file.get_tensor(name) for name in names if name not in bf16}
+        if bf16:
+            header, content = map_tensors(path)
+            arrays |= {name: view_tensor(header[name], content) for name in bf16}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
-    if facts.pop("sha256", None) != _digest_arrays(arrays, facts):
+    if facts.pop("sha256", None) != _digest_arrays(arrays, facts, bf16):
         raise CorruptRunError(f"{path} fails its hash, so it was edited or damaged: restore it, or train again.")
+    for name in bf16:
+        arrays[name] = widened(arrays[name])
     return arrays, facts
 
 
 def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """As `read_arrays`, but the arrays are views of the file, and their hash is not checked."""
+    """As `read_arrays`, but the arrays (except bf16) are views of the file, and their hash is not checked."""
     try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
+        header, content = map_tensors(path)
         facts = _facts(header.pop("__metadata__", None))
         check_version(facts["format_version"], path)
-        content = np.memmap(path, np.uint8, mode="r", offset=8 + size)
-        arrays = {
-            name: content[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-            for name, entry in header.items()
-        }
+        arrays = {}
+        for name, entry in header.items():
+            array = view_tensor(entry, content)
+            arrays[name] = widened(array) if entry["dtype"] == BF16 else array
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
     return arrays, facts
+
+
+def map_tensors(path: Path) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    """The header of any safetensors file, and its content after that as a view.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or its header is not one.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 0 < size <= os.fstat(file.fileno()).st_size - 8:
+            raise ValueError("its header is incomplete")
+        header = json.loads(file.read(size))
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a table of tensors")
+    # An empty file cannot be mapped.
+    rest = path.stat().st_size - 8 - size
+    return header, np.memmap(path, np.uint8, mode="r", offset=8 + size) if rest else np.empty(0, np.uint8)
+
+
+def view_tensor(entry: Mapping[str, Any], content: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """A tensor of a safetensors file, from its entry in the header; of bf16, its bits as uint16.
+
+    Raises:
+        KeyError, ValueError, TypeError: the entry does not fit the file, or numpy has no such numbers.
+    """
+    kind = np.uint16 if entry["dtype"] == BF16 else _DTYPES[entry["dtype"]]
+    return content[slice(*entry["data_offsets"])].view(kind).reshape(entry["shape"])
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,14 +30,16 @@ if TYPE_CHECKING:
     from lm.evaluation.adaptation import Learner
     from lm.generation.conversation import Conversation
     from lm.generation.engine import Engine
+    from lm.generation.template_turns import TemplateTurns
     from lm.runs.run import Run
     from lm.tokenizers.base import UnknownPolicy
 
 POSITION = 5
 
 BLANK_LINE = "\n\n"
+CONTINUES = "The model continues your line and a newline, up to a blank line."
+ANSWERS = "The model answers your line; its chat template puts both into its text."
 HELP = """\
-The model continues your line and a newline, up to a blank line.
 /probs        probability of each token of the last reply, and alternatives
 /undo         remove your last line and its reply
 /state NAME   save a snapshot; lm chat RUN --state NAME continues from it
@@ -63,8 +66,9 @@ def command(
 ) -> None:
     """Write with a model in turns. Replies go to stdout.
 
-    The model continues your line and a newline, up to a blank line (or --stop, --max-tokens). It keeps its state
-    between your lines. A blank line follows each reply. /help lists the commands.
+    A model with a chat template answers your line. Another continues your line and a newline, up to a blank line (or
+    --stop, --max-tokens). It keeps its state between your lines. A blank line follows each reply. /help lists the
+    commands.
 
     \b
     lm chat RUN --max-tokens 200
@@ -79,13 +83,24 @@ def command(
 
     from cli.output import say
     from lm.generation.conversation import Conversation
+    from lm.generation.snapshots import NamedSnapshot
+    from lm.generation.template_turns import TemplateTurns
     from lm.runs.run import load
 
     loaded = load(run, runs_dir=runs_dir, device=device, precision=decode_precision(precision))
-    begin = loaded.snapshots.read(state) if state is not None else loaded.read_text("")
+    turns = None
+    if loaded.tokenizer.chat_template is not None:
+        turns = TemplateTurns(loaded.tokenizer, continues=state is not None)
+        if "stop" not in (sampling or {}):
+            options = options.model_copy(update={"stop": ()})
+    if state is not None:
+        begin = loaded.snapshots.read(state)
+    else:
+        # A template begins with its own special tokens.
+        begin = loaded.read_text("") if turns is None else NamedSnapshot((), 0)
     after_reply = loaded.tokenizer.encode(2 * loaded.newline).tolist()
     engine, learning = (loaded.engine(), None) if not learn else _learning(loaded)
-    talk = Conversation(engine, options, begin, after_reply=after_reply)
+    talk = Conversation(engine, options, begin, after_reply=after_reply if turns is None else turns.reply)
     label = " · learns from each turn, in memory" if learn else ""
     say(f"{loaded.name}@{loaded.checkpoint} · seed {options.seed}{label} · /help lists the commands")
     for line in _lines():
@@ -94,13 +109,13 @@ def command(
             return
         try:
             if name.startswith("/"):
-                _do(name, rest.strip(), talk, loaded)
+                _do(name, rest.strip(), talk, loaded, turns)
                 if learning is not None:
                     learning.after_command(name)
             else:
                 if learning is not None:
                     learning.accept()
-                ids = _reply(talk, loaded, line, policy)
+                ids = _reply(talk, loaded, line, policy, turns)
                 if learning is not None:
                     learning.turn = (*ids, *talk.state.unread)
         except LMError as error:
@@ -173,22 +188,30 @@ def _lines() -> Any:
             say(f"error: {error}")
 
 
-def _reply(talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | None) -> list[int]:
-    """Print the reply to a line; returns the line's tokens."""
-    ids: list[int] = run.encode_prompt(line + run.newline, unknown).tolist()
-    text = Shown(sys.stdout)
+def _reply(
+    talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | None, turns: TemplateTurns | None
+) -> Sequence[int]:
+    """Print the reply to a line; returns the tokens that the model read before it."""
+    if turns is None:
+        ids, from_begin = run.encode_prompt(line + run.newline, unknown).tolist(), False
+    else:
+        ids, from_begin = turns.user(line)
+    before, text = talk.state, Shown(sys.stdout)
     try:
-        for event in talk.say(ids):
+        for event in talk.say(ids, from_begin=from_begin):
             typer.echo(text.feed(event.text), nl=False, color=True)
             sys.stdout.flush()
     except KeyboardInterrupt:
         # Ctrl-C ends the reply, not the conversation.
         pass
+    finally:
+        if turns is not None and talk.state is before:
+            turns.undo()
     typer.echo(text.end() + BLANK_LINE, nl=False)
     return ids
 
 
-def _do(name: str, argument: str, talk: Conversation, run: Run) -> None:
+def _do(name: str, argument: str, talk: Conversation, run: Run, turns: TemplateTurns | None) -> None:
     """Run a command that starts with a slash."""
     from cli.output import say, score_lines
     from lm.registry import did_you_mean
@@ -198,14 +221,20 @@ def _do(name: str, argument: str, talk: Conversation, run: Run) -> None:
             for line in score_lines(run.tokenizer, talk.scores) or ["There is no reply yet."]:
                 typer.echo(line)
         case "/undo":
-            say("Removed." if talk.undo() else "There is no line to remove.")
+            removed = talk.undo()
+            if removed and turns is not None:
+                turns.undo()
+            say("Removed." if removed else "There is no line to remove.")
         case "/state":
             path = run.snapshots.save(argument, talk.state)
             say(f"Saved snapshot {argument!r}: {talk.state.tokens:,} tokens, {path.stat().st_size:,} bytes.")
         case "/reset":
             talk.reset()
+            if turns is not None:
+                turns.reset()
             say("Started again.")
         case "/help":
+            say(CONTINUES if turns is None else ANSWERS)
             say(HELP)
         case _:
             known = ("/probs", "/undo", "/state", "/reset", "/help", "/quit")

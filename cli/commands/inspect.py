@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +22,7 @@ from cli.options import (
     TextEncoding,
     named,
     path_option,
+    with_flags,
 )
 from lm.errors import ConfigError, CorpusError
 
@@ -25,11 +30,6 @@ if TYPE_CHECKING:
     from lm.runs.run import Run
 
 POSITION = 16
-
-OUTPUT_HELP = "Also write the view to this file: .png, .svg or .html."
-TEXT_HELP = "Text to read; - is stdin. Default: the run's validation text."
-Output = Annotated[Path | None, path_option("-o", "--out", metavar="FILE", help=OUTPUT_HELP)]
-TextFile = Annotated[str | None, typer.Option("--text", metavar="FILE", help=TEXT_HELP, show_default=False)]
 
 GRADIENT_TOKENS = 20_000
 NEURON_TOKENS = 10_000
@@ -46,11 +46,118 @@ command = typer.Typer(
 )
 
 
+# -- what every view has ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ViewFlags:
+    """The flags that every view has."""
+
+    text: str | None
+    out: Path | None
+    text_column: str | None
+    encoding: str | None
+    runs_dir: Path
+    data_dir: Path | None
+    as_json: bool
+
+    def content(self, run: Run | None, tokens: int) -> tuple[str, str]:
+        """The name and the text that a view reads: of --text, else the first tokens of the run's validation text."""
+        from cli.output import reading
+        from lm.corpora import open_text
+
+        column, encoding = self.text_column, self.encoding
+        for flag, value in (("--text-column", column), ("--encoding", encoding)):
+            if value is not None and self.text is None:
+                raise ConfigError(f"{flag} is for --text: leave it out for the run's own text.")
+        if self.text is not None:
+            if run is not None:
+                column, encoding = column or run.config.corpus.text_column, encoding or run.config.corpus.encoding
+            opened = open_text(self.text, text_column=column or "text", encoding=encoding)
+            return ("stdin" if self.text == "-" else Path(self.text).name), "".join(opened.chunks())
+        assert run is not None, "without a run, a text is given"
+        try:
+            with reading() as progress:
+                split = run.own_text(split="valid", data_dir=self.data_dir, progress=progress).splits["valid"]
+        except CorpusError as error:
+            raise type(error)(f"{str(error).rstrip('.')}. Or give another text: --text FILE") from None
+        return f"the validation text ({run.record['corpus']['name']})", run.tokenizer.decode(split.ids[1 : tokens + 1])
+
+    def show(self, title: str, drawing: str, view: Any, print_tables: Callable[[], None]) -> None:
+        """Write the view to --out with this module of `lm.inspection.drawing`, and print it."""
+        from cli.output import print_json, say
+
+        if self.out is not None:
+            from lm.inspection.drawing.files import write_view
+
+            module = importlib.import_module(f"lm.inspection.drawing.{drawing}")
+            page = getattr(module, "page", None)
+            write_view(self.out, title, lambda: module.figure(view), page and (lambda: page(view)))
+            say(f"Wrote {self.out}.")
+        if self.as_json:
+            print_json(view.to_json())
+        else:
+            print_tables()
+
+
+def with_view_flags(
+    *, has_page: bool = False, reads_run_text: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a view its flags, as `flags`; --out is checked before the view does anything.
+
+    Args:
+        has_page: whether the view has a page without a picture.
+        reads_run_text: whether the view reads the run's validation text without --text.
+    """
+    text_help = (
+        "Text to read; - is stdin. Default: the run's validation text."
+        if reads_run_text
+        else "Text that the preset's tokenizer learns from. Default: the built-in one."
+    )
+    hints: dict[str, tuple[Any, Any]] = {
+        "text": (
+            Annotated[str | None, typer.Option("--text", metavar="FILE", help=text_help, show_default=False)], None
+        ),
+        "out": (
+            Annotated[
+                Path | None,
+                path_option(
+                    "-o", "--out", metavar="FILE", help="Also write the view to this file: .png, .svg or .html."
+                ),
+            ],
+            None,
+        ),
+        "text_column": (TextColumn, None),
+        "encoding": (TextEncoding, None),
+        "runs_dir": (RunsDir, DEFAULT_RUNS),
+        "data_dir": (DataDir, None),
+        "as_json": (Json, False),
+    }  # fmt: skip
+    if not reads_run_text:
+        del hints["data_dir"]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+        for name, (hint, default) in hints.items()
+    ]
+
+    def collect(values: dict[str, Any]) -> ViewFlags:
+        flags = ViewFlags(**{"data_dir": None, **values})
+        if flags.out is not None:
+            from lm.inspection.drawing.files import check_output
+
+            check_output(flags.out, has_page=has_page)
+        return flags
+
+    return with_flags(added, "flags", collect, last=True)
+
+
 # -- gradients --------------------------------------------------------------------------------------------
 
 
 @command.command()
+@with_view_flags()
 def gradients(
+    flags: ViewFlags,
     runs: Annotated[
         list[str] | None,
         typer.Argument(metavar="[RUN]...", help="Runs, NAME@last or NAME@step-500. Default: the newest run."),
@@ -68,14 +175,7 @@ def gradients(
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Also each run with fresh weights, as before its training.")
     ] = False,
-    text: TextFile = None,
     steps: Annotated[int, typer.Option(min=1, help="Look back this many steps.")] = 64,
-    out: Output = None,
-    text_column: TextColumn = None,
-    encoding: TextEncoding = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
-    data_dir: DataDir = None,
-    as_json: Json = False,
 ) -> None:
     """Measure how gradients fall with distance in time: vanishing gradients.
 
@@ -86,16 +186,12 @@ def gradients(
     lm inspect gradients --preset rnn --preset gru --preset lstm
     lm inspect gradients --preset gru-char --set model.num_layers=2 --text FILE
     """
-    from lm.inspection.drawing.files import check_output, write_view
-
-    if out is not None:
-        check_output(out)
     if set_ and not presets:
         raise ConfigError("--set is for the models of --preset: a run has its own options.")
     if untrained and presets and not runs:
         raise ConfigError("--untrained is for runs: the models of --preset are untrained.")
     from cli import inspect_tables as tables
-    from cli.output import console, print_json, say
+    from cli.output import console
     from lm.config import parse_assignments
     from lm.inspection.gradients import gradients as measure
     from lm.inspection.subject import fresh, subject
@@ -103,10 +199,10 @@ def gradients(
     from lm.runs.run import load
 
     names: list[str | None] = [*dict.fromkeys(runs or [])] or ([] if presets else [None])
-    loaded = [load(name, runs_dir=runs_dir) for name in names]
+    loaded = [load(name, runs_dir=flags.runs_dir) for name in names]
     content = None
-    if text is not None or loaded:
-        _, content = _content(loaded[0] if loaded else None, text, text_column, encoding, data_dir, GRADIENT_TOKENS)
+    if flags.text is not None or loaded:
+        _, content = flags.content(loaded[0] if loaded else None, GRADIENT_TOKENS)
     subjects = []
     for given, run in zip(names, loaded, strict=True):
         subjects += [without_training(run, content)] if untrained else []
@@ -117,15 +213,7 @@ def gradients(
         made = fresh(based_on, content, overrides=overrides | parse_assignments(set_ or []))
         subjects.append(made._replace(name=", ".join([preset, *(set_ or []), "untrained"])))
     view = measure(subjects, steps=steps)
-    if out is not None:
-        from lm.inspection.drawing import gradients as drawing
-
-        write_view(out, "Gradients through time", lambda: drawing.figure(view))
-        say(f"Wrote {out}.")
-    if as_json:
-        print_json(view.to_json())
-    else:
-        tables.print_gradients(console(), view)
+    flags.show("Gradients through time", "gradients", view, lambda: tables.print_gradients(console(), view))
 
 
 def _preset(name: str) -> tuple[str, dict[str, Any]]:
@@ -143,9 +231,10 @@ def _preset(name: str) -> tuple[str, dict[str, Any]]:
 
 
 @command.command()
+@with_view_flags()
 def attention(
+    flags: ViewFlags,
     run: RunName = None,
-    text: TextFile = None,
     layer: Annotated[int | None, typer.Option(help="Only this layer, counted from 0.", show_default=False)] = None,
     head: Annotated[int | None, typer.Option(help="Only this head, counted from 0.", show_default=False)] = None,
     span: Annotated[
@@ -154,12 +243,6 @@ def attention(
             metavar="FIRST:END", help="Tokens of the maps, e.g. 0:40. Default: the first.", show_default=False
         ),
     ] = None,
-    out: Output = None,
-    text_column: TextColumn = None,
-    encoding: TextEncoding = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
-    data_dir: DataDir = None,
-    as_json: Json = False,
 ) -> None:
     """Show where each head of a Transformer looks, and what scaling by sqrt(D) does.
 
@@ -170,29 +253,17 @@ def attention(
     lm inspect attention RUN --text FILE --layer 2 --out attention.png
     lm inspect attention RUN --layer 2 --head 1 --span 100:140 --out head.svg
     """
-    from lm.inspection.drawing.files import check_output, write_view
-
-    if out is not None:
-        check_output(out)
     from cli import inspect_tables as tables
-    from cli.output import console, print_json, say
+    from cli.output import console
     from lm.inspection.attention import attention as measure
     from lm.runs.run import load
 
     tokens = None if span is None else _span(span)
-    loaded = load(run, runs_dir=runs_dir)
+    loaded = load(run, runs_dir=flags.runs_dir)
     loaded.model.require_part("attention")
-    name, content = _content(loaded, text, text_column, encoding, data_dir, ATTENTION_TOKENS)
+    name, content = flags.content(loaded, ATTENTION_TOKENS)
     view = measure(loaded, content, layer=layer, head=head, span=tokens, name=name)
-    if out is not None:
-        from lm.inspection.drawing import attention as drawing
-
-        write_view(out, f"Attention of {view.run}", lambda: drawing.figure(view))
-        say(f"Wrote {out}.")
-    if as_json:
-        print_json(view.to_json())
-    else:
-        tables.print_attention(console(), view)
+    flags.show(f"Attention of {view.run}", "attention", view, lambda: tables.print_attention(console(), view))
 
 
 def _span(span: str) -> tuple[int, int]:
@@ -206,15 +277,10 @@ def _span(span: str) -> tuple[int, int]:
 
 
 @command.command()
+@with_view_flags(has_page=True)
 def why(
+    flags: ViewFlags,
     run: RunName = None,
-    text: TextFile = None,
-    out: Output = None,
-    text_column: TextColumn = None,
-    encoding: TextEncoding = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
-    data_dir: DataDir = None,
-    as_json: Json = False,
 ) -> None:
     """Divide the log-probability of each token among tables, counts, network and layers.
 
@@ -222,49 +288,32 @@ def why(
     lm inspect why RUN --text FILE
     lm inspect why RUN --out why.html
     """
-    from lm.inspection.drawing.files import check_output, write_view
-
-    if out is not None:
-        check_output(out, has_page=True)
     from cli import inspect_tables as tables
-    from cli.output import console, print_json, say
+    from cli.output import console
     from lm.inspection.why import why as measure
     from lm.runs.run import load
 
-    loaded = load(run, runs_dir=runs_dir)
+    loaded = load(run, runs_dir=flags.runs_dir)
     loaded.model.require_part("terms")
-    name, content = _content(loaded, text, text_column, encoding, data_dir, WHY_TOKENS)
+    name, content = flags.content(loaded, WHY_TOKENS)
     view = measure(loaded, content, name=name)
-    if out is not None:
-        from lm.inspection.drawing import why as drawing
-
-        write_view(out, f"Why {view.run} predicts", lambda: drawing.figure(view), lambda: drawing.page(view))
-        say(f"Wrote {out}.")
-    if as_json:
-        print_json(view.to_json())
-    else:
-        tables.print_why(console(), view)
+    flags.show(f"Why {view.run} predicts", "why", view, lambda: tables.print_why(console(), view))
 
 
 # -- neurons ----------------------------------------------------------------------------------------------
 
 
 @command.command()
+@with_view_flags(has_page=True)
 def neurons(
+    flags: ViewFlags,
     run: RunName = None,
-    text: TextFile = None,
     unit: Annotated[
         str | None,
         typer.Option(
             metavar="LAYER.UNIT", help="Color the text by this unit, counted from 0: 0.17.", show_default=False
         ),
     ] = None,
-    out: Output = None,
-    text_column: TextColumn = None,
-    encoding: TextEncoding = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
-    data_dir: DataDir = None,
-    as_json: Json = False,
 ) -> None:
     """Find the units that track the line, quotes, brackets, words, case, names.
 
@@ -275,37 +324,27 @@ def neurons(
     lm inspect neurons RUN --text FILE --unit 0.17
     lm inspect neurons RUN --unit 0.17 --out unit.html
     """
-    from lm.inspection.drawing.files import check_output, write_view
-
-    if out is not None:
-        check_output(out, has_page=True)
     from cli import inspect_tables as tables
-    from cli.output import console, print_json, say
+    from cli.output import console, say
     from lm.inspection.neurons import neurons as search
     from lm.runs.run import load
 
-    loaded = load(run, runs_dir=runs_dir)
+    loaded = load(run, runs_dir=flags.runs_dir)
     loaded.model.require_part("hidden")
-    name, content = _content(loaded, text, text_column, encoding, data_dir, NEURON_TOKENS)
+    name, content = flags.content(loaded, NEURON_TOKENS)
     view = search(loaded, content, unit=unit, name=name)
-    if out is not None:
-        from lm.inspection.drawing import neurons as drawing
-
-        write_view(out, f"Neurons of {view.run}", lambda: drawing.figure(view), lambda: drawing.page(view))
-        say(f"Wrote {out}.")
-    if as_json:
-        print_json(view.to_json())
-        return
-    tables.print_neurons(console(), view)
-    if not view.chosen and view.shown:
-        say(f"Next: lm inspect neurons {named(view.run, runs_dir)} --unit {view.shown[0].name}")
+    flags.show(f"Neurons of {view.run}", "neurons", view, lambda: tables.print_neurons(console(), view))
+    if not flags.as_json and not view.chosen and view.shown:
+        say(f"Next: lm inspect neurons {named(view.run, flags.runs_dir)} --unit {view.shown[0].name}")
 
 
 # -- shapes -----------------------------------------------------------------------------------------------
 
 
 @command.command()
+@with_view_flags(has_page=True, reads_run_text=False)
 def shapes(
+    flags: ViewFlags,
     run: RunName = None,
     preset: Annotated[
         str | None,
@@ -321,20 +360,6 @@ def shapes(
     length: Annotated[
         int | None, typer.Option(help="T: tokens of a row. Default: those of training.", show_default=False)
     ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(
-            "--text",
-            metavar="FILE",
-            help="Text that the preset's tokenizer learns from. Default: the built-in one.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Output = None,
-    text_column: TextColumn = None,
-    encoding: TextEncoding = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
-    as_json: Json = False,
 ) -> None:
     """List every tensor: shape in symbols and numbers, parameters, FLOPs, bytes.
 
@@ -343,22 +368,18 @@ def shapes(
     lm inspect shapes RUN --batch 1 --length 10
     lm inspect shapes --preset transformer-char --set model.num_layers=2
     """
-    from lm.inspection.drawing.files import check_output, write_view
-
-    if out is not None:
-        check_output(out, has_page=True)
     if preset is not None and run is not None:
         raise ConfigError("Give a run or --preset, not both.")
-    for flag, value in (("--set", set_), ("--text", text)):
+    for flag, value in (("--set", set_), ("--text", flags.text)):
         if value and preset is None:
             raise ConfigError(f"{flag} is for the model of --preset: a run has its own options and tokenizer.")
     from cli import inspect_tables as tables
-    from cli.output import console, print_json, say
+    from cli.output import console
     from lm.inspection.shapes import shapes as measure
     from lm.runs.run import load
 
     if preset is None:
-        loaded = load(run, runs_dir=runs_dir)
+        loaded = load(run, runs_dir=flags.runs_dir)
         name, model, training = loaded.name, loaded.model, loaded.config.training
     else:
         from lm.config import compose, parse_assignments
@@ -367,7 +388,7 @@ def shapes(
 
         based_on, overrides = _preset(preset)
         overrides |= parse_assignments(set_ or [])
-        content = None if text is None else _content(None, text, text_column, encoding, None, 0)[1]
+        content = None if flags.text is None else flags.content(None, 0)[1]
         name, model = ", ".join([preset, *(set_ or [])]), fresh(based_on, content, overrides=overrides).model
         training = compose(BUILTIN, preset=based_on, overrides=overrides).training
     longest = model.context_length
@@ -377,39 +398,4 @@ def shapes(
         batch=training.batch_size if batch is None else batch,
         length=min(trained, longest or trained) if length is None else length,
     )
-    if out is not None:
-        from lm.inspection.drawing import shapes as drawing
-
-        write_view(out, f"Shapes of {name}", lambda: drawing.figure(view), lambda: drawing.page(view))
-        say(f"Wrote {out}.")
-    if as_json:
-        print_json(view.to_json())
-    else:
-        tables.print_shapes(console(), name, view)
-
-
-# -- shared -----------------------------------------------------------------------------------------------
-
-
-def _content(
-    run: Run | None, file: str | None, column: str | None, encoding: str | None, data_dir: Path | None, tokens: int
-) -> tuple[str, str]:
-    """The name and the text that a view reads: of --text, else the first tokens of the validation text."""
-    from cli.output import reading
-    from lm.corpora import open_text
-
-    for flag, value in (("--text-column", column), ("--encoding", encoding)):
-        if value is not None and file is None:
-            raise ConfigError(f"{flag} is for --text: leave it out for the run's own text.")
-    if file is not None:
-        if run is not None:
-            column, encoding = column or run.config.corpus.text_column, encoding or run.config.corpus.encoding
-        opened = open_text(file, text_column=column or "text", encoding=encoding)
-        return ("stdin" if file == "-" else Path(file).name), "".join(opened.chunks())
-    assert run is not None, "without a run, a text is given"
-    try:
-        with reading() as progress:
-            split = run.own_text(split="valid", data_dir=data_dir, progress=progress).splits["valid"]
-    except CorpusError as error:
-        raise type(error)(f"{str(error).rstrip('.')}. Or give another text: --text FILE") from None
-    return f"the validation text ({run.record['corpus']['name']})", run.tokenizer.decode(split.ids[1 : tokens + 1])
+    flags.show(f"Shapes of {name}", "shapes", view, lambda: tables.print_shapes(console(), name, view))

@@ -17,7 +17,7 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
     from cli.report import print_report
     from lm.config import validate
     from lm.evaluation.report import Report
-    from lm.runs.card import numbers
+    from lm.runs.card import numbers, source_rows
     from lm.runs.run import load
 
     loaded = load(run, runs_dir=runs_dir)
@@ -31,17 +31,23 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
     rows = loaded.folder.read_metrics()
     steps = rows[-1].get("plan_steps") if rows else None
     steps = steps or plan.get("steps", 0)
+    length = "steps" + (f" in {duration(plan['seconds'])}" if plan.get("seconds") else "")
+    plan_rows = [] if known["imported"] else [("plan", f"{steps:,}", length)]
     screen.print(f"[bold]{escape(known['name'])}[/bold]  [dim]{escape(known['path'])}[/dim]", soft_wrap=True)
     screen.print(
         facts_table(
             [
                 ("model", known["model"], numbers(known) + (f"; {known['kind']}" if known["kind"] else "")),
+                *(() if (base := known["base"]) is None else (
+                    ("adapter of", base["run"], f"{base['adapter_parameters']:,} parameters of rank {base['rank']}"),
+                )),
                 ("tokenizer", known["tokenizer"], f"{known['vocab_size']:,} tokens"),
-                ("corpus", known["corpus"], "; ".join(known["corpus_notes"])),
+                ("corpus", "–" if known["imported"] else known["corpus"], "; ".join(known["corpus_notes"])),
+                *((name, str(value), "") for name, value in source_rows(known["imported"] or {})),
                 *((f"  {name}", f"{part['tokens']:,}",
                    f"tokens, {part['characters']:,} characters, sha256 {part['sha256'][:12]}…")
                   for name, part in known["splits"].items()),
-                ("plan", f"{steps:,}", "steps" + (f" in {duration(plan['seconds'])}" if plan.get("seconds") else "")),
+                *plan_rows,
                 ("created", known["created"][:16].replace("T", " "), f"with Inkling {known['inkling']}"),
                 ("checkpoints", "", ", ".join(known["states"])),
                 ("size", decimal(known["size_bytes"]), ""),

@@ -57,7 +57,11 @@ def command(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Start from this run's weights and tokenizer.", show_default=False),
+        typer.Option(
+            metavar="RUN",
+            help="Start from the weights and tokenizer of this run, or of a model that lm import takes.",
+            show_default=False,
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
     dry_run: Annotated[
@@ -138,8 +142,9 @@ def command(
 
 
 def _initial_run(init: str | None, flags: TrainFlags, runs_dir: Path) -> Run | None:
-    """The run that --init names."""
-    from lm.runs.run import load
+    """The run that --init names; a model from elsewhere is imported first."""
+    from cli.output import say
+    from lm.interop.imported import find_or_import, is_source
 
     if init is None:
         return None
@@ -149,7 +154,10 @@ def _initial_run(init: str | None, flags: TrainFlags, runs_dir: Path) -> Run | N
                 f"--init {init} keeps that run's model and training options: leave {flag} out, and change single "
                 "options with --set."
             )
-    return load(init, runs_dir=runs_dir)
+    run = find_or_import(init, runs_dir=runs_dir)
+    if is_source(init):
+        say(f"{init} is imported as run {run.name}.")
+    return run
 
 
 def _train(request: TrainRequest) -> Run | None:

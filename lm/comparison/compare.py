@@ -23,7 +23,7 @@ from lm.comparison.sentences import difference_sentence, notes
 from lm.comparison.texts import split_text, training_start
 from lm.comparison.verdict import judge
 from lm.corpora import PreparedCorpus, Progress
-from lm.errors import ConfigError, CorpusError, LMError
+from lm.errors import ConfigError, LMError
 from lm.runs.run import Run, load
 from lm.runs.training_text import cached_text
 from lm.version import __version__
@@ -158,11 +158,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 def _split_of(run: Run, split: str | None) -> tuple[str, str]:
     """The name of a run's split, and the hash of its text."""
-    known = run.record["corpus"]["splits"]
-    split = split or ("test" if "test" in known else "valid")
-    if split not in known:
-        raise CorpusError(f"Run {run.name!r} has no {split!r} split: its corpus has {', '.join(known)}.")
-    return split, str(known[split]["sha256"])
+    split = run.existing_split(split)
+    return split, str(run.record["corpus"]["splits"][split]["sha256"])
 
 
 def _split_sha256(run: Run, split: str) -> str | None:

@@ -62,6 +62,8 @@ def open_corpus(config: CorpusConfig, *, data_dir: Path | None = None, progress:
         DownloadError: a named corpus could not be downloaded.
         MissingExtraError: a codec is not installed.
     """
+    if not config.source:
+        raise CorpusError("There is no text: an imported run has no corpus of its own, so give one.")
     corpus = _open(config, data_dir, progress or silent)
     if not config.dedupe:
         return corpus

@@ -16,7 +16,7 @@ from lm.generation.decoder import Decoder, Logits, Snapshot
 from lm.generation.distribution import log_softmax
 from lm.generation.request import Generation, Score
 from lm.generation.sampler import Sampler
-from lm.generation.sequence import Sample
+from lm.generation.sequence import Sample, stop_tokens_of
 from lm.generation.stop_strings import StopFinder
 from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import StreamDecoder, Tokenizer
@@ -50,7 +50,7 @@ class Beams:
         self._tokenizer = tokenizer
         self._samplers = samplers
         self._options = options
-        self._stop_tokens = frozenset(options.stop_tokens)
+        self._stop_tokens = stop_tokens_of(options, tokenizer)
         stops = None
         if options.stop:
             stops = tokenizer.stream(after=generation.request.prompt), StopFinder(options.stop)

@@ -1,13 +1,13 @@
 """A text that a user and a model write in turns, with a snapshot between the turns.
 
-The text has no template: the user's text, then the model's reply, then `after_reply`. A reply ends before a stop text
-or stop token, or at `max_tokens`.
+The text is the user's text, then the model's reply, then `after_reply`. With a chat template these hold its special
+tokens (`TemplateTurns`). A reply ends before a stop text, stop token or end token, or at `max_tokens`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lm.generation.engine import Engine, Event, Request, Score
 from lm.generation.options import SamplingOptions
@@ -21,7 +21,12 @@ class Conversation:
     """The turns of a user and a model."""
 
     def __init__(
-        self, engine: Engine, options: SamplingOptions, begin: NamedSnapshot, *, after_reply: Sequence[int]
+        self,
+        engine: Engine,
+        options: SamplingOptions,
+        begin: NamedSnapshot,
+        *,
+        after_reply: Sequence[int] | Callable[[str], Sequence[int]],
     ) -> None:
         """Start without turns.
 
@@ -29,7 +34,7 @@ class Conversation:
             engine: generates the replies.
             options: of the replies; reply k, counted from 0, has the seed `options.seed` + k.
             begin: the text before the first turn.
-            after_reply: tokens after each reply, at least one.
+            after_reply: tokens after each reply, at least one; or a function that gives those after the reply's text.
         """
         self.state = begin
         """The snapshot after the last reply."""
@@ -38,30 +43,37 @@ class Conversation:
         self._engine = engine
         self._options = options
         self._begin = begin
-        self._after_reply = tuple(after_reply)
+        self._after_reply = after_reply if callable(after_reply) else lambda text: after_reply
         self._before: deque[NamedSnapshot] = deque(maxlen=MAX_UNDO)
         self._turns = 0
 
-    def say(self, ids: Sequence[int]) -> Iterator[Event]:
-        """Add the user's tokens and generate a reply; if the iterator is closed early, the reply ends there."""
-        before = self.state
+    def say(self, ids: Sequence[int], *, from_begin: bool = False) -> Iterator[Event]:
+        """Add the user's tokens and generate a reply; if the iterator is closed early, the reply ends there.
+
+        Args:
+            ids: the tokens.
+            from_begin: they are the whole conversation, and replace what the model has read of it.
+        """
+        before = self._begin if from_begin else self.state
         prompt = (*before.unread, *ids)
         options = self._options.model_copy(update={"seed": (self._options.seed + self._turns) % 2**63, "n": 1})
         generation = self._engine.submit(Request(prompt, options, state=before.snapshot, keep_state=True))
         reply: list[int] = []
+        text = ""
         scores: list[Score] = []
         try:
             while not generation.done:
                 self._engine.step()
                 for event in generation.take():
                     reply += event.tokens
+                    text += event.text
                     scores += event.scores
                     yield event
         finally:
             self._engine.cancel(generation)
             if generation.state is not None:
-                unread = (*reply, *self._after_reply)
-                self._before.append(before)
+                unread = (*reply, *self._after_reply(text))
+                self._before.append(self.state)
                 self.state = NamedSnapshot(unread, before.tokens + len(ids) + len(unread), generation.state)
                 self.scores = tuple(scores)
                 self._turns += 1

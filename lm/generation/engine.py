@@ -31,7 +31,7 @@ from lm.generation.prefill import PREFILL_CHUNK, PromptJob, Prompts
 from lm.generation.prefix_cache import PrefixCache
 from lm.generation.request import Event, Generation, Request, Score, Usage
 from lm.generation.sampler import Sampler
-from lm.generation.sequence import Sample
+from lm.generation.sequence import Sample, stop_tokens_of
 from lm.generation.token_scores import score_rows
 from lm.tokenizers.base import Tokenizer
 
@@ -212,8 +212,9 @@ class Engine:
         if last is not None and last[0] is options:
             return last[1]
         late = early = Sampler(options, self.tokenizer)
-        if options.stop_tokens and options.min_tokens:
-            early = Sampler(options, self.tokenizer, banned=options.stop_tokens)
+        stop_tokens = stop_tokens_of(options, self.tokenizer)
+        if stop_tokens and options.min_tokens:
+            early = Sampler(options, self.tokenizer, banned=stop_tokens)
         self._samplers = options, (early, late)
         return early, late
 

@@ -36,9 +36,14 @@ class SamplingOptions(_Filtered):
 
     # -- length -----------------------------------------------------------------------------------
     max_tokens: int = Field(300, ge=0, le=10_000_000, description="Maximum number of tokens to generate.")
-    min_tokens: int = Field(0, ge=0, description="Stop texts and stop tokens have no effect before this many tokens.")
+    min_tokens: int = Field(
+        0, ge=0, description="Stop texts, stop tokens and end tokens have no effect before this many tokens."
+    )
     stop: tuple[str, ...] = Field((), description="End before this text; may be given several times.")
     stop_tokens: tuple[Token, ...] = Field((), description="End before this token, by id; may be given several times.")
+    ignore_eos: bool = Field(
+        False, description="Continue past a token that ends a text or turn, if the model's tokenizer has one."
+    )
 
     # -- samples and scores -----------------------------------------------------------------------
     seed: int = Field(1, ge=0, le=2**63 - 1, description="The same seed and options give the same text.")

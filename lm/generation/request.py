@@ -62,7 +62,7 @@ class Event:
     offsets: tuple[int, ...] = ()
     """The position in the sample's text, in characters, at which each of `tokens` begins."""
     finish_reason: str | None = None
-    """In the last event: "length" at max_tokens, "stop" at a stop text or stop token, "cancelled", "error"."""
+    """In the last event: "length" at max_tokens, "stop" at a stop text, stop or end token, "cancelled", "error"."""
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from lm.generation.decoder import Decoder, Snapshot
 from lm.generation.distribution import uniforms
 from lm.generation.filters import SamplingContext
+from lm.generation.options import SamplingOptions
 from lm.generation.request import Generation, Record, Score
 from lm.generation.sampler import Sampler
 from lm.generation.stop_strings import StopFinder
@@ -15,6 +16,11 @@ from lm.tokenizers.base import Tokenizer
 
 RANDOM_BATCH = 64
 """Random numbers that are made at once."""
+
+
+def stop_tokens_of(options: SamplingOptions, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens before which a text ends: those of the options, and those that end a text for the model."""
+    return frozenset(options.stop_tokens if options.ignore_eos else (*options.stop_tokens, *tokenizer.end_ids))
 
 
 class Sample:
@@ -59,7 +65,7 @@ class Sample:
         """The position at which another sampler starts."""
         self._options = options
         self._min_tokens, self._max_tokens = options.min_tokens, options.max_tokens
-        self._stop_tokens = frozenset(options.stop_tokens)
+        self._stop_tokens = stop_tokens_of(options, tokenizer)
         self._stream = tokenizer.stream(after=prompt)
         self._stops = StopFinder(options.stop) if options.stop else None
         self._length = 0  # characters of the text

@@ -7,4 +7,5 @@ gguf.py           a folder for llama.cpp and Ollama
 onnx.py           a folder for ONNX Runtime
 html.py           one page that runs the model in a browser
 push.py           an export on the Hugging Face Hub
+imported.py       models from elsewhere as runs: architectures.py, gguf_file.py, model_folder.py, hub.py
 """

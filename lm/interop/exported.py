@@ -6,7 +6,6 @@ run ──► a format's files ──► loaded by the other program ──► l
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from lm.corpora import TokenSplit, encode_text
 from lm.errors import CorpusError, RunError
+from lm.files import umask
 from lm.runs.run import Run
 
 ExportPrecision = Literal["fp32", "fp16", "int8", "q8_0"]
@@ -137,15 +137,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise RunError(f"Cannot write {path}: {error.strerror or error}.") from None
     try:
         yield partial
-        partial.chmod(0o777 & ~_umask())
+        partial.chmod(0o777 & ~umask())
         partial.replace(path)
     except OSError as error:
         raise RunError(f"Cannot write {path}: {error.strerror or error}.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -29,6 +29,8 @@ from lm.version import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
+TOKENIZER_CLASSES = {"Qwen2ForCausalLM": "PreTrainedTokenizerFast"}
+"""What opens the tokenizer, if that is not AutoTokenizer: with this architecture, it makes the tokenizer of Qwen2."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -77,8 +79,9 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
                 "clean_up_tokenization_spaces": False,
             },
         )
-        (folder / "README.md").write_text(_card(run, notes), "utf-8")
-        proof = _measure(run, folder, data_dir)
+        opener = TOKENIZER_CLASSES.get(model.architecture, "AutoTokenizer")
+        (folder / "README.md").write_text(_card(run, notes, opener), "utf-8")
+        proof = _measure(run, folder, opener, data_dir)
         proof.check(run, MAX_DIFFERENCE[precision])
         size = sum(file.stat().st_size for file in folder.iterdir())
     return proof.exported(path, "hf", precision, size, notes)
@@ -97,10 +100,10 @@ class _Opened(torch.nn.Module):
         return self.model(ids, use_cache=False).logits, State({})
 
 
-def _measure(run: Run, folder: Path, data_dir: Path | None) -> Proof:
-    """The losses there and here."""
+def _measure(run: Run, folder: Path, opener: str, data_dir: Path | None) -> Proof:
+    """The losses there and here; `opener`: the class that opens the tokenizer."""
     import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     # No progress bar, and no warning that the text is longer than a window: `score` cuts it.
@@ -108,7 +111,7 @@ def _measure(run: Run, folder: Path, data_dir: Path | None) -> Proof:
     logging.set_verbosity_error()
     name, split = proof_text(run, data_dir)
     there = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = getattr(transformers, opener).from_pretrained(folder, local_files_only=True)
     ids = split.ids.copy()
     # With their own tokenizer: its ids are a part of the proof.
     ids[1:] = tokenizer.encode(run.tokenizer.decode(split.ids[1:]), add_special_tokens=False)
@@ -135,7 +138,7 @@ def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _card(run: Run, notes: tuple[str, ...]) -> str:
+def _card(run: Run, notes: tuple[str, ...], opener: str) -> str:
     start = run.tokenizer.start_id
     return f"""---
 library_name: transformers
@@ -148,9 +151,9 @@ Trained with Inkling {__version__}.
 
 ```python
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, {opener}
 
-tokenizer = AutoTokenizer.from_pretrained("PATH")
+tokenizer = {opener}.from_pretrained("PATH")
 model = AutoModelForCausalLM.from_pretrained("PATH")
 prompt = tokenizer.encode("The ", add_special_tokens=False)
 ids = model.generate(torch.tensor([[{start}, *prompt]]), do_sample=True, temperature=0.8, max_new_tokens=100)

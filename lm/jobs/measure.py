@@ -10,10 +10,10 @@ from lm.errors import ConfigError
 from lm.jobs.ensemble_config import member_config
 from lm.jobs.new_run import new_run_folder
 from lm.jobs.prepare import PreparedJob
-from lm.jobs.resolve import TrainRequest, training_method
+from lm.jobs.resolve import ResolvedRequest, TrainRequest, training_method
 from lm.jobs.speed import Timings, measure_speed
 from lm.models.base import LanguageModel
-from lm.profiling.memory_estimate import refuse_what_cannot_fit
+from lm.profiling.memory_estimate import refuse_large_model, refuse_what_cannot_fit
 from lm.training import distributed
 from lm.training.distillation import Teacher
 from lm.training.distributed import World
@@ -22,6 +22,19 @@ from lm.training.trainer import Trainer
 
 MEASURE_SECONDS, MEASURE_SHARE = 1.0, 0.02
 """Time to measure the speed before a plan by time, and the most as a share of the plan: the plan corrects it."""
+
+
+def refuse_too_large(resolved: ResolvedRequest) -> None:
+    """Refuse a model whose weights and optimizer alone are too large, before the text or a weight is read.
+
+    Raises:
+        DeviceError: the memory is not enough.
+    """
+    config, init = resolved.config, resolved.request.init
+    if init is None or config.training.shard or training_method(config) not in ("gradient", "both"):
+        # The vocabulary, and so the size, is known only after the text is read.
+        return
+    refuse_large_model(config, init.record["vocab_size"])
 
 
 def reserve_run(job: PreparedJob, request: TrainRequest, world: World, locks: contextlib.ExitStack) -> PreparedJob:

@@ -53,9 +53,12 @@ def new_run_folder(name: str | None, corpus: str, config: RunConfig, runs_dir: P
 
 
 def _model_label(config: RunConfig) -> str:
-    """The name of the preset, or the type of the model where options changed that; and whether it is an ensemble."""
+    """The name of the preset, or the type of the model where options changed that; and "ensemble" or "lora"."""
     if (member := unwrapped(config)) is not config:
         return f"{_model_label(member)}-ensemble"
+    if config.training.lora is not None:
+        without = config.training.model_copy(update={"lora": None})
+        return f"{_model_label(config.model_copy(update={'training': without}))}-lora"
     if config.preset not in preset_names():
         return config.model.type
     sections = read_preset(str(config.preset))

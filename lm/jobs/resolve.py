@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, compose, given_sections, merge
+from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, TrainingConfig, compose, given_sections, merge
 from lm.corpora import Corpus, Progress
 from lm.device import pick_device
 from lm.errors import ConfigError
+from lm.jobs.adapters import check_adapters
 from lm.jobs.autoconfig import Family, Sections, TokenKind, Wishes, composed, token_kind
 from lm.jobs.distill import find_teacher
 from lm.jobs.ensemble_config import check_ensemble, unwrapped
@@ -129,6 +130,7 @@ def resolve(request: TrainRequest) -> ResolvedRequest:
         resolved = ResolvedRequest(request, composed(over, wishes), over, wishes)
     config = unwrapped(resolved.config)
     check_ensemble(config, request.init)
+    check_adapters(config, request.init)
     if config.training.student and request.stop_after is not None:
         raise ConfigError("--stop-after stops the training of one model or ensemble: leave --student out.")
     resolved = replace(resolved, config=config, teacher=find_teacher(config, request.runs_dir))
@@ -190,6 +192,8 @@ def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> Ru
     base = run.config.model_copy(update={"corpus": corpus})
     own: dict[str, Any] = dict.fromkeys(("max_steps", "epochs", "minutes", "evaluate_every", "ensemble", "distill"))
     own["student"] = False
+    # An adapter's own options are not those of a model that starts from it.
+    own |= {name: field.default for name, field in TrainingConfig.model_fields.items() if name.startswith("lora")}
     config = merge(base, {**{f"training.{field}": value for field, value in own.items()}, **overrides})
     if config.tokenizer != base.tokenizer:
         raise ConfigError(f"--init {run.name} keeps that run's tokenizer: leave tokenizer options out.")

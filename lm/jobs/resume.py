@@ -14,6 +14,7 @@ from lm.jobs.ensemble_config import check_ensemble, unwrapped
 from lm.jobs.new_run import END_REASONS
 from lm.jobs.prepare import PreparedJob, ResumePoint
 from lm.jobs.resolve import ResumeRequest, training_method
+from lm.runs.adapters import find_base
 from lm.runs.run import Run, load
 from lm.runs.run_folder import MEMBERS, MODEL, find_run
 from lm.training import distributed
@@ -81,7 +82,7 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         # The recorded model section stays as it is: the weights carry its hash.
         config = config.model_copy(update={"training": merge(config, request.changes).training})
     distributed.check(config, world.size)
-    init = None if has_state else _recorded_init(run)
+    init = recorded_base(run) or (None if has_state else _recorded_init(run))
     return PreparedJob(
         config=config,
         corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
@@ -114,6 +115,16 @@ def reopen_before_teacher(
         init=_recorded_init(run),
         path=run.folder.path,
     )
+
+
+def recorded_base(run: Run) -> Run | None:
+    """The base of an adapter run, which every start needs; None: the run is not an adapter.
+
+    Raises:
+        RunError: it is missing, or has other weights.
+    """
+    base = find_base(run.folder)
+    return None if base is None else Run(*base)
 
 
 def _recorded_init(run: Run) -> Run | None:

@@ -13,6 +13,7 @@ from lm.corpora import PreparedCorpus
 from lm.corpora.batches import Batch
 from lm.device import deterministic, enough_memory
 from lm.models.base import LanguageModel, build_model
+from lm.models.lora import trainable_model
 from lm.profiling.trial import make_trial
 from lm.torch_private import keep_freed_memory
 from lm.training.distillation import Teacher
@@ -60,7 +61,7 @@ def measure_speed(
         DeviceError: the memory is not enough.
     """
     with enough_memory():
-        model = model or build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
+        model = model or trainable_model(config, corpus.tokenizer.vocab_size)
         trial = make_trial(config, corpus, model=model, learns=True, teacher=teacher)
         times = (float("nan"),) * 2 if seconds is None else astuple(trial.measure(seconds))
         return Timings(trial.batches.tokens_per_step, trial.batches.steps_per_epoch, *times)

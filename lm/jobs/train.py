@@ -20,18 +20,21 @@ from lm.config import RunConfig, TrainingConfig, runs_folder
 from lm.corpora import Corpus, Progress
 from lm.device import enough_memory
 from lm.errors import ConfigError
+from lm.interop.imported import find_or_import
 from lm.jobs.autoconfig import Family, TokenKind
 from lm.jobs.counting import train_by_counting
 from lm.jobs.distill import make_teacher, teacher_name, teacher_record
 from lm.jobs.ensemble import drop_teacher, train_members, train_teacher
 from lm.jobs.ensemble_config import student_config
-from lm.jobs.measure import fix_plan, measure_times, reserve_run
+from lm.jobs.measure import fix_plan, measure_times, refuse_too_large, reserve_run
 from lm.jobs.new_run import check_new_run, run_of_this_job
 from lm.jobs.prepare import PreparedJob, open_text, prepare_job, share_job
 from lm.jobs.report import report_run
 from lm.jobs.resolve import ResolvedRequest, ResumeRequest, TrainRequest, counts_alone, init_config, resolve_new_run
 from lm.jobs.resume import reopen
 from lm.models.base import LanguageModel, build_model
+from lm.models.lora import add_adapters
+from lm.runs.adapters import read_whole_weights
 from lm.runs.record import run_record
 from lm.runs.run import Run
 from lm.runs.run_folder import EVENTS, RunFolder
@@ -63,7 +66,7 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
     runs_dir: Path | str | None = None,
-    init: Run | None = None,
+    init: Run | str | None = None,
     stop_after: int | None = None,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -86,7 +89,8 @@ def train(
         overrides: other options over config or preset, "section.field" → value, as in `lm.config.compose`.
         name: of the run; None: made from corpus and model.
         runs_dir: folder of the runs; default: INKLING_RUNS, else checkpoints.
-        init: start from this run's weights and tokenizer; `config` then has its model options.
+        init: start from the weights and tokenizer of this run, or of a model that `lm.import_model` takes; `config`
+            then has its model options.
         stop_after: stop at this step of the plan; `resume` continues.
         overwrite: replace a run of that name.
         callbacks: receive the events of the training.
@@ -108,6 +112,8 @@ def train(
     given = {
         "minutes": minutes, "epochs": epochs, "max_steps": max_steps, "ensemble": ensemble, "distill": teacher
     }  # fmt: skip
+    if isinstance(init, str):
+        init = find_or_import(init, runs_dir=runs_dir, progress=progress)
     changes = {f"training.{field}": value for field, value in given.items() if value is not None}
     request = TrainRequest(
         corpus=corpus if isinstance(corpus, Corpus) else str(corpus), config=config, preset=preset,
@@ -186,6 +192,7 @@ def _joined(training: TrainingConfig) -> Iterator[tuple[World, contextlib.ExitSt
 def _begin(resolved: ResolvedRequest, world: World, locks: contextlib.ExitStack) -> PreparedJob:
     """The job of a new run, or of the run that this job created before a restart; in the first process alone."""
     request = resolved.request
+    refuse_too_large(resolved)
     corpus = open_text(resolved)
     if distributed.job_name() is not None:
         own = run_of_this_job(request.name, corpus.source, request.runs_dir)
@@ -324,6 +331,8 @@ def _resumed_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan
 def _model_factory(job: PreparedJob) -> Callable[[], LanguageModel]:
     """A function that makes an equal model at each call: with fresh weights, or with those of the initial run.
 
+    With `training.lora` these are frozen, and the model has fresh adapters.
+
     A model that counts as well counts the training text once, also when the job continues from a saved state: that has
     only what evaluation needs of the counts.
     """
@@ -333,7 +342,8 @@ def _model_factory(job: PreparedJob) -> Callable[[], LanguageModel]:
         nonlocal fitted
         model = build_model(job.config.model, job.tokens.tokenizer.vocab_size, seed=job.config.training.seed)
         if job.init is not None:
-            arrays, _ = job.init.folder.read_weights(job.init.checkpoint)
+            # Not `Run.arrays`, which stay in memory.
+            arrays, _ = read_whole_weights(job.init.folder, job.init.checkpoint)
             try:
                 model.load_arrays(arrays)
             except ValueError as error:
@@ -346,6 +356,6 @@ def _model_factory(job: PreparedJob) -> Callable[[], LanguageModel]:
                 fitted = model.fitted()
             else:
                 model.use_fitted(fitted)
-        return model
+        return add_adapters(model, job.config.training)
 
     return make

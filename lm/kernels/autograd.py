@@ -153,8 +153,12 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def linears(inputs: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
-    """The outputs of several layers without bias over the same inputs."""
-    if inputs.numel() < MIN_ROWS * inputs.shape[-1] or not usable("linear", inputs):
+    """The outputs of several layers over the same inputs; one call for all if none has a bias or an adapter."""
+    if (
+        any(layer.bias is not None or getattr(layer, "adapters", None) is not None for layer in layers)
+        or inputs.numel() < MIN_ROWS * inputs.shape[-1]
+        or not usable("linear", inputs)
+    ):
         return tuple(layer(inputs) for layer in layers)
     return apply_all(_Linears, inputs, None, *(layer.weight for layer in layers))
 
@@ -173,7 +177,7 @@ class _Linears(torch.autograd.Function):
         rows = inputs.flatten(0, -2)
         d_rows = d_bias = None
         d_weights: list[Tensor | None] = []
-        for grad, weight in zip(grads, weights, strict=True):
+        for number, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
             if grad is None:
                 d_weights.append(None)
                 continue
@@ -182,7 +186,8 @@ class _Linears(torch.autograd.Function):
                 d_rows = product(d_outputs, weight, into=d_rows)
             if ctx.needs_input_grad[1]:
                 d_bias = d_outputs.sum(0)
-            d_weights.append(product(d_outputs.T, rows))
+            # Frozen weights need no gradient, which is a third of the work.
+            d_weights.append(product(d_outputs.T, rows) if ctx.needs_input_grad[2 + number] else None)
         return None if d_rows is None else d_rows.view(inputs.shape), d_bias, *d_weights
 
 

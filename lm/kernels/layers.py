@@ -26,11 +26,24 @@ class Embedding(nn.Embedding):
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`."""
+    """`nn.Linear`, plus the output of its adapter, if it has one (`lm.models.lora`)."""
+
+    def __init__(self, *sizes: int, bias: bool = True) -> None:
+        super().__init__(*sizes, bias=bias)
+        self.register_module("adapters", None)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., E) → (..., F)."""
-        return autograd.linear(inputs, self.weight, self.bias)
+        outputs = autograd.linear(inputs, self.weight, self.bias)
+        if self.adapters is None:
+            return outputs
+        added: Tensor = self.adapters["weight"](inputs)
+        return outputs + added
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether a module computes more than its weight says: it has adapters."""
+    return getattr(module, "adapters", None) is not None
 
 
 class Dropout(nn.Dropout):

@@ -24,6 +24,15 @@ class TransformerKernel(HeadKernel):
     """All blocks, the cache of each slot, and its window: when that is full, the older half is dropped."""
 
     @classmethod
+    def lacks(cls, options: Mapping[str, Any]) -> str | None:
+        """See `Kernel.lacks`."""
+        if options.get("qkv_bias"):
+            return "biases of queries, keys and values"
+        if options.get("head_size") not in (None, int(options["hidden_size"]) // int(options["num_heads"])):
+            return "a head size other than hidden_size / num_heads"
+        return super().lacks(options)
+
+    @classmethod
     def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
         """See `Kernel.parts`."""
         arrays = weights(arrays, precision)

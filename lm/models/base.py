@@ -12,6 +12,7 @@ A module declares the needs of its parameters (not of its submodules'), as attri
     optimizer_kind    "adamw" (default); "muon": matrices, if training.optimizer=muon; "row_adagrad": sparse gradients
     stays_fp32        True (default False): fp32 at every level of mixed precision
     shardable         False (default True): the parameters cannot be spread over processes
+    adapts            names of its matrices that may get LoRA adapters (`lm.models.lora`); default: none
 
 Optimizers, precision and distributed training read these attributes and know no module by name.
 
@@ -41,6 +42,7 @@ from lm.config import Options
 from lm.errors import UnsupportedExportError, UnsupportedPartError
 from lm.kernels.autograd import cross_entropy
 from lm.kernels.dispatch import only_torch
+from lm.models.adapter_weights import is_adapter
 from lm.models.huggingface import HuggingFaceModel
 from lm.models.layout import Stage, Symbol
 from lm.models.profiled_parts import LOSS, run_part
@@ -425,23 +427,36 @@ class LanguageModel(nn.Module, ABC):
         """Number of counts that `fit` stored."""
         return 0
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the weights are frozen under adapters (`lm.models.lora`)."""
+        return any(is_adapter(name) for name, _ in self.named_parameters())
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """The tensors that a run saves, by name: the weights; of a model with adapters, those alone."""
+        own = self.state_dict()
+        return {name: tensor for name, tensor in own.items() if is_adapter(name)} or own
+
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Copies of the weights as host arrays, by name; see `host_arrays`."""
-        return host_arrays(self.state_dict())
+        """Copies of `saved_tensors` as host arrays, by name; see `host_arrays`."""
+        return host_arrays(self.saved_tensors())
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        """Set the weights.
+        """Set `saved_tensors`.
 
         Raises:
             ValueError: names or shapes differ from the model's.
         """
-        own = self.state_dict()
+        own = self.saved_tensors()
         if missing := sorted(own.keys() ^ arrays.keys()):
             raise ValueError(f"weights and model differ in {', '.join(missing[:4])}")
         for name, tensor in own.items():
             if tuple(tensor.shape) != arrays[name].shape:
                 raise ValueError(f"{name} is {arrays[name].shape} in the file, {tuple(tensor.shape)} in the model")
-        self.load_state_dict({name: shard_like(own[name], array) for name, array in arrays.items()})
+        with torch.no_grad():
+            # One after the other: all of them together would be one more copy of the model.
+            for name, tensor in own.items():
+                tensor.copy_(shard_like(tensor, arrays[name]))
 
 
 def host_arrays(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:

@@ -256,17 +256,23 @@ class _MeanNats(torch.autograd.Function):
         first = bounds[0]
         with torch.autocast(device, enabled=False):
             vectors = hidden.to(low)
-            grads = [_zeros(each) for each in (hidden, *layers)]
+            # A frozen matrix without tails needs no gradient.
+            frozen = not cutoffs and not ctx.needs_input_grad[4]
+            grads = [_zeros(each[:0] if frozen and each is weight else each) for each in (hidden, *layers)]
             d_hidden, d_weight, d_bias, d_tail_weight, d_tail_bias = grads
             tail = torch.zeros_like(targets)
             for cut in cutoffs:
                 tail += targets >= cut
             head_targets = torch.where(tail == 0, targets, first - 1 + tail)
-            head = torch.cat([weight[:first], tail_weight]), torch.cat([bias[:first], tail_bias])
-            d_head = _zeros(head[0]), _zeros(head[1])
+            if cutoffs:
+                head = torch.cat([weight[:first], tail_weight]), torch.cat([bias[:first], tail_bias])
+                d_head: tuple[Tensor | None, Tensor] = _zeros(head[0]), _zeros(head[1])
+            else:
+                head, d_head = (weight, bias), (None if frozen else d_weight, d_bias)
             nats = _softmax(vectors, head_targets, head, d_hidden, d_head, dtype)
-            d_weight[:first], d_tail_weight[:] = d_head[0][:first], d_head[0][first:]
-            d_bias[:first], d_tail_bias[:] = d_head[1][:first], d_head[1][first:]
+            if cutoffs and d_head[0] is not None:
+                d_weight[:first], d_tail_weight[:] = d_head[0][:first], d_head[0][first:]
+                d_bias[:first], d_tail_bias[:] = d_head[1][:first], d_head[1][first:]
             for number, (begin, end) in enumerate(pairwise(bounds), start=1):
                 if listed:
                     padded = listed[number - 1]
@@ -281,14 +287,14 @@ class _MeanNats(torch.autograd.Function):
                 nats += _softmax(selected, own, layer, d_selected, d_layer, dtype, is_real)
                 d_hidden.index_add_(0, rows, d_selected)
         ctx.save_for_backward(*grads)
-        ctx.count, ctx.listed = len(targets), len(listed)
+        ctx.count, ctx.listed, ctx.frozen = len(targets), len(listed), frozen
         return nats / len(targets)
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> Any:
         factor = outer / ctx.count
-        d_hidden, *d_layers = (grad.mul_(factor) for grad in ctx.saved_tensors)
-        return d_hidden, None, None, None, *d_layers, *[None] * ctx.listed
+        d_hidden, d_weight, *d_others = (grad.mul_(factor) for grad in ctx.saved_tensors)
+        return d_hidden, None, None, None, None if ctx.frozen else d_weight, *d_others, *[None] * ctx.listed
 
 
 def _zeros(like: Tensor) -> Tensor:
@@ -308,13 +314,13 @@ def _softmax(
     targets: Tensor,
     layer: Layer,
     d_vectors: Tensor,
-    d_layer: Layer,
+    d_layer: tuple[Tensor | None, Tensor],
     dtype: torch.dtype,
     is_real: Tensor | None = None,
 ) -> Tensor:
     """The summed nats of one softmax layer, in chunks; adds its gradients to `d_vectors` and `d_layer`.
 
-    Rows where `is_real` is False count for nothing.
+    Rows where `is_real` is False count for nothing. A frozen weight has None in `d_layer`.
     """
     weight, bias = layer[0].to(vectors.dtype), layer[1]
     d_weight, d_bias = d_layer
@@ -326,7 +332,8 @@ def _softmax(
         if native:
             logits = product(vectors[chunk], weight.T, bias=bias)
             nats += entropies(logits, targets[chunk], into=logits, d_bias=d_bias).sum()
-            product(logits.T, vectors[chunk], into=d_weight)
+            if d_weight is not None:
+                product(logits.T, vectors[chunk], into=d_weight)
             product(logits, weight, into=d_vectors[chunk])
             continue
         logits = F.linear(vectors[chunk], weight).to(dtype).add_(bias)
@@ -340,6 +347,7 @@ def _softmax(
             grad *= is_real[chunk, None]
         d_bias += grad.sum(dim=0)
         grad = grad.to(vectors.dtype)
-        d_weight += grad.T @ vectors[chunk]
+        if d_weight is not None:
+            d_weight += grad.T @ vectors[chunk]
         d_vectors[chunk] += grad @ weight
     return nats

@@ -26,6 +26,7 @@ from lm.kernels.dispatch import MIN_STEPS, cast_floats, in_its_format, stays_in_
 from lm.models.base import Inspection, LanguageModel, State, TrainingLoss, declare
 from lm.models.context_tables import ContextTables, TableOptions
 from lm.models.layout import Shape, Stage, Symbol
+from lm.models.lora import with_adapter
 from lm.models.onnx_cells import onnx_layer
 from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage, tail_positions
 from lm.models.profiled_parts import run_part
@@ -107,7 +108,8 @@ class Recurrent(LanguageModel):
         kind: Any = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[options.type]
         settings: dict[str, Any] = {"nonlinearity": options.nonlinearity} if options.type == "rnn" else {}
         cell: nn.RNNBase = kind(size, hidden, options.num_layers, batch_first=True, dropout=between, **settings)
-        self.cell = declare(cell, optimizer_kind="muon")
+        matrices = tuple(name for name, weight in cell.named_parameters() if weight.ndim == 2)
+        self.cell = declare(cell, optimizer_kind="muon", adapts=matrices)
         self.layer_dropout = dropout(between)
         self.output_dropout = dropout(rate(options.output_dropout))
         self.projection = None
@@ -307,7 +309,9 @@ class Recurrent(LanguageModel):
             hidden, last = self._run_layers(inputs, first, ids if from_embedding else None, native=True)
         elif torch.onnx.is_in_onnx_export():
             hidden, last = self._run_layers(inputs, first)
-        elif self.training and (self.options.locked_dropout or self.options.weight_dropout > 0):
+        elif layers.is_adapted(self.cell) or (
+            self.training and (self.options.locked_dropout or self.options.weight_dropout > 0)
+        ):
             result = in_its_format(weight, self._run_layers, inputs, first)
             hidden, last = cast_floats(result, inputs.dtype) if stays_in_fp32(weight) else result
         elif self.options.type == "lstm":
@@ -352,7 +356,7 @@ class Recurrent(LanguageModel):
         return not dropped and not self.embedding.sparse and 2 * self.vocab_size < ids.numel()
 
     def _weights(self, layer: int) -> list[Tensor]:
-        weights = [getattr(self.cell, f"{name}_l{layer}") for name in WEIGHTS]
+        weights = [with_adapter(self.cell, f"{name}_l{layer}") for name in WEIGHTS]
         if self.training and self.options.weight_dropout > 0:
             weights[1] = F.dropout(weights[1], self.options.weight_dropout)
         return weights

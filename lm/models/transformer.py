@@ -1,9 +1,9 @@
-"""A decoder-only Transformer with the architecture and parameter names of Llama and Qwen3.
+"""A decoder-only Transformer with the architecture and parameter names of Llama, Qwen2 and Qwen3.
 
     ids ─► embedding ─► num_layers × (RMSNorm ─► attention ─► + ; RMSNorm ─► SwiGLU ─► +) ─► RMSNorm ─► logits
 
-Rotary positions, causal attention by torch's `scaled_dot_product_attention`, optional grouped queries and QK-norm, no
-biases. Parameter names are those of Hugging Face transformers. The state is the key-value cache.
+Rotary positions, causal attention by torch's `scaled_dot_product_attention`; optional: grouped queries, QK-norm, biases
+of queries, keys and values. Parameter names are those of Hugging Face transformers. The state is the key-value cache.
 
 Shapes: B batch, T new positions, L cached positions, H query heads, G key-value heads, D head size, E hidden size.
 
@@ -61,10 +61,12 @@ class TransformerOptions(HeadOptions, TableOptions):
     num_kv_heads: int | None = Field(
         None, ge=1, description="Key-value heads, each shared by num_heads / num_kv_heads queries; default: num_heads."
     )
+    head_size: int | None = Field(None, ge=2, description="Width of a head, even; default: hidden_size / num_heads.")
     mlp_size: int | None = Field(
         None, ge=1, description="Inner width of SwiGLU; default: 8/3 of hidden_size, up to a multiple of 64."
     )
     qk_norm: bool = Field(True, description="RMSNorm on queries and keys (Qwen3) instead of none (Llama).")
+    qkv_bias: bool = Field(False, description="Biases of queries, keys and values (Qwen2).")
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary wavelengths.")
     norm_epsilon: float = Field(1e-6, gt=0, description="Added to the mean square in RMSNorm.")
     dropout: float = Field(
@@ -76,9 +78,16 @@ class TransformerOptions(HeadOptions, TableOptions):
         """`mlp_size`, or its default."""
         return self.mlp_size or -(-self.hidden_size * 8 // 3 // 64) * 64
 
+    @property
+    def head_width(self) -> int:
+        """`head_size`, or its default."""
+        return self.head_size or self.hidden_size // self.num_heads
+
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.hidden_size % (2 * self.num_heads):
+        if self.head_size is not None and self.head_size % 2:
+            raise ValueError(f"head_size {self.head_size} must be even")
+        if self.head_size is None and self.hidden_size % (2 * self.num_heads):
             raise ValueError(f"hidden_size {self.hidden_size} must be an even multiple of num_heads {self.num_heads}")
         if self.num_heads % (self.num_kv_heads or 1):
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
@@ -89,6 +98,7 @@ class HiddenLinear(layers.Linear):
     """A linear layer of a block."""
 
     optimizer_kind = "muon"
+    adapts = ("weight",)
 
 
 class Attention(nn.Module):
@@ -97,13 +107,14 @@ class Attention(nn.Module):
     def __init__(self, options: TransformerOptions) -> None:
         super().__init__()
         size = options.hidden_size
-        self.head_size = size // options.num_heads
+        self.head_size = options.head_width
         kv_heads = options.num_kv_heads or options.num_heads
+        bias = options.qkv_bias
         self.grouped = kv_heads != options.num_heads
         self.dropout = options.dropout
-        self.q_proj = HiddenLinear(size, options.num_heads * self.head_size, bias=False)
-        self.k_proj = HiddenLinear(size, kv_heads * self.head_size, bias=False)
-        self.v_proj = HiddenLinear(size, kv_heads * self.head_size, bias=False)
+        self.q_proj = HiddenLinear(size, options.num_heads * self.head_size, bias=bias)
+        self.k_proj = HiddenLinear(size, kv_heads * self.head_size, bias=bias)
+        self.v_proj = HiddenLinear(size, kv_heads * self.head_size, bias=bias)
         self.o_proj = HiddenLinear(options.num_heads * self.head_size, size, bias=False)
         epsilon = options.norm_epsilon
         self.q_norm = layers.RMSNorm(self.head_size, eps=epsilon) if options.qk_norm else None
@@ -211,8 +222,9 @@ class Block(nn.Module):
         causal: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(B, T, E) → (B, T, E), and the new cache."""
-        # Hooks on the parts need calls of the modules.
-        if causal and cache is None and usable("block", hidden) and not any(map(has_hooks, self._parts)):
+        # Hooks and adapters of the parts need calls of the modules, and the native block has no biases.
+        native = causal and cache is None and self.self_attn.q_proj.bias is None and usable("block", hidden)
+        if native and not any(has_hooks(part) or layers.is_adapted(part) for part in self._parts):
             hidden, key, value = self._run_native(hidden, rotation)
             return hidden, (key, value)
         mixed, after = self.self_attn(self.input_layernorm(hidden), rotation, cache, mask, causal)
@@ -254,7 +266,7 @@ class Block(nn.Module):
 
 
 class Transformer(LanguageModel):
-    """A Llama-shaped Transformer; with QK-norm, Qwen3-shaped."""
+    """A Transformer with the parts of Llama; with QK-norm those of Qwen3, with biases those of Qwen2."""
 
     Options = TransformerOptions
     batching = "random"
@@ -279,6 +291,8 @@ class Transformer(LanguageModel):
                 # The residual stream is a sum of 2 × num_layers branches, which share the variance.
                 branch = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * self.options.num_layers) ** 0.5 if branch else 0.02)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
 
     @property
     def context_length(self) -> int:
@@ -339,7 +353,7 @@ class Transformer(LanguageModel):
     def _positions(self, ids: Tensor, state: State | None) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
         """The tokens before `ids` (B,), the rotary tables and the mask; None: causal, or every key."""
         batch, time = ids.shape
-        rope = self.options.hidden_size // self.options.num_heads, self.options.rope_theta
+        rope = self.options.head_width, self.options.rope_theta
         if state is None:
             before = torch.zeros(batch, dtype=torch.int64, device=ids.device)
             if torch.compiler.is_compiling():
@@ -366,7 +380,7 @@ class Transformer(LanguageModel):
         return [Room(keys, values, rows, positions) for keys, values in pairs]
 
     def to_huggingface(self) -> HuggingFaceModel:
-        """See `LanguageModel.to_huggingface`: Qwen3 with QK-norm, else Llama."""
+        """See `LanguageModel.to_huggingface`: Qwen3 with QK-norm, Qwen2 with biases, else Llama."""
         if any(name.startswith("tables.") for name, _ in self.named_parameters()):
             raise UnsupportedExportError(
                 "This Transformer has context tables, which neither transformers nor llama.cpp has. Train one without "
@@ -378,17 +392,24 @@ class Transformer(LanguageModel):
                 "without it: --preset transformer-word-plain, or --set model.adaptive_cutoffs=[]."
             )
         options = self.options
+        if options.qk_norm and options.qkv_bias:
+            raise UnsupportedExportError(
+                "This Transformer has QK-norm and biases, which no class of transformers has together. Train one "
+                "without biases: --set model.qkv_bias=false."
+            )
+        kind = "Qwen3" if options.qk_norm else "Qwen2" if options.qkv_bias else "Llama"
         config = {
-            "model_type": "qwen3" if options.qk_norm else "llama",
+            "model_type": kind.lower(),
             "vocab_size": self.vocab_size,
             "hidden_size": options.hidden_size,
             "intermediate_size": options.inner_size,
             "num_hidden_layers": options.num_layers,
             "num_attention_heads": options.num_heads,
             "num_key_value_heads": options.num_kv_heads or options.num_heads,
-            "head_dim": options.hidden_size // options.num_heads,
+            "head_dim": options.head_width,
             "hidden_act": "silu",
-            "attention_bias": False,
+            # Of Llama and Qwen3; Qwen2 always has the biases.
+            "attention_bias": options.qkv_bias,
             "max_position_embeddings": options.context_length,
             "rms_norm_eps": options.norm_epsilon,
             # Before and since version 5 of transformers.
@@ -400,7 +421,7 @@ class Transformer(LanguageModel):
             name if name.startswith("lm_head.") else f"model.{name}": tensor.detach()
             for name, tensor in self.named_parameters()
         }
-        return HuggingFaceModel("Qwen3ForCausalLM" if options.qk_norm else "LlamaForCausalLM", config, tensors)
+        return HuggingFaceModel(f"{kind}ForCausalLM", config, tensors)
 
     def symbols(self) -> dict[str, Symbol]:
         """See `LanguageModel.symbols`."""
@@ -410,7 +431,7 @@ class Transformer(LanguageModel):
             "E": Symbol(options.hidden_size, "width of the residual stream"),
             "H": Symbol(options.num_heads, "query heads"),
             "G": Symbol(options.num_kv_heads or options.num_heads, "key-value heads"),
-            "D": Symbol(options.hidden_size // options.num_heads, "width of a head"),
+            "D": Symbol(options.head_width, "width of a head"),
             "M": Symbol(options.inner_size, "inner width of SwiGLU"),
         }
         if self.tails is not None:
@@ -439,6 +460,9 @@ class Transformer(LanguageModel):
             "self_attn.v_proj.weight": ("G·D", "E"),
             "self_attn.o_proj.weight": ("E", "H·D"),
         }
+        if self.options.qkv_bias:
+            widths = {"q": "H·D", "k": "G·D", "v": "G·D"}
+            attention |= {f"self_attn.{part}_proj.bias": (width,) for part, width in widths.items()}
         if self.options.qk_norm:
             attention |= {"self_attn.q_norm.weight": ("D",), "self_attn.k_norm.weight": ("D",)}
         mlp: dict[str, Shape] = {

@@ -18,19 +18,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from lm import machine
-from lm.config import RunConfig
+from lm.config import RunConfig, TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.device import pick_device
 from lm.errors import DeviceError
 from lm.evaluation.perplexity import tokens_at_once
 from lm.kernels.dispatch import release_buffers
-from lm.models.base import LanguageModel, build_model
+from lm.models.base import LanguageModel
+from lm.models.lora import trainable_model
 from lm.profiling.phases import Listener, Watch
 from lm.profiling.tensor_memory import TensorMemory, TooMuchMemory, state_tensors
 from lm.profiling.trial import Trial, make_trial
-from lm.training.module_needs import build_on_meta, module_needs
+from lm.training.module_needs import module_needs, trainable_on_meta
 from lm.training.plan import bptt_of
 from lm.training.validation import VALIDATION_ROWS, validate
 
@@ -38,6 +40,9 @@ USABLE_SHARE = 0.9
 """Share of the free memory that tensors may use: allocators round up, and kernels need some."""
 TRIED_SHARE = 0.5
 """Largest share of the free memory that a measurement may use."""
+REPORT_COPIES = 4
+"""Copies of the weights while the report is made: of the training, of the files, of both joined, of the model. It is
+more than the steps need if the weights are frozen."""
 SECONDS = 1.5
 """Time for measurements of larger batches."""
 MAX_FIRST_ROW = 512
@@ -125,8 +130,8 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
     begun = time.perf_counter()
     device = pick_device(config.training.device)
     available = machine.available_bytes(device)
-    model = build_on_meta(config.model, corpus.tokenizer.vocab_size)
-    least = _min_state_bytes(model, low=config.training.amp == "O3", sparse=device.type == "cpu")
+    model = trainable_on_meta(config, corpus.tokenizer.vocab_size)
+    least = _min_state_bytes(model, config.training, device)
     release_buffers()
     memory = TensorMemory(device, limit=available and available * USABLE_SHARE)
     try:
@@ -135,7 +140,7 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
         counting = model.fit_bytes(np.asarray(corpus.splits["train"].ids))
         with memory:
             # Without its counts, a model that counts as well needs the same memory for its steps.
-            fresh = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
+            fresh = trainable_model(config, corpus.tokenizer.vocab_size)
             fit = _measured(make_trial(config, corpus, model=fresh), memory, available, seconds, begun)
         on_cpu = counting if device.type == "cpu" else 0
         return replace(fit, counting_bytes=counting, needed_bytes=fit.needed_bytes + on_cpu)
@@ -149,6 +154,31 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
         )  # fmt: skip
     finally:
         release_buffers()
+
+
+def refuse_large_model(config: RunConfig, vocab_size: int) -> None:
+    """Refuse a model whose weights, gradients and moments alone need more than the free memory; nothing is allocated.
+
+    Args:
+        config: of the run.
+        vocab_size: of its tokenizer.
+
+    Raises:
+        DeviceError: they do not fit; the message has the figures.
+    """
+    device = pick_device(config.training.device)
+    available = machine.available_bytes(device)
+    model = trainable_on_meta(config, vocab_size)
+    least = _min_state_bytes(model, config.training, device)
+    if available is None or least <= available * USABLE_SHARE:
+        return
+    adapters = config.training.lora is not None
+    what = "Its frozen weights and the adapters" if adapters else "Its weights, gradients and moments"
+    advice = "" if adapters else ", or train adapters alone: --lora 8"
+    raise DeviceError(
+        f"The model has {model.num_parameters():,} parameters. {what} alone need {gigabytes(least)} on {device}, where "
+        f"{gigabytes(available)} are free: use a device with more memory{advice}."
+    )
 
 
 def refuse_what_cannot_fit(config: RunConfig, corpus: PreparedCorpus) -> int:
@@ -168,18 +198,18 @@ def refuse_what_cannot_fit(config: RunConfig, corpus: PreparedCorpus) -> int:
     return fit.needed_bytes
 
 
-def _min_state_bytes(model: LanguageModel, *, low: bool, sparse: bool) -> int:
-    """Bytes of the weights, a gradient and one moment; context tables have small moments and may have small gradients.
+def _min_state_bytes(model: LanguageModel, training: TrainingConfig, device: torch.device) -> int:
+    """Bytes of the weights, gradients and moments, at least.
 
-    Args:
-        low: the weights are in a low number format.
-        sparse: gradients of context tables are sparse.
+    Frozen weights have neither gradients nor moments. Context tables have small moments, and on a CPU small gradients.
     """
-    tables = 1 if sparse else 2
-    needs = module_needs(model)
-    copies = {weight: tables if need.optimizer_kind == "row_adagrad" else 3 for weight, need in needs.items()}
-    whole = sum(weight.nbytes * count for weight, count in copies.items())
-    return whole // 2 if low else whole
+    tables = 1 if device.type == "cpu" else 2
+    total = 0
+    for weight, need in module_needs(model).items():
+        one_moment = training.optimizer == "sgd" or (training.optimizer == "muon" and need.optimizer_kind == "muon")
+        copies = tables if need.optimizer_kind == "row_adagrad" else 3 if one_moment else 4
+        total += weight.nbytes * (copies if weight.requires_grad else 1)
+    return total // 2 if training.amp == "O3" else total
 
 
 Peaks = dict[str, int]
@@ -234,13 +264,16 @@ def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds
     sizes = list(_doubled(shortest, tokens_at_once(model.vocab_size, step.device)))
     base, scored_bytes, _ = _extrapolated(evaluate, sizes, memory, available, seconds / 2)
     evaluation_bytes = base + scored_bytes * sizes[-1]
-    saved = memory.blocks_of([*model.parameters(), *state_tensors(step.optimizers)])
+    saved = memory.blocks_of([*model.saved_tensors().values(), *state_tensors(step.optimizers)])
     saving_bytes = 2 * sum(block.size for block in saved)
+    reporting_bytes = REPORT_COPIES * sum(weight.nbytes for weight in model.parameters())
+    peak = max(step_bytes, evaluation_bytes)
+    on_cpu = step.device.type == "cpu"
     return Fit(
         device=str(step.device), batch_size=all_rows, bptt=length, parameters=model.num_parameters(),
         state_bytes=fixed, row_bytes=token_bytes * length, step_bytes=step_bytes, evaluation_bytes=evaluation_bytes,
         saving_bytes=saving_bytes,
-        needed_bytes=max(step_bytes, evaluation_bytes) + (saving_bytes if step.device.type == "cpu" else 0),
+        needed_bytes=max(peak + saving_bytes, reporting_bytes) if on_cpu else peak,
         available_bytes=available, tried_rows=tried // length, seconds=time.perf_counter() - begun,
     )  # fmt: skip
 

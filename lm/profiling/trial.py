@@ -15,7 +15,8 @@ from lm.corpora import PreparedCorpus
 from lm.corpora.batches import Batch
 from lm.device import deterministic
 from lm.errors import ConfigError
-from lm.models.base import LanguageModel, build_model
+from lm.models.base import LanguageModel
+from lm.models.lora import trainable_model
 from lm.registry import MODELS
 from lm.torch_private import keep_freed_memory
 from lm.training.distillation import Teacher
@@ -146,7 +147,7 @@ def make_trial(
     """
     refuse_counting(config)
     if model is None:
-        model = build_model(config.model, corpus.tokenizer.vocab_size, seed=config.training.seed)
+        model = trainable_model(config, corpus.tokenizer.vocab_size)
         if model.trained_by == "both":
             model.fit(np.asarray(corpus.splits["train"].ids))
     training = config.training if learns else config.training.model_copy(update=dict.fromkeys(RATES, 1e-12))

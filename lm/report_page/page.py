@@ -14,7 +14,7 @@ from lm.html_parts.line_chart import COLOURS, Line, line_chart_html
 from lm.html_parts.page import whole_page
 from lm.html_parts.token_marks import SURPRISE_SCALE, Mark, marks_html, percent, surprise_strength, visible
 from lm.report_page.collect import FromText, RunReport
-from lm.runs.card import MEANINGS, figure, figures_of, numbers
+from lm.runs.card import MEANINGS, figure, figures_of, numbers, origin
 from lm.version import __version__
 
 MAX_CURVE_POINTS = 300
@@ -81,7 +81,7 @@ def _head(facts: Mapping[str, Any], report: Report) -> str:
     kind = f", {facts['kind']}" if facts["kind"] else ""
     about = (
         f"A {facts['model']} language model{kind}, with {numbers(dict(facts))} over {facts['vocab_size']:,} "
-        f"{facts['tokenizer']} tokens, trained on {facts['corpus']}."
+        f"{facts['tokenizer']} tokens, {origin(facts['imported'], facts['corpus'])}."
     )
     boxes = "".join(
         f"<div><b>{value}</b><span>{escape(meaning)}</span></div>" for value, meaning in _boxes(report) if value != "–"

@@ -89,7 +89,7 @@ def run_facts(
     """
     corpus = record["corpus"]
     return {
-        "name": folder.name,
+        "name": folder.path.name,
         "path": str(folder.path),
         "model": config.model.type,
         "kind": record.get("kind"),
@@ -100,8 +100,10 @@ def run_facts(
         "corpus": corpus["name"],
         "corpus_notes": corpus["notes"],
         "splits": corpus["splits"],
+        "imported": record.get("imported"),
         "preset": config.preset,
         "initialised_from": record.get("init"),
+        "base": _base(record),
         "teacher": _teacher(record),
         "plan": record.get("plan"),
         "created": record["created"],
@@ -112,6 +114,14 @@ def run_facts(
         "options": config.model_dump(mode="json"),
         "reports": reports,
     }
+
+
+def _base(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The base of an adapter run, and the size of the adapters; None for other runs."""
+    base = record.get("base")
+    if base is None:
+        return None
+    return {**base, "adapter_parameters": record["adapter_parameters"], "rank": record["config"]["training"]["lora"]}
 
 
 def _teacher(record: Mapping[str, Any]) -> str | None:
@@ -128,19 +138,32 @@ def numbers(facts: dict[str, Any]) -> str:
     return counts if facts["counts"] == facts["parameters"] else f"{facts['parameters']:,} parameters and {counts}"
 
 
+def _about_base(base: Mapping[str, Any] | None) -> list[str]:
+    """What the card says of the base of an adapter run."""
+    if base is None:
+        return []
+    return [
+        f"It is a LoRA adapter of rank {base['rank']} over the run {base['run']} ({base['checkpoint']}), and has "
+        f"{base['adapter_parameters']:,} parameters of its own. The weights of the base are not in its files: their "
+        f"hash must be `{base['weights_sha256']}`.",
+        "",
+    ]
+
+
 def model_card(facts: dict[str, Any]) -> str:
     """The text of the card, from `run_facts`."""
     lines = [
         f"# {facts['name']}",
         "",
         f"A {facts['model']} language model with {numbers(facts)} over {facts['vocab_size']:,} "
-        f"{facts['tokenizer']} tokens, trained on {facts['corpus']} with Inkling {facts['inkling']}."
+        f"{facts['tokenizer']} tokens, {origin(facts['imported'], facts['corpus'])} with Inkling {facts['inkling']}."
         + (f" It is {facts['kind']}." if facts["kind"] else "")
         + (f" It learned from {facts['teacher']} as well." if facts["teacher"] else ""),
         "",
+        *_about_base(facts["base"]),
         "```",
         f'lm sample {facts["name"]} --prompt "…" --temperature 0.8 --seed 1',
-        f"lm eval {facts['name']}",
+        f"lm eval {facts['name']}{' --text FILE' if facts['imported'] else ''}",
         "```",
         "",
         "## Scores",
@@ -173,16 +196,44 @@ def model_card(facts: dict[str, Any]) -> str:
                 lines += [f"Signature: `{report['signature']}`", ""]
             lines += [f"{note}\n" for note in report["notes"]]
     else:
-        lines += ["None yet: `lm eval` measures and records them.", ""]
-    lines += ["## Corpus", "", "| split | tokens | characters | sha256 |", "|---|---|---|---|"]
-    for split, part in facts["splits"].items():
-        lines.append(f"| {split} | {part['tokens']:,} | {part['characters']:,} | `{part['sha256']}` |")
-    lines += ["", *(f"- {note}" for note in facts["corpus_notes"]), "", "## Options", ""]
+        lines += [
+            "None: the run has no corpus. `lm eval --text FILE` measures it on a text." if facts["imported"]
+            else "None yet: `lm eval` measures and records them.", "",
+        ]  # fmt: skip
+    if facts["imported"]:
+        lines += ["## Source", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in source_rows(facts["imported"])]
+        lines += ["", "The text it was trained on is unknown here.", "", "## Options", ""]
+    else:
+        lines += ["## Corpus", "", "| split | tokens | characters | sha256 |", "|---|---|---|---|"]
+        for split, part in facts["splits"].items():
+            lines.append(f"| {split} | {part['tokens']:,} | {part['characters']:,} | `{part['sha256']}` |")
+        lines += ["", *(f"- {note}" for note in facts["corpus_notes"]), "", "## Options", ""]
     for section in ("tokenizer", "model", "training"):
         lines += [f"### {section}", "", "| option | value |", "|---|---|"]
         lines += [f"| {name} | {value} |" for name, value in facts["options"][section].items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def origin(imported: Mapping[str, Any] | None, corpus: str) -> str:
+    """How a model came to be: what it was trained on, or where it is from."""
+    return f"trained on {corpus}" if imported is None else f"imported from {imported['source']}"
+
+
+def source_rows(imported: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the record says about the source of an imported run: names and values; of no source, nothing."""
+    if not imported:
+        return []
+    return [
+        ("source", imported["source"]),
+        ("format", imported["format"]),
+        ("architecture", imported["architecture"]),
+        ("weights", imported["weights"]),
+        ("positions", f"{imported['positions']:,}"),
+        ("licence", imported["license"] or "not named by the source"),
+        ("sha256", imported["sha256"]),
+    ]
 
 
 def run_summary(facts: dict[str, Any], weights: Path) -> dict[str, Any]:

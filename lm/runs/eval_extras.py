@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lm.evaluation.report import Report
     from lm.runs.run import Run
 
-SAMPLING = SamplingOptions(n=8, max_tokens=500, temperature=1.0, allow_unknown=True, seed=1)
+SAMPLING = SamplingOptions(n=8, max_tokens=500, temperature=1.0, allow_unknown=True, ignore_eos=True, seed=1)
 """Samples of the model's own distribution: at temperature 1, without a filter."""
 
 Progress = Callable[[int, int], None]

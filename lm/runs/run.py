@@ -29,10 +29,11 @@ from lm.errors import ConfigError, CorpusError, CorruptRunError, LMError, RunErr
 from lm.files import read_facts, write_file
 from lm.generation.open_decoder import STATE_BYTES, open_decoder
 from lm.generation.options import JoinedDecoding, SamplingOptions
-from lm.runs.card import model_card, run_facts, run_summary
+from lm.runs.adapters import find_base, read_whole_weights
+from lm.runs.card import model_card, origin, run_facts, run_summary
 from lm.runs.film import Frame, read_film
 from lm.runs.run_folder import CARD, SAMPLES, SNAPSHOTS, RunFolder, find_run
-from lm.runs.training_text import cached_text, training_text
+from lm.runs.training_text import cached_text, check_has_corpus, training_text
 from lm.tokenizers.base import Ids, Tokenizer, UnknownPolicy
 from lm.version import __version__
 
@@ -68,17 +69,21 @@ def load(
     """Load a run by name.
 
     Args:
-        run: a name under `runs_dir`, a path, or NAME@last, NAME@step-500 for another checkpoint; None is the newest.
+        run: a name under `runs_dir`, a path, or NAME@last, NAME@step-500 for another checkpoint; RUN+ADAPTER for an
+            adapter over a base; None is the newest.
         runs_dir: folder of the runs, default: INKLING_RUNS, else checkpoints; the shipped runs are searched last.
         device: of the model; None picks a GPU if there is one, but decodes natively on the CPU if the model has a
             kernel.
         precision: of the weights in decoding; int8 is faster and slightly less exact.
 
     Raises:
-        RunNotFoundError: no such run. Errors in its files are raised on first use.
+        RunNotFoundError: no such run, or the base of an adapter is missing.
+        VocabMismatchError: the base of an adapter has other weights. Errors in files are raised on first use.
     """
     folder, checkpoint = find_run(run, runs_folder(runs_dir))
     folder.weights_path(checkpoint)
+    # Not on first use: by then a command has printed the prompt.
+    find_base(folder)
     return Run(folder, checkpoint, device=device, precision=precision)
 
 
@@ -126,7 +131,7 @@ class Run:
         return (
             f"<Run {self.name!r}, checkpoint {self.checkpoint!r}: "
             f"{record['config'].get('preset') or self.config.model.type}, {record['parameters']:,} parameters, "
-            f"trained on {record['corpus']['name']}{bits}>"
+            f"{origin(record.get('imported'), record['corpus']['name'])}{bits}>"
         )
 
     @property
@@ -170,7 +175,7 @@ class Run:
 
     @functools.cached_property
     def _weights(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        arrays, facts = self.folder.read_weights(self.checkpoint)
+        arrays, facts = read_whole_weights(self.folder, self.checkpoint)
         for name, array in arrays.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise CorruptRunError(
@@ -182,7 +187,7 @@ class Run:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """The weights, by the names of the model.
+        """The weights, by the names of the model; of an adapter run, the base's with the adapter's added.
 
         Raises:
             CorruptRunError: the file is damaged, or a value is not finite.
@@ -483,7 +488,8 @@ class Run:
             watchers: called with the scored tokens, in the order of the text.
 
         Raises:
-            CorpusError: the split does not exist, or the corpus is not the text that the run was trained on.
+            CorpusError: the split does not exist, the corpus is not the text that the run was trained on, or the run
+                was imported and has no corpus.
         """
         if text is None:
             split = self.existing_split(split)
@@ -606,6 +612,7 @@ class Run:
 
     def existing_split(self, split: str | None) -> str:
         """The name of a split of this run's corpus; None is test if there is one, else valid."""
+        check_has_corpus(self.folder, self.record)
         known = self.record["corpus"]["splits"]
         split = split or ("test" if "test" in known else "valid")
         if split not in known:
@@ -672,13 +679,14 @@ class Run:
         except (LMError, KeyError, TypeError, AttributeError) as error:
             return {"name": self.name, "path": str(self.folder.path), "problem": f"cannot be read: {error}"}
 
-    def card(self) -> str:
-        """The model card, Markdown."""
-        return model_card(self.facts())
+    def card(self, *, name: str | None = None) -> str:
+        """The model card, Markdown; `name` is that of the run, if its folder has another one now."""
+        facts = self.facts()
+        return model_card(facts if name is None else {**facts, "name": name})
 
-    def save_card(self) -> None:
-        """Write the run's README.md."""
-        write_file(self.folder.path / CARD, self.card())
+    def save_card(self, *, name: str | None = None) -> None:
+        """Write the run's README.md; `name` as in `card`."""
+        write_file(self.folder.path / CARD, self.card(name=name))
 
 
 def _refuse_logprobs(method: str, options: SamplingOptions) -> None:

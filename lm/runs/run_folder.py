@@ -24,6 +24,7 @@ import os
 import re
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ from lm.errors import (
 from lm.files import (
     FORMAT_VERSION,
     Arrays,
+    LazyTensor,
     check_place,
     check_version,
     digest,
@@ -53,8 +55,10 @@ from lm.files import (
     read_arrays,
     read_json,
     sync_folder,
+    umask,
     write_file,
     write_synced,
+    write_tensors,
 )
 from lm.registry import did_you_mean
 from lm.tokenizers.base import Tokenizer, load_tokenizer
@@ -81,6 +85,10 @@ _RECORD: dict[str, Any] = {
     "corpus.name": str, "corpus.key": str, "corpus.sha256": str, "corpus.notes": list, "corpus.splits": dict,
 }  # fmt: skip
 """Required fields of `config.json`, with their types."""
+_BELONGS = {
+    "tokenizer_sha256": "the tokenizer", "model_sha256": "the model options", "base_sha256": "the base"
+}  # fmt: skip
+"""What the hashes in a weights file are of."""
 
 
 # -- the folder -------------------------------------------------------------------------------------
@@ -91,16 +99,23 @@ class RunFolder:
     """One run on disk."""
 
     path: Path
+    base: tuple[RunFolder, str] | None = None
+    """The folder and checkpoint of the base that RUN+ADAPTER names; None: an adapter finds its base itself."""
 
     @property
     def name(self) -> str:
-        """The name of the folder."""
-        return self.path.name
+        """The name of the folder; of an adapter with a named base, RUN+ADAPTER."""
+        if self.base is None:
+            return self.path.name
+        base, checkpoint = self.base
+        return f"{base.name}{'' if checkpoint == 'best' else f'@{checkpoint}'}+{self.path.name}"
 
     @property
     def argument(self) -> str:
         """The run in a printed command, quoted for a shell: its name if that is enough, else its path."""
-        return shlex.quote(self.name if self.path.parent in (DEFAULT_RUNS_DIR, shipped_folder()) else str(self.path))
+        places = self.path, *(() if self.base is None else (self.base[0].path,))
+        usual = all(path.parent in (DEFAULT_RUNS_DIR, shipped_folder()) for path in places)
+        return shlex.quote(self.name if usual else str(self.path))
 
     # -- making ---------------------------------------------------------------------------------
 
@@ -110,18 +125,61 @@ class RunFolder:
         Raises:
             RunExistsError: the folder is not empty, and `overwrite` is False or it is not a run.
         """
+        self.check_replaceable(overwrite=overwrite)
         if self.taken:
-            if not (overwrite and ((self.path / CONFIG).is_file() or self._half_made)):
-                raise RunExistsError(
-                    f"{self.path} exists already: choose another --name, or add --overwrite to replace that run."
-                )
-            if self.shipped:
-                raise RunExistsError(f"{self.path} is shipped with Inkling and read-only: choose another --name.")
             # config.json last: after a kill the folder is still a run, which --overwrite may replace.
             for old in sorted(self._content(), key=lambda entry: entry.name == CONFIG):
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         write_file(self.path / TOKENIZER, tokenizer.to_json())
         self.write_record({"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, **record})
+
+    def check_replaceable(self, *, overwrite: bool = False) -> None:
+        """Check that the name is free, or that of a run that may be replaced.
+
+        Raises:
+            RunExistsError: it is taken, and `overwrite` is False, or it is not a run or a shipped one.
+        """
+        if not self.taken:
+            return
+        if not (overwrite and ((self.path / CONFIG).is_file() or self._half_made)):
+            raise RunExistsError(
+                f"{self.path} exists already: choose another --name, or add --overwrite to replace that run."
+            )
+        if self.shipped:
+            raise RunExistsError(f"{self.path} is shipped with Inkling and read-only: choose another --name.")
+
+    @contextlib.contextmanager
+    def built(self, *, overwrite: bool = False) -> Iterator[RunFolder]:
+        """A temporary folder, which becomes this run if the block ends without an error; else it is removed.
+
+        Raises:
+            RunExistsError: as `check_replaceable`.
+            RunLockedError: the run to replace is in training.
+            RunError: the folder cannot be written.
+        """
+        self.check_replaceable(overwrite=overwrite)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # No run has such a name, so that no other process lists it.
+            partial = Path(tempfile.mkdtemp(prefix=f".{self.name}.", suffix=".partial", dir=self.path.parent))
+        except OSError as error:
+            raise RunError(f"Cannot write {self.path}: {error.strerror or error}.") from None
+        try:
+            yield RunFolder(partial)
+            sync_folder(partial)
+            partial.chmod(0o777 & ~umask())
+            aside = None
+            if self.taken:
+                with self.lock():
+                    aside = self._move_aside("replace")
+            partial.rename(self.path)
+            sync_folder(self.path.parent)
+            if aside is not None:
+                shutil.rmtree(aside, ignore_errors=True)
+        except OSError as error:
+            raise RunError(f"Cannot write {self.path}: {error.strerror or error}.") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def check_new(self, *, overwrite: bool = False) -> None:
         """Check, before long work, that a new run can be made here.
@@ -208,14 +266,24 @@ class RunFolder:
         """
         self._check_own("deleted")
         with self.lock():
-            # No run has such a name, so the rest after a kill is not listed; the next deletion removes it.
-            aside = self.path.with_name(f"{DELETED}{os.urandom(6).hex()}")
-            try:
-                self.path.rename(aside)
-            except OSError as error:
-                raise RunError(f"Cannot delete {self.path}: {error.strerror or error}.") from None
+            self._move_aside("delete")
         for left in self.path.parent.glob(f"{DELETED}*"):
             shutil.rmtree(left, ignore_errors=True)
+
+    def _move_aside(self, what: str) -> Path:
+        """Give the folder a name that no run has, so that what a kill leaves of it is not listed.
+
+        The next deletion removes it.
+
+        Raises:
+            RunError: it cannot be renamed.
+        """
+        aside = self.path.with_name(f"{DELETED}{os.urandom(6).hex()}")
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            raise RunError(f"Cannot {what} {self.path}: {error.strerror or error}.") from None
+        return aside
 
     def rename(self, name: str) -> RunFolder:
         """Give the run another name, in one step; returns its new folder.
@@ -304,6 +372,10 @@ class RunFolder:
         """
         record = read_json(self.path / CONFIG)
         if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
+            if isinstance(record, dict) and "model_type" in record:
+                raise CorruptRunError(
+                    f"{self.path} is a model in the format of transformers, and no run yet: lm import {self.argument}"
+                )
             raise CorruptRunError(f"{self.path / CONFIG} is not the configuration of a run: restore it from a copy.")
         check_version(record["format_version"], self.path / CONFIG)
         for field, kind in _RECORD.items():
@@ -352,7 +424,10 @@ class RunFolder:
     # -- weights ----------------------------------------------------------------------------------
 
     def _belongs(self, record: dict[str, Any]) -> dict[str, str]:
-        return {"tokenizer_sha256": record["tokenizer_sha256"], "model_sha256": digest(record["config"]["model"])}
+        belongs = {"tokenizer_sha256": record["tokenizer_sha256"], "model_sha256": digest(record["config"]["model"])}
+        if record.get("base") is not None:
+            belongs["base_sha256"] = record["base"]["weights_sha256"]
+        return belongs
 
     def pack_weights(self, arrays: Arrays, **facts: Any) -> bytes:
         """The bytes of a weights file of this run, with `facts` (step, valid_loss, …) in its header."""
@@ -361,6 +436,10 @@ class RunFolder:
     def write_best(self, arrays: Arrays, **facts: Any) -> None:
         """Replace the best weights."""
         write_file(self.path / MODEL, self.pack_weights(arrays, **facts))
+
+    def write_tensors(self, tensors: Mapping[str, LazyTensor], **facts: Any) -> None:
+        """Write the best weights tensor by tensor, in their own formats."""
+        write_tensors(self.path / MODEL, tensors, {**facts, **self._belongs(self.read_record())})
 
     def write_step(self, name: str, arrays: Arrays, **facts: Any) -> None:
         """Write a checkpoint under steps/<name>/."""
@@ -416,10 +495,9 @@ class RunFolder:
         arrays, facts = map_arrays(path) if mapped else read_arrays(path)
         for name, expected in self._belongs(self.read_record()).items():
             if facts.get(name) != expected:
-                what = "the tokenizer" if name == "tokenizer_sha256" else "the model options"
                 raise VocabMismatchError(
-                    f"{path} was not trained with {what} in this folder: the files were mixed up or {CONFIG} was "
-                    "edited. Restore the files saved together."
+                    f"{path} was not trained with {_BELONGS[name]} in this folder: the files were mixed up or {CONFIG} "
+                    "was edited. Restore the files saved together."
                 )
         return arrays, facts
 
@@ -589,7 +667,8 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
             continue
         for path in folder.iterdir():
             # Not Path.is_file, which raises for a folder without permission.
-            if path.name.startswith(DELETED) or not os.path.isfile(path / CONFIG):
+            # A hidden folder is a run that is being made, or the rest of a deleted one.
+            if path.name.startswith(".") or not os.path.isfile(path / CONFIG):
                 continue
             run = RunFolder(path)
             if run.shipped:
@@ -630,6 +709,9 @@ def _mtime(path: Path) -> float:
 def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
     """The folder and checkpoint of NAME, PATH, NAME@last or NAME@step-500; None is the newest run.
 
+    RUN+ADAPTER is an adapter over a base that is named, each with a checkpoint if it is not the best. A run whose own
+    name has a plus is found first.
+
     Raises:
         RunNotFoundError: no such run; the message lists those there are.
     """
@@ -639,6 +721,21 @@ def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
         if not runs:
             raise RunNotFoundError(f"There is no run in {runs_dir}: train one with: {_train_one(runs_dir)}")
         return runs[0], "best"
+    found = _find(name, runs_dir, runs) or _find_pair(name, runs_dir, runs)
+    if found is not None:
+        return found
+    base = name.rpartition("@")[0] or name
+    if expanded(base).is_dir():
+        raise RunNotFoundError(f"{base} is a folder without {CONFIG}, so it is not a run. See them with: lm list")
+    names = [run.name for run in runs]
+    known = (
+        f" Runs: {', '.join(names[:8])}." if names else f" There are none yet: train one with: {_train_one(runs_dir)}"
+    )
+    raise RunNotFoundError(f"No run {base!r} in {runs_dir}.{did_you_mean(base, names)}{known}")
+
+
+def _find(name: str, runs_dir: Path, runs: Sequence[RunFolder]) -> tuple[RunFolder, str] | None:
+    """The folder and checkpoint of a name that means one run."""
     # The whole name first: a path may contain an @.
     before, _, after = name.rpartition("@")
     for base, checkpoint in ((name, "best"), (before, after or "best")):
@@ -648,11 +745,30 @@ def find_run(name: str | None, runs_dir: Path) -> tuple[RunFolder, str]:
         for run in runs:
             if run.name == base:
                 return run, checkpoint
-    base = before or name
-    if expanded(base).is_dir():
-        raise RunNotFoundError(f"{base} is a folder without {CONFIG}, so it is not a run. See them with: lm list")
-    names = [run.name for run in runs]
-    known = (
-        f" Runs: {', '.join(names[:8])}." if names else f" There are none yet: train one with: {_train_one(runs_dir)}"
-    )
-    raise RunNotFoundError(f"No run {base!r} in {runs_dir}.{did_you_mean(base, names)}{known}")
+    return None
+
+
+def _find_pair(name: str, runs_dir: Path, runs: Sequence[RunFolder]) -> tuple[RunFolder, str] | None:
+    """The adapter of RUN+ADAPTER over its base, and the adapter's checkpoint.
+
+    Raises:
+        RunNotFoundError: one of the two is there, and the other is no run, or no adapter.
+    """
+    for plus in (index for index, character in enumerate(name) if character == "+"):
+        left, right = name[:plus], name[plus + 1 :]
+        base, adapter = (_find(part, runs_dir, runs) if part else None for part in (left, right))
+        if base is None and adapter is None:
+            continue
+        if base is None or adapter is None:
+            raise RunNotFoundError(
+                f"{name} names a run and its adapter, and there is no run {(left if base is None else right)!r} in "
+                f"{runs_dir}. See them with: lm list"
+            )
+        folder, checkpoint = adapter
+        if folder.read_record().get("base") is None:
+            raise RunNotFoundError(
+                f"{name}: {folder.name!r} is a run of its own, not an adapter. Train an adapter with: lm train FILE "
+                f"--init {left} --lora 8"
+            )
+        return RunFolder(folder.path, base), checkpoint
+    return None

@@ -20,9 +20,24 @@ def cached_text(corpus: dict[str, Any], tokenizer: Tokenizer) -> PreparedCorpus 
         corpus: the entry "corpus" of the run's record.
         tokenizer: of the run.
     """
+    if not corpus["splits"]:
+        return None
     hashes = {name: part["sha256"] for name, part in corpus["splits"].items()}
     # The key of the training, and the key of a text that was encoded again later.
     return load_prepared_or_prepare((corpus["key"], prepared_key(hashes, tokenizer)), tokenizer.sha256)
+
+
+def check_has_corpus(folder: RunFolder, record: dict[str, Any]) -> None:
+    """Refuse an imported run, whose training text is unknown.
+
+    Raises:
+        CorpusError: the run has no corpus.
+    """
+    if not record["corpus"]["splits"]:
+        raise CorpusError(
+            f"Run {folder.name!r} was imported, so it has no corpus of its own: give a text, as in lm eval "
+            f"{folder.argument} --text FILE"
+        )
 
 
 def training_text(
@@ -37,6 +52,7 @@ def training_text(
     progress: Progress | None = None,
 ) -> PreparedCorpus:
     """The training text of a run, once at `where`; arguments and errors are those of `Run.own_text`."""
+    check_has_corpus(folder, record)
     known, hint = record["corpus"], ""
     if source is not None:
         where = where.model_copy(update={"source": str(source)})

@@ -18,7 +18,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -83,7 +83,7 @@ class Tokenizer(ABC):
 
     Options: ClassVar[type[TokenizerOptions]]
     type: ClassVar[str]
-    lossless: ClassVar[bool]
+    lossless: bool
     """Whether `decode(encode(s)) == s` for every `s` without unknown symbols."""
     words: Sequence[str] | None = None
     """The tokens by id, if they are words separated by white space and each newline is the start token."""
@@ -96,6 +96,10 @@ class Tokenizer(ABC):
     """The token before the first: `<eos>` for words and subwords, a newline for characters and bytes."""
     unknown_id: int | None
     """The token `<unk>`, which sampling should not emit; None if the vocabulary has none."""
+    end_ids: tuple[int, ...] = ()
+    """The tokens that end a text or a turn of a conversation, the model's own first; generation stops before one."""
+    chat_template: str | None = None
+    """A conversation as text, in the language Jinja; None: the model was trained without one."""
 
     @classmethod
     @abstractmethod
@@ -141,6 +145,33 @@ class Tokenizer(ABC):
         A newline is "\\n", other control characters are their escapes, a space is "▁", and a byte that is not a whole
         character is "<0xE2>".
         """
+
+    @property
+    def end_id(self) -> int | None:
+        """The first of `end_ids`, which ends a text or turn that the model learns; None if there is none."""
+        return self.end_ids[0] if self.end_ids else None
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """The text of a conversation by the chat template, for `encode_rendered`.
+
+        What looks like a special token in a message is marked, so that it stays text.
+
+        Args:
+            messages: the turns, in order: "role" ("system", "user" or "assistant") and "content".
+            add_generation_prompt: end with the beginning of a reply.
+
+        Raises:
+            TokenizerError: there is no chat template, it has an error, or it refuses these messages.
+        """
+        raise TokenizerError(f"The {self.type} tokenizer of this model has no chat template.")
+
+    def encode_rendered(self, text: str) -> Ids:
+        """Ids (N,) of a part of a text of `render_chat`, with the template's special tokens."""
+        return self.encode(text)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> Ids:
+        """Ids (N,) of a conversation by the chat template; no start token is added. See `render_chat`."""
+        return self.encode_rendered(self.render_chat(messages, add_generation_prompt=add_generation_prompt))
 
     def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
         """The bytes of a text that each of its tokens covers.

@@ -33,6 +33,8 @@ class Start:
     """Training time before."""
     counts: int = 0
     """Counts of the training text; a model with as many parameters has no other ones."""
+    adapter_parameters: int = 0
+    """The parameters that are trained, if all others are frozen."""
     memory_bytes: int | None = None
     """Expected peak of tensors in each process."""
     plan_seconds: float | None = None

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from lm.config import RunConfig
 from lm.models.base import LanguageModel, build_model
+from lm.models.lora import trainable_model
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,16 @@ def build_on_meta(section: Any, vocab_size: int) -> LanguageModel:
     """
     with torch.device("meta"), _SkipInPlace():
         return build_model(section, vocab_size)
+
+
+def trainable_on_meta(config: RunConfig, vocab_size: int) -> LanguageModel:
+    """As `build_on_meta`, with the adapters of the options.
+
+    Raises:
+        ConfigError: the model gets no such adapters.
+    """
+    with torch.device("meta"), _SkipInPlace():
+        return trainable_model(config, vocab_size)
 
 
 class _SkipInPlace(TorchFunctionMode):

@@ -201,12 +201,15 @@ def make_optimizers(
     """The optimizers of a model; each group stores its peak learning rate as "peak_learning_rate".
 
     Args:
-        model: whose parameters are updated.
+        model: whose parameters are updated, but for those that are frozen under adapters.
         config: kinds and learning rates.
         fused: use torch's fused AdamW, and on a GPU its fused SGD.
         masters: the tensors to update in place of some parameters.
     """
-    kinds = {parameter: needs.optimizer_kind for parameter, needs in module_needs(model).items()}
+    # Weights under adapters are frozen: they have no moments.
+    kinds = {
+        parameter: needs.optimizer_kind for parameter, needs in module_needs(model).items() if parameter.requires_grad
+    }
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     by_rows = [p for p, kind in kinds.items() if kind == "row_adagrad"]
     others = [p for p, kind in kinds.items() if kind != "row_adagrad"]
@@ -231,7 +234,7 @@ def make_optimizers(
         whole = True if fused and on_gpu else None
         optimizers.append(torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=whole))
     else:
-        low = any(tensor.dtype == torch.float16 for tensor in updated(model.parameters()))
+        low = any(tensor.dtype == torch.float16 for tensor in updated(kinds))
         epsilon = FP16_EPSILON if low else 1e-8
         optimizers.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=epsilon, fused=fused))
     if matrices:

@@ -279,7 +279,11 @@ class MixedPrecision:
     @functools.cached_property
     def trained(self) -> list[Tensor]:
         """The tensors that the optimizers update, in the order of the model's parameters."""
-        return [self.masters.get(parameter, parameter) for parameter in self._model.parameters()]
+        return [self.masters.get(parameter, parameter) for _, parameter in self._named()]
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that are not frozen."""
+        return [(name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad]
 
     def _apply(self, named: list[nn.Module]) -> None:
         level, low = self.format.level, self.format.low
@@ -301,7 +305,7 @@ class MixedPrecision:
         for parameter in self._model.parameters():
             if parameter in kept:
                 continue
-            if self.format.level == "O2":
+            if self.format.level == "O2" and parameter.requires_grad:
                 self.masters[parameter] = parameter.detach().clone().requires_grad_()
             parameter.data = parameter.data.to(low)
         for module in self._model.modules():
@@ -370,7 +374,7 @@ class MixedPrecision:
 
     def nonfinite_gradient(self) -> str:
         """The first gradient in backward order that is not finite."""
-        for name, own in reversed(list(self._model.named_parameters())):
+        for name, own in reversed(self._named()):
             tensor = self.masters.get(own, own)
             if tensor.grad is not None and not bool(torch.isfinite(whole(_values(tensor))).all()):
                 return f"the gradient of {name}"
@@ -400,7 +404,7 @@ class MixedPrecision:
         """
         named = [
             (name, tensor)
-            for (name, _), tensor in zip(self._model.named_parameters(), self.trained, strict=True)
+            for (name, _), tensor in zip(self._named(), self.trained, strict=True)
             if tensor.grad is not None
         ]
         norms = whole(gradient_norms([_values(tensor) for _, tensor in named]))

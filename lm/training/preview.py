@@ -48,7 +48,9 @@ def native_preview(step: TrainStep, tokenizer: Tokenizer, tokens: int, prompt: s
     """
     options = step.model.options.model_dump()
     kind = str(options["type"])
-    if step.parallel.sharded or not has_kernel(kind, str(step.device)) or KERNELS.resolve(kind).lacks(options):
+    # With adapters, `step.weights` are not the whole model.
+    in_torch = step.parallel.sharded or step.model.has_adapters
+    if in_torch or not has_kernel(kind, str(step.device)) or KERNELS.resolve(kind).lacks(options):
         return preview_step(step, tokenizer, tokens, prompt)
     return _sample(open_decoder(options, step.weights, lambda: step.model), tokenizer, tokens, prompt)
 

@@ -127,7 +127,8 @@ class Trainer:
         self._epoch_steps = {round(epoch * self.steps_per_epoch): epoch for epoch in self.config.checkpoint_epochs}
         start = Start(
             run=self.folder.name, model=str(self.model.options.type), parameters=self.model.num_parameters(),
-            counts=self.model.num_counts(), corpus=self.corpus.name, step=progress.step, plan_steps=schedule.steps,
+            counts=self.model.num_counts(), adapter_parameters=self._adapter_parameters(),
+            corpus=self.corpus.name, step=progress.step, plan_steps=schedule.steps,
             tokens_per_step=self.tokens_per_step, steps_per_epoch=self.steps_per_epoch, device=str(self.device),
             precision=str(self.step.mixed.format), seconds=progress.seconds, memory_bytes=plan.expected_bytes,
             plan_seconds=plan.seconds, max_steps=plan.max_steps, validations=plan.validation_count,
@@ -165,6 +166,12 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_end(end)
         return end
+
+    def _adapter_parameters(self) -> int:
+        """Numbers in the adapters; 0 without adapters."""
+        if not self.model.has_adapters:
+            return 0
+        return sum(tensor.numel() for tensor in self.model.saved_tensors().values())
 
     # -- the loop -------------------------------------------------------------------------------------
 

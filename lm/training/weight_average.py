@@ -24,15 +24,16 @@ class WeightAverage:
     """The running average of a model's parameters.
 
     Args:
-        model: whose parameters are averaged, in fp32 whatever their format.
+        model: whose parameters are averaged, in fp32 whatever their format; frozen ones stay as they are.
         share: of the steps so far that the average covers, 0 to 1.
-        trained: the weights that training updates, in the order of the parameters; default: the parameters.
+        trained: the weights that training updates, in the order of these parameters; default: the parameters.
     """
 
     def __init__(self, model: nn.Module, share: float, trained: Sequence[Tensor] | None = None) -> None:
         self.share = share
-        self._names = [name for name, _ in model.named_parameters()]
-        self._parameters = list(model.parameters())
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._names = [name for name, _ in named]
+        self._parameters = [parameter for _, parameter in named]
         self._trained = list(trained or self._parameters)
         self._average: list[Tensor] = [tensor.detach().float().clone() for tensor in self._trained]
         self._updates: Tensor | None = None

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a chat as plain text, which the model continues."""
+"""POST /v1/chat/completions: a chat as the text that the model continues."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ async def chat(
 ) -> Any:
     """Write the next message of a chat.
 
-    The model reads one line `Role: content` for each message, then `Assistant:`. Its reply ends before a line that
-    starts with another role. A model knows a role only if such lines were in its training text.
+    A model with a chat template reads the messages by it, and its reply ends at its end token. Any other model reads
+    one line `Role: content` for each message, then `Assistant:`, and its reply ends before a line that starts with
+    another role. It knows a role only if such lines were in its training text.
     """
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     changed: dict[str, Any] = {"logprobs": logprobs, "stop": (*body.stop, *TURN_ENDS)}
@@ -38,14 +39,21 @@ async def chat(
     sampling = sampling_of(body, **changed)
     check_sampling(sampling, options, 1, stream=body.stream)
     session = await GenerationSession.open(models, options, body.model)
+    has_template = session.model.tokenizer.chat_template is not None
+    if has_template:
+        sampling = sampling.model_copy(update={"stop": body.stop})
 
     def read_chat() -> tuple[str, tuple[int, ...]]:
+        if has_template:
+            return session.encode_chat([(message.role, message.text) for message in body.messages])
         text = chat_text([(message.role, message.text) for message in body.messages])
         return text, session.encode(text, body.unknown)
 
     with session.closed_on_error():
         text, ids = await run_in_thread_if_large(sum(len(message.text) for message in body.messages), read_chat)
-        session.start([EngineRequest(ids, sampling)], live=body.stream, prompt_tokens=len(ids) - 1)
+        # A template writes the first token itself.
+        shown = ids if has_template else ids[1:]
+        session.start([EngineRequest(ids, sampling)], live=body.stream, prompt_tokens=len(shown))
     log_request(log_fields, session, body, sampling, text)
     body_format = ChatFormat(session.model, body, sampling)
-    return await SessionAnswer(session, [Prompt(ids[1:])], body_format, log_fields).respond(request, stream=body.stream)
+    return await SessionAnswer(session, [Prompt(shown)], body_format, log_fields).respond(request, stream=body.stream)

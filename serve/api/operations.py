@@ -41,6 +41,7 @@ def _card(models: ModelPool, name: str) -> dict[str, Any]:
     return {
         "id": name, "object": "model", "created": created, "owned_by": "inkling", "loaded": model is not None,
         "context_length": None if model is None else model.decoder.context_length,
+        "chat_template": None if model is None else model.tokenizer.chat_template is not None,
     }  # fmt: skip
 
 

@@ -106,6 +106,7 @@ class ModelCard(BaseModel):
     owned_by: str
     loaded: bool
     context_length: int | None = Field(description="Tokens that the model can read. Null: no limit, or not loaded.")
+    chat_template: bool | None = Field(description="Whether the model has its own chat format. Null: not loaded.")
 
 
 class SkippedModel(BaseModel):

@@ -22,13 +22,13 @@ router = APIRouter(route_class=BodyRoute, tags=["tokens"], responses=ERRORS)
 
 @router.post("/tokenize", response_model=Tokenized)
 async def tokenize(body: TokenizeRequest, models: ModelsDep, log_fields: LogFieldsDep) -> Response:
-    """The token ids of a text. If the text is the start token as in /tokenizer_info, the answer is that one token."""
+    """The token ids of a text. A text that is only the start or end token of /tokenizer_info is that one token."""
     with await models.lease(body.model) as model:
         log_fields["model"] = model.name
 
         def work() -> Body:
-            if body.prompt == model.tokens.start_text:
-                ids = np.array([model.tokenizer.start_id])
+            if (named := model.tokens.named.get(body.prompt)) is not None:
+                ids = np.array([named])
             else:
                 ids = model.tokens.encode_array(body.prompt)
             if body.add_special_tokens:
@@ -66,8 +66,8 @@ async def tokenizer_info(
             "vocab_size": model.tokenizer.vocab_size,
             "model_max_length": model.decoder.context_length,
             "bos_token": model.tokens.start_text,
-            "eos_token": model.tokens.start_text,
+            "eos_token": model.tokens.end_text,
             "unk_token": model.tokens.unknown_text(),
             "pad_token": None,
-            "chat_template": CHAT_TEMPLATE,
+            "chat_template": model.tokenizer.chat_template or CHAT_TEMPLATE,
         })  # fmt: skip

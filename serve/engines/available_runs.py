@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 from lm.errors import ConfigError, CorruptRunError, LMError, RunNotFoundError
 from lm.files import read_facts
 from lm.registry import KERNELS
+from lm.runs.adapters import find_base
 from lm.runs.run import Run
 from lm.runs.run_folder import CONFIG, TOKENIZER, RunFolder, find_run, list_runs
 from serve.settings import ServeOptions
@@ -28,8 +30,23 @@ class AvailableRun:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Configuration, tokenizer and weights."""
-        return self.folder.path / CONFIG, self.folder.path / TOKENIZER, self.folder.weights_path(self.checkpoint)
+        """Configuration, tokenizer and weights; of an adapter, also the weights of its base if they are there."""
+        own = self.folder.path / CONFIG, self.folder.path / TOKENIZER, self.folder.weights_path(self.checkpoint)
+        base = self._base
+        return own if base is None else (*own, base[0].weights_path(base[1]))
+
+    @property
+    def _base(self) -> tuple[RunFolder, str] | None:
+        """The base of an adapter; None: this is a run of its own, or the base is not there."""
+        with contextlib.suppress(LMError):
+            return find_base(self.folder)
+        return None
+
+    @property
+    def pair(self) -> str | None:
+        """RUN+ADAPTER, another name of an adapter; None: this is a run of its own, or the base is not there."""
+        base = self._base
+        return None if base is None else AvailableRun(RunFolder(self.folder.path, base), self.checkpoint).name
 
     def fingerprint(self) -> tuple[object, ...]:
         """Changes when the run is trained again."""
@@ -39,10 +56,12 @@ class AvailableRun:
     @property
     def created(self) -> int:
         """Unix time of the weights, in seconds."""
-        return int(self.files[-1].stat().st_mtime)
+        return int(self.folder.weights_path(self.checkpoint).stat().st_mtime)
 
     def memory_bytes(self, options: ServeOptions) -> int:
         """Estimated memory: weights as read and as laid out for decoding, states, and the prefix cache.
+
+        An adapter is added to a copy of its base when it is loaded.
 
         Raises:
             LMError, OSError: its files cannot be read.
@@ -50,7 +69,8 @@ class AvailableRun:
         model = Run(self.folder, self.checkpoint).config.model
         state = KERNELS.resolve(model.type).slot_bytes(model.model_dump()) if model.type in KERNELS.names() else 0
         states = min(int(options.state_memory), options.max_batch * state)
-        return 2 * self.files[-1].stat().st_size + states + int(options.prefix_cache)
+        weights = sum(path.stat().st_size for path in self.files[2:])
+        return 2 * weights + states + int(options.prefix_cache)
 
     def check(self, options: ServeOptions) -> None:
         """Check the files, except the numbers in the weights: a load checks those.
@@ -58,12 +78,13 @@ class AvailableRun:
         Raises:
             Exception: of any type, because damaged files may hold anything.
         """
-        config, tokenizer, weights = self.files
+        config, tokenizer, weights, *_ = self.files
         for path in (config, tokenizer, weights):
             if not path.is_file():
                 training = path == weights and self.folder.is_training
                 reason = "is not there yet: the run is being trained" if training else "is missing"
                 raise ConfigError(f"{path} {reason}.")
+        find_base(self.folder)
         self.memory_bytes(options)
         self.folder.read_tokenizer()
         if not read_facts(weights):

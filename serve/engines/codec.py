@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-"""The chat format as a Jinja template, for clients that apply it themselves. See `chat_text`."""
+"""The chat format of models without their own, in Jinja, for clients that apply it themselves. See `chat_text`."""
 TURN_ENDS = ("\nUser:", "\nSystem:", "\nDeveloper:", "\nAssistant:")
 """Stop strings of a reply: the starts of the next message."""
 MAX_PART = 16_384
@@ -44,6 +44,12 @@ class TokenCodec:
         self._tokenizer = tokenizer
         self._texts: dict[int, str] = {}
         self.start_text = self._start_text()
+        end = tokenizer.end_id
+        self.end_text = self.start_text if end is None else tokenizer.pieces([end])[0]
+        self.named = {self.start_text: tokenizer.start_id}
+        """Start and end token by their names, which a text that is only such a name stands for."""
+        if end is not None:
+            self.named.setdefault(self.end_text, end)
 
     def _start_text(self) -> str:
         start = self._tokenizer.start_id

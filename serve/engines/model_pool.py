@@ -124,10 +124,16 @@ class ModelPool:
             return next(iter(self.available_runs))
         elif name in self.available_runs:
             return name
+        elif "+" in name and (adapter := self._by_pair(name)) is not None:
+            return adapter
         else:
             hint = did_you_mean(name[:MAX_SHOWN], self.available_runs)
             message = f"The model {name[:MAX_SHOWN]!r} does not exist.{hint} See GET /v1/models."
         raise RequestError(404, message, code="model_not_found", param="model")
+
+    def _by_pair(self, name: str) -> str | None:
+        """The name of the available adapter that RUN+ADAPTER names."""
+        return next((own for own, run in self.available_runs.items() if run.pair == name), None)
 
     # -- loading ------------------------------------------------------------------------------------
 

@@ -103,6 +103,23 @@ class GenerationSession:
         self.model.tokenizer.checked(prompt)
         return tuple(prompt)
 
+    def encode_chat(self, turns: Sequence[tuple[str, str]]) -> tuple[str, tuple[int, ...]]:
+        """The text and the ids of a chat by the model's chat template. Runs in any thread.
+
+        Args:
+            turns: role and content; a developer is the system for a template.
+
+        Raises:
+            RequestError: the chat is too long.
+            TokenizerError: the template refuses the messages.
+        """
+        roles = {"developer": "system"}
+        tokenizer = self.model.tokenizer
+        text = tokenizer.render_chat([{"role": roles.get(role, role), "content": said} for role, said in turns])
+        ids = tokenizer.encode_rendered(text)
+        check_length(len(ids), self.options)
+        return text, tuple(ids.tolist())
+
     async def tokenize(self, prompt: str | Sequence[int], unknown: UnknownPolicy | None = None) -> tuple[int, ...]:
         """`encode`, in a thread if the prompt is long."""
         return await run_in_thread_if_large(len(prompt), lambda: self.encode(prompt, unknown))

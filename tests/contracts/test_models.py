@@ -32,6 +32,8 @@ EXTRAS: dict[str, dict[str, object]] = {
     # Two exact tables and a hashed one.
     "tables": {"table_orders": (2, 3, 4), "table_buckets": 500},
     "tails": {"adaptive_cutoffs": (3, 7)},
+    "heads": {"head_size": 12},
+    "biases": {"head_size": 12, "qkv_bias": True, "qk_norm": False},
 }
 """The options that "with …" after a model's name adds."""
 
@@ -80,7 +82,7 @@ def close(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 NAMES = [*MODELS.names()]
 NAMES += [f"{name} with tables" for name in NAMES if "table_orders" in MODELS.resolve(name).Options.model_fields]
-NAMES += ["lstm with tails", "transformer with tails"]
+NAMES += ["lstm with tails", "transformer with tails", "transformer with heads", "transformer with biases"]
 TRAINED = [name for name in NAMES if MODELS.resolve(name.partition(" ")[0]).trained_by != "counting"]
 by_gradient = pytest.mark.parametrize("name", TRAINED)
 

@@ -16,11 +16,15 @@ from lm.config import Section, validate
 from lm.errors import ConfigError, FormatVersionError, TokenizerError, UnknownSymbolError
 from lm.registry import TOKENIZERS
 from lm.tokenizers import Tokenizer, load_tokenizer
+from lm.tokenizers.pretrained import PretrainedTokenizer
+from tests.tokenizers.tiny_pretrained import CONFIG, byte_level
 
 TEXT = "The cat sat on the mat .\nThe café – naïve ☕ – was\tshut .\n\n \n" * 5 + "No newline at the end"
 ODD = "Zx9 ☃ 🙂\nthe \x00 cat\n"
 
 every = pytest.mark.parametrize("name", TOKENIZERS.names())
+# A pretrained tokenizer is imported, not trained.
+trainable = pytest.mark.parametrize("name", [name for name in TOKENIZERS.names() if name != "pretrained"])
 modest = settings(
     max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -30,6 +34,9 @@ modest = settings(
 def trained(name: str, unknown: str = "replace") -> Tokenizer:
     extra = {"size": 320} if name == "subword" else {}
     options = Section(type=name, unknown=unknown, **extra).resolve("tokenizer")
+    if name == "pretrained":
+        imported = PretrainedTokenizer.from_json(byte_level(TEXT), CONFIG)
+        return PretrainedTokenizer.from_payload(options, imported.payload())
     return TOKENIZERS.resolve(name).train([TEXT[:50], TEXT[50:]], options)
 
 
@@ -105,14 +112,14 @@ def test_a_saved_tokenizer_loads_with_the_same_ids_and_hash(name, tmp_path):
     np.testing.assert_array_equal(loaded.encode(TEXT + ODD), tokenizer.encode(TEXT + ODD))
 
 
-@every
+@trainable
 def test_training_again_gives_the_same_hash_however_the_text_is_cut(name):
     tokenizer = trained(name)
     again = type(tokenizer).train(list(TEXT), tokenizer.options)
     assert again.sha256 == tokenizer.sha256
 
 
-@every
+@trainable
 def test_pieces_of_text_cut_after_a_newline_give_the_ids_of_the_whole(name):
     tokenizer = trained(name)
     parts = [tokenizer.encode(line) for line in (TEXT + ODD).splitlines(keepends=True)]
@@ -226,7 +233,7 @@ def test_the_policy_byte_is_taken_where_bytes_exist_and_else_refused_in_a_senten
         assert tokenizer.decode(ids) == "☃"
 
 
-@every
+@trainable
 @pytest.mark.parametrize("texts", [[], [""], ["", ""]])
 def test_training_on_empty_text_is_refused(name, texts):
     with pytest.raises(TokenizerError, match="give a text"):

@@ -14,7 +14,7 @@ import torch
 import lm
 from lm.errors import RunError, UnsupportedExportError
 from lm.interop.exported import MAX_DIFFERENCE, new_folder
-from lm.interop.huggingface import export
+from lm.interop.huggingface import TOKENIZER_CLASSES, export
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +27,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "char": {"tokenizer.type": "char", "model.qk_norm": False},
     "word": {"tokenizer.type": "word", "model.tie_weights": True, "model.num_kv_heads": 1},
     "subword": {"tokenizer.type": "subword", "tokenizer.size": 320},
+    "biases": {"tokenizer.type": "char", "model.qk_norm": False, "model.qkv_bias": True},
+    "heads": {"tokenizer.type": "char", "model.head_size": 8, "model.num_heads": 3},
     "tables": {"tokenizer.type": "char", "model.table_orders": [2]},
     "adaptive": {"tokenizer.type": "word", "model.adaptive_cutoffs": [4]},
 }
@@ -48,10 +50,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("name", "architecture"), [
     ("byte", "Qwen3ForCausalLM"), ("char", "LlamaForCausalLM"), ("word", "Qwen3ForCausalLM"),
-    ("subword", "Qwen3ForCausalLM"),
+    ("subword", "Qwen3ForCausalLM"), ("biases", "Qwen2ForCausalLM"), ("heads", "Qwen3ForCausalLM"),
 ])  # fmt: skip
 def test_logits_and_ids_in_transformers_are_those_of_the_run(name: str, architecture: str, runs: Path, tmp_path: Path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
+    from transformers import AutoModelForCausalLM
 
     run = lm.load(name, runs_dir=runs)
     done = export(run, tmp_path / "out")
@@ -59,7 +62,8 @@ def test_logits_and_ids_in_transformers_are_those_of_the_run(name: str, architec
     assert done.bits_per_byte_there == pytest.approx(done.bits_per_byte_here, abs=1e-5)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(model).__name__ == architecture
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    opener = TOKENIZER_CLASSES.get(architecture, "AutoTokenizer")
+    tokenizer = getattr(transformers, opener).from_pretrained(tmp_path / "out")
     prompt = "the cat sat\non a "
     ids = [run.tokenizer.start_id, *tokenizer.encode(prompt, add_special_tokens=False)]
     assert ids[1:] == run.tokenizer.encode(prompt).tolist()

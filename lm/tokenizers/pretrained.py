@@ -1,0 +1,580 @@
+"""The tokenizer of a model from elsewhere: byte-level BPE or SentencePiece, run by the library `tokenizers`.
+
+    tokenizer = PretrainedTokenizer.from_json(Path("tokenizer.json").read_text("utf-8"), config)
+    tokenizer.encode("a <|im_end|>")                                  # the characters, no special token
+    tokenizer.encode_chat([{"role": "user", "content": "Hello"}])
+
+It is imported with its model, not trained. Text is text: what looks like a special token is encoded as its characters.
+Only a chat template writes special tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from lm.config import validate
+from lm.errors import ConfigError, TokenizerError
+from lm.tokenizers.base import (
+    TOKENIZER_FORMAT_VERSION,
+    Ids,
+    StreamDecoder,
+    Tokenizer,
+    TokenizerOptions,
+    UnknownPolicy,
+    Utf8StreamDecoder,
+    unknown_symbol,
+    visible,
+    without_surrogates,
+)
+from lm.tokenizers.byte import byte_alphabet
+from lm.tokenizers.chat_template import Message, render_chat
+from lm.tokenizers.gguf_vocabulary import SPACE, read_vocabulary
+
+if TYPE_CHECKING:
+    import tokenizers as huggingface
+
+REGISTERS = {"pretrained": "PretrainedTokenizer"}
+
+END_NAMES = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>",
+)  # fmt: skip
+"""Special tokens that end a turn or a text in every vocabulary that has them."""
+TEXT_END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+"""Those of them that end a text."""
+
+_BLOCK = 1 << 16  # characters that the library encodes in one piece, where no token crosses the cuts
+_CUT = re.compile(r"(?<=\S)\n(?=\S)")
+_CROSSES_CUT = re.compile(rb"\n[^\s]")
+_WORD = re.compile(r"\S+")
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+_ESCAPED = re.compile("[\udc80-\udcff]")
+_MARK = "\ufdd0"  # a code point that is no character: between the characters of what only looks like a special token
+
+
+class PretrainedOptions(TokenizerOptions):
+    """Options of a pretrained tokenizer."""
+
+    type: Literal["pretrained"] = "pretrained"
+
+
+class SpecialTokens(BaseModel):
+    """The special tokens with a role, as their texts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    start: str
+    """Stands before the first token of a text."""
+    ends: list[str]
+    """Each ends a text or a turn; the first is the model's own."""
+    names: dict[str, str]
+    """What a chat template calls them, such as "bos_token"."""
+    unused: int = 0
+    """Ids above those of the tokenizer, which the model has and no text uses."""
+
+
+class PretrainedTokenizer(Tokenizer):
+    """A tokenizer of the library `tokenizers` with bytes in its vocabulary; ids are the library's own.
+
+    Special tokens decode to nothing, and their pieces are their names. What its normalisation changes (a "▁" in text
+    for SentencePiece, text that is not in the normal form NFC) is outside the vocabulary; the policies `replace` and
+    `byte` encode what it becomes.
+    """
+
+    Options = PretrainedOptions
+    type = "pretrained"
+    lossless = True
+
+    options: PretrainedOptions
+
+    def __init__(
+        self, options: PretrainedOptions, library: dict[str, Any], special: SpecialTokens, chat_template: str | None
+    ) -> None:
+        """Build from the content of a tokenizer.json.
+
+        Raises:
+            ValueError: it is not a tokenizer, is of a kind that is not supported, or lacks a special token.
+        """
+        self.options = options
+        self.special = special
+        self.chat_template = chat_template
+        self._content = library
+        self._library = _library(library)
+        # Text is text: no special token is looked for in it.
+        self._library.encode_special_tokens = True
+        vocabulary = self._library.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1 + special.unused
+        added = self._library.get_added_tokens_decoder()
+        self._special = {token.content: index for index, token in added.items() if token.special}
+        self._form = _Form(library)
+        self._names = [f"<unused {token}>" for token in range(self.vocab_size)]
+        self._table = [b""] * self.vocab_size
+        for name, token in vocabulary.items():
+            self._names[token] = name
+            if token not in added:
+                self._table[token] = self._form.bytes_of(name)
+            elif name not in self._special:
+                self._table[token] = name.encode("utf-8")
+        self.lossless = self._form.lossless
+        self._cuts = self._form.joins_neighbours and not any(
+            _CROSSES_CUT.search(piece) for piece in self._table if b"\n" in piece
+        )
+        self.start_id, *ends = (self._id(name) for name in (special.start, *special.ends))
+        self.end_ids = tuple(ends)
+        unknown = library["model"].get("unk_token")
+        self._has_all_bytes = self._form.byte_level or all(f"<0x{value:02X}>" in vocabulary for value in range(256))
+        self.unknown_id = None if unknown is None or self._form.byte_level else self._id(unknown)
+        if self.unknown_id is not None and self.unknown_id in (self.start_id, *self.end_ids):
+            self.unknown_id = None
+
+    def _id(self, name: str) -> int:
+        token = self._library.token_to_id(name)
+        if token is None:
+            raise ValueError(f"the vocabulary has no token {name!r}.")
+        return int(token)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], options: PretrainedOptions) -> Self:
+        """Refused.
+
+        Raises:
+            TokenizerError: always.
+        """
+        raise TokenizerError(
+            "A pretrained tokenizer is imported with its model (lm import), not trained: set tokenizer.type to byte, "
+            "char, subword or word, or train an imported run further with --init RUN."
+        )
+
+    @classmethod
+    def from_json(
+        cls, json_text: str, config: Mapping[str, Any] | None = None, *, vocab_size: int | None = None
+    ) -> Self:
+        """The tokenizer of a `tokenizer.json`.
+
+        Args:
+            json_text: the content of the file.
+            config: what the files around it say, merged: bos_token, eos_token, pad_token, unk_token, add_bos_token and
+                chat_template of tokenizer_config.json or special_tokens_map.json; eos_token_id of
+                generation_config.json, an id or a list.
+            vocab_size: tokens of the model, if they are more than those of the tokenizer.
+
+        Raises:
+            TokenizerError: it is not a tokenizer, is of a kind that is not supported, or does not fit the model.
+        """
+        config = config or {}
+        try:
+            content = json.loads(json_text)
+            library = _library({**content, "truncation": None, "padding": None})
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise TokenizerError(f"It is not a tokenizer.json of the library tokenizers: {error}") from None
+        content = {**content, "truncation": None, "padding": None}
+        vocabulary = library.get_vocab(with_added_tokens=True)
+        size = max(vocabulary.values(), default=-1) + 1
+        if vocab_size is not None and size > vocab_size:
+            raise TokenizerError(
+                f"The tokenizer has {size:,} tokens, the model {vocab_size:,}: they do not belong together."
+            )
+        special = SpecialTokens(
+            **_roles(library, vocabulary, config), unused=0 if vocab_size is None else vocab_size - size
+        )
+        try:
+            return cls(PretrainedOptions(), content, special, _template(config.get("chat_template")))
+        except ValueError as error:
+            raise TokenizerError(f"The tokenizer cannot be imported: {error}") from None
+
+    @classmethod
+    def from_gguf(cls, fields: Mapping[str, Any], *, vocab_size: int | None = None) -> Self:
+        """The tokenizer of a GGUF file.
+
+        Args:
+            fields: the values of the file by key, such as "tokenizer.ggml.tokens": Python numbers, strings, lists.
+            vocab_size: tokens of the model, if they are more than those of the tokenizer.
+
+        Raises:
+            TokenizerError: there is no vocabulary, it is of a kind that is not supported, or does not fit the model.
+        """
+        vocabulary = read_vocabulary(fields)
+        return cls.from_json(
+            json.dumps(vocabulary.library, ensure_ascii=False), vocabulary.config, vocab_size=vocab_size
+        )
+
+    # -- text to ids ------------------------------------------------------------------------------
+
+    def policy(self, unknown: UnknownPolicy | None) -> UnknownPolicy:
+        """See `Tokenizer.policy`."""
+        chosen = super().policy(unknown)
+        if chosen == "byte" and not self._has_all_bytes:
+            raise ConfigError(
+                "unknown = 'byte': the vocabulary of this pretrained tokenizer holds no bytes. Choose replace, skip or "
+                "error."
+            )
+        return chosen
+
+    def encode(
+        self, text: str, *, unknown: UnknownPolicy | None = None, unknown_counts: Counter[str] | None = None
+    ) -> Ids:
+        """Ids (N,) of `text`, without special tokens; see `Tokenizer.encode`.
+
+        Pieces cut after a newline can give other ids than the whole: words may begin or end with newlines.
+        """
+        policy = self.policy(unknown)
+        text = without_surrogates(text, policy, unknown_counts)
+        altered = self._form.altered(text)
+        if altered:
+            if unknown_counts is not None:
+                unknown_counts.update(symbol for _, symbol in altered)
+            if policy == "error":
+                raise unknown_symbol(
+                    text, *altered[0], remedy="The tokenizer changes it: set unknown to replace or skip."
+                )
+            if policy == "skip":
+                text = _without(text, altered)
+        ids = self._encoded(text)
+        if self.unknown_id is not None and not self._has_all_bytes and (ids == self.unknown_id).any():
+            return self._with_unknown(text, policy, unknown_counts)
+        return ids
+
+    def _encoded(self, text: str) -> Ids:
+        if not text:
+            return np.empty(0, dtype=self.dtype)
+        if self._form.doubles_first_space and text[0] == " ":
+            text = " " + text
+        # A batch, so that other threads can run.
+        encoded = self._library.encode_batch_fast([*self._blocks(text)], add_special_tokens=False)
+        return np.fromiter(itertools.chain.from_iterable(each.ids for each in encoded), dtype=self.dtype)
+
+    def _blocks(self, text: str) -> Iterator[str]:
+        """The text in blocks that have the ids of the whole."""
+        start = 0
+        while self._cuts and len(text) - start > _BLOCK and (cut := _CUT.search(text, start + _BLOCK)):
+            yield text[start : cut.end()]
+            start = cut.end()
+        yield text[start:]
+
+    def _with_unknown(self, text: str, policy: UnknownPolicy, unknown_counts: Counter[str] | None) -> Ids:
+        """Ids of a text that has symbols without a token."""
+        encoding = self._library.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, dtype=self.dtype)
+        is_unknown = ids == self.unknown_id
+        spans = [encoding.offsets[index] for index in np.flatnonzero(is_unknown).tolist()]
+        if unknown_counts is not None:
+            unknown_counts.update(itertools.chain.from_iterable(text[begin:end] for begin, end in spans))
+        if policy == "error":
+            begin = spans[0][0]
+            raise unknown_symbol(text, begin, text[begin], remedy="Set unknown to replace or skip.")
+        return ids[~is_unknown] if policy == "skip" else ids
+
+    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """See `Tokenizer.render_chat`: as `apply_chat_template` of transformers, but what users type stays text."""
+        if self.chat_template is None:
+            raise TokenizerError("The tokenizer of this model has no chat template.")
+        return render_chat(
+            self.chat_template,
+            [self._marked(message) for message in messages],
+            tokens=self.special.names,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def encode_rendered(self, text: str) -> Ids:
+        """See `Tokenizer.encode_rendered`."""
+        text = without_surrogates(text, "replace", None)
+        if _MARK not in text:
+            encoded = self._with_special.encode_batch_fast([text], add_special_tokens=False)
+            return np.array(encoded[0].ids, dtype=self.dtype)
+        parts: list[Ids] = [np.empty(0, dtype=self.dtype)]
+        for part in self._special_pattern.split(text):
+            token = self._special.get(part)
+            parts.append(self._encoded(part.replace(_MARK, "")) if token is None else np.array([token], self.dtype))
+        return np.concatenate(parts)
+
+    def _marked(self, message: Message) -> Message:
+        """The message with a mark inside of what looks like a special token."""
+        content = message.get("content")
+        if not isinstance(content, str) or not self._special:
+            return message
+        return {**message, "content": self._special_pattern.sub(lambda match: _MARK.join(match[0]), content)}
+
+    @functools.cached_property
+    def _with_special(self) -> huggingface.Tokenizer:
+        """The library's tokenizer that finds special tokens in text."""
+        return _library(self._content)
+
+    @functools.cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        """Finds special tokens, the longest first."""
+        return re.compile(f"({'|'.join(map(re.escape, sorted(self._special, key=len, reverse=True)))})")
+
+    # -- ids to text ------------------------------------------------------------------------------
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        """The text of the ids; special tokens are nothing, and bytes that are not UTF-8 are U+FFFD."""
+        text = b"".join([self._table[token] for token in self.checked(ids).tolist()]).decode("utf-8", "replace")
+        return text[1:] if self._form.drops_first_space and text.startswith(" ") else text
+
+    def pieces(self, ids: Sequence[int] | Ids) -> list[str]:
+        """The text of each token as `Tokenizer.pieces` shows it; special tokens by name."""
+        return [self._piece(token) for token in self.checked(ids).tolist()]
+
+    def _piece(self, token: int) -> str:
+        text = self._table[token].decode("utf-8", "surrogateescape")
+        if not text:
+            return visible(self._names[token]) or f"<empty {token}>"
+        if _ESCAPED.search(text) is None:
+            return visible(text)
+        parts = (f"<0x{ord(char) - 0xDC00:02X}>" if _ESCAPED.match(char) else visible(char) for char in text)
+        return "".join(parts)
+
+    def stream(self, *, after: Sequence[int] | Ids = ()) -> StreamDecoder:
+        """A decoder that gives whole characters."""
+        if self._form.drops_first_space and not any(self._table[token] for token in after):
+            return _FirstSpaceStream(self, self._table)
+        return Utf8StreamDecoder(self, self._table)
+
+    # -- other forms ------------------------------------------------------------------------------
+
+    def to_huggingface(self) -> huggingface.Tokenizer:
+        """The library's tokenizer as it was imported: it takes what looks like a special token in text for one."""
+        return _library(self._content)
+
+    def payload(self) -> dict[str, Any]:
+        """The special tokens with a role, the chat template ("" if there is none), and the library's own JSON."""
+        return {
+            "special": self.special.model_dump(),
+            "chat_template": self.chat_template or "",
+            "library": self._content,
+        }
+
+    def to_json(self) -> str:
+        """The text of the file, with the library's JSON in one line: an indented one takes seconds to write."""
+        content = {
+            "format_version": TOKENIZER_FORMAT_VERSION,
+            "type": self.type,
+            "options": self.options.model_dump(mode="json", exclude={"type"}),
+            "vocab_size": self.vocab_size,
+            **self.payload(),
+        }
+        library = json.dumps(content.pop("library"), ensure_ascii=False, separators=(",", ":"))
+        return f'{json.dumps(content, ensure_ascii=False, indent=1)[:-2]},\n "library": {library}\n}}\n'
+
+    @classmethod
+    def from_payload(cls, options: PretrainedOptions, payload: dict[str, Any]) -> Self:
+        """The tokenizer that gave `payload`.
+
+        Raises:
+            ValueError: a part of it is damaged.
+        """
+        template, special = payload["chat_template"], validate(SpecialTokens, payload["special"], where="special")
+        if not isinstance(template, str) or not isinstance(payload["library"], dict):
+            raise ValueError("chat_template or library is of another type.")
+        return cls(options, payload["library"], special, template or None)
+
+
+class _FirstSpaceStream(Utf8StreamDecoder):
+    """Drops the space that SentencePiece puts before a text."""
+
+    _begins = True
+
+    def feed(self, token: int) -> str:
+        text = super().feed(token)
+        if self._begins and text:
+            self._begins = False
+            return text.removeprefix(" ")
+        return text
+
+
+# -- the library's JSON -----------------------------------------------------------------------------
+
+
+class _Form:
+    """What the parts of a tokenizer.json mean for text: how tokens are spelled, and what encoding changes."""
+
+    byte_level = False
+    """Whether tokens are spelled in the alphabet of byte-level BPE."""
+    drops_first_space = False
+    """Whether decoding drops a space at the begin of a text."""
+    doubles_first_space = False
+    """Whether encoding adds a space to a text only if it begins with none."""
+    lossless = True
+    """Whether decoding gives back the text, but for the symbols of `altered`."""
+    joins_neighbours = False
+    """Whether a token is made by joining two neighbours, so that no token crosses where none is."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        """Read a tokenizer.json.
+
+        Raises:
+            ValueError: a part is of a kind that is not supported.
+        """
+        self._replaced: list[tuple[str | re.Pattern[str], str]] = []
+        self._space = False  # whether U+2581 stands for a space
+        self._composes = False  # whether text is brought to the form NFC
+        self._from_bytes = {char: value for value, char in enumerate(byte_alphabet())}
+        self._read_decoder(content.get("decoder"))
+        adds_space = self._read_normalizer(content.get("normalizer"))
+        for part in _parts(content.get("pre_tokenizer"), "pretokenizers"):
+            if part["type"] == "Metaspace" and _prepends(part):
+                self.doubles_first_space = adds_space = True
+            if part["type"] == "ByteLevel" and part.get("add_prefix_space"):
+                self.lossless = False
+        if adds_space != self.drops_first_space:
+            self.lossless = False
+        self.joins_neighbours = content["model"].get("type", "BPE") == "BPE" and not adds_space and self.lossless
+
+    def _read_decoder(self, decoder: Any) -> None:
+        fused = False
+        for part in _parts(decoder, "decoders"):
+            kind = part["type"]
+            if kind == "ByteLevel":
+                self.byte_level = True
+            elif kind == "Metaspace":
+                self._replaced.append((part["replacement"], " "))
+                self._space, self.drops_first_space = True, _prepends(part)
+            elif kind == "Replace" and not fused:
+                pattern = part["pattern"]
+                if pattern.get("String") == SPACE and part["content"] == " ":
+                    self._space = True
+                self._replaced.append((pattern.get("String") or re.compile(pattern["Regex"]), part["content"]))
+            elif kind == "Strip" and part["content"] == " " and part["start"] <= 1 and part["stop"] == 0:
+                self.drops_first_space = part["start"] == 1
+            elif kind == "Fuse":
+                fused = True
+            elif kind != "ByteFallback":
+                break
+        else:
+            if self.byte_level or self._replaced or fused:
+                return
+        raise ValueError(
+            "its tokens become text in a way that is not supported; supported are byte-level BPE and SentencePiece."
+        )
+
+    def _read_normalizer(self, normalizer: Any) -> bool:
+        """Returns whether it adds a space before each text."""
+        adds_space = False
+        for part in _parts(normalizer, "normalizers"):
+            kind = part["type"]
+            if kind == "NFC":
+                self._composes = True
+            elif kind == "Prepend" and part["prepend"] == SPACE:
+                adds_space = True
+            elif not (kind == "Replace" and part["pattern"].get("String") == " " and part["content"] == SPACE):
+                self.lossless = False
+        return adds_space
+
+    def bytes_of(self, name: str) -> bytes:
+        """The bytes of the text of a token."""
+        if self.byte_level:
+            try:
+                return bytes([self._from_bytes[char] for char in name])
+            except KeyError:
+                return name.encode("utf-8")
+        if byte := _BYTE.fullmatch(name):
+            return bytes([int(byte[1], 16)])
+        for pattern, text in self._replaced:
+            name = name.replace(pattern, text) if isinstance(pattern, str) else pattern.sub(text, name)
+        return name.encode("utf-8")
+
+    def altered(self, text: str) -> list[tuple[int, str]]:
+        """What encoding changes in a text: position and symbol."""
+        found: list[tuple[int, str]] = []
+        if self._space and SPACE in text:
+            found += [(match.start(), SPACE) for match in re.finditer(SPACE, text)]
+        if self._composes and not unicodedata.is_normalized("NFC", text):
+            found += [
+                (match.start(), match[0])
+                for match in _WORD.finditer(text)
+                if not unicodedata.is_normalized("NFC", match[0])
+            ]
+        return found
+
+
+def _library(content: Mapping[str, Any]) -> huggingface.Tokenizer:
+    """The library's tokenizer of a tokenizer.json.
+
+    Raises:
+        ValueError: the library refuses it.
+    """
+    from tokenizers import Tokenizer as Library
+
+    try:
+        return Library.from_str(json.dumps(content, ensure_ascii=False))
+    except Exception as error:
+        # The library raises Exception itself.
+        raise ValueError(f"{error}.") from None
+
+
+def _parts(part: Mapping[str, Any] | None, key: str) -> Iterator[Mapping[str, Any]]:
+    """The steps of a part of a tokenizer.json, which may be a sequence."""
+    if part is None:
+        return
+    if part["type"] == "Sequence":
+        for each in part[key]:
+            yield from _parts(each, key)
+    else:
+        yield part
+
+
+def _prepends(metaspace: Mapping[str, Any]) -> bool:
+    scheme = metaspace.get("prepend_scheme", "always" if metaspace.get("add_prefix_space", True) else "never")
+    return bool(scheme != "never")
+
+
+def _roles(library: huggingface.Tokenizer, vocabulary: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The special tokens with a role: `start`, `ends` and `names` of `SpecialTokens`.
+
+    A text begins with BOS where the model's own tokenizer puts it; else with the token that ends a text, as texts
+    follow each other in training.
+
+    Raises:
+        TokenizerError: no token can stand before a text.
+    """
+    special = {token.content for token in library.get_added_tokens_decoder().values() if token.special}
+    names = {}
+    for role in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = config.get(role)
+        value = value.get("content") if isinstance(value, Mapping) else value
+        if isinstance(value, str) and value in vocabulary:
+            names[role] = value
+    ids = config.get("eos_token_id")
+    own_ends = [library.id_to_token(token) for token in ([ids] if isinstance(ids, int) else ids or [])]
+    candidates = [names.get("eos_token"), *own_ends, *(name for name in END_NAMES if name in special)]
+    ends = [*dict.fromkeys(name for name in candidates if name is not None)]
+    begun = library.encode("a", add_special_tokens=True).ids
+    plain = library.encode("a", add_special_tokens=False).ids
+    first = library.id_to_token(begun[0]) if len(begun) > len(plain) and begun[: len(plain)] != plain else None
+    starts = [
+        first,
+        names.get("bos_token") if config.get("add_bos_token") else None,
+        *(name for name in TEXT_END_NAMES if name in special),
+        *ends,
+        names.get("bos_token"),
+        *(library.id_to_token(token) for token in library.encode("\n", add_special_tokens=False).ids[-1:]),
+    ]
+    start = next((name for name in starts if name is not None), None)
+    if start is None:
+        raise TokenizerError("The tokenizer has no token that can stand before a text: no BOS, end of text or newline.")
+    return {"start": start, "ends": ends, "names": names}
+
+
+def _template(value: Any) -> str | None:
+    """The chat template of tokenizer_config.json: a text, or a list of named ones, of which "default" is used."""
+    if isinstance(value, list):
+        value = next((each.get("template") for each in value if each.get("name") == "default"), None)
+    return value if isinstance(value, str) and value else None
+
+
+def _without(text: str, symbols: Iterable[tuple[int, str]]) -> str:
+    """The text without some of its parts, each given by its position."""
+    parts, begin = [], 0
+    for position, symbol in sorted(symbols):
+        parts.append(text[begin : max(begin, position)])
+        begin = max(begin, position + len(symbol))
+    return "".join([*parts, text[begin:]])
