@@ -60,7 +60,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
         rounded_less = write(run, model, vocabulary, folder / MODEL, precision)
         if rounded_less:
             notes.append(f"{rounded_less} matrices whose rows are no multiples of 32 are fp16.")
-        (folder / MODELFILE).write_text(_modelfile(run), "utf-8")
+        (folder / MODELFILE).write_text(_modelfile(run, vocabulary), "utf-8")
         proof, not_proved = _measure(run, vocabulary, folder / MODEL, data_dir)
         notes += not_proved
         proof.check(run, MAX_DIFFERENCE[precision])
@@ -155,10 +155,12 @@ def add_vocabulary(writer: Any, vocabulary: LlamaCppVocabulary, start_id: int) -
         writer.add_unk_token_id(vocabulary.unknown_id)
         # By default llama.cpp takes token 0.
         writer.add_pad_token_id(vocabulary.unknown_id)
-    writer.add_add_bos_token(True)
+    writer.add_add_bos_token(vocabulary.adds_start)
     writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(False)
+    writer.add_add_space_prefix(vocabulary.adds_space)
     writer.add_remove_extra_whitespaces(False)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)
 
 
 # -- the proof --------------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ class Opened(torch.nn.Module):
         return torch.from_numpy(np.stack(rows)), State({})
 
     def ids(self, text: str) -> list[int]:
-        """The tokens of a text, the start token first."""
+        """The tokens of a text; the start token first, if llama.cpp adds it."""
         found: list[int] = self.llama.tokenize(text.encode("utf-8"), add_bos=True, special=False)
         return found
 
@@ -231,6 +233,8 @@ def _measure(run: Run, vocabulary: LlamaCppVocabulary, path: Path, data_dir: Pat
     program = f"llama-cpp-python {llama_cpp.__version__}"
     # With their own tokenizer: its ids are a part of the proof.
     ids = np.array(opened.ids(run.tokenizer.decode(split.ids[1:])))
+    if not vocabulary.adds_start:
+        ids = np.concatenate([split.ids[:1], ids])
     if not np.array_equal(ids, split.ids):
         raise RunError(
             f"The export does not read a text as run {run.name!r} does: {len(ids):,} tokens in {program}, "
@@ -242,11 +246,11 @@ def _measure(run: Run, vocabulary: LlamaCppVocabulary, path: Path, data_dir: Pat
 # -- the other files --------------------------------------------------------------------------------------
 
 
-def _modelfile(run: Run) -> str:
-    """For `ollama create`: the prompt is continued as it stands."""
+def _modelfile(run: Run, vocabulary: LlamaCppVocabulary) -> str:
+    """For `ollama create`: without a chat template in the file, the prompt is continued as it stands."""
+    template = "" if vocabulary.chat_template is not None else 'TEMPLATE "{{ .Prompt }}"\n'
     return f"""FROM ./{MODEL}
-TEMPLATE "{{{{ .Prompt }}}}"
-PARAMETER num_ctx {run.model.context_length}
+{template}PARAMETER num_ctx {run.model.context_length}
 PARAMETER num_predict 200
 PARAMETER temperature 0.8
 """

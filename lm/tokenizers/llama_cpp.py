@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Types of tokens in GGUF."""
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """A space inside a token, for llama and t5."""
@@ -13,7 +13,7 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 @dataclass(frozen=True)
 class LlamaCppVocabulary:
-    """A tokenizer as llama.cpp knows it. It adds the start token itself."""
+    """A tokenizer as llama.cpp knows it."""
 
     model: str
     """gpt2 (byte-level BPE), llama (BPE of sentencepiece with bytes) or t5 (unigram without bytes)."""
@@ -29,5 +29,10 @@ class LlamaCppVocabulary:
     split: str | None = None
     """For gpt2: the name of the rule that cuts a text into words before the merges."""
     unknown_id: int | None = None
+    adds_start: bool = True
+    """Whether llama.cpp puts the start token before a text."""
+    adds_space: bool = False
+    """For llama: whether it puts a space before a text."""
+    chat_template: str | None = None
     notes: tuple[str, ...] = ()
     """Texts that have other tokens there."""

@@ -17,7 +17,9 @@ from lm.errors import RunError, UnsupportedExportError
 from lm.interop import gguf as exporting
 from lm.interop.gguf import MAX_DIFFERENCE, add_vocabulary, export, permuted
 from lm.tokenizers import Tokenizer
+from lm.tokenizers.pretrained import PretrainedTokenizer
 from tests.contracts.test_tokenizers import HARD, TEXT, subwords, trained
+from tests.tokenizers import tiny_pretrained
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -171,6 +173,36 @@ def test_ids_and_texts_in_llama_cpp_are_those_of_the_tokenizer(kind: str, opened
         assert theirs.tokenize(raw, add_bos=True, special=False) == [ours.start_id, *expected], text
         whole = [token for token in expected if token != ours.unknown_id]
         assert theirs.detokenize(whole).decode("utf-8", "replace") == ours.decode(whole)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece_like", "sentencepiece_like without prefix"])
+def test_a_pretrained_tokenizer_has_the_same_ids_in_llama_cpp(kind: str, opened: Callable[[Tokenizer], Any]):
+    content = tiny_pretrained.byte_level() if kind == "byte_level" else tiny_pretrained.sentencepiece_like(
+        prefix=not kind.endswith("without prefix")
+    )  # fmt: skip
+    ours = PretrainedTokenizer.from_json(content, tiny_pretrained.CONFIG if kind == "byte_level" else {})
+    theirs, source = opened(ours), random.Random(2)
+    texts = ["".join(source.choices("Thecat \n\té☕<>0x41us9🙂", k=60)) for _ in range(100)]
+    assert ours.to_gguf().chat_template == ours.chat_template
+    for text in [*HARD[1:], TEXT, "<s> a</s> <unk>", "12345 don't <|im_end|>", *texts]:
+        text = text if kind == "byte_level" else text.replace("▁", " ")
+        assert theirs.tokenize(text.encode(), add_bos=False, special=False) == ours.encode(text).tolist(), text
+
+
+def test_words_that_llama_cpp_cannot_name_are_refused():
+    ours = PretrainedTokenizer.from_json(tiny_pretrained.qwen_like(), tiny_pretrained.CONFIG)
+    with pytest.raises(UnsupportedExportError, match="no name for the way in which this tokenizer cuts text"):
+        ours.to_gguf()
+
+
+@pytest.mark.slow
+def test_an_imported_run_exports_with_its_chat_template(tmp_path: Path):
+    tokenizer = PretrainedTokenizer.from_json(tiny_pretrained.byte_level(), tiny_pretrained.CONFIG)
+    done = export(tiny_pretrained.make_run(tmp_path / "imported", tokenizer), tmp_path / "out")
+    assert done.loss_there == pytest.approx(done.loss_here, abs=1e-4)
+    model = llama_cpp.Llama(str(tmp_path / "out" / "model.gguf"), n_ctx=64, verbose=False)
+    assert model.metadata["tokenizer.chat_template"] == tiny_pretrained.CHAT_TEMPLATE
+    assert "TEMPLATE" not in (tmp_path / "out" / "Modelfile").read_text("utf-8")
 
 
 @pytest.mark.parametrize(("kind", "text", "options", "sentence"), [
