@@ -401,8 +401,8 @@ class LanguageModel(nn.Module, ABC):
             UnsupportedExportError: no class of transformers computes what this model computes.
         """
         raise UnsupportedExportError(
-            f"{self.options.type} models have no class in transformers. Export to another format, or train one that "
-            "has: --preset transformer-subword."
+            f"{self.options.type} models have no class in transformers and no architecture in llama.cpp. Export to "
+            "onnx or html, or train one that has: --preset transformer-subword or transformer-char-plain."
         )
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
