@@ -44,7 +44,7 @@ class Kernel(ABC):
         precision: of the weights; int8 has a scale for each row and also rounds a token's activations; int4 has a scale
             and a minimum for each 32 weights of a row, but int8 for embeddings and the output matrix.
         threads: None: `default_threads`.
-        isa: "avx512", "avx2" or "plain"; None: the best one of this CPU.
+        isa: "avx512", "avx2", "neon_dotprod" or "plain"; None: the best one of this CPU.
 
     Raises:
         CorruptRunError: an array is missing or has the wrong shape.

@@ -32,10 +32,10 @@ MIN_STEPS, MIN_ROWS = 8, 64
 """Shorter sequences and smaller matrices run on torch: a native call first packs the weights."""
 
 isa: str | None = None
-"""The instruction set: "avx512", "avx2" or "plain"; None: the best one of this CPU."""
+"""The instruction set: "avx512", "avx2", "neon_dotprod" or "plain"; None: the best one of this CPU."""
 
 bf16_isa: str | None = None
-"""That of products in bf16: "amx_bf16", "avx512_bf16" or, for tests, "amx_emulated"; None: the best one of this CPU."""
+"""That of products in bf16: "amx_bf16", "avx512_bf16", "neon_bf16" or, for tests, "amx_emulated"; None: the best."""
 
 _only_torch: ContextVar[bool] = ContextVar("only_torch", default=False)
 

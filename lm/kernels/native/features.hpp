@@ -1,4 +1,4 @@
-// Which instructions for bf16 this processor has, and the system lets a program use.
+// Which instructions beyond its oldest kind this processor has, and the system lets a program use.
 #pragma once
 
 #if defined(__x86_64__)
@@ -7,6 +7,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace inkling {
@@ -32,10 +36,26 @@ inline bool has_amx_bf16() {
 #endif
 }
 
-#else
+#elif defined(__aarch64__) && defined(__linux__)
 
-inline bool has_avx512_bf16() { return false; }
-inline bool has_amx_bf16() { return false; }
+// The bits are those of Linux's asm/hwcap.h, which older systems do not name.
+inline bool has_neon_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }                      // ASIMDDP
+inline bool has_neon_bf16() { return has_neon_dotprod() && getauxval(AT_HWCAP2) >> 14 & 1; }  // BF16
+
+#elif defined(__aarch64__) && defined(__APPLE__)
+
+inline bool has_feature(const char* name) {
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname(name, &found, &size, nullptr, 0) == 0 && found;
+}
+inline bool has_neon_dotprod() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+inline bool has_neon_bf16() { return has_neon_dotprod() && has_feature("hw.optional.arm.FEAT_BF16"); }
+
+#elif defined(__aarch64__)
+
+inline bool has_neon_dotprod() { return false; }
+inline bool has_neon_bf16() { return false; }
 
 #endif
 

@@ -112,6 +112,13 @@ inline float upper_half(float value) {
 
 enum class Format { fp32, int8, int4 };
 
+// What is added to the bytes of a row for int8 weights: the products of x86 want them unsigned, those of ARM signed.
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int kByteZero = 0;
+#else
+constexpr int kByteZero = 128;
+#endif
+
 // A matrix (N outputs, K inputs) as panels of 16 outputs: fp32 [panel][k][16], or int8 with a scale an output,
 // [panel][k / 4][16][4], as the dot-product instructions of four bytes want it; or int4, see above.
 struct Packed {
@@ -121,7 +128,7 @@ struct Packed {
     Buffer<int8_t> bytes;
     Buffer<uint8_t> nibbles;
     Buffer<float> scales;    // (panels * 16): weight = byte * scale
-    Buffer<int32_t> sums;    // (panels * 16): 128 * the sum of an output's bytes
+    Buffer<int32_t> sums;    // (panels * 16): kByteZero * the sum of an output's bytes
     Buffer<float> bias;      // (panels * 16), zero where there is none
 
     Packed() = default;
@@ -195,7 +202,7 @@ private:
             sum += byte;
         }
         scales[out] = scale;
-        sums[out] = 128 * sum;
+        sums[out] = kByteZero * sum;
     }
 
     void set_nibbles(int out, const float* from) {
@@ -280,7 +287,7 @@ struct Rows {
 
     void set(int row, const float* from) { at[row] = from; }
 
-    // Bytes from 1 to 255 around 128, by the largest value of the row.
+    // Bytes from -127 to 127 by the largest value of the row, plus kByteZero.
     void quantize(int row, int inputs) {
         const float* from = at[row];
         float lanes[kPanel] = {};
@@ -295,9 +302,9 @@ struct Rows {
         for (k = 0; k < inputs; ++k) {
             // Rounded by the same trick as in `exp`, which every compiler turns into vectors.
             const float rounded = (from[k] * inverse + 12582912.0f) - 12582912.0f;
-            to[k] = uint8_t(int32_t(rounded) + 128);
+            to[k] = uint8_t(int32_t(rounded) + kByteZero);
         }
-        for (; k % 4; ++k) to[k] = 128;
+        for (; k % 4; ++k) to[k] = kByteZero;
         scales[row] = most / 127.0f;
     }
 };
@@ -364,6 +371,21 @@ struct Dots {
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs), sums[i]);
             for (int j = 0; j < 4; ++j) to[4 * i + j] = pairs[2 * j] + pairs[2 * j + 1];
         }
+    }
+};
+#elif defined(__ARM_FEATURE_DOTPROD)
+struct Dots {
+    int32x4_t sums[4];
+    void clear() {
+        for (auto& sum : sums) sum = vdupq_n_s32(0);
+    }
+    void add(const int8_t* w, uint32_t four) {
+        const int8x16_t value = vreinterpretq_s8_u32(vdupq_n_u32(four));
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) sums[i] = vdotq_s32(sums[i], vld1q_s8(w + 16 * i), value);
+    }
+    void save(int32_t* to) const {
+        for (int i = 0; i < 4; ++i) vst1q_s32(to + 4 * i, sums[i]);
     }
 };
 #else
@@ -483,6 +505,33 @@ struct NibbleDots {
                                                    _mm256_maddubs_epi16(w.high[i], _mm256_set1_epi32(b)));
             sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
         }
+    }
+    vec part(int i) const { return floats(&sums[i]); }
+};
+#elif defined(__ARM_FEATURE_DOTPROD)
+struct Nibbles {
+    int8x16_t low[4], high[4];
+    explicit Nibbles(const uint8_t* from) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            const uint8x16_t both = vld1q_u8(from + 16 * i);
+            low[i] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
+            high[i] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
+        }
+    }
+};
+struct NibbleDots {
+    int32x4_t sums[4];
+    void clear() {
+        for (auto& sum : sums) sum = vdupq_n_s32(0);
+    }
+    void add(const Nibbles& w, const uint8_t* low, const uint8_t* high) {
+        uint32_t a, b;
+        std::memcpy(&a, low, 4);
+        std::memcpy(&b, high, 4);
+        const int8x16_t first = vreinterpretq_s8_u32(vdupq_n_u32(a)), second = vreinterpretq_s8_u32(vdupq_n_u32(b));
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) sums[i] = vdotq_s32(vdotq_s32(sums[i], w.low[i], first), w.high[i], second);
     }
     vec part(int i) const { return floats(&sums[i]); }
 };

@@ -45,6 +45,12 @@ DECLARE(inkling_plain)
 DECLARE(inkling_avx2)
 DECLARE(inkling_avx512)
 #endif
+#if defined(INKLING_ARM)
+DECLARE(inkling_neon_dotprod)
+#endif
+#if defined(INKLING_ARM_BF16)
+DECLARE(inkling_neon_bf16)
+#endif
 #if defined(INKLING_AVX512_BF16)
 DECLARE(inkling_avx512_bf16)
 #endif
@@ -52,6 +58,39 @@ DECLARE(inkling_avx512_bf16)
 DECLARE(inkling_amx_bf16)
 #endif
 DECLARE(inkling_amx_emulated)
+
+#if defined(INKLING_X86)
+#define CALL_NATIVE(isa, function, ...)                       \
+    isa == "avx512" ? inkling_avx512::function(__VA_ARGS__)   \
+    : isa == "avx2" ? inkling_avx2::function(__VA_ARGS__)     \
+    :
+#elif defined(INKLING_ARM)
+#define CALL_NATIVE(isa, function, ...) isa == "neon_dotprod" ? inkling_neon_dotprod::function(__VA_ARGS__) :
+#else
+#define CALL_NATIVE(isa, function, ...)
+#endif
+#if defined(INKLING_AVX512_BF16)
+#define CALL_AVX512_BF16(isa, function, ...) isa == "avx512_bf16" ? inkling_avx512_bf16::function(__VA_ARGS__) :
+#else
+#define CALL_AVX512_BF16(isa, function, ...)
+#endif
+#if defined(INKLING_AMX_BF16)
+#define CALL_AMX_BF16(isa, function, ...) isa == "amx_bf16" ? inkling_amx_bf16::function(__VA_ARGS__) :
+#else
+#define CALL_AMX_BF16(isa, function, ...)
+#endif
+#if defined(INKLING_ARM_BF16)
+#define CALL_ARM_BF16(isa, function, ...) isa == "neon_bf16" ? inkling_neon_bf16::function(__VA_ARGS__) :
+#else
+#define CALL_ARM_BF16(isa, function, ...)
+#endif
+// Calls `function` of an instruction set; one that computes in fp32.
+#define CALL_FP32(isa, function, ...) (CALL_NATIVE(isa, function, __VA_ARGS__) inkling_plain::function(__VA_ARGS__))
+#define CALL(isa, function, ...)                                                                                  \
+    (CALL_AVX512_BF16(isa, function, __VA_ARGS__) CALL_AMX_BF16(isa, function, __VA_ARGS__)                       \
+     CALL_ARM_BF16(isa, function, __VA_ARGS__) isa == "amx_emulated"                                              \
+         ? inkling_amx_emulated::function(__VA_ARGS__)                                                            \
+         : CALL_FP32(isa, function, __VA_ARGS__))
 
 inkling::Kernel::~Kernel() = default;
 
@@ -67,6 +106,8 @@ std::vector<std::string> instruction_sets() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni"))
         found.push_back("avx512");
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back("avx2");
+#elif defined(INKLING_ARM)
+    if (inkling::has_neon_dotprod()) found.push_back("neon_dotprod");
 #endif
     found.push_back("plain");
     return found;
@@ -80,6 +121,9 @@ std::vector<std::string> bf16_instruction_sets() {
 #endif
 #if defined(INKLING_AVX512_BF16)
     if (inkling::has_avx512_bf16()) found.push_back("avx512_bf16");
+#endif
+#if defined(INKLING_ARM_BF16)
+    if (inkling::has_neon_bf16()) found.push_back("neon_bf16");
 #endif
     return found;
 }
@@ -120,28 +164,12 @@ template <class Parts>
 Kernel* make(const Parts& parts, const inkling::Settings& settings, const std::string& isa) {
     auto known = instruction_sets();
     if (std::find(known.begin(), known.end(), isa) == known.end()) throw std::invalid_argument(isa + " is not here");
-#define MAKE(isa, family) isa::family(parts, settings)
-    Kernel* kernel = nullptr;
-    if constexpr (std::is_same_v<Parts, inkling::RecurrentParts>) {
-#if defined(INKLING_X86)
-        if (isa == "avx512") kernel = MAKE(inkling_avx512, recurrent);
-        if (isa == "avx2") kernel = MAKE(inkling_avx2, recurrent);
-#endif
-        if (isa == "plain") kernel = MAKE(inkling_plain, recurrent);
-    } else if constexpr (std::is_same_v<Parts, inkling::Counts>) {
-#if defined(INKLING_X86)
-        if (isa == "avx512") kernel = MAKE(inkling_avx512, ngram);
-        if (isa == "avx2") kernel = MAKE(inkling_avx2, ngram);
-#endif
-        if (isa == "plain") kernel = MAKE(inkling_plain, ngram);
-    } else {
-#if defined(INKLING_X86)
-        if (isa == "avx512") kernel = MAKE(inkling_avx512, transformer);
-        if (isa == "avx2") kernel = MAKE(inkling_avx2, transformer);
-#endif
-        if (isa == "plain") kernel = MAKE(inkling_plain, transformer);
-    }
-    return kernel;
+    if constexpr (std::is_same_v<Parts, inkling::RecurrentParts>)
+        return CALL_FP32(isa, recurrent, parts, settings);
+    else if constexpr (std::is_same_v<Parts, inkling::Counts>)
+        return CALL_FP32(isa, ngram, parts, settings);
+    else
+        return CALL_FP32(isa, transformer, parts, settings);
 }
 
 // Order and weights of each context table, orders rising.
@@ -309,31 +337,6 @@ nb::dict views(nb::handle self) {
 // -- training ------------------------------------------------------------------------------------------------------
 
 using inkling::Sequence;
-
-// Calls `function` of an instruction set.
-#if defined(INKLING_X86)
-#define CALL_X86(isa, function, ...)                          \
-    isa == "avx512" ? inkling_avx512::function(__VA_ARGS__)   \
-    : isa == "avx2" ? inkling_avx2::function(__VA_ARGS__)     \
-    :
-#else
-#define CALL_X86(isa, function, ...)
-#endif
-#if defined(INKLING_AVX512_BF16)
-#define CALL_AVX512_BF16(isa, function, ...) isa == "avx512_bf16" ? inkling_avx512_bf16::function(__VA_ARGS__) :
-#else
-#define CALL_AVX512_BF16(isa, function, ...)
-#endif
-#if defined(INKLING_AMX_BF16)
-#define CALL_AMX_BF16(isa, function, ...) isa == "amx_bf16" ? inkling_amx_bf16::function(__VA_ARGS__) :
-#else
-#define CALL_AMX_BF16(isa, function, ...)
-#endif
-#define CALL(isa, function, ...)                                                                          \
-    (CALL_X86(isa, function, __VA_ARGS__) CALL_AVX512_BF16(isa, function, __VA_ARGS__)                    \
-     CALL_AMX_BF16(isa, function, __VA_ARGS__) isa == "amx_emulated"                                      \
-         ? inkling_amx_emulated::function(__VA_ARGS__)                                                    \
-         : inkling_plain::function(__VA_ARGS__))
 
 // Refuses numbers that are negative or not below `bound`.
 void all_below(const int64_t* numbers, int64_t count, int64_t bound, const char* complaint) {

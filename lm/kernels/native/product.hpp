@@ -15,6 +15,8 @@
 #include "slots.hpp"
 #if defined(INKLING_AMX)
 #include "amx.hpp"
+#elif defined(INKLING_BFMMLA)
+#include "bfmmla.hpp"
 #endif
 
 namespace INKLING_ISA {
@@ -86,6 +88,16 @@ struct Tiles {
     ~Tiles() {}
 };
 
+#if defined(INKLING_BFMMLA)
+
+template <int P, int R>
+inline void tile_of(const float* b, int depth, const float* const* a, int64_t, float* const* c, bool add) {
+    static_assert(P == 1);
+    bfmmla_tile<R>(b, depth, a, c, add);
+}
+
+#else
+
 // c[r][0 .. 16 P) = (or +=) the sum over `depth` slots of a[r][k * step] * b[k][0 .. 16 P)
 template <int P, int R>
 inline void tile_of(const float* b, int depth, const float* const* a, int64_t step, float* const* c, bool add) {
@@ -110,6 +122,8 @@ inline void tile_of(const float* b, int depth, const float* const* a, int64_t st
             store(to, add ? load(to) + sums[p][r] : sums[p][r]);
         }
 }
+
+#endif
 
 template <int P>
 inline void tile_of(int rows, const float* b, int depth, const float* const* a, int64_t step, float* const* c,
@@ -344,7 +358,7 @@ private:
             return paired(k < many ? load_few(deeper[k] + row + r, few) : vec{},
                           k + 1 < many ? load_few(deeper[k + 1] + row + r, few) : vec{});
         };
-#if defined(INKLING_AMX)
+#if defined(INKLING_AMX) || defined(INKLING_BFMMLA)
         for (int r = 0; r < count; r += LANES)
             for (int slot = 0; slot < slots(many); slot += LANES) {
                 vec square[LANES];

@@ -14,6 +14,8 @@ namespace INKLING_ISA {
 constexpr int kPair = 2;
 #if defined(INKLING_AMX)
 constexpr int kSlots = 16;  // a tile's columns: slots along k come in multiples, zero after the last number
+#elif defined(INKLING_BFMMLA)
+constexpr int kSlots = 2;  // in one operand of the instruction
 #else
 constexpr int kSlots = 1;
 #endif
@@ -36,6 +38,10 @@ inline vec paired(vec first, vec second) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return (vec)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#elif defined(__ARM_FEATURE_BF16)
+    const uint16x4_t low = vreinterpret_u16_bf16(vcvt_bf16_f32((float32x4_t)first)),
+                     high = vreinterpret_u16_bf16(vcvt_bf16_f32((float32x4_t)second));
+    return (vec)vcombine_u16(vzip1_u16(low, high), vzip2_u16(low, high));
 #else
     const uvec both = (rounded(first) >> 16) | (rounded(second) & 0xffff0000u);
     vec slots;
@@ -48,6 +54,8 @@ inline vec paired(vec first, vec second) {
 inline void store_rounded(uint16_t* to, vec value) {
 #if defined(__AVX512BF16__)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)value));
+#elif defined(__ARM_FEATURE_BF16)
+    vst1_u16(to, vreinterpret_u16_bf16(vcvt_bf16_f32((float32x4_t)value)));
 #else
     const uvec bits = rounded(value);
     for (int i = 0; i < LANES; ++i) to[i] = uint16_t(bits[i] >> 16);
