@@ -38,12 +38,17 @@ def _no_build_tools() -> bool:
     return any(shutil.which(tool) is None for tool in ("cmake", "c++", "nm"))
 
 
+def _no_emulated_arm() -> bool:
+    return any(shutil.which(tool) is None for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64"))
+
+
 ALLOWED_SKIPS: dict[str, Callable[[], bool]] = {
     # What the reason must say → whether the machine really lacks it.
     "INKLING_DATA": _no_real_corpora,  # the real corpora are not part of the repository
     "CUDA": _no_gpu,  # CI has no GPU
     "compiler": lambda: not any(map(shutil.which, ("c++", "g++", "clang++"))),  # for the pretended GPU
     "cmake": _no_build_tools,  # pip brings its own to build with
+    "aarch64": _no_emulated_arm,  # a cross-compiler and an emulator
 }
 
 REAL_DATA = pytest.StashKey[Path]()

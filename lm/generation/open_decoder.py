@@ -89,4 +89,4 @@ def _reason_without_kernel(kind: str, device: str | None) -> str:
         return f"a {kind} has none"
     if compiled() is not None:
         return "INKLING_NATIVE=0 turns them off"
-    return "this install has none (no C++ compiler was found when it was built)"
+    return "this install has none (it was built without GCC or Clang)"

@@ -6,7 +6,7 @@
     dispatch       which operations of training run natively
     layers         training layers with gradients (functions of `autograd`)
 
-The C++ is in `native/`. Without a C++ compiler at installation there is no compiled module. Then, and for models
+The C++ is in `native/`. Without GCC or Clang at installation there is no compiled module. Then, and for models
 without a kernel, everything runs on torch. INKLING_NATIVE=0 turns all kernels off.
 
 Every sum has a fixed order. So a token's logits are the same bits alone or in a batch, in one pass or token by token,

@@ -88,8 +88,8 @@ def _installed() -> bool:
 def _warn_of_missing_kernels() -> None:
     if not compiled():
         log.warning(
-            "This install has no native kernels, because no C++ compiler was found: training on the CPU runs on "
-            "torch's own layers, which are slower."
+            "This install has no native kernels, because it was built without GCC or Clang: training on the CPU "
+            "runs on torch's own layers, which are slower."
         )
 
 

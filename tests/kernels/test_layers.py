@@ -501,7 +501,7 @@ def test_an_install_without_kernels_warns_once(
         for _ in range(2):
             model(torch.zeros(2, 8, dtype=torch.int64))
     assert [record.message.split(":")[0] for record in caplog.records] == [
-        "This install has no native kernels, because no C++ compiler was found"
+        "This install has no native kernels, because it was built without GCC or Clang"
     ]
 
 

@@ -31,10 +31,19 @@ def program(*command: str, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel that was made from it, of a checkout in which a user has trained."""
+    """The sdist, and the wheel made from it where no compiler works, of a checkout in which a user has trained."""
     checkout = tmp_path_factory.mktemp("built") / "checkout"
     checkout.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "constraints.txt", "Makefile", ".gitignore"):
+    for name in (
+        "CMakeLists.txt",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "constraints.txt",
+        "Makefile",
+        ".gitignore",
+    ):
         shutil.copy(ROOT / name, checkout)
     for name in ("lm", "cli", "serve", *(f"checkpoints/{name}" for name in SHIPPED)):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -44,7 +53,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (mine / "model.safetensors").write_bytes(b"secret")
     (checkout / "checkpoints" / SHIPPED[0] / "last").mkdir()
     (checkout / "checkpoints" / SHIPPED[0] / "last" / "state.json").write_text("{}")
-    program(sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", cwd=checkout)
+    program(sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", cwd=checkout, CXX="no-compiler")
     return checkout / "dist"
 
 
