@@ -34,16 +34,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sdist, and the wheel made from it where no compiler works, of a checkout in which a user has trained."""
     checkout = tmp_path_factory.mktemp("built") / "checkout"
     checkout.mkdir()
-    for name in (
-        "CMakeLists.txt",
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-        "CHANGELOG.md",
-        "constraints.txt",
-        "Makefile",
-        ".gitignore",
-    ):
+    files = ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "constraints.txt", "Makefile")
+    for name in (*files, ".gitignore"):
         shutil.copy(ROOT / name, checkout)
     for name in ("lm", "cli", "serve", *(f"checkpoints/{name}" for name in SHIPPED)):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -142,3 +134,14 @@ def test_a_shipped_run_is_listed_shown_and_sampled(lm_away, run):
     first = lm_away("sample", run, "--prompt", "The king", "--seed", "7", "--max-tokens", "20", "--device", "cpu")
     assert first.startswith("The king")
     assert len(first) > len("The king") + 10
+
+
+@pytest.mark.parametrize("native", ["1", "0"])
+def test_the_check_of_wheels_with_kernels_passes_with_them_alone(native):
+    ran = subprocess.run(
+        [sys.executable, "tests/wheel_check.py"], cwd=ROOT, env={**os.environ, "INKLING_NATIVE": native},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    printed = ran.stdout + ran.stderr
+    assert ran.returncode == 1 - int(native), printed
+    assert ("a step with plain equals numpy's" if native == "1" else "has no compiled kernels") in printed
