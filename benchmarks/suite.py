@@ -23,6 +23,7 @@ SUITES = {
     "quality": "the loss after equal time",
     "words": "the perplexity by words after equal epochs",
     "decoding": "tokens a second of generating",
+    "imported": "an imported model beside llama.cpp on the same file",
     "tokenizing": "megabytes a second of encoding",
     "startup": "from pressing Enter to the first text",
     "defaults": "the default after equal time, on texts of many kinds",

@@ -58,7 +58,12 @@ Device = Annotated[
         help="Device: cpu, cuda, mps. Default: the CPU for models with a native kernel, else a GPU if there is one."
     ),
 ]
-Precision = Annotated[str, typer.Option(help="Weights for decoding: fp32, or int8 (faster, slightly less exact).")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Weights for decoding: fp32, int8 (faster, slightly less exact), or int4 (Transformers; less exact again)."
+    ),
+]
 Unknown = Annotated[
     str | None,
     typer.Option(
@@ -114,7 +119,7 @@ def unknown_policy(name: str | None) -> UnknownPolicy | None:
 
 def decode_precision(name: str) -> DecodePrecision:
     """The precision of decoding that --precision names."""
-    return choice("--precision", name, "fp32", "int8")  # type: ignore[no-any-return]
+    return choice("--precision", name, "fp32", "int8", "int4")  # type: ignore[no-any-return]
 
 
 # -- options that have no flag ---------------------------------------------------------------------------
@@ -181,7 +186,7 @@ def with_flags(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command more flags; it gets what `collect` makes of their values as `name`.
 
-    The new flags stand after the command's first own flag; with `last`, after all of its own.
+    The new flags stand after the command's first own flag; with `last`, after all that it declares.
     """
 
     def add(command: Callable[..., None]) -> Callable[..., None]:

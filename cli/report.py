@@ -12,7 +12,7 @@ from cli.output import console, facts_table, print_json
 from lm.errors import DeviceError
 
 if TYPE_CHECKING:
-    from lm.evaluation.report import Report
+    from lm.evaluation.report import FineTuning, Report
     from lm.profiling.memory_estimate import Fit
     from lm.runs.run import Run
 
@@ -73,6 +73,20 @@ def print_report(screen: Console, report: Report) -> None:
     screen.print(facts_table(rows))
     for note in report.notes:
         screen.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+    if report.fine_tuning is not None:
+        _print_fine_tuning(screen, report.fine_tuning)
+
+
+def _print_fine_tuning(screen: Console, found: FineTuning) -> None:
+    """Print the fine-tuned run beside its base, runs from scratch and the floor."""
+    from lm.runs.card import figure
+
+    screen.print("[bold]fine-tuning[/bold], bits per byte of the same text")
+    screen.print(facts_table([(name, figure(bits, ".4f"), remark) for name, bits, remark in found.rows()]))
+    if found.warning is not None:
+        screen.print(f"warning: {found.warning}", style="yellow", markup=False, soft_wrap=True)
+    if found.note is not None:
+        screen.print(f"note: {found.note}", style="yellow", markup=False, soft_wrap=True)
 
 
 def ways_to_beat_floor(run: Run) -> list[str]:

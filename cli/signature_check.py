@@ -10,7 +10,7 @@ from lm.evaluation.signature import Signature, check
 if TYPE_CHECKING:
     from lm.runs.run import Run
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int4")
 
 
 def settings_of(

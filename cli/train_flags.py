@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 TRAINING_FLAGS = (
     "minutes", "max_steps", "epochs", "ensemble", "student", "distill", "lora", "seed", "device", "precision", "amp",
-    "loss_scale", "devices", "shard", "compile",
+    "loss_scale", "devices", "shard", "compile", "log_to",
 )  # fmt: skip
 """Fields of `TrainingConfig` that have a flag; the others are set with --set."""
 CORPUS_FLAGS = "split_fractions", "split_by", "dedupe", "text_column", "encoding"
 """Fields of `CorpusConfig` that have a flag."""
 SECTIONS = ("training", TrainingConfig, TRAINING_FLAGS), ("corpus", CorpusConfig, CORPUS_FLAGS)
-PROCESSES = "devices", "shard", "ensemble", "student", "distill", "lora", "compile"
-"""Flags for training alone: profiles and benchmarks measure one process and one model, uncompiled."""
+PROCESSES = "devices", "shard", "ensemble", "student", "distill", "lora", "compile", "log_to"
+"""Flags for training alone: profiles and benchmarks measure one process and one model, uncompiled, and log nothing."""
 
 _PRESET = Annotated[
     str | None,

@@ -316,6 +316,9 @@ class TrainingConfig(Options):
         True, description="Keep short samples along the training for lm film; they take about 1 % of its time."
     )
     film_prompt: str | None = Field(None, description="Prompt of the film's samples. Default: the start of a text.")
+    log_to: Literal["wandb", "mlflow", "trackio"] | None = Field(
+        None, description="Also log the metrics to a tracker: wandb (Weights & Biases), mlflow or trackio."
+    )
     log_activations: bool = Field(
         False, description="Also log the largest activation and its module; each line costs a forward pass."
     )

@@ -36,6 +36,8 @@ BF16 = "BF16"
 """A tensor of bf16: an array of its bits, uint16, until it is widened to fp32."""
 HEADER = "inkling"
 """The entry of a safetensors header that holds the facts."""
+MAPPED_BYTES = 64 << 20
+"""Larger tensor files are mapped into memory, not read, so that the system can drop their pages after use."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -232,10 +234,12 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
             check_version(facts["format_version"], path)
             names = list(file.keys())
             bf16 = {name for name in names if file.get_slice(name).get_dtype() == BF16}
-            arrays = {name: file.get_tensor(name) for name in names if name not in bf16}
-        if bf16:
+            # Windows cannot replace a file that is mapped.
+            mapped = set(names) if path.stat().st_size >= MAPPED_BYTES and os.name == "posix" else bf16
+            arrays = {name: file.get_tensor(name) for name in names if name not in mapped}
+        if mapped:
             header, content = map_tensors(path)
-            arrays |= {name: view_tensor(header[name], content) for name in bf16}
+            arrays |= {name: view_tensor(header[name], content) for name in mapped}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorruptRunError(f"{path} is damaged ({error}): restore it from a copy, or train again.") from None
     if facts.pop("sha256", None) != _digest_arrays(arrays, facts, bf16):
@@ -261,7 +265,7 @@ def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 def map_tensors(path: Path) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
-    """The header of any safetensors file, and its content after that as a view.
+    """The header of any safetensors file, and its content after that as a view, whose changes stay in memory.
 
     Raises:
         OSError, ValueError: it cannot be read, or its header is not one.
@@ -275,7 +279,7 @@ def map_tensors(path: Path) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
         raise ValueError("its header is not a table of tensors")
     # An empty file cannot be mapped.
     rest = path.stat().st_size - 8 - size
-    return header, np.memmap(path, np.uint8, mode="r", offset=8 + size) if rest else np.empty(0, np.uint8)
+    return header, np.memmap(path, np.uint8, mode="c", offset=8 + size) if rest else np.empty(0, np.uint8)
 
 
 def view_tensor(entry: Mapping[str, Any], content: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:

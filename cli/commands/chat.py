@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 POSITION = 5
 
-BLANK_LINE = "\n\n"
 CONTINUES = "The model continues your line and a newline, up to a blank line."
 ANSWERS = "The model answers your line; its chat template puts both into its text."
 HELP = """\
@@ -74,6 +73,8 @@ def command(
     lm chat RUN --max-tokens 200
     printf 'ROMEO:\\n/probs\\n' | lm chat RUN --seed 7
     """
+    from lm.tokenizers.turns import BLANK_LINE
+
     given = {"logprobs": 4, "stop": (BLANK_LINE, "\r\n\r\n"), **(sampling or {})}
     given["seed"] = secrets.randbelow(2**31) if seed is None else seed
     options = validate(SamplingOptions, given, where="sampling")
@@ -192,6 +193,8 @@ def _reply(
     talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | None, turns: TemplateTurns | None
 ) -> Sequence[int]:
     """Print the reply to a line; returns the tokens that the model read before it."""
+    from lm.tokenizers.turns import BLANK_LINE
+
     if turns is None:
         ids, from_begin = run.encode_prompt(line + run.newline, unknown).tolist(), False
     else:

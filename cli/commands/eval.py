@@ -62,7 +62,7 @@ def command(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, mps. Default: a GPU if there is one.")] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32 (the reference), bf16, fp16, or int8 (int8 weights, as for decoding).")
+        str, typer.Option(help="fp32 (the reference), bf16, fp16, or weights as for decoding: int8, int4.")
     ] = "fp32",
     per_token: Annotated[
         Path | None,
@@ -107,7 +107,7 @@ def command(
     lm eval RUN --check SIGNATURE
     lm eval RUN --copy --samples 50 --temperature 0.8
     """
-    measured_in = choice("--precision", precision, "fp32", "bf16", "fp16", "int8")
+    measured_in = choice("--precision", precision, "fp32", "bf16", "fp16", "int8", "int4")
     if split is not None and text is not None:
         raise ConfigError("--split and --text are two different texts: give only one.")
     for flag, value in (("--text-column", text_column), ("--encoding", encoding)):
@@ -125,6 +125,7 @@ def command(
     from cli.report import print_report
     from cli.signature_check import checked, settings_of
     from lm.corpora import open_text
+    from lm.corpora.text import Text
     from lm.evaluation.signature import parse
     from lm.runs.run import load
 
@@ -146,11 +147,11 @@ def command(
         )  # fmt: skip
         extras.check(measured_in)
     stride = extras.stride(stride, loaded)
-    content = None
+    content: str | Text | None = None
     if text is not None:
         own = loaded.config.corpus
         opened = open_text(text, text_column=text_column or own.text_column, encoding=encoding or own.encoding)
-        content = "".join(opened.chunks())
+        content = opened if opened.conversations else "".join(opened.chunks())
     with (
         reading() as watch,
         extras.watching(loaded, stride=stride, corpus=corpus, data_dir=data_dir, reading=watch) as watchers,

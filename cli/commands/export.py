@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunName, RunsDir, choice, path_option
 
 POSITION = 11
-FORMATS = {"hf": "lm.interop.huggingface", "onnx": "lm.interop.onnx", "html": "lm.interop.html"}
-"""Format → module whose `export` writes it."""
-PRECISIONS = {"hf": ("fp32", "fp16"), "onnx": ("fp32", "fp16", "int8"), "html": ("int8",)}
-"""Format → its precisions, the default first."""
-SUFFIXES = {"html": ".html"}
-"""Ends of the names of formats that are one file."""
 
 
 def command(
     run: RunName = None,
     to: Annotated[
-        str, typer.Option(metavar="FORMAT", help="Format: hf (transformers), onnx (ONNX Runtime) or html (a page).")
+        str,
+        typer.Option(
+            metavar="FORMAT", help="Format: hf (transformers), gguf (llama.cpp), onnx (ONNX Runtime) or html (a page)."
+        ),
     ] = "hf",
     out: Annotated[
-        Path | None, path_option("-o", "--out", help="New file or folder.  [default: RUN-hf, RUN-onnx, RUN.html]")
+        Path | None, path_option("-o", "--out", help="New file or folder.  [default: RUN-FORMAT, RUN.html]")
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="Weights in the file. hf and onnx: fp32 (default) or fp16; onnx and html: int8."),
+        typer.Option(
+            help="Weights in the file. hf, gguf and onnx: fp32 (default) or fp16; gguf: q8_0; onnx and html: int8."
+        ),
     ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     data_dir: DataDir = None,
@@ -37,24 +36,26 @@ def command(
     """Write a model for another program, and prove it there.
 
     hf: a folder for Hugging Face transformers, of a Transformer without context tables.
+    gguf: a folder for llama.cpp and Ollama, of such a Transformer over bytes, characters or subwords.
     onnx: a folder for ONNX Runtime, of any model.
     html: one page that generates text in a browser, without a network.
 
     \b
     lm export RUN --to hf --out folder
+    lm export RUN --to gguf --precision q8_0
     lm export RUN --to onnx --out folder
     lm export RUN --to html --out page.html
     """
-    import importlib
-
     from cli.output import console, facts_table, print_json
+    from lm.interop.formats import FORMATS, export
     from lm.runs.run import load
 
     chosen = choice("--to", to, *FORMATS)
-    weights: Any = choice("--precision", precision or PRECISIONS[chosen][0], *PRECISIONS[chosen])
+    if precision is not None:
+        choice("--precision", precision, *FORMATS[chosen].precisions)
     loaded = load(run, runs_dir=runs_dir, device="cpu")
-    path = out or Path(loaded.name + SUFFIXES.get(chosen, f"-{chosen}"))
-    done = importlib.import_module(FORMATS[chosen]).export(loaded, path, weights, data_dir=data_dir)
+    path = out or Path(FORMATS[chosen].name_for(loaded.name, chosen))
+    done = export(loaded, path, chosen, precision, data_dir=data_dir)
     if as_json:
         print_json(done.to_json())
         return

@@ -58,7 +58,7 @@ def command(
     unused = f", of which {count:,} fill up the vocabulary" if (count := imported["unused_tokens"]) else ""
     rows = [
         ("run", run.name, facts["path"]),
-        ("source", imported["source"], f"{imported['format']}, {imported['architecture']}"),
+        ("source", imported["format"], imported["architecture"]),
         ("model", facts["model"], f"{numbers(facts)}, {decimal(facts['size_bytes'])} in {imported['weights']}"),
         ("tokenizer", facts["tokenizer"], f"{facts['vocab_size']:,} tokens{unused}"),
         ("context", f"{used:,}", f"of the {imported['positions']:,} positions that the model knows"),

@@ -42,8 +42,8 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
                     ("adapter of", base["run"], f"{base['adapter_parameters']:,} parameters of rank {base['rank']}"),
                 )),
                 ("tokenizer", known["tokenizer"], f"{known['vocab_size']:,} tokens"),
-                ("corpus", "–" if known["imported"] else known["corpus"], "; ".join(known["corpus_notes"])),
-                *((name, str(value), "") for name, value in source_rows(known["imported"] or {})),
+                *([] if known["imported"] else [("corpus", known["corpus"], "; ".join(known["corpus_notes"]))]),
+                *source_rows(known["imported"]),
                 *((f"  {name}", f"{part['tokens']:,}",
                    f"tokens, {part['characters']:,} characters, sha256 {part['sha256'][:12]}…")
                   for name, part in known["splits"].items()),

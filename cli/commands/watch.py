@@ -16,10 +16,13 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
     """Follow a training run from another terminal, until it ends."""
     from cli.output import say
     from cli.progress import TrainingView
+    from lm.errors import RunError
     from lm.jobs.follow import Follower
     from lm.runs.run_folder import find_run
 
     folder, _ = find_run(run, runs_dir)
+    if folder.read_record().get("imported"):
+        raise RunError(f"Run {folder.name!r} was imported, so there is no training to watch.")
     if folder.is_training and not folder.read_metrics():
         say(f"{folder.name} has not written any metrics yet.", dim=False)
     if Follower(folder, _json_lines() if as_json else TrainingView(runs_dir)).follow() is None:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.corpora import TokenSplit
+from lm.corpora.answers import ANSWER, START
 from lm.errors import CorpusError
 from lm.tokenizers.base import Ids
 
@@ -29,6 +30,9 @@ BatchingKind = Literal["streams", "random", "shuffled"]
 
 START_TOKEN_SHARE = 1 / 16
 """Share of windows whose first input is the start token, so that the model learns it as a context."""
+
+SAME_LENGTH = 1.25
+"""Conversations in one batch: the longest is at most this many times as long as the shortest."""
 
 _WINDOWS, _ORDER, _STARTS = 0, 1, 2
 
@@ -49,6 +53,8 @@ class Batch:
     """Copies for a GPU: "inputs", "targets" and the model's host inputs, in pinned memory."""
     place: int | None = None
     """Number of the batch in its epoch, from 0, where all epochs have the same batches; None: they differ."""
+    learned: npt.NDArray[np.int64] | None = None
+    """(P,) places of the targets that count, in the flat (B · T,) targets; None: all."""
 
 
 class Batches(ABC):
@@ -178,19 +184,151 @@ class ShuffledWindows(Batches):
         return self._windows(starts, _generator(self._seed, _STARTS, index))
 
 
+class ConversationBatches(Batches):
+    """Conversations, each in a row of its own, so that no conversation is context of another one.
+
+    Only answers are targets that count. A row is as long as the longest conversation beside it; conversations of about
+    the same length share a batch. A batch has about `batch_size` · `bptt` tokens: many short rows, or few long ones.
+    A conversation longer than `longest` tokens is cut there; the parts without answers are left out. The order and
+    who shares a batch are new in each epoch; the number of batches is the same.
+
+    Args:
+        split: with marks.
+        batch_size, bptt, seed, share: as for `Batches`.
+        longest: tokens of a row at most; None: the tokens of a batch.
+    """
+
+    def __init__(
+        self,
+        split: TokenSplit,
+        batch_size: int,
+        bptt: int,
+        seed: int,
+        *,
+        share: tuple[int, int] = (0, 1),
+        longest: int | None = None,
+    ) -> None:
+        assert split.marks is not None
+        self._ids, self._marks = split.ids, split.marks
+        self._seed, self._share = seed, share
+        self._start_id = int(split.ids[0])
+        self.tokens_per_batch = batch_size * bptt
+        begins, ends = conversation_bounds(split.marks)
+        size = min(longest or self.tokens_per_batch, self.tokens_per_batch)
+        rows = [
+            (first, min(first + size, end - 1))
+            for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+            for first in range(begin, end - 1, size)
+        ]
+        # Row r reads the tokens first … last - 1 and predicts first + 1 … last.
+        answers = np.concatenate([[0], np.cumsum(split.marks == ANSWER)])
+        self._rows = np.array([row for row in rows if answers[row[1] + 1] > answers[row[0] + 1]], np.int64)
+        self._groups = _of_like_length(self._rows[:, 1] - self._rows[:, 0], self.tokens_per_batch)
+        self.per_epoch = sum(-(-len(members) // count) for members, count in self._groups)
+        self._order: tuple[int, list[npt.NDArray[np.int64]]] | None = None
+
+    def batch(self, index: int) -> Batch:
+        """See `Batches.batch`."""
+        epoch, number = divmod(index, self.per_epoch)
+        # Read and replaced as a whole, because several threads may ask for batches.
+        order = self._order
+        if order is None or order[0] != epoch:
+            self._order = order = epoch, self._epoch(epoch)
+        rows = self._rows[order[1][number]]
+        inputs, targets, learned = pad_rows(self._ids, self._marks, rows, self._start_id)
+        own, weight = self._own(len(rows))
+        counted = learned[own]
+        if weight:
+            # The loss of a share is the mean over its own answers.
+            weight = int(counted.sum()) * self._share[1] / int(learned.sum())
+        if not counted.any():
+            counted = counted.copy()
+            counted[0, 0] = True
+        return Batch(inputs[own], targets[own], True, weight, learned=np.flatnonzero(counted))
+
+    def _epoch(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        """The rows of each batch of an epoch, in order."""
+        draws = _generator(self._seed, _ORDER, epoch)
+        batches = []
+        for members, count in self._groups:
+            mixed = draws.permutation(members)
+            batches += [mixed[begin : begin + count] for begin in range(0, len(mixed), count)]
+        return [batches[number] for number in draws.permutation(len(batches))]
+
+
+def conversation_bounds(marks: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The first token of each conversation, and the end of each, (C,) both."""
+    begins = np.flatnonzero(np.asarray(marks) == START)
+    return begins, np.append(begins[1:], len(marks))
+
+
+def pad_rows(
+    ids: Ids, marks: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], padding: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Rows of tokens as inputs, targets, and whether a target is part of an answer, each (R, longest).
+
+    Args:
+        ids: (N,) tokens.
+        marks: (N,)
+        rows: (R, 2): a row reads the tokens first … last - 1, and predicts first + 1 … last.
+        padding: the token after the end of a row; it does not count.
+    """
+    shape = len(rows), int((rows[:, 1] - rows[:, 0]).max())
+    inputs, targets = np.full(shape, padding, np.int64), np.full(shape, padding, np.int64)
+    learned = np.zeros(shape, np.bool_)
+    for number, (first, last) in enumerate(rows.tolist()):
+        inputs[number, : last - first] = ids[first:last]
+        targets[number, : last - first] = ids[first + 1 : last + 1]
+        learned[number, : last - first] = marks[first + 1 : last + 1] == ANSWER
+    return inputs, targets, learned
+
+
+def _of_like_length(lengths: npt.NDArray[np.int64], tokens: int) -> list[tuple[npt.NDArray[np.int64], int]]:
+    """Groups of rows of about the same length, and the rows of a batch of each group.
+
+    Args:
+        lengths: (R,) of the rows.
+        tokens: of a batch.
+    """
+    order = np.argsort(lengths, kind="stable")
+    groups: list[tuple[npt.NDArray[np.int64], int]] = []
+    begin = 0
+    while begin < len(order):
+        # A row is at most a quarter longer than the shortest of its group, but a group fills at least a batch.
+        end = int(np.searchsorted(lengths[order], lengths[order[begin]] * SAME_LENGTH, side="right"))
+        while end < len(order) and (end - begin) * lengths[order[end - 1]] < tokens:
+            end += 1
+        if (len(order) - end) * lengths[order[-1]] < tokens / 2:
+            end = len(order)
+        groups.append((order[begin:end], max(1, tokens // int(lengths[order[end - 1]]))))
+        begin = end
+    return groups
+
+
 _KINDS: dict[BatchingKind, type[Batches]] = {
     "streams": StreamBatches, "random": RandomWindows, "shuffled": ShuffledWindows,
 }  # fmt: skip
 
 
 def make_batches(
-    kind: BatchingKind, split: TokenSplit, batch_size: int, bptt: int, seed: int, *, share: tuple[int, int] = (0, 1)
+    kind: BatchingKind,
+    split: TokenSplit,
+    batch_size: int,
+    bptt: int,
+    seed: int,
+    *,
+    share: tuple[int, int] = (0, 1),
+    longest: int | None = None,
 ) -> Batches:
     """The batches of a split, or one `share` of each: (index from 0, number of shares).
+
+    Conversations have batches of their own kind; `longest` is for them.
 
     Raises:
         CorpusError: the split is shorter than one batch.
     """
+    if split.marks is not None:
+        return ConversationBatches(split, batch_size, bptt, seed, share=share, longest=longest)
     return _KINDS[kind](split, batch_size, bptt, seed, share=share)
 
 

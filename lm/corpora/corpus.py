@@ -15,6 +15,7 @@ from typing import Literal
 
 from lm.corpora.text import Text
 from lm.errors import CorpusError
+from lm.tokenizers.turns import Conversation
 
 logger = logging.getLogger("lm.corpora")
 
@@ -48,6 +49,8 @@ class Split:
     """About the size, for progress; 0 if unknown before reading."""
     blocks: Callable[[], Iterator[bytes]] | None = None
     """The same text as UTF-8 bytes, cut between characters, if it is stored so; faster to hash and count."""
+    conversations: Callable[[], Iterator[Conversation]] | None = None
+    """Reads its conversations, if it is instruction data; `chunks` then gives their plain turns."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def silent(stage: str, done: int, total: int) -> None:
 
 def whole(name: str, text: Text) -> Split:
     """A split that is all of `text`."""
-    return Split(name, text.chunks, text.size_bytes, text.blocks)
+    blocks = None if text.conversations else text.blocks
+    return Split(name, text.chunks, text.size_bytes, blocks, text.conversations)
 
 
 def boundaries(characters: int, fractions: Sequence[float]) -> list[int]:

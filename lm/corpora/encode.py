@@ -7,8 +7,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lm.corpora.corpus import logger
 from lm.corpora.text import regroup, utf8
@@ -22,7 +24,7 @@ MAX_COUNTED_SYMBOLS = 200_000
 
 @dataclass(frozen=True)
 class Counts:
-    """Length of a split in every unit that perplexity is given in."""
+    """Length of a split in every unit that perplexity is given in; of conversations, that of their answers."""
 
     characters: int
     """Unicode code points."""
@@ -43,6 +45,13 @@ class Counts:
     spelling_nats: float | None = None
     """Nats of the text that the tokens do not determine (`lm.spelling`). Infinite if symbols were left out, None if an
     older Inkling did not measure it."""
+    context_tokens: int = 0
+    """Tokens that are context alone, of conversations; they are not among the N."""
+
+    @property
+    def all_tokens(self) -> int:
+        """The tokens that a model reads: the N, and those that are context alone."""
+        return self.tokens + self.context_tokens
 
     def whole_nats(self, token_nats: float) -> float | None:
         """Nats of the text, given the nats of its tokens; None if the spelling cost is unknown or infinite."""
@@ -67,6 +76,8 @@ class TokenSplit:
     counts: Counts
     sha256: str
     """Of the split's text in UTF-8."""
+    marks: npt.NDArray[np.uint8] | None = None
+    """(N+1,) the mark of each token, if the split holds conversations: see `lm.corpora.answers`."""
 
 
 class Measure:
@@ -183,9 +194,13 @@ class Encoder:
 
     def counts(self, measure: Measure) -> Counts:
         """The counts of the encoded text, which `measure` has read too."""
-        return measure.counts(
-            tokens=self.tokens, unknown_tokens=self.unknown_tokens, spelling_nats=self._spelling.nats()
-        )
+        return measure.counts(**self.counts_of_tokens())
+
+    def counts_of_tokens(self) -> dict[str, Any]:
+        """The counts that depend on the tokens, as fields of `Counts`."""
+        return {
+            "tokens": self.tokens, "unknown_tokens": self.unknown_tokens, "spelling_nats": self._spelling.nats()
+        }  # fmt: skip
 
 
 def _count_unknown(tokenizer: Tokenizer, ids: Ids) -> int:

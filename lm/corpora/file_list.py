@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm.config import CorpusConfig
+from lm.corpora.conversations import ConversationText, open_tables
 from lm.corpora.corpus import logger
 from lm.corpora.table_files import TableText, file_rows, table_suffix
 from lm.corpora.text import FileText, JoinedText, Text, zip_members
@@ -72,10 +73,14 @@ def join(where: str, files: Sequence[InputFile], config: CorpusConfig, *, share:
             file_rows(file.path, file.table or "", config.encoding, member=file.member, where=one or file.where)
             for file in files
         ]
-        return TableText(where, rows, config.text_column, share=share)
+        return open_tables(where, rows, config.text_column, share=share)
     if len(files) == 1:
         return FileText(files[0].path, config.encoding, member=files[0].member, where=where)
-    return JoinedText(where, [join(file.where, [file], config) for file in files])
+    texts = [join(file.where, [file], config) for file in files]
+    for text in texts:
+        if isinstance(text, ConversationText):
+            raise CorpusError(f"{where} holds both conversations ({text.where}) and text: give one of the two.")
+    return JoinedText(where, texts)
 
 
 def readable_files(where: str, folder: Path, files: Iterable[InputFile], config: CorpusConfig) -> list[InputFile]:
@@ -156,7 +161,7 @@ def _problem(file: InputFile, config: CorpusConfig) -> str | None:
     if _is_broken_link(file.path):
         return "broken link"
     text = join(file.where, [file], config)
-    if isinstance(text, TableText):
+    if isinstance(text, TableText | ConversationText):
         # The actual reading warns of rows that are left out.
         text.warned = True
     try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lm.corpora.conversations import open_tables
 from lm.corpora.corpus import SPLIT_ALIASES, SPLIT_NAMES, Corpus, Progress, SplitAt, check_positional, whole
-from lm.corpora.table_files import ArrowRows, TableText, datasets_library
+from lm.corpora.table_files import ArrowRows, datasets_library
+from lm.corpora.text import Text
 from lm.corpora.units import split_text
 from lm.errors import CorpusError
 
@@ -61,8 +63,8 @@ def stream_hub(source: str) -> Any:
     return _load(source, split="train", streaming=True)
 
 
-def _text(where: str, rows: Any, column: str) -> TableText:
-    return TableText(where, [ArrowRows(where, lambda: rows)], column)
+def _text(where: str, rows: Any, column: str) -> Text:
+    return open_tables(where, [ArrowRows(where, lambda: rows)], column)
 
 
 def _load(source: str, **options: Any) -> Any:

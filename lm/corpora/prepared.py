@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 
 from lm.config import CorpusConfig, Section
+from lm.corpora.answers import AnswerEncoder, AnswerMeasure, answer_notes, without_system
 from lm.corpora.cache import cache_folder, sync
 from lm.corpora.corpus import SPLIT_NAMES, Corpus, Progress, Split, logger, silent
-from lm.corpora.encode import Encoder, Measure, UnknownSymbolCounter, warn_of_unknown
+from lm.corpora.encode import Counts, Encoder, Measure, UnknownSymbolCounter, warn_of_unknown
 from lm.corpora.leaks import leak_notes, stored_leaks, warn_of_leaks
 from lm.corpora.shards import SHARDS_WAY_OUT, read_shards, shards_leaks
 from lm.corpora.sources import open_corpus
 from lm.corpora.text import utf8
 from lm.corpora.token_folder import (
+    MARKS,
     TOKENS_FORMAT_VERSION,
     PreparedCorpus,
     build_folder,
@@ -81,13 +83,14 @@ def prepare(
     prepared, unknown = found
     warn_of_unknown(corpus.name, prepared.tokenizer, unknown["total"], unknown["common"])
     equal = _equal_splits(corpus.name, hashes)
-    leaks, are_new = stored_leaks(folder / key, corpus.splits, progress)
+    compared = {name: without_system(split) for name, split in corpus.splits.items()}
+    leaks, are_new = stored_leaks(folder / key, compared, progress)
     # The warning of a split that is another one is enough.
     leaks = {name: leak for name, leak in leaks.items() if name not in equal}
     # The notes keep them; the same warning at each use of a text would hide others.
     if are_new:
         warn_of_leaks(corpus.name, leaks)
-    notes = (*corpus.notes, *equal.values(), *leak_notes(leaks))
+    notes = (*corpus.notes, *equal.values(), *leak_notes(leaks), *answer_notes(prepared.splits["train"]))
     return replace(prepared, name=corpus.name, source=corpus.source, notes=notes)
 
 
@@ -158,15 +161,22 @@ def _equal_splits(corpus: str, hashes: Mapping[str, str]) -> dict[str, str]:
     return notes
 
 
-def _measure(corpus: Corpus, progress: Progress) -> dict[str, Measure]:
-    measures: dict[str, Measure] = {}
+def _measure(corpus: Corpus, progress: Progress) -> dict[str, Measure | AnswerMeasure]:
+    measures: dict[str, Measure | AnswerMeasure] = {}
     sizes = [split.size_bytes for split in corpus.splits.values()]
     done, total = 0, sum(sizes) if all(sizes) else 0
     for name in SPLIT_NAMES:
         if name not in corpus.splits:
             continue
-        measures[name] = measure = Measure()
         split = corpus.splits[name]
+        if split.conversations is not None:
+            measures[name] = answers = AnswerMeasure()
+            for conversation in split.conversations():
+                answers.update(conversation)
+            done += split.size_bytes
+            progress("reading", min(done, total) if total else done, total)
+            continue
+        measures[name] = measure = Measure()
         for block in split.blocks() if split.blocks else map(utf8, split.chunks()):
             measure.update(block)
             done += len(block)
@@ -174,7 +184,9 @@ def _measure(corpus: Corpus, progress: Progress) -> dict[str, Measure]:
     return measures
 
 
-def _train(corpus: Corpus, section: Section, measures: Mapping[str, Measure], progress: Progress) -> Tokenizer:
+def _train(
+    corpus: Corpus, section: Section, measures: Mapping[str, Measure | AnswerMeasure], progress: Progress
+) -> Tokenizer:
     chunks = _with_progress(corpus.splits["train"], measures["train"].counts().bytes, progress)
     return TOKENIZERS.resolve(section.type).train(chunks, section.resolve("tokenizer"))
 
@@ -188,7 +200,11 @@ def _with_progress(split: Split, total: int, progress: Progress) -> Iterator[str
 
 
 def _write(
-    folder: Path, corpus: Corpus, tokenizer: Tokenizer, measures: Mapping[str, Measure], progress: Progress
+    folder: Path,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    measures: Mapping[str, Measure | AnswerMeasure],
+    progress: Progress,
 ) -> None:
     """Write the files of a prepared corpus into a new folder, and sync them."""
     unknown = UnknownSymbolCounter()
@@ -196,6 +212,12 @@ def _write(
     dtype = tokenizer.dtype.newbyteorder("<")
     done, total = 0, sum(measure.counts().bytes for measure in measures.values())
     for name, measure in measures.items():
+        if isinstance(measure, AnswerMeasure):
+            counts = _write_conversations(folder, corpus.splits[name], tokenizer, unknown, measure)
+            splits[name] = {"sha256": measure.sha256, "counts": asdict(counts)}
+            done += counts.bytes
+            progress("encoding", done, total)
+            continue
         encoder = Encoder(tokenizer, unknown)
         counts = measure.counts()
         bytes_per_character = counts.bytes / max(1, counts.characters)
@@ -215,3 +237,23 @@ def _write(
         splits[name] = {"sha256": measure.sha256, "counts": asdict(encoder.counts(measure))}
         sync(folder / f"{name}.bin")
     write_meta(folder, tokenizer, unknown, splits, name=corpus.name, source=corpus.source, notes=corpus.notes)
+
+
+def _write_conversations(
+    folder: Path, split: Split, tokenizer: Tokenizer, unknown: UnknownSymbolCounter, measure: AnswerMeasure
+) -> Counts:
+    """Write the tokens of a split of conversations and their marks; returns the counts of its answers."""
+    encoder, dtype, again = AnswerEncoder(tokenizer, unknown), tokenizer.dtype.newbyteorder("<"), AnswerMeasure()
+    paths = [folder / f"{split.name}.bin", folder / f"{split.name}{MARKS}"]
+    assert split.conversations is not None
+    with paths[0].open("wb") as tokens, paths[1].open("wb") as marked:
+        for conversation in split.conversations():
+            again.update(conversation)
+            ids, marks = encoder.encode(conversation)
+            tokens.write(np.ascontiguousarray(ids, dtype).data)
+            marked.write(marks.data)
+    if again.sha256 != measure.sha256:
+        raise CorpusError(f"{split.name}: the conversations changed while they were read: start again.")
+    for path in paths:
+        sync(path)
+    return encoder.counts(measure)

@@ -189,7 +189,20 @@ def _write_shard(
 
 
 def _share(config: CorpusConfig, number: int, shards: int) -> Text:
-    """The text of one shard: its part of the files, or of the rows of tables."""
+    """The text of one shard: its part of the files, or of the rows of tables.
+
+    Raises:
+        CorpusError: there is no such text, or it is instruction data.
+    """
+    text = _part(config, number, shards)
+    if text.conversations is not None:
+        raise CorpusError(
+            f"{text.where} holds conversations, and shards hold text: leave lm prepare out, and give them to lm train."
+        )
+    return text
+
+
+def _part(config: CorpusConfig, number: int, shards: int) -> Text:
     source = config.source
     if source.startswith(PREFIX):
         rows = ArrowRows(source, partial(_split, partial(stream_hub, source), number, shards))

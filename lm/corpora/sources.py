@@ -67,6 +67,11 @@ def open_corpus(config: CorpusConfig, *, data_dir: Path | None = None, progress:
     corpus = _open(config, data_dir, progress or silent)
     if not config.dedupe:
         return corpus
+    if corpus.splits["train"].conversations is not None:
+        raise CorpusError(
+            f"{config.source} holds conversations, of which equal ones are always in one split, and --dedupe is for "
+            "text: leave it out."
+        )
     if corpus.tokens is not None:
         raise CorpusError(f"{config.source} was prepared in shards, and --dedupe is for text: leave it out.")
     return dedupe(corpus, progress or silent)

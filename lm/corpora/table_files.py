@@ -7,6 +7,7 @@ file that is one list is read as a whole.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import json
@@ -28,7 +29,7 @@ _ROWS = 1000
 """Rows that `datasets` gives at a time."""
 _SEPARATORS = (",", ";", "\t")
 _MAX_CELL = (1 << 31) - 1
-_MAX_LINES_IN_WARNING = 4
+MAX_LINES_IN_WARNING = 4
 # In no text, as zero characters are refused.
 _END = "\0end"
 
@@ -69,12 +70,25 @@ class Rows(ABC):
         self.size_bytes = size_bytes
 
     @abstractmethod
-    def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
-        """The number of each row, from 1, and its cell, or None. Adds the names of the columns to `columns`.
+    def rows(self, wanted: Sequence[str], columns: dict[str, None]) -> Iterator[tuple[int, list[Any]]]:
+        """The number of each row, from 1, and its cells of the `wanted` columns, or None.
+
+        Adds the names of all columns to `columns`.
 
         Raises:
             CorpusError: the table cannot be read; names the line.
         """
+
+    def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
+        """As `rows`, of one column."""
+        return ((number, cells[0]) for number, cells in self.rows([column], columns))
+
+    def columns(self) -> list[str]:
+        """The columns of the first row; empty if it cannot be read."""
+        found: dict[str, None] = {}
+        with contextlib.suppress(CorpusError):
+            next(self.rows([], found), None)
+        return list(found)
 
 
 class JsonRows(Rows):
@@ -86,21 +100,21 @@ class JsonRows(Rows):
         self._text = text
         self._may_be_whole = may_be_whole
 
-    def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
-        """See `Rows.cells`."""
+    def rows(self, wanted: Sequence[str], columns: dict[str, None]) -> Iterator[tuple[int, list[Any]]]:
+        """See `Rows.rows`."""
         lines = ((number, line) for number, line in enumerate(lines_of(self._text.chunks()), 1) if not line.isspace())
         begin = list(islice(lines, 2))
         rows = self._values() if self._is_whole(begin) else map(self._value, chain(begin, lines))
         for number, row in rows:
             if isinstance(row, dict):
                 columns.update(dict.fromkeys(row))
-                yield number, row.get(column)
+                yield number, [row.get(column) for column in wanted]
             elif isinstance(row, str):
                 # A list of texts has one column, "text", as in `datasets`.
                 columns["text"] = None
-                yield number, row if column == "text" else None
+                yield number, [row if column == "text" else None for column in wanted]
             else:
-                yield number, row
+                yield number, [row for _ in wanted]
 
     def _is_whole(self, begin: Sequence[tuple[int, str]]) -> bool:
         """Whether the file is one JSON value, and not one per line."""
@@ -173,27 +187,31 @@ class CsvRows(Rows):
         super().__init__(text.where, text.size_bytes)
         self._text = text
 
-    def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
-        """See `Rows.cells`."""
-        separator = self._find_separator(column)
+    def rows(self, wanted: Sequence[str], columns: dict[str, None]) -> Iterator[tuple[int, list[Any]]]:
+        """See `Rows.rows`."""
+        separator = self._find_separator(wanted)
         rows = self._rows(separator)
         _, header = next(rows, (1, []))
         columns.update(dict.fromkeys(header))
-        index = header.index(column) if column in header else None
+        places = [header.index(column) if column in header else None for column in wanted]
         for number, row in rows:
             if any(row[len(header) :]):
                 raise CorpusError(
                     f"{self.where}, line {number:,}, has {len(row)} cells, and the header {len(header)}: put text with "
                     f"{separator!r} in it between quotation marks."
                 )
-            yield number, row[index] if index is not None and index < len(row) else None
+            yield number, [row[place] if place is not None and place < len(row) else None for place in places]
 
-    def _find_separator(self, column: str) -> str:
-        """A comma, or the separator that gives a header with the column, else the most columns."""
+    def _find_separator(self, wanted: Sequence[str]) -> str:
+        """A comma, or the separator that gives a header with the most wanted columns, else the most columns."""
         headers = {separator: next(self._rows(separator), (1, []))[1] for separator in _SEPARATORS[:1]}
-        if column not in headers[","]:
+        if not wanted or not set(wanted) <= set(headers[","]):
             headers |= {separator: next(self._rows(separator), (1, []))[1] for separator in _SEPARATORS[1:]}
-        best = max(headers, key=lambda separator: (column in headers[separator], len(headers[separator])))
+
+        def fit(separator: str) -> tuple[int, int]:
+            return len(set(wanted) & set(headers[separator])), len(headers[separator])
+
+        best = max(headers, key=fit)
         self.separator = best if best != "," else None
         return best
 
@@ -229,15 +247,17 @@ class ArrowRows(Rows):
         super().__init__(where, size_bytes)
         self._open = open_
 
-    def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
-        """See `Rows.cells`."""
+    def rows(self, wanted: Sequence[str], columns: dict[str, None]) -> Iterator[tuple[int, list[Any]]]:
+        """See `Rows.rows`."""
         number = 0
         for table in self._open().with_format("arrow").iter(batch_size=_ROWS):
             columns.update(dict.fromkeys(table.column_names))
-            has = column in table.column_names
-            for cell in table.column(column).to_pylist() if has else repeat(None, table.num_rows):
+            known = [
+                table.column(column).to_pylist() if column in table.column_names else repeat(None) for column in wanted
+            ]
+            for _, *cells in zip(range(table.num_rows), *known, strict=False):
                 number += 1
-                yield number, cell
+                yield number, cells
 
 
 class ParquetRows(ArrowRows):
@@ -253,8 +273,8 @@ class ParquetRows(ArrowRows):
             size,
         )
 
-    def cells(self, column: str, columns: dict[str, None]) -> Iterator[tuple[int, Any]]:
-        """See `Rows.cells`."""
+    def rows(self, wanted: Sequence[str], columns: dict[str, None]) -> Iterator[tuple[int, list[Any]]]:
+        """See `Rows.rows`."""
         # A clear error if the file is missing or locked, or its codec is not installed.
         try:
             open_binary(self._file, self._member).close()
@@ -263,7 +283,7 @@ class ParquetRows(ArrowRows):
         if self._file.stat().st_size == 0:
             raise CorpusError(f"{self.where} is empty: there is no text to read.", kind=EMPTY)
         try:
-            yield from super().cells(column, columns)
+            yield from super().rows(wanted, columns)
         # pyarrow and the codecs share no error class.
         except Exception as error:
             reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
@@ -327,7 +347,7 @@ class TableText(Text):
                 else:
                     other += 1
                     kind = kind or type(cell).__name__
-                    if len(examples) < _MAX_LINES_IN_WARNING:
+                    if len(examples) < MAX_LINES_IN_WARNING:
                         examples.append(self._position(table, line))
         if not (found or missing or other):
             raise CorpusError(f"{self.where} is empty: there is no text to read.", kind=EMPTY)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from lm.errors import CorpusError, MissingExtraError
+from lm.tokenizers.turns import Conversation
 
 # 1.2 times as fast as 2 MB: a chunk and its tokens fit into the processor's caches.
 CHUNK = 1 << 19
@@ -54,6 +55,8 @@ class Text(ABC):
     """Its name in errors: a path or a name."""
     size_bytes: int
     """About the size, for progress; 0 if unknown."""
+    conversations: Callable[[], Iterator[Conversation]] | None = None
+    """Reads its conversations, if it is instruction data; `chunks` gives their plain turns."""
 
     @abstractmethod
     def chunks(self, skip: int = 0) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """A folder of token files: how a prepared corpus is stored.
 
-    <key>/ meta.json · tokenizer.json · train.bin · valid.bin · test.bin
+    <key>/ meta.json · tokenizer.json · train.bin · valid.bin · test.bin · train.marks · valid.marks · test.marks
 
-A .bin file is the start token and then the split's N tokens, raw and little-endian.
+A .bin file is the start token and then the split's N tokens, raw and little-endian. A .marks file holds a byte for each
+of these tokens, if the split holds conversations: see `lm.corpora.answers`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lm.errors import CorpusError, LMError
 from lm.tokenizers.base import Tokenizer, load_tokenizer
 
 TOKENS_FORMAT_VERSION = 1
+MARKS = ".marks"
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,14 @@ def read_folder(folder: Path) -> tuple[PreparedCorpus, dict[str, Any]] | None:
                 left_out = tokenizer.options.unknown == "skip" and meta["met"]["total"]
                 counts = counts if left_out else replace(counts, spelling_nats=0.0)
             path = folder / f"{name}.bin"
-            if path.stat().st_size != (counts.tokens + 1) * dtype.itemsize:
+            if path.stat().st_size != (counts.all_tokens + 1) * dtype.itemsize:
                 return None
-            splits[name] = TokenSplit(name, np.memmap(path, dtype, mode="r"), counts, entry["sha256"])
+            ids, marks = np.memmap(path, dtype, mode="r"), None
+            if (marked := folder / f"{name}{MARKS}").exists():
+                if marked.stat().st_size != len(ids):
+                    return None
+                marks = np.memmap(marked, np.uint8, mode="r")
+            splits[name] = TokenSplit(name, ids, counts, entry["sha256"], marks)
         prepared = PreparedCorpus(meta["name"], meta["source"], folder.name, splits, tokenizer, tuple(meta["notes"]))
         return prepared, meta["met"]
     # A cached folder with any error is made again.

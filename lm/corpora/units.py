@@ -29,14 +29,20 @@ from lm.corpora.corpus import (
 )
 from lm.corpora.text import Text, lines_of, regroup
 from lm.errors import CorpusError
+from lm.tokenizers.turns import Conversation
 
 _NAMES = {"document": "documents", "line": "lines", "blank-line": "parts between blank lines"}
+_CONVERSATIONS = "conversations"
 
 
 def split_text(
     name: str, source: str, text: Text, fractions: Sequence[float], *, at: SplitAt = "word", **facts: Any
 ) -> Corpus:
     """A text split by position or by whole units, as `at` says; arguments and errors as `split_by_units`."""
+    if text.conversations is not None:
+        if at not in ("word", "document"):
+            raise CorpusError(f"{text.where} holds conversations, which are split whole: leave {at!r} out.")
+        return split_by_units(name, source, text, fractions, "document", **facts)
     if at == "word" or at == "character":
         return positioned(name, source, text, fractions, at=at, **facts)
     return split_by_units(name, source, text, fractions, at, **facts)
@@ -68,6 +74,7 @@ def split_by_units(
     Raises:
         CorpusError: the text cannot be read, or has too few different units.
     """
+    units = _NAMES[by] if text.conversations is None else _CONVERSATIONS
     hashes, lengths, size = array("Q"), array("q"), 0
     for unit in units_of(text, by):
         hashes.append(_hash(unit))
@@ -84,13 +91,15 @@ def split_by_units(
     for split, begin, end, fraction in zip(SPLIT_NAMES, places, places[1:], fractions, strict=False):
         if begin == end:
             raise CorpusError(
-                f"{text.where} has {len(np.unique(ordered)):,} different {_NAMES[by]}, and none would be left for "
+                f"{text.where} has {len(np.unique(ordered)):,} different {units}, and none would be left for "
                 f"{split}. Give a longer text, or split it by smaller units."
             )
         # The last hash of the split, because the one after it may not exist.
-        chunks = functools.partial(_chunks, text, by, int(ordered[begin]), int(ordered[end - 1]))
-        splits[split] = Split(split, chunks, int(text.size_bytes * fraction))
-    how = f"{fraction_note(fractions)} of {len(hashes):,} {_NAMES[by]}".replace("by position", "by whole units")
+        ends = int(ordered[begin]), int(ordered[end - 1])
+        chunks = functools.partial(_chunks, text, by, *ends)
+        conversations = functools.partial(_conversations, text, *ends) if text.conversations else None
+        splits[split] = Split(split, chunks, int(text.size_bytes * fraction), conversations=conversations)
+    how = f"{fraction_note(fractions)} of {len(hashes):,} {units}".replace("by position", "by whole units")
     return Corpus(name, source, splits, (*notes, size_note(files, size), how))
 
 
@@ -132,6 +141,11 @@ def _parts(lines: Iterable[str]) -> Iterator[str]:
 
 def _chunks(text: Text, by: SplitBy, first: int, last: int) -> Iterator[str]:
     return regroup(unit for unit in units_of(text, by) if first <= _hash(unit) <= last)
+
+
+def _conversations(text: Text, first: int, last: int) -> Iterator[Conversation]:
+    assert text.conversations is not None
+    return (each for each in text.conversations() if first <= _hash(each.text) <= last)
 
 
 def _hash(unit: str) -> int:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from lm.corpora import PreparedCorpus, TokenSplit
+from lm.corpora.answers import ANSWER
+from lm.corpora.batches import conversation_bounds
 from lm.corpora.cache import cache_folder
 from lm.corpora.leaks import WINDOW_CHARACTERS, cut_windows, says_something
 from lm.corpora.windows import WindowFinder
@@ -66,7 +68,9 @@ def find_floor(corpus: PreparedCorpus, part: TokenSplit, *, most_tokens: int | N
     key = f"{part.sha256} {len(part.ids)}"
     if key not in known:
         counts = count_text(train.ids[: MAX_COUNTED + 1], order=order, vocab_size=corpus.tokenizer.vocab_size)
-        known[key] = -float(np.mean(counts.log_probabilities_of(part.ids)))
+        logs = counts.log_probabilities_of(part.ids)
+        # Of conversations, the answers alone.
+        known[key] = -float(np.mean(logs if part.marks is None else logs[np.asarray(part.marks[1:]) == ANSWER]))
         _store(path, known)
     return Floor(known[key], f"{order}-gram counts of {counted}, without a network", share)
 
@@ -75,8 +79,11 @@ def overlap(corpus: PreparedCorpus, part: TokenSplit) -> float:
     """The share of a text that is in the training split (its first MAX_COUNTED tokens).
 
     It is the share of `lm.corpora.leaks`, in tokens: of windows of about 50 characters that stand in the training
-    text. Windows with many unknown tokens are left out too. A text of less than half a window gives 0.
+    text. Windows with many unknown tokens are left out too. A text of less than half a window gives 0. Of
+    conversations it is the share of those that stand in the training split.
     """
+    if part.marks is not None:
+        return _shared_conversations(corpus.splits["train"], part)
     train, ids = corpus.splits["train"].ids, np.asarray(part.ids[1:])
     window = max(round(WINDOW_CHARACTERS * len(ids) / max(part.counts.characters, 1)), MIN_TOKENS)
     if len(ids) < window / 2:
@@ -88,6 +95,18 @@ def overlap(corpus: PreparedCorpus, part: TokenSplit) -> float:
         finder.read(np.asarray(train[begin : min(begin + READ_AT_ONCE, MAX_COUNTED + 1)]))
     found = finder.result()
     return float(found.mean()) if len(found) else 0.0
+
+
+def _shared_conversations(train: TokenSplit, part: TokenSplit) -> float:
+    """The share of the conversations of a split that stand in the training split."""
+    if train.marks is None or part.marks is None:
+        return 0.0
+    known, *asked = (
+        [np.asarray(split.ids[begin:end]).tobytes() for begin, end in zip(*conversation_bounds(marks), strict=True)]
+        for split, marks in ((train, train.marks), (part, part.marks))
+    )
+    there = set(known)
+    return float(np.mean([each in there for each in asked[0]]))
 
 
 def _read(path: Path) -> dict[str, float]:

@@ -9,6 +9,9 @@ The model's `context_length` chooses one of two context rules:
   each is predicted from at least C - stride tokens. The last window ends with the text, and is as long as the others.
 
 Each token is scored exactly once. The first one is predicted from the start token.
+
+Of conversations (a split with marks, `lm.corpora.answers`) each begins without a context, and its answers alone are
+scored.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lm.corpora.answers import ANSWER
+from lm.corpora.batches import conversation_bounds, pad_rows
 from lm.device import Precision, computing, memory_bytes, to_device
 from lm.evaluation.per_token import Scored, Watcher
 from lm.evaluation.score_sums import Scores
@@ -67,6 +72,8 @@ class Piece:
     fresh: bool = field(default=False)
     scored_rows: int | None = None
     """The first `scored_rows` rows are scored; the others only update their state. None: all."""
+    scored: npt.NDArray[np.bool_] | None = None
+    """(B, T) which targets are scored; then `skip` and `scored_rows` say nothing. None: all that these leave."""
     counts: bool = True
     """False if the tokens belong to another share; the model runs on them only to be called equally often."""
 
@@ -94,6 +101,7 @@ def score(
     warm_up: int = 0,
     stride: int | None = None,
     share: tuple[int, int] = (0, 1),
+    marks: npt.NDArray[np.uint8] | None = None,
     unknown_id: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     each: Callable[[npt.NDArray[np.float64]], None] | None = None,
@@ -111,6 +119,8 @@ def score(
         stride: of a window; default: half the context length.
         share: (index from 0, number of shares) of the rows or windows. The sums of all shares add up to those of the
             split. All shares call the model equally often.
+        marks: (N + 1,) of conversations; then each is read by itself, and its answers alone are scored. `rows` and
+            `warm_up` say nothing.
         unknown_id: the token whose nats are also summed separately.
         progress: called with tokens done and tokens in all.
         each: called with the nats of the tokens just scored, in the order of the text if `rows` is 1.
@@ -120,7 +130,13 @@ def score(
     device = next(model.parameters(), torch.empty(0)).device
     at_once = tokens_at_once(model.vocab_size, device)
     context = model.context_length
-    if context is None:
+    if marks is not None:
+        learned = int(np.count_nonzero(np.asarray(marks) == ANSWER))
+        stride = min(stride or context // 2, context) if context is not None else None
+        in_order = _in_turn(_conversations(ids, marks, context, at_once, stride), share)
+        rule = f"each conversation by itself; answers only: {learned:,} tokens of {count:,}"
+        count = learned
+    elif context is None:
         rows = max(1, min(rows, count // (SCORED_PER_WARM_UP * warm_up) if warm_up else count))
         warm_up = warm_up if rows > 1 else 0
         in_order = _carried(ids, rows, max(1, at_once // rows), share, warm_up)
@@ -149,7 +165,10 @@ def score(
                 inputs, targets = (to_device(part.astype(np.int64), device) for part in (piece.inputs, piece.targets))
                 logits, state = model(inputs, state)
                 if piece.counts:
-                    scored = slice(piece.scored_rows), slice(piece.skip, None)
+                    scored: Any = slice(piece.scored_rows), slice(piece.skip, None)
+                    if piece.scored is not None:
+                        # In the order of the text.
+                        scored = np.nonzero(piece.scored)
                     nats = pending.add(logits[scored], targets[scored], piece.targets[scored])
                     if watchers:
                         flat = logits[scored].reshape(-1, logits.shape[-1]).float()
@@ -250,6 +269,38 @@ def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int], warm_up: in
         # The remaining tokens, fewer than rows, continue the last row, which belongs to the last share.
         counts = share[0] == share[1] - 1
         yield Piece(ids[None, -1 - rest : -1], ids[None, -rest:], keep_row=len(starts) - 1, counts=counts)
+
+
+def _conversations(
+    ids: Ids, marks: npt.NDArray[np.uint8], context: int | None, at_once: int, stride: int | None
+) -> Iterator[Piece]:
+    """Neighbouring conversations as the rows of a piece; one that is longer than the context slides through it."""
+    begins, ends = conversation_bounds(marks)
+    held: list[tuple[int, int]] = []
+
+    def together() -> Piece:
+        inputs, targets, scored = pad_rows(ids, marks, np.array(held), int(ids[0]))
+        return Piece(inputs, targets, fresh=True, scored=scored)
+
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+        row = begin, end - 1
+        longest = max((last - first for first, last in [*held, row]), default=0)
+        if held and longest * (len(held) + 1) > at_once:
+            yield together()
+            held = []
+        if context is None or end - 1 - begin <= context:
+            held.append(row)
+            continue
+        if held:
+            yield together()
+            held = []
+        assert stride is not None
+        for piece in _sliding(np.arange(begin, end), context, stride, max(1, at_once // context)):
+            scored = np.asarray(marks[piece.targets] == ANSWER)
+            scored[:, : piece.skip] = False
+            yield Piece(ids[piece.inputs], ids[piece.targets], fresh=True, scored=scored)
+    if held:
+        yield together()
 
 
 def _in_turn(pieces: Iterator[Piece], share: tuple[int, int]) -> Iterator[Piece]:

@@ -32,7 +32,7 @@ EOS_CONVENTION = (
     "end-of-line mark a line, as published WikiText and Penn Treebank figures do"
 )
 
-_COUNTS = "tokens", "words", "lines", "lm_eval_words", "characters", "bytes", "unknown_tokens"
+_COUNTS = "tokens", "context_tokens", "words", "lines", "lm_eval_words", "characters", "bytes", "unknown_tokens"
 _IN_REPR = "run", "state", "corpus", "split", "loss", "perplexity", "bits_per_byte", "tokens"
 """Fields in `repr`; `model_dump()` has all."""
 
@@ -47,6 +47,42 @@ class Floor:
     """What was counted."""
     overlap: float = 0.0
     """Share of the text that stands in the training text, in windows of about 50 characters."""
+
+
+class FineTuning(Options):
+    """A fine-tuned run beside others on the same held-out text, in bits per byte."""
+
+    base: str = Field(description="The run and checkpoint that it started from.")
+    base_bits_per_byte: float | None = Field(None, description="Of the base. Null if it was not measured.")
+    tuned_bits_per_byte: float | None = Field(None, description="Of the fine-tuned run.")
+    scratch: str | None = Field(
+        None, description="The best run from scratch on the same corpus, among the runs beside this one. Null if none."
+    )
+    scratch_bits_per_byte: float | None = Field(None, description="Of that run.")
+    floor_bits_per_byte: float | None = Field(None, description="Of n-gram counts of the training text.")
+    base_overlap: float | None = Field(
+        None, description="Share of the held-out text that stands in the base's training text. Null if unknown."
+    )
+    base_training_overlap: float | None = Field(
+        None, description="Share of this run's training text that stands in the base's. Null if unknown."
+    )
+    base_advantage: float | None = Field(
+        None,
+        description="If the base's training text is unknown: how many bits per byte the base is better on the first "
+        "part of the training text than on the held-out text, beyond n-gram counts of the rest of the training text.",
+    )
+    base_advantage_error: float | None = Field(None, description="Standard error of base_advantage.")
+    warning: str | None = Field(None, description="What the base has seen, or has likely seen.")
+    note: str | None = Field(None, description="Why a figure is missing.")
+
+    def rows(self) -> list[tuple[str, float | None, str]]:
+        """Name, bits per byte and remark of each line of the table."""
+        return [
+            ("base", self.base_bits_per_byte, self.base),
+            ("fine-tuned", self.tuned_bits_per_byte, "this run"),
+            ("from scratch", self.scratch_bits_per_byte, self.scratch or "no run on this corpus yet"),
+            ("n-gram floor", self.floor_bits_per_byte, "counts of the training text"),
+        ]
 
 
 class Report(Options):
@@ -101,7 +137,7 @@ class Report(Options):
     accuracy: float = Field(description="Share of tokens that were the model's first prediction.")
     top5_accuracy: float = Field(description="Share of tokens that were among the model's first five predictions.")
 
-    tokens: int = Field(description="Number of scored tokens: all of the split.")
+    tokens: int = Field(description="Number of scored tokens: all of the split, or those of its answers.")
     words: int = Field(description="Number of words: len(text.split()).")
     lines: int = Field(description="Number of newlines.")
     lm_eval_words: int = Field(description="Number of words of lm-evaluation-harness: len(re.split(r'\\s+', text)).")
@@ -118,6 +154,12 @@ class Report(Options):
     device: str = Field(description="Device of this evaluation.")
     precision: str = Field(description="Number format of the matrix products.")
     version: str = Field(description="Version of Inkling.")
+    context_tokens: int = Field(
+        0, description="Tokens of conversations that are context alone. All other figures are of their answers."
+    )
+    fine_tuning: FineTuning | None = Field(
+        None, description="Of a fine-tuned run: other runs and the base on the same text."
+    )
     signature: str | None = Field(
         None, description="How the figure was measured, in one line: see lm.evaluation.signature."
     )

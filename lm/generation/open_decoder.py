@@ -48,25 +48,30 @@ def open_decoder(
         arrays: returns the weights; called for a native kernel.
         model: returns the torch model; called for a torch decoder.
         device: None or "cpu" uses the native kernel if there is one.
-        precision: of the weights; int8 needs a native kernel.
+        precision: of the weights; int8 and int4 need a native kernel, int4 that of a Transformer.
         max_slots: texts at once; fewer if `state_bytes` is too small for all.
         state_bytes: memory for the states of all slots.
         threads: of the native kernel; None: OMP_NUM_THREADS, or the available cores.
         joined: of a torch decoder; a native kernel steps all slots in one call, with the same bits in any company.
 
     Raises:
-        DeviceError: int8 without a kernel, or `state_bytes` is too small for one text.
+        DeviceError: the precision needs a kernel that is not there, or `state_bytes` is too small for one text.
     """
     kind = str(options["type"])
     cls = KERNELS.resolve(kind) if has_kernel(kind, device) else None
     lacks = cls and cls.lacks(options)
     if cls is None or lacks:
-        if precision == "int8":
+        if precision != "fp32":
             reason = f"they do not have {lacks}" if lacks else _reason_without_kernel(kind, device)
-            raise DeviceError(f"int8 weights need the native kernels: {reason}. Use fp32.")
+            raise DeviceError(f"{precision} weights need the native kernels: {reason}. Use fp32.")
         from lm.generation.torch_decoder import TorchDecoder
 
         return TorchDecoder(model(), joined={"auto": None, "on": True, "off": False}[joined])
+    if precision not in cls.precisions:
+        raise DeviceError(
+            f"{kind} models have no {precision} weights, only transformer models have them: use "
+            f"{' or '.join(cls.precisions[::-1])}."
+        )
     slot_bytes = cls.slot_bytes(options)
     slots = min(max_slots, state_bytes // max(slot_bytes, 1))
     if slots < 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from lm.errors import CorpusError, RunError
 from lm.files import umask
 from lm.runs.run import Run
 
-ExportPrecision = Literal["fp32", "fp16", "int8"]
+ExportPrecision = Literal["fp32", "fp16", "int8", "q8_0"]
 PROOF_TOKENS = 2000
 MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 1e-3}
 """Nats per token between the two programs; more is an error."""
@@ -52,15 +52,26 @@ class Exported:
         return asdict(self)
 
 
-def proof_text(run: Run, data_dir: Path | None = None) -> tuple[str, TokenSplit]:
-    """The name and the first PROOF_TOKENS tokens of the run's validation text; without that, of a sample of the run."""
+def proof_text(
+    run: Run, data_dir: Path | None = None, *, readable: Callable[[str], str] = str
+) -> tuple[str, TokenSplit]:
+    """The name and the first PROOF_TOKENS tokens of the run's validation text; without that, of a sample of the run.
+
+    Args:
+        run: that is exported.
+        data_dir: folder of the named corpora.
+        readable: gives the text without what the other program reads otherwise.
+    """
     tokenizer = run.tokenizer
     try:
         split = run.own_text(split="valid", data_dir=data_dir).splits["valid"]
         name, text = "validation text", tokenizer.decode(split.ids[1 : PROOF_TOKENS + 1])
     except CorpusError:
-        name, text = "a sample, as the validation text is not here", run.sample(max_tokens=PROOF_TOKENS, seed=1)
-    return name, encode_text("proof", text, tokenizer)
+        name, text = (
+            "a sample, as the validation text is not here",
+            run.sample(max_tokens=PROOF_TOKENS, seed=1, ignore_eos=True),
+        )
+    return name, encode_text("proof", readable(text), tokenizer)
 
 
 @dataclass(frozen=True)

@@ -63,12 +63,15 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
             folder / "model.safetensors",
             metadata={"format": "pt"},
         )
-        tokens = {"bos_token_id": start, "eos_token_id": None, "pad_token_id": None}
+        ends = list(run.tokenizer.end_ids) or None
+        tokens = {"bos_token_id": start, "eos_token_id": ends, "pad_token_id": None}
         _write(
             folder / "config.json",
             {"architectures": [model.architecture], **model.config, **tokens, "dtype": str(dtype).split(".")[1]},
         )
         sampling = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200, "bos_token_id": start}
+        if ends is not None:
+            sampling["eos_token_id"] = ends
         _write(folder / "generation_config.json", sampling)
         tokenizer.save(str(folder / "tokenizer.json"))
         _write(
@@ -77,6 +80,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "model_max_length": run.model.context_length,
                 "clean_up_tokenization_spaces": False,
+                **run.tokenizer.huggingface_config(),
             },
         )
         opener = TOKENIZER_CLASSES.get(model.architecture, "AutoTokenizer")

@@ -276,6 +276,7 @@ def _description(run: Run, first: State) -> Mapping[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "start_id": run.tokenizer.start_id,
+        "end_ids": list(run.tokenizer.end_ids),
         "vocab_size": run.model.vocab_size,
         "context_length": run.model.context_length,
         "state": {

@@ -116,6 +116,9 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
                 facts = on_gpu(facts, available_bytes(device))
             facts = with_length(facts, with_shared_minutes(config).training, lambda: reference_speed(config.training))
         wishes, teacher = resolved.wishes, resolved.teacher
+        if text.splits["train"].conversations is not None:
+            # Counts learn all tokens alike.
+            wishes = replace(wishes, neural=True)
         if teacher is not None:
             wishes = replace(wishes, tokens=token_kind(teacher.config.tokenizer.type))
         choice = choose(facts, wishes)
@@ -136,9 +139,27 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
         config = _with_batches_that_fit(config, prepared)
     if config.training.ensemble is not None and not config.training.student:
         config, method = as_ensemble(config), "members"
+    if prepared.splits["train"].marks is not None:
+        _check_conversations(config, method, prepared.source)
     if (teacher := resolved.teacher) is not None:
         check_teacher(teacher, prepared)
     return PreparedJob(config=config, corpus=prepared, method=method, init=request.init, teacher=teacher, choice=choice)
+
+
+def _check_conversations(config: RunConfig, method: Method, source: str) -> None:
+    """Refuse what learns all tokens of a text alike.
+
+    Raises:
+        ConfigError: the model counts, or options ask for several models.
+    """
+    refused = "a model that counts" if method in ("counting", "both") else None
+    refused = refused or ("an ensemble" if method == "members" or config.training.student else None)
+    refused = refused or ("distillation" if config.training.distill else None)
+    if refused is not None:
+        raise ConfigError(
+            f"{source} holds conversations, of which only the answers are learned, and {refused} learns all tokens of "
+            "a text: train one network, such as --preset gru-char or --init RUN of a network."
+        )
 
 
 def prepare_run(run: Run, request: TrainRequest) -> PreparedJob:
@@ -158,7 +179,7 @@ def prepare_run(run: Run, request: TrainRequest) -> PreparedJob:
 
 def _with_batches_that_fit(config: RunConfig, corpus: PreparedCorpus) -> RunConfig:
     """The options with batches that fit the text; a notice reports a change."""
-    tokens = corpus.splits["train"].counts.tokens
+    tokens = corpus.splits["train"].counts.all_tokens
     fitted = fit_to_text(config, tokens)
     if fitted is not config:
         log.warning(

@@ -40,6 +40,11 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         )
     locks.enter_context(folder.lock())
     run = Run(folder)
+    if run.record.get("imported"):
+        raise RunError(
+            f"Run {folder.name!r} was imported, so it has no training to resume. To train from its weights: lm train "
+            f"FILE --init {folder.argument}"
+        )
     record, config, corpus = run.record, run.config, None
     if request.corpus is not None:
         corpus = run.own_text(request.corpus, data_dir=request.data_dir, progress=request.progress)

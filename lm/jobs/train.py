@@ -44,6 +44,7 @@ from lm.training.distributed import World
 from lm.training.film import Film
 from lm.training.plan import Plan
 from lm.training.tensorboard import TensorBoard
+from lm.training.trackers import check_tracker, tracked
 from lm.training.trainer import Trainer
 
 __all__ = ["check_new_run", "counts_alone", "init_config", "resume", "train", "train_new_run"]
@@ -170,6 +171,7 @@ def resume(
 def train_new_run(resolved: ResolvedRequest) -> Run:
     """Prepare, measure, train and report a resolved request. See `train`."""
     request, training = resolved.request, resolved.config.training
+    check_tracker(training.log_to)
     with _joined(training) as (world, locks):
         if (training.devices or 1) > 1 and not distributed.started():
             raise ConfigError(
@@ -214,6 +216,21 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
     """Train a job and report it, in all processes; whether anything was left to do."""
     assert job.path is not None
     folder = distributed.folder_of(world, job.path)
+    with contextlib.ExitStack() as stack:
+        tracker = None
+        if world.is_rank0 and (job.corpus is not None or not job.has_report):
+            tracker = stack.enter_context(tracked(job.config, folder.path, continues=not job.overwrite))
+        if tracker is None:
+            return _train_and_report(world, job, request, folder)
+        run, was_left = _train_and_report(world, job, replace(request, callbacks=[tracker, *request.callbacks]), folder)
+        if (report := run.reports().get("valid")) is not None:
+            tracker.report(report)
+        return run, was_left
+
+
+def _train_and_report(
+    world: World, job: PreparedJob, request: TrainRequest | ResumeRequest, folder: RunFolder
+) -> tuple[Run, bool]:
     callbacks = request.callbacks
     if job.corpus is None:
         run = Run(folder)
@@ -238,7 +255,7 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
     run = Run(folder, device=device)
     # An interrupted run is saved, and `lm eval` can measure it later.
     if world.is_rank0 and end.reason != "interrupted":
-        run = report_run(folder, device, callbacks)
+        run = report_run(folder, device, callbacks, base=job.init)
         drop_teacher(folder)
     world.barrier()
     return run, True

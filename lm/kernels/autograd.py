@@ -11,6 +11,9 @@ Tensors must be fp32 on the CPU (`lm.kernels.dispatch.usable`); linear, linears,
 otherwise. Results equal torch's within fp32 rounding. Sums have a fixed order, so the bits are the same for any number
 of threads.
 
+Under torch's autocast to bf16, on a CPU that has it, forward and backward round both operands of each product to bf16
+and sum in fp32; everything else is as without (`lm.kernels.dispatch.products_in_bf16`).
+
 Shapes: B batch, T time, E inputs, F outputs, H hidden or heads, D head size, V vocabulary.
 """
 
@@ -77,15 +80,26 @@ def _seed(dropout: float) -> int:
 # -- operations without gradient ----------------------------------------------------------------------
 
 
-def product(a: Tensor, b: Tensor, *, bias: Tensor | None = None, into: Tensor | None = None) -> Tensor:
-    """The product (N, M) of a (N, K) and b (K, M) with a bias (M,), or contiguous `into` (N, M) with it added."""
+def product(
+    a: Tensor,
+    b: Tensor,
+    *,
+    bias: Tensor | None = None,
+    into: Tensor | None = None,
+    way: tuple[str, int] | None = None,
+) -> Tensor:
+    """The product (N, M) of a (N, K) and b (K, M) with a bias (M,), or contiguous `into` (N, M) with it added.
+
+    Args:
+        way: of an earlier `isa_and_threads`; None: as things are now.
+    """
     result = a.new_empty(a.shape[0], b.shape[1]) if into is None else into
     (a, a_stride, a_transposed), (b, b_stride, b_transposed) = _row_major(a), _row_major(b)
     bias = None if bias is None else bias.contiguous()
     shape = len(result), a.shape[0 if a_transposed else 1], result.shape[1]
     compiled().product(
         *(a.data_ptr(), a_stride, a_transposed, b.data_ptr(), b_stride, b_transposed),
-        *(result.data_ptr(), result.shape[1], shape, into is not None, *_pointers(bias), *isa_and_threads()),
+        *(result.data_ptr(), result.shape[1], shape, into is not None, *_pointers(bias), *(way or isa_and_threads())),
     )
     return result
 
@@ -167,6 +181,7 @@ class _Linears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, bias: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(inputs, *weights)
+        ctx.way = isa_and_threads()
         rows = inputs.flatten(0, -2)
         shape = inputs.shape[:-1]
         return tuple(product(rows, weight.T, bias=bias).view(*shape, len(weight)) for weight in weights)
@@ -183,11 +198,11 @@ class _Linears(torch.autograd.Function):
                 continue
             d_outputs = grad.flatten(0, -2)
             if ctx.needs_input_grad[0]:
-                d_rows = product(d_outputs, weight, into=d_rows)
+                d_rows = product(d_outputs, weight, into=d_rows, way=ctx.way)
             if ctx.needs_input_grad[1]:
                 d_bias = d_outputs.sum(0)
             # Frozen weights need no gradient, which is a third of the work.
-            d_weights.append(product(d_outputs.T, rows) if ctx.needs_input_grad[2 + number] else None)
+            d_weights.append(product(d_outputs.T, rows, way=ctx.way) if ctx.needs_input_grad[2 + number] else None)
         return None if d_rows is None else d_rows.view(inputs.shape), d_bias, *d_weights
 
 
@@ -213,8 +228,9 @@ class _NormRope(torch.autograd.Function):
         scales = None if weight is None else inputs.new_empty(inputs.numel() // width)
         ctx.save_for_backward(inputs, weight, cosines, sines, scales)
         ctx.shape = inputs.numel() // width // heads, heads, width, epsilon
+        ctx.way = isa_and_threads()
         pointers = _pointers(inputs, weight, cosines, sines, outputs, scales, None, None, None)
-        compiled().norms(*ctx.shape, pointers, *isa_and_threads())
+        compiled().norms(*ctx.shape, pointers, *ctx.way)
         return outputs
 
     @staticmethod
@@ -223,7 +239,7 @@ class _NormRope(torch.autograd.Function):
         grad, d_inputs = grads[0].contiguous(), torch.empty_like(inputs)
         d_weight = None if weight is None else torch.zeros_like(weight)
         pointers = _pointers(inputs, weight, cosines, sines, None, scales, grad, d_inputs, d_weight)
-        compiled().norms(*ctx.shape, pointers, *isa_and_threads())
+        compiled().norms(*ctx.shape, pointers, *ctx.way)
         return d_inputs, d_weight, None, None, None
 
 
@@ -240,14 +256,15 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
         outputs = torch.empty_like(gate)
-        compiled().gated(*_pointers(gate, up, None), gate.numel(), *_pointers(outputs, None), *isa_and_threads())
+        ctx.way = isa_and_threads()
+        compiled().gated(*_pointers(gate, up, None), gate.numel(), *_pointers(outputs, None), *ctx.way)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         grad, d_gate, d_up = grads[0].contiguous(), torch.empty_like(gate), torch.empty_like(up)
-        compiled().gated(*_pointers(gate, up, grad), gate.numel(), *_pointers(d_gate, d_up), *isa_and_threads())
+        compiled().gated(*_pointers(gate, up, grad), gate.numel(), *_pointers(d_gate, d_up), *ctx.way)
         return d_gate, d_up
 
 
@@ -264,9 +281,10 @@ class _Attention(torch.autograd.Function):
         outputs, sums = torch.empty_like(queries), queries.new_empty(batch, heads, time)
         ctx.save_for_backward(queries, keys, values, sums)
         ctx.settings = (batch, time, heads, keys.shape[2], width), seed, dropout
+        ctx.way = isa_and_threads()
         shape, *dropping = ctx.settings
         pointers = _pointers(queries, keys, values, outputs, sums, None, None, None, None)
-        compiled().attention(shape, pointers, *dropping, *isa_and_threads())
+        compiled().attention(shape, pointers, *dropping, *ctx.way)
         return outputs
 
     @staticmethod
@@ -276,7 +294,7 @@ class _Attention(torch.autograd.Function):
         d_inputs = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
         pointers = _pointers(queries, keys, values, None, sums, grad, *d_inputs)
         shape, *dropping = ctx.settings
-        compiled().attention(shape, pointers, *dropping, *isa_and_threads())
+        compiled().attention(shape, pointers, *dropping, *ctx.way)
         return None, None, *d_inputs
 
 
@@ -323,20 +341,22 @@ class _Embed(torch.autograd.Function):
         ids, weight = ids.contiguous(), weight.contiguous()
         rows = weight.new_empty(*ids.shape, weight.shape[1])
         ctx.save_for_backward(ids)
-        ctx.shape = weight.shape
-        _look_up(ids, weight.shape, weight, rows, back=False)
+        ctx.shape, ctx.way = weight.shape, isa_and_threads()
+        _look_up(ids, weight.shape, weight, rows, ctx.way, back=False)
         return rows
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         (ids,) = ctx.saved_tensors
         d_weight = torch.zeros(ctx.shape)
-        _look_up(ids, ctx.shape, grads[0].contiguous(), d_weight, back=True)
+        _look_up(ids, ctx.shape, grads[0].contiguous(), d_weight, ctx.way, back=True)
         return None, d_weight
 
 
-def _look_up(ids: Tensor, shape: torch.Size, source: Tensor, target: Tensor, *, back: bool) -> None:
-    compiled().look_up(ids.data_ptr(), ids.numel(), *shape, *_pointers(source, target), back, *isa_and_threads())
+def _look_up(
+    ids: Tensor, shape: torch.Size, source: Tensor, target: Tensor, way: tuple[str, int], *, back: bool
+) -> None:
+    compiled().look_up(ids.data_ptr(), ids.numel(), *shape, *_pointers(source, target), back, *way)
 
 
 def dropout(inputs: Tensor, p: float) -> Tensor:
@@ -347,18 +367,18 @@ def dropout(inputs: Tensor, p: float) -> Tensor:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, rate: float, seed: int) -> Tensor:
-        ctx.rate, ctx.seed = rate, seed
-        return _drop(inputs, rate, seed)
+        ctx.settings = rate, seed, isa_and_threads()
+        return _drop(inputs, *ctx.settings)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _drop(grads[0], ctx.rate, ctx.seed), None, None
+        return _drop(grads[0], *ctx.settings), None, None
 
 
-def _drop(inputs: Tensor, rate: float, seed: int) -> Tensor:
+def _drop(inputs: Tensor, rate: float, seed: int, way: tuple[str, int]) -> Tensor:
     inputs = inputs.contiguous()
     outputs = torch.empty_like(inputs)
-    compiled().drop(*_pointers(inputs, outputs), inputs.numel(), seed, rate, *isa_and_threads())
+    compiled().drop(*_pointers(inputs, outputs), inputs.numel(), seed, rate, *way)
     return outputs
 
 
@@ -377,7 +397,9 @@ def recurrent_layer(
     Returns:
         The outputs (B, T, H), the last hidden state (B, H), and the LSTM's last cell state.
     """
-    hidden, cell = (*(first or ()), None, None)[:2]
+    # A state or inputs from torch's layers under autocast may be low.
+    inputs = inputs.float()
+    hidden, cell = (*(part.float() for part in first or ()), None, None)[:2]
     outputs = apply_all(_Recurrent, kind == "lstm", inputs, ids, *weights, hidden, cell)
     return outputs if kind == "lstm" else outputs[:2]
 
@@ -412,7 +434,8 @@ class _Recurrent(torch.autograd.Function):
             "first_hidden": hidden, "first_cell": cell, "outputs": outputs, "last_hidden": last_hidden,
             "last_cell": last_cell, "memory": memory,
         })  # fmt: skip
-        compiled().forward(run, *isa_and_threads())
+        ctx.way = isa_and_threads()
+        compiled().forward(run, *ctx.way)
         _keep(ctx, run, memory, inputs, ids, weight_ih, weight_hh, bias_ih, bias_hh, hidden, cell, outputs)
         return outputs, last_hidden, last_cell
 
@@ -433,7 +456,7 @@ class _Recurrent(torch.autograd.Function):
             "d_weight_ih": d_weights[0], "d_weight_hh": d_weights[1], "d_bias_ih": d_weights[2],
             "d_bias_hh": d_weights[3], "d_first_hidden": d_hidden, "d_first_cell": d_cell,
         })  # fmt: skip
-        compiled().backward(run, *isa_and_threads())
+        compiled().backward(run, *ctx.way)
         buffers.give_back(memory)
         return None, d_inputs, None, *d_weights, d_hidden, d_cell
 
@@ -494,7 +517,8 @@ class _Block(torch.autograd.Function):
         })  # fmt: skip
         memory = buffers.take(compiled().block_memory(run))
         _set_pointers(run, {"memory": memory})
-        compiled().block(run, *isa_and_threads())
+        ctx.way = isa_and_threads()
+        compiled().block(run, *ctx.way)
         _keep(ctx, run, memory, inputs, cosines, sines, keys, values, *weights)
         return outputs, keys, values
 
@@ -518,6 +542,6 @@ class _Block(torch.autograd.Function):
         ]
         named = {f"d_{name}": grad for name, grad in zip(_Block.NAMES, d_weights, strict=True)}
         _set_pointers(run, {"dy": dy, "d_keys": d_keys, "d_values": d_values, "dx": d_inputs, **named})
-        compiled().block(run, *isa_and_threads())
+        compiled().block(run, *ctx.way)
         buffers.give_back(memory)
         return None, None, None, d_inputs, *d_weights

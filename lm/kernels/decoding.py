@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from lm.kernels.compiled import default_threads, native
 
 Floats = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
-DecodePrecision = Literal["fp32", "int8"]
+DecodePrecision = Literal["fp32", "int8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Kernel(ABC):
         options: the model's options, as in `config.json`.
         arrays: its weights, by the names of the torch model.
         slots: number of slots.
-        precision: of the weights; int8 has a scale for each row and also rounds a token's activations.
+        precision: of the weights; int8 has a scale for each row and also rounds a token's activations; int4 has a scale
+            and a minimum for each 32 weights of a row, but int8 for embeddings and the output matrix.
         threads: None: `default_threads`.
         isa: "avx512", "avx2" or "plain"; None: the best one of this CPU.
 
@@ -82,10 +83,13 @@ class Kernel(ABC):
         """The feature of a model with these options that the kernel does not support; None: it supports all."""
         return None
 
+    precisions: ClassVar[tuple[DecodePrecision, ...]] = ("fp32", "int8")
+    """The precisions that the kernel has."""
+
     @classmethod
     @abstractmethod
     def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
-        """The parts of the model with these options and arrays; in int8, its matrices are rounded.
+        """The parts of the model with these options and arrays, in fp32; in int8, its matrices are rounded.
 
         Raises:
             KeyError, ValueError, IndexError: the arrays do not fit the options.

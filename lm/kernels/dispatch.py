@@ -1,6 +1,8 @@
 """Which training operations run on the native kernels, with which instruction set and which memory.
 
-The native kernels compute in fp32 on the CPU. Every other operation runs on torch.
+The native kernels compute in fp32 on the CPU. Under torch's autocast to bf16 their products round both operands to
+bf16 and sum in fp32, if the CPU has instructions for it; inputs and results stay fp32. Every other operation runs on
+torch.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ MIN_STEPS, MIN_ROWS = 8, 64
 isa: str | None = None
 """The instruction set: "avx512", "avx2" or "plain"; None: the best one of this CPU."""
 
+bf16_isa: str | None = None
+"""That of products in bf16: "amx_bf16", "avx512_bf16" or, for tests, "amx_emulated"; None: the best one of this CPU."""
+
 _only_torch: ContextVar[bool] = ContextVar("only_torch", default=False)
 
 
@@ -46,13 +51,13 @@ def only_torch() -> Iterator[None]:
 
 
 def usable(kind: str, inputs: Tensor) -> bool:
-    """Whether an operation of this kind runs natively on these inputs: fp32, on the CPU, without autocast.
+    """Whether an operation of this kind runs natively on these inputs: fp32, on the CPU.
 
-    Warns once if this install has no kernels.
+    Under autocast only if the kernels have products in its format. Warns once if this install has no kernels.
     """
-    if kind not in KINDS or inputs.device.type != "cpu":
+    if kind not in KINDS or inputs.device.type != "cpu" or inputs.dtype != torch.float32:
         return False
-    if inputs.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu") and not products_in_bf16():
         return False
     return _installed()
 
@@ -90,13 +95,28 @@ def _warn_of_missing_kernels() -> None:
 
 def isa_and_threads() -> tuple[str, int]:
     """The instruction set and the number of threads: the last two arguments of each native call."""
+    if products_in_bf16():
+        return bf16_isa or _best_bf16_isa() or "", torch.get_num_threads()
     return isa or _best_isa(), torch.get_num_threads()
+
+
+def products_in_bf16() -> bool:
+    """Whether native products round their operands to bf16 here: under autocast to bf16, on a CPU that has it."""
+    if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") is not torch.bfloat16:
+        return False
+    return native() is not None and (bf16_isa or _best_bf16_isa()) is not None
 
 
 @functools.cache
 def _best_isa() -> str:
     name: str = compiled().instruction_sets()[0]
     return name
+
+
+@functools.cache
+def _best_bf16_isa() -> str | None:
+    names: list[str] = compiled().bf16_instruction_sets()
+    return names[0] if names else None
 
 
 # -- weights that stay in fp32 ------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.kernels.decoding import Arrays, DecodePrecision, Parts, weights
+from lm.kernels.compiled import native
+from lm.kernels.decoding import Arrays, DecodePrecision, Parts, as_floats, weights
 from lm.kernels.head_decoding import HeadKernel, context_tables, tails, with_tail_rows
 
 REGISTERS = {"transformer": "TransformerKernel"}
@@ -23,28 +24,27 @@ _NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "se
 class TransformerKernel(HeadKernel):
     """All blocks, the cache of each slot, and its window: when that is full, the older half is dropped."""
 
-    @classmethod
-    def lacks(cls, options: Mapping[str, Any]) -> str | None:
-        """See `Kernel.lacks`."""
-        if options.get("qkv_bias"):
-            return "biases of queries, keys and values"
-        if options.get("head_size") not in (None, int(options["hidden_size"]) // int(options["num_heads"])):
-            return "a head size other than hidden_size / num_heads"
-        return super().lacks(options)
+    precisions = ("fp32", "int8", "int4")
 
     @classmethod
     def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
         """See `Kernel.parts`."""
-        arrays = weights(arrays, precision)
+        return cls._parts(options, weights(arrays, precision))
+
+    @classmethod
+    def _parts(cls, options: Mapping[str, Any], arrays: Arrays) -> Parts:
+        """`parts` of these arrays as they are."""
         embedding = arrays["embed_tokens.weight"]
         vocab_size, context = len(embedding), int(options["context_length"])
-        heads = int(options["num_heads"])
-        head_size = int(options["hidden_size"]) // heads
+        heads, head_size = int(options["num_heads"]), _head_size(options)
         blocks = [
             (
                 [arrays[f"layers.{layer}.{name}.weight"] for name in _MATRICES],
                 # None without QK-norm.
                 [arrays.get(f"layers.{layer}.{name}.weight") for name in _NORMS],
+                np.concatenate([arrays[f"layers.{layer}.{name}.bias"] for name in _MATRICES[:3]])
+                if options.get("qkv_bias")
+                else None,
             )
             for layer in range(int(options["num_layers"]))
         ]
@@ -74,16 +74,21 @@ class TransformerKernel(HeadKernel):
     def _build(
         self, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision, settings: dict[str, Any]
     ) -> Any:
-        built = super()._build(options, arrays, precision, settings)
-        self._head_size = int(options["hidden_size"]) // int(options["num_heads"])
-        self._layers = int(options["num_layers"])
-        return built
+        # Matrices stay in the format of their file: the compiled kernel converts and rounds them row by row.
+        kept = {name: _as_stored(array) for name, array in arrays.items()}
+        # Context tables are added, not multiplied: the compiled kernel takes them as they are.
+        tables = {name: array for name, array in arrays.items() if name.startswith("tables.")}
+        kept |= weights(tables, "fp32" if precision == "fp32" else "int8")
+        parts = self._parts(options, kept)
+        self.vocab_size, self.context_length = parts.vocab_size, parts.context_length
+        self._head_size, self._layers = _head_size(options), int(options["num_layers"])
+        return native().transformer(**parts.arguments, **settings, int4=precision == "int4")
 
     @classmethod
     def slot_bytes(cls, options: Mapping[str, Any]) -> int:
-        """See `Kernel.slot_bytes`."""
-        share = (options["num_kv_heads"] or options["num_heads"]) / options["num_heads"]
-        return int(8 * options["num_layers"] * options["context_length"] * options["hidden_size"] * share)
+        """See `Kernel.slot_bytes`; of a text that fills the context. Positions that are not used take no memory."""
+        groups = int(options["num_kv_heads"] or options["num_heads"])
+        return 8 * int(options["num_layers"]) * int(options["context_length"]) * groups * _head_size(options)
 
     def save(self, slot: int) -> tuple[dict[str, npt.NDArray[Any]], tuple[int, ...]]:
         """See `Kernel.save`: "keys.N" and "values.N" (L, G, D) of layer N, "lengths", and the "recent" tokens."""
@@ -115,3 +120,12 @@ class TransformerKernel(HeadKernel):
             self._views["recent"][slot] = arrays["recent"]
         self._views["window"][slot, :length] = window
         self._views["lengths"][slot] = length
+
+
+def _head_size(options: Mapping[str, Any]) -> int:
+    return int(options.get("head_size") or int(options["hidden_size"]) // int(options["num_heads"]))
+
+
+def _as_stored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A contiguous array: a matrix in float16 stays one, all other arrays are float32."""
+    return np.ascontiguousarray(array) if array.ndim == 2 and array.dtype == np.float16 else as_floats(array)

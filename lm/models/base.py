@@ -293,6 +293,7 @@ class LanguageModel(nn.Module, ABC):
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
         host_inputs: Mapping[str, Tensor] | None = None,
+        learned: Tensor | None = None,
     ) -> TrainingLoss:
         """The loss of a batch; overridden if the objective is more than the cross-entropy, or needs fewer logits.
 
@@ -304,8 +305,12 @@ class LanguageModel(nn.Module, ABC):
             soft_targets: (B, T, V) probabilities of the tokens, which the objective uses in place of `targets`.
             host_inputs: the result of `host_inputs`, on the model's device; None: the model computes what it needs
                 there, and on a GPU the host may wait for it.
+            learned: (P,) int64, places of the targets that count, in the flat targets; None: all. The loss is the mean
+                over them, and `TrainingLoss.logits` are theirs, (1, P, V).
         """
         logits, state = self(ids, state)
+        if learned is not None:
+            logits, targets = at_places(logits, learned), targets.flatten()[learned][None]
         smoothing, soft = label_smoothing, soft_targets
         objective, nats = run_part(LOSS, cross_entropies, logits, targets, smoothing, self.loss_dtype, soft)
         return TrainingLoss(objective, nats, state, logits.detach)
@@ -396,8 +401,8 @@ class LanguageModel(nn.Module, ABC):
             UnsupportedExportError: no class of transformers computes what this model computes.
         """
         raise UnsupportedExportError(
-            f"{self.options.type} models have no class in transformers. Export to another format, or train one that "
-            "has: --preset transformer-subword."
+            f"{self.options.type} models have no class in transformers and no architecture in llama.cpp. Export to "
+            "onnx or html, or train one that has: --preset transformer-subword or transformer-char-plain."
         )
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
@@ -521,6 +526,12 @@ def shard_like(example: Any, array: npt.NDArray[Any]) -> Tensor:
     return DTensor.from_local(
         own, example.device_mesh, example.placements, run_check=False, shape=example.shape, stride=example.stride()
     )
+
+
+def at_places(values: Tensor, places: Tensor) -> Tensor:
+    """The vectors (1, P, E) at places (P,) of the flat (B · T,) values (B, T, E)."""
+    # Unlike that of an index, the gradient of this lookup is deterministic.
+    return F.embedding(places, values.flatten(0, 1))[None]
 
 
 def cross_entropies(

@@ -86,11 +86,13 @@ class Hybrid(LanguageModel):
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
         host_inputs: Mapping[str, Tensor] | None = None,
+        learned: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`; the counts leave out the targets' own occurrences."""
         return self.network.training_loss(
-            ids, targets, state, label_smoothing=label_smoothing, soft_targets=soft_targets, host_inputs=host_inputs
-        )
+            ids, targets, state, label_smoothing=label_smoothing, soft_targets=soft_targets, host_inputs=host_inputs,
+            learned=learned,
+        )  # fmt: skip
 
     def host_inputs(
         self, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64] | None = None
@@ -199,8 +201,10 @@ class _GatedNetwork(Recurrent):
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
         host_inputs: Mapping[str, Tensor] | None = None,
+        learned: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`: the network's own objective, and for the gate the mixture's nats."""
+        assert learned is None, "a job refuses conversations for models that count"
         outputs, added, after = self._hidden(ids, state, host_inputs)
         dropped = self.output_dropout(outputs)
         logits = self._head().logits(dropped, added)

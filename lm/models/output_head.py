@@ -36,8 +36,8 @@ from torch import Tensor, nn
 
 from lm.config import listed
 from lm.kernels.autograd import apply, entropies, linear, product
-from lm.kernels.dispatch import in_its_format, stays_in_fp32, usable
-from lm.models.base import ModelOptions, State, TrainingLoss, cross_entropies
+from lm.kernels.dispatch import in_its_format, isa_and_threads, stays_in_fp32, usable
+from lm.models.base import ModelOptions, State, TrainingLoss, at_places, cross_entropies
 from lm.models.contributions import Contributions, head_contributions, log_terms
 from lm.models.layout import Shape, Stage
 from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, run_part
@@ -188,6 +188,7 @@ class OutputHead:
         dtype: torch.dtype,
         soft_targets: Tensor | None = None,
         host_inputs: Mapping[str, Tensor] | None = None,
+        learned: Tensor | None = None,
     ) -> TrainingLoss:
         """The loss of hidden vectors (B, T, H) at targets (B, T); in chunks if all logits need too much memory.
 
@@ -198,7 +199,13 @@ class OutputHead:
             dtype: of softmax and loss.
             soft_targets: see `LanguageModel.training_loss`; then all logits are in memory.
             host_inputs: with those of `tail_positions`; None: found here, and on a GPU the host waits for them.
+            learned: see `LanguageModel.training_loss`; no logits are computed at other places.
         """
+        if learned is not None:
+            hidden, targets = at_places(hidden, learned), targets.flatten()[learned][None]
+            added = None if added is None else at_places(added, learned)
+            # Their positions are those of the whole batch.
+            host_inputs = None
         large = self.tails is not None or targets.numel() * len(self.weight) > max_logits(targets.device)
         if added is None and label_smoothing == 0 and soft_targets is None and large:
             vectors = self._project(hidden)
@@ -250,8 +257,12 @@ class _MeanNats(torch.autograd.Function):
         device = hidden.device.type
         # Matrix products run in autocast's format, or the weights'; everything else in `dtype`.
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        way = None
         if stays_in_fp32(weight):
             low = torch.float32
+        elif not listed and dtype == torch.float32 and usable("entropy", weight):
+            # Native products round their operands themselves.
+            low, way = torch.float32, isa_and_threads()
         bounds = *cutoffs, len(weight)
         first = bounds[0]
         with torch.autocast(device, enabled=False):
@@ -269,7 +280,7 @@ class _MeanNats(torch.autograd.Function):
                 d_head: tuple[Tensor | None, Tensor] = _zeros(head[0]), _zeros(head[1])
             else:
                 head, d_head = (weight, bias), (None if frozen else d_weight, d_bias)
-            nats = _softmax(vectors, head_targets, head, d_hidden, d_head, dtype)
+            nats = _softmax(vectors, head_targets, head, d_hidden, d_head, dtype, way=way)
             if cutoffs and d_head[0] is not None:
                 d_weight[:first], d_tail_weight[:] = d_head[0][:first], d_head[0][first:]
                 d_bias[:first], d_tail_bias[:] = d_head[1][:first], d_head[1][first:]
@@ -284,7 +295,7 @@ class _MeanNats(torch.autograd.Function):
                 own = own if is_real is None else own.where(is_real, 0)
                 d_selected = _zeros(selected)
                 layer, d_layer = (weight[begin:end], bias[begin:end]), (d_weight[begin:end], d_bias[begin:end])
-                nats += _softmax(selected, own, layer, d_selected, d_layer, dtype, is_real)
+                nats += _softmax(selected, own, layer, d_selected, d_layer, dtype, is_real, way)
                 d_hidden.index_add_(0, rows, d_selected)
         ctx.save_for_backward(*grads)
         ctx.count, ctx.listed, ctx.frozen = len(targets), len(listed), frozen
@@ -317,10 +328,12 @@ def _softmax(
     d_layer: tuple[Tensor | None, Tensor],
     dtype: torch.dtype,
     is_real: Tensor | None = None,
+    way: tuple[str, int] | None = None,
 ) -> Tensor:
     """The summed nats of one softmax layer, in chunks; adds its gradients to `d_vectors` and `d_layer`.
 
-    Rows where `is_real` is False count for nothing. A frozen weight has None in `d_layer`.
+    Rows where `is_real` is False count for nothing. A frozen weight has None in `d_layer`. `way`: of native products;
+    None: as things are.
     """
     weight, bias = layer[0].to(vectors.dtype), layer[1]
     d_weight, d_bias = d_layer
@@ -330,11 +343,11 @@ def _softmax(
     for begin in range(0, len(vectors), chunk_size):
         chunk = slice(begin, begin + chunk_size)
         if native:
-            logits = product(vectors[chunk], weight.T, bias=bias)
+            logits = product(vectors[chunk], weight.T, bias=bias, way=way)
             nats += entropies(logits, targets[chunk], into=logits, d_bias=d_bias).sum()
             if d_weight is not None:
-                product(logits.T, vectors[chunk], into=d_weight)
-            product(logits, weight, into=d_vectors[chunk])
+                product(logits.T, vectors[chunk], into=d_weight, way=way)
+            product(logits, weight, into=d_vectors[chunk], way=way)
             continue
         logits = F.linear(vectors[chunk], weight).to(dtype).add_(bias)
         logs = logits.log_softmax(dim=1)

@@ -154,6 +154,7 @@ class Recurrent(LanguageModel):
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
         host_inputs: Mapping[str, Tensor] | None = None,
+        learned: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`; the objective includes the penalties."""
         outputs, added, after = self._hidden(ids, state, host_inputs)
@@ -167,6 +168,7 @@ class Recurrent(LanguageModel):
             dtype=self.loss_dtype,
             soft_targets=soft_targets,
             host_inputs=host_inputs,
+            learned=learned,
         )
         return replace(loss, objective=loss.objective + self._penalties(outputs, dropped))
 

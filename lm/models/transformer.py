@@ -313,6 +313,7 @@ class Transformer(LanguageModel):
         label_smoothing: float = 0.0,
         soft_targets: Tensor | None = None,
         host_inputs: Mapping[str, Tensor] | None = None,
+        learned: Tensor | None = None,
     ) -> TrainingLoss:
         """See `LanguageModel.training_loss`."""
         hidden, added, after = self._hidden(ids, state, host_inputs)
@@ -325,6 +326,7 @@ class Transformer(LanguageModel):
             dtype=self.loss_dtype,
             soft_targets=soft_targets,
             host_inputs=host_inputs,
+            learned=learned,
         )
 
     def host_inputs(
@@ -383,13 +385,13 @@ class Transformer(LanguageModel):
         """See `LanguageModel.to_huggingface`: Qwen3 with QK-norm, Qwen2 with biases, else Llama."""
         if any(name.startswith("tables.") for name, _ in self.named_parameters()):
             raise UnsupportedExportError(
-                "This Transformer has context tables, which no class of transformers has. Train one without them: "
-                "--set model.table_orders=[]."
+                "This Transformer has context tables, which neither transformers nor llama.cpp has. Train one without "
+                "them: --preset transformer-char-plain, or --set model.table_orders=[]."
             )
         if self.tails is not None:
             raise UnsupportedExportError(
-                "This Transformer has an adaptive softmax, which no class of transformers has. Train one without it: "
-                "--set model.adaptive_cutoffs=[]."
+                "This Transformer has an adaptive softmax, which neither transformers nor llama.cpp has. Train one "
+                "without it: --preset transformer-word-plain, or --set model.adaptive_cutoffs=[]."
             )
         options = self.options
         if options.qk_norm and options.qkv_bias:

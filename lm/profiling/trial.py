@@ -12,6 +12,7 @@ import numpy as np
 
 from lm.config import RunConfig
 from lm.corpora import PreparedCorpus
+from lm.corpora.answers import beginning
 from lm.corpora.batches import Batch
 from lm.device import deterministic
 from lm.errors import ConfigError
@@ -118,8 +119,9 @@ class Trial:
             # A validation token takes about a third of the time of a training token.
             tokens = int(seconds * 0.25 / step_seconds * self.batches.tokens_per_step * 3)
             begun = time.perf_counter()
-            scores = validate(step, self.corpus.splits["valid"].ids[: max(VALIDATION_ROWS, tokens) + 1])
-            return Speed(step_seconds, self._since(begun) / scores.tokens)
+            ids, marks = beginning(self.corpus.splits["valid"], max(VALIDATION_ROWS, tokens))
+            validate(step, ids, marks=marks)
+            return Speed(step_seconds, self._since(begun) / (len(ids) - 1))
 
     def _since(self, begun: float) -> float:
         return self.step.world.sync_clock(time.perf_counter() - begun)[0]

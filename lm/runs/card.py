@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.config import RunConfig
+from lm.evaluation.report import FineTuning
 from lm.files import read_facts
 from lm.runs.run_folder import RunFolder
 
@@ -195,14 +196,15 @@ def model_card(facts: dict[str, Any]) -> str:
             if report.get("signature"):
                 lines += [f"Signature: `{report['signature']}`", ""]
             lines += [f"{note}\n" for note in report["notes"]]
+            lines += _fine_tuning_lines(report.get("fine_tuning"))
     else:
         lines += [
             "None: the run has no corpus. `lm eval --text FILE` measures it on a text." if facts["imported"]
             else "None yet: `lm eval` measures and records them.", "",
         ]  # fmt: skip
     if facts["imported"]:
-        lines += ["## Source", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in source_rows(facts["imported"])]
+        lines += ["## Source", "", "| | | |", "|---|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in source_rows(facts["imported"])]
         lines += ["", "The text it was trained on is unknown here.", "", "## Options", ""]
     else:
         lines += ["## Corpus", "", "| split | tokens | characters | sha256 |", "|---|---|---|---|"]
@@ -216,23 +218,33 @@ def model_card(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _fine_tuning_lines(content: dict[str, Any] | None) -> list[str]:
+    """The comparison of a fine-tuned run, as lines of the card."""
+    if content is None:
+        return []
+    found = FineTuning.model_validate(content)
+    lines = ["Fine-tuning, on this text:", "", "| model | bits per byte | |", "|---|---|---|"]
+    lines += [f"| {name} | {figure(bits, '.4f')} | {remark} |" for name, bits, remark in found.rows()]
+    return [*lines, "", *(f"{sentence}\n" for sentence in (found.warning, found.note) if sentence)]
+
+
 def origin(imported: Mapping[str, Any] | None, corpus: str) -> str:
     """How a model came to be: what it was trained on, or where it is from."""
     return f"trained on {corpus}" if imported is None else f"imported from {imported['source']}"
 
 
-def source_rows(imported: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the record says about the source of an imported run: names and values; of no source, nothing."""
-    if not imported:
+def source_rows(imported: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """What the record says about the source of an imported run: names, values and notes."""
+    if imported is None:
         return []
+    unused = imported["unused_tokens"]
     return [
-        ("source", imported["source"]),
-        ("format", imported["format"]),
-        ("architecture", imported["architecture"]),
-        ("weights", imported["weights"]),
-        ("positions", f"{imported['positions']:,}"),
-        ("licence", imported["license"] or "not named by the source"),
-        ("sha256", imported["sha256"]),
+        ("imported from", imported["format"], imported["source"]),
+        ("architecture", imported["architecture"], ""),
+        ("weights", imported["weights"], f"{unused:,} of the tokens only fill up the vocabulary" if unused else ""),
+        ("positions", f"{imported['positions']:,}", "the longest text that the model knows"),
+        ("licence", imported["license"] or "–", "" if imported["license"] else "not named by the source"),
+        ("sha256", f"{imported['sha256'][:12]}…", imported["sha256"]),
     ]
 
 

@@ -43,7 +43,12 @@ def read_reports(folder: RunFolder, config: RunConfig) -> dict[str, dict[str, An
 def write_report(folder: RunFolder, config: RunConfig, report: Report) -> None:
     """Add a report to `report.json`; it replaces an earlier one of the same split and checkpoint."""
     key = report.split if report.state == "best" else f"{report.split}@{report.state}"
-    reports = {**read_reports(folder, config), key: report.model_dump(mode="json")}
+    earlier, content = read_reports(folder, config), report.model_dump(mode="json")
+    before = earlier.get(key, {})
+    if report.fine_tuning is None and before.get("text_sha256") == report.text_sha256:
+        # A new measurement of the same weights does not measure the base again.
+        content["fine_tuning"] = before.get("fine_tuning")
+    reports = {**earlier, key: content}
     write_file(folder.path / REPORT, json.dumps(reports, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -24,7 +24,9 @@ import numpy.typing as npt
 
 from lm.config import RunConfig, runs_folder, validate
 from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text
+from lm.corpora.answers import encode_conversations
 from lm.corpora.cache import cache_folder
+from lm.corpora.text import Text
 from lm.errors import ConfigError, CorpusError, CorruptRunError, LMError, RunError
 from lm.files import read_facts, write_file
 from lm.generation.open_decoder import STATE_BYTES, open_decoder
@@ -74,7 +76,7 @@ def load(
         runs_dir: folder of the runs, default: INKLING_RUNS, else checkpoints; the shipped runs are searched last.
         device: of the model; None picks a GPU if there is one, but decodes natively on the CPU if the model has a
             kernel.
-        precision: of the weights in decoding; int8 is faster and slightly less exact.
+        precision: of the weights in decoding; int8 and int4 are faster and less exact.
 
     Raises:
         RunNotFoundError: no such run, or the base of an adapter is missing.
@@ -462,10 +464,10 @@ class Run:
         self,
         split: str | None = None,
         *,
-        text: str | None = None,
+        text: str | Text | None = None,
         name: str = "text",
         stride: int | None = None,
-        precision: Precision | Literal["int8"] = "fp32",
+        precision: Precision | Literal["int8", "int4"] = "fp32",
         progress: Callable[[int, int], None] | None = None,
         reading: Progress | None = None,
         data_dir: Path | None = None,
@@ -476,11 +478,12 @@ class Run:
 
         Args:
             split: train, valid or test; None is test if the corpus has one, else valid.
-            text: another text instead.
+            text: another text instead; of conversations (`lm.corpora.open_text` of instruction data) the answers alone
+                are scored.
             name: of that text in the report.
             stride: of the sliding window; None: half the context length. A carried state has no window.
-            precision: number format of the matrix products; fp32 is the reference. int8 scores the native decoder
-                with rounded weights.
+            precision: number format of the matrix products; fp32 is the reference. int8 and int4 score the native
+                decoder with rounded weights.
             progress: called with tokens done and tokens in all.
             reading: called while the corpus is read.
             data_dir: folder of the named corpora.
@@ -500,7 +503,7 @@ class Run:
         from lm.spelling import spelling_rule
 
         if text is not None:
-            part = replace(encode_text(name, text, self.tokenizer), name="text")
+            part = replace(self._encode(name, text), name="text")
             source = name
         else:
             assert split is not None
@@ -508,19 +511,20 @@ class Run:
             source = str(self.record["corpus"]["name"])
         floor, unknown = self.floor(part), self.tokenizer.unknown_id
         with enough_memory(TO_USE):
-            if precision == "int8":
+            if precision in ("int8", "int4"):
                 from lm.generation.decoder_model import DecoderModel
 
-                decoded = DecoderModel(self.decoder(precision="int8"))
+                decoded = DecoderModel(self.decoder(precision=precision))
                 device = "cpu"
                 scores = score(
-                    decoded, part.ids, stride=stride, unknown_id=unknown, progress=progress, watchers=watchers
-                )
+                    decoded, part.ids, stride=stride, unknown_id=unknown, progress=progress, watchers=watchers,
+                    marks=part.marks,
+                )  # fmt: skip
             else:
                 device = str(self._device_of(self.model))
                 scores = score(
                     self.model, part.ids, precision=precision, stride=stride, unknown_id=unknown, progress=progress,
-                    watchers=watchers,
+                    watchers=watchers, marks=part.marks,
                 )  # fmt: skip
         report = make_report(
             scores,
@@ -542,6 +546,13 @@ class Run:
             report, unknown=self.tokenizer.options.unknown, tokenizer_sha256=self.tokenizer.sha256
         )  # fmt: skip
         return report.model_copy(update={"signature": str(signature)})
+
+    def _encode(self, name: str, text: str | Text) -> TokenSplit:
+        if isinstance(text, str):
+            return encode_text(name, text, self.tokenizer)
+        if text.conversations is None:
+            return encode_text(name, text.chunks(), self.tokenizer)
+        return encode_conversations(name, text.conversations(), self.tokenizer)
 
     def floor(self, part: TokenSplit, *, most_tokens: int | None = None) -> Floor | None:
         """The n-gram floor of a text; None if the training text is not in the cache.

@@ -40,6 +40,8 @@ from lm.registry import TOKENIZERS
 if TYPE_CHECKING:
     import tokenizers as huggingface
 
+    from lm.tokenizers.llama_cpp import LlamaCppVocabulary
+
 TOKENIZER_FORMAT_VERSION = 1
 
 UnknownPolicy = Literal["replace", "skip", "byte", "error"]
@@ -252,6 +254,21 @@ class Tokenizer(ABC):
             UnsupportedExportError: this kind has no counterpart.
         """
         raise UnsupportedExportError(f"{self.type} tokenizers have no counterpart in the library tokenizers.")
+
+    def huggingface_config(self) -> dict[str, Any]:
+        """What tokenizer_config.json of transformers says in addition: the special tokens and the chat template."""
+        return {} if self.chat_template is None else {"chat_template": self.chat_template}
+
+    def to_gguf(self) -> LlamaCppVocabulary:
+        """The same tokenizer of llama.cpp: the same ids, except for what its notes name.
+
+        Raises:
+            UnsupportedExportError: llama.cpp has no counterpart.
+        """
+        raise UnsupportedExportError(
+            f"llama.cpp has no counterpart of {self.type} tokens: train with --set tokenizer.type=subword, or char or "
+            "byte."
+        )
 
     def to_page(self) -> dict[str, Any]:
         """What the JavaScript tokenizer of this type needs: JSON values. See lm/interop/html_assets/tokenizers.js.

@@ -24,6 +24,7 @@ from lm.tokenizers.base import (
     visible_byte,
     without_surrogates,
 )
+from lm.tokenizers.llama_cpp import NORMAL, LlamaCppVocabulary
 
 if TYPE_CHECKING:
     import tokenizers as huggingface
@@ -99,6 +100,20 @@ class ByteTokenizer(Tokenizer):
         converted.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         converted.decoder = decoders.ByteLevel()
         return converted
+
+    def to_gguf(self) -> LlamaCppVocabulary:
+        """See `Tokenizer.to_gguf`: byte-level BPE without merges, numbered by byte."""
+        return LlamaCppVocabulary(
+            model="gpt2",
+            tokens=byte_alphabet(),
+            types=[NORMAL] * 256,
+            end_id=0,
+            # The list must not be empty: no text has these characters of the alphabet.
+            merges=["\u0200 \u0201"],
+            # Without merges any rule does; with this one no spaces are taken out of decoded text.
+            split="qwen2",
+            notes=("The byte 0 ends a text there.",),
+        )
 
     def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
         """See `Tokenizer.byte_spans`; each token is a byte."""

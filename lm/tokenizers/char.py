@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from lm.errors import TokenizerError
+from lm.errors import TokenizerError, UnsupportedExportError
 from lm.tokenizers.base import (
     REPLACEMENT,
     ByteFreeOptions,
@@ -26,6 +26,7 @@ from lm.tokenizers.base import (
     utf8_sizes,
     visible,
 )
+from lm.tokenizers.llama_cpp import NORMAL, SPACE, UNKNOWN, LlamaCppVocabulary
 
 if TYPE_CHECKING:
     import tokenizers as huggingface
@@ -147,6 +148,33 @@ class CharTokenizer(Tokenizer):
         converted.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         converted.decoder = decoders.Sequence([decoders.Replace(_UNK, REPLACEMENT), decoders.Fuse()])
         return converted
+
+    def to_gguf(self) -> LlamaCppVocabulary:
+        """See `Tokenizer.to_gguf`: unigram tokens of one character each.
+
+        Raises:
+            UnsupportedExportError: the vocabulary has a character that llama.cpp cannot hold.
+        """
+        for char in ("\0", SPACE):
+            if char in self.vocabulary:
+                raise UnsupportedExportError(
+                    f"llama.cpp cannot hold the character U+{ord(char):04X} of this vocabulary: train on a text "
+                    "without it, or with --set tokenizer.type=byte."
+                )
+        return LlamaCppVocabulary(
+            model="t5",
+            tokens=[*self.vocabulary.replace(" ", SPACE), _UNK],
+            types=[NORMAL] * len(self.vocabulary) + [UNKNOWN],
+            end_id=self.unknown_id,
+            # All are equal: a character has one token.
+            scores=[-1.0] * self.vocab_size,
+            unknown_id=self.unknown_id,
+            notes=(
+                "A run of characters outside the vocabulary becomes one unknown token there, whatever the policy is.",
+                "The unknown token ends a text there.",
+                f"The character {SPACE} (U+2581) is read as a space there.",
+            ),
+        )
 
     def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
         """See `Tokenizer.byte_spans`; each token is a character."""

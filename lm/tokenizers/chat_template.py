@@ -33,13 +33,13 @@ def render_chat(
         add_generation_prompt: end with the beginning of a reply.
 
     Raises:
-        TokenizerError: the template has an error, or refuses these messages.
+        TokenizerError: the template has an error, refuses these messages, or gives no prompt.
     """
     import jinja2
 
     compiled = _compiled(template)
     try:
-        return compiled.render(
+        text = compiled.render(
             messages=[dict(message) for message in messages],
             tools=None,
             documents=None,
@@ -50,6 +50,9 @@ def render_chat(
         raise TokenizerError(f"The chat template of the model refuses these messages: {error.message}") from None
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise TokenizerError(f"The chat template of the model failed on these messages: {error}.") from None
+    if add_generation_prompt and not text:
+        raise TokenizerError("The chat template of the model gives no text for these messages.")
+    return text
 
 
 @functools.lru_cache(maxsize=16)

@@ -61,6 +61,25 @@ WORDS: dict[str, _Words] = {
 """By `tokenizer.ggml.pre`."""
 
 
+def words_name(pre_tokenizer: Mapping[str, Any] | None, *, whole_words: bool) -> str | None:
+    """The name in WORDS of the words that the pre-tokenizer of a tokenizer.json makes; None: it has none."""
+    steps = (pre_tokenizer or {}).get("pretokenizers") or [pre_tokenizer or {}]
+    patterns = []
+    for step in steps:
+        if step.get("type") == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
+            patterns.append(step["pattern"].get("Regex"))
+        elif step.get("type") == "Digits" and step["individual_digits"]:
+            patterns.append(_DIGIT)
+        elif step.get("type") != "ByteLevel":
+            return None
+        elif step.get("use_regex", True):
+            patterns.append(_GPT2)
+    for name, words in WORDS.items():
+        if words.patterns == tuple(patterns) and words.whole_words == whole_words:
+            return name
+    return None
+
+
 class Vocabulary(NamedTuple):
     """A tokenizer of a GGUF file."""
 

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from lm.config import validate
-from lm.errors import ConfigError, TokenizerError
+from lm.errors import ConfigError, TokenizerError, UnsupportedExportError
 from lm.tokenizers.base import (
     TOKENIZER_FORMAT_VERSION,
     Ids,
@@ -38,7 +38,8 @@ from lm.tokenizers.base import (
 )
 from lm.tokenizers.byte import byte_alphabet
 from lm.tokenizers.chat_template import Message, render_chat
-from lm.tokenizers.gguf_vocabulary import SPACE, read_vocabulary
+from lm.tokenizers.gguf_vocabulary import SPACE, read_vocabulary, words_name
+from lm.tokenizers.llama_cpp import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, LlamaCppVocabulary
 
 if TYPE_CHECKING:
     import tokenizers as huggingface
@@ -115,6 +116,7 @@ class PretrainedTokenizer(Tokenizer):
         self.vocab_size = max(vocabulary.values(), default=-1) + 1 + special.unused
         added = self._library.get_added_tokens_decoder()
         self._special = {token.content: index for index, token in added.items() if token.special}
+        self._added = frozenset(added)
         self._form = _Form(library)
         self._names = [f"<unused {token}>" for token in range(self.vocab_size)]
         self._table = [b""] * self.vocab_size
@@ -344,6 +346,69 @@ class PretrainedTokenizer(Tokenizer):
     def to_huggingface(self) -> huggingface.Tokenizer:
         """The library's tokenizer as it was imported: it takes what looks like a special token in text for one."""
         return _library(self._content)
+
+    def huggingface_config(self) -> dict[str, Any]:
+        """See `Tokenizer.huggingface_config`."""
+        return {**self.special.names, **super().huggingface_config()}
+
+    def to_page(self) -> dict[str, Any]:
+        """Refused: the page has no such tokenizer.
+
+        Raises:
+            UnsupportedExportError: always.
+        """
+        raise UnsupportedExportError(
+            "A pretrained tokenizer does not export to html: export to hf, gguf or onnx, or train a model with a "
+            "tokenizer of its text."
+        )
+
+    def to_gguf(self) -> LlamaCppVocabulary:
+        """See `Tokenizer.to_gguf`: byte-level BPE, or BPE of SentencePiece with a score for each merge.
+
+        Raises:
+            UnsupportedExportError: it is of another kind, or cuts text into words in a way without a name there.
+        """
+        model = self._content["model"]
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []]
+        if model.get("type", "BPE") != "BPE" or not (self._form.byte_level or self._has_all_bytes):
+            raise UnsupportedExportError("llama.cpp has no counterpart of this pretrained tokenizer: export to hf.")
+        start = self._names[self.start_id]
+        common: dict[str, Any] = {
+            "tokens": self._names,
+            "types": [self._type(token) for token in range(self.vocab_size)],
+            "end_id": self.end_ids[0] if self.end_ids else self.start_id,
+            "unknown_id": self.unknown_id,
+            # Without one of their own, texts begin with the token that ends the text before.
+            "adds_start": start == self.special.names.get("bos_token") and self.start_id not in self.end_ids,
+            "chat_template": self.chat_template,
+        }
+        if self._form.byte_level:
+            split = words_name(self._content.get("pre_tokenizer"), whole_words=bool(model.get("ignore_merges")))
+            if split is None:
+                raise UnsupportedExportError(
+                    "llama.cpp has no name for the way in which this tokenizer cuts text into words: export to hf."
+                )
+            return LlamaCppVocabulary("gpt2", merges=[" ".join(merge) for merge in merges], split=split, **common)
+        # llama.cpp joins the pair whose joined piece has the highest score.
+        scores: dict[str, float] = {}
+        for rank, (left, right) in enumerate(merges):
+            scores.setdefault(left + right, -1.0 - rank)
+        return LlamaCppVocabulary(
+            "llama", scores=[scores.get(name, 0.0) for name in self._names], adds_space=self._form.drops_first_space,
+            notes=(f"The character {SPACE} (U+2581) is read as a space there.",), **common,
+        )  # fmt: skip
+
+    def _type(self, token: int) -> int:
+        name = self._names[token]
+        if token == self.unknown_id:
+            return UNKNOWN
+        if name in self._special:
+            return CONTROL
+        if not self._form.byte_level and _BYTE.fullmatch(name):
+            return BYTE
+        if not self._table[token]:
+            return UNUSED
+        return USER_DEFINED if token in self._added else NORMAL
 
     def payload(self) -> dict[str, Any]:
         """The special tokens with a role, the chat template ("" if there is none), and the library's own JSON."""

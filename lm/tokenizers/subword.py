@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from lm.errors import TokenizerError
+from lm.errors import TokenizerError, UnsupportedExportError
 from lm.host import usable_threads
 from lm.tokenizers.base import (
     REPLACEMENT,
@@ -42,6 +42,7 @@ from lm.tokenizers.base import (
     visible_byte,
     without_surrogates,
 )
+from lm.tokenizers.llama_cpp import BYTE, CONTROL, NORMAL, UNKNOWN, LlamaCppVocabulary
 
 if TYPE_CHECKING:
     import tokenizers as huggingface
@@ -233,6 +234,27 @@ class SubwordTokenizer(Tokenizer):
             ]
         )
         return converted
+
+    def to_gguf(self) -> LlamaCppVocabulary:
+        """See `Tokenizer.to_gguf`: pieces and scores of sentencepiece.
+
+        Raises:
+            UnsupportedExportError: pieces of the algorithm unigram.
+        """
+        if self.options.algorithm == "unigram":
+            raise UnsupportedExportError(
+                "llama.cpp cannot read text as bytes with unigram pieces: train with --set tokenizer.algorithm=bpe."
+            )
+        # No merge makes the name of a special token: a piece has letters or other characters, never both.
+        return LlamaCppVocabulary(
+            model="llama",
+            tokens=self._spelled,
+            types=[UNKNOWN, CONTROL, *[BYTE] * 256, *[NORMAL] * (self.vocab_size - 258)],
+            end_id=self.start_id,
+            scores=[self._processor.get_score(token) for token in range(self.vocab_size)],
+            unknown_id=self.unknown_id,
+            notes=(f"The character {_SPACE} (U+2581) is read as a space there.",),
+        )
 
     def byte_spans(self, text: str, ids: Sequence[int] | Ids) -> npt.NDArray[np.int64]:
         """See `Tokenizer.byte_spans`; a byte of a character is one span."""

@@ -48,6 +48,8 @@ class Prefetch:
     def _make(self, index: int) -> Batch:
         batch = self._batches.batch(index)
         tensors = {"inputs": torch.from_numpy(batch.inputs), "targets": torch.from_numpy(batch.targets)}
+        if batch.learned is not None:
+            tensors["learned"] = torch.from_numpy(batch.learned)
         if self._model.host_context is not None:
             earlier = self._earlier(index, self._model.host_context)
             tensors |= self._model.host_inputs(batch.inputs, batch.targets, earlier)

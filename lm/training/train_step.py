@@ -26,6 +26,7 @@ from lm.corpora.batches import Batch, make_batches
 from lm.errors import NonFiniteLossError
 from lm.files import Arrays
 from lm.kernels.compiled import native
+from lm.kernels.dispatch import isa_and_threads
 from lm.models.base import LanguageModel, State, TrainingLoss
 from lm.training import distributed
 from lm.training.compiling import MAX_GRAPHS, CompiledLoss, compiled, compiling, kind_for, obstacle
@@ -117,6 +118,8 @@ class TrainStep:
         """How forward pass and loss are compiled: "off", or a kind."""
         self.compiled_before: str | None = None
         """The same before a resume; None: this is a new run."""
+        self.reads_conversations = False
+        """Whether each row of a batch is a conversation: no state is carried, and the shapes of batches differ."""
         self.reads_late = self.device.type == "cuda"
         """Whether the next step is started before the result of a step is read: the device never waits for the host."""
         if teacher is not None:
@@ -267,6 +270,8 @@ class TrainStep:
 
     def known_compilation(self) -> str | None:
         """How the step will be compiled, "off" or a kind; None: the length of the plan decides."""
+        if self.reads_conversations:
+            return "off"
         if self.config.compile == "on":
             return self.compile_kind
         if self.config.compile == "off" or self.device.type != "cuda":
@@ -275,13 +280,15 @@ class TrainStep:
 
     def _forward(self, batch: Batch, result: StepResult | None) -> tuple[TrainingLoss, Tensor | None]:
         """The loss of a batch, and with `result` the accuracy; other metrics go into `result`."""
-        inputs, targets, others = self._on_device(batch)
+        inputs, targets, learned, others = self._on_device(batch)
         self._inputs, self._input_state = inputs, None if batch.fresh else self.carried_state
         if result is not None and self.config.log_activations:
             result.largest_activation = self._largest_activation(inputs) or result.largest_activation
         options: dict[str, Any] = {"label_smoothing": self.config.label_smoothing}
         if others:
             options["host_inputs"] = others
+        if learned is not None:
+            options["learned"] = learned
         if self.teacher is not None:
             options["soft_targets"] = self.teacher.soft_targets(
                 batch, inputs, targets, carries_state=self.carries_state
@@ -294,16 +301,18 @@ class TrainStep:
             accuracy = found.accuracy
         elif result is not None and found.logits is not None:
             with self.mixed.computing():
-                accuracy = (found.logits().argmax(dim=-1) == targets).float().mean()
+                own = targets if learned is None else targets.flatten()[learned]
+                accuracy = (found.logits().argmax(dim=-1) == own).float().mean()
         return found, accuracy
 
-    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Inputs, targets and the model's host inputs, without a wait if they are in pinned memory."""
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
+        """Inputs, targets, places that count and the model's host inputs; without a wait from pinned memory."""
         if batch.pinned is None:
             inputs, targets = (torch.from_numpy(array).to(self.device) for array in (batch.inputs, batch.targets))
-            return inputs, targets, {}
+            learned = None if batch.learned is None else torch.from_numpy(batch.learned).to(self.device)
+            return inputs, targets, learned, {}
         copies = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.pinned.items()}
-        return copies.pop("inputs"), copies.pop("targets"), copies
+        return copies.pop("inputs"), copies.pop("targets"), copies.pop("learned", None), copies
 
     def _skip(self, result: StepResult, where: str, *, problem: str | None = None) -> StepResult:
         """The result of a step that leaves weights, moments and average unchanged."""
@@ -420,9 +429,13 @@ class TrainStep:
             "processes": str(self.world.size),
             "threads": str(torch.get_num_threads()),
             "cpu": torch.backends.cpu.get_cpu_capability(),
-            "kernels": "none" if native() is None else native().instruction_sets()[0],
+            "kernels": "none" if native() is None else self._instruction_set(),
             "MKL_CBWR": os.environ.get("MKL_CBWR", ""),
         }
+
+    def _instruction_set(self) -> str:
+        with self.mixed.computing():
+            return isa_and_threads()[0]
 
     def _random_states(self) -> Arrays:
         """The random generators of all processes: "cpu" and "cuda" of rank 0, "cpu.1" of rank 1, …"""
@@ -460,7 +473,11 @@ class StepBatches:
         config, model = step.config, step.model
         self.bptt = config.bptt or model.context_length or DEFAULT_BPTT
         kind, rows = config.batching or model.batching, config.batch_size
-        self._batches = make_batches(kind, split, rows, self.bptt, config.seed, share=step.world.share)
+        if split.marks is not None:
+            step.reads_conversations, step.carries_state = True, False
+        self._batches = make_batches(
+            kind, split, rows, self.bptt, config.seed, share=step.world.share, longest=model.context_length
+        )
         self._prefetch = Prefetch(self._batches, model) if step.device.type == "cuda" else None
         self._parts = config.gradient_accumulation
         self.steps_per_epoch = self._batches.per_epoch / self._parts

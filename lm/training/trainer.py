@@ -25,6 +25,7 @@ from types import FrameType
 
 from lm.config import TrainingConfig
 from lm.corpora import PreparedCorpus
+from lm.corpora.answers import beginning
 from lm.device import deterministic
 from lm.errors import DivergedError
 from lm.files import Arrays
@@ -227,7 +228,8 @@ class Trainer:
     def _compile_if_it_pays(self, seconds: float) -> bool:
         """Decide by the seconds that the plan takes; whether time was spent."""
         kind, parts = self.step.compile_kind, self.config.gradient_accumulation
-        if obstacle(kind, self.device, processes=self.world.size, parts=parts) is not None:
+        reason = obstacle(kind, self.device, processes=self.world.size, parts=parts)
+        if reason is not None or self.step.reads_conversations:
             return False
         wanted, sentence = pays(kind, seconds)
         log.warning("%s", sentence)
@@ -382,7 +384,8 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_validation(done, total)
 
-        scores = validate(self.step, valid.ids[: None if limit is None else limit + 1], progress=show)
+        ids, marks = beginning(valid, limit)
+        scores = validate(self.step, ids, marks=marks, progress=show)
         loss = scores.loss
         # A resumed run reaches the same best step again: that is no stall.
         better = math.isfinite(loss) and (

@@ -15,6 +15,7 @@ from lm.generation.decoder import Decoder, Logits
 from lm.generation.open_decoder import has_kernel, open_decoder
 from lm.generation.torch_decoder import TorchDecoder
 from lm.kernels.compiled import native
+from lm.kernels.decoding import rounded
 from lm.models.base import LanguageModel, build_model
 from lm.registry import KERNELS, MODELS
 
@@ -35,6 +36,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "qk_norm": False,
         "tie_weights": True,
         "mlp_size": 70,
+    },
+    "transformer, heads of their own size, biases": {
+        "type": "transformer",
+        "hidden_size": 40,
+        "num_heads": 8,
+        "num_kv_heads": 1,
+        "head_size": 14,
+        "qkv_bias": True,
+        "context_length": 40,
+        "tie_weights": True,
     },
     "lstm, tied, adaptive": {"type": "lstm", "hidden_size": 40, "tie_weights": True, "adaptive_cutoffs": (5, 30)},
     "gru, adaptive": {"type": "gru", "hidden_size": 40, "adaptive_cutoffs": (20, 100)},
@@ -77,7 +88,7 @@ def model_of(shape: dict[str, Any], vocab_size: int = V) -> LanguageModel:
         if "tables." in name:
             # Zeros, their initial values, would hide which row is used.
             torch.nn.init.normal_(parameter.data[:-1])
-        if name == "network.gate.weight":
+        if name == "network.gate.weight" or name.endswith("_proj.bias"):
             torch.nn.init.normal_(parameter.data)
     if model.trained_by != "gradient":
         # The text of the tests, so that long contexts are known, and another one.
@@ -141,8 +152,12 @@ def test_a_vocabulary_too_large_for_a_gate_table_is_looked_up_token_by_token(tie
     np.testing.assert_allclose(read(decoder_of(model), ids), read(TorchDecoder(model), ids), atol=5e-6)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("shape", SHAPES)
+TRANSFORMERS = [shape for shape, options in SHAPES.items() if options["type"] == "transformer"]
+WITH_PRECISION = [(shape, precision) for shape in SHAPES for precision in ("fp32", "int8")]
+WITH_PRECISION += [(shape, "int4") for shape in TRANSFORMERS]
+
+
+@pytest.mark.parametrize(("shape", "precision"), WITH_PRECISION)
 def test_no_bit_depends_on_other_slots_chunks_or_threads(shape: str, precision: str) -> None:
     model = model_of(SHAPES[shape])
     alone = read(decoder_of(model, isa=native().instruction_sets()[0], precision=precision, threads=1), IDS)
@@ -206,8 +221,60 @@ def test_int8_stays_near(shape: str) -> None:
     assert 0 < np.abs(rounded - exact).max() < 0.05
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("shape", SHAPES)
+def in_int4(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The matrix with every 32 values of a row as one of 16 levels, from their least to their largest."""
+    rounded = np.empty_like(matrix)
+    for begin in range(0, matrix.shape[1], 32):
+        part = matrix[:, begin : begin + 32]
+        least = upper_half(part.min(axis=1))[:, None]
+        step = upper_half((part.max(axis=1) - part.min(axis=1)) / np.float32(15))[:, None]
+        rounded[:, begin : begin + 32] = np.clip(np.rint((part - least) / step), 0, 15) * step + least
+    return rounded
+
+
+def upper_half(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The nearest float32 values whose lower 16 bits are zero."""
+    return torch.from_numpy(values).bfloat16().float().numpy()
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
+@pytest.mark.parametrize("shape", TRANSFORMERS)
+def test_int4_has_16_levels_for_32_weights_of_a_row_and_int8_for_what_is_looked_up(shape: str, isa: str) -> None:
+    model = model_of(SHAPES[shape])
+    decoded = read(decoder_of(model, precision="int4", isa=isa if isa in native().instruction_sets() else "plain"), IDS)
+    arrays = {
+        name: in_int4(array) if "_proj.weight" in name else rounded(array) if array.ndim == 2 else array
+        for name, array in model.arrays().items()
+    }
+    model.load_arrays(arrays)
+    # The activations are rounded too.
+    expected = log_softmax(read(TorchDecoder(model), IDS))
+    assert np.abs(log_softmax(decoded) - expected).max() < 0.05
+
+
+def test_int4_needs_a_transformer() -> None:
+    model = model_of(SHAPES["gru"])
+    with pytest.raises(
+        DeviceError, match="gru models have no int4 weights, only transformer models have them: use int8"
+    ):
+        open_decoder(model.options.model_dump(), model.arrays, lambda: model, precision="int4")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("shape", ["transformer", "transformer, odd", "transformer, adaptive", "transformer, tables"])
+def test_weights_in_fp16_decode_as_their_values_in_fp32(shape: str, precision: str) -> None:
+    model = model_of(SHAPES[shape])
+    options = model.options.model_dump(mode="json")
+    halves = {name: array.astype(np.float16) for name, array in model.arrays().items()}
+    kernels = [
+        KERNELS.resolve("transformer")(options, arrays, slots=1, precision=precision)
+        for arrays in (halves, {name: array.astype(np.float32) for name, array in halves.items()})
+    ]
+    a, b = (kernel.read(0, IDS, only_last=False) for kernel in kernels)
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("shape", "precision"), WITH_PRECISION)
 def test_an_exported_slot_continues_with_the_same_bits(shape: str, precision: str) -> None:
     decoder = decoder_of(model_of(SHAPES[shape]), precision=precision)
     slot = decoder.open()

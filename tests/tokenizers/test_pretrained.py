@@ -340,6 +340,7 @@ def test_prompts_are_those_of_transformers(tmp_path: Path):
         ("{% if %}", "The chat template of the model is not valid Jinja, line 1: Expected an expression"),
         ("{{ raise_exception('Only users speak') }}", "refuses these messages: Only users speak"),
         ("{{ messages[0].content.nothing.more }}", "refuses these messages: .* has no attribute 'nothing'"),
+        ("{% if false %}x{% endif %}", "gives no text for these messages"),
         ("{{ 1 / 0 }}", "failed on these messages: division by zero"),
         ("{{ messages[0].__class__.__mro__ }}", "refuses these messages: access to attribute '__class__'"),
         ("{{ messages.append(3) }}", "refuses these messages: access to attribute 'append' of 'list' object is unsafe"),

@@ -82,7 +82,7 @@ def make_run(folder: Path, tokenizer: PretrainedTokenizer, *, seed: int = 4) -> 
     section = Section(type="transformer", hidden_size=32, num_heads=2, num_layers=2, context_length=512)
     model = build_model(section, tokenizer.vocab_size, seed=seed)
     config = RunConfig(
-        corpus=CorpusConfig(source=""), tokenizer=Section(**tokenizer.options.model_dump()), model=section
+        corpus=CorpusConfig(source="nowhere.txt"), tokenizer=Section(**tokenizer.options.model_dump()), model=section
     ).resolved()
     run = RunFolder(folder)
     record = {

@@ -98,6 +98,7 @@ def test_half_and_half_equals_straight(make_trainer: Make, model: str, batching:
 @pytest.mark.parametrize(
     ("model", "precision", "level"),
     [
+        ("gru", "bf16", "O1"),
         ("gru", "bf16", "O2"),
         ("gru", "fp16", "O1"),
         ("gru", "fp16", "O3"),

@@ -271,7 +271,7 @@ def script_validation(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, values:
     scores, given = validate(trainer.step, trainer.corpus.splits["valid"].ids[:50]), iter(values)
     monkeypatch.setattr(
         "lm.training.trainer.validate",
-        lambda step, ids, progress: dataclasses.replace(scores, nats=next(given) * scores.tokens),
+        lambda step, ids, marks, progress: dataclasses.replace(scores, nats=next(given) * scores.tokens),
     )
 
 

@@ -431,8 +431,8 @@ class Transformer {
     this.head = new Product([head]);
     this.logits = new Float32Array(head.rows);
     this.tables = new Tables(tables, buckets, embedding.rows);
-    this.blocks = blocks.map(([[query, key, value, output, gate, up, down], norms]) => ({
-      mix: new Product([query, key, value]), output: new Product([output]), expand: new Product([gate, up]),
+    this.blocks = blocks.map(([[query, key, value, output, gate, up, down], norms, bias]) => ({
+      mix: new Product([query, key, value], bias), output: new Product([output]), expand: new Product([gate, up]),
       down: new Product([down]), inner: gate.rows,
       inputNorm: norms[0], mlpNorm: norms[1], queryNorm: norms[2], keyNorm: norms[3],
       keys: new Float32Array(this.context * kv_heads * this.headSize),

@@ -45,7 +45,7 @@ private:
         auto shared_rows = [&](auto* of) { return rows(of, a_.kv_heads, text, kv_head, 0); };
         const auto keys = shared_rows(a_.keys), values = shared_rows(a_.values);
         auto multiply = [&](const Product& product) {
-            product.run(0, product.rows, space_.packed(part), space_.turned(part));
+            product.run(0, product.rows, space_.packed(part));
         };
         if (a_.d_outputs && !a_.adds)
             for (float* slopes_of : {a_.d_keys, a_.d_values})

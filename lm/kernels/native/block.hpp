@@ -190,7 +190,7 @@ private:
         Product product{{x, weight.inputs}, false, {}, false, {y, weight.outputs}, count, weight.inputs, weight.outputs,
                         adds};
         product.whole = weight.packed;
-        product.run(0, count, nullptr, nullptr);
+        product.run(0, count, nullptr);
     }
 
     // The slopes of weights that share their inputs x: dy^T x over all rows.
@@ -230,10 +230,8 @@ private:
                 at += Product::packed_size(depth, each.inputs);
             }
             pool_.run(int(inputs.size()), [&](int i) { inputs[i].pack(const_cast<float*>(inputs[i].whole)); });
-            pool_.run(int(pieces.size()), [&](int i) {
-                float turned[kDeep * kDown];
-                pieces[i].product.run(pieces[i].begin, pieces[i].end, nullptr, turned);
-            });
+            pool_.run(int(pieces.size()),
+                      [&](int i) { pieces[i].product.run(pieces[i].begin, pieces[i].end, nullptr); });
         }
     }
 

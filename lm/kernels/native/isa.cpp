@@ -1,4 +1,5 @@
-// Compiled once for each instruction set; CMakeLists.txt gives INKLING_ISA and the flags.
+// Compiled once for each instruction set; CMakeLists.txt gives INKLING_ISA and the flags. With INKLING_BF16 for training
+// alone, with products in bf16.
 #include <cstdlib>
 #include <new>
 
@@ -7,13 +8,16 @@
 #include "block.hpp"
 #include "elementwise.hpp"
 #include "entropy.hpp"
+#include "training.hpp"
+#if !defined(INKLING_BF16)
 #include "mixture.hpp"
 #include "recurrent.hpp"
-#include "training.hpp"
 #include "transformer.hpp"
+#endif
 
 namespace INKLING_ISA {
 
+#if !defined(INKLING_BF16)
 inkling::Kernel* recurrent(const inkling::RecurrentParts& parts, const inkling::Settings& settings) {
     return new Recurrent(parts, settings);
 }
@@ -23,6 +27,7 @@ inkling::Kernel* ngram(const inkling::Counts& counts, const inkling::Settings& s
 inkling::Kernel* transformer(const inkling::TransformerParts& parts, const inkling::Settings& settings) {
     return new Transformer(parts, settings);
 }
+#endif
 void product(const inkling::Operands& o, int threads) {
     SequenceSpace& space = sequence_space();
     multiply(space.pool(threads), space.products,

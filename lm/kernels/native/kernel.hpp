@@ -18,6 +18,13 @@ struct Matrix {
     explicit operator bool() const { return rows > 0; }
 };
 
+// A matrix in the format of a file: float32, or float16 where `half`.
+struct StoredMatrix {
+    const void* data = nullptr;
+    bool half = false;
+    int rows = 0, columns = 0;
+};
+
 // Memory of the kernel that Python may look into and change: (slots, ...) float32 or int32.
 struct View {
     void* data;
@@ -56,12 +63,13 @@ struct RecurrentParts {
 };
 
 struct Block {
-    Matrix query, key, value, output, gate, up, down;
+    StoredMatrix query, key, value, output, gate, up, down;
     const float *input_norm = nullptr, *query_norm = nullptr, *key_norm = nullptr, *mlp_norm = nullptr;
+    const float* bias = nullptr;  // of queries, keys and values, one after the other; or none
 };
 
 struct TransformerParts {
-    Matrix embedding, head;
+    StoredMatrix embedding, head;  // the same where they are tied
     std::vector<Block> blocks;
     std::vector<Table> tables;
     const float* norm = nullptr;
@@ -73,6 +81,7 @@ struct TransformerParts {
 struct Settings {
     int slots = 1, threads = 1;
     bool int8 = false;
+    bool int4 = false;  // of a Transformer's blocks; what is looked up, and the last matrix, are int8 then
 };
 
 // One recurrent layer over whole texts, (batch, time, ...), forward and backward: what is read and where to write.

@@ -2,44 +2,124 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
+#include <new>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "pool.hpp"
 #include "simd.hpp"
 
 namespace INKLING_ISA {
 
+struct Free {
+    void operator()(char* p) const { std::free(p); }
+};
+using Memory = std::unique_ptr<char, Free>;
 
-// Memory that vectors can be loaded from, zero at first.
+// Zeros, from the first address that is a multiple of `alignment` on. calloc's pages come from the system when they are
+// first touched: what is never used costs nothing.
+inline char* zeros(Memory& memory, size_t bytes, size_t alignment) {
+    memory.reset(static_cast<char*>(std::calloc(bytes + alignment, 1)));
+    if (!memory) throw std::bad_alloc();
+    return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory.get()) + alignment - 1) / alignment * alignment);
+}
+
+// Memory for many arrays that are read one after the other, in huge pages where Linux has them: reading it needs fewer
+// address translations, which limit the speed of reading memory.
+class Arena {
+public:
+    char* take(size_t bytes) {
+        const size_t kHuge = 2 << 20, kChunk = 16 << 20;
+        bytes = (bytes + 63) / 64 * 64;
+        if (bytes > left_) {
+            left_ = (std::max(bytes, kChunk) + kHuge - 1) / kHuge * kHuge;
+            next_ = zeros(chunks_.emplace_back(), left_, kHuge);
+#if defined(MADV_HUGEPAGE)
+            // A hint: without huge pages the memory is only slower.
+            (void)madvise(next_, left_, MADV_HUGEPAGE);
+#endif
+        }
+        char* const taken = next_;
+        next_ += bytes;
+        left_ -= bytes;
+        return taken;
+    }
+
+private:
+    std::vector<Memory> chunks_;
+    char* next_ = nullptr;
+    size_t left_ = 0;
+};
+
+// Memory that vectors can be loaded from, zero at first; its own, or from an arena that lives longer.
 template <class T>
 class Buffer {
 public:
     Buffer() = default;
-    explicit Buffer(size_t count) {
-        // calloc's pages come from the system when they are first touched: what is never used costs nothing.
-        raw_.reset(static_cast<char*>(std::calloc(count * sizeof(T) + 64, 1)));
-        if (!raw_) throw std::bad_alloc();
-        data_ = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(raw_.get()) + 63) / 64 * 64);
-    }
+    explicit Buffer(size_t count, Arena* arena = nullptr)
+        : data_(reinterpret_cast<T*>(arena ? arena->take(count * sizeof(T)) : zeros(raw_, count * sizeof(T), 64))) {}
     T* data() const { return data_; }
     T& operator[](size_t i) const { return data_[i]; }
 
+    // For memory of which only a part is used: no huge pages, which would come whole.
+    void in_small_pages([[maybe_unused]] size_t count) {
+#if defined(MADV_NOHUGEPAGE)
+        constexpr uintptr_t page = 4096;
+        const uintptr_t begin = (reinterpret_cast<uintptr_t>(data_) + page - 1) / page * page,
+                        end = reinterpret_cast<uintptr_t>(data_ + count) / page * page;
+        if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_NOHUGEPAGE);
+#endif
+    }
+
 private:
-    struct Free {
-        void operator()(char* p) const { std::free(p); }
-    };
-    std::unique_ptr<char, Free> raw_;
+    Memory raw_;
     T* data_ = nullptr;
 };
 
+// int4: blocks of 32 inputs, each with a scale and a minimum an output: weight = code * scale + minimum, codes 0 to 15.
+// [panel][block] of [4 vectors of 64 bytes][16 pairs of a minimum and a scale]. A byte of vector i holds the codes of
+// quads i and i + 4 of the block, for output and input as an int8 panel has them. A pair is 32 bits: the upper half of
+// the minimum's float32 below, of the scale's above.
+constexpr int kBlock = 32, kCodes = 256, kBlockBytes = kCodes + 64;
+
+inline uint32_t float_bits(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+inline float bits_float(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+// The float32 with the value of a float16.
+inline float from_half(uint16_t half) {
+    const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7fff;
+    // With the exponent in place the value is 2^112 too small, also of a denormal; infinity and NaN come apart.
+    const float scaled = bits_float(magnitude << 13) * 5.192296858534828e33f;
+    return bits_float(sign | (magnitude >= 0x7c00 ? magnitude << 13 | 0x7f800000 : float_bits(scaled)));
+}
+// The nearest float32 whose lower half is zero.
+inline float upper_half(float value) {
+    const uint32_t bits = float_bits(value);
+    return bits_float((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u);
+}
+
+enum class Format { fp32, int8, int4 };
+
 // A matrix (N outputs, K inputs) as panels of 16 outputs: fp32 [panel][k][16], or int8 with a scale an output,
-// [panel][k / 4][16][4], as the dot-product instructions of four bytes want it.
+// [panel][k / 4][16][4], as the dot-product instructions of four bytes want it; or int4, see above.
 struct Packed {
     int outputs = 0, inputs = 0, panels = 0;
-    bool int8 = false;
+    bool int8 = false, int4 = false;
     Buffer<float> weights;
     Buffer<int8_t> bytes;
+    Buffer<uint8_t> nibbles;
     Buffer<float> scales;    // (panels * 16): weight = byte * scale
     Buffer<int32_t> sums;    // (panels * 16): 128 * the sum of an output's bytes
     Buffer<float> bias;      // (panels * 16), zero where there is none
@@ -49,59 +129,153 @@ struct Packed {
     // `row(i)` gives the K weights of output i, or nullptr for one that only fills a panel; `offset(i)` its bias.
     template <class Row, class Offset>
     Packed(int outputs, int inputs, bool int8, const Row& row, const Offset& offset)
-        : outputs(outputs), inputs(inputs), panels(padded(outputs) / kPanel), int8(int8), bias(size_t(panels) * kPanel) {
-        const size_t quads = (inputs + 3) / 4, rows = size_t(panels) * kPanel;
-        if (int8) {
-            bytes = Buffer<int8_t>(rows * quads * 4);
-            scales = Buffer<float>(rows);
-            sums = Buffer<int32_t>(rows);
+        : Packed(outputs, inputs, int8 ? Format::int8 : Format::fp32, row, offset, nullptr, nullptr) {}
+
+    // In the memory of an arena, by several threads: `row` is called by each of them.
+    template <class Row, class Offset>
+    Packed(int outputs, int inputs, Format format, const Row& row, const Offset& offset, Arena* arena, Pool* pool)
+        : outputs(outputs), inputs(inputs), panels(padded(outputs) / kPanel), int8(format == Format::int8),
+          int4(format == Format::int4), bias(size_t(panels) * kPanel, arena) {
+        const size_t rows = size_t(panels) * kPanel;
+        if (int4) {
+            nibbles = Buffer<uint8_t>(size_t(panels) * blocks() * kBlockBytes, arena);
+        } else if (int8) {
+            bytes = Buffer<int8_t>(rows * quads() * 4, arena);
+            scales = Buffer<float>(rows, arena);
+            sums = Buffer<int32_t>(rows, arena);
         } else {
-            weights = Buffer<float>(rows * inputs);
+            weights = Buffer<float>(rows * inputs, arena);
         }
-        for (int out = 0; out < outputs; ++out) {
-            const float* from = row(out);
-            bias[out] = offset(out);
-            if (from == nullptr) continue;
-            const size_t panel = out / kPanel, lane = out % kPanel;
-            if (!int8) {
-                for (int k = 0; k < inputs; ++k) weights[(panel * inputs + k) * kPanel + lane] = from[k];
-                continue;
+        const auto pack = [&](int panel) {
+            for (int out = panel * kPanel; out < std::min(outputs, (panel + 1) * kPanel); ++out) {
+                const float* from = row(out);
+                bias[out] = offset(out);
+                if (from == nullptr) continue;
+                if (int4)
+                    set_nibbles(out, from);
+                else if (int8)
+                    set_bytes(out, from);
+                else
+                    for (int k = 0; k < inputs; ++k)
+                        weights[(size_t(panel) * inputs + k) * kPanel + out % kPanel] = from[k];
             }
-            float most = 0;
-            for (int k = 0; k < inputs; ++k) most = std::max(most, std::fabs(from[k]));
-            const float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
-            int32_t sum = 0;
-            for (int k = 0; k < inputs; ++k) {
-                const int8_t byte = int8_t(std::nearbyint(from[k] * inverse));
-                bytes[((panel * quads + k / 4) * kPanel + lane) * 4 + k % 4] = byte;
-                sum += byte;
-            }
-            scales[out] = scale;
-            sums[out] = 128 * sum;
-        }
+        };
+        if (pool)
+            pool->run(panels, pack);
+        else
+            for (int panel = 0; panel < panels; ++panel) pack(panel);
     }
 
+    size_t quads() const { return (inputs + 3) / 4; }
+    size_t blocks() const { return (inputs + kBlock - 1) / kBlock; }
+
     size_t nbytes() const {
-        return int8 ? size_t(panels) * kPanel * ((inputs + 3) / 4 * 4 + 8) : size_t(panels) * kPanel * inputs * 4;
+        return int4   ? size_t(panels) * blocks() * kBlockBytes
+               : int8 ? size_t(panels) * kPanel * (quads() * 4 + 8)
+                      : size_t(panels) * kPanel * inputs * 4;
+    }
+
+    // The weight of an output and an input, in fp32 and int8; the byte alone, without its scale.
+    float weight(int out, int k) const {
+        const size_t panel = out / kPanel, lane = out % kPanel;
+        return int8 ? float(bytes[((panel * quads() + k / 4) * kPanel + lane) * 4 + k % 4])
+                    : weights[(panel * inputs + k) * kPanel + lane];
+    }
+
+private:
+    void set_bytes(int out, const float* from) {
+        const size_t panel = out / kPanel, lane = out % kPanel;
+        float most = 0;
+        for (int k = 0; k < inputs; ++k) most = std::max(most, std::fabs(from[k]));
+        const float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
+        int32_t sum = 0;
+        for (int k = 0; k < inputs; ++k) {
+            const int8_t byte = int8_t(std::nearbyint(from[k] * inverse));
+            bytes[((panel * quads() + k / 4) * kPanel + lane) * 4 + k % 4] = byte;
+            sum += byte;
+        }
+        scales[out] = scale;
+        sums[out] = 128 * sum;
+    }
+
+    void set_nibbles(int out, const float* from) {
+        const size_t lane = out % kPanel;
+        for (size_t block = 0; block < blocks(); ++block) {
+            const int begin = int(block) * kBlock, count = std::min(kBlock, inputs - begin);
+            float least = from[begin], most = from[begin];
+            for (int i = 1; i < count; ++i) {
+                least = std::min(least, from[begin + i]);
+                most = std::max(most, from[begin + i]);
+            }
+            const float minimum = upper_half(least), scale = upper_half((most - least) / 15.0f);
+            const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+            uint8_t* to = nibbles.data() + (out / kPanel * blocks() + block) * kBlockBytes;
+            for (int i = 0; i < count; ++i) {
+                const float code = std::nearbyint((from[begin + i] - minimum) * inverse);
+                const int quad = i / 4;
+                to[(quad % 4 * kPanel + lane) * 4 + i % 4] |=
+                    uint8_t(std::clamp(code, 0.0f, 15.0f)) << (quad < 4 ? 0 : 4);
+            }
+            const uint32_t pair = float_bits(scale) | float_bits(minimum) >> 16;
+            std::memcpy(to + kCodes + lane * 4, &pair, 4);
+        }
     }
 };
 
-// Rows of inputs: pointers to K floats each, and for int8 weights the same rows as bytes, each with a scale.
+// Rows of inputs: pointers to K floats each, and the same rows as bytes, for int8 weights with a scale each, for int4
+// weights with a scale and a sum for each block.
 struct Rows {
     int count = 0;
     std::vector<const float*> at;
     std::vector<const uint8_t*> bytes;
     std::vector<float> scales;
     Buffer<uint8_t> held;
+    Buffer<float> block_scales, block_sums;  // (rows, stride / kBlock); sums are scaled
     int stride = 0;
 
     Rows() = default;
-    Rows(int most, int inputs, bool int8) : at(most), stride((inputs + 63) / 64 * 64) {
-        if (!int8) return;
+    Rows(int most, int inputs, bool int8, bool int4 = false) : at(most), stride((inputs + 63) / 64 * 64) {
+        if (!int8 && !int4) return;
         held = Buffer<uint8_t>(size_t(most) * stride);
         bytes.resize(most);
         scales.resize(most);
         for (int row = 0; row < most; ++row) bytes[row] = held.data() + size_t(row) * stride;
+        if (!int4) return;
+        block_scales = Buffer<float>(size_t(most) * blocks());
+        block_sums = Buffer<float>(size_t(most) * blocks());
+    }
+
+    int blocks() const { return stride / kBlock; }
+
+    // As the product with `w` takes them.
+    void quantize(int row, const Packed& w) {
+        if (w.int4)
+            quantize_blocks(row, w.inputs);
+        else if (w.int8)
+            quantize(row, w.inputs);
+    }
+
+    // Bytes from -127 to 127 by the largest value of each block.
+    void quantize_blocks(int row, int inputs) {
+        uint8_t* to = held.data() + size_t(row) * stride;
+        for (int block = 0, begin = 0; begin < inputs; ++block, begin += kBlock) {
+            alignas(64) float values[kBlock] = {};
+            std::memcpy(values, at[row] + begin, std::min(kBlock, inputs - begin) * 4);
+            float lanes[kPanel];
+            for (int i = 0; i < kPanel; ++i)
+                lanes[i] = std::max(std::fabs(values[i]), std::fabs(values[i + kPanel]));
+            for (int half = kPanel / 2; half > 0; half /= 2)
+                for (int i = 0; i < half; ++i) lanes[i] = std::max(lanes[i], lanes[i + half]);
+            const float most = lanes[0], inverse = most > 0 ? 127.0f / most : 0.0f, scale = most / 127.0f;
+            int32_t sum = 0;
+            for (int i = 0; i < kBlock; ++i) {
+                const int32_t rounded = int32_t((values[i] * inverse + 12582912.0f) - 12582912.0f);
+                to[begin + i] = uint8_t(int8_t(rounded));
+                sum += rounded;
+            }
+            block_scales[size_t(row) * blocks() + block] = scale;
+            block_sums[size_t(row) * blocks() + block] = scale * float(sum);
+        }
     }
 
     void set(int row, const float* from) { at[row] = from; }
@@ -209,33 +383,45 @@ struct Dots {
 template <int P, int R>
 inline void tile(const Packed& w, int panel, const uint8_t* const* x, const float* scales, float* const* y, int at,
                  unsigned ahead) {
-    const size_t quads = (w.inputs + 3) / 4, next = quads * 64;
+    const size_t quads = w.quads(), next = quads * 64;
     const int8_t* from = w.bytes.data() + size_t(panel) * next;
-    Dots dots[P][R];
+    // A panel and a row alone: several sums, so that an addition need not wait for the one before it.
+    constexpr size_t S = P * R == 1 && LANES == 16 ? 4 : 1;
+    Dots dots[P][R][S];
 #pragma GCC unroll 32
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
-        for (int r = 0; r < R; ++r) dots[p][r].clear();
-    for (size_t quad = 0; quad < quads; ++quad) {
+        for (int r = 0; r < R; ++r)
+            for (auto& each : dots[p][r]) each.clear();
+    const auto add = [&](size_t quad, size_t s) {
 #pragma GCC unroll 32
         for (int r = 0; r < R; ++r) {
             uint32_t four;
             std::memcpy(&four, x[r] + 4 * quad, 4);
 #pragma GCC unroll 32
-            for (int p = 0; p < P; ++p) dots[p][r].add(from + p * next, four);
+            for (int p = 0; p < P; ++p) dots[p][r][s].add(from + p * next, four);
         }
         if constexpr (R > 1)
 #pragma GCC unroll 32
             for (int p = 0; p < P; ++p)
                 if (ahead >> p & 1) __builtin_prefetch(from + (P + p) * next, 0, 2);
         from += 64;
-    }
+    };
+    size_t quad = 0;
+    for (; quad + S <= quads; quad += S)
+#pragma GCC unroll 4
+        for (size_t s = 0; s < S; ++s) add(quad + s, s);
+    for (; quad < quads; ++quad) add(quad, 0);
 #pragma GCC unroll 32
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
         for (int r = 0; r < R; ++r) {
-            alignas(64) int32_t sums[kPanel];
-            dots[p][r].save(sums);
+            alignas(64) int32_t sums[kPanel], more[kPanel];
+            dots[p][r][0].save(sums);
+            for (size_t s = 1; s < S; ++s) {
+                dots[p][r][s].save(more);
+                for (int i = 0; i < kPanel; ++i) sums[i] += more[i];
+            }
             const size_t out = size_t(panel + p) * kPanel;
             float* to = y[r] + at + p * kPanel;
             for (int i = 0; i < kPanel; ++i)
@@ -243,17 +429,159 @@ inline void tile(const Packed& w, int panel, const uint8_t* const* x, const floa
         }
 }
 
+// LANES whole numbers as floats.
+inline vec floats(const void* from) {
+    ivec whole;
+    std::memcpy(&whole, from, sizeof whole);
+    return __builtin_convertvector(whole, vec);
+}
+
+// 64 bytes of int4 codes, taken apart, and sums of their products with the bytes of a row, by output.
 #if LANES == 16
-constexpr int kWide = 8, kTall = 4, kRows = 6;  // panels for one row; panels and rows for several
-constexpr int kWideBytes = 8, kTallBytes = 4;
+struct Nibbles {
+    __m512i low, high;
+    explicit Nibbles(const uint8_t* from) {
+        const __m512i both = _mm512_loadu_si512(from), mask = _mm512_set1_epi8(15);
+        low = _mm512_and_si512(both, mask);
+        high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+    }
+};
+struct NibbleDots {
+    __m512i sums;
+    void clear() { sums = _mm512_setzero_si512(); }
+    void add(const Nibbles& w, const uint8_t* low, const uint8_t* high) {
+        int32_t a, b;
+        std::memcpy(&a, low, 4);
+        std::memcpy(&b, high, 4);
+        sums = _mm512_dpbusd_epi32(sums, w.low, _mm512_set1_epi32(a));
+        sums = _mm512_dpbusd_epi32(sums, w.high, _mm512_set1_epi32(b));
+    }
+    vec part(int) const { return floats(&sums); }
+};
+#elif LANES == 8
+struct Nibbles {
+    __m256i low[2], high[2];
+    explicit Nibbles(const uint8_t* from) {
+        const __m256i mask = _mm256_set1_epi8(15);
+        for (int i = 0; i < 2; ++i) {
+            const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32 * i));
+            low[i] = _mm256_and_si256(both, mask);
+            high[i] = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+        }
+    }
+};
+struct NibbleDots {
+    __m256i sums[2];
+    void clear() { sums[0] = sums[1] = _mm256_setzero_si256(); }
+    // Four products of a code and a byte are below 2^15.
+    void add(const Nibbles& w, const uint8_t* low, const uint8_t* high) {
+        int32_t a, b;
+        std::memcpy(&a, low, 4);
+        std::memcpy(&b, high, 4);
+        for (int i = 0; i < 2; ++i) {
+            const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w.low[i], _mm256_set1_epi32(a)),
+                                                   _mm256_maddubs_epi16(w.high[i], _mm256_set1_epi32(b)));
+            sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        }
+    }
+    vec part(int i) const { return floats(&sums[i]); }
+};
+#else
+struct Nibbles {
+    const uint8_t* from;
+    explicit Nibbles(const uint8_t* from) : from(from) {}
+};
+struct NibbleDots {
+    int32_t sums[kPanel];
+    void clear() { std::memset(sums, 0, sizeof sums); }
+    void add(const Nibbles& w, const uint8_t* low, const uint8_t* high) {
+        for (int i = 0; i < kPanel; ++i)
+            for (int k = 0; k < 4; ++k) {
+                const int both = w.from[4 * i + k];
+                sums[i] += (both & 15) * int8_t(low[k]) + (both >> 4) * int8_t(high[k]);
+            }
+    }
+    vec part(int i) const { return floats(sums + i * LANES); }
+};
+#endif
+
+// Scales and minima of a panel's block.
+inline void load_pairs(const uint8_t* from, vec& scales, vec& minima) {
+    uvec pairs, upper, lower;
+    std::memcpy(&pairs, from, sizeof pairs);
+    upper = pairs & 0xffff0000u;
+    lower = pairs << 16;
+    std::memcpy(&scales, &upper, sizeof upper);
+    std::memcpy(&minima, &lower, sizeof lower);
+}
+
+template <int P, int R>
+inline void tile(const Packed& w, int panel, const Rows& x, int row, float* const* y, int at, unsigned ahead) {
+    const size_t blocks = w.blocks(), next = blocks * kBlockBytes, across = x.blocks();
+    const uint8_t* from = w.nibbles.data() + size_t(panel) * next;
+    const uint8_t* bytes = x.held.data() + size_t(row) * x.stride;
+    const float *scales = x.block_scales.data() + row * across, *sums = x.block_sums.data() + row * across;
+    vec totals[P * kParts][R] = {};
+    for (size_t block = 0; block < blocks; ++block) {
+        NibbleDots dots[P][R];
+#pragma GCC unroll 32
+        for (int p = 0; p < P; ++p)
+#pragma GCC unroll 32
+            for (int r = 0; r < R; ++r) dots[p][r].clear();
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 32
+            for (int p = 0; p < P; ++p) {
+                const Nibbles codes(from + p * next + i * 64);
+#pragma GCC unroll 32
+                for (int r = 0; r < R; ++r) {
+                    const uint8_t* low = bytes + size_t(r) * x.stride + 4 * i;
+                    dots[p][r].add(codes, low, low + 16);
+                }
+            }
+#pragma GCC unroll 32
+        for (int p = 0; p < P; ++p) {
+            if constexpr (R > 1)
+                if (ahead >> p & 1)
+#pragma GCC unroll 5
+                    for (int i = 0; i < kBlockBytes; i += 64) __builtin_prefetch(from + (P + p) * next + i, 0, 2);
+#pragma GCC unroll 4
+            for (int part = 0; part < kParts; ++part) {
+                vec scale, minimum;
+                load_pairs(from + p * next + kCodes + part * LANES * 4, scale, minimum);
+#pragma GCC unroll 32
+                for (int r = 0; r < R; ++r) {
+                    vec& total = totals[p * kParts + part][r];
+                    total += dots[p][r].part(part) * (scale * spread(scales[r * across + block]));
+                    total += minimum * spread(sums[r * across + block]);
+                }
+            }
+        }
+        from += kBlockBytes;
+        bytes += kBlock;
+    }
+    const float* bias = w.bias.data() + size_t(panel) * kPanel;
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 32
+        for (int p = 0; p < P * kParts; ++p) store(y[r] + at + p * LANES, totals[p][r] + load(bias + p * LANES));
+}
+
+#if LANES == 16
+// Panels for one row; panels and rows for several. One row reads its weights once: few panels at a time, which lie one
+// after the other in memory, come faster from there than many streams do.
+constexpr int kWide = 2, kTall = 4, kRows = 6;
+constexpr int kTallNibbles = 2;
 #else
 constexpr int kWide = 4, kTall = 1, kRows = 6;
-constexpr int kWideBytes = 2, kTallBytes = 1;
+constexpr int kTallNibbles = 1;
 #endif
 
 template <int P, int R>
 inline void block(const Packed& w, int panel, const Rows& x, int row, float* const* y, int at, unsigned ahead = 0) {
-    if (w.int8)
+    if (w.int4)
+        tile<P, R>(w, panel, x, row, y + row, at, ahead);
+    else if (w.int8)
         tile<P, R>(w, panel, x.bytes.data() + row, x.scales.data() + row, y + row, at, ahead);
     else
         tile<P, R>(w, panel, x.at.data() + row, y + row, at, ahead);
@@ -284,15 +612,12 @@ inline void strip(const Packed& w, int panel, const Rows& x, float* const* y, in
 inline void multiply(const Packed& w, const Rows& x, float* const* y, int begin, int end, int at = 0) {
     int panel = begin;
     auto place = [&] { return at + (panel - begin) * kPanel; };
-    if (x.count == 1) {
-        const int wide = w.int8 ? kWideBytes : kWide;
-        for (; panel + wide <= end; panel += wide) {
-            if (w.int8)
-                block<kWideBytes, 1>(w, panel, x, 0, y, place());
-            else
-                block<kWide, 1>(w, panel, x, 0, y, place());
-        }
-    }
+    if (x.count == 1 && (w.int8 || w.int4))
+        for (; panel < end; ++panel) block<1, 1>(w, panel, x, 0, y, place());
+    else if (x.count == 1)
+        for (; panel + kWide <= end; panel += kWide) block<kWide, 1>(w, panel, x, 0, y, place());
+    if (w.int4)
+        for (; panel + kTallNibbles <= end; panel += kTallNibbles) strip<kTallNibbles>(w, panel, x, y, place());
     for (; panel + kTall <= end; panel += kTall) strip<kTall>(w, panel, x, y, place());
     for (; panel < end; ++panel) strip<1>(w, panel, x, y, place());
 }

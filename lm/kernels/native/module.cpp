@@ -11,6 +11,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "features.hpp"
 #include "kernel.hpp"
 #include "rows.hpp"
 
@@ -44,6 +45,13 @@ DECLARE(inkling_plain)
 DECLARE(inkling_avx2)
 DECLARE(inkling_avx512)
 #endif
+#if defined(INKLING_AVX512_BF16)
+DECLARE(inkling_avx512_bf16)
+#endif
+#if defined(INKLING_AMX_BF16)
+DECLARE(inkling_amx_bf16)
+#endif
+DECLARE(inkling_amx_emulated)
 
 inkling::Kernel::~Kernel() = default;
 
@@ -64,6 +72,18 @@ std::vector<std::string> instruction_sets() {
     return found;
 }
 
+// Those that train with products in bf16, best first.
+std::vector<std::string> bf16_instruction_sets() {
+    std::vector<std::string> found;
+#if defined(INKLING_AMX_BF16)
+    if (inkling::has_avx512_bf16() && inkling::has_amx_bf16()) found.push_back("amx_bf16");
+#endif
+#if defined(INKLING_AVX512_BF16)
+    if (inkling::has_avx512_bf16()) found.push_back("avx512_bf16");
+#endif
+    return found;
+}
+
 template <class T, int Axes>
 using Array = nb::ndarray<T, nb::ndim<Axes>, nb::c_contig, nb::device::cpu>;
 
@@ -77,8 +97,19 @@ const float* vector(const MaybeFloats& from, size_t size) {
     return from->data();
 }
 
+using Stored = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+
+inkling::StoredMatrix stored(const Stored& from) {
+    const auto type = from.dtype();
+    const bool whole = type == nb::dtype<float>();
+    const bool half = type.code == uint8_t(nb::dlpack::dtype_code::Float) && type.bits == 16 && type.lanes == 1;
+    if (from.ndim() != 2 || !(whole || half)) throw std::invalid_argument("a matrix has two axes of float32 or float16");
+    return {from.data(), half, int(from.shape(0)), int(from.shape(1))};
+}
+
 // Shapes are checked here once: the kernels read what these promise.
-void expect(const inkling::Matrix& found, int rows, int columns, const char* name) {
+template <class AnyMatrix>
+void expect(const AnyMatrix& found, int rows, int columns, const char* name) {
     if (found.rows != rows || found.columns != columns)
         throw std::invalid_argument(std::string(name) + " is (" + std::to_string(found.rows) + ", " +
                                     std::to_string(found.columns) + ") and not (" + std::to_string(rows) + ", " +
@@ -168,25 +199,26 @@ Kernel* recurrent(const std::string& cell, const Floats& embedding,
     return make(parts, {slots, threads, int8}, isa);
 }
 
-Kernel* transformer(const Floats& embedding, const Floats& head, const Floats& norm,
-                    const std::vector<std::tuple<std::vector<Floats>, std::vector<MaybeFloats>>>& blocks,
+Kernel* transformer(const Stored& embedding, const Stored& head, const Floats& norm,
+                    const std::vector<std::tuple<std::vector<Stored>, std::vector<MaybeFloats>, MaybeFloats>>& blocks,
                     const Floats& cosines, const Floats& sines, int heads, int kv_heads, float epsilon,
-                    const Tables& tables, int buckets, int slots, int threads, bool int8, const std::string& isa) {
+                    const Tables& tables, int buckets, int slots, int threads, bool int8, const std::string& isa,
+                    bool int4) {
     inkling::TransformerParts parts;
-    parts.embedding = matrix(embedding);
-    parts.head = matrix(head);
+    parts.embedding = stored(embedding);
+    parts.head = stored(head);
     parts.norm = vector(norm, embedding.shape(1));
     parts.cosines = matrix(cosines);
     parts.sines = matrix(sines);
     parts.heads = heads;
     parts.kv_heads = kv_heads;
     parts.epsilon = epsilon;
-    for (const auto& [matrices, norms] : blocks) {
+    for (const auto& [matrices, norms, bias] : blocks) {
         if (matrices.size() != 7 || norms.size() != 4) throw std::invalid_argument("a block has 7 matrices, 4 norms");
         inkling::Block block;
-        inkling::Matrix* places[] = {&block.query,  &block.key, &block.value, &block.output,
+        inkling::StoredMatrix* places[] = {&block.query,  &block.key, &block.value, &block.output,
                                      &block.gate,   &block.up,  &block.down};
-        for (int i = 0; i < 7; ++i) *places[i] = matrix(matrices[i]);
+        for (int i = 0; i < 7; ++i) *places[i] = stored(matrices[i]);
         const size_t head_size = 2 * cosines.shape(1);
         const int size = parts.embedding.columns, mixed = heads * int(head_size), kept = kv_heads * int(head_size);
         expect(block.query, mixed, size, "q_proj");
@@ -200,6 +232,7 @@ Kernel* transformer(const Floats& embedding, const Floats& head, const Floats& n
         block.mlp_norm = vector(norms[1], embedding.shape(1));
         block.query_norm = vector(norms[2], head_size);
         block.key_norm = vector(norms[3], head_size);
+        block.bias = vector(bias, mixed + 2 * kept);
         parts.blocks.push_back(block);
     }
     expect(parts.head, parts.embedding.rows, parts.embedding.columns, "lm_head");
@@ -211,7 +244,7 @@ Kernel* transformer(const Floats& embedding, const Floats& head, const Floats& n
         throw std::invalid_argument("a norm is missing");
     parts.tables = context_tables(tables, buckets, parts.embedding.rows);
     nb::gil_scoped_release release;
-    return make(parts, {slots, threads, int8}, isa);
+    return make(parts, {slots, threads, int8, int4}, isa);
 }
 
 Kernel* ngram(const inkling::Counts& counts, int slots, int threads, bool int8, const std::string& isa) {
@@ -279,13 +312,28 @@ using inkling::Sequence;
 
 // Calls `function` of an instruction set.
 #if defined(INKLING_X86)
-#define CALL(isa, function, ...)                                                \
-    (isa == "avx512" ? inkling_avx512::function(__VA_ARGS__)                    \
-     : isa == "avx2" ? inkling_avx2::function(__VA_ARGS__)                      \
-                     : inkling_plain::function(__VA_ARGS__))
+#define CALL_X86(isa, function, ...)                          \
+    isa == "avx512" ? inkling_avx512::function(__VA_ARGS__)   \
+    : isa == "avx2" ? inkling_avx2::function(__VA_ARGS__)     \
+    :
 #else
-#define CALL(isa, function, ...) inkling_plain::function(__VA_ARGS__)
+#define CALL_X86(isa, function, ...)
 #endif
+#if defined(INKLING_AVX512_BF16)
+#define CALL_AVX512_BF16(isa, function, ...) isa == "avx512_bf16" ? inkling_avx512_bf16::function(__VA_ARGS__) :
+#else
+#define CALL_AVX512_BF16(isa, function, ...)
+#endif
+#if defined(INKLING_AMX_BF16)
+#define CALL_AMX_BF16(isa, function, ...) isa == "amx_bf16" ? inkling_amx_bf16::function(__VA_ARGS__) :
+#else
+#define CALL_AMX_BF16(isa, function, ...)
+#endif
+#define CALL(isa, function, ...)                                                                          \
+    (CALL_X86(isa, function, __VA_ARGS__) CALL_AVX512_BF16(isa, function, __VA_ARGS__)                    \
+     CALL_AMX_BF16(isa, function, __VA_ARGS__) isa == "amx_emulated"                                      \
+         ? inkling_amx_emulated::function(__VA_ARGS__)                                                    \
+         : inkling_plain::function(__VA_ARGS__))
 
 // Refuses numbers that are negative or not below `bound`.
 void all_below(const int64_t* numbers, int64_t count, int64_t bound, const char* complaint) {
@@ -516,6 +564,7 @@ NB_MODULE(_native, module) {
     // A graph may still hold a Sequence when Python ends.
     nb::set_leak_warnings(false);
     module.def("instruction_sets", &instruction_sets);
+    module.def("bf16_instruction_sets", &bf16_instruction_sets);
     nb::class_<Kernel>(module, "Kernel")
         .def("step", &step_slots, "slots"_a, "ids"_a)
         .def("read", &read_text, "slot"_a, "ids"_a, "all"_a.none())
@@ -533,7 +582,7 @@ NB_MODULE(_native, module) {
                "gate"_a.none() = nb::none(), "gate_bias"_a = 0.0f, nb::keep_alive<0, 11>());
     module.def("transformer", &transformer, nb::rv_policy::take_ownership, "embedding"_a, "head"_a, "norm"_a,
                "blocks"_a, "cosines"_a, "sines"_a, "heads"_a, "kv_heads"_a, "epsilon"_a, "tables"_a,
-               "buckets"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a);
+               "buckets"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a, "int4"_a = false);
 
     module.def("ngram", &ngram, nb::rv_policy::take_ownership, "counts"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a,
                nb::keep_alive<0, 1>());

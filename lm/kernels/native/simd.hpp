@@ -194,15 +194,21 @@ inline float most_of(vec values) {
 // `count` of LANES numbers; the others are zero.
 inline vec load_few(const float* from, int count) {
     if (count >= LANES) return load(from);
+#if LANES == 16
+    return (vec)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from);
+#else
     float lanes[LANES] = {};
     std::memcpy(lanes, from, count * 4);
     return load(lanes);
+#endif
 }
 inline void store_few(float* to, vec value, int count) {
-    if (count >= LANES)
-        store(to, value);
-    else
-        std::memcpy(to, &value, count * 4);
+    if (count >= LANES) return store(to, value);
+#if LANES == 16
+    _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)value);
+#else
+    std::memcpy(to, &value, count * 4);
+#endif
 }
 
 // The sum of term(i, count) over vectors of numbers from i on.

@@ -18,7 +18,7 @@ using inkling::Sequence;
 // LSTM: input, forget, new, output, then the cell and its tanh. Gradients of the first four take their place.
 constexpr int kGates = 4, kKeptLstm = 6;
 // Panels of hidden units that backward takes at a time: even shares for two threads at the usual sizes.
-constexpr int kBackAcross = LANES == 16 ? 2 : 1;
+constexpr int kBackAcross = kAcross > 1 ? 2 : 1;
 
 // Of helpers between two calls: about the time that Python takes from one to the next.
 constexpr int kPatience = 4000;
@@ -33,6 +33,7 @@ public:
     float* table(size_t count) { return grown(table_, count); }
     float* rows(size_t count) { return grown(rows_, count); }
     float* bias(size_t count) { return grown(bias_, count); }
+    float* slots(size_t count) { return grown(slots_, count); }
     // Of each thread for itself, a helper's too.
     float* chunk(size_t count) { return grown(chunk_, count); }
     ProductSpace products;
@@ -50,7 +51,7 @@ private:
         return of.buffer.data();
     }
     std::unique_ptr<Pool> pool_;
-    Grown weights_, table_, rows_, bias_, chunk_;
+    Grown weights_, table_, rows_, bias_, slots_, chunk_;
 };
 
 class SequenceRun {
@@ -67,9 +68,14 @@ public:
         float* hidden[2] = {space_.rows(3 * all), space_.rows(3 * all) + all};
         float* cell = hidden[0] + 2 * all;
         copy_padded(s_.first_hidden, hidden[0]);
+        make_slots(width_);
+        for (int row = 0; row < s_.batch; ++row)
+            for (int unit = 0; unit < width_; unit += LANES)
+                keep_slots(0, row, unit, load(hidden[0] + int64_t(row) * width_ + unit));
         if (s_.lstm) copy_padded(s_.first_cell, cell);
         for (int step = 0; step < s_.time; ++step)
             share(width_ / kPanel, [&](int begin, int end) {
+                const Tiles tiles;
                 for (int unit = begin; unit < end; ++unit)
                     forward_units(step, unit, hidden[step % 2], hidden[(step + 1) % 2], cell);
             });
@@ -79,6 +85,7 @@ public:
 
     void backward() {
         pack_backward();
+        make_slots(recurrent_gates());
         const int64_t all = int64_t(s_.batch) * width_;
         // The gradient of the last hidden state, in the end of the first; and what skips the product: the GRU's share
         // of the hidden state, or the LSTM's cell.
@@ -104,10 +111,12 @@ public:
         });
         for (int step = s_.time - 1; step > 0; --step)
             share(groups(), [&](int begin, int end) {
+                const Tiles tiles;
                 for (int group = begin; group < end; ++group) backward_group(step, group, nullptr);
             });
         if (s_.d_first_hidden) {
             share(groups(), [&](int begin, int end) {
+                const Tiles tiles;
                 for (int group = begin; group < end; ++group) backward_group(0, group, arriving);
             });
             copy_real(arriving, s_.d_first_hidden);
@@ -143,6 +152,27 @@ private:
     void store_units(float* to, int unit, vec value) const {
         if (unit + LANES <= s_.hidden) return store(to + unit, value);
         if (unit < s_.hidden) std::memcpy(to + unit, &value, (s_.hidden - unit) * 4);
+    }
+
+    // -- what the products of one step read: (batch, columns) in slots, of a step and of the next ----------------------
+
+    // In fp32 they read what they need where it lies.
+    void make_slots(int columns) {
+        if (kPair == 1) return;
+        slots_step_ = slots(columns) + kPanel;
+        const size_t count = size_t(s_.batch + kDown) * slots_step_;
+        slots_[0] = space_.slots(2 * count), slots_[1] = slots_[0] + count;
+        std::memset(slots_[0], 0, 2 * count * 4);
+    }
+    void keep_slots(int step, int row, int column, vec value) const {
+#if defined(INKLING_BF16)
+        store_rounded(reinterpret_cast<uint16_t*>(slots_[step & 1] + row * slots_step_) + column, value);
+#else
+        (void)step, (void)row, (void)column, (void)value;
+#endif
+    }
+    const float* slots_of(int step, int row, const float* numbers) const {
+        return kPair == 1 ? numbers : slots_[step & 1] + row * slots_step_;
     }
 
     // work(begin, end) over all of `count` units of work of one step.
@@ -201,38 +231,43 @@ private:
         return {s_.x, s_.x_row, s_.batch, s_.x_step};
     }
 
-    // [16 units][panels in groups of `side_by_side`][k][16 in each]
-    int side_by_side() const { return LANES < 16 ? 1 : s_.lstm ? 2 : 3; }
+    // [16 units][panels in groups of `side_by_side`][slot][16 in each]
+    int side_by_side() const { return kAcross == 3 && s_.lstm ? 2 : kAcross; }
     void pack_forward() {
-        const int group = side_by_side() * kPanel;
-        weights_ = space_.weights(int64_t(gates_) * width_ * s_.hidden);
-        if (width_ != s_.hidden) std::memset(weights_, 0, int64_t(gates_) * width_ * s_.hidden * 4);
+        const int group = side_by_side() * kPanel, depth = slots(s_.hidden), all = gates_ * kPanel;
+        weights_ = space_.weights(int64_t(gates_) * width_ * depth);
+        if (width_ != s_.hidden || depth * kPair != s_.hidden)
+            std::memset(weights_, 0, int64_t(gates_) * width_ * depth * 4);
         share(width_ / kPanel, [&](int begin, int end) {
             for (int panel = begin * kPanel; panel < end * kPanel; panel += kPanel)
-                // A few k at a time, so that the lines written to stay in the first cache.
-                for (int first = 0; first < s_.hidden; first += kPanel)
-                    for (int i = 0; i < gates_ * kPanel; ++i) {
-                        const int gate = i / kPanel, unit = panel + i % kPanel, last = std::min(s_.hidden, first + kPanel);
+                // A few slots at a time, so that the lines written to stay in the first cache.
+                for (int first = 0; first < depth; first += kPanel)
+                    for (int i = 0; i < all; ++i) {
+                        const int gate = i / kPanel, unit = panel + i % kPanel, last = std::min(depth, first + kPanel);
                         if (unit >= s_.hidden) continue;
-                        float* to = weights_ + (int64_t(panel) * gates_ + i / group * group) * s_.hidden + i % group;
+                        const int before = i / group * group, wide = std::min(group, all - before);
+                        float* to = weights_ + (int64_t(panel) * gates_ + before) * depth + i % group;
                         const float* from = s_.weight_hh + (int64_t(gate) * s_.hidden + unit) * s_.hidden;
-                        for (int k = first; k < last; ++k) to[int64_t(k) * group] = from[k];
+                        float few[kPanel];
+                        for (int k = first; k < last; k += LANES)
+                            store(few + k - first, load_slots(from + k * kPair, s_.hidden - k * kPair));
+                        for (int k = first; k < last; ++k) to[int64_t(k) * wide] = few[k - first];
                     }
         });
     }
 
     void forward_units(int step, int panel, const float* before, float* after, float* cell) const {
-        const int across = side_by_side(), sixteen = gates_ * kPanel;
+        const int across = side_by_side(), sixteen = gates_ * kPanel, depth = slots(s_.hidden);
         alignas(64) float sums[kDown][kGates * kPanel];
         const float* from[kDown];
         float* to[kDown];
         for (int row = 0, count; row < s_.batch; row += count) {
             count = next_rows(s_.batch - row, kDown);
-            for (int r = 0; r < count; ++r) from[r] = before + int64_t(row + r) * width_;
+            for (int r = 0; r < count; ++r) from[r] = slots_of(step, row + r, before + int64_t(row + r) * width_);
             for (int gate = 0; gate < gates_; gate += across) {
                 for (int r = 0; r < count; ++r) to[r] = sums[r] + gate * kPanel;
-                const float* weights = weights_ + (int64_t(panel) * sixteen + gate * kPanel) * s_.hidden;
-                tile_of(across, count, weights, s_.hidden, from, 1, to, false);
+                const float* weights = weights_ + (int64_t(panel) * sixteen + gate * kPanel) * depth;
+                tile_of(std::min(across, gates_ - gate), count, weights, depth, from, 1, to, false);
             }
             for (int r = 0; r < count; ++r)
                 for (int lane = 0; lane < kPanel; lane += LANES) {
@@ -241,6 +276,7 @@ private:
                     const vec value = s_.lstm ? lstm(step, row + r, unit, sums[r] + lane, cell + at)
                                               : gru(step, row + r, unit, sums[r] + lane, load(before + at));
                     store(after + at, value);
+                    keep_slots(step + 1, row + r, unit, value);
                     store_units(output(step, row + r), unit, value);
                 }
         }
@@ -287,18 +323,32 @@ private:
     int groups() const { return (width_ / kPanel + kBackAcross - 1) / kBackAcross; }
 
     void pack_backward() {
-        const int64_t depth = recurrent_gates();
+        const int64_t depth = slots(recurrent_gates());
         weights_ = space_.weights(depth * width_);
         share(groups(), [&](int begin, int end) {
             for (int column = begin * kBackAcross * kPanel; column < std::min(width_, end * kBackAcross * kPanel);
                  column += kBackAcross * kPanel) {
                 const int wide = std::min(kBackAcross * kPanel, width_ - column), real = std::min(wide, s_.hidden - column);
                 float* to = weights_ + int64_t(column) * depth;
-                for (int k = 0; k < depth; ++k, to += wide) {
-                    const int place = k / width_, unit = k % width_, copied = unit < s_.hidden ? real : 0;
-                    const float* from = s_.weight_hh + (int64_t(gate_of(place)) * s_.hidden + unit) * s_.hidden + column;
+                // The weights of a place and a unit, from the column on; none for a unit that only fills up.
+                const auto row = [&](int k) -> const float* {
+                    const int place = k / width_, unit = k % width_;
+                    if (place >= gates_ || unit >= s_.hidden) return nullptr;
+                    return s_.weight_hh + (int64_t(gate_of(place)) * s_.hidden + unit) * s_.hidden + column;
+                };
+                for (int slot = 0; slot < depth; ++slot, to += wide) {
+#if defined(INKLING_BF16)
+                    const float *first = row(slot * kPair), *second = row(slot * kPair + 1);
+                    for (int i = 0; i < wide; i += LANES) {
+                        const auto of = [&](const float* f) { return f && i < real ? load_few(f + i, real - i) : vec{}; };
+                        store(to + i, paired(of(first), of(second)));
+                    }
+#else
+                    const float* from = row(slot);
+                    const int copied = from ? real : 0;
                     if (copied) std::memcpy(to, from, copied * 4);
                     if (copied < wide) std::memset(to + copied, 0, (wide - copied) * 4);
+#endif
                 }
             }
         });
@@ -310,11 +360,11 @@ private:
         alignas(64) float sums[kDown][kBackAcross * kPanel];
         const float* from[kDown];
         float* to[kDown];
-        const int depth = recurrent_gates();
+        const int depth = slots(recurrent_gates());
         for (int row = 0, count; row < s_.batch; row += count) {
             count = next_rows(s_.batch - row, kDown);
             for (int r = 0; r < count; ++r) {
-                from[r] = kept(step, row + r);
+                from[r] = slots_of(step, row + r, kept(step, row + r));
                 to[r] = sums[r];
             }
             tile_of(wide / kPanel, count, weights_ + int64_t(column) * depth, depth, from, 1, to, false);
@@ -351,6 +401,7 @@ private:
                 for (int gate = 0; gate < kGates; ++gate) {
                     store(keep + gate * width_, gates[gate]);
                     totals[gate] += gates[gate];
+                    if (gate < gates_) keep_slots(step, one, gate * width_ + unit, gates[gate]);
                 }
                 if (s_.ids) {
                     float* entry = table_ + s_.ids[one * s_.time + step] * gates_ * width_ + unit;
@@ -446,6 +497,8 @@ private:
     Pool& pool_;
     const int width_, gates_, first_, kept_;
     const int64_t row_;
+    float* slots_[2] = {};
+    int64_t slots_step_ = 0;
     float *weights_ = nullptr, *table_ = nullptr, *bias_ = nullptr, *sums_ = nullptr, *carried_ = nullptr;
 };
 

@@ -9,8 +9,12 @@ namespace INKLING_ISA {
 
 using namespace inkling;
 
-// Of one head over all positions, computed by this thread.
+// Of the queries of one tile over all positions, computed by this thread.
 static thread_local std::vector<float> attention_shares;
+// Of one row of a matrix, converted by this thread.
+static thread_local std::vector<float> stored_row, stored_codes;
+
+constexpr int kTileQueries = 6;  // that share one reading of keys and values
 
 class Transformer final : public Kernel {
 public:
@@ -22,7 +26,8 @@ public:
           groups_(parts.kv_heads),
           head_size_(2 * parts.cosines.columns),
           head_width_(padded(head_size_)),
-          int8_(settings.int8),
+          rounds_(settings.int8 || settings.int4),
+          tied_(parts.embedding.data == parts.head.data),
           epsilon_(parts.epsilon),
           tables_(parts.tables, parts.embedding.rows, settings.slots, std::max(settings.slots, kRowsAtOnce)),
           pool_(settings.threads) {
@@ -30,26 +35,39 @@ public:
         rows = std::max(slots, kRowsAtOnce);
         vocab_size = parts.embedding.rows;
         auto copied = [](const float* from, size_t count) { return std::vector<float>(from, from + count); };
-        embedding_ = copied(parts.embedding.data, size_t(vocab_size) * size_);
         cosines_ = copied(parts.cosines.data, size_t(context_) * head_size_ / 2);
         sines_ = copied(parts.sines.data, size_t(context_) * head_size_ / 2);
         norm_ = copied(parts.norm, size_);
+        const Format format = settings.int4 ? Format::int4 : settings.int8 ? Format::int8 : Format::fp32;
         const auto plain = [](int) { return 0.0f; };
+        // One matrix, or several below each other: `place(i)` is the matrix and the row of output i.
+        const auto packed = [&](int outputs, int inputs, Format format, const auto& place, const auto& offset) {
+            const auto row = [&](int i) -> const float* {
+                const auto [matrix, index] = place(i);
+                if (!matrix) return nullptr;
+                return format == Format::int8 ? rounded_row_of(*matrix, index) : row_of(*matrix, index);
+            };
+            return Packed(outputs, inputs, format, row, offset, &arena_, &pool_);
+        };
+        const auto alone = [](const StoredMatrix& matrix) {
+            return [&matrix](int i) { return std::pair(&matrix, i); };
+        };
         int widest = 0;
         for (const auto& from : parts.blocks) {
             auto& block = blocks_.emplace_back();
             const int q = from.query.rows, kv = from.key.rows, inner = from.gate.rows;
-            block.mix = Packed(q + 2 * kv, size_, int8_, [&](int i) {
-                return i < q ? from.query.row(i) : i < q + kv ? from.key.row(i - q) : from.value.row(i - q - kv);
-            }, plain);
-            block.output = Packed(size_, q, int8_, [&](int i) { return from.output.row(i); }, plain);
+            block.mix = packed(q + 2 * kv, size_, format, [&](int i) {
+                return i < q        ? std::pair(&from.query, i)
+                       : i < q + kv ? std::pair(&from.key, i - q)
+                                    : std::pair(&from.value, i - q - kv);
+            }, [&](int i) { return from.bias ? from.bias[i] : 0.0f; });
+            block.output = packed(size_, q, format, alone(from.output), plain);
             // [16 of gate][16 of up], so that who computes the one has the other.
-            block.expand = Packed(2 * padded(inner), size_, int8_, [&](int i) -> const float* {
+            block.expand = packed(2 * padded(inner), size_, format, [&](int i) {
                 const int unit = i / (2 * kPanel) * kPanel + i % kPanel;
-                if (unit >= inner) return nullptr;
-                return i / kPanel % 2 ? from.up.row(unit) : from.gate.row(unit);
+                return std::pair(unit >= inner ? nullptr : i / kPanel % 2 ? &from.up : &from.gate, unit);
             }, plain);
-            block.down = Packed(size_, inner, int8_, [&](int i) { return from.down.row(i); }, plain);
+            block.down = packed(size_, inner, format, alone(from.down), plain);
             block.input_norm = copied(from.input_norm, size_);
             block.mlp_norm = copied(from.mlp_norm, size_);
             if (from.query_norm) {
@@ -60,7 +78,8 @@ public:
             widest = std::max({widest, block.mix.panels, block.expand.panels});
             weight_bytes += block.mix.nbytes() + block.output.nbytes() + block.expand.nbytes() + block.down.nbytes();
         }
-        head_ = Packed(vocab_size, size_, int8_, [&](int i) { return parts.head.row(i); }, plain);
+        head_ = packed(vocab_size, size_, rounds_ ? Format::int8 : Format::fp32, alone(parts.head), plain);
+        keep_embedding(parts.embedding);
         weight_bytes += head_.nbytes() + tables_.nbytes();
         stride = head_.panels * kPanel;
         out_ = Buffer<float>(size_t(rows) * stride);
@@ -71,7 +90,7 @@ public:
         raw_width_ = widest * kPanel;
         raw_ = Buffer<float>(size_t(rows) * raw_width_);
         active_ = Buffer<float>(size_t(rows) * inner_);
-        x_ = Rows(rows, std::max({width_, inner_, padded(heads_ * head_size_)}), int8_);
+        x_ = Rows(rows, std::max({width_, inner_, padded(heads_ * head_size_)}), rounds_, settings.int4);
         targets_.resize(rows);
         slot_.resize(rows);
         position_.resize(rows);
@@ -82,6 +101,8 @@ public:
         value_slot_ = L * G * context_ * head_width_;
         keys_ = Buffer<float>(slots * key_slot_);
         values_ = Buffer<float>(slots * value_slot_);
+        keys_.in_small_pages(slots * key_slot_);
+        values_.in_small_pages(slots * value_slot_);
         window_ = Buffer<int32_t>(size_t(slots) * context_);
         lengths_ = Buffer<int32_t>(slots);
         const size_t S = slots, D = head_size_;
@@ -149,7 +170,62 @@ private:
         position_[row] = lengths_[slot]++;
         tables_.place(row, slot, id);
         window_[size_t(slot) * context_ + position_[row]] = id;
-        std::memcpy(residual_.data() + size_t(row) * width_, embedding_.data() + size_t(id) * size_, size_ * 4);
+        embed(id, residual_.data() + size_t(row) * width_);
+    }
+
+    // A row of a matrix as float32; good until this thread's next call.
+    static const float* row_of(const StoredMatrix& matrix, int index) {
+        std::vector<float>& row = stored_row;
+        const size_t begin = size_t(index) * matrix.columns;
+        if (!matrix.half) return static_cast<const float*>(matrix.data) + begin;
+        row.resize(matrix.columns);
+        for (int i = 0; i < matrix.columns; ++i) row[i] = from_half(static_cast<const uint16_t*>(matrix.data)[begin + i]);
+        return row.data();
+    }
+    // The same as whole numbers from -127 to 127, and their scale; as `int8_codes` in lm.kernels.decoding.
+    static std::pair<float*, float> codes_of(const StoredMatrix& matrix, int index) {
+        std::vector<float>& codes = stored_codes;
+        const float* row = row_of(matrix, index);
+        codes.resize(matrix.columns);
+        float most = 0;
+        for (int i = 0; i < matrix.columns; ++i) most = std::max(most, std::fabs(row[i]));
+        const float inverse = most > 0 ? 127.0f / most : 0.0f;
+        for (int i = 0; i < matrix.columns; ++i) codes[i] = std::nearbyint(row[i] * inverse);
+        return {codes.data(), most / 127.0f};
+    }
+    static const float* rounded_row_of(const StoredMatrix& matrix, int index) {
+        const auto [row, scale] = codes_of(matrix, index);
+        for (int i = 0; i < matrix.columns; ++i) row[i] *= scale;
+        return row;
+    }
+
+    // Tied embeddings are looked up in the packed output matrix.
+    void keep_embedding(const StoredMatrix& from) {
+        const size_t count = size_t(vocab_size) * size_;
+        if (rounds_) {
+            embedding_scales_ = Buffer<float>(vocab_size);
+            if (!tied_) embedding_codes_ = Buffer<int8_t>(count);
+            pool_.run(vocab_size, [&](int id) {
+                const auto [codes, scale] = codes_of(from, id);
+                embedding_scales_[id] = scale;
+                if (!tied_) std::copy_n(codes, size_, embedding_codes_.data() + size_t(id) * size_);
+            });
+        } else if (!tied_) {
+            embedding_ = Buffer<float>(count);
+            pool_.run(vocab_size,
+                      [&](int id) { std::copy_n(row_of(from, id), size_, embedding_.data() + size_t(id) * size_); });
+        }
+    }
+
+    void embed(int id, float* to) const {
+        const size_t begin = size_t(id) * size_;
+        if (rounds_)
+            for (int i = 0; i < size_; ++i)
+                to[i] = (tied_ ? head_.weight(id, i) : float(embedding_codes_[begin + i])) * embedding_scales_[id];
+        else if (tied_)
+            for (int i = 0; i < size_; ++i) to[i] = head_.weight(id, i);
+        else
+            std::memcpy(to, embedding_.data() + begin, size_t(size_) * 4);
     }
 
     // The older half is forgotten, the newer half read again from position 0 on.
@@ -168,24 +244,18 @@ private:
     void run(int count) {
         for (size_t index = 0; index < blocks_.size(); ++index) {
             const Weights& block = blocks_[index];
-            norm_rows(block.input_norm, count);
+            norm_rows(block.input_norm, block.mix, count);
             x_.count = count;
             for (int row = 0; row < count; ++row) targets_[row] = raw_.data() + size_t(row) * raw_width_;
             multiply(pool_, block.mix, x_, targets_.data());
             for_rows(count, [&](int row) { keep(block, int(index), row); });
-            const int width = padded(heads_ * head_size_);
             // All rows' keys are in the cache now; a row looks at those up to its own position.
-            pool_.run(count * heads_ < 2 ? 1 : std::min(count * heads_, pool_.threads() * 4), [&](int part) {
-                const int parts = count * heads_ < 2 ? 1 : std::min(count * heads_, pool_.threads() * 4);
-                const int begin = count * heads_ * part / parts, end = count * heads_ * (part + 1) / parts;
-                for (int i = begin; i < end; ++i)
-                    attend(int(index), i / heads_, i % heads_,
-                           mixed_.data() + size_t(i / heads_) * width + size_t(i % heads_) * head_size_);
-            });
-            give(mixed_.data(), width, heads_ * head_size_, count);
+            attend_all(int(index), count);
+            const int width = padded(heads_ * head_size_);
+            give(block.output, mixed_.data(), width, count);
             add_to_residual(block.output, count);
 
-            norm_rows(block.mlp_norm, count);
+            norm_rows(block.mlp_norm, block.expand, count);
             multiply(pool_, block.expand, x_, targets_.data(), 2, [&](int begin, int end) {
                 for (int row = 0; row < count; ++row) {
                     const float* raw = targets_[row];
@@ -198,13 +268,13 @@ private:
                         }
                 }
             });
-            give(active_.data(), inner_, block.down.inputs, count);
+            give(block.down, active_.data(), inner_, count);
             add_to_residual(block.down, count);
         }
     }
 
     void head(int first, int count) {
-        norm_rows(norm_, count, first);
+        norm_rows(norm_, head_, count, first);
         for (int row = 0; row < count; ++row) targets_[row] = logits + size_t(row) * stride;
         multiply(pool_, head_, x_, targets_.data());
         for (int row = 0; row < count; ++row) tables_.add(first + row, targets_[row]);
@@ -223,10 +293,10 @@ private:
     }
 
     // Hands rows to the next product.
-    void give(const float* from, int stride, int inputs, int count) {
+    void give(const Packed& w, const float* from, int stride, int count) {
         x_.count = count;
         for (int row = 0; row < count; ++row) x_.set(row, from + size_t(row) * stride);
-        if (int8_) for_rows(count, [&](int row) { x_.quantize(row, inputs); });
+        if (rounds_) for_rows(count, [&](int row) { x_.quantize(row, w); });
     }
 
     void add_to_residual(const Packed& w, int count) {
@@ -240,13 +310,13 @@ private:
         });
     }
 
-    void norm_rows(const std::vector<float>& gain, int count, int first = 0) {
+    void norm_rows(const std::vector<float>& gain, const Packed& w, int count, int first = 0) {
         x_.count = count;
         for_rows(count, [&](int row) {
             float* to = normed_.data() + size_t(row) * width_;
             norm(residual_.data() + size_t(first + row) * width_, to, gain.data(), size_);
             x_.set(row, to);
-            if (int8_) x_.quantize(row, size_);
+            if (rounds_) x_.quantize(row, w);
         });
     }
 
@@ -298,75 +368,157 @@ private:
         return values_.data() + slot * value_slot_ + (size_t(layer) * groups_ + group) * context_ * head_width_;
     }
 
-    void attend(int layer, int row, int head, float* to) const {
-        const float* query = raw_.data() + size_t(row) * raw_width_ + size_t(head) * head_size_;
-        const int group = head / (heads_ / groups_), count = position_[row] + 1;
-        const float *keys = keys_at(slot_[row], layer, group), *values = values_at(slot_[row], layer, group);
-        const int panels = (count + kPanel - 1) / kPanel;
-        const float scale = 1.0f / std::sqrt(float(head_size_));
-        if (attention_shares.size() < size_t(panels_) * kPanel) attention_shares.resize(size_t(panels_) * kPanel);
-        float* const shares = attention_shares.data();
+    // Queries that read the same keys and values are computed together: heads of a group, and rows of one text.
+    struct Tile {
+        int row, rows, head, heads;
+    };
 
+    void attend_all(int layer, int count) {
+        const int shared = heads_ / groups_;
+        tiles_.clear();
+        for (int row = 0, many; row < count; row += many) {
+            many = 1;
+            while (row + many < count && slot_[row + many] == slot_[row] && (many + 1) * shared <= kTileQueries) ++many;
+            // One row alone is cut into its heads, of which all threads get some.
+            const int heads = count == 1 && pool_.threads() > 1 ? 1 : std::min(shared, kTileQueries);
+            for (int group = 0; group < groups_; ++group)
+                for (int head = 0; head < shared; head += heads)
+                    tiles_.push_back({row, many, group * shared + head, std::min(heads, shared - head)});
+        }
+        const int all = int(tiles_.size()), parts = all < 2 ? 1 : std::min(all, pool_.threads() * 4);
+        pool_.run(parts, [&](int part) {
+            for (int i = all * part / parts; i < all * (part + 1) / parts; ++i) attend(layer, tiles_[i]);
+        });
+    }
+
+    void attend(int layer, const Tile& tile) const {
+        switch (tile.rows * tile.heads) {
+            case 1: attend<1>(layer, tile); break;
+            case 2: attend<2>(layer, tile); break;
+            case 3: attend<3>(layer, tile); break;
+            case 4: attend<4>(layer, tile); break;
+            case 5: attend<5>(layer, tile); break;
+            case 6: attend<6>(layer, tile); break;
+        }
+    }
+
+    template <int Q>
+    void attend(int layer, const Tile& tile) const {
+        const float* queries[Q];
+        float* to[Q];
+        float* shares[Q];
+        int counts[Q], count = 0;
+        const int width = padded(heads_ * head_size_);
+        for (int q = 0; q < Q; ++q) {
+            const int row = tile.row + q / tile.heads, head = tile.head + q % tile.heads;
+            queries[q] = raw_.data() + size_t(row) * raw_width_ + size_t(head) * head_size_;
+            to[q] = mixed_.data() + size_t(row) * width + size_t(head) * head_size_;
+            counts[q] = position_[row] + 1;
+            count = std::max(count, counts[q]);
+        }
+        const int slot = slot_[tile.row], group = tile.head / (heads_ / groups_);
+        const float *keys = keys_at(slot, layer, group), *values = values_at(slot, layer, group);
+        const int panels = (count + kPanel - 1) / kPanel;
+        const size_t held = size_t(panels) * kPanel;
+        if (attention_shares.size() < held * kTileQueries) attention_shares.resize(held * kTileQueries);
+        for (int q = 0; q < Q; ++q) shares[q] = attention_shares.data() + q * held;
+
+        const float scale = 1.0f / std::sqrt(float(head_size_));
+        constexpr int kWideScore = Q == 1 ? 4 : LANES == 16 ? (Q <= 3 ? 4 : 2) : 1;
         int panel = 0;
-        for (; panel + 4 <= panels; panel += 4) score<4>(query, keys, panel, scale, shares);
-        for (; panel < panels; ++panel) score<1>(query, keys, panel, scale, shares);
+        for (; panel + kWideScore <= panels; panel += kWideScore)
+            score<kWideScore, Q>(queries, keys, panel, scale, shares);
+        for (; panel < panels; ++panel) score<1, Q>(queries, keys, panel, scale, shares);
+        float inverse[Q];
+        for (int q = 0; q < Q; ++q) inverse[q] = soften(shares[q], counts[q], count);
+        constexpr int kWideBlend = Q == 1 ? 4 : LANES == 16 ? 2 : 1;
+        int at = 0;
+        for (; at + kWideBlend * LANES <= head_width_; at += kWideBlend * LANES)
+            blend<kWideBlend, Q>(values, shares, count, inverse, at, to);
+        for (; at < head_width_; at += LANES) blend<1, Q>(values, shares, count, inverse, at, to);
+    }
+
+    template <int P, int Q>
+    void score(const float* const* queries, const float* keys, int panel, float scale, float* const* shares) const {
+        vec sums[P * kParts][Q] = {};
+        const float* from = keys + size_t(panel) * head_size_ * kPanel;
+        const size_t next = size_t(head_size_) * kPanel;
+        for (int i = 0; i < head_size_; ++i) {
+            vec key[P * kParts];
+#pragma GCC unroll 16
+            for (int p = 0; p < P * kParts; ++p)
+                key[p] = load(from + (p / kParts) * next + i * kPanel + (p % kParts) * LANES);
+#pragma GCC unroll 6
+            for (int q = 0; q < Q; ++q) {
+                const vec query = spread(queries[q][i]);
+#pragma GCC unroll 16
+                for (int p = 0; p < P * kParts; ++p) sums[p][q] += key[p] * query;
+            }
+        }
+#pragma GCC unroll 6
+        for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 16
+            for (int p = 0; p < P * kParts; ++p) store(shares[q] + panel * kPanel + p * LANES, sums[p][q] * scale);
+    }
+
+    // exp(score - largest) of the first `count` scores, and zeros up to `all`; 1 / their sum.
+    static float soften(float* shares, int count, int all) {
+        const int end = padded(count);
         float most = shares[0];
         for (int t = 1; t < count; ++t) most = std::max(most, shares[t]);
-        for (int t = count; t < panels * kPanel; ++t) shares[t] = -1e30f;
+        for (int t = count; t < end; ++t) shares[t] = -1e30f;
         vec sums[kParts] = {};
-        for (int t = 0; t < panels * kPanel; t += kPanel)
+        for (int t = 0; t < end; t += kPanel)
             for (int part = 0; part < kParts; ++part) {
                 const vec share = exp(load(shares + t + part * LANES) - most);
                 store(shares + t + part * LANES, share);
                 sums[part] += share;
             }
+        for (int t = count; t < all; ++t) shares[t] = 0;
         alignas(64) float lanes[kPanel];
         for (int part = 0; part < kParts; ++part) store(lanes + part * LANES, sums[part]);
-        const float inverse = 1.0f / add_lanes(lanes);
-        int at = 0;
-        for (; at + 4 * LANES <= head_width_; at += 4 * LANES) blend<4>(values, shares, count, inverse, at, to);
-        for (; at < head_width_; at += LANES) blend<1>(values, shares, count, inverse, at, to);
-    }
-
-    template <int P>
-    void score(const float* query, const float* keys, int panel, float scale, float* shares) const {
-        vec sums[P * kParts] = {};
-        const float* from = keys + size_t(panel) * head_size_ * kPanel;
-        const size_t next = size_t(head_size_) * kPanel;
-        for (int i = 0; i < head_size_; ++i)
-#pragma GCC unroll 16
-            for (int p = 0; p < P * kParts; ++p)
-                sums[p] += load(from + (p / kParts) * next + i * kPanel + (p % kParts) * LANES) * spread(query[i]);
-#pragma GCC unroll 16
-        for (int p = 0; p < P * kParts; ++p) store(shares + panel * kPanel + p * LANES, sums[p] * scale);
+        return 1.0f / add_lanes(lanes);
     }
 
     // Values weighted by their shares, even and odd positions apart.
-    template <int P>
-    void blend(const float* values, const float* shares, int count, float inverse, int at, float* to) const {
-        vec even[P] = {}, odd[P] = {};
-        int t = 0;
-        for (; t + 2 <= count; t += 2)
+    template <int P, int Q>
+    void blend(const float* values, const float* const* shares, int count, const float* inverse, int at,
+               float* const* to) const {
+        vec even[P][Q] = {}, odd[P][Q] = {};
+        const auto add = [&](int t, vec(&sums)[P][Q]) {
+            vec value[P];
 #pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) {
-                even[p] += load(values + size_t(t) * head_width_ + at + p * LANES) * spread(shares[t]);
-                odd[p] += load(values + size_t(t + 1) * head_width_ + at + p * LANES) * spread(shares[t + 1]);
+            for (int p = 0; p < P; ++p) value[p] = load(values + size_t(t) * head_width_ + at + p * LANES);
+#pragma GCC unroll 6
+            for (int q = 0; q < Q; ++q) {
+                const vec share = spread(shares[q][t]);
+#pragma GCC unroll 8
+                for (int p = 0; p < P; ++p) sums[p][q] += value[p] * share;
             }
-        if (t < count)
-            for (int p = 0; p < P; ++p)
-                even[p] += load(values + size_t(t) * head_width_ + at + p * LANES) * spread(shares[t]);
+        };
+        int t = 0;
+        for (; t + 2 <= count; t += 2) {
+            add(t, even);
+            add(t + 1, odd);
+        }
+        if (t < count) add(t, even);
         alignas(64) float sums[P * LANES];
-        for (int p = 0; p < P; ++p) store(sums + p * LANES, (even[p] + odd[p]) * inverse);
-        // A head's last lanes may lie beyond its own width.
-        std::memcpy(to + at, sums, std::min(P * LANES, std::max(0, head_size_ - at)) * 4);
+        for (int q = 0; q < Q; ++q) {
+            for (int p = 0; p < P; ++p) store(sums + p * LANES, (even[p][q] + odd[p][q]) * inverse[q]);
+            // A head's last lanes may lie beyond its own width.
+            std::memcpy(to[q] + at, sums, std::min(P * LANES, std::max(0, head_size_ - at)) * 4);
+        }
     }
 
     const int context_, size_, width_, heads_, groups_, head_size_, head_width_;
-    const bool int8_;
+    const bool rounds_, tied_;
     const float epsilon_;
     int inner_ = 0, raw_width_ = 0, panels_ = 0;
     size_t key_slot_ = 0, value_slot_ = 0;
-    std::vector<float> embedding_, cosines_, sines_, norm_;
+    Arena arena_;
+    std::vector<float> cosines_, sines_, norm_;
+    Buffer<float> embedding_, embedding_scales_;
+    Buffer<int8_t> embedding_codes_;
     std::vector<Weights> blocks_;
     Packed head_;
     Buffer<float> out_, residual_, normed_, mixed_, raw_, active_, keys_, values_;
@@ -375,6 +527,7 @@ private:
     Tables tables_;
     std::vector<float*> targets_;
     std::vector<int> slot_, position_;
+    std::vector<Tile> tiles_;
     Pool pool_;
 };
 

