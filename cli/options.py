@@ -48,7 +48,7 @@ RunName = Annotated[
     str | None,
     typer.Argument(
         metavar="[RUN]",
-        help="Name or path of a run, NAME@last or NAME@step-500. Default: the newest run.",
+        help="Name or path of a run, NAME@last, NAME@step-500 or RUN+ADAPTER. Default: the newest run.",
         show_default=False,
     ),
 ]
