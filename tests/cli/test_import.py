@@ -16,8 +16,10 @@ Lm = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny GGUF file."""
-    return save_gguf(make_model("llama"), tmp_path_factory.mktemp("elsewhere") / "tiny.gguf", "Q8_0")
+    """A tiny GGUF file of a model that predicts about as well as chance."""
+    model = make_model("llama")
+    model.model.embed_tokens.weight.data *= 0.1
+    return save_gguf(model, tmp_path_factory.mktemp("elsewhere") / "tiny.gguf", "Q8_0")
 
 
 def test_an_imported_run_is_listed_shown_measured_and_sampled(lm: Lm, source: Path, tmp_path: Path) -> None:
