@@ -181,7 +181,7 @@ def with_flags(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command more flags; it gets what `collect` makes of their values as `name`.
 
-    The new flags stand after the command's first own flag; with `last`, after all of its own.
+    The new flags stand after the command's first own flag; with `last`, after all others of the command.
     """
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
