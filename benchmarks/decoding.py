@@ -170,7 +170,11 @@ def requests(decoder: Decoder, batch: int, tokens: int) -> Callable[[], float]:
 
     def run() -> float:
         generations = [
-            engine.submit(Request(prompt, SamplingOptions(top_k=40, temperature=0.8, max_tokens=tokens, seed=seed, ignore_eos=True)))
+            engine.submit(
+                Request(
+                    prompt, SamplingOptions(top_k=40, temperature=0.8, max_tokens=tokens, seed=seed, ignore_eos=True)
+                )
+            )
             for seed in range(batch)
         ]
         every = 1 if batch == 1 else 16
