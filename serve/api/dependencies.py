@@ -29,7 +29,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 STREAMED: dict[int | str, dict[str, Any]] = {
     **ERRORS,
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"content": {"text/event-stream": {}}},
 }
 """`ERRORS`, and that the answer may be server-sent events."""
 
