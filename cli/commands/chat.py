@@ -192,6 +192,7 @@ def _reply(
     talk: Conversation, run: Run, line: str, unknown: UnknownPolicy | None, turns: TemplateTurns | None
 ) -> Sequence[int]:
     """Print the reply to a line; returns the tokens that the model read before it."""
+    ids: Sequence[int]
     if turns is None:
         ids, from_begin = run.encode_prompt(line + run.newline, unknown).tolist(), False
     else:
