@@ -69,7 +69,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
             folder / "config.json",
             {"architectures": [model.architecture], **model.config, **tokens, "dtype": str(dtype).split(".")[1]},
         )
-        sampling = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200, "bos_token_id": start}
+        sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200, "bos_token_id": start}
         if ends is not None:
             sampling["eos_token_id"] = ends
         _write(folder / "generation_config.json", sampling)
