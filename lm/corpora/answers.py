@@ -165,7 +165,7 @@ def beginning(split: TokenSplit, tokens: int | None) -> tuple[Ids, Marks | None]
 
     Args:
         split: of a corpus.
-        tokens: how many, beside the first start token; None: all.
+        tokens: how many, without the first start token; None: all.
     """
     if tokens is None or tokens >= len(split.ids) - 1:
         return split.ids, split.marks
