@@ -78,7 +78,7 @@ def print_report(screen: Console, report: Report) -> None:
 
 
 def _print_fine_tuning(screen: Console, found: FineTuning) -> None:
-    """Print the fine-tuned run beside its base, runs from scratch and the floor."""
+    """Print the fine-tuned run, its base, the best run from scratch and the floor."""
     from lm.runs.card import figure
 
     screen.print("[bold]fine-tuning[/bold], bits per byte of the same text")
