@@ -44,6 +44,7 @@ from lm.kernels.dispatch import only_torch
 from lm.models.huggingface import HuggingFaceModel
 from lm.models.layout import Stage, Symbol
 from lm.models.profiled_parts import LOSS, run_part
+from lm.models.target_scores import TargetScores, scores_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -308,6 +309,25 @@ class LanguageModel(nn.Module, ABC):
         objective, nats = run_part(LOSS, cross_entropies, logits, targets, smoothing, self.loss_dtype, soft)
         return TrainingLoss(objective, nats, state, logits.detach)
 
+    def target_scores(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[TargetScores, State]:
+        """The scores of targets, and the state after `ids`; overridden if that needs fewer logits than `forward`.
+
+        Args:
+            ids: (B, T) int64.
+            targets: (R, S) int64 after the last S tokens of the first R rows.
+            state: as for `forward`.
+
+        Returns:
+            The scores of the R · S targets, and the state of B rows.
+        """
+        logits, state = self(ids, state)
+        return scores_of(scored_part(logits, targets).flatten(0, 1), targets.flatten()), state
+
+    @property
+    def logits_per_target(self) -> int:
+        """Logits that `target_scores` has in memory for each token."""
+        return self.vocab_size
+
     def host_inputs(
         self, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64] | None = None
     ) -> dict[str, Tensor]:
@@ -506,6 +526,12 @@ def shard_like(example: Any, array: npt.NDArray[Any]) -> Tensor:
     return DTensor.from_local(
         own, example.device_mesh, example.placements, run_check=False, shape=example.shape, stride=example.stride()
     )
+
+
+def scored_part(values: Tensor, targets: Tensor) -> Tensor:
+    """Those of values (B, T, ...) that belong to targets (R, S): the last S of the first R rows."""
+    rows, length = targets.shape
+    return values[:rows, values.shape[1] - length :]
 
 
 def cross_entropies(
