@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,16 +54,18 @@ def main() -> None:
             training = config.training.model_copy(update={"device": "cpu"})
             turn = trainer_turns(config.model, training, prepared, TURN_SECONDS)
             turn()
-            shares = []
+            shares, others = [], 0.0
             for _ in range(given.rounds):
-                quiet, beside = undisturbed(turn), undisturbed(lambda turn=turn: beside_busy(turn))  # type: ignore[misc]
-                shares.append(beside / quiet)
+                quiet, beside = undisturbed(turn), undisturbed(partial(beside_busy, turn))
+                shares.append(beside[1] / quiet[1])
+                others = max(others, quiet[0], beside[0])
             share = statistics.median(shares)
-            say(f"{preset}: {share:.0%} ({min(shares):.0%} to {max(shares):.0%}), target {TARGET:.0%}")
+            note = "" if others < MAX_OTHERS else f"; of no use: other programs used {others:.1f} CPUs"
+            say(f"{preset}: {share:.0%} ({min(shares):.0%} to {max(shares):.0%}), target {TARGET:.0%}{note}")
 
 
-def undisturbed(turn: Callable[[], float]) -> float:
-    """The figure of the turn in which other programs used the least CPU, of at most `TRIES`."""
+def undisturbed(turn: Callable[[], float]) -> tuple[float, float]:
+    """CPUs that other programs used in a turn, and its figure: of the turn with the least, of at most `TRIES`."""
     found = []
     for _ in range(TRIES):
         used, own, begun = _used_by_all(), _used_by_us(), time.perf_counter()
@@ -71,7 +74,7 @@ def undisturbed(turn: Callable[[], float]) -> float:
         found.append((others, figure))
         if others < MAX_OTHERS:
             break
-    return min(found)[1]
+    return min(found)
 
 
 def beside_busy(turn: Callable[[], float]) -> float:

@@ -18,4 +18,4 @@ def test_the_turn_that_others_disturbed_least_counts(monkeypatch):
     monkeypatch.setattr(load, "_used_by_all", lambda: next(used))
     monkeypatch.setattr(load, "_used_by_us", lambda: 0.0)
     figures = iter([1.0, 2.0, 3.0])
-    assert load.undisturbed(lambda: next(figures)) == 2.0
+    assert load.undisturbed(lambda: next(figures))[1] == 2.0
