@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,13 +70,13 @@ def peaks() -> dict[str, float]:
 def _rates(dtype: torch.dtype) -> Iterator[float]:
     for rows, depth, columns in SIZES:
         left, right = torch.randn(rows, depth).to(dtype), torch.randn(depth, columns).to(dtype)
-        out = torch.empty(rows, columns, dtype=dtype)
-        yield _rate(lambda a=left, b=right, c=out: torch.mm(a, b, out=c), flops(rows, depth, columns))
+        out, operations = torch.empty(rows, columns, dtype=dtype), flops(rows, depth, columns)
+        yield _rate(partial(torch.mm, left, right, out=out), operations)
         # B with contiguous columns, as weights have it.
         turned: Tensor = right.T.contiguous().T
-        yield _rate(lambda a=left, b=turned, c=out: torch.mm(a, b, out=c), flops(rows, depth, columns))
+        yield _rate(partial(torch.mm, left, turned, out=out), operations)
         if dtype == torch.float32 and native() is not None:
-            yield _rate(lambda a=left, b=right: product(a, b), flops(rows, depth, columns))
+            yield _rate(partial(product, left, right), operations)
 
 
 def _rate(multiply: Callable[[], Any], operations: int) -> float:
