@@ -264,7 +264,7 @@ def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds
     fixed, token_bytes, tried = _extrapolated(train, sizes, memory, available, seconds)
     step_bytes = fixed + token_bytes * all_rows * length
     shortest = max(8 * VALIDATION_ROWS, model.context_length or 0)
-    sizes = list(_doubled(shortest, tokens_at_once(model.vocab_size, step.device)))
+    sizes = list(_doubled(shortest, tokens_at_once(model.logits_per_target, step.device)))
     base, scored_bytes, _ = _extrapolated(evaluate, sizes, memory, available, seconds / 2)
     evaluation_bytes = base + scored_bytes * sizes[-1]
     saved = memory.blocks_of([*model.saved_tensors().values(), *state_tensors(step.optimizers)])
