@@ -18,6 +18,7 @@ from lm.interop.exported import (
     MAX_DIFFERENCE,
     Exported,
     ExportPrecision,
+    OpenedModel,
     Proof,
     new_folder,
     proof_text,
@@ -91,14 +92,12 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
     return proof.exported(path, "hf", precision, size, notes)
 
 
-class _Opened(torch.nn.Module):
-    """A model of transformers with the parts of `LanguageModel` that `score` uses."""
+class _Opened(OpenedModel):
+    """A model in transformers."""
 
     def __init__(self, model: Any, context_length: int | None) -> None:
-        super().__init__()
+        super().__init__(model.config.vocab_size, context_length)
         self.model = model
-        self.context_length = context_length
-        self.vocab_size = model.config.vocab_size
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         return self.model(ids, use_cache=False).logits, State({})
