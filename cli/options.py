@@ -48,7 +48,7 @@ RunName = Annotated[
     str | None,
     typer.Argument(
         metavar="[RUN]",
-        help="Name or path of a run, NAME@last or NAME@step-500. Default: the newest run.",
+        help="Name or path of a run, NAME@last, NAME@step-500 or RUN+ADAPTER. Default: the newest run.",
         show_default=False,
     ),
 ]
@@ -186,7 +186,7 @@ def with_flags(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command more flags; it gets what `collect` makes of their values as `name`.
 
-    The new flags stand after the command's first own flag; with `last`, after all of its own.
+    The new flags stand after the command's first own flag; with `last`, after all that it declares.
     """
 
     def add(command: Callable[..., None]) -> Callable[..., None]:

@@ -78,7 +78,7 @@ def print_report(screen: Console, report: Report) -> None:
 
 
 def _print_fine_tuning(screen: Console, found: FineTuning) -> None:
-    """Print the fine-tuned run beside its base, runs from scratch and the floor."""
+    """Print the fine-tuned run, its base, the best run from scratch and the floor."""
     from lm.runs.card import figure
 
     screen.print("[bold]fine-tuning[/bold], bits per byte of the same text")
@@ -143,7 +143,8 @@ def _memory_facts(fit: Fit) -> list[tuple[str, str, str]]:
         ("fixed", size(fit.state_bytes), "weights, gradients and moments"),
     ]
     if fit.step_bytes is not None:
-        source = "measured" if fit.tried_rows == fit.batch_size else f"estimated from up to {fit.tried_rows} rows"
+        tried = f"up to {fit.tried_rows} rows" if fit.tried_rows else "a part of a row"
+        source = "measured" if fit.tried_rows == fit.batch_size else f"estimated from {tried}"
         on_host = "" if fit.device == "cpu" else ", on the host"
         rows += [
             ("one row", size(fit.row_bytes), f"{fit.bptt:,} tokens, saved for backward"),

@@ -195,6 +195,7 @@ def _reply(
     """Print the reply to a line; returns the tokens that the model read before it."""
     from lm.tokenizers.turns import BLANK_LINE
 
+    ids: Sequence[int]
     if turns is None:
         ids, from_begin = run.encode_prompt(line + run.newline, unknown).tolist(), False
     else:

@@ -165,7 +165,7 @@ def beginning(split: TokenSplit, tokens: int | None) -> tuple[Ids, Marks | None]
 
     Args:
         split: of a corpus.
-        tokens: how many, beside the first start token; None: all.
+        tokens: how many, without the first start token; None: all.
     """
     if tokens is None or tokens >= len(split.ids) - 1:
         return split.ids, split.marks
@@ -173,7 +173,7 @@ def beginning(split: TokenSplit, tokens: int | None) -> tuple[Ids, Marks | None]
         return split.ids[: tokens + 1], None
     begins = np.append(np.flatnonzero(np.asarray(split.marks) == START), len(split.ids))
     # At least one conversation.
-    end = int(begins[max(1, np.searchsorted(begins, tokens + 1, side="right") - 1)])
+    end = int(begins[max(1, int(np.searchsorted(begins, tokens + 1, side="right")) - 1)])
     return split.ids[:end], split.marks[:end]
 
 

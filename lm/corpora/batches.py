@@ -185,10 +185,10 @@ class ShuffledWindows(Batches):
 
 
 class ConversationBatches(Batches):
-    """Conversations, each in a row of its own, so that no conversation is context of another one.
+    """Conversations, one in each row, so that no conversation is context of another one.
 
-    Only answers are targets that count. A row is as long as the longest conversation beside it; conversations of about
-    the same length share a batch. A batch has about `batch_size` · `bptt` tokens: many short rows, or few long ones.
+    Only answers are targets that count. All rows of a batch are as long as its longest conversation; those of about the
+    same length share a batch. A batch has about `batch_size` · `bptt` tokens: many short rows, or few long ones.
     A conversation longer than `longest` tokens is cut there; the parts without answers are left out. The order and
     who shares a batch are new in each epoch; the number of batches is the same.
 

@@ -107,8 +107,10 @@ def read_turns(row: dict[str, Any]) -> tuple[Turn, ...] | str:
         return f"it has no {'prompt' if prompt is None else 'completion'}"
     else:
         before, after = _side(prompt, "prompt", "user"), _side(completion, "completion", "assistant")
-        if isinstance(before, str) or isinstance(after, str):
-            return before if isinstance(before, str) else after
+        if isinstance(before, str):
+            return before
+        if isinstance(after, str):
+            return after
         turns = [*(Turn(turn.role, turn.content) for turn in before), *after]
     if isinstance(turns, str):
         return turns

@@ -63,7 +63,7 @@ def open_corpus(config: CorpusConfig, *, data_dir: Path | None = None, progress:
         MissingExtraError: a codec is not installed.
     """
     if not config.source:
-        raise CorpusError("There is no text: an imported run has no corpus of its own, so give one.")
+        raise CorpusError("There is no text: an imported run has no corpus, so give one.")
     corpus = _open(config, data_dir, progress or silent)
     if not config.dedupe:
         return corpus

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lm.corpora.answers import ANSWER
@@ -35,6 +34,7 @@ from lm.device import Precision, computing, memory_bytes, to_device
 from lm.evaluation.per_token import Scored, Watcher
 from lm.evaluation.score_sums import Scores
 from lm.models.base import LanguageModel, State
+from lm.models.target_scores import TargetScores, scores_of
 
 __all__ = ["Piece", "Scores", "pieces", "score"]
 
@@ -52,12 +52,12 @@ SCORED_PER_WARM_UP = 4
 Ids = npt.NDArray[Any]
 
 
-def tokens_at_once(vocab_size: int, device: torch.device) -> int:
-    """Tokens that run through a model together; a longer window still runs whole."""
+def tokens_at_once(width: int, device: torch.device) -> int:
+    """Tokens, each with `width` logits, that run through a model together; a longer window still runs whole."""
     if device.type == "cpu":
-        return max(1, min(MAX_TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size))
+        return max(1, min(MAX_TOKENS_AT_ONCE, LOGITS_AT_ONCE // width))
     logits = min(GPU_LOGITS_AT_ONCE, int(memory_bytes(device) * LOGITS_SHARE))
-    return max(1, min(MAX_GPU_TOKENS_AT_ONCE, logits // vocab_size))
+    return max(1, min(MAX_GPU_TOKENS_AT_ONCE, logits // width))
 
 
 @dataclass
@@ -128,7 +128,8 @@ def score(
     """
     count = len(ids) - 1
     device = next(model.parameters(), torch.empty(0)).device
-    at_once = tokens_at_once(model.vocab_size, device)
+    every_logit = bool(watchers) or marks is not None
+    at_once = tokens_at_once(model.vocab_size if every_logit else model.logits_per_target, device)
     context = model.context_length
     if marks is not None:
         learned = int(np.count_nonzero(np.asarray(marks) == ANSWER))
@@ -163,20 +164,24 @@ def score(
                 elif piece.keep_row is not None and state is not None:
                     state = state.select([piece.keep_row])
                 inputs, targets = (to_device(part.astype(np.int64), device) for part in (piece.inputs, piece.targets))
-                logits, state = model(inputs, state)
+                scored: Any = slice(piece.scored_rows), slice(piece.skip, None)
+                if piece.scored is not None:
+                    # In the order of the text.
+                    scored = np.nonzero(piece.scored)
+                if every_logit:
+                    logits, state = model(inputs, state)
+                    flat, flat_targets = logits[scored].reshape(-1, logits.shape[-1]).float(), targets[scored].flatten()
+                    found = scores_of(flat, flat_targets)
+                else:
+                    found, state = model.target_scores(inputs, targets[scored], state)
                 if piece.counts:
-                    scored: Any = slice(piece.scored_rows), slice(piece.skip, None)
-                    if piece.scored is not None:
-                        # In the order of the text.
-                        scored = np.nonzero(piece.scored)
-                    nats = pending.add(logits[scored], targets[scored], piece.targets[scored])
+                    pending.add(found, piece.targets[scored])
                     if watchers:
-                        flat = logits[scored].reshape(-1, logits.shape[-1]).float()
-                        just_scored = Scored(flat, targets[scored].reshape(-1), nats)
+                        just_scored = Scored(flat, flat_targets, found.nats)
                         for watcher in watchers:
                             watcher(just_scored)
-                    if device.type == "cpu" or pending.tokens >= MAX_PENDING_TOKENS:
-                        pending.move_to(scores)
+                if device.type == "cpu" or pending.tokens >= MAX_PENDING_TOKENS:
+                    pending.move_to(scores)
                 if progress is not None:
                     progress(min((scores.tokens + pending.tokens) * share[1], count), count)
             pending.move_to(scores)
@@ -198,15 +203,12 @@ class _PendingNats:
         self._targets: list[Ids] = []
         self.tokens = 0
 
-    def add(self, logits: Tensor, targets: Tensor, host_targets: Ids) -> Tensor:
-        """Add tokens (B, T) with logits (B, T, V), the targets on both sides; returns their nats (B · T,) float32."""
-        logits, targets = logits.float().reshape(-1, logits.shape[-1]), targets.reshape(-1)
-        nats = F.cross_entropy(logits, targets, reduction="none")
+    def add(self, found: TargetScores, targets: Ids) -> None:
+        """Add the scores of targets, any shape."""
         # One tensor, so that there is one transfer; ranks below 2^24 are exact in float32.
-        self._parts.append(torch.stack([nats, _ranks(logits, targets).float()]))
-        self._targets.append(host_targets.reshape(-1))
-        self.tokens += targets.numel()
-        return nats
+        self._parts.append(torch.stack([found.nats, found.ranks.float()]))
+        self._targets.append(targets.reshape(-1))
+        self.tokens += targets.size
 
     def move_to(self, scores: Scores) -> None:
         """Add all tokens to the sums, and forget them."""
@@ -225,25 +227,6 @@ class _PendingNats:
             if self._each is not None:
                 self._each(nats.numpy())
         self._parts, self._targets, self.tokens = [], [], 0
-
-
-def _ranks(logits: Tensor, targets: Tensor) -> Tensor:
-    """The rank (N,) of each target by its logits (N, V); on the CPU at most 5.
-
-    It is the number of tokens that have a greater logit, or an equal one and a lower id.
-    """
-    own = logits.gather(1, targets[:, None])
-    if not logits.is_cpu:
-        # More work than below, but the host need not wait for the number of ties.
-        lower = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
-        return ((logits > own) | ((logits == own) & lower)).sum(dim=1)
-    first = logits.topk(min(5, logits.shape[1]), dim=1).values
-    rank = (first > own).sum(dim=1)
-    tied = (((first == own).sum(dim=1) > 1) | (first[:, -1:] == own)[:, 0]).nonzero()[:, 0]
-    if len(tied):
-        lower = torch.arange(logits.shape[1]) < targets[tied, None]
-        rank[tied] += ((logits[tied] == own[tied]) & lower).sum(dim=1)
-    return rank
 
 
 def _carried(ids: Ids, rows: int, time: int, share: tuple[int, int], warm_up: int = 0) -> Iterator[Piece]:

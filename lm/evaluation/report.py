@@ -50,13 +50,13 @@ class Floor:
 
 
 class FineTuning(Options):
-    """A fine-tuned run beside others on the same held-out text, in bits per byte."""
+    """A fine-tuned run compared with others on the same held-out text, in bits per byte."""
 
     base: str = Field(description="The run and checkpoint that it started from.")
     base_bits_per_byte: float | None = Field(None, description="Of the base. Null if it was not measured.")
     tuned_bits_per_byte: float | None = Field(None, description="Of the fine-tuned run.")
     scratch: str | None = Field(
-        None, description="The best run from scratch on the same corpus, among the runs beside this one. Null if none."
+        None, description="The best run from scratch on the same corpus, in the same folder of runs. Null if none."
     )
     scratch_bits_per_byte: float | None = Field(None, description="Of that run.")
     floor_bits_per_byte: float | None = Field(None, description="Of n-gram counts of the training text.")

@@ -39,7 +39,9 @@ class TemplateTurns:
         """Remove all messages."""
         self._messages = [_message("user", "a"), _message("assistant", "b")] if self._continues else []
         self._first = len(self._messages)
-        self._read = self._tokenizer.render_chat(self._messages, add_generation_prompt=False) if self._first else ""
+        self._read: str | None = ""
+        if self._first:
+            self._read = self._tokenizer.render_chat(self._messages, add_generation_prompt=False)
         self._before: list[str | None] = []
 
     def user(self, text: str) -> Turn:

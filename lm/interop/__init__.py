@@ -1,4 +1,6 @@
-"""Models for other programs: each format is one file, which writes the model and proves it in the other program.
+"""Models for other programs and from elsewhere.
+
+Each format of an export is one file, which writes the model and proves it in the other program.
 
 formats.py        the formats, by name
 exported.py       what every export returns; text and tokens of the proof
@@ -7,5 +9,10 @@ gguf.py           a folder for llama.cpp and Ollama
 onnx.py           a folder for ONNX Runtime
 html.py           one page that runs the model in a browser
 push.py           an export on the Hugging Face Hub
-imported.py       models from elsewhere as runs: architectures.py, gguf_file.py, model_folder.py, hub.py
+
+imported.py       a model from elsewhere as a run
+architectures.py  what can be imported, and as which options
+model_folder.py   a folder of transformers
+hub.py            its download
+gguf_file.py      a GGUF file
 """

@@ -105,7 +105,7 @@ def _refuse_parts(config: Mapping[str, Any], name: str, where: str) -> None:
         raise ModelSourceError(f"{where}: the model has {part}, which cannot be imported; supported is {instead}.")
 
     if config.get("auto_map"):
-        refuse("code of its own (auto_map)", "a model without code")
+        refuse("code in its folder (auto_map)", "a model without code")
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
         refuse(f"quantised weights ({method})", "a folder in fp32, fp16 or bf16, or a GGUF file")

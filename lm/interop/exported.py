@@ -16,6 +16,7 @@ from typing import Any, Literal
 from lm.corpora import TokenSplit, encode_text
 from lm.errors import CorpusError, RunError
 from lm.files import umask
+from lm.models.base import LanguageModel
 from lm.runs.run import Run
 
 ExportPrecision = Literal["fp32", "fp16", "int8", "q8_0"]
@@ -122,6 +123,19 @@ class Proof:
             bits_per_byte_here=bits_per_byte(self.loss_here),
             notes=tuple(notes),
         )
+
+
+class OpenedModel(LanguageModel):
+    """A model in another program, for `score`; subclasses have `forward`."""
+
+    def __init__(self, vocab_size: int, context_length: int | None) -> None:
+        super().__init__(None, vocab_size)
+        self._context_length = context_length
+
+    @property
+    def context_length(self) -> int | None:
+        """See `LanguageModel.context_length`."""
+        return self._context_length
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import torch
 
 from lm.errors import RunError, UnsupportedExportError
 from lm.evaluation.perplexity import score
-from lm.interop.exported import Exported, ExportPrecision, Proof, new_folder, proof_text
+from lm.interop.exported import Exported, ExportPrecision, OpenedModel, Proof, new_folder, proof_text
 from lm.models.base import State
 from lm.models.huggingface import HuggingFaceModel
 from lm.runs.run import Run
@@ -166,8 +166,8 @@ def add_vocabulary(writer: Any, vocabulary: LlamaCppVocabulary, start_id: int) -
 # -- the proof --------------------------------------------------------------------------------------------
 
 
-class Opened(torch.nn.Module):
-    """A GGUF file in llama.cpp, with the parts of `LanguageModel` that `score` uses.
+class Opened(OpenedModel):
+    """A GGUF file in llama.cpp.
 
     Args:
         path: of the file.
@@ -178,16 +178,15 @@ class Opened(torch.nn.Module):
     def __init__(self, path: Path, length: int, context_length: int | None) -> None:
         import llama_cpp
 
-        super().__init__()
         _silence()
         # In fp32, without the rounding of its cache.
         cache = dict.fromkeys(("type_k", "type_v"), llama_cpp.GGML_TYPE_F32)
-        self.llama = llama_cpp.Llama(
+        llama = llama_cpp.Llama(
             str(path), n_ctx=length, n_batch=length, n_ubatch=length, n_gpu_layers=0, logits_all=True, verbose=False,
             **cache,
         )  # fmt: skip
-        self.context_length = context_length
-        self.vocab_size: int = self.llama.n_vocab()
+        super().__init__(llama.n_vocab(), context_length)
+        self.llama = llama
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits (B, T, V) of windows (B, T)."""

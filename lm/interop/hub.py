@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lm.errors import ModelSourceError
 from lm.interop.model_folder import PATTERNS
@@ -48,19 +49,15 @@ def download(source: str) -> Path:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the progress bars and warnings of the library."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-        logging,
-    )
+    from huggingface_hub import utils
 
-    shown, level = not are_progress_bars_disabled(), logging.get_verbosity()
-    disable_progress_bars()
-    logging.set_verbosity_error()
+    library: Any = utils
+    shown, level = not library.are_progress_bars_disabled(), library.logging.get_verbosity()
+    library.disable_progress_bars()
+    library.logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        library.logging.set_verbosity(level)
         if shown:
-            enable_progress_bars()
+            library.enable_progress_bars()

@@ -18,6 +18,7 @@ from lm.interop.exported import (
     MAX_DIFFERENCE,
     Exported,
     ExportPrecision,
+    OpenedModel,
     Proof,
     new_folder,
     proof_text,
@@ -69,7 +70,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
             folder / "config.json",
             {"architectures": [model.architecture], **model.config, **tokens, "dtype": str(dtype).split(".")[1]},
         )
-        sampling = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200, "bos_token_id": start}
+        sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200, "bos_token_id": start}
         if ends is not None:
             sampling["eos_token_id"] = ends
         _write(folder / "generation_config.json", sampling)
@@ -91,14 +92,12 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
     return proof.exported(path, "hf", precision, size, notes)
 
 
-class _Opened(torch.nn.Module):
-    """A model of transformers with the parts of `LanguageModel` that `score` uses."""
+class _Opened(OpenedModel):
+    """A model in transformers."""
 
     def __init__(self, model: Any, context_length: int | None) -> None:
-        super().__init__()
+        super().__init__(model.config.vocab_size, context_length)
         self.model = model
-        self.context_length = context_length
-        self.vocab_size = model.config.vocab_size
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         return self.model(ids, use_cache=False).logits, State({})

@@ -34,6 +34,7 @@ from lm.interop.exported import (
     MAX_DIFFERENCE,
     Exported,
     ExportPrecision,
+    OpenedModel,
     Proof,
     new_folder,
     proof_text,
@@ -121,8 +122,8 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
     return proof.exported(path, "onnx", precision, size, notes)
 
 
-class Opened(torch.nn.Module):
-    """A model in ONNX Runtime, with the parts of `LanguageModel` that `score` uses.
+class Opened(OpenedModel):
+    """A model in ONNX Runtime.
 
     Args:
         path: of model.onnx.
@@ -133,13 +134,11 @@ class Opened(torch.nn.Module):
     def __init__(self, path: Path, model: LanguageModel, first: State) -> None:
         import onnxruntime
 
-        super().__init__()
+        super().__init__(model.vocab_size, model.context_length)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.first = first
-        self.context_length = model.context_length
-        self.vocab_size = model.vocab_size
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`."""

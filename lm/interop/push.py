@@ -6,6 +6,8 @@ The token comes from the usual places of huggingface_hub: HF_TOKEN, or the file 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +21,7 @@ from lm.interop.formats import export
 from lm.runs.run import Run
 
 PREFIX = "hf:"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 FORMATS = "hf", "gguf", "onnx"
 """Formats that are folders with a README.md, which becomes the model card."""
 
@@ -100,14 +103,9 @@ def repository_name(repository: str) -> str:
     Raises:
         ConfigError: it is none.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     name = repository.removeprefix(PREFIX)
-    with contextlib.suppress(HFValidationError):
-        validate_repo_id(name)
-        if repository.startswith(PREFIX) and name.count("/") == 1:
-            return name
+    if repository.startswith(PREFIX) and _NAME.fullmatch(name):
+        return name
     raise ConfigError(f"{repository!r} is no repository of the Hugging Face Hub: write hf:USER/NAME.")
 
 
@@ -119,8 +117,10 @@ def _card(text: str, name: str) -> str:
 @contextlib.contextmanager
 def _hub_errors(endpoint: str, name: str) -> Iterator[None]:
     """Errors of the hub as one sentence each."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
     # The base class of errors of whatever HTTP library it uses.
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    HTTPError: Any = importlib.import_module("huggingface_hub.errors").HTTPError  # noqa: N806
 
     host = urlsplit(endpoint).netloc
     try:

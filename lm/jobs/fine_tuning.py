@@ -52,7 +52,7 @@ def report_fine_tuning(run: Run, report: Report, *, base: Run | None, device: st
 
 
 def best_from_scratch(run: Run) -> tuple[str, float] | None:
-    """The name and the bits per byte of the best run beside this one that learned the same corpus and nothing else."""
+    """The name and the bits per byte of the best run in the same folder that learned this corpus and nothing else."""
     corpus, found = run.record["corpus"]["sha256"], []
     for folder in list_runs(run.folder.path.parent):
         other = Run(folder)

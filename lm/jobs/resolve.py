@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from lm.jobs.prepare import PreparedJob
 
 
+ADAPTER_LEARNING_RATE = 5e-4
+"""Least default of adapters, which start at zero: the rate for all weights of a large model is too low for them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
     """What a caller asks of a new training run."""
@@ -193,6 +197,8 @@ def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> Ru
     own: dict[str, Any] = dict.fromkeys(("max_steps", "epochs", "minutes", "evaluate_every", "ensemble", "distill"))
     own["student"] = False
     # An adapter's own options are not those of a model that starts from it.
+    if overrides.get("training.lora") is not None:
+        own["learning_rate"] = max(base.training.learning_rate, ADAPTER_LEARNING_RATE)
     own |= {name: field.default for name, field in TrainingConfig.model_fields.items() if name.startswith("lora")}
     config = merge(base, {**{f"training.{field}": value for field, value in own.items()}, **overrides})
     if config.tokenizer != base.tokenizer:

@@ -28,7 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.kernels.compiled import compiled
-from lm.kernels.dispatch import MIN_ROWS, buffers, in_its_format, isa_and_threads, stays_in_fp32, usable
+from lm.kernels.dispatch import (
+    MIN_ROWS,
+    buffers,
+    in_its_format,
+    isa_and_threads,
+    stays_in_fp32,
+    usable,
+    used_isa_and_threads,
+)
 
 
 def _pointers(*tensors: Tensor | None) -> list[int]:
@@ -137,9 +145,9 @@ def clip_grad_norm(grads: Sequence[Tensor], max_norm: float) -> float:
         The norm before.
     """
     arrays = [(grad.data_ptr(), grad.numel()) for grad in grads]
-    norm: float = compiled().norm(arrays, *isa_and_threads())
+    norm: float = compiled().norm(arrays, *used_isa_and_threads())
     if max_norm < norm < math.inf:
-        compiled().scale(arrays, max_norm / (norm + 1e-6), *isa_and_threads())
+        compiled().scale(arrays, max_norm / (norm + 1e-6), *used_isa_and_threads())
     return norm
 
 
@@ -149,7 +157,7 @@ def adamw_step(weights: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]
         (*_pointers(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"], state["step"]), weight.numel())
         for weight, state in zip(weights, states, strict=True)
     ]
-    compiled().adamw(arrays, group["lr"], *group["betas"], group["eps"], group["weight_decay"], *isa_and_threads())
+    compiled().adamw(arrays, group["lr"], *group["betas"], group["eps"], group["weight_decay"], *used_isa_and_threads())
     # Torch did not see the changes; it must refuse a graph that still needs the old values.
     torch.autograd.graph.increment_version(weights)
 

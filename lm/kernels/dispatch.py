@@ -95,9 +95,20 @@ def _warn_of_missing_kernels() -> None:
 
 def isa_and_threads() -> tuple[str, int]:
     """The instruction set and the number of threads: the last two arguments of each native call."""
-    if products_in_bf16():
-        return bf16_isa or _best_bf16_isa() or "", torch.get_num_threads()
-    return isa or _best_isa(), torch.get_num_threads()
+    _used.isa = (products_in_bf16() and (bf16_isa or _best_bf16_isa())) or isa or _best_isa()
+    return _used.isa, torch.get_num_threads()
+
+
+def used_isa_and_threads() -> tuple[str, int]:
+    """Those of the last native call of this thread, whose helper threads are awake: for operations without products."""
+    return isa or _used.isa or _best_isa(), torch.get_num_threads()
+
+
+class _Used(threading.local):
+    isa: str | None = None
+
+
+_used = _Used()
 
 
 def products_in_bf16() -> bool:

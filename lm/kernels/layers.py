@@ -28,8 +28,10 @@ class Embedding(nn.Embedding):
 class Linear(nn.Linear):
     """`nn.Linear`, plus the output of its adapter, if it has one (`lm.models.lora`)."""
 
-    def __init__(self, *sizes: int, bias: bool = True) -> None:
-        super().__init__(*sizes, bias=bias)
+    adapters: nn.ModuleDict | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
         self.register_module("adapters", None)
 
     def forward(self, inputs: Tensor) -> Tensor:

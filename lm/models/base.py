@@ -46,6 +46,7 @@ from lm.models.adapter_weights import is_adapter
 from lm.models.huggingface import HuggingFaceModel
 from lm.models.layout import Stage, Symbol
 from lm.models.profiled_parts import LOSS, run_part
+from lm.models.target_scores import TargetScores, scores_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -315,6 +316,25 @@ class LanguageModel(nn.Module, ABC):
         objective, nats = run_part(LOSS, cross_entropies, logits, targets, smoothing, self.loss_dtype, soft)
         return TrainingLoss(objective, nats, state, logits.detach)
 
+    def target_scores(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[TargetScores, State]:
+        """The scores of targets, and the state after `ids`; overridden if that needs fewer logits than `forward`.
+
+        Args:
+            ids: (B, T) int64.
+            targets: (R, S) int64 after the last S tokens of the first R rows.
+            state: as for `forward`.
+
+        Returns:
+            The scores of the R · S targets, and the state of B rows.
+        """
+        logits, state = self(ids, state)
+        return scores_of(scored_part(logits, targets).flatten(0, 1), targets.flatten()), state
+
+    @property
+    def logits_per_target(self) -> int:
+        """Logits that `target_scores` has in memory for each token."""
+        return self.vocab_size
+
     def host_inputs(
         self, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64] | None = None
     ) -> dict[str, Tensor]:
@@ -532,6 +552,12 @@ def at_places(values: Tensor, places: Tensor) -> Tensor:
     """The vectors (1, P, E) at places (P,) of the flat (B · T,) values (B, T, E)."""
     # Unlike that of an index, the gradient of this lookup is deterministic.
     return F.embedding(places, values.flatten(0, 1))[None]
+
+
+def scored_part(values: Tensor, targets: Tensor) -> Tensor:
+    """Those of values (B, T, ...) that belong to targets (R, S): the last S of the first R rows."""
+    rows, length = targets.shape
+    return values[:rows, values.shape[1] - length :]
 
 
 def cross_entropies(

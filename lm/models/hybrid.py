@@ -33,6 +33,7 @@ from lm.models.layout import Stage, Symbol
 from lm.models.ngram import HISTORY, CountingOptions, NGram, NGramOptions
 from lm.models.profiled_parts import LOSS, run_part
 from lm.models.recurrent import Recurrent, RecurrentOptions
+from lm.models.target_scores import TargetScores
 
 REGISTERS = {"hybrid": "Hybrid"}
 
@@ -173,6 +174,10 @@ class _GatedNetwork(Recurrent):
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.forward`; the logits are log-probabilities."""
         return super().forward(ids, state)
+
+    def target_scores(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[TargetScores, State]:
+        """See `LanguageModel.target_scores`; the mixture needs all logits."""
+        return LanguageModel.target_scores(self, ids, targets, state)
 
     def held_out_logits(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `LanguageModel.held_out_logits`."""

@@ -80,8 +80,9 @@ def add_adapters(model: LanguageModel, training: TrainingConfig) -> LanguageMode
     for module, matrix in places:
         if not layers.is_adapted(module):
             module.adapters = nn.ModuleDict()
-        adapter = LowRank(getattr(module, matrix), training.lora, training.lora_scale, training.lora_dropout)
-        module.adapters[matrix] = adapter  # type: ignore[index, operator]
+        adapters: Any = module.adapters
+        weight: Tensor = getattr(module, matrix)
+        adapters[matrix] = LowRank(weight, training.lora, training.lora_scale, training.lora_dropout)
     return model
 
 
@@ -91,7 +92,8 @@ def with_adapter(module: nn.Module, matrix: str) -> Tensor:
     adapters: Any = getattr(module, "adapters", None)
     if adapters is None or matrix not in adapters:
         return weight
-    return weight + adapters[matrix].product()
+    added: Tensor = adapters[matrix].product()
+    return weight + added
 
 
 def trainable_model(config: RunConfig, vocab_size: int) -> LanguageModel:

@@ -22,7 +22,7 @@ Sources: Grave et al. 2017 (adaptive softmax); Press and Wolf 2017 (tied weights
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
@@ -36,11 +36,12 @@ from torch import Tensor, nn
 
 from lm.config import listed
 from lm.kernels.autograd import apply, entropies, linear, product
-from lm.kernels.dispatch import in_its_format, isa_and_threads, stays_in_fp32, usable
-from lm.models.base import ModelOptions, State, TrainingLoss, at_places, cross_entropies
+from lm.kernels.dispatch import in_its_format, isa_and_threads, keep_in_fp32, stays_in_fp32, usable
+from lm.models.base import ModelOptions, State, TrainingLoss, at_places, cross_entropies, scored_part
 from lm.models.contributions import Contributions, head_contributions, log_terms
 from lm.models.layout import Shape, Stage
 from lm.models.profiled_parts import LOSS, OUTPUT_AND_LOSS, run_part
+from lm.models.target_scores import MAX_RANK, TargetScores, scores_of, tokens_before
 
 MAX_LOGITS, MAX_GPU_LOGITS = 1 << 23, 1 << 28
 """Logits that a training step may hold at a time; a step with fewer computes them all at once. A CPU is fast with few;
@@ -215,6 +216,62 @@ class OutputHead:
         objective, nats = run_part(LOSS, cross_entropies, logits, targets, label_smoothing, dtype, soft_targets)
         return TrainingLoss(objective, nats, state, logits.detach)
 
+    def target_scores(self, hidden: Tensor, targets: Tensor, added: Tensor | None) -> TargetScores:
+        """See `LanguageModel.target_scores`.
+
+        Args:
+            hidden: (B, T, H).
+            targets: (R, S) int64: after the last S of the first R rows.
+            added: (B, T, V), added to the logits.
+        """
+        hidden = scored_part(hidden, targets)
+        if added is not None or self.tails is None or not hidden.is_cpu:
+            added = None if added is None else scored_part(added, targets)
+            return scores_of(self.logits(hidden, added).flatten(0, -2), targets.flatten())
+        return run_part("output", self._adaptive_scores, self._project(hidden).flatten(0, -2), targets.flatten())
+
+    def logits_per_target(self, *, has_added: bool) -> int:
+        """See `LanguageModel.logits_per_target`."""
+        if has_added or self.tails is None or not self.weight.is_cpu:
+            return len(self.weight)
+        return self.tails.cutoffs[0] + len(self.tails.cutoffs)
+
+    def _adaptive_scores(self, vectors: Tensor, targets: Tensor) -> TargetScores:
+        """The scores of targets (N,) after vectors (N, E), from the log-probabilities of `logits`.
+
+        A tail is computed only where it has the target, or may have tokens that are more probable than the target.
+        """
+        tails = self.tails
+        assert tails is not None, "the caller asked"
+        first = tails.cutoffs[0]
+        of_tails = in_its_format(tails.weight, F.linear, vectors, tails.weight, tails.bias).float()
+        head = torch.cat([self._logits_between(vectors, 0, first), of_tails], dim=1).log_softmax(dim=1)
+        tail_of = torch.bucketize(targets, targets.new_tensor(tails.cutoffs), right=True)
+        own = head.gather(1, targets.clamp(max=first - 1)[:, None])
+        ranks = torch.zeros_like(targets)
+        for number, (begin, end) in enumerate(pairwise((*tails.cutoffs, len(self.weight))), start=1):
+            of_tail = head[:, first - 1 + number, None]
+            for rows in _chunks(tail_of == number, end - begin):
+                logs = of_tail[rows] + self._logits_between(vectors[rows], begin, end).log_softmax(dim=1)
+                own[rows] = logs.gather(1, targets[rows, None] - begin)
+                ranks[rows] += tokens_before(logs, own[rows], targets[rows] - begin)
+        ranks += tokens_before(head[:, :first], own, targets)
+        # No token of a tail is more probable than the tail.
+        for number, (begin, end) in enumerate(pairwise((*tails.cutoffs, len(self.weight))), start=1):
+            of_tail = head[:, first - 1 + number, None]
+            may_be = (tail_of != number) & (ranks < MAX_RANK) & (of_tail >= own)[:, 0]
+            for rows in _chunks(may_be, end - begin):
+                logs = of_tail[rows] + self._logits_between(vectors[rows], begin, end).log_softmax(dim=1)
+                ranks[rows] += tokens_before(logs, own[rows], targets[rows] - begin)
+        return TargetScores(-own[:, 0], ranks.clamp_(max=MAX_RANK))
+
+    def _logits_between(self, vectors: Tensor, begin: int, end: int) -> Tensor:
+        """The logits (N, end - begin) of the tokens from `begin` on, float32, before any softmax."""
+        weight, bias = self.weight[begin:end], None if self.bias is None else self.bias[begin:end]
+        if stays_in_fp32(self.weight):
+            keep_in_fp32(weight)
+        return linear(vectors, weight, bias).float()
+
     def _project(self, hidden: Tensor) -> Tensor:
         return hidden if self.projection is None else self.projection(hidden)
 
@@ -306,6 +363,12 @@ class _MeanNats(torch.autograd.Function):
         factor = outer / ctx.count
         d_hidden, d_weight, *d_others = (grad.mul_(factor) for grad in ctx.saved_tensors)
         return d_hidden, None, None, None, None if ctx.frozen else d_weight, *d_others, *[None] * ctx.listed
+
+
+def _chunks(chosen: Tensor, columns: int) -> Iterator[Tensor]:
+    """The positions of True in (N,), in chunks whose logits of so many columns may be in memory."""
+    rows = chosen.nonzero()[:, 0]
+    return (chunk for chunk in rows.split(max(1, MAX_LOGITS // columns)) if len(chunk))
 
 
 def _zeros(like: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from lm.models.lora import with_adapter
 from lm.models.onnx_cells import onnx_layer
 from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage, tail_positions
 from lm.models.profiled_parts import run_part
+from lm.models.target_scores import TargetScores
 from lm.models.unrolled_cells import UnrolledLayer, unroll
 from lm.torch_private import has_hooks, recurrent_function
 
@@ -171,6 +172,16 @@ class Recurrent(LanguageModel):
             learned=learned,
         )
         return replace(loss, objective=loss.objective + self._penalties(outputs, dropped))
+
+    def target_scores(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[TargetScores, State]:
+        """See `LanguageModel.target_scores`."""
+        outputs, added, after = self._hidden(ids, state)
+        return self._head().target_scores(self.output_dropout(outputs), targets, added), after
+
+    @property
+    def logits_per_target(self) -> int:
+        """See `LanguageModel.logits_per_target`."""
+        return self._head().logits_per_target(has_added=bool(self.tables.orders))
 
     def host_inputs(
         self, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64] | None = None

@@ -33,6 +33,7 @@ from lm.models.context_tables import ContextTables, TableOptions
 from lm.models.huggingface import HuggingFaceModel
 from lm.models.layout import Shape, Stage, Symbol
 from lm.models.output_head import HeadOptions, OutputHead, make_tails, output_stage, tail_positions
+from lm.models.target_scores import TargetScores
 from lm.torch_private import has_hooks
 
 REGISTERS = {"transformer": "Transformer"}
@@ -328,6 +329,16 @@ class Transformer(LanguageModel):
             host_inputs=host_inputs,
             learned=learned,
         )
+
+    def target_scores(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[TargetScores, State]:
+        """See `LanguageModel.target_scores`."""
+        hidden, added, after = self._hidden(ids, state)
+        return self._head().target_scores(hidden, targets, added), after
+
+    @property
+    def logits_per_target(self) -> int:
+        """See `LanguageModel.logits_per_target`."""
+        return self._head().logits_per_target(has_added=bool(self.tables.orders))
 
     def host_inputs(
         self, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64] | None = None

@@ -45,8 +45,10 @@ REPORT_COPIES = 4
 more than the steps need if the weights are frozen."""
 SECONDS = 1.5
 """Time for measurements of larger batches."""
-MAX_FIRST_ROW = 512
+MIN_FIRST_ROW, MAX_FIRST_ROW = 64, 512
 """Tokens of the first row that is measured; a longer one is cut."""
+FIRST_WORK = 5e9
+"""Most tokens of that row, times parameters: with 100 million parameters 512 tokens would take many seconds."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,8 @@ def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds
         return {"evaluation": memory.peak}
 
     shortest = length
-    while shortest > MAX_FIRST_ROW:
+    most = min(MAX_FIRST_ROW, max(MIN_FIRST_ROW, FIRST_WORK / model.num_parameters()))
+    while shortest > most:
         shortest //= 2
     sizes = [*_doubled(shortest, length), *(rows * length for rows in list(_doubled(1, all_rows))[1:])]
     # The first step makes the moments, which all later ones have.
@@ -261,7 +264,7 @@ def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds
     fixed, token_bytes, tried = _extrapolated(train, sizes, memory, available, seconds)
     step_bytes = fixed + token_bytes * all_rows * length
     shortest = max(8 * VALIDATION_ROWS, model.context_length or 0)
-    sizes = list(_doubled(shortest, tokens_at_once(model.vocab_size, step.device)))
+    sizes = list(_doubled(shortest, tokens_at_once(model.logits_per_target, step.device)))
     base, scored_bytes, _ = _extrapolated(evaluate, sizes, memory, available, seconds / 2)
     evaluation_bytes = base + scored_bytes * sizes[-1]
     saved = memory.blocks_of([*model.saved_tensors().values(), *state_tensors(step.optimizers)])

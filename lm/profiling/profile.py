@@ -366,7 +366,7 @@ def _follow(config: RunConfig, corpus: PreparedCorpus, folder: RunFolder) -> tup
                 watch.step()
         followed.on_phase("evaluation")
         ids = corpus.splits["valid" if "valid" in corpus.splits else "train"].ids
-        tokens = EVALUATION_BATCHES * tokens_at_once(trial.step.model.vocab_size, trial.step.device)
+        tokens = EVALUATION_BATCHES * tokens_at_once(trial.step.model.logits_per_target, trial.step.device)
         validate(trial.step, ids[: tokens + 1], progress=followed.on_validation)
         folder.create(run_record(config, corpus, trial.step.model, None), corpus.tokenizer)
         followed.on_phase("saving")

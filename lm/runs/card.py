@@ -144,9 +144,9 @@ def _about_base(base: Mapping[str, Any] | None) -> list[str]:
     if base is None:
         return []
     return [
-        f"It is a LoRA adapter of rank {base['rank']} over the run {base['run']} ({base['checkpoint']}), and has "
-        f"{base['adapter_parameters']:,} parameters of its own. The weights of the base are not in its files: their "
-        f"hash must be `{base['weights_sha256']}`.",
+        f"It is a LoRA adapter of rank {base['rank']} over the run {base['run']} ({base['checkpoint']}), with "
+        f"{base['adapter_parameters']:,} parameters. The weights of the base are not in its files: their hash must be "
+        f"`{base['weights_sha256']}`.",
         "",
     ]
 

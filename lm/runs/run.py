@@ -511,7 +511,7 @@ class Run:
             source = str(self.record["corpus"]["name"])
         floor, unknown = self.floor(part), self.tokenizer.unknown_id
         with enough_memory(TO_USE):
-            if precision in ("int8", "int4"):
+            if precision == "int8" or precision == "int4":
                 from lm.generation.decoder_model import DecoderModel
 
                 decoded = DecoderModel(self.decoder(precision=precision))

@@ -767,7 +767,7 @@ def _find_pair(name: str, runs_dir: Path, runs: Sequence[RunFolder]) -> tuple[Ru
         folder, checkpoint = adapter
         if folder.read_record().get("base") is None:
             raise RunNotFoundError(
-                f"{name}: {folder.name!r} is a run of its own, not an adapter. Train an adapter with: lm train FILE "
+                f"{name}: {folder.name!r} is a whole model, not an adapter. Train an adapter with: lm train FILE "
                 f"--init {left} --lora 8"
             )
         return RunFolder(folder.path, base), checkpoint

@@ -35,7 +35,7 @@ def check_has_corpus(folder: RunFolder, record: dict[str, Any]) -> None:
     """
     if not record["corpus"]["splits"]:
         raise CorpusError(
-            f"Run {folder.name!r} was imported, so it has no corpus of its own: give a text, as in lm eval "
+            f"Run {folder.name!r} was imported, so it has no corpus: give a text, as in lm eval "
             f"{folder.argument} --text FILE"
         )
 

@@ -610,7 +610,8 @@ def _shard(model: LanguageModel, world: World) -> Any:
         for block in blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=frees)
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "training_loss")
+    for method in ("training_loss", "target_scores"):
+        register_fsdp_forward_method(model, method)
     # It warns of outputs that are views, in case they are changed in place; none is.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     return model

@@ -140,7 +140,7 @@ class Trackio(Library):
         """See `Library.open`."""
         import trackio
 
-        self._run = trackio.init(
+        self._run: Any = trackio.init(
             PROJECT, name=id_ or run, config=dict(config), resume="allow" if id_ else "never", embed=False,
             auto_log_cpu=False, auto_log_gpu=False,
         )  # fmt: skip

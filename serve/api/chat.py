@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from lm.generation.request import Request as EngineRequest
 from serve.api.completions import log_request, sampling_of
-from serve.api.dependencies import ERRORS, LogFieldsDep, ModelsDep, OptionsDep
+from serve.api.dependencies import STREAMED, LogFieldsDep, ModelsDep, OptionsDep
 from serve.api.request_bodies import BodyRoute
 from serve.api.requests import ChatRequest
 from serve.api.response_formats import ChatFormat
@@ -22,7 +22,7 @@ from serve.event_loop import run_in_thread_if_large
 router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=ERRORS)
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED)
 async def chat(
     body: ChatRequest, request: Request, models: ModelsDep, options: OptionsDep, log_fields: LogFieldsDep
 ) -> Any:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request as EngineRequest
-from serve.api.dependencies import ERRORS, LogFieldsDep, ModelsDep, OptionsDep
+from serve.api.dependencies import STREAMED, LogFieldsDep, ModelsDep, OptionsDep
 from serve.api.request_bodies import BodyRoute
 from serve.api.requests import CompletionRequest, Sampled
 from serve.api.response_formats import CompletionFormat
@@ -22,7 +22,7 @@ from serve.http_errors import RequestError
 router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 
 
-@router.post("/v1/completions", response_model=Completion, responses=ERRORS)
+@router.post("/v1/completions", response_model=Completion, responses=STREAMED)
 async def complete(
     body: CompletionRequest, request: Request, models: ModelsDep, options: OptionsDep, log_fields: LogFieldsDep
 ) -> Any:

@@ -27,6 +27,11 @@ _DESCRIPTIONS: dict[int | str, str] = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text} for status, text in _DESCRIPTIONS.items()
 }
+STREAMED: dict[int | str, dict[str, Any]] = {
+    **ERRORS,
+    200: {"content": {"text/event-stream": {}}},
+}
+"""`ERRORS`, and that the answer may be server-sent events."""
 
 
 def _from_app(name: str) -> Any:

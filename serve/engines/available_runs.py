@@ -37,14 +37,14 @@ class AvailableRun:
 
     @property
     def _base(self) -> tuple[RunFolder, str] | None:
-        """The base of an adapter; None: this is a run of its own, or the base is not there."""
+        """The base of an adapter; None: the run is not an adapter, or its base is not there."""
         with contextlib.suppress(LMError):
             return find_base(self.folder)
         return None
 
     @property
     def pair(self) -> str | None:
-        """RUN+ADAPTER, another name of an adapter; None: this is a run of its own, or the base is not there."""
+        """RUN+ADAPTER, another name of an adapter; None: the run is not an adapter, or its base is not there."""
         base = self._base
         return None if base is None else AvailableRun(RunFolder(self.folder.path, base), self.checkpoint).name
 

@@ -17,6 +17,7 @@ from lm.kernels.dispatch import only_torch
 from lm.models import output_head
 from lm.models.base import LanguageModel, State, TrainingLoss, build_model
 from lm.models.output_head import OutputHead, Tails, tail_positions
+from lm.models.target_scores import scores_of, tokens_before
 
 VOCAB = 50
 CUTS = [10, 30]
@@ -183,6 +184,69 @@ def test_listed_positions_give_the_loss_and_gradients_of_found_ones(precision: s
     assert nats == pytest.approx(own, abs=1e-6)
     for name, gradient in expected.items():
         torch.testing.assert_close(grads[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("options", [{}, {"adaptive_cutoffs": CUTS}, {"adaptive_cutoffs": CUTS, "table_orders": [2]}])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["lstm", "transformer"])
+@torch.inference_mode()
+def test_scores_of_targets_are_those_of_all_logits(name: str, precision: str, options: dict[str, object]) -> None:
+    model, (ids, targets) = model_of(name, **options).eval(), some_batch(rows=20)
+    last = targets[:15, 4:]
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        for _ in range(2):
+            logits, state = model(ids)
+            expected = scores_of(logits[:15, 4:].flatten(0, 1), last.flatten())
+            found, after = model.target_scores(ids, last)
+            # In bf16 the last bit of a product may depend on the rows beside it.
+            error, wrong = (1e-5, 0) if precision == "fp32" else (2e-2, 2)
+            torch.testing.assert_close(found.nats, expected.nats, atol=error, rtol=0)
+            assert int((found.ranks != expected.ranks).sum()) <= wrong
+            assert torch.equal(after.tensors[next(iter(state.tensors))], next(iter(state.tensors.values())))
+            # Now with tails that are probable: the target's rank needs the others.
+            if options and name == "lstm":
+                model.tails.bias.add_(3)
+
+
+@torch.inference_mode()
+def test_a_tail_is_computed_only_where_it_can_change_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (ids, targets) = model_of("lstm", adaptive_cutoffs=CUTS, tie_weights=True).eval(), some_batch(rows=20)
+    model.tails.bias.fill_(-20)
+    computed: list[tuple[int, int]] = []
+    plain = OutputHead._logits_between
+
+    def watched(head: OutputHead, vectors: Tensor, begin: int, end: int) -> Tensor:
+        computed.append((begin, len(vectors)))
+        return plain(head, vectors, begin, end)
+
+    monkeypatch.setattr(OutputHead, "_logits_between", watched)
+    model.target_scores(ids, targets)
+    first = int(((targets >= CUTS[0]) & (targets < CUTS[1])).sum())
+    assert computed == [(0, targets.numel()), (CUTS[0], first), (CUTS[1], int((targets >= CUTS[1]).sum()))]
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "before"),
+    [
+        ([3.0, 1.0, 3.0, 2.0, 0.0, 0.0, 0.0], 2, 1),
+        ([3.0, 1.0, 3.0, 2.0, 0.0, 0.0, 0.0], 0, 0),
+        ([0.0] * 7, 3, 3),
+        ([0.0] * 7, 6, 5),
+        ([0.0, 1.0], 1, 0),
+    ],
+)
+def test_the_tokens_before_a_target_are_greater_or_equal_with_a_lower_id(
+    logits: list[float], target: int, before: int
+) -> None:
+    row = torch.tensor([logits])
+    assert tokens_before(row, row[:, [target]], torch.tensor([target])).tolist() == [before]
+    # Of a target outside the columns, with this logit.
+    assert tokens_before(row, torch.tensor([[0.0]]), torch.tensor([-1])).tolist() == [
+        min(5, sum(x > 0 for x in logits))
+    ]
+    assert tokens_before(row, torch.tensor([[0.0]]), torch.tensor([9])).tolist() == [
+        min(5, sum(x >= 0 for x in logits))
+    ]
 
 
 @pytest.mark.slow

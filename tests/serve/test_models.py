@@ -57,6 +57,27 @@ def test_a_name_that_is_not_offered_is_404_whatever_lies_on_the_disk(server, nam
         assert "Did you mean 'gru'?" in error["message"]
 
 
+def test_adapters_are_offered_next_to_their_base_and_skipped_without_it(tmp_path: Path):
+    train(tmp_path, "transformer")
+    base, options = lm.load("transformer", runs_dir=tmp_path), {"training.lora": 2, "training.max_steps": 2}
+    lm.train(str(tmp_path / "text.txt"), init=base, name="mine", runs_dir=tmp_path, overrides=options)
+    served = ServeOptions(runs_dir=tmp_path)
+    models = ModelPool(served)
+    assert {"transformer", "mine"} <= models.available_runs.keys()
+    assert models.resolve("mine") == models.resolve("transformer+mine") == "mine"
+    with pytest.raises(RequestError, match="does not exist"):
+        models.resolve("mine+transformer")
+    run = models.available_runs["mine"]
+    whole = models.available_runs["transformer"]
+    assert run.memory_bytes(served) > whole.memory_bytes(served)
+    assert whole.files[-1] in run.files
+    pairs = ServeOptions(runs_dir=tmp_path, runs=("transformer", "transformer+mine"))
+    assert [*find_runs(pairs).runs] == ["transformer", "transformer+mine"]
+    shutil.rmtree(tmp_path / "transformer")
+    found = find_runs(served)
+    assert "mine" not in found.runs and "an adapter of the run 'transformer'" in found.skipped["mine"]
+
+
 def test_a_kept_state_is_offered_under_its_own_name(serve: Serve, runs):
     with serve("gru", "gru@last") as server:
         assert [card.id for card in server.openai.models.list()] == ["gru", "gru@last"]

@@ -163,7 +163,7 @@ def test_run_plus_adapter_names_both_and_a_literal_plus_comes_first(folder: Path
     assert scored == pytest.approx(-decoded_log_probability(alone, "one red hen"), abs=1e-3)
     with pytest.raises(RunNotFoundError, match="there is no run 'c'"):
         lm.load("base+c", runs_dir=folder)
-    with pytest.raises(RunNotFoundError, match="'base' is a run of its own, not an adapter"):
+    with pytest.raises(RunNotFoundError, match="'base' is a whole model, not an adapter"):
         lm.load("b+base", runs_dir=folder)
     shutil.copytree(folder / "base", folder / "base+b")
     try:

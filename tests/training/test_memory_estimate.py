@@ -27,7 +27,7 @@ TOLERANCE = 0.1
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gru": ("gru", {"model.hidden_size": 64}),
-    "lstm in bf16": ("lstm", {"model.hidden_size": 64, "precision": "bf16"}),
+    "lstm in bf16": ("lstm", {"model.hidden_size": 64, "precision": "bf16", "amp": "O2"}),
     "gru with tables": ("gru", {"model.hidden_size": 64, "model.table_orders": "2,3"}),
     "transformer": ("transformer", {"model.hidden_size": 64}),
     "transformer with dropout": ("transformer", {"model.hidden_size": 64, "model.dropout": 0.1}),

@@ -16,6 +16,7 @@ from torch import nn
 
 from lm.config import TrainingConfig, compose
 from lm.errors import ConfigError, DeviceError, NonFiniteLossError
+from lm.kernels import dispatch
 from lm.models.base import build_model
 from lm.profiling.trial import Trial
 from lm.training.callbacks import Row
@@ -144,6 +145,12 @@ def outputs(trainer: Trial) -> dict[str, torch.dtype]:
     return found
 
 
+@pytest.fixture
+def cpu_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_best_bf16_isa", lambda: None)
+
+
+@pytest.mark.usefixtures("cpu_without_bf16")
 def test_o1_keeps_fp32_weights_and_computes_products_in_low_precision(make_trial: MakeTrial) -> None:
     trainer = make_trial("transformer", precision="bf16")
     assert set(dtypes(trainer).values()) == {"float32"}
@@ -226,6 +233,17 @@ def test_named_modules_stay_in_fp32_and_the_rest_goes_on_in_its_level(
     assert all(not np.array_equal(begun[name], array) for name, array in weights(trainer).items() if name in inside)
 
 
+def test_o1_multiplies_natively_in_bf16_where_the_cpu_can(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "bf16_isa", "amx_emulated")
+    trainer = make_trial("transformer", precision="bf16")
+    assert trainer.step.environment()["kernels"] == "amx_emulated"
+    assert set(outputs(trainer).values()) == {torch.float32}
+    assert make_trial("transformer").step.environment()["kernels"] != "amx_emulated"
+
+
+@pytest.mark.usefixtures("cpu_without_bf16")
 @pytest.mark.parametrize("level", ["O1", "O2"])
 def test_logits_of_an_output_layer_kept_in_fp32_are_not_rounded(make_trainer: Make, level: str) -> None:
     rounded, kept = (
