@@ -253,6 +253,7 @@ def test_a_few_seconds_of_training_beat_the_unigram(name: str) -> None:
 LEVELS = [Format(precision, level) for precision in ("bf16", "fp16") for level in ("O1", "O2", "O3")]
 
 
+@pytest.mark.slow
 @by_gradient
 @pytest.mark.parametrize("level", LEVELS, ids=str)
 def test_a_few_steps_at_every_level_learn_and_the_weights_come_back_bit_for_bit(name: str, level: Format) -> None:
