@@ -71,12 +71,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[REAL_DATA] = Path(os.environ.get("INKLING_DATA") or "missing").resolve()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test with a real server, browser or process gets a second try: another program may take the processor.
 
-    The summary names each such test. One that fails twice fails.
+    The summary names each such test. One that fails twice fails. A test for the soak is slow too: `-m "not slow"`
+    replaces the `-m "not soak"` of pyproject.toml.
     """
     for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slow") or (ROOT / "tests" / "serve") in item.path.parents:
             item.add_marker(pytest.mark.flaky(reruns=1))
 

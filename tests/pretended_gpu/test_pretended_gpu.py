@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from lm.config import preset_names
 
@@ -22,11 +24,33 @@ MAX_OPERATORS = {
     "gru-char-gpu": 200, "gru-char-large": 200, "gru-char-small": 195, "gru-char": 200, "gru-subword-medium":
     170, "gru-subword-small": 170, "gru-subword": 105, "gru-word": 225, "hybrid-char": 240, "lstm-char": 95,
     "lstm-word-gpu": 540, "lstm-word": 225, "transformer-char-gpu": 1130, "transformer-char": 775,
-    "transformer-subword": 670, "transformer-word": 770,
+    "transformer-char-plain": 670, "transformer-subword": 670, "transformer-word": 770,
+    "transformer-word-plain": 670,
 }  # fmt: skip
 """Launches of a step of a tiny model at any level; two layers of a Transformer."""
+LEVELS_EACH = 2
+"""Levels of a preset in `make test`; neighbours have other ones. `make soak` takes all."""
+USUAL = {"gru-char", "hybrid-char", "lstm-word", "lstm-word-gpu", "transformer-char", "transformer-word-plain"}
+"""Presets of the longer cases in `make test`."""
 ALLOWED_WAITS: frozenset[str] = frozenset()
 """Waits that a step may make, as "kind file:line"."""
+
+
+def cases(texts: list[str], usual: Callable[[int, str], bool]) -> list[ParameterSet]:
+    """Cases, of which `make test` runs those that are usual by place and text, and `make soak` the others."""
+    return [
+        pytest.param(text, marks=() if usual(place, text) else pytest.mark.soak) for place, text in enumerate(texts)
+    ]
+
+
+def usual_level(place: int, _: str) -> bool:
+    """Two levels of each preset, shifted by two from preset to preset."""
+    preset, level = divmod(place, len(LEVELS))
+    return (level - LEVELS_EACH * preset) % len(LEVELS) < LEVELS_EACH
+
+
+def usual_preset(_: int, text: str) -> bool:
+    return text.split(":")[1] in USUAL
 
 
 @pytest.mark.parametrize("case", ["counting:"])
@@ -39,7 +63,7 @@ def test_waits_and_launches_are_counted(case, outcome):
     assert outcome["float64"]
 
 
-@pytest.mark.parametrize("case", [f"steps:{name}:{level}" for name in TRAINED for level in LEVELS])
+@pytest.mark.parametrize("case", cases([f"steps:{name}:{level}" for name in TRAINED for level in LEVELS], usual_level))
 def test_a_preset_makes_steps_at_every_level(case, outcome):
     _, name, level = case.split(":", 2)
     assert outcome["format"] == LEVELS[level]
@@ -55,7 +79,7 @@ def test_losses_and_gradient_norms_in_fp32_are_those_of_the_cpu(case, outcome):
     assert outcome["cuda norms"] == pytest.approx(outcome["cpu norms"], rel=1e-3)
 
 
-@pytest.mark.parametrize("case", [f"loop:{name}" for name in DIFFERENT])
+@pytest.mark.parametrize("case", cases([f"loop:{name}" for name in DIFFERENT], usual_preset))
 def test_the_host_does_not_wait_in_steps_between_two_log_lines(case, outcome):
     assert len(outcome["steps"]) == 4
     assert set(outcome["wait_places"]) <= ALLOWED_WAITS
@@ -68,7 +92,16 @@ JOBS = (
 """Every level once."""
 
 
-@pytest.mark.parametrize("case", [*JOBS, "job:ngram-char"])
+def usual_job(_: int, text: str) -> bool:
+    return text.split(":", 1)[1] in {
+        "gru-subword:bf16:O2",
+        "lstm-word:fp16:O1",
+        "transformer-char:fp16:O3",
+        "ngram-char",
+    }
+
+
+@pytest.mark.parametrize("case", cases([*JOBS, "job:ngram-char"], usual_job))
 def test_a_run_trains_resumes_evaluates_and_samples(case, outcome):
     # Counts are looked up on the host.
     assert outcome["devices"] == ["cpu" if "ngram" in case else "cuda"]
@@ -78,7 +111,7 @@ def test_a_run_trains_resumes_evaluates_and_samples(case, outcome):
     assert outcome["sample"]
 
 
-@pytest.mark.parametrize("case", [*JOBS, "job:ngram-char"])
+@pytest.mark.parametrize("case", cases([*JOBS, "job:ngram-char"], usual_job))
 def test_a_run_makes_no_float64_on_the_device(case, outcome):
     assert outcome["float64"] == {}
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
+import lm
 from cli.remote import Remote, server_sent_events
 from lm.errors import ConfigError, ServerError
 from lm.generation.options import SamplingOptions
-from tests.serve.conftest import ROOT, Serve, Server
+from tests.cli import conftest as command_line
+from tests.serve.conftest import Serve, Server
 
 pytestmark = pytest.mark.slow
+program = command_line.lm
+"""A fixture: the program in this process."""
 
 
 def texts(remote: Remote, prompt: str, **options) -> list[str]:
@@ -29,8 +30,6 @@ def texts(remote: Remote, prompt: str, **options) -> list[str]:
 
 @pytest.mark.parametrize("options", [{}, {"n": 3}, {"best_of": 3}, {"num_beams": 2}, {"stop": ("a",), "top_k": 4}])
 def test_events_are_those_of_the_engine(server: Server, runs, options):
-    import lm
-
     options = {"max_tokens": 40, "seed": 3, **options}
     remote = Remote(server.url, "gru")
     assert (remote.name, remote.checkpoint) == ("gru", "best")
@@ -88,13 +87,6 @@ def test_an_event_ends_at_a_newline_alone() -> None:
         list(server_sent_events(httpx.Response(200, content=iter(parts[:-3]))))
 
 
-def sample(runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "cli.main", "sample", *arguments], cwd=runs, capture_output=True,
-        text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)}, encoding="utf-8", stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "flags",
     [
@@ -105,21 +97,23 @@ def sample(runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("transformer", "--best-of", "2", "--temperature", "0.5,1.2"),
     ],
 )
-def test_the_program_prints_what_it_prints_without_a_server(server: Server, runs: Path, flags: tuple[str, ...]) -> None:
-    asked = (*flags, "--seed", "7", "--max-tokens", "60")
-    here = sample(runs, *asked, "--runs-dir", str(runs))
-    there = sample(runs, *asked, "--server", server.url)
-    assert (there.returncode, there.stdout) == (0, here.stdout)
-    said = [re.sub(r"[\d,]+ tokens/s", "", done.stderr.splitlines()[-1]) for done in (here, there)]
+def test_the_program_prints_what_it_prints_without_a_server(
+    program: command_line.Lm, server: Server, runs: Path, flags: tuple[str, ...]
+) -> None:
+    asked = ("sample", *flags, "--seed", "7", "--max-tokens", "60")
+    here = program(*asked, "--runs-dir", str(runs))
+    there = program(*asked, "--server", server.url)
+    assert (there.code, there.out) == (0, here.out)
+    said = [re.sub(r"[\d,]+ tokens/s", "", done.err.splitlines()[-1]) for done in (here, there)]
     assert said[0] == said[1]
 
 
-def test_an_option_for_local_runs_is_one_sentence(server: Server, runs: Path) -> None:
+def test_an_option_for_local_runs_is_one_sentence(program: command_line.Lm, server: Server) -> None:
     for flags, sentence in (
         (("--out", "a.txt"), "--out is for local runs"),
         (("--state", "a"), "--state is for local runs"),
         (("--logprobs", "1"), "--logprobs does not work with --server"),
     ):
-        done = sample(runs, "gru", "--server", server.url, *flags)
-        assert (done.returncode, done.stdout) == (1, "") and sentence in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        done = program("sample", "gru", "--server", server.url, *flags)
+        assert (done.code, done.out) == (1, "") and sentence in done.err
+        assert len(done.err.splitlines()) == 1

@@ -34,6 +34,7 @@ def losses(trainer: Trainer) -> list[float]:
     return [row["train_loss"] for row in trainer.folder.read_metrics()]
 
 
+@pytest.mark.slow
 def test_a_compiled_transformer_makes_the_same_steps_and_its_files_name_the_same_weights(
     make_trainer: Make, aot: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -54,6 +55,7 @@ def test_a_compiled_transformer_makes_the_same_steps_and_its_files_name_the_same
     assert compiled.folder.read_last()[0]["environment"]["compile"] == "inductor"
 
 
+@pytest.mark.slow
 def test_a_compiled_run_resumes_bit_for_bit_and_one_that_is_not_compiled_any_more_says_so(
     make_trainer: Make, aot: None, caplog: pytest.LogCaptureFixture
 ) -> None:

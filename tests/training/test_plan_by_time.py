@@ -119,7 +119,10 @@ CASES: dict[str, tuple[Machine, dict[str, float]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+FAST = {"steady", "twice as slow half-way"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES])
 def test_a_plan_by_time_lands(on_machine: Callable[..., Trainer], case: str) -> None:
     machine, measured = CASES[case]
     machine = replace(machine, pauses=dict(machine.pauses))
