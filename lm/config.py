@@ -255,8 +255,10 @@ class TrainingConfig(Options):
     )
 
     # -- precision and machine --------------------------------------------------------------------
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] | None = Field(
-        None, description="Number format of matrix products. Default: bf16 on a GPU that supports it, else fp32."
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Number format of matrix products. auto: bf16 on a GPU that supports it, and on a CPU whose native "
+        "kernels have it for this model; else fp32.",
     )
     amp: Literal["O0", "O1", "O2", "O3"] | None = Field(
         None,
@@ -336,6 +338,11 @@ class TrainingConfig(Options):
         if not all(0 <= beta < 1 for beta in value):
             raise ValueError("both must be between 0 and 1")
         return value
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _from_older_runs(cls, value: Any) -> Any:
+        return "auto" if value is None else value
 
     @field_validator("amp")
     @classmethod

@@ -38,9 +38,9 @@ def command(
     lm bench input.txt --preset gru-char
     lm bench RUN --device cpu
     """
-    from cli.output import print_json, reading, say
+    from cli.output import console, print_json, reading, say
     from lm.device import pick_device
-    from lm.profiling.bench import run, settings
+    from lm.profiling.bench import auto_format, run, settings
     from lm.profiling.trial import refuse_counting
 
     with reading() as progress:
@@ -49,9 +49,11 @@ def command(
     refuse_counting(config)
     pick_device(config.training.device)
     given = {path: value for path, value in flags.overrides.items() if path.startswith("training.")}
+    auto = given.get("training.precision") == "auto" and given.pop("training.precision")
     chosen = [
         setting for setting in settings()
         if all(setting.overrides.get(path, value) == value for path, value in given.items())
+        and not (auto and setting.format != auto_format(config, setting.device))
     ]  # fmt: skip
     if not chosen:
         raise ConfigError("No device and precision of this machine matches the flags: see lm devices.")
@@ -67,6 +69,8 @@ def command(
         print_json([row.to_json() for row in rows])
     else:
         _print(rows)
+        for device in dict.fromkeys(row.setting.device for row in rows):
+            console().print(f"--precision auto on {device}: {auto_format(config, device)}", style="dim")
     if all(row.problem for row in rows):
         raise LMError("No setting could be measured.")
 

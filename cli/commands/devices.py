@@ -55,9 +55,11 @@ def _tables(known: dict[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
         ]
     if not known["gpus"]:
         tables["GPU"] = [("", "", "none that torch can use")]
+    on_cpu = defaults["device"] == "cpu" and defaults["format"] != "fp32"
+    others = " (models without native kernels: fp32)" if on_cpu else ""
     tables["chosen by default"] = [
         ("device", "", defaults["device"]),
-        ("precision", "", defaults["format"]),
+        ("precision", "", defaults["format"] + others),
         ("threads", str(defaults["threads"]), "of torch on the CPU (OMP_NUM_THREADS)"),
         ("training", "", defaults["training"]),
         ("sampling", "", defaults["sampling"]),

@@ -48,6 +48,7 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
                    f"tokens, {part['characters']:,} characters, sha256 {part['sha256'][:12]}…")
                   for name, part in known["splits"].items()),
                 *plan_rows,
+                *((("trained in", known["precision"], ""),) if known["precision"] else ()),
                 ("created", known["created"][:16].replace("T", " "), f"with Inkling {known['inkling']}"),
                 ("checkpoints", "", ", ".join(known["states"])),
                 ("size", decimal(known["size_bytes"]), ""),

@@ -42,6 +42,7 @@ from lm.training import distributed
 from lm.training.callbacks import Callback, End
 from lm.training.distributed import World
 from lm.training.film import Film
+from lm.training.last_checkpoint import with_saved_format
 from lm.training.plan import Plan
 from lm.training.tensorboard import TensorBoard
 from lm.training.trackers import check_tracker, tracked
@@ -299,7 +300,10 @@ def _new_trainer(job: PreparedJob, folder: RunFolder, recorded: Plan | None) -> 
         teacher.state = None
     trainer = Trainer(folder, job.config.training, make_model(), job.tokens, teacher=teacher)
     plan = recorded or fix_plan(job, trainer, timings)
-    record = {**run_record(config, job.tokens, trainer.model, job.init), "plan": plan.to_json()}
+    record = {
+        **run_record(config, job.tokens, trainer.model, job.init), "plan": plan.to_json(),
+        "precision": str(trainer.step.mixed.format),
+    }  # fmt: skip
     if job.teacher is not None:
         record["teacher"] = teacher_record(job.teacher)
     if (name := distributed.job_name()) is not None:
@@ -316,12 +320,18 @@ def _resumed_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan
     """The trainer of a run at its saved step, and its plan; changes of options are recorded."""
     assert job.resume is not None
     plan = job.resume.plan
-    trainer = Trainer(folder, job.config.training, _model_factory(job)(), job.tokens, teacher=make_teacher(job))
+    training = job.config.training
+    if job.resume.has_state:
+        training = with_saved_format(training, folder)
+    trainer = Trainer(folder, training, _model_factory(job)(), job.tokens, teacher=make_teacher(job))
     if job.resume.has_state:
         trainer.load()
     record = folder.read_record()
-    changed = {"plan": plan.to_json(), "config": job.config.model_dump(mode="json")}
-    if changed != {key: record[key] for key in changed}:
+    changed = {
+        "plan": plan.to_json(), "config": job.config.model_dump(mode="json"),
+        "precision": str(trainer.step.mixed.format),
+    }  # fmt: skip
+    if changed != {key: record.get(key) for key in changed}:
         folder.write_record({**record, **changed})
     if job.resume.resets_patience:
         trainer.reset_patience()

@@ -95,7 +95,7 @@ def _warn_of_missing_kernels() -> None:
 
 def isa_and_threads() -> tuple[str, int]:
     """The instruction set and the number of threads: the last two arguments of each native call."""
-    _used.isa = (products_in_bf16() and (bf16_isa or _best_bf16_isa())) or isa or _best_isa()
+    _used.isa = (products_in_bf16() and bf16_instruction_set()) or isa or _best_isa()
     return _used.isa, torch.get_num_threads()
 
 
@@ -115,7 +115,12 @@ def products_in_bf16() -> bool:
     """Whether native products round their operands to bf16 here: under autocast to bf16, on a CPU that has it."""
     if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") is not torch.bfloat16:
         return False
-    return native() is not None and (bf16_isa or _best_bf16_isa()) is not None
+    return bf16_instruction_set() is not None
+
+
+def bf16_instruction_set() -> str | None:
+    """The instruction set of native products in bf16; None: there are no kernels, or this CPU has none of the sets."""
+    return None if native() is None else bf16_isa or _best_bf16_isa()
 
 
 @functools.cache

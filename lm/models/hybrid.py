@@ -55,6 +55,11 @@ class HybridOptions(RecurrentOptions, CountingOptions):
         6, ge=1, le=32, description="Length of the longest n-gram: a token and the order - 1 tokens before it."
     )
 
+    @property
+    def bf16_on_cpu(self) -> bool:
+        """See `ModelOptions.bf16_on_cpu`; by the network's cell."""
+        return self.cell != "rnn"
+
 
 class Hybrid(LanguageModel):
     """A recurrent network and n-gram counts; before `fit`, the counts are uniform."""

@@ -85,6 +85,11 @@ class RecurrentOptions(HeadOptions, TableOptions):
         0.0, ge=0, description="Weight in the objective of the mean square change of that output between time steps."
     )
 
+    @property
+    def bf16_on_cpu(self) -> bool:
+        """See `ModelOptions.bf16_on_cpu`; the rnn has no native kernel."""
+        return self.type != "rnn"
+
 
 class Recurrent(LanguageModel):
     """A recurrent language model; `options.type` is the cell."""

@@ -75,6 +75,11 @@ class TransformerOptions(HeadOptions, TableOptions):
     )
 
     @property
+    def bf16_on_cpu(self) -> bool:
+        """See `ModelOptions.bf16_on_cpu`."""
+        return True
+
+    @property
     def inner_size(self) -> int:
         """`mlp_size`, or its default."""
         return self.mlp_size or -(-self.hidden_size * 8 // 3 // 64) * 64

@@ -25,12 +25,12 @@ import torch
 from lm import host, machine
 from lm.config import RunConfig, merge
 from lm.corpora import PreparedCorpus, load_prepared
-from lm.device import deterministic, enough_memory, pick_device
+from lm.device import Precision, deterministic, enough_memory, pick_device
 from lm.errors import CorpusError, LMError
 from lm.profiling.trial import WARM_UP_STEPS, make_trial
 from lm.torch_private import keep_freed_memory
 from lm.training import distributed
-from lm.training.precision import formats
+from lm.training.precision import Format, Level, choose_format, formats
 
 STEPS = 10
 """Timed in each row, after the warm-up."""
@@ -48,8 +48,13 @@ class Setting:
     devices: int
     threads: int | None
     """Of a CPU."""
-    precision: str
-    level: str
+    precision: Precision
+    level: Level
+
+    @property
+    def format(self) -> Format:
+        """The number format and its level."""
+        return Format(self.precision, self.level)
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -87,6 +92,13 @@ def settings() -> Iterator[Setting]:
     for device, devices, threads in places:
         for each in formats(torch.device(device)):
             yield Setting(device, devices, threads, each.precision, each.level)
+
+
+def auto_format(config: RunConfig, device: str) -> Format:
+    """The format that `precision = "auto"` takes for a model on a device."""
+    training = config.training.model_copy(update={"precision": "auto", "amp": None})
+    bf16_on_cpu: bool = config.model.resolve("model").bf16_on_cpu
+    return choose_format(training, torch.device(device), bf16_on_cpu=bf16_on_cpu)
 
 
 def run(config: RunConfig, corpus: PreparedCorpus, chosen: list[Setting]) -> Iterator[Row]:

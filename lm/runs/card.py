@@ -106,6 +106,7 @@ def run_facts(
         "initialised_from": record.get("init"),
         "base": _base(record),
         "teacher": _teacher(record),
+        "precision": record.get("precision"),
         "plan": record.get("plan"),
         "created": record["created"],
         "inkling": record["inkling"],
@@ -159,7 +160,8 @@ def model_card(facts: dict[str, Any]) -> str:
         f"A {facts['model']} language model with {numbers(facts)} over {facts['vocab_size']:,} "
         f"{facts['tokenizer']} tokens, {origin(facts['imported'], facts['corpus'])} with Inkling {facts['inkling']}."
         + (f" It is {facts['kind']}." if facts["kind"] else "")
-        + (f" It learned from {facts['teacher']} as well." if facts["teacher"] else ""),
+        + (f" It learned from {facts['teacher']} as well." if facts["teacher"] else "")
+        + (f" It was trained in {facts['precision']}." if facts["precision"] else ""),
         "",
         *_about_base(facts["base"]),
         "```",

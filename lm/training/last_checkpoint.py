@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lm.config import TrainingConfig
+from lm.device import pick_device
 from lm.errors import CorruptRunError
 from lm.files import Arrays
 from lm.runs.run_folder import RunFolder
@@ -97,6 +99,15 @@ def _read(folder: RunFolder, step: TrainStep) -> tuple[dict[str, Any], dict[str,
 
 def _check(folder: RunFolder) -> None:
     folder.read_last()
+
+
+def with_saved_format(config: TrainingConfig, folder: RunFolder) -> TrainingConfig:
+    """The options of a resumed run: on a CPU, `precision = "auto"` keeps steps in fp32 that were begun in fp32."""
+    if config.precision != "auto" or config.amp is not None or pick_device(config.device).type != "cpu":
+        return config
+    environment = folder.read_state().get("environment", {})
+    in_fp32 = environment.get("device") == "cpu" and environment.get("precision") == "fp32"
+    return config.model_copy(update={"precision": "fp32"}) if in_fp32 else config
 
 
 def load(folder: RunFolder, step: TrainStep) -> TrainProgress:

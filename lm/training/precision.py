@@ -41,7 +41,7 @@ from lm.config import TrainingConfig
 from lm.device import DTYPES, Precision, computing
 from lm.errors import ConfigError, DeviceError
 from lm.kernels.autograd import clip_grad_norm
-from lm.kernels.dispatch import cast_floats, keep_in_fp32, usable_for_all
+from lm.kernels.dispatch import bf16_instruction_set, cast_floats, keep_in_fp32, usable_for_all
 from lm.models.base import LanguageModel, whole
 from lm.registry import did_you_mean
 from lm.torch_private import foreach, sparse_rows
@@ -91,17 +91,28 @@ def formats(device: torch.device) -> list[Format]:
     return found
 
 
-def choose_format(config: TrainingConfig, device: torch.device) -> Format:
+def choose_format(config: TrainingConfig, device: torch.device, *, bf16_on_cpu: bool = True) -> Format:
     """The format of the options, or the best one of the device.
+
+    Args:
+        config: the training options.
+        device: of the model.
+        bf16_on_cpu: see `ModelOptions.bf16_on_cpu`.
 
     Raises:
         DeviceError: the device does not have the format.
         ConfigError: loss scale or fp32_modules do not go with the format.
     """
     precision, level = config.precision, config.amp
-    if precision is None:
+    if precision == "auto":
         fast: Precision = "bf16" if _missing("bf16", device) is None else "fp16"
-        low = device.type == "cuda" and fast == "bf16" if level is None else level != "O0"
+        if level is not None:
+            low = level != "O0"
+        elif device.type == "cpu":
+            # A step that torch compiles does not use the kernels.
+            low = bf16_on_cpu and config.compile != "on" and bf16_instruction_set() is not None
+        else:
+            low = device.type == "cuda" and fast == "bf16"
         precision = fast if low else "fp32"
     if missing := _missing(precision, device):
         every: tuple[Precision, ...] = ("fp32", "tf32", *LOW)
@@ -258,7 +269,7 @@ class MixedPrecision:
 
     def __init__(self, model: LanguageModel, config: TrainingConfig, device: torch.device) -> None:
         self.device = device
-        self.format = choose_format(config, device)
+        self.format = choose_format(config, device, bf16_on_cpu=model.options.bf16_on_cpu)
         self.scale = LossScale(config, self.format.precision)
         self.masters: dict[Tensor, Tensor] = {}
         """The fp32 weights that the optimizer updates in place of low parameters."""
