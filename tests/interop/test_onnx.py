@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from lm.models.base import LanguageModel, build_model
 
 pytestmark = pytest.mark.slow
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "export.md"
+JAVASCRIPT = Path(__file__).parents[2] / "docs" / "how-to" / "sample.mjs"
 VOCAB_SIZE = 11
 SMALL = {"embedding_size": 6, "hidden_size": 8}
 HYBRID = {"type": "hybrid", "cell": "lstm", "order": 3, **SMALL}
@@ -114,9 +113,10 @@ def folder(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_python_script_of_the_docs_writes_the_greedy_text_of_the_run(folder: Path, runs: Path):
-    script = _script()
-    assert script == PYTHON.replace("PATH", "book-onnx")
+def test_the_python_script_of_the_folder_writes_the_greedy_text_of_the_run(folder: Path, runs: Path):
+    card = (folder / "book-onnx" / "README.md").read_text("utf-8")
+    assert PYTHON in card
+    script = PYTHON.replace("PATH", "book-onnx")
     # More than a window: it slides as in `lm sample`.
     done = _run([sys.executable, "-c", script.replace("range(200)", "range(500)")], folder)
     assert done == "The " + lm.load("book", runs_dir=runs).sample("The ", temperature=0, max_tokens=500) + "\n"
@@ -128,7 +128,7 @@ def test_the_javascript_of_the_docs_writes_the_greedy_text_of_the_run(folder: Pa
     # Without the install script, which downloads libraries for a GPU.
     _run(["npm", "install", "--ignore-scripts", "onnxruntime-node", "@huggingface/tokenizers"], tmp_path)
     (tmp_path / "book-onnx").symlink_to(folder / "book-onnx")
-    (tmp_path / "sample.mjs").write_bytes(PAGE.with_name("sample.mjs").read_bytes())
+    (tmp_path / "sample.mjs").write_bytes(JAVASCRIPT.read_bytes())
     done = _run(["node", "sample.mjs"], tmp_path)
     assert done == "The " + lm.load("book", runs_dir=runs).sample("The ", temperature=0, max_tokens=200) + "\n"
 
@@ -162,12 +162,6 @@ def test_a_missing_package_is_named(runs: Path, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(MissingExtraError, match="onnxruntime"):
         export(lm.load("book", runs_dir=runs), tmp_path / "out")
     assert not list(tmp_path.iterdir())
-
-
-def _script() -> str:
-    found = re.search(r"```python\n(.*?)```", PAGE.read_text("utf-8").partition("## ONNX Runtime")[2], re.DOTALL)
-    assert found is not None
-    return found[1]
 
 
 def _run(command: list[str], folder: Path) -> str:

@@ -157,6 +157,7 @@ WITH_PRECISION = [(shape, precision) for shape in SHAPES for precision in ("fp32
 WITH_PRECISION += [(shape, "int4") for shape in TRANSFORMERS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "precision"), WITH_PRECISION)
 def test_no_bit_depends_on_other_slots_chunks_or_threads(shape: str, precision: str) -> None:
     model = model_of(SHAPES[shape])
@@ -286,6 +287,7 @@ def test_an_exported_slot_continues_with_the_same_bits(shape: str, precision: st
         np.testing.assert_array_equal(steps(decoder, copy, IDS[45:]), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_state_can_be_taken_from_torch_to_the_kernel_and_back(shape: str) -> None:
     model = model_of(SHAPES[shape])
