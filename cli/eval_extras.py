@@ -114,6 +114,23 @@ class Extras:
 
             check_adaptable(run.model, "--cache instead of --adapt")
 
+    def refuse_conversations(self, where: str) -> None:
+        """Refuse what reads a text as one whole, without marks of its answers.
+
+        Args:
+            where: the text of conversations.
+
+        Raises:
+            ConfigError: such a flag is given.
+        """
+        flags = {"--calibration": self.calibration, "--adapt": self.adapt, "--cache": self.cache}
+        for flag, given in flags.items():
+            if given:
+                raise ConfigError(
+                    f"{flag} reads a text as one whole, and {where} holds conversations, of which the answers alone "
+                    f"are scored: leave {flag} out."
+                )
+
     def stride(self, given: int | None, run: Run) -> int | None:
         """The stride of a sliding window: that of --stride, or the convention's."""
         if self.convention == "lm-eval" and given is None:
@@ -142,6 +159,8 @@ class Extras:
                 if self.adapt or self.cache:
                     raise
                 self._notes.append(f"There is no temperature without the run's validation text. {error}")
+            if self._own is not None and self._own.splits["valid"].marks is not None:
+                self.refuse_conversations(self._own.source)
         if self.calibration:
             from lm.evaluation.calibration import CalibrationSums
             from lm.runs.eval_extras import run_temperature

@@ -18,6 +18,8 @@ from cli.output import Reading, console, say, token_bar
 from lm.runs.card import numbers, perplexity
 from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
 
+FEW_STEPS = 100
+"""With fewer steps in a plan by time, one step is more than 1 % of its time."""
 PLAIN_SECONDS = 10.0
 """Seconds between lines where there is no terminal."""
 
@@ -76,6 +78,8 @@ class TrainingView(Callback):
                 f"Plan: {length}{self._about}{start.plan_steps:,} steps of {start.tokens_per_step:,} tokens "
                 f"({epochs:.1f} epochs{each}), {start.device}, {start.precision}{memory}"
             )
+        if start.plan_seconds is not None and start.plan_steps < FEW_STEPS and not each:
+            self._print("A step takes long for this plan, so its end may differ by about a step.")
         if start.validation_tokens is not None and start.step == 0:
             self._print(
                 f"Validation: {start.validations} times on the first {start.validation_tokens:,} of "

@@ -151,7 +151,9 @@ def command(
     if text is not None:
         own = loaded.config.corpus
         opened = open_text(text, text_column=text_column or own.text_column, encoding=encoding or own.encoding)
-        content = opened if opened.conversations else "".join(opened.chunks())
+        content = "".join(opened.chunks()) if opened.conversations is None else opened
+        if isinstance(content, Text):
+            extras.refuse_conversations(str(text))
     with (
         reading() as watch,
         extras.watching(loaded, stride=stride, corpus=corpus, data_dir=data_dir, reading=watch) as watchers,

@@ -53,8 +53,9 @@ def command(
         scores = [figure(row["bits_per_byte"], ".4f")]
         if both:
             scores.append(figure(row["token_bits_per_byte"], ".4f"))
+        model = row["model_name"] if row["base"] is None else f"{row['model_name']}, adapter of {row['base']}"
         table.add_row(
-            escape(row["name"]), escape(row["model_name"]), escape(row["corpus"]), step, *scores,
+            escape(row["name"]), escape(model), escape(row["corpus"]), step, *scores,
             decimal(row["size_bytes"]), row["created"][:10] + (" shipped" if row["shipped"] else ""),
         )  # fmt: skip
     screen = console()

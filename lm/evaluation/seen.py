@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lm.corpora import PreparedCorpus
 from lm.corpora.answers import ANSWER, beginning
@@ -29,6 +30,8 @@ from lm.tokenizers.base import Ids
 
 MAX_TOKENS = 20_000
 """Of each part."""
+MAX_WORK = 5e11
+"""Tokens of a part, times parameters, on a CPU: a model of 100 million parameters would take minutes for more."""
 FEWEST_TOKENS = 500
 """Scored tokens of each part, for a result."""
 MAX_SHARE = 0.25
@@ -68,8 +71,11 @@ def advantage_on_training_text(
         None if a split is too short to tell.
     """
     train, valid = corpus.splits["train"], corpus.splits["valid"]
-    first = _Part(*beginning(train, min(MAX_TOKENS, int(MAX_SHARE * (len(train.ids) - 1)))))
-    held_out = _Part(*beginning(valid, MAX_TOKENS))
+    most = MAX_TOKENS
+    if next(model.parameters(), torch.empty(0)).device.type == "cpu":
+        most = min(MAX_TOKENS, int(MAX_WORK / max(1, model.num_parameters())))
+    first = _Part(*beginning(train, min(most, int(MAX_SHARE * (len(train.ids) - 1)))))
+    held_out = _Part(*beginning(valid, most))
     if min(first.tokens, held_out.tokens) < FEWEST_TOKENS:
         return None
     rest = train.ids[len(first.ids) - 1 : MAX_COUNTED]

@@ -6,7 +6,8 @@ part    means
 bpb     bits per byte; or loss, nats per token, where bits per byte are unknown; or ppl, perplexity per word, of a
         convention
 den     what the figure is divided by: bytes, tokens, or what the convention counts
-ctx     context rule: carried; carried-ROWS or carried-ROWS-warm-TOKENS in parallel parts; window-TOKENS-STRIDE
+ctx     context rule: carried; carried-ROWS or carried-ROWS-warm-TOKENS in parallel parts; window-TOKENS-STRIDE;
+        conversations: each by itself, and the answers alone
 unk     policy for unknown symbols; +spelling if their spelling is part of the figure
 text    start of the SHA-256 of the UTF-8 text
 tok     start of the SHA-256 of the tokenizer's file
@@ -177,6 +178,8 @@ def context_code(rule: str) -> str:
     if rows := _ROWS.search(rule):
         warm = _WARM.search(rule)
         return f"carried-{_digits(rows[1])}" + (f"-warm-{_digits(warm[1])}" if warm else "")
+    if rule.startswith("each conversation by itself"):
+        return "conversations"
     return "carried" if rule.startswith("state carried over the whole") else "other"
 
 

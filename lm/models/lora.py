@@ -126,4 +126,13 @@ def _places(model: LanguageModel, training: TrainingConfig) -> list[tuple[nn.Mod
                 f"training.lora_modules: this {kind} has no {name!r} that may get an adapter."
                 f"{did_you_mean(name, known)} Names: {', '.join(known)}."
             )
-    return [(module, matrix) for path, module, matrix in places if not wanted or not {*path, matrix}.isdisjoint(wanted)]
+    chosen = [
+        (module, matrix) for path, module, matrix in places if not wanted or not {*path, matrix}.isdisjoint(wanted)
+    ]
+    largest = max(min(getattr(module, matrix).shape) for module, matrix in chosen)
+    if training.lora is not None and training.lora > largest:
+        raise ConfigError(
+            f"--lora {training.lora:,}: no matrix that gets an adapter has a rank above {largest:,}, so give a number "
+            "up to that; 4 to 64 are usual."
+        )
+    return chosen

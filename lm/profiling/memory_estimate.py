@@ -234,6 +234,7 @@ def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds
     """The estimate from steps and validations of rising size."""
     step, length, splits = trial.step, trial.batches.bptt, trial.corpus.splits
     model, all_rows = step.model, step.config.batch_size
+    window = model.context_length or 0
     ids = splits["valid" if "valid" in splits else "train"].ids
 
     def train(tokens: int) -> Peaks:
@@ -250,21 +251,21 @@ def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds
 
     def evaluate(tokens: int) -> Peaks:
         memory.peak = memory.now
-        # A first window is read separately.
-        validate(step, ids[: tokens + (model.context_length or 0) + 1])
+        # A text of up to one window is read whole; of a longer one, a first window is read separately.
+        first = window if tokens > window else 0
+        validate(step, ids[: tokens + first + 1])
         return {"evaluation": memory.peak}
 
-    shortest = length
     most = min(MAX_FIRST_ROW, max(MIN_FIRST_ROW, FIRST_WORK / model.num_parameters()))
-    while shortest > most:
-        shortest //= 2
+    shortest = _halved(length, most)
     sizes = [*_doubled(shortest, length), *(rows * length for rows in list(_doubled(1, all_rows))[1:])]
     # The first step makes the moments, which all later ones have.
     train(sizes[0])
     fixed, token_bytes, tried = _extrapolated(train, sizes, memory, available, seconds)
     step_bytes = fixed + token_bytes * all_rows * length
-    shortest = max(8 * VALIDATION_ROWS, model.context_length or 0)
-    sizes = list(_doubled(shortest, tokens_at_once(model.logits_per_target, step.device)))
+    # A window is read whole, however many logits it has.
+    largest = max(window, tokens_at_once(model.logits_per_target, step.device))
+    sizes = list(_doubled(_halved(window, most) if window else 8 * VALIDATION_ROWS, largest))
     base, scored_bytes, _ = _extrapolated(evaluate, sizes, memory, available, seconds / 2)
     evaluation_bytes = base + scored_bytes * sizes[-1]
     saved = memory.blocks_of([*model.saved_tensors().values(), *state_tensors(step.optimizers)])
@@ -307,6 +308,13 @@ def _extrapolated(
     most, growth = max(lines)
     growth = max(growth, 0.0)
     return int(most - growth * sizes[-1]), math.ceil(growth), last
+
+
+def _halved(size: int, most: float) -> int:
+    """size, or its first half, quarter, … that is not above `most`."""
+    while size > most:
+        size //= 2
+    return size
 
 
 def _doubled(first: int, last: int) -> Iterator[int]:

@@ -30,6 +30,8 @@ ENDLESS_STEPS = 10**9
 """Length of the plan that a trial is the beginning of."""
 WARM_UP_STEPS = 2
 """First steps, which are slower and not timed."""
+LONGEST = 4.0
+"""A measurement ends after this many times its seconds, with the steps that it has: at least one."""
 
 
 @dataclass(frozen=True)
@@ -109,19 +111,24 @@ class Trial:
         step, times = self.step, list[float]()
         with deterministic(step.device), keep_freed_memory():
             begun = time.perf_counter()
-            while len(times) < WARM_UP_STEPS + 2 or self._since(begun) < seconds * 0.75:
+            while (spent := self._since(begun)) < seconds * 0.75 or (
+                len(times) < WARM_UP_STEPS + 2 and (not times or spent < seconds * LONGEST)
+            ):
                 before = time.perf_counter()
                 self.run_ahead(with_metrics=len(times) % step.config.log_every == step.config.log_every - 1)
                 times.append(time.perf_counter() - before)
             self.catch_up()
             # The median, because another program may use the processor for a moment.
-            step_seconds, _ = step.world.sync_clock(statistics.median(times[WARM_UP_STEPS:]))
+            step_seconds, _ = step.world.sync_clock(statistics.median(times[WARM_UP_STEPS:] or times[-1:]))
             # A validation token takes about a third of the time of a training token.
             tokens = int(seconds * 0.25 / step_seconds * self.batches.tokens_per_step * 3)
             begun = time.perf_counter()
             ids, marks = beginning(self.corpus.splits["valid"], max(VALIDATION_ROWS, tokens))
             validate(step, ids, marks=marks)
-            return Speed(step_seconds, self._since(begun) / (len(ids) - 1))
+            token_seconds = self._since(begun) / (len(ids) - 1)
+            # A longer text slides through the window, by half of it: each token is read twice.
+            context = step.model.context_length
+            return Speed(step_seconds, token_seconds * (2 if context and len(ids) - 1 <= context else 1))
 
     def _since(self, begun: float) -> float:
         return self.step.world.sync_clock(time.perf_counter() - begun)[0]

@@ -270,6 +270,7 @@ def run_summary(facts: dict[str, Any], weights: Path) -> dict[str, Any]:
         **{name: facts[name] for name in copied},
         **{name: best.get(name) for name in figures},
         "model_name": f"{facts['model']}-{facts['tokenizer']}",
+        "base": None if facts["base"] is None else facts["base"]["run"],
         "step": read_facts(weights).get("step"),
         "problem": None,
     }

@@ -192,3 +192,12 @@ def test_undone_turns_are_not_learned_and_reset_forgets(lm: Lm) -> None:
 def test_learning_needs_fp32_weights(lm: Lm) -> None:
     done = lm("chat", "a", "--learn", "--precision", "int8")
     assert done.code == 1 and "--learn changes fp32 weights: leave --precision int8 out." in done.err
+
+
+@pytest.mark.parametrize("flag", ["--calibration", "--adapt", "--cache"])
+def test_what_reads_a_text_as_one_whole_refuses_conversations(lm: Lm, tmp_path: Path, flag: str) -> None:
+    rows = [{"prompt": "a", "completion": str(number)} for number in range(3)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = lm("eval", "a", "--text", "chats.jsonl", flag)
+    assert done.code == 1
+    assert f"{flag} reads a text as one whole, and chats.jsonl holds conversations" in done.err.replace("\n", " ")

@@ -29,6 +29,7 @@ def test_a_line_is_parsed_and_printed_again() -> None:
          "carried-8-warm-32"),
         ("sliding window of 1,024 tokens, stride 512", "window-1024-512"),
         ("sliding window of 64 tokens, stride 32", "window-64-32"),
+        ("each conversation by itself; answers only: 66 tokens of 409", "conversations"),
         ("all of the text before the token", "other"),
     ],
 )  # fmt: skip

@@ -14,14 +14,19 @@ import pytest
 import torch
 
 import lm
+from lm.corpora.answers import ANSWER, encode_conversations
+from lm.corpora.conversations import read_turns
 from lm.errors import ConfigError, CorpusError, ModelSourceError, RunError, RunExistsError
 from lm.files import write_file
 from lm.interop import huggingface
 from lm.interop.gguf_file import GGUFFile
 from lm.interop.imported import find_or_import, is_source
 from lm.runs.run_folder import RunFolder
+from lm.tokenizers.pretrained import PretrainedTokenizer
+from lm.tokenizers.turns import Conversation
 from tests.interop.gguf_files import rewritten
 from tests.interop.models_elsewhere import EXTRAS, make_model, save_folder, save_gguf
+from tests.tokenizers.tiny_pretrained import CONFIG, byte_level
 
 KINDS = [*EXTRAS]
 TEXT = "The cat sat on the mat .\n"
@@ -442,3 +447,30 @@ def test_smollm2_computes_what_llama_cpp_computes(
     lost = logits.max(axis=1) - logits[np.arange(100), greedy]
     assert lost.max() < tie
     assert (lost == 0).sum() >= 95
+
+
+def test_conversations_are_the_tokens_and_the_mask_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    messages = [
+        {"role": "system", "content": "Be short."}, {"role": "user", "content": "The cat?"},
+        {"role": "assistant", "content": "It sat."}, {"role": "user", "content": "And then?"},
+        {"role": "assistant", "content": "It was shut."},
+    ]  # fmt: skip
+    tokenizer = PretrainedTokenizer.from_json(byte_level(), CONFIG)
+    turns = read_turns({"messages": messages, "prompt": None, "completion": None})
+    assert not isinstance(turns, str)
+    split = encode_conversations("chats", [Conversation(turns, "row 1")], tokenizer)
+    (tmp_path / "tokenizer.json").write_text(byte_level(), "utf-8")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    # The same text, with a mark around what the assistant writes.
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+        "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    )
+    given = theirs.apply_chat_template(
+        messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert split.marks is not None
+    assert split.ids.tolist() == given["input_ids"]
+    assert (split.marks == ANSWER).astype(int).tolist() == given["assistant_masks"]

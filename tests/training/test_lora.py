@@ -228,6 +228,7 @@ def test_what_no_adapter_can_do_is_refused_before_the_text_is_read(folder: Path,
     assert "leave --shard out" in refusal("base", lora=4, shard=True)
     assert "training.lora_alpha is for adapters" in refusal("base", lora_alpha=8)
     assert "the adapters of a gru have no dropout" in refusal("shakespeare-gru", lora=4, lora_dropout=0.1)
+    assert "--lora 100,000: no matrix that gets an adapter has a rank above 16" in refusal("base", lora=100_000)
     counted = build_model(compose("x", preset="ngram-char").model, 30)
     with pytest.raises(ConfigError, match="of type ngram gets no adapters"):
         add_adapters(counted, TrainingConfig(lora=4))
