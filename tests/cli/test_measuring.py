@@ -38,7 +38,7 @@ def test_a_profile_is_tables_json_and_a_page(lm: Lm, text: Path, tmp_path: Path)
     assert done.code == 0, done.err
     for line in ("layers", "cell.l0", "forward", "backward", "evaluation", "tokens/s", "share of peak", "every 100"):
         assert line in done.out
-    assert re.search(r"gru with [\d,]+ parameters on words: batches of 4 × 16 tokens\nfp32 on ", done.out)
+    assert re.search(r"gru with [\d,]+ parameters on words: batches of 4 × 16 tokens\n(fp32|bf16 O1) on ", done.out)
     assert "\x1b" not in done.out
     assert (tmp_path / "page.html").read_text("utf-8").startswith("<!doctype html>")
     assert not (tmp_path / "checkpoints").exists()

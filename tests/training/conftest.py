@@ -63,6 +63,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
 def options(prepared: PreparedCorpus) -> Callable[..., RunConfig]:
     def make(model: str = "gru", **training: Any) -> RunConfig:
         own = {path: training.pop(path) for path in list(training) if path.startswith("model.")}
+        if "amp" not in training:
+            # The losses must not depend on the CPU.
+            training.setdefault("precision", "fp32")
         overrides = {**SMALL, **MODELS[model], **own, **{f"training.{name}": value for name, value in training.items()}}
         return compose(prepared.source, preset="gru-char", overrides=overrides)
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from lm.config import TrainingConfig, compose
+from lm.config import Section, TrainingConfig, compose
 from lm.errors import ConfigError, DeviceError, NonFiniteLossError
 from lm.kernels import dispatch
 from lm.models.base import build_model
 from lm.profiling.trial import Trial
 from lm.training.callbacks import Row
+from lm.training.last_checkpoint import with_saved_format
 from lm.training.plan import Plan
 from lm.training.precision import Format, LossScale, MixedPrecision, choose_format, formats
 from lm.training.tensorboard import TensorBoard
@@ -49,10 +50,23 @@ def distance(one: dict[str, Any], two: dict[str, Any]) -> float:
 # -- choosing -----------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def cpu_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_best_bf16_isa", lambda: None)
+
+
+@pytest.fixture
+def cpu_with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "bf16_isa", "amx_emulated")
+
+
+@pytest.mark.usefixtures("cpu_without_bf16")
 @pytest.mark.parametrize(
     ("options", "chosen"),
     [
         ({}, Format("fp32", "O0")),
+        ({"precision": "auto"}, Format("fp32", "O0")),
+        ({"precision": None}, Format("fp32", "O0")),
         ({"precision": "fp32"}, Format("fp32", "O0")),
         ({"precision": "bf16"}, Format("bf16", "O1")),
         ({"precision": "fp16"}, Format("fp16", "O1")),
@@ -65,6 +79,66 @@ def test_what_is_left_out_follows_from_what_is_given(options: dict[str, Any], ch
     assert choose_format(config(**options), CPU) == chosen
 
 
+@pytest.mark.usefixtures("cpu_with_bf16")
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ({}, Format("bf16", "O1")),
+        ({"precision": "auto"}, Format("bf16", "O1")),
+        ({"precision": "fp32"}, Format("fp32", "O0")),
+        ({"amp": "O0"}, Format("fp32", "O0")),
+        # The compiled step does not use the kernels.
+        ({"compile": "on"}, Format("fp32", "O0")),
+    ],
+)
+def test_auto_is_bf16_on_a_cpu_whose_kernels_have_it(options: dict[str, Any], chosen: Format) -> None:
+    assert choose_format(config(**options), CPU) == chosen
+
+
+@pytest.mark.usefixtures("cpu_with_bf16")
+@pytest.mark.parametrize(
+    ("model", "chosen"),
+    [
+        ({"type": "gru"}, "bf16 O1"),
+        ({"type": "lstm"}, "bf16 O1"),
+        ({"type": "transformer"}, "bf16 O1"),
+        ({"type": "hybrid"}, "bf16 O1"),
+        ({"type": "rnn"}, "fp32"),
+        ({"type": "hybrid", "cell": "rnn"}, "fp32"),
+    ],
+)
+def test_auto_is_fp32_for_a_model_that_the_kernels_do_not_train(model: dict[str, Any], chosen: str) -> None:
+    built = build_model(Section.model_validate(model), 20)
+    assert str(MixedPrecision(built, config(), CPU).format) == chosen
+
+
+def test_a_run_resumes_in_the_format_that_auto_began_in(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = config()
+    with monkeypatch.context() as older:
+        older.setattr(dispatch, "_best_bf16_isa", lambda: None)
+        begun = make_trainer("gru", precision="auto")
+        begun.train(Plan(2, 2))
+    monkeypatch.setattr(dispatch, "bf16_isa", "amx_emulated")
+    assert str(choose_format(with_saved_format(auto, begun.folder), CPU)) == "fp32"
+    low = make_trainer("gru", precision="auto")
+    low.train(Plan(2, 2))
+    assert str(choose_format(with_saved_format(auto, low.folder), CPU)) == "bf16 O1"
+
+
+def test_a_run_in_bf16_goes_on_in_fp32_on_a_cpu_without_it_and_says_so(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dispatch, "bf16_isa", "amx_emulated")
+    begun = make_trainer("gru", precision="auto")
+    begun.train(Plan(4, 2), stop_after=2)
+    monkeypatch.setattr(dispatch, "bf16_isa", None)
+    monkeypatch.setattr(dispatch, "_best_bf16_isa", lambda: None)
+    resumed = make_trainer("gru", run=begun.folder, precision="auto")
+    resumed.load()
+    assert "precision 'bf16' then, 'fp32' now" in caplog.text and "kernels 'amx_emulated' then" in caplog.text
+    assert resumed.train(Plan(4, 2)).reason == "finished"
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -72,7 +146,7 @@ def test_what_is_left_out_follows_from_what_is_given(options: dict[str, Any], ch
         ({"precision": "tf32", "amp": "O3"}, r"contradicts precision=tf32.*or amp=O0 with tf32"),
         ({"precision": "bf16", "amp": "O0"}, r"contradicts precision=bf16; use amp=O1, O2 or O3 with bf16, or amp=O0"),
         ({"amp": "O4"}, r"training.amp = 'O4': use 'O0', 'O1', 'O2' or 'O3'"),
-        ({"precision": "fp8"}, r"use 'fp32', 'tf32', 'bf16' or 'fp16'"),
+        ({"precision": "fp8"}, r"use 'auto', 'fp32', 'tf32', 'bf16' or 'fp16'"),
         ({"loss_scale": "dynamik"}, r"use dynamic, none, or a number above 0"),
         ({"loss_scale": -2}, r"use dynamic, none, or a number above 0"),
     ],
@@ -91,7 +165,7 @@ def test_tf32_is_refused_where_no_gpu_has_it_with_the_formats_that_are_there() -
 
 def test_a_loss_scale_over_fp32_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"--loss-scale 1024 is for low precision.*--precision fp16 or bf16"):
-        choose_format(config(loss_scale=1024), CPU)
+        choose_format(config(loss_scale=1024, precision="fp32"), CPU)
 
 
 def test_the_formats_of_a_cpu_are_fp32_and_three_levels_of_each_low_one() -> None:
@@ -143,11 +217,6 @@ def outputs(trainer: Trial) -> dict[str, torch.dtype]:
             module.register_forward_hook(note(name))
     trainer.run_step()
     return found
-
-
-@pytest.fixture
-def cpu_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_best_bf16_isa", lambda: None)
 
 
 @pytest.mark.usefixtures("cpu_without_bf16")
