@@ -61,6 +61,7 @@ TARGETS = {
         ("engine int8", 1, "transformers generate", 15.0),
         ("engine int8", 1, "llama.cpp q8_0", 2.5),
         ("engine fp32", BATCH, "transformers generate", 5.0),
+        ("engine bf16", BATCH, "transformers generate", 5.0),
     ),
     "gru 512": (
         ("engine fp32", 1, "nn.GRU loop, argmax", 3.0),
@@ -130,7 +131,7 @@ def bandwidth(size: int = 256 << 20) -> float:
 
 
 def ours(model: LanguageModel, batch: int, tokens: int, threads: int) -> Iterator[tuple[str, Callable[[], float]]]:
-    """Kernel and engine, fp32 and int8, and the engine on torch."""
+    """Kernel and engine, fp32, bf16 and int8, and the engine on torch."""
     settings, arrays = model.options.model_dump(mode="json"), model.arrays()
 
     def native(precision: Any) -> Decoder:
@@ -138,7 +139,7 @@ def ours(model: LanguageModel, batch: int, tokens: int, threads: int) -> Iterato
             settings, lambda: arrays, lambda: model, precision=precision, max_slots=batch, threads=threads
         )
 
-    for precision in ("fp32", "int8"):
+    for precision in ("fp32", "bf16", "int8"):
         yield f"kernel {precision}", steps(native(precision), batch, tokens)
         yield f"engine {precision}", requests(native(precision), batch, tokens)
     yield "engine torch", requests(TorchDecoder(model), batch, tokens // 4)

@@ -34,10 +34,10 @@ class ServeOptions(Options):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is all addresses of this machine.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 is any free port.")
     device: str | None = Field(None, description="Device for the models. Default: a GPU if there is one.")
-    precision: Literal["fp32", "int8", "int4"] = Field(
+    precision: Literal["fp32", "bf16", "int8", "int4"] = Field(
         "fp32",
-        description="Weights of native decoding: fp32, int8 (faster, slightly less exact), or int4 (Transformers; less "
-        "exact again).",
+        description="Weights of native decoding: fp32, bf16 (half the bytes), int8 (faster, slightly less exact), "
+        "or int4 (Transformers; less exact again).",
     )
     joined_decoding: JoinedDecoding = Field(
         "auto",

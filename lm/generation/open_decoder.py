@@ -48,7 +48,7 @@ def open_decoder(
         arrays: returns the weights; called for a native kernel.
         model: returns the torch model; called for a torch decoder.
         device: None or "cpu" uses the native kernel if there is one.
-        precision: of the weights; int8 and int4 need a native kernel, int4 that of a Transformer.
+        precision: of the weights; bf16, int8 and int4 need a native kernel, int4 that of a Transformer.
         max_slots: texts at once; fewer if `state_bytes` is too small for all.
         state_bytes: memory for the states of all slots.
         threads: of the native kernel; None: OMP_NUM_THREADS, or the available cores.

@@ -15,7 +15,10 @@ from lm.kernels.compiled import default_threads, native
 
 Floats = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
-DecodePrecision = Literal["fp32", "int8", "int4"]
+DecodePrecision = Literal["fp32", "bf16", "int8", "int4"]
+
+TABLES = "tables."
+"""Prefix of the names of context tables."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ class Parts:
     """A number for each tail, added to its logit."""
 
 
+def instruction_sets(precision: DecodePrecision) -> list[str]:
+    """Those that decode in a precision on this CPU, best first. fp32 and int8 gain nothing from AVX512-BF16."""
+    own = [name for name in native().bf16_instruction_sets() if name == "avx512_bf16"] if precision == "bf16" else []
+    return [*own, *native().instruction_sets()]
+
+
 class Kernel(ABC):
     """A model's native step over preallocated slots, each of which holds one text.
 
@@ -41,10 +50,11 @@ class Kernel(ABC):
         options: the model's options, as in `config.json`.
         arrays: its weights, by the names of the torch model.
         slots: number of slots.
-        precision: of the weights; int8 has a scale for each row and also rounds a token's activations; int4 has a scale
-            and a minimum for each 32 weights of a row, but int8 for embeddings and the output matrix.
+        precision: of the weights. bf16 also rounds activations to bf16. int8 has a scale for each row and also rounds a
+            token's activations. int4 has a scale and a minimum for each 32 weights of a row, but int8 for embeddings
+            and the output matrix.
         threads: None: `default_threads`.
-        isa: "avx512", "avx2", "neon_dotprod" or "plain"; None: the best one of this CPU.
+        isa: one of `instruction_sets(precision)`; None: the best one of this CPU.
 
     Raises:
         CorruptRunError: an array is missing or has the wrong shape.
@@ -63,9 +73,9 @@ class Kernel(ABC):
         threads: int | None = None,
         isa: str | None = None,
     ) -> None:
-        self.isa = isa or native().instruction_sets()[0]
+        self.isa = isa or instruction_sets(precision)[0]
         self.threads = threads or default_threads()
-        settings = {"slots": slots, "threads": self.threads, "int8": precision == "int8", "isa": self.isa}
+        settings = {"slots": slots, "threads": self.threads, "precision": precision, "isa": self.isa}
         try:
             self._native = self._build(options, arrays, precision, settings)
         except (KeyError, ValueError, IndexError) as error:
@@ -83,13 +93,13 @@ class Kernel(ABC):
         """The feature of a model with these options that the kernel does not support; None: it supports all."""
         return None
 
-    precisions: ClassVar[tuple[DecodePrecision, ...]] = ("fp32", "int8")
+    precisions: ClassVar[tuple[DecodePrecision, ...]] = ("fp32", "bf16", "int8")
     """The precisions that the kernel has."""
 
     @classmethod
     @abstractmethod
     def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
-        """The parts of the model with these options and arrays, in fp32; in int8, its matrices are rounded.
+        """The parts of the model with these options and arrays, in fp32; in bf16 and int8, its matrices are rounded.
 
         Raises:
             KeyError, ValueError, IndexError: the arrays do not fit the options.
@@ -150,13 +160,30 @@ class Kernel(ABC):
 
 
 def weights(arrays: Arrays, precision: DecodePrecision) -> dict[str, npt.NDArray[Any]]:
-    """The arrays, floats as contiguous float32, in int8 with rounded matrices; those of integers are unchanged."""
+    """The arrays, floats as contiguous float32, in bf16 and int8 with rounded matrices.
+
+    Those of integers are unchanged, and context tables in bf16: they are added, not multiplied.
+    """
     floats = {name: array if array.dtype.kind in "iu" else as_floats(array) for name, array in arrays.items()}
     if precision == "fp32":
         return floats
-    return {
-        name: rounded(array) if array.dtype.kind == "f" and array.ndim == 2 else array for name, array in floats.items()
-    }
+    if precision == "bf16":
+        return {
+            name: rounded_to_bf16(array) if is_matrix(array) and not name.startswith(TABLES) else array
+            for name, array in floats.items()
+        }
+    return {name: rounded(array) if is_matrix(array) else array for name, array in floats.items()}
+
+
+def is_matrix(array: npt.NDArray[Any]) -> bool:
+    """Whether the array is a matrix of floats."""
+    return array.dtype.kind == "f" and array.ndim == 2
+
+
+def rounded_to_bf16(array: Floats) -> Floats:
+    """The nearest values whose lower 16 bits are zero, ties to even."""
+    bits = array.view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def rounded(matrix: Floats) -> Floats:

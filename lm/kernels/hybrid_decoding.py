@@ -20,7 +20,7 @@ NETWORK, COUNTS = "network.", "ngram."
 
 
 class HybridKernel(RecurrentKernel):
-    """The network in either precision; the counts and the gate are fp32."""
+    """The network in any precision; the counts and the gate are fp32."""
 
     @classmethod
     def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:

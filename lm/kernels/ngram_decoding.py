@@ -15,7 +15,7 @@ REGISTERS = {"ngram": "NGramKernel"}
 
 
 class NGramKernel(Kernel):
-    """Counts alone; they are the same in either precision."""
+    """Counts alone; they are the same in any precision."""
 
     @classmethod
     def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:

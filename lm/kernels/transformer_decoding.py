@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.kernels.compiled import native
-from lm.kernels.decoding import Arrays, DecodePrecision, Parts, as_floats, weights
+from lm.kernels.decoding import TABLES, Arrays, DecodePrecision, Parts, as_floats, weights
 from lm.kernels.head_decoding import HeadKernel, context_tables, tails, with_tail_rows
 
 REGISTERS = {"transformer": "TransformerKernel"}
@@ -24,7 +24,7 @@ _NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "se
 class TransformerKernel(HeadKernel):
     """All blocks, the cache of each slot, and its window: when that is full, the older half is dropped."""
 
-    precisions = ("fp32", "int8", "int4")
+    precisions = ("fp32", "bf16", "int8", "int4")
 
     @classmethod
     def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
@@ -77,12 +77,12 @@ class TransformerKernel(HeadKernel):
         # Matrices stay in the format of their file: the compiled kernel converts and rounds them row by row.
         kept = {name: _as_stored(array) for name, array in arrays.items()}
         # Context tables are added, not multiplied: the compiled kernel takes them as they are.
-        tables = {name: array for name, array in arrays.items() if name.startswith("tables.")}
-        kept |= weights(tables, "fp32" if precision == "fp32" else "int8")
+        tables = {name: array for name, array in arrays.items() if name.startswith(TABLES)}
+        kept |= weights(tables, "int8" if precision == "int4" else precision)
         parts = self._parts(options, kept)
         self.vocab_size, self.context_length = parts.vocab_size, parts.context_length
         self._head_size, self._layers = _head_size(options), int(options["num_layers"])
-        return native().transformer(**parts.arguments, **settings, int4=precision == "int4")
+        return native().transformer(**parts.arguments, **settings)
 
     @classmethod
     def slot_bytes(cls, options: Mapping[str, Any]) -> int:

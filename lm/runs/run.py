@@ -76,7 +76,7 @@ def load(
         runs_dir: folder of the runs, default: INKLING_RUNS, else checkpoints; the shipped runs are searched last.
         device: of the model; None picks a GPU if there is one, but decodes natively on the CPU if the model has a
             kernel.
-        precision: of the weights in decoding; int8 and int4 are faster and less exact.
+        precision: of the weights in decoding; bf16, int8 and int4 are faster and less exact.
 
     Raises:
         RunNotFoundError: no such run, or the base of an adapter is missing.

@@ -15,7 +15,7 @@ from lm.generation.decoder import Decoder, Logits
 from lm.generation.open_decoder import has_kernel, open_decoder
 from lm.generation.torch_decoder import TorchDecoder
 from lm.kernels.compiled import native
-from lm.kernels.decoding import rounded
+from lm.kernels.decoding import TABLES, instruction_sets, rounded
 from lm.models.base import LanguageModel, build_model
 from lm.registry import KERNELS, MODELS
 
@@ -153,7 +153,7 @@ def test_a_vocabulary_too_large_for_a_gate_table_is_looked_up_token_by_token(tie
 
 
 TRANSFORMERS = [shape for shape, options in SHAPES.items() if options["type"] == "transformer"]
-WITH_PRECISION = [(shape, precision) for shape in SHAPES for precision in ("fp32", "int8")]
+WITH_PRECISION = [(shape, precision) for shape in SHAPES for precision in ("fp32", "bf16", "int8")]
 WITH_PRECISION += [(shape, "int4") for shape in TRANSFORMERS]
 
 
@@ -161,9 +161,10 @@ WITH_PRECISION += [(shape, "int4") for shape in TRANSFORMERS]
 @pytest.mark.parametrize(("shape", "precision"), WITH_PRECISION)
 def test_no_bit_depends_on_other_slots_chunks_or_threads(shape: str, precision: str) -> None:
     model = model_of(SHAPES[shape])
-    alone = read(decoder_of(model, isa=native().instruction_sets()[0], precision=precision, threads=1), IDS)
-    for isa in native().instruction_sets():
-        if isa == "plain" and len(native().instruction_sets()) > 1:
+    isas = instruction_sets(precision)
+    alone = read(decoder_of(model, isa=isas[0], precision=precision, threads=1), IDS)
+    for isa in isas:
+        if isa == "plain" and len(isas) > 1:
             continue  # without fused multiply-add it rounds differently
         for threads in (1, 2, 3):
             decoder = decoder_of(model, isa=isa, precision=precision, threads=threads)
@@ -222,6 +223,36 @@ def test_int8_stays_near(shape: str) -> None:
     assert 0 < np.abs(rounded - exact).max() < 0.05
 
 
+@pytest.mark.parametrize("isa", ["avx512_bf16", "plain"])  # those between have the bits of the first
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bf16_has_the_nearest_weights_with_eight_bits_and_stays_near_them(shape: str, isa: str) -> None:
+    model = model_of(SHAPES[shape])
+    decoded = read(decoder_of(model, precision="bf16", isa=isa if isa in instruction_sets("bf16") else "plain"), IDS)
+    exact = log_softmax(read(TorchDecoder(model), IDS))
+    if model.trained_by == "gradient":
+        arrays = model.arrays()
+        model.load_arrays(
+            {name: array if TABLES in name or array.ndim != 2 else upper_half(array) for name, array in arrays.items()}
+        )
+    expected = log_softmax(read(TorchDecoder(model), IDS))
+    # Activations are rounded too, with a relative error of 2^-9.
+    assert np.abs(log_softmax(decoded) - expected).max() < 0.02
+    assert np.abs(log_softmax(decoded) - exact).max() < 0.03
+
+
+def test_a_product_in_bf16_rounds_ties_to_even_and_sums_in_fp32() -> None:
+    step = 2.0**-8  # half of what is between neighbours above 1
+    model = model_of({"type": "rnn", "hidden_size": 2, "nonlinearity": "relu"}, vocab_size=2)
+    arrays = {name: np.zeros_like(array) for name, array in model.arrays().items()}
+    arrays["cell.bias_ih_l0"][:] = (1 + step, 1 + 3 * step)  # biases are fp32: the state of the first token
+    arrays["output.weight"][0] = (1 + step, 0)  # 1, a tie
+    arrays["output.weight"][1] = (1, 1 + step / 256)
+    model.load_arrays(arrays)
+    logits = read(decoder_of(model, precision="bf16"), [0])
+    # The product sees the state as 1 and 1 + 4 * step: both are ties.
+    np.testing.assert_array_equal(logits, [[1, 1 + (1 + 4 * step)]])
+
+
 def in_int4(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The matrix with every 32 values of a row as one of 16 levels, from their least to their largest."""
     rounded = np.empty_like(matrix)
@@ -261,7 +292,7 @@ def test_int4_needs_a_transformer() -> None:
         open_decoder(model.options.model_dump(), model.arrays, lambda: model, precision="int4")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("shape", ["transformer", "transformer, odd", "transformer, adaptive", "transformer, tables"])
 def test_weights_in_fp16_decode_as_their_values_in_fp32(shape: str, precision: str) -> None:
     model = model_of(SHAPES[shape])
@@ -396,8 +427,9 @@ def test_tables_under_an_adaptive_softmax_decode_on_torch_and_not_in_int8() -> N
         open_decoder(model.options.model_dump(), model.arrays, lambda: model, precision="int8")
 
 
-def test_int8_without_a_kernel_is_refused_with_the_reason() -> None:
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_low_weights_without_a_kernel_are_refused_with_the_reason(precision: Any) -> None:
     assert not has_kernel("gru", "cuda")
     model = model_of(SHAPES["gru"])
     with pytest.raises(DeviceError, match="run on the CPU, not on cuda"):
-        open_decoder(model.options.model_dump(), dict, lambda: model, device="cuda", precision="int8")
+        open_decoder(model.options.model_dump(), dict, lambda: model, device="cuda", precision=precision)

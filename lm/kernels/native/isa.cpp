@@ -1,5 +1,5 @@
-// Compiled once for each instruction set; CMakeLists.txt gives INKLING_ISA and the flags. With INKLING_BF16 for training
-// alone, with products in bf16.
+// Compiled once for each instruction set; CMakeLists.txt gives INKLING_ISA and the flags. With INKLING_BF16 training
+// multiplies in bf16; AMX is for training alone.
 #include <cstdlib>
 #include <new>
 
@@ -9,7 +9,7 @@
 #include "elementwise.hpp"
 #include "entropy.hpp"
 #include "training.hpp"
-#if !defined(INKLING_BF16)
+#if !defined(INKLING_AMX)
 #include "mixture.hpp"
 #include "recurrent.hpp"
 #include "transformer.hpp"
@@ -17,7 +17,7 @@
 
 namespace INKLING_ISA {
 
-#if !defined(INKLING_BF16)
+#if !defined(INKLING_AMX)
 inkling::Kernel* recurrent(const inkling::RecurrentParts& parts, const inkling::Settings& settings) {
     return new Recurrent(parts, settings);
 }

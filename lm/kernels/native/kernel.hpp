@@ -78,10 +78,12 @@ struct TransformerParts {
     float epsilon = 0;
 };
 
+// Of packed weights. int4 is for a Transformer's blocks; what is looked up, and the last matrix, are int8 then.
+enum class Format { fp32, bf16, int8, int4 };
+
 struct Settings {
     int slots = 1, threads = 1;
-    bool int8 = false;
-    bool int4 = false;  // of a Transformer's blocks; what is looked up, and the last matrix, are int8 then
+    Format format = Format::fp32;
 };
 
 // One recurrent layer over whole texts, (batch, time, ...), forward and backward: what is read and where to write.

@@ -11,8 +11,9 @@
 #include <sys/mman.h>
 #endif
 
+#include "kernel.hpp"
 #include "pool.hpp"
-#include "simd.hpp"
+#include "slots.hpp"
 
 namespace INKLING_ISA {
 
@@ -109,8 +110,21 @@ inline float upper_half(float value) {
     const uint32_t bits = float_bits(value);
     return bits_float((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u);
 }
+// The nearest bf16, ties to even, and the float32 with the value of a bf16.
+inline uint16_t to_bf16(float value) { return uint16_t(float_bits(upper_half(value)) >> 16); }
+inline float from_bf16(uint16_t half) { return bits_float(uint32_t(half) << 16); }
 
-enum class Format { fp32, int8, int4 };
+// An activation rounded to bf16, as a product takes it.
+#if defined(__AVX512BF16__)
+using Rounded = uint16_t;
+inline void store_activations(Rounded* to, vec values) { store_rounded(to, values); }
+#else
+using Rounded = float;
+inline void store_activations(Rounded* to, vec values) {
+    const uvec bits = rounded(values);
+    std::memcpy(to, &bits, sizeof bits);
+}
+#endif
 
 // What is added to the bytes of a row for int8 weights: the products of x86 want them unsigned, those of ARM signed.
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -119,12 +133,16 @@ constexpr int kByteZero = 0;
 constexpr int kByteZero = 128;
 #endif
 
-// A matrix (N outputs, K inputs) as panels of 16 outputs: fp32 [panel][k][16], or int8 with a scale an output,
-// [panel][k / 4][16][4], as the dot-product instructions of four bytes want it; or int4, see above.
+using inkling::Format;
+
+// A matrix (N outputs, K inputs) as panels of 16 outputs: fp32 [panel][k][16]; bf16 [panel][k / 2][16][2]; or int8 with
+// a scale an output, [panel][k / 4][16][4], as the dot-product instructions of two and four want them; or int4, see
+// above.
 struct Packed {
     int outputs = 0, inputs = 0, panels = 0;
-    bool int8 = false, int4 = false;
+    bool bf16 = false, int8 = false, int4 = false;
     Buffer<float> weights;
+    Buffer<uint16_t> halves;
     Buffer<int8_t> bytes;
     Buffer<uint8_t> nibbles;
     Buffer<float> scales;    // (panels * 16): weight = byte * scale
@@ -135,14 +153,14 @@ struct Packed {
 
     // `row(i)` gives the K weights of output i, or nullptr for one that only fills a panel; `offset(i)` its bias.
     template <class Row, class Offset>
-    Packed(int outputs, int inputs, bool int8, const Row& row, const Offset& offset)
-        : Packed(outputs, inputs, int8 ? Format::int8 : Format::fp32, row, offset, nullptr, nullptr) {}
+    Packed(int outputs, int inputs, Format format, const Row& row, const Offset& offset)
+        : Packed(outputs, inputs, format, row, offset, nullptr, nullptr) {}
 
     // In the memory of an arena, by several threads: `row` is called by each of them.
     template <class Row, class Offset>
     Packed(int outputs, int inputs, Format format, const Row& row, const Offset& offset, Arena* arena, Pool* pool)
-        : outputs(outputs), inputs(inputs), panels(padded(outputs) / kPanel), int8(format == Format::int8),
-          int4(format == Format::int4), bias(size_t(panels) * kPanel, arena) {
+        : outputs(outputs), inputs(inputs), panels(padded(outputs) / kPanel), bf16(format == Format::bf16),
+          int8(format == Format::int8), int4(format == Format::int4), bias(size_t(panels) * kPanel, arena) {
         const size_t rows = size_t(panels) * kPanel;
         if (int4) {
             nibbles = Buffer<uint8_t>(size_t(panels) * blocks() * kBlockBytes, arena);
@@ -150,6 +168,8 @@ struct Packed {
             bytes = Buffer<int8_t>(rows * quads() * 4, arena);
             scales = Buffer<float>(rows, arena);
             sums = Buffer<int32_t>(rows, arena);
+        } else if (bf16) {
+            halves = Buffer<uint16_t>(rows * pairs() * 2, arena);
         } else {
             weights = Buffer<float>(rows * inputs, arena);
         }
@@ -162,6 +182,8 @@ struct Packed {
                     set_nibbles(out, from);
                 else if (int8)
                     set_bytes(out, from);
+                else if (bf16)
+                    for (int k = 0; k < inputs; ++k) halves[half_at(out, k)] = to_bf16(from[k]);
                 else
                     for (int k = 0; k < inputs; ++k)
                         weights[(size_t(panel) * inputs + k) * kPanel + out % kPanel] = from[k];
@@ -173,23 +195,29 @@ struct Packed {
             for (int panel = 0; panel < panels; ++panel) pack(panel);
     }
 
+    size_t pairs() const { return (inputs + 1) / 2; }
     size_t quads() const { return (inputs + 3) / 4; }
     size_t blocks() const { return (inputs + kBlock - 1) / kBlock; }
 
     size_t nbytes() const {
         return int4   ? size_t(panels) * blocks() * kBlockBytes
                : int8 ? size_t(panels) * kPanel * (quads() * 4 + 8)
+               : bf16 ? size_t(panels) * kPanel * pairs() * 4
                       : size_t(panels) * kPanel * inputs * 4;
     }
 
-    // The weight of an output and an input, in fp32 and int8; the byte alone, without its scale.
+    // The weight of an output and an input, not in int4; of int8 the byte alone, without its scale.
     float weight(int out, int k) const {
+        if (bf16) return from_bf16(halves[half_at(out, k)]);
         const size_t panel = out / kPanel, lane = out % kPanel;
         return int8 ? float(bytes[((panel * quads() + k / 4) * kPanel + lane) * 4 + k % 4])
                     : weights[(panel * inputs + k) * kPanel + lane];
     }
 
 private:
+    size_t half_at(int out, int k) const {
+        return ((out / kPanel * pairs() + k / 2) * kPanel + out % kPanel) * 2 + k % 2;
+    }
     void set_bytes(int out, const float* from) {
         const size_t panel = out / kPanel, lane = out % kPanel;
         float most = 0;
@@ -229,25 +257,27 @@ private:
     }
 };
 
-// Rows of inputs: pointers to K floats each, and the same rows as bytes, for int8 weights with a scale each, for int4
-// weights with a scale and a sum for each block.
+// Rows of inputs: pointers to K floats each; for bf16 weights the same rows rounded to bf16; for int8 weights as bytes
+// with a scale each, for int4 weights with a scale and a sum for each block.
 struct Rows {
     int count = 0;
     std::vector<const float*> at;
     std::vector<const uint8_t*> bytes;
     std::vector<float> scales;
     Buffer<uint8_t> held;
+    Buffer<Rounded> halves;  // (rows, stride)
     Buffer<float> block_scales, block_sums;  // (rows, stride / kBlock); sums are scaled
     int stride = 0;
 
     Rows() = default;
-    Rows(int most, int inputs, bool int8, bool int4 = false) : at(most), stride((inputs + 63) / 64 * 64) {
-        if (!int8 && !int4) return;
+    Rows(int most, int inputs, Format format) : at(most), stride((inputs + 63) / 64 * 64) {
+        if (format == Format::bf16) halves = Buffer<Rounded>(size_t(most) * stride);
+        if (format != Format::int8 && format != Format::int4) return;
         held = Buffer<uint8_t>(size_t(most) * stride);
         bytes.resize(most);
         scales.resize(most);
         for (int row = 0; row < most; ++row) bytes[row] = held.data() + size_t(row) * stride;
-        if (!int4) return;
+        if (format != Format::int4) return;
         block_scales = Buffer<float>(size_t(most) * blocks());
         block_sums = Buffer<float>(size_t(most) * blocks());
     }
@@ -260,6 +290,9 @@ struct Rows {
             quantize_blocks(row, w.inputs);
         else if (w.int8)
             quantize(row, w.inputs);
+        else if (w.bf16)
+            for (int k = 0; k < w.inputs; k += LANES)
+                store_activations(halves.data() + size_t(row) * stride + k, load_few(at[row] + k, w.inputs - k));
     }
 
     // Bytes from -127 to 127 by the largest value of each block.
@@ -334,6 +367,60 @@ inline void tile(const Packed& w, int panel, const float* const* x, float* const
             for (int p = 0; p < P * kParts; ++p) sums[p][r] += part[p] * value;
         }
         from += kPanel;
+    }
+    const float* bias = w.bias.data() + size_t(panel) * kPanel;
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 32
+        for (int p = 0; p < P * kParts; ++p) store(y[r] + at + p * LANES, sums[p][r] + load(bias + p * LANES));
+}
+
+// In bf16, two inputs at a time. AVX512-BF16 adds the product of the second one and then that of the first. Products of
+// two bf16 are exact in fp32, so that all instruction sets give the same bits, but for denormals: it takes them as zero.
+template <int P, int R>
+inline void tile_of_pairs(const Packed& w, int panel, const Rows& x, int row, float* const* y, int at, unsigned ahead) {
+    const size_t pairs = w.pairs(), next = pairs * kPanel * 2;
+    const uint16_t* from = w.halves.data() + size_t(panel) * next;
+    const Rounded* values = x.halves.data() + size_t(row) * x.stride;
+    vec sums[P * kParts][R] = {};
+    for (size_t pair = 0; pair < pairs; ++pair) {
+        uvec both[P * kParts];
+#pragma GCC unroll 32
+        for (int p = 0; p < P * kParts; ++p)
+            std::memcpy(&both[p], from + (p / kParts) * next + (p % kParts) * LANES * 2, sizeof both[p]);
+        if constexpr (R > 1)
+#pragma GCC unroll 32
+            for (int p = 0; p < P; ++p)
+                if (ahead >> p & 1) __builtin_prefetch(from + (P + p) * next, 0, 2);
+#if defined(__AVX512BF16__)
+#pragma GCC unroll 32
+        for (int r = 0; r < R; ++r) {
+            int32_t two;
+            std::memcpy(&two, values + size_t(r) * x.stride, 4);
+#pragma GCC unroll 32
+            for (int p = 0; p < P; ++p)
+                sums[p][r] = (vec)_mm512_dpbf16_ps((__m512)sums[p][r], (__m512bh)both[p],
+                                                   (__m512bh)_mm512_set1_epi32(two));
+        }
+#else
+#pragma GCC unroll 2
+        for (int half = 1; half >= 0; --half) {
+            vec part[P * kParts];
+#pragma GCC unroll 32
+            for (int p = 0; p < P * kParts; ++p) {
+                const uvec bits = half ? both[p] & 0xffff0000u : both[p] << 16;
+                std::memcpy(&part[p], &bits, sizeof bits);
+            }
+#pragma GCC unroll 32
+            for (int r = 0; r < R; ++r) {
+                const vec value = spread(values[size_t(r) * x.stride + half]);
+#pragma GCC unroll 32
+                for (int p = 0; p < P * kParts; ++p) sums[p][r] += part[p] * value;
+            }
+        }
+#endif
+        from += kPanel * 2;
+        values += 2;
     }
     const float* bias = w.bias.data() + size_t(panel) * kPanel;
 #pragma GCC unroll 32
@@ -632,6 +719,8 @@ inline void block(const Packed& w, int panel, const Rows& x, int row, float* con
         tile<P, R>(w, panel, x, row, y + row, at, ahead);
     else if (w.int8)
         tile<P, R>(w, panel, x.bytes.data() + row, x.scales.data() + row, y + row, at, ahead);
+    else if (w.bf16)
+        tile_of_pairs<P, R>(w, panel, x, row, y + row, at, ahead);
     else
         tile<P, R>(w, panel, x.at.data() + row, y + row, at, ahead);
 }

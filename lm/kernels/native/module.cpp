@@ -86,6 +86,9 @@ DECLARE(inkling_amx_emulated)
 #endif
 // Calls `function` of an instruction set; one that computes in fp32.
 #define CALL_FP32(isa, function, ...) (CALL_NATIVE(isa, function, __VA_ARGS__) inkling_plain::function(__VA_ARGS__))
+// Calls `function` of an instruction set that decodes.
+#define CALL_DECODING(isa, function, ...) \
+    (CALL_AVX512_BF16(isa, function, __VA_ARGS__) CALL_FP32(isa, function, __VA_ARGS__))
 #define CALL(isa, function, ...)                                                                                  \
     (CALL_AVX512_BF16(isa, function, __VA_ARGS__) CALL_AMX_BF16(isa, function, __VA_ARGS__)                       \
      CALL_ARM_BF16(isa, function, __VA_ARGS__) isa == "amx_emulated"                                              \
@@ -113,7 +116,7 @@ std::vector<std::string> instruction_sets() {
     return found;
 }
 
-// Those that train with products in bf16, best first.
+// Those that multiply in bf16, best first; AMX is for training alone.
 std::vector<std::string> bf16_instruction_sets() {
     std::vector<std::string> found;
 #if defined(INKLING_AMX_BF16)
@@ -160,16 +163,26 @@ void expect(const AnyMatrix& found, int rows, int columns, const char* name) {
                                     std::to_string(columns) + ")");
 }
 
+inkling::Format format_of(const std::string& precision) {
+    if (precision == "fp32") return inkling::Format::fp32;
+    if (precision == "bf16") return inkling::Format::bf16;
+    if (precision == "int8") return inkling::Format::int8;
+    if (precision == "int4") return inkling::Format::int4;
+    throw std::invalid_argument(precision + " is no format of weights");
+}
+
 template <class Parts>
 Kernel* make(const Parts& parts, const inkling::Settings& settings, const std::string& isa) {
-    auto known = instruction_sets();
-    if (std::find(known.begin(), known.end(), isa) == known.end()) throw std::invalid_argument(isa + " is not here");
+    const auto known = instruction_sets(), more = bf16_instruction_sets();
+    const bool in_bf16 = isa == "avx512_bf16" && std::find(more.begin(), more.end(), isa) != more.end();
+    if (!in_bf16 && std::find(known.begin(), known.end(), isa) == known.end())
+        throw std::invalid_argument(isa + " is not here");
     if constexpr (std::is_same_v<Parts, inkling::RecurrentParts>)
-        return CALL_FP32(isa, recurrent, parts, settings);
+        return CALL_DECODING(isa, recurrent, parts, settings);
     else if constexpr (std::is_same_v<Parts, inkling::Counts>)
-        return CALL_FP32(isa, ngram, parts, settings);
+        return CALL_DECODING(isa, ngram, parts, settings);
     else
-        return CALL_FP32(isa, transformer, parts, settings);
+        return CALL_DECODING(isa, transformer, parts, settings);
 }
 
 // Order and weights of each context table, orders rising.
@@ -192,8 +205,8 @@ std::vector<inkling::Table> context_tables(const Tables& tables, int buckets, in
 Kernel* recurrent(const std::string& cell, const Floats& embedding,
                   const std::vector<std::tuple<Floats, Floats, Floats, Floats>>& layers,
                   const std::vector<std::tuple<Floats, MaybeFloats>>& heads, const Tables& tables, int buckets, int slots,
-                  int threads, bool int8, const std::string& isa, const inkling::Counts* counts, const MaybeFloats& gate,
-                  float gate_bias) {
+                  int threads, const std::string& precision, const std::string& isa, const inkling::Counts* counts,
+                  const MaybeFloats& gate, float gate_bias) {
     inkling::RecurrentParts parts;
     parts.cell = cell;
     parts.embedding = matrix(embedding);
@@ -224,14 +237,14 @@ Kernel* recurrent(const std::string& cell, const Floats& embedding,
         if (counts->vocab_size() != parts.embedding.rows) throw std::invalid_argument("the counts do not fit the vocabulary");
     }
     nb::gil_scoped_release release;
-    return make(parts, {slots, threads, int8}, isa);
+    return make(parts, {slots, threads, format_of(precision)}, isa);
 }
 
 Kernel* transformer(const Stored& embedding, const Stored& head, const Floats& norm,
                     const std::vector<std::tuple<std::vector<Stored>, std::vector<MaybeFloats>, MaybeFloats>>& blocks,
                     const Floats& cosines, const Floats& sines, int heads, int kv_heads, float epsilon,
-                    const Tables& tables, int buckets, int slots, int threads, bool int8, const std::string& isa,
-                    bool int4) {
+                    const Tables& tables, int buckets, int slots, int threads, const std::string& precision,
+                    const std::string& isa) {
     inkling::TransformerParts parts;
     parts.embedding = stored(embedding);
     parts.head = stored(head);
@@ -272,11 +285,12 @@ Kernel* transformer(const Stored& embedding, const Stored& head, const Floats& n
         throw std::invalid_argument("a norm is missing");
     parts.tables = context_tables(tables, buckets, parts.embedding.rows);
     nb::gil_scoped_release release;
-    return make(parts, {slots, threads, int8, int4}, isa);
+    return make(parts, {slots, threads, format_of(precision)}, isa);
 }
 
-Kernel* ngram(const inkling::Counts& counts, int slots, int threads, bool int8, const std::string& isa) {
-    return make(counts, {slots, threads, int8}, isa);
+Kernel* ngram(const inkling::Counts& counts, int slots, int threads, const std::string& precision,
+              const std::string& isa) {
+    return make(counts, {slots, threads, format_of(precision)}, isa);
 }
 
 void check(const Kernel& kernel, const std::vector<int>& slots, const std::vector<int>& ids) {
@@ -581,14 +595,14 @@ NB_MODULE(_native, module) {
         })
         .def_ro("weight_bytes", &Kernel::weight_bytes);
     module.def("recurrent", &recurrent, nb::rv_policy::take_ownership, "cell"_a, "embedding"_a, "layers"_a, "heads"_a,
-               "tables"_a, "buckets"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a, "counts"_a.none() = nb::none(),
+               "tables"_a, "buckets"_a, "slots"_a, "threads"_a, "precision"_a, "isa"_a, "counts"_a.none() = nb::none(),
                "gate"_a.none() = nb::none(), "gate_bias"_a = 0.0f, nb::keep_alive<0, 11>());
     module.def("transformer", &transformer, nb::rv_policy::take_ownership, "embedding"_a, "head"_a, "norm"_a,
                "blocks"_a, "cosines"_a, "sines"_a, "heads"_a, "kv_heads"_a, "epsilon"_a, "tables"_a,
-               "buckets"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a, "int4"_a = false);
+               "buckets"_a, "slots"_a, "threads"_a, "precision"_a, "isa"_a);
 
-    module.def("ngram", &ngram, nb::rv_policy::take_ownership, "counts"_a, "slots"_a, "threads"_a, "int8"_a, "isa"_a,
-               nb::keep_alive<0, 1>());
+    module.def("ngram", &ngram, nb::rv_policy::take_ownership, "counts"_a, "slots"_a, "threads"_a, "precision"_a,
+               "isa"_a, nb::keep_alive<0, 1>());
 
     nb::class_<inkling::Counts>(module, "Counts")
         .def("__init__", &make_counts, "levels"_a, "vocab_size"_a)

@@ -38,8 +38,8 @@ public:
         for (const auto& layer : parts.layers) {
             // Layer 0's own: whole precision where it is folded into the table below.
             const bool folds = inputs_.empty() && size_t(vocab_size) * gates_ * width_ * 4 <= kMostTableBytes;
-            inputs_.push_back(gate_matrix(layer.input, layer.input_bias, settings.int8 && !folds));
-            hiddens_.push_back(gate_matrix(layer.hidden, layer.hidden_bias, settings.int8));
+            inputs_.push_back(gate_matrix(layer.input, layer.input_bias, folds ? Format::fp32 : settings.format));
+            hiddens_.push_back(gate_matrix(layer.hidden, layer.hidden_bias, settings.format));
             fold_ |= folds;
             weight_bytes += hiddens_.back().nbytes() + (folds ? gates_ * width_ * 4 : inputs_.back().nbytes());
         }
@@ -47,7 +47,7 @@ public:
         const int widest = std::max(width_, padded(embedded_));
         for (const auto& head : parts.heads) {
             heads_.emplace_back(
-                head.weight.rows, head.weight.columns, settings.int8, [&](int i) { return head.weight.row(i); },
+                head.weight.rows, head.weight.columns, settings.format, [&](int i) { return head.weight.row(i); },
                 [&](int i) { return head.bias ? head.bias[i] : 0.0f; });
             weight_bytes += heads_.back().nbytes();
         }
@@ -67,9 +67,8 @@ public:
             cells_ = Buffer<float>(size_t(slots) * layers_ * width_);
             views["cell"] = {cells_.data(), false, {size_t(slots), size_t(layers_), size_t(width_)}};
         }
-        x_ = Rows(rows, std::max(hidden_, std::max(widest, embedded_)), settings.int8);
-        wave_ = Rows(rows, hidden_, settings.int8);
-        int8_ = settings.int8;
+        x_ = Rows(rows, std::max(hidden_, std::max(widest, embedded_)), settings.format);
+        wave_ = Rows(rows, hidden_, settings.format);
         embedding_ = Buffer<float>(size_t(vocab_size) * embedded_);
         std::memcpy(embedding_.data(), parts.embedding.data, size_t(vocab_size) * embedded_ * 4);
         if (fold_) fold_embedding();
@@ -113,20 +112,20 @@ public:
 
 private:
     // Rows in the order [16 units][gate][unit], so that who computes a unit has all its gates.
-    Packed gate_matrix(const Matrix& from, const float* bias, bool int8) const {
+    Packed gate_matrix(const Matrix& from, const float* bias, Format format) const {
         auto source = [&](int out) {
             const int unit = out / (gates_ * kPanel) * kPanel + out % kPanel, gate = out / kPanel % gates_;
             return unit < hidden_ ? gate * hidden_ + unit : -1;
         };
         return Packed(
-            gates_ * width_, from.columns, int8, [&](int i) { return source(i) < 0 ? nullptr : from.row(source(i)); },
+            gates_ * width_, from.columns, format, [&](int i) { return source(i) < 0 ? nullptr : from.row(source(i)); },
             [&](int i) { return bias && source(i) >= 0 ? bias[source(i)] : 0.0f; });
     }
 
     void fold_embedding() {
         const int gate_width = gates_ * width_;
         table_ = Buffer<float>(size_t(vocab_size) * gate_width);
-        Rows x(vocab_size, embedded_, false);
+        Rows x(vocab_size, embedded_, Format::fp32);
         std::vector<float*> y(vocab_size);
         x.count = vocab_size;
         for (int id = 0; id < vocab_size; ++id) {
@@ -158,12 +157,11 @@ private:
                 for (int row = 0; row < count; ++row)
                     gate_inputs[row] = table_.data() + size_t(ids[row]) * gate_width;
             } else {
-                const int inputs = inputs_[layer].inputs;
                 x_.count = count;
                 for (int row = 0; row < count; ++row) {
                     x_.set(row, layer == 0 ? embedding_.data() + size_t(ids[row]) * embedded_
                                            : outputs_[(layer + 1) % 2].data() + size_t(row) * width_);
-                    if (int8_) x_.quantize(row, inputs);
+                    x_.quantize(row, inputs_[layer]);
                     targets_[row] = gate_inputs_.data() + size_t(row) * gate_width;
                     gate_inputs[row] = targets_[row];
                 }
@@ -174,7 +172,7 @@ private:
                 for (int row = 0; row < wave_.count; ++row) {
                     const bool fresh = !sequence || first == 0;
                     wave_.set(row, fresh ? state(state_, which[row], layer) : output + size_t(first - 1) * width_);
-                    if (int8_) wave_.quantize(row, hidden_);
+                    wave_.quantize(row, hiddens_[layer]);
                     targets_[row] = gate_sums_.data() + size_t(row) * gate_width;
                 }
                 multiply(pool_, hiddens_[layer], wave_, targets_.data(), gates_, [&](int begin, int end) {
@@ -225,7 +223,7 @@ private:
             x_.count = count;
             for (int row = 0; row < count; ++row) {
                 x_.set(row, from + size_t(row) * width);
-                if (int8_) x_.quantize(row, heads_[i].inputs);
+                x_.quantize(row, heads_[i]);
                 targets_[row] = last ? logits + size_t(row) * stride
                                      : projected_.data() + size_t(row) * heads_[i].panels * kPanel;
             }
@@ -242,7 +240,7 @@ private:
     const Cell cell_;
     const int gates_, hidden_, width_, embedded_;
     int layers_ = 0;
-    bool fold_ = false, int8_ = false;
+    bool fold_ = false;
     std::vector<Packed> inputs_, hiddens_, heads_;
     Buffer<float> embedding_, table_, state_, cells_, gate_inputs_, gate_sums_, outputs_[2], projected_, out_;
     Rows x_, wave_;

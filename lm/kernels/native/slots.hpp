@@ -9,17 +9,6 @@
 
 namespace INKLING_ISA {
 
-#if defined(INKLING_BF16)
-
-constexpr int kPair = 2;
-#if defined(INKLING_AMX)
-constexpr int kSlots = 16;  // a tile's columns: slots along k come in multiples, zero after the last number
-#elif defined(INKLING_BFMMLA)
-constexpr int kSlots = 2;  // in one operand of the instruction
-#else
-constexpr int kSlots = 1;
-#endif
-
 inline uvec bits_of(vec value) {
     uvec bits;
     std::memcpy(&bits, &value, sizeof bits);
@@ -31,6 +20,29 @@ inline uvec rounded(vec value) {
     const uvec up = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
     return (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x00400000u : up;
 }
+
+// Numbers side by side become bf16 side by side.
+inline void store_rounded(uint16_t* to, vec value) {
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)value));
+#elif defined(__ARM_FEATURE_BF16)
+    vst1_u16(to, vreinterpret_u16_bf16(vcvt_bf16_f32((float32x4_t)value)));
+#else
+    const uvec bits = rounded(value);
+    for (int i = 0; i < LANES; ++i) to[i] = uint16_t(bits[i] >> 16);
+#endif
+}
+
+#if defined(INKLING_BF16)
+
+constexpr int kPair = 2;
+#if defined(INKLING_AMX)
+constexpr int kSlots = 16;  // a tile's columns: slots along k come in multiples, zero after the last number
+#elif defined(INKLING_BFMMLA)
+constexpr int kSlots = 2;  // in one operand of the instruction
+#else
+constexpr int kSlots = 1;
+#endif
 
 // Lane i: a slot of first[i] and second[i].
 inline vec paired(vec first, vec second) {
@@ -47,18 +59,6 @@ inline vec paired(vec first, vec second) {
     vec slots;
     std::memcpy(&slots, &both, sizeof slots);
     return slots;
-#endif
-}
-
-// Numbers side by side become bf16 side by side, which are slots along k.
-inline void store_rounded(uint16_t* to, vec value) {
-#if defined(__AVX512BF16__)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)value));
-#elif defined(__ARM_FEATURE_BF16)
-    vst1_u16(to, vreinterpret_u16_bf16(vcvt_bf16_f32((float32x4_t)value)));
-#else
-    const uvec bits = rounded(value);
-    for (int i = 0; i < LANES; ++i) to[i] = uint16_t(bits[i] >> 16);
 #endif
 }
 

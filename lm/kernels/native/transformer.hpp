@@ -26,7 +26,8 @@ public:
           groups_(parts.kv_heads),
           head_size_(2 * parts.cosines.columns),
           head_width_(padded(head_size_)),
-          rounds_(settings.int8 || settings.int4),
+          format_(settings.format),
+          head_format_(settings.format == Format::int4 ? Format::int8 : settings.format),
           tied_(parts.embedding.data == parts.head.data),
           epsilon_(parts.epsilon),
           tables_(parts.tables, parts.embedding.rows, settings.slots, std::max(settings.slots, kRowsAtOnce)),
@@ -38,7 +39,6 @@ public:
         cosines_ = copied(parts.cosines.data, size_t(context_) * head_size_ / 2);
         sines_ = copied(parts.sines.data, size_t(context_) * head_size_ / 2);
         norm_ = copied(parts.norm, size_);
-        const Format format = settings.int4 ? Format::int4 : settings.int8 ? Format::int8 : Format::fp32;
         const auto plain = [](int) { return 0.0f; };
         // One matrix, or several below each other: `place(i)` is the matrix and the row of output i.
         const auto packed = [&](int outputs, int inputs, Format format, const auto& place, const auto& offset) {
@@ -56,18 +56,18 @@ public:
         for (const auto& from : parts.blocks) {
             auto& block = blocks_.emplace_back();
             const int q = from.query.rows, kv = from.key.rows, inner = from.gate.rows;
-            block.mix = packed(q + 2 * kv, size_, format, [&](int i) {
+            block.mix = packed(q + 2 * kv, size_, format_, [&](int i) {
                 return i < q        ? std::pair(&from.query, i)
                        : i < q + kv ? std::pair(&from.key, i - q)
                                     : std::pair(&from.value, i - q - kv);
             }, [&](int i) { return from.bias ? from.bias[i] : 0.0f; });
-            block.output = packed(size_, q, format, alone(from.output), plain);
+            block.output = packed(size_, q, format_, alone(from.output), plain);
             // [16 of gate][16 of up], so that who computes the one has the other.
-            block.expand = packed(2 * padded(inner), size_, format, [&](int i) {
+            block.expand = packed(2 * padded(inner), size_, format_, [&](int i) {
                 const int unit = i / (2 * kPanel) * kPanel + i % kPanel;
                 return std::pair(unit >= inner ? nullptr : i / kPanel % 2 ? &from.up : &from.gate, unit);
             }, plain);
-            block.down = packed(size_, inner, format, alone(from.down), plain);
+            block.down = packed(size_, inner, format_, alone(from.down), plain);
             block.input_norm = copied(from.input_norm, size_);
             block.mlp_norm = copied(from.mlp_norm, size_);
             if (from.query_norm) {
@@ -78,7 +78,7 @@ public:
             widest = std::max({widest, block.mix.panels, block.expand.panels});
             weight_bytes += block.mix.nbytes() + block.output.nbytes() + block.expand.nbytes() + block.down.nbytes();
         }
-        head_ = packed(vocab_size, size_, rounds_ ? Format::int8 : Format::fp32, alone(parts.head), plain);
+        head_ = packed(vocab_size, size_, head_format_, alone(parts.head), plain);
         keep_embedding(parts.embedding);
         weight_bytes += head_.nbytes() + tables_.nbytes();
         stride = head_.panels * kPanel;
@@ -90,7 +90,7 @@ public:
         raw_width_ = widest * kPanel;
         raw_ = Buffer<float>(size_t(rows) * raw_width_);
         active_ = Buffer<float>(size_t(rows) * inner_);
-        x_ = Rows(rows, std::max({width_, inner_, padded(heads_ * head_size_)}), rounds_, settings.int4);
+        x_ = Rows(rows, std::max({width_, inner_, padded(heads_ * head_size_)}), format_);
         targets_.resize(rows);
         slot_.resize(rows);
         position_.resize(rows);
@@ -202,13 +202,19 @@ private:
     // Tied embeddings are looked up in the packed output matrix.
     void keep_embedding(const StoredMatrix& from) {
         const size_t count = size_t(vocab_size) * size_;
-        if (rounds_) {
+        if (head_format_ == Format::int8) {
             embedding_scales_ = Buffer<float>(vocab_size);
             if (!tied_) embedding_codes_ = Buffer<int8_t>(count);
             pool_.run(vocab_size, [&](int id) {
                 const auto [codes, scale] = codes_of(from, id);
                 embedding_scales_[id] = scale;
                 if (!tied_) std::copy_n(codes, size_, embedding_codes_.data() + size_t(id) * size_);
+            });
+        } else if (!tied_ && head_format_ == Format::bf16) {
+            embedding_halves_ = Buffer<uint16_t>(count);
+            pool_.run(vocab_size, [&](int id) {
+                std::transform(row_of(from, id), row_of(from, id) + size_, embedding_halves_.data() + size_t(id) * size_,
+                               to_bf16);
             });
         } else if (!tied_) {
             embedding_ = Buffer<float>(count);
@@ -219,11 +225,13 @@ private:
 
     void embed(int id, float* to) const {
         const size_t begin = size_t(id) * size_;
-        if (rounds_)
+        if (head_format_ == Format::int8)
             for (int i = 0; i < size_; ++i)
                 to[i] = (tied_ ? head_.weight(id, i) : float(embedding_codes_[begin + i])) * embedding_scales_[id];
         else if (tied_)
             for (int i = 0; i < size_; ++i) to[i] = head_.weight(id, i);
+        else if (head_format_ == Format::bf16)
+            std::transform(embedding_halves_.data() + begin, embedding_halves_.data() + begin + size_, to, from_bf16);
         else
             std::memcpy(to, embedding_.data() + begin, size_t(size_) * 4);
     }
@@ -296,7 +304,7 @@ private:
     void give(const Packed& w, const float* from, int stride, int count) {
         x_.count = count;
         for (int row = 0; row < count; ++row) x_.set(row, from + size_t(row) * stride);
-        if (rounds_) for_rows(count, [&](int row) { x_.quantize(row, w); });
+        if (format_ != Format::fp32) for_rows(count, [&](int row) { x_.quantize(row, w); });
     }
 
     void add_to_residual(const Packed& w, int count) {
@@ -316,7 +324,7 @@ private:
             float* to = normed_.data() + size_t(row) * width_;
             norm(residual_.data() + size_t(first + row) * width_, to, gain.data(), size_);
             x_.set(row, to);
-            if (rounds_) x_.quantize(row, w);
+            x_.quantize(row, w);
         });
     }
 
@@ -511,7 +519,8 @@ private:
     }
 
     const int context_, size_, width_, heads_, groups_, head_size_, head_width_;
-    const bool rounds_, tied_;
+    const Format format_, head_format_;
+    const bool tied_;
     const float epsilon_;
     int inner_ = 0, raw_width_ = 0, panels_ = 0;
     size_t key_slot_ = 0, value_slot_ = 0;
@@ -519,6 +528,7 @@ private:
     std::vector<float> cosines_, sines_, norm_;
     Buffer<float> embedding_, embedding_scales_;
     Buffer<int8_t> embedding_codes_;
+    Buffer<uint16_t> embedding_halves_;
     std::vector<Weights> blocks_;
     Packed head_;
     Buffer<float> out_, residual_, normed_, mixed_, raw_, active_, keys_, values_;
