@@ -6,6 +6,7 @@ A configuration is that of transformers (config.json). The metadata of a GGUF fi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,14 +36,27 @@ ARCHITECTURES = {
 }
 
 
+_NUMBER = (int, float)
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("head_dim", "num_key_value_heads", "max_position_embeddings", "vocab_size", "sliding_window",
+                     "num_experts", "num_local_experts", "n_routed_experts"), (int,)),
+    **dict.fromkeys(("rms_norm_eps", "rope_theta", "partial_rotary_factor"), _NUMBER),
+    **dict.fromkeys(("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias"), (bool,)),
+    **dict.fromkeys(("rope_parameters", "rope_scaling", "quantization_config"), (Mapping,)),
+    **dict.fromkeys(("hidden_act", "model_type", "rope_type", "type"), (str,)),
+    "layer_types": (list,),
+}  # fmt: skip
+"""Types of the fields that may be left out."""
+
+
 def architecture_of(config: Mapping[str, Any], where: str) -> str:
     """The class of transformers that a configuration names.
 
     Raises:
         ModelSourceError: it is not supported.
     """
-    named = config.get("architectures") or [None]
-    found = named[0] if isinstance(named, list) else None
+    named = config.get("architectures")
+    found = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
     if found not in ARCHITECTURES:
         name = found or config.get("model_type") or "no architecture"
         raise ModelSourceError(f"{where}: {name} cannot be imported; supported are {SUPPORTED}.")
@@ -61,6 +75,8 @@ def model_options(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     name = architecture_of(config, where)
     architecture = ARCHITECTURES[name]
+    for fields in (config, _rope(config)):
+        _check_types(fields, where)
     _refuse_parts(config, name, where)
     hidden_size, num_heads = (_whole(config, field, where) for field in ("hidden_size", "num_attention_heads"))
     kv_heads, head_dim = config.get("num_key_value_heads"), config.get("head_dim") or architecture.head_dim
@@ -79,6 +95,21 @@ def model_options(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "tie_weights": bool(config.get("tie_word_embeddings", False)),
         "table_orders": [],
     }
+
+
+def _check_types(fields: Mapping[str, Any], where: str) -> None:
+    """Refuse a field of another type, and a number that is none.
+
+    Raises:
+        ModelSourceError: names the field.
+    """
+    for field, types in _TYPES.items():
+        value = fields.get(field)
+        if value is None:
+            continue
+        fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        if not fits or (isinstance(value, float) and not math.isfinite(value)):
+            raise ModelSourceError(f"{where} has no proper {field!r}, so the model cannot be built: restore the file.")
 
 
 def _whole(config: Mapping[str, Any], field: str, where: str) -> int:

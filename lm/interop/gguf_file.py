@@ -28,6 +28,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 """Formats of `struct` by the number of a type of metadata."""
 _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
+_MAX_ITEMS = 1 << 24
+"""Items of an array of metadata, tensors, and entries of metadata, at most: a larger number is damage."""
 _STORED = {"F32": "F32", "F16": "F16", "BF16": BF16}
 """Types of tensors that are kept as they are; the others are dequantised to fp16."""
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -66,7 +68,7 @@ class GGUFFile:
         self._at = 0
         try:
             self.fields, self._entries = self._read()
-        except (struct.error, UnicodeDecodeError, OverflowError, MemoryError, IndexError):
+        except (struct.error, ArithmeticError, ValueError, TypeError, MemoryError, LookupError, RecursionError):
             raise self._damaged() from None
 
     def _damaged(self) -> ModelSourceError:
@@ -83,6 +85,8 @@ class GGUFFile:
             big = "big-endian" if version & 0xFFFF == 0 else f"version {version}"
             raise ModelSourceError(f"{self.path} is GGUF {big}, and supported are little-endian versions 2 and 3.")
         num_tensors, num_fields = self._scalar("Q"), self._scalar("Q")
+        if max(num_tensors, num_fields) > _MAX_ITEMS:
+            raise self._damaged()
         fields = {}
         for _ in range(num_fields):
             name = self._string()
@@ -110,7 +114,7 @@ class GGUFFile:
             return self._string()
         if kind == _ARRAY:
             inner, count = self._scalar("I"), self._scalar("Q")
-            if count > len(self._data) - self._at:
+            if count > min(_MAX_ITEMS, len(self._data) - self._at):
                 raise self._damaged()
             if inner in _SCALARS:
                 values = struct.unpack_from(f"<{count}{_SCALARS[inner]}", self._data, self._at)
@@ -143,7 +147,8 @@ class GGUFFile:
         count = math.prod(shape)
         begin = first + place
         end = begin + count // block * size
-        if count % block or end > len(self._data):
+        # Blocks lie inside of rows.
+        if not count or shape[-1] % block or end > len(self._data):
             raise self._damaged()
         return _Entry(name, shape, kind, begin, end)
 
@@ -171,9 +176,15 @@ class GGUFFile:
         def field(name: str) -> Any:
             return self.fields.get(f"{prefix}.{name}")
 
-        hidden_size, num_heads = field("embedding_length"), field("attention.head_count")
-        head_dim = field("attention.key_length") or (hidden_size // num_heads if hidden_size and num_heads else None)
-        rotated = field("rope.dimension_count") or head_dim
+        def whole(name: str) -> int | None:
+            value = field(name)
+            if value is not None and not isinstance(value, int):
+                raise ModelSourceError(f"{self.path} has no proper '{prefix}.{name}': copy or download it again.")
+            return value
+
+        hidden_size, num_heads = whole("embedding_length"), whole("attention.head_count")
+        head_dim = whole("attention.key_length") or (hidden_size // num_heads if hidden_size and num_heads else None)
+        rotated = whole("rope.dimension_count") or head_dim
         names = {each.name for each in self._entries}
         scaling = field("rope.scaling.type") or "none"
         if scaling == "none" and "rope_freqs.weight" in names:

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, expanded, runs_folder
 from lm.errors import ConfigError, LMError, ModelSourceError, TokenizerError
-from lm.files import LazyTensor, digest
+from lm.files import BF16, LazyTensor, digest
 from lm.interop.architectures import architecture_of, model_options
 from lm.interop.gguf_file import GGUFFile, license_of
 from lm.interop.hub import PREFIX, download
@@ -81,9 +83,11 @@ def import_model(
         ModelSourceError: the source is missing, damaged or not supported; nothing was written.
         RunError: the run cannot be written.
     """
-    folder = RunFolder(runs_folder(runs_dir) / (name or _name_of(str(source))))
-    if not NAME.fullmatch(folder.name):
-        raise ConfigError(f"{folder.name!r} is no name for a run: use letters, digits and . _ + -, as in --name NAME.")
+    name = _name_of(str(source)) if name is None else name
+    # A name with a slash would be another folder.
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name for a run: use letters, digits and . _ + -, as in --name NAME.")
+    folder = RunFolder(runs_folder(runs_dir) / name)
     folder.check_replaceable(overwrite=overwrite)
     opened = open_source(source)
     return _write(opened, _hashes(opened.files), folder, context, overwrite=overwrite, progress=progress)
@@ -126,9 +130,14 @@ def open_source(source: str | Path) -> Source:
     text, path = str(source), expanded(source)
     if text.startswith(PREFIX):
         return _of_folder(download(text), text)
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError:
+        # The name is too long.
+        is_folder = exists = False
+    if text and is_folder:
         return _of_folder(path, text)
-    if not path.exists():
+    if not text or not exists:
         raise ModelSourceError(f"There is no file or folder {text}: give {SOURCES}.")
     if path.match("*.safetensors"):
         raise ModelSourceError(f"{text} has the weights alone: give its folder, with config.json and tokenizer.json.")
@@ -137,6 +146,9 @@ def open_source(source: str | Path) -> Source:
             f"{text} is a pickle, which could run any code and is never opened: convert the model to safetensors with "
             "transformers (save_pretrained), and give the folder."
         )
+    if not path.is_file():
+        # A pipe would wait for its other end.
+        raise ModelSourceError(f"{text} is neither a file nor a folder: give {SOURCES}.")
     return _of_gguf(path, text)
 
 
@@ -186,10 +198,15 @@ def _write(
     progress: Progress | None = None,
 ) -> Run:
     """Check a source against its own configuration, and write the run."""
+    options = model_options(source.config, source.origin)
+    if options["num_layers"] > len(source.tensors):
+        raise ModelSourceError(
+            f"{source.origin} has too few tensors for the {options['num_layers']:,} layers of its options: the files "
+            "do not belong together."
+        )
     positions = source.config.get("max_position_embeddings") or DEFAULT_CONTEXT
     if context is not None and not 2 <= context <= positions:
         raise ConfigError(f"--context {context:,}: give 2 to {positions:,}, the positions of the model.")
-    options = model_options(source.config, source.origin)
     options["context_length"] = context or min(positions, DEFAULT_CONTEXT)
     vocab_size = _vocab_size(source)
     try:
@@ -219,6 +236,7 @@ def _write(
         "sha256": next(iter(hashes.values())) if len(hashes) == 1 else digest(dict(hashes)),
         "files": dict(hashes),
     }
+    tensors = {name: _finite(source.origin, name, tensor) for name, tensor in tensors.items()}
     with folder.built(overwrite=overwrite) as partial:
         partial.create(imported_record(config, model, imported), tokenizer)
         partial.write_tensors(_watched(tensors, progress), step=None)
@@ -275,6 +293,24 @@ def _checked(source: Source, model: LanguageModel) -> dict[str, LazyTensor]:
                 "belong together."
             )
     return {name: source.tensors[name] for name in expected}
+
+
+def _finite(origin: str, name: str, tensor: LazyTensor) -> LazyTensor:
+    """The tensor, which is refused as it is read if a value is not a finite number."""
+
+    def read() -> Any:
+        # Values too large for fp16 are found below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = tensor.read()
+        exponent = 0x7F80  # of bf16, whose bits the array has
+        if not ((array & exponent) != exponent if tensor.dtype == BF16 else np.isfinite(array)).all():
+            raise ModelSourceError(
+                f"{origin}: the tensor {name} has values that are not finite numbers (NaN or infinity): copy or "
+                "download it again."
+            )
+        return array
+
+    return LazyTensor(tensor.dtype, tensor.shape, read)
 
 
 def _watched(tensors: Mapping[str, LazyTensor], progress: Progress | None) -> Mapping[str, LazyTensor]:

@@ -79,12 +79,15 @@ class ModelFolder:
             return [self.path / WEIGHTS]
         if (self.path / INDEX).is_file():
             mapping = self._json(INDEX).get("weight_map")
-            names = sorted({*mapping.values()}) if isinstance(mapping, dict) else []
-            # Only files of this folder, whatever the index says.
-            if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            listed = [*mapping.values()] if isinstance(mapping, dict) else []
+            # Only safetensors of this folder, whatever the index says.
+            if not listed or not all(
+                isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in listed
+            ):
                 raise ModelSourceError(
                     f"{self.path / INDEX} does not list the files of the weights: download it again."
                 )
+            names = sorted({*listed})
             if missing := [name for name in names if not (self.path / name).is_file()]:
                 raise ModelSourceError(f"{self.origin} lacks {missing[0]}, a part of the weights: download it again.")
             return [self.path / name for name in names]
@@ -121,7 +124,7 @@ class ModelFolder:
                     found[parameter_name(name)] = LazyTensor(
                         entry["dtype"], array.shape, functools.partial(np.asarray, array)
                     )
-            except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
                 raise ModelSourceError(f"{path} is cut short or damaged: copy or download it again.") from None
         if self.config.get("tie_word_embeddings"):
             # A copy of the embedding, which transformers does not read either.

@@ -7,6 +7,7 @@ the messages and returns text, and can change nothing.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 """A turn: "role" ("system", "user" or "assistant") and "content"."""
+
+
+MAX_STEPS = 100_000
+"""Of the loops and macros of a template, in a conversation; more is refused."""
+MAX_CHARACTERS = 16 << 20
+"""Of the text of a conversation; more is refused."""
+_MAX_POWER = 64
+_STEP, _CONCAT = "_step", "_concat"
+_PADDING = ("center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map")
+"""Methods that make a text of any length of a short one."""
 
 
 def render_chat(
@@ -37,18 +48,21 @@ def render_chat(
     """
     import jinja2
 
-    compiled = _compiled(template)
+    compiled, steps, parts, size = _compiled(template), itertools.count(1), [], 0
     try:
-        text = compiled.render(
+        for part in compiled.generate(
             messages=[dict(message) for message in messages],
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
-            **tokens,
-        )
+            **{**tokens, _STEP: lambda: _checked_size(next(steps), MAX_STEPS, "steps")},
+        ):
+            size = _checked_size(size + len(part), MAX_CHARACTERS, "characters")
+            parts.append(part)
+        text = "".join(parts)
     except jinja2.exceptions.TemplateError as error:
         raise TokenizerError(f"The chat template of the model refuses these messages: {error.message}") from None
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
         raise TokenizerError(f"The chat template of the model failed on these messages: {error}.") from None
     if add_generation_prompt and not text:
         raise TokenizerError("The chat template of the model gives no text for these messages.")
@@ -63,13 +77,69 @@ def _compiled(template: str) -> jinja2.Template:
         TokenizerError: it is not a template.
     """
     import jinja2
+    from jinja2 import nodes
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.visitor import NodeTransformer
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), loopcontrols]
-    )
+    class _Bounded(NodeTransformer):
+        """Texts are joined by a function that knows the limit."""
+
+        def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+            self.generic_visit(node)
+            return nodes.Call(nodes.Name(_CONCAT, "load"), node.nodes, [], None, None).set_lineno(node.lineno)
+
+    class Environment(ImmutableSandboxedEnvironment):
+        """Counts the steps of loops and macros, and refuses to make a text that fills the memory."""
+
+        intercepted_binops = frozenset(["*", "**", "%", "+"])
+
+        def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+            tree = super()._parse(source, name, filename)
+            for node in [*tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))]:
+                count = nodes.Call(nodes.Name(_STEP, "load"), [], [], None, None)
+                node.body.insert(0, nodes.ExprStmt(count).set_lineno(node.lineno))
+            return _Bounded().visit(tree).set_environment(self)
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "%" and isinstance(left, str):
+                raise _refused("formats a text with %")
+            if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
+                _checked_size(len(left) + len(right), MAX_CHARACTERS, "characters")
+            if operator == "*":
+                for text, times in ((left, right), (right, left)):
+                    if isinstance(text, str | list | tuple) and isinstance(times, int):
+                        _checked_size(len(text) * times, MAX_CHARACTERS, "characters")
+            if operator == "**" and max(abs(left), abs(right)) > _MAX_POWER:
+                raise _refused("has a power that is too large")
+            return super().call_binop(context, operator, left, right)
+
+        def call(self, context: Any, obj: Any, /, *args: Any, **given: Any) -> Any:
+            if isinstance(text := getattr(obj, "__self__", None), str):
+                # Jinja adds them to calls inside loops and blocks.
+                kwargs = {key: value for key, value in given.items() if key not in ("_loop_vars", "_block_vars")}
+                if obj.__name__ == "replace":
+                    return _replace(text, *args, **kwargs)
+                if obj.__name__ == "join":
+                    return _join(*args, text, **kwargs)
+                return super().call(context, obj, *args, **kwargs)
+            return super().call(context, obj, *args, **given)
+
+        def wrap_str_format(self, value: Any) -> None:
+            """No text has the method format."""
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            return attr not in _PADDING and super().is_safe_attribute(obj, attr, value)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), loopcontrols])
     environment.filters["tojson"] = _to_json
+    environment.filters["replace"] = _replace
+    environment.filters["join"] = _join
+    environment.globals[_CONCAT] = lambda *parts: _join(parts)
+    for name in ("center", "batch", "slice", "format", "indent", "wordwrap"):
+        del environment.filters[name]
+    for name in ("lipsum", "cycler", "joiner"):
+        del environment.globals[name]
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda pattern: datetime.now().astimezone().strftime(pattern)
     try:
@@ -95,6 +165,36 @@ def _generation_tag() -> type[jinja2.ext.Extension]:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     return Generation
+
+
+def _checked_size(size: int, most: int, unit: str) -> int:
+    """`size`, if it is at most `most`."""
+    if size > most:
+        raise _refused(f"takes more than {most:,} {unit}")
+    return size
+
+
+def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
+    """`str.replace` within the limit."""
+    text, old, new = str(text), str(old), str(new)
+    found = text.count(old) if count is None or count < 0 else min(text.count(old), count)
+    _checked_size(len(text) + found * (len(new) - len(old)), MAX_CHARACTERS, "characters")
+    return text.replace(old, new, found)
+
+
+def _join(parts: Any, between: Any = "", attribute: str | None = None) -> str:
+    """`str.join` within the limit, as the filter `join`: of an attribute of each part if one is named."""
+    if attribute is not None:
+        parts = [part[attribute] for part in parts]
+    texts, between = [str(part) for part in parts], str(between)
+    _checked_size(sum(map(len, texts)) + len(between) * len(texts), MAX_CHARACTERS, "characters")
+    return between.join(texts)
+
+
+def _refused(what: str) -> Exception:
+    import jinja2
+
+    return jinja2.exceptions.SecurityError(f"it {what}.")
 
 
 def _raise_exception(message: str) -> NoReturn:

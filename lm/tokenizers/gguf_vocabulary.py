@@ -139,10 +139,10 @@ def _config(
         config["chat_template"] = template
     for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding"), ("unk_token", "unknown")):
         token = keys.get(f"{key}_token_id")
-        if token is not None and 0 <= token < len(tokens):
+        if isinstance(token, int) and 0 <= token < len(tokens):
             config[name] = tokens[token]
     ends = [keys.get(f"{key}_token_id") for key in ("eos", "eot", "eom")]
-    config["eos_token_id"] = [token for token in ends if token is not None and 0 <= token < len(tokens)]
+    config["eos_token_id"] = [token for token in ends if isinstance(token, int) and 0 <= token < len(tokens)]
     return config
 
 

@@ -479,7 +479,7 @@ class _Form:
         Raises:
             ValueError: a part is of a kind that is not supported.
         """
-        self._replaced: list[tuple[str | re.Pattern[str], str]] = []
+        self._replaced: list[tuple[str, str]] = []
         self._space = False  # whether U+2581 stands for a space
         self._composes = False  # whether text is brought to the form NFC
         self._from_bytes = {char: value for value, char in enumerate(byte_alphabet())}
@@ -503,11 +503,12 @@ class _Form:
             elif kind == "Metaspace":
                 self._replaced.append((part["replacement"], " "))
                 self._space, self.drops_first_space = True, _prepends(part)
-            elif kind == "Replace" and not fused:
-                pattern = part["pattern"]
-                if pattern.get("String") == SPACE and part["content"] == " ":
+            elif kind == "Replace" and not fused and "String" in part["pattern"]:
+                # Regular expressions are not supported: one of a stranger may take hours.
+                pattern = part["pattern"]["String"]
+                if pattern == SPACE and part["content"] == " ":
                     self._space = True
-                self._replaced.append((pattern.get("String") or re.compile(pattern["Regex"]), part["content"]))
+                self._replaced.append((pattern, part["content"]))
             elif kind == "Strip" and part["content"] == " " and part["start"] <= 1 and part["stop"] == 0:
                 self.drops_first_space = part["start"] == 1
             elif kind == "Fuse":
@@ -544,7 +545,7 @@ class _Form:
         if byte := _BYTE.fullmatch(name):
             return bytes([int(byte[1], 16)])
         for pattern, text in self._replaced:
-            name = name.replace(pattern, text) if isinstance(pattern, str) else pattern.sub(text, name)
+            name = name.replace(pattern, text)
         return name.encode("utf-8")
 
     def altered(self, text: str) -> list[tuple[int, str]]:
@@ -632,7 +633,8 @@ def _roles(library: huggingface.Tokenizer, vocabulary: Mapping[str, int], config
 def _template(value: Any) -> str | None:
     """The chat template of tokenizer_config.json: a text, or a list of named ones, of which "default" is used."""
     if isinstance(value, list):
-        value = next((each.get("template") for each in value if each.get("name") == "default"), None)
+        named = (each for each in value if isinstance(each, Mapping) and each.get("name") == "default")
+        value = next((each.get("template") for each in named), None)
     return value if isinstance(value, str) and value else None
 
 

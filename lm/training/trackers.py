@@ -19,7 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 from lm.config import RunConfig
@@ -308,13 +308,21 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
-    """The options as "section.field" → value, as --set writes them; text where they are no number or text."""
+    """The options as "section.field" → value, as --set writes them, but files without their folder; else text."""
     found: dict[str, Any] = {}
     for section, options in config.model_dump(mode="json").items():
         for name, value in options.items() if isinstance(options, Mapping) else [("", options)]:
             key = f"{section}.{name}" if name else section
+            if isinstance(value, str):
+                value = _without_folder(value)
             found[key] = value if isinstance(value, int | float | str) or value is None else json.dumps(value)
     return found
+
+
+def _without_folder(text: str) -> str:
+    """The name of a file without its folder, which is private; other texts as they are."""
+    is_path = ("/" in text or "\\" in text) and "://" not in text and not text.startswith("hf:")
+    return PureWindowsPath(text).name if is_path else text
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -278,6 +278,19 @@ BAD_FOLDERS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "more": ("llama", tensors(lambda t: t.update(extra=torch.ones(2))), "has the tensor extra, which no Llama"),
     "shape": ("llama", config(intermediate_size=96), r"gate_proj.weight is \(64, 32\), .* \(96, 32\)"),
     "integers": ("llama", tensors(lambda t: t.update(extra=torch.ones(2, dtype=torch.int8))), "is in I8; supported"),
+    "not finite": (
+        "llama", tensors(lambda t: t["model.norm.weight"].view(-1)[3:].fill_(float("nan"))), "norm.weight.*not finite"
+    ),
+    "type of a field": ("llama", config(rms_norm_eps="x"), "no proper 'rms_norm_eps'"),
+    "layers": ("llama", config(num_hidden_layers=10**9), "too few tensors for the 1,000,000,000 layers"),
+    "index": (
+        "llama",
+        lambda folder: (
+            without("model.safetensors")(folder),
+            write_file(folder / "model.safetensors.index.json", '{"weight_map": {"a": "../../x.safetensors"}}'),
+        )[0],
+        "does not list the files",
+    ),
     "small vocabulary": (
         "llama",
         lambda folder: (
@@ -311,6 +324,8 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "part of a head": ({"llama__rope__dimension_count": 4}, "a part of each head"),
     "no size": ({"llama__block_count": None}, "no proper 'num_hidden_layers'"),
     "vocabulary": ({"tokenizer__ggml__model": "bert"}, "kind 'bert'"),
+    "layers": ({"llama__block_count": 2**31}, "too few tensors"),
+    "type of a field": ({"llama__attention__key_length": "x"}, "no proper 'llama.attention.key_length'"),
 }
 
 
@@ -360,6 +375,12 @@ def test_other_sources_are_refused(source: str, sentence: str, tmp_path: Path, m
         Path(name).write_bytes(b"x")
     with pytest.raises(ModelSourceError, match=sentence):
         lm.import_model(source, name="x", runs_dir=tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".", ""])
+def test_a_name_that_is_a_path_is_refused(name: str, folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no name for a run"):
+        lm.import_model(folders / "llama", name=name, runs_dir=tmp_path / "runs")
 
 
 def test_without_a_network_the_hub_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 import lm
+from lm.config import CorpusConfig, RunConfig, Section
 from lm.errors import ConfigError, MissingExtraError
 from lm.jobs.train import resume
 from lm.runs.run import Run
 from lm.training import trackers
-from lm.training.trackers import FILE, LIBRARIES, Library, numbers
+from lm.training.trackers import FILE, LIBRARIES, Library, flat, numbers
 
 OPTIONS = {
     "model.hidden_size": 8, "model.embedding_size": 8, "model.table_orders": [], "training.batch_size": 2,
@@ -230,3 +231,11 @@ def test_a_missing_library_names_the_extra_before_the_text_is_read(tmp_path: Pat
 def test_numbers_are_what_a_tracker_can_draw():
     row = {"step": 3, "train_loss": 0.5, "valid_loss": None, "sample": "the", "is_best": True}
     assert numbers(row) == {"step": 3, "train_loss": 0.5}
+
+
+@pytest.mark.parametrize(("source", "sent"), [
+    ("/home/someone/private/my.txt", "my.txt"), ("wikitext-2", "wikitext-2"), ("https://a.org/b.txt",) * 2,
+])  # fmt: skip
+def test_the_folder_of_a_file_is_not_sent(source: str, sent: str) -> None:
+    config = RunConfig(corpus=CorpusConfig(source=source), tokenizer=Section(type="char"), model=Section(type="lstm"))
+    assert flat(config)["corpus.source"] == sent
