@@ -155,7 +155,7 @@ def _initial_run(init: str | None, flags: TrainFlags, runs_dir: Path) -> Run | N
                 "options with --set."
             )
     run = find_or_import(init, runs_dir=runs_dir)
-    if is_source(init):
+    if run.name != init and is_source(init):
         say(f"{init} is imported as run {run.name}.")
     return run
 

@@ -27,7 +27,7 @@ from lm.interop.model_folder import PICKLES, ModelFolder, is_model_folder
 from lm.registry import TOKENIZERS
 from lm.runs.record import imported_record
 from lm.runs.run import Run, load
-from lm.runs.run_folder import NAME, RunFolder, list_runs
+from lm.runs.run_folder import CONFIG, NAME, RunFolder, list_runs
 
 if TYPE_CHECKING:
     from lm.corpora import Progress
@@ -101,7 +101,8 @@ def find_or_import(source: str, *, runs_dir: Path | str | None = None, progress:
         LMError: as `import_model`.
     """
     runs_dir = runs_folder(runs_dir)
-    if not is_source(source):
+    # A run of that name comes before a folder of that name.
+    if not is_source(source) or (NAME.fullmatch(source) and (runs_dir / source / CONFIG).is_file()):
         return load(source, runs_dir=runs_dir)
     opened = open_source(source)
     hashes = _hashes(opened.files)
