@@ -182,6 +182,16 @@ def test_training_starts_from_a_source_and_keeps_its_tokenizer(folders: Path, tm
     assert {path.name for path in runs.iterdir()} == {"qwen3", "tuned"}
 
 
+def test_a_run_comes_before_a_folder_of_its_name(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = lm.import_model(folders / "llama", name="qwen2", runs_dir=tmp_path)
+    monkeypatch.chdir(folders)
+    assert is_source("qwen2")
+    assert find_or_import("qwen2", runs_dir=tmp_path).folder.path == run.folder.path
+    assert [path.name for path in tmp_path.iterdir()] == ["qwen2"]
+
+
 def test_a_run_is_replaced_only_on_request(folders: Path, tmp_path: Path) -> None:
     lm.import_model(folders / "llama", name="a", runs_dir=tmp_path)
     with pytest.raises(RunExistsError, match="--overwrite"):
