@@ -176,19 +176,19 @@ def _checked_size(size: int, most: int, unit: str) -> int:
 
 def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
     """`str.replace` within the limit."""
-    text, old, new = str(text), str(old), str(new)
-    found = text.count(old) if count is None or count < 0 else min(text.count(old), count)
-    _checked_size(len(text) + found * (len(new) - len(old)), MAX_CHARACTERS, "characters")
-    return text.replace(old, new, found)
+    whole, before, after = str(text), str(old), str(new)
+    found = whole.count(before) if count is None or count < 0 else min(whole.count(before), count)
+    _checked_size(len(whole) + found * (len(after) - len(before)), MAX_CHARACTERS, "characters")
+    return whole.replace(before, after, found)
 
 
 def _join(parts: Any, between: Any = "", attribute: str | None = None) -> str:
     """`str.join` within the limit, as the filter `join`: of an attribute of each part if one is named."""
     if attribute is not None:
         parts = [part[attribute] for part in parts]
-    texts, between = [str(part) for part in parts], str(between)
-    _checked_size(sum(map(len, texts)) + len(between) * len(texts), MAX_CHARACTERS, "characters")
-    return between.join(texts)
+    texts, separator = [str(part) for part in parts], str(between)
+    _checked_size(sum(map(len, texts)) + len(separator) * len(texts), MAX_CHARACTERS, "characters")
+    return separator.join(texts)
 
 
 def _refused(what: str) -> Exception:
