@@ -96,10 +96,13 @@ def _compiled(template: str) -> jinja2.Template:
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
             tree = super()._parse(source, name, filename)
+            node: Any
             for node in [*tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))]:
                 count = nodes.Call(nodes.Name(_STEP, "load"), [], [], None, None)
                 node.body.insert(0, nodes.ExprStmt(count).set_lineno(node.lineno))
-            return _Bounded().visit(tree).set_environment(self)
+            bounded: nodes.Template = _Bounded().visit(tree)
+            bounded.set_environment(self)
+            return bounded
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             if operator == "%" and isinstance(left, str):
@@ -120,8 +123,8 @@ def _compiled(template: str) -> jinja2.Template:
                 kwargs = {key: value for key, value in given.items() if key not in ("_loop_vars", "_block_vars")}
                 if obj.__name__ == "replace":
                     return _replace(text, *args, **kwargs)
-                if obj.__name__ == "join":
-                    return _join(*args, text, **kwargs)
+                if obj.__name__ == "join" and len(args) == 1:
+                    return _join(args[0], text)
                 return super().call(context, obj, *args, **kwargs)
             return super().call(context, obj, *args, **given)
 
