@@ -42,6 +42,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "student": ("true", True),
     "distill": ("four", "four"),
     "distill_weight": ("0.75", 0.75),
+    "log_to": ("wandb", "wandb"),
     "lora": ("8", 8),
     "lora_alpha": ("4", 4.0),
     "lora_dropout": ("0.1", 0.1),

@@ -13,7 +13,7 @@ from lm.registry import ALL, MODELS, TOKENIZERS, Registry, did_you_mean
 
 
 def test_names_are_listed_sorted() -> None:
-    assert TOKENIZERS.names() == ("byte", "char", "subword", "word")
+    assert TOKENIZERS.names() == ("byte", "char", "pretrained", "subword", "word")
     assert {"gru", "lstm", "rnn", "transformer"} <= set(MODELS.names())
     assert list(MODELS.names()) == sorted(MODELS.names())
 

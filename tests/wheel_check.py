@@ -45,7 +45,7 @@ def main() -> None:
     for isa in kernels.instruction_sets():
         kernel = kernels.recurrent(
             cell="gru", embedding=embedding, layers=[layer], heads=[(output, None)], tables=[], buckets=1, slots=1,
-            threads=2, int8=False, isa=isa,
+            threads=2, precision="fp32", isa=isa,
         )  # fmt: skip
         for token, logits in zip((3, 1, 4), wanted, strict=True):
             kernel.step([0], [token])

@@ -9,6 +9,7 @@ print(run.evaluate(text="To be, or not to be").bits_per_byte)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -27,7 +28,7 @@ from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text
 from lm.corpora.answers import encode_conversations
 from lm.corpora.cache import cache_folder
 from lm.corpora.text import Text
-from lm.errors import ConfigError, CorpusError, CorruptRunError, LMError, RunError
+from lm.errors import ConfigError, CorpusError, CorruptRunError, FormatVersionError, LMError, RunError
 from lm.files import read_facts, write_file
 from lm.generation.open_decoder import STATE_BYTES, open_decoder
 from lm.generation.options import JoinedDecoding, SamplingOptions
@@ -85,7 +86,8 @@ def load(
     folder, checkpoint = find_run(run, runs_folder(runs_dir))
     folder.weights_path(checkpoint)
     # Not on first use: by then a command has printed the prompt.
-    find_base(folder)
+    with contextlib.suppress(CorruptRunError, FormatVersionError):
+        find_base(folder)
     return Run(folder, checkpoint, device=device, precision=precision)
 
 

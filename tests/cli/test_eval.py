@@ -158,7 +158,7 @@ def test_figures_in_another_precision_do_not_replace_the_reference(lm: Lm, runs:
         (["a", "--text", "rows.jsonl", "--text-column", "body"], "rows.jsonl has no column 'body'. Columns: text"),
         (["a", "--text-column", "body"], "--text-column is for --text"),
         (["a", "--text", "empty.txt", "--encoding", "klingon"], "corpus.encoding = 'klingon'"),
-        (["a", "--precision", "fp64"], "--precision 'fp64': use fp32, bf16, fp16 or int8"),
+        (["a", "--precision", "fp64"], "--precision 'fp64': use fp32, bf16, fp16, int8 or int4"),
         (["a", "--device", "tpu"], "Device 'tpu' is not available"),
     ],
 )

@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 Lm = Callable[..., Any]
 ROOT = str(Path(program.__file__).parents[1])
 COMMANDS = [
-    "train", "sample", "eval", "compare", "chat", "page", "serve", "list", "show", "report", "export", "sweep",
+    "train", "sample", "eval", "compare", "chat", "page", "serve", "list", "show", "report", "export", "import",
+    "push", "sweep",
     "watch", "film", "plot", "state", "inspect", "profile", "bench", "devices", "prepare", "demo",
 ]  # fmt: skip
 VIEWS = "gradients", "attention", "neurons", "why", "shapes"

@@ -98,7 +98,7 @@ def test_options_are_those_of_lm_train(lm: Lm) -> None:
         "--distill",
         "--student",
     }
-    not_options |= {"--devices", "--shard", "--compile"}
+    not_options |= {"--devices", "--shard", "--compile", "--lora", "--log-to"}
     for command in ("profile", "bench"):
         assert flags("train") - not_options <= flags(command), command
 

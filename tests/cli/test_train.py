@@ -357,7 +357,7 @@ def refused(done: Any, sentence: str) -> None:
         (["words.txt", "--minutes", "inf"], "training.minutes = inf: give a finite number"),
         (
             ["words.txt", "--precision", "fp64"],
-            "training.precision = 'fp64': use 'fp32', 'tf32', 'bf16'",
+            "training.precision = 'fp64': use 'auto', 'fp32', 'tf32', 'bf16'",
         ),
         (["words.txt", "--amp", "O4"], "training.amp = 'O4': use 'O0', 'O1', 'O2' or 'O3'"),
         (["words.txt", "--amp", "O1", "--precision", "fp32"], "use amp=O1 with precision=bf16 or fp16, or amp=O0 with"),

@@ -76,7 +76,9 @@ def open_trainer(
     text: Path, path: Path, case: str, *, resumes: bool = False, more: dict[str, Any] | None = None
 ) -> Trainer:
     """The trainer of a case, in as many processes as have joined."""
-    config = compose(str(text), preset="gru-char", overrides={**SMALL, **CASES[case], **(more or {})})
+    config = compose(
+        str(text), preset="gru-char", overrides={"training.precision": "fp32", **SMALL, **CASES[case], **(more or {})}
+    )
     prepared = prepare(open_corpus(CorpusConfig(source=str(text))), config.tokenizer)
     model = build_model(config.model, prepared.tokenizer.vocab_size, seed=config.training.seed)
     if model.trained_by == "both":

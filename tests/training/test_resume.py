@@ -169,7 +169,7 @@ def test_a_plateau_is_remembered_wherever_the_run_was_stopped(
     # The best at step 4, stalls at 8 and 12: the rate is divided there, and not again at 16.
     losses = {4: 2.0, 8: 3.0, 12: 3.0, 16: 3.0}
 
-    def scripted(step: Any, ids: Any, *, progress: Any) -> Any:
+    def scripted(step: Any, ids: Any, **options: Any) -> Any:
         found = validate(step, ids)
         return replace(found, nats=losses[step.updates] * found.tokens)
 

@@ -143,8 +143,7 @@ static void check_packed() {
                 const size_t wide = size_t(packed.panels) * kPanel;
                 Numbers y(rows * wide), alone(rows * wide);
                 Pool pool(2);
-                const bool int8 = format == Format::int8, int4 = format == Format::int4;
-                Rows all(rows, inputs, int8, int4), one(1, inputs, int8, int4);
+                Rows all(rows, inputs, format), one(1, inputs, format);
                 all.count = rows, one.count = 1;
                 std::vector<float*> to(rows);
                 for (int row = 0; row < rows; ++row) {
@@ -538,7 +537,7 @@ static void check_recurrent(bool lstm) {
     const Exact wanted = linear(at, exact(head), hidden);
     for (const bool int8 : {false, true}) {
         inkling::Settings settings;
-        settings.slots = 3, settings.threads = 2, settings.int8 = int8;
+        settings.slots = 3, settings.threads = 2, settings.format = int8 ? Format::int8 : Format::fp32;
         const std::unique_ptr<inkling::Kernel> kernel(recurrent(parts, settings));
         check_kernel(std::string(lstm ? "LSTM" : "GRU") + " of two layers, " + (int8 ? "int8" : "fp32"), *kernel, wanted,
                      int8 ? 5e-2 : 3e-6);
@@ -579,7 +578,7 @@ static void check_transformer() {
     const Exact wanted = linear(normed(x, exact(last_norm), shape.epsilon), exact(head), shape.size);
     for (int bits : {32, 8, 4}) {
         inkling::Settings settings;
-        settings.slots = 3, settings.threads = 2, settings.int8 = bits == 8, settings.int4 = bits == 4;
+        settings.slots = 3, settings.threads = 2, settings.format = bits == 32 ? Format::fp32 : bits == 8 ? Format::int8 : Format::int4;
         const std::unique_ptr<inkling::Kernel> kernel(transformer(parts, settings));
         check_kernel("Transformer of two blocks, weights of " + std::to_string(bits) + " bits", *kernel, wanted,
                      bits == 32 ? 5e-6 : bits == 8 ? 5e-2 : 0.5);
