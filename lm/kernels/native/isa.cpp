@@ -9,7 +9,7 @@
 #include "elementwise.hpp"
 #include "entropy.hpp"
 #include "training.hpp"
-#if !defined(INKLING_AMX)
+#if !defined(INKLING_AMX) && !defined(INKLING_BFMMLA)
 #include "mixture.hpp"
 #include "recurrent.hpp"
 #include "transformer.hpp"
@@ -17,7 +17,7 @@
 
 namespace INKLING_ISA {
 
-#if !defined(INKLING_AMX)
+#if !defined(INKLING_AMX) && !defined(INKLING_BFMMLA)
 inkling::Kernel* recurrent(const inkling::RecurrentParts& parts, const inkling::Settings& settings) {
     return new Recurrent(parts, settings);
 }
