@@ -291,14 +291,16 @@ class Tokenizer(ABC):
 
     def to_json(self) -> str:
         """The text of the file; equal tokenizers give equal text."""
-        content = {
+        return json.dumps(self._content_of_file(), ensure_ascii=False, indent=1) + "\n"
+
+    def _content_of_file(self) -> dict[str, Any]:
+        return {
             "format_version": TOKENIZER_FORMAT_VERSION,
             "type": self.type,
             "options": self.options.model_dump(mode="json", exclude={"type"}),
             "vocab_size": self.vocab_size,
             **self.payload(),
         }
-        return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
     @property
     def sha256(self) -> str:

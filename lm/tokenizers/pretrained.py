@@ -25,7 +25,6 @@ from pydantic import BaseModel, ConfigDict
 from lm.config import validate
 from lm.errors import ConfigError, TokenizerError, UnsupportedExportError
 from lm.tokenizers.base import (
-    TOKENIZER_FORMAT_VERSION,
     Ids,
     StreamDecoder,
     Tokenizer,
@@ -420,13 +419,7 @@ class PretrainedTokenizer(Tokenizer):
 
     def to_json(self) -> str:
         """The text of the file, with the library's JSON in one line: an indented one takes seconds to write."""
-        content = {
-            "format_version": TOKENIZER_FORMAT_VERSION,
-            "type": self.type,
-            "options": self.options.model_dump(mode="json", exclude={"type"}),
-            "vocab_size": self.vocab_size,
-            **self.payload(),
-        }
+        content = self._content_of_file()
         library = json.dumps(content.pop("library"), ensure_ascii=False, separators=(",", ":"))
         return f'{json.dumps(content, ensure_ascii=False, indent=1)[:-2]},\n "library": {library}\n}}\n'
 

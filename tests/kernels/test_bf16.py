@@ -97,13 +97,13 @@ def test_numbers_are_rounded_to_the_nearest_and_ties_to_even(isa: str) -> None:
 def test_gradients_of_a_linear_layer_are_products_of_rounded_operands(isa: str) -> None:
     torch.manual_seed(1)
     inputs, weight = torch.randn(70, 33, requires_grad=True), torch.randn(19, 33, requires_grad=True)
-    slope = torch.randn(70, 19)
+    grad = torch.randn(70, 19)
     with autocast():
         outputs = autograd.linear(inputs, weight)
-    outputs.backward(slope)
+    outputs.backward(grad)
     assert outputs.dtype == torch.float32 and inputs.grad is not None and weight.grad is not None
-    torch.testing.assert_close(inputs.grad.double(), rounded(slope) @ rounded(weight), atol=1e-5, rtol=0)
-    torch.testing.assert_close(weight.grad.double(), rounded(slope.T) @ rounded(inputs), atol=1e-5, rtol=0)
+    torch.testing.assert_close(inputs.grad.double(), rounded(grad) @ rounded(weight), atol=1e-5, rtol=0)
+    torch.testing.assert_close(weight.grad.double(), rounded(grad.T) @ rounded(inputs), atol=1e-5, rtol=0)
 
 
 def both_formats(model: nn.Module, loss: Callable[[], Tensor]) -> list[tuple[str, float]]:

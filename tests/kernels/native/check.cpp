@@ -218,8 +218,8 @@ static void check_entropies() {
     const Numbers logits = random_numbers(rows * columns, 20);
     std::vector<int64_t> targets(rows);
     for (int row = 0; row < rows; ++row) targets[row] = row * 9;
-    Numbers slopes(rows * columns), nats(rows), d_bias(columns);
-    entropies({logits.data(), targets.data(), rows, columns, 0.5f, slopes.data(), nats.data(), d_bias.data()}, 2);
+    Numbers grads(rows * columns), nats(rows), d_bias(columns);
+    entropies({logits.data(), targets.data(), rows, columns, 0.5f, grads.data(), nats.data(), d_bias.data()}, 2);
     Exact wanted_nats(rows), wanted(rows * columns), wanted_bias(columns);
     for (int row = 0; row < rows; ++row) {
         const float* from = logits.data() + row * columns;
@@ -232,25 +232,25 @@ static void check_entropies() {
         }
     }
     report("cross-entropies", error_of(nats, wanted_nats), 1e-6);
-    report("their gradients", error_of(slopes, wanted), 1e-6);
+    report("their gradients", error_of(grads, wanted), 1e-6);
     report("the bias's gradient", error_of(d_bias, wanted_bias), 1e-6);
 }
 
 static void check_adamw() {
     const int count = 45;
     Numbers weights = random_numbers(count), means = random_numbers(count), squares = random_numbers(count);
-    const Numbers slopes = random_numbers(count);
+    const Numbers grads = random_numbers(count);
     for (float& square : squares) square = std::fabs(square);
     Exact wanted(count);
     double sum = 0;
     for (int i = 0; i < count; ++i) {
-        const double mean = 0.9 * means[i] + 0.1 * slopes[i], g = slopes[i];
+        const double mean = 0.9 * means[i] + 0.1 * grads[i], g = grads[i];
         const double square = 0.99 * squares[i] + 0.01 * g * g;
         wanted[i] = weights[i] * 0.999 - 0.01 * mean / (std::sqrt(square) * 1.5 + 1e-8);
         sum += g * g;
     }
-    report("a norm", std::fabs(norm({{const_cast<float*>(slopes.data()), count}}, 2) / std::sqrt(sum) - 1), 1e-6);
-    adamw({{weights.data(), slopes.data(), means.data(), squares.data(), count, 0.999f, 0.01f, 1.5f}}, 0.9f, 0.99f,
+    report("a norm", std::fabs(norm({{const_cast<float*>(grads.data()), count}}, 2) / std::sqrt(sum) - 1), 1e-6);
+    adamw({{weights.data(), grads.data(), means.data(), squares.data(), count, 0.999f, 0.01f, 1.5f}}, 0.9f, 0.99f,
           1e-8f, 2);
     report("a step of AdamW", error_of(weights, wanted), 1e-6);
 }
@@ -343,10 +343,10 @@ static void check_sequence(bool lstm) {
     s.d_x = d_x.data(), s.d_first_hidden = d_first.data(), s.d_first_cell = lstm ? d_cell.data() : nullptr;
     s.d_weight_ih = d_ih.data(), s.d_weight_hh = d_hh.data(), s.d_bias_ih = db_ih.data(), s.d_bias_hh = db_hh.data();
     backward(s, 2);
-    const std::vector<const Numbers*> slopes{&d_x, &d_ih, &d_hh, &db_ih, &db_hh, &d_first, &d_cell};
+    const std::vector<const Numbers*> grads{&d_x, &d_ih, &d_hh, &db_ih, &db_hh, &d_first, &d_cell};
     Arguments by;
     Exact found;
-    for (const Numbers* each : slopes) {
+    for (const Numbers* each : grads) {
         by.push_back(exact(random_numbers(each->size())));
         found.push_back(dot(*each, by.back()));
     }
@@ -468,16 +468,16 @@ static void check_block() {
     report("a block of a Transformer, outputs", error_of(y, whole(at)), kRounds ? 2e-2 : 3e-6);
 
     const Numbers r = random_numbers(y.size());
-    std::vector<Numbers> slopes{Numbers(x.size())};
-    for (const Numbers& each : w) slopes.emplace_back(each.size());
+    std::vector<Numbers> grads{Numbers(x.size())};
+    for (const Numbers& each : w) grads.emplace_back(each.size());
     float** places[] = {&b.dx, &b.d_input_norm, &b.d_query, &b.d_key, &b.d_value, &b.d_query_norm, &b.d_key_norm,
                         &b.d_output, &b.d_mlp_norm, &b.d_gate, &b.d_up, &b.d_down};
-    for (size_t i = 0; i < slopes.size(); ++i) *places[i] = slopes[i].data();
+    for (size_t i = 0; i < grads.size(); ++i) *places[i] = grads[i].data();
     b.dy = r.data(), b.d_keys = d_keys.data(), b.d_values = d_values.data();
     block(b, 2);
     Arguments by;
     Exact found;
-    for (const Numbers& each : slopes) {
+    for (const Numbers& each : grads) {
         by.push_back(exact(random_numbers(each.size())));
         found.push_back(dot(each, by.back()));
     }
