@@ -93,9 +93,9 @@ def ways_to_beat_floor(run: Run) -> list[str]:
     """What would help a run that n-gram counts beat, best first, by its metrics."""
     from lm.evaluation.floor import floor_order
     from lm.jobs.ensemble_config import unwrapped
-    from lm.jobs.resolve import counts_alone
+    from lm.models.training_method import training_method
 
-    if counts_alone(run.config):
+    if training_method(run.config).in_one_pass:
         return [f"count n-grams of the same order: --set model.order={floor_order(run.record['vocab_size'])}"]
     rows = [row for row in run.folder.read_metrics() if row.get("valid_loss") is not None]
     config = unwrapped(run.config)

@@ -422,12 +422,6 @@ def read_preset(name: str) -> dict[str, Any]:
     return tomllib.loads((resources.files("lm") / "presets" / f"{name}.toml").read_text("utf-8"))
 
 
-def preset_summary(name: str) -> str:
-    """The first comment line of a preset's file: what it is for."""
-    text = (resources.files("lm") / "presets" / f"{name}.toml").read_text("utf-8")
-    return text.splitlines()[0].lstrip("# ").strip()
-
-
 # -- composing a configuration ----------------------------------------------------------------------
 
 

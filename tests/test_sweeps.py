@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from lm.jobs.sweep_process import is_disk_full
 from lm.jobs.sweep_queue import RunProgress, threads_of
 from lm.jobs.sweep_record import SweepFolder, open_sweep
 from lm.runs.run import Run
+from tests import forked
 from tests.cli import conftest
 from tests.cli.conftest import make_text
 
@@ -128,11 +128,8 @@ def test_a_sweep_that_is_killed_or_stopped_continues_its_interrupted_run(text: P
     longer = {"training.max_steps": 200, "training.evaluate_every": 20}
     folder = a_sweep(text, tmp_path, over, seeds=1, overrides=longer)
     name = folder.record.name
-    program = (
-        "from pathlib import Path; from lm.jobs.sweep import resume_sweep, run_sweep; "
-        f"run_sweep(resume_sweep({name!r}, Path({str(tmp_path)!r})))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program])
+    program = "sweep", "--resume", name, "--runs-dir", str(tmp_path)
+    process = forked.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     first, second = (folder.run_folder(run) for run in folder.record.runs)
     while not first.has_last() and process.poll() is None:
         time.sleep(0.02)

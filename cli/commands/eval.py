@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -21,6 +22,14 @@ from cli.options import (
 )
 from lm.errors import ConfigError, RunError
 from lm.generation.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from cli.eval_extras import Extras
+    from lm.corpora.text import Text
+    from lm.evaluation.copying import CopyReport
+    from lm.evaluation.report import Report
+    from lm.evaluation.signature import Signature
+    from lm.runs.run import Run
 
 POSITION = 3
 
@@ -108,24 +117,12 @@ def command(
     lm eval RUN --copy --samples 50 --temperature 0.8
     """
     measured_in = choice("--precision", precision, "fp32", "bf16", "fp16", "int8", "int4")
-    if split is not None and text is not None:
-        raise ConfigError("--split and --text are two different texts: give only one.")
-    for flag, value in (("--text-column", text_column), ("--encoding", encoding)):
-        if value is not None and text is None:
-            raise ConfigError(f"{flag} is for --text: leave it out for the run's own text.")
-    if corpus is not None and text is not None:
-        raise ConfigError("--corpus is the path of the run's own text, --text is another text: give only one.")
+    source = _Source(split, text, text_column, encoding, corpus, data_dir)
+    source.check()
+    sampling = _sampling(copy, samples=samples, max_tokens=max_tokens, temperature=temperature, seed=seed)
     from cli.eval_extras import Extras
-
-    given = {"samples": samples, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    sampling: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if sampling and not copy:
-        raise ConfigError(f"--{next(iter(sampling)).replace('_', '-')} is for the samples of --copy: give --copy too.")
-    from cli.output import console, print_json, reading, scoring
-    from cli.report import print_report
-    from cli.signature_check import checked, settings_of
-    from lm.corpora import open_text
-    from lm.corpora.text import Text
+    from cli.output import print_json
+    from cli.signature_check import checked
     from lm.evaluation.signature import parse
     from lm.runs.run import load
 
@@ -136,63 +133,154 @@ def command(
     extras.check(measured_in)
     loaded = load(run, runs_dir=runs_dir, device=device)
     extras.check_run(loaded)
-    if stride is not None and loaded.model.context_length is None:
-        raise ConfigError(
-            f"--stride {stride}: {loaded.config.model.type} models carry their state over the whole text, without a "
-            "sliding window: leave --stride out."
-        )
-    if expected is not None:
-        split, stride, measured_in = settings_of(
-            expected, loaded, split=split, text=text, stride=stride, precision=measured_in
-        )  # fmt: skip
-        extras.check(measured_in)
-    stride = extras.stride(stride, loaded)
-    content: str | Text | None = None
-    if text is not None:
-        own = loaded.config.corpus
-        opened = open_text(text, text_column=text_column or own.text_column, encoding=encoding or own.encoding)
-        content = "".join(opened.chunks()) if opened.conversations is None else opened
-        if isinstance(content, Text):
-            extras.refuse_conversations(str(text))
-    with (
-        reading() as watch,
-        extras.watching(loaded, stride=stride, corpus=corpus, data_dir=data_dir, reading=watch) as watchers,
-        scoring(f"scoring {loaded.name}") as progress,
-    ):
-        report = loaded.evaluate(
-            split, text=content, name="stdin" if text == "-" else str(text), stride=stride, precision=measured_in,
-            progress=progress, reading=watch, data_dir=data_dir, corpus=corpus, watchers=watchers,
-        )  # fmt: skip
-    copies = None
-    if copy:
-        with reading() as watch:
-            copies = loaded.copy_report(data_dir=data_dir, progress=watch, **sampling)
-    more = extras.finish(loaded, report, stride=stride)
-    facts = {**report.model_dump(mode="json"), **more}
+    how = _settle(loaded, source, stride, measured_in, expected, extras)
+    report = _score(loaded, source, how, extras)
+    copies = _copies(loaded, sampling, data_dir)
+    facts = {**report.model_dump(mode="json"), **extras.finish(loaded, report, stride=how.stride)}
     if copies is not None:
         facts["copies"] = copies.model_dump(mode="json")
     if not as_json:
-        print_report(console(), report)
-        extras.print(console())
-        if copies is not None:
-            from cli.copies import print_copies
-
-            print_copies(console(), copies)
+        _print_tables(report, extras, copies)
     if expected is not None:
         facts["check"] = checked(expected, extras.measured(report, expected), quiet=as_json)
     if as_json:
         print_json(facts)
-    elif report.signature is not None:
-        # The last lines, whole, so that they can be copied.
-        for line in (extras.signature, report.signature):
-            if line is not None:
-                typer.echo(line)
+    else:
+        _print_signatures(report, extras)
     if expected is not None:
         raise typer.Exit(0 if facts["check"]["reproduces"] else 1)
     # The card has reference figures only.
-    if not loaded.folder.shipped and text is None and stride is None and precision == "fp32":
-        try:
-            loaded.save_report(report)
-        except RunError as error:
-            # The run belongs to someone else, or the disk is full.
-            typer.echo(f"note: The report was not saved with the run. {error}", err=True)
+    if text is None and how.stride is None and precision == "fp32":
+        _save(loaded, report)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Which text is scored, as the flags say."""
+
+    split: str | None
+    text: str | None
+    text_column: str | None
+    encoding: str | None
+    corpus: str | None
+    data_dir: Path | None
+
+    def check(self) -> None:
+        """Raise ConfigError if the flags contradict each other."""
+        if self.split is not None and self.text is not None:
+            raise ConfigError("--split and --text are two different texts: give only one.")
+        for flag, value in (("--text-column", self.text_column), ("--encoding", self.encoding)):
+            if value is not None and self.text is None:
+                raise ConfigError(f"{flag} is for --text: leave it out for the run's own text.")
+        if self.corpus is not None and self.text is not None:
+            raise ConfigError("--corpus is the path of the run's own text, --text is another text: give only one.")
+
+    def read(self, run: Run, extras: Extras) -> str | Text | None:
+        """The text of --text, one of conversations with its roles; None for the run's own text."""
+        from lm.corpora import open_text
+
+        if self.text is None:
+            return None
+        own = run.config.corpus
+        opened = open_text(
+            self.text, text_column=self.text_column or own.text_column, encoding=self.encoding or own.encoding
+        )
+        if opened.conversations is None:
+            return "".join(opened.chunks())
+        extras.refuse_conversations(self.text)
+        return opened
+
+
+class _How(NamedTuple):
+    """How the text is scored."""
+
+    split: str | None
+    stride: int | None
+    precision: Any
+
+
+def _sampling(copy: bool, **given: Any) -> dict[str, Any] | None:
+    """The options of the samples of --copy; None without it."""
+    sampling = {name: value for name, value in given.items() if value is not None}
+    if sampling and not copy:
+        raise ConfigError(f"--{next(iter(sampling)).replace('_', '-')} is for the samples of --copy: give --copy too.")
+    return sampling if copy else None
+
+
+def _settle(
+    run: Run, source: _Source, stride: int | None, precision: Any, expected: Signature | None, extras: Extras
+) -> _How:
+    """Split, stride and precision: of the flags, then of an expected signature, then of a convention."""
+    from cli.signature_check import settings_of
+
+    if stride is not None and run.model.context_length is None:
+        raise ConfigError(
+            f"--stride {stride}: {run.config.model.type} models carry their state over the whole text, without a "
+            "sliding window: leave --stride out."
+        )
+    how = _How(source.split, stride, precision)
+    if expected is not None:
+        how = _How(
+            *settings_of(expected, run, split=source.split, text=source.text, stride=stride, precision=precision)
+        )
+        extras.check(how.precision)
+    return how._replace(stride=extras.stride(how.stride, run))
+
+
+def _score(run: Run, source: _Source, how: _How, extras: Extras) -> Report:
+    """Score the text once, for the report and for what `extras` needs of it."""
+    from cli.output import reading, scoring
+
+    content, corpus, data_dir = source.read(run, extras), source.corpus, source.data_dir
+    with (
+        reading() as watch,
+        extras.watching(run, stride=how.stride, corpus=corpus, data_dir=data_dir, reading=watch) as watchers,
+        scoring(f"scoring {run.name}") as progress,
+    ):
+        return run.evaluate(
+            how.split, text=content, name="stdin" if source.text == "-" else str(source.text), stride=how.stride,
+            precision=how.precision, progress=progress, reading=watch, data_dir=data_dir, corpus=corpus,
+            watchers=watchers,
+        )  # fmt: skip
+
+
+def _copies(run: Run, sampling: dict[str, Any] | None, data_dir: Path | None) -> CopyReport | None:
+    """How much samples copy from the training text; None without --copy."""
+    from cli.output import reading
+
+    if sampling is None:
+        return None
+    with reading() as watch:
+        return run.copy_report(data_dir=data_dir, progress=watch, **sampling)
+
+
+def _print_tables(report: Report, extras: Extras, copies: CopyReport | None) -> None:
+    from cli.output import console
+    from cli.report import print_report
+
+    print_report(console(), report)
+    extras.print(console())
+    if copies is not None:
+        from cli.copies import print_copies
+
+        print_copies(console(), copies)
+
+
+def _print_signatures(report: Report, extras: Extras) -> None:
+    """Print the signatures, whole, so that they can be copied."""
+    if report.signature is None:
+        return
+    for line in (extras.signature, report.signature):
+        if line is not None:
+            typer.echo(line)
+
+
+def _save(run: Run, report: Report) -> None:
+    """Save the report with the run, if that is possible."""
+    if run.folder.shipped:
+        return
+    try:
+        run.save_report(report)
+    except RunError as error:
+        # The run belongs to someone else, or the disk is full.
+        typer.echo(f"note: The report was not saved with the run. {error}", err=True)

@@ -19,12 +19,7 @@ def command(
 ) -> None:
     """List the runs: model, corpus, step, bits per byte, size, date."""
     choice("--sort", sort, "date", "bits")
-    from rich.filesize import decimal
-    from rich.markup import escape
-    from rich.table import Table
-
     from cli.output import console, print_json
-    from lm.runs.card import figure
     from lm.runs.run import Run
     from lm.runs.run_folder import check_runs_dir, list_runs
 
@@ -38,12 +33,25 @@ def command(
     if not rows:
         console(stderr=True).print(f"There is no run in {runs_dir} yet. Train one: lm train FILE")
         return
+    # Where the spelling of unknown words costs bits, show the figure without it too.
+    both = any(row.get("token_bits_per_byte") != row.get("bits_per_byte") for row in rows)
+    _print_table(rows, both=both)
+    _print_hints(rows, both=both, by_bits=sort == "bits")
+
+
+def _print_table(rows: list[dict[str, Any]], *, both: bool) -> None:
+    """Print a row for each run, then the runs that have a problem; `both` adds the column of the tokens alone."""
+    from rich.filesize import decimal
+    from rich.markup import escape
+    from rich.table import Table
+
+    from cli.output import console
+    from lm.runs.card import figure
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("run", "model", "corpus"):
         # Folded, not cut: names are copied.
         table.add_column(name, overflow="fold")
-    # Where the spelling of unknown words costs bits, show the figure without it too.
-    both = any(row.get("token_bits_per_byte") != row.get("bits_per_byte") for row in rows)
     for name in ("step", "bits/byte", *(["tokens alone"] if both else []), "size", "date"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -63,6 +71,14 @@ def command(
     for row in rows:
         if row["problem"]:
             screen.print(f"{escape(row['name'])}  [red]{escape(row['problem'])}[/red]", soft_wrap=True)
+
+
+def _print_hints(rows: list[dict[str, Any]], *, both: bool, by_bits: bool) -> None:
+    """Print on stderr what the figures mean, and how to compare or measure again."""
+    from rich.markup import escape
+
+    from cli.output import console
+
     hints = ["bits/byte: best weights, validation split; lower is better"]
     if both:
         hints += [
@@ -70,7 +86,7 @@ def command(
             "tokens alone: without it, not comparable across tokenizers (docs/reference/evaluation.md)",
         ]
     texts = {row.get("text_sha256") for row in rows if row.get("bits_per_byte") is not None}
-    if sort == "bits" and len(texts) > 1:
+    if by_bits and len(texts) > 1:
         hints += [
             "the runs have different validation texts, so their figures do not rank them;",
             "to compare on one text: lm compare RUN OTHER --text FILE",

@@ -97,36 +97,18 @@ def command(
     policy, weights = unknown_policy(unknown), decode_precision(precision)
     if run == "-" and source is None:
         run, source = None, "-"
-    if source is not None:
-        if source != "-":
-            raise ConfigError(
-                f"Unexpected argument {source!r}: give the prompt with --prompt, or - to read it from stdin."
-            )
-        from lm.corpora.text import STDIN, decode_text
-
-        piped = decode_text(sys.stdin.buffer.read(), STDIN)
-        # The final newline of a shell is not part of the prompt.
-        prompt += piped.removesuffix("\r\n" if piped.endswith("\r\n") else "\n")
-
-    if min_copy is not None and not mark_copies:
-        raise ConfigError("--min-copy is for --mark-copies: give both.")
-    if mark_copies and detokenize:
-        raise ConfigError("--mark-copies marks the text as the tokens give it: leave --detokenize out.")
+    prompt += _piped(source)
+    _check_marks(mark_copies, min_copy, detokenize=detokenize)
     if out is not None:
         from lm.files import check_place
 
         check_place(out)
-    loaded: Any
     if server is not None:
-        from cli.remote import Remote
-
-        for flag, value in (
-            ("--state", state), ("--out", out), ("--device", device), ("--precision", weights != "fp32" or None),
-            ("--mark-copies", mark_copies or None),
-        ):  # fmt: skip
-            if value is not None:
-                raise ConfigError(f"{flag} is for local runs: leave it out with --server.")
-        loaded = Remote(server, run, api_key=api_key)
+        local = {
+            "--state": state, "--out": out, "--device": device, "--precision": weights != "fp32" or None,
+            "--mark-copies": mark_copies or None,
+        }  # fmt: skip
+        loaded = _served(server, run, api_key, local)
     else:
         from lm.runs.run import load
 
@@ -135,11 +117,7 @@ def command(
         raise ConfigError(f"--detokenize is for word models; run {loaded.name!r} uses {loaded.tokenizer.type} tokens.")
     begin = loaded.snapshots.read(state) if state is not None else None
     request = loaded.request(prompt, options, unknown=policy, state=begin)
-    marker = None
-    if mark_copies:
-        from cli.copies import MIN_COPY, CopyMarker
-
-        marker = CopyMarker(loaded, min_copy or MIN_COPY)
+    marker = _marker(loaded, min_copy) if mark_copies else None
     screen = _Screen(loaded, prompt if echo else "", options, marker)
     if as_json:
         samples = _draw(loaded, request, lambda sample: screen.print_json(sample, prompt))
@@ -151,6 +129,53 @@ def command(
         samples = _draw(loaded, request, screen.end, begin=screen.begin, show=screen.show)
     if out is not None:
         loaded.save_sample(prompt, [sample.text for sample in samples], options, out, unknown=policy)
+
+
+def _piped(source: str | None) -> str:
+    """The prompt that - reads from stdin; "" without it."""
+    if source is None:
+        return ""
+    if source != "-":
+        raise ConfigError(f"Unexpected argument {source!r}: give the prompt with --prompt, or - to read it from stdin.")
+    from lm.corpora.text import STDIN, decode_text
+
+    piped = decode_text(sys.stdin.buffer.read(), STDIN)
+    # The final newline of a shell is not part of the prompt.
+    return piped.removesuffix("\r\n" if piped.endswith("\r\n") else "\n")
+
+
+def _check_marks(mark_copies: bool, min_copy: int | None, *, detokenize: bool) -> None:
+    """Raise ConfigError if the flags for copies contradict the others."""
+    if min_copy is not None and not mark_copies:
+        raise ConfigError("--min-copy is for --mark-copies: give both.")
+    if mark_copies and detokenize:
+        raise ConfigError("--mark-copies marks the text as the tokens give it: leave --detokenize out.")
+
+
+def _served(server: str, run: str | None, api_key: str | None, local: dict[str, Any]) -> Any:
+    """A model of a running server, with the methods of a run that a sample needs.
+
+    Args:
+        server: its URL.
+        run: the name of its model.
+        api_key: its key.
+        local: flags for local runs alone, with their values; None: not given.
+
+    Raises:
+        ConfigError: one of them is given.
+    """
+    from cli.remote import Remote
+
+    for flag, value in local.items():
+        if value is not None:
+            raise ConfigError(f"{flag} is for local runs: leave it out with --server.")
+    return Remote(server, run, api_key=api_key)
+
+
+def _marker(run: Any, min_copy: int | None) -> CopyMarker:
+    from cli.copies import MIN_COPY, CopyMarker
+
+    return CopyMarker(run, min_copy or MIN_COPY)
 
 
 class _Sample:

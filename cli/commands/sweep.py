@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,53 +69,76 @@ def command(
     lm sweep --resume NAME
     """
     choice("--bands", bands, "min-max", "std")
-    from cli.output import console, print_json, reading, say
-    from cli.sweep_view import SweepView
-    from lm.jobs.sweep import SweepRequest, check_jobs, notes, prepare_sweep, resume_sweep, run_sweep
+    from cli.output import print_json, say
+    from lm.jobs.sweep import check_jobs, notes
 
     check_jobs(jobs)
     if resume is not None:
         others = {"CORPUS": corpus, "--over": over, "--random": random, "--name": name}
         unwanted = [*(flag for flag, value in others.items() if value is not None), *flags.used]
-        if unwanted:
-            raise ConfigError(
-                f"--resume {resume} continues the sweep as planned, so {', '.join(unwanted)} cannot change it. For "
-                "another sweep, leave --resume out."
-            )
-        folder = resume_sweep(resume, runs_dir, retry=retry)
+        folder = _resumed(resume, unwanted, runs_dir, retry=retry)
+    elif retry:
+        raise ConfigError("--retry is for --resume: the sweep whose failed runs are trained again.")
+    elif corpus is None:
+        raise ConfigError("Which text? Write: lm sweep FILE --over training.learning_rate=1e-3,3e-3")
     else:
-        if retry:
-            raise ConfigError("--retry is for --resume: the sweep whose failed runs are trained again.")
-        if corpus is None:
-            raise ConfigError("Which text? Write: lm sweep FILE --over training.learning_rate=1e-3,3e-3")
-        from lm.jobs.sweep_axes import parse_over
-
-        with reading() as progress:
-            request = SweepRequest(
-                corpus=corpus, over=parse_over(over or []), seeds=seeds, random=random, preset=flags.preset,
-                family=flags.family, tokens=flags.tokens, neural=flags.neural, file=flags.file,
-                overrides=flags.overrides, name=name, runs_dir=runs_dir, data_dir=data_dir, progress=progress,
-            )  # fmt: skip
-            folder = prepare_sweep(request, jobs=jobs)
+        given: dict[str, Any] = {"seeds": seeds, "random": random, "name": name}
+        folder = _new(corpus, over or [], flags, jobs, runs_dir=runs_dir, data_dir=data_dir, **given)
     _print_plan(folder)
     for note in notes(folder, jobs):
         say(f"note: {note}", dim=False)
-    try:
-        with SweepView(folder.record, jobs) as view:
-            result = run_sweep(folder, jobs=jobs, on_update=view, on_score=view.on_score)
-    except KeyboardInterrupt:
-        there = f"{shlex.quote(folder.record.name)}{runs_dir_flag(runs_dir)}"
-        say(f"Stopped, and saved. Continue with: lm sweep --resume {there}", dim=False)
-        raise typer.Exit(INTERRUPTED) from None
+    result = _run(folder, jobs, runs_dir)
     picture = _draw(result, bands)
     if as_json:
         print_json(result.to_json())
     else:
+        from cli.output import console
         from cli.sweep_table import print_result
 
         print_result(console(), result, picture, runs_dir)
     if result.best is None:
         raise typer.Exit(1)
+
+
+def _resumed(name: str, unwanted: list[str], runs_dir: Path, *, retry: bool) -> SweepFolder:
+    """The folder of an interrupted sweep; `unwanted` are flags that cannot change it."""
+    from lm.jobs.sweep import resume_sweep
+
+    if unwanted:
+        raise ConfigError(
+            f"--resume {name} continues the sweep as planned, so {', '.join(unwanted)} cannot change it. For "
+            "another sweep, leave --resume out."
+        )
+    return resume_sweep(name, runs_dir, retry=retry)
+
+
+def _new(corpus: str, over: list[str], flags: TrainFlags, jobs: int, **options: Any) -> SweepFolder:
+    """The folder of a new sweep, or of an interrupted one of the same plan; `options` are those of `SweepRequest`."""
+    from cli.output import reading
+    from lm.jobs.sweep import SweepRequest, prepare_sweep
+    from lm.jobs.sweep_axes import parse_over
+
+    with reading() as progress:
+        request = SweepRequest(
+            corpus=corpus, over=parse_over(over), preset=flags.preset, family=flags.family, tokens=flags.tokens,
+            neural=flags.neural, file=flags.file, overrides=flags.overrides, progress=progress, **options,
+        )  # fmt: skip
+        return prepare_sweep(request, jobs=jobs)
+
+
+def _run(folder: SweepFolder, jobs: int, runs_dir: Path) -> SweepResult:
+    """Train all runs; Ctrl-C saves the sweep and ends the program."""
+    from cli.output import say
+    from cli.sweep_view import SweepView
+    from lm.jobs.sweep import run_sweep
+
+    try:
+        with SweepView(folder.record, jobs) as view:
+            return run_sweep(folder, jobs=jobs, on_update=view, on_score=view.on_score)
+    except KeyboardInterrupt:
+        there = f"{shlex.quote(folder.record.name)}{runs_dir_flag(runs_dir)}"
+        say(f"Stopped, and saved. Continue with: lm sweep --resume {there}", dim=False)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _print_plan(folder: SweepFolder) -> None:

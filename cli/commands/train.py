@@ -95,18 +95,11 @@ def command(
     if dry_run and verify_resume:
         raise ConfigError("--dry-run and --verify-resume are two different checks: give one of them.")
     if resume is not None:
-        others = {
-            "CORPUS": corpus, "--name": name, "--init": init, "--overwrite": overwrite,
-            "--verify-resume": verify_resume, "--dry-run": dry_run,
+        new_run = {
+            "CORPUS": corpus, "--name": name, "--init": init, "--overwrite": overwrite or None,
+            "--verify-resume": verify_resume or None, "--dry-run": dry_run or None,
         }  # fmt: skip
-        unwanted = [flag for flag, value in others.items() if value is not None and value is not False]
-        unwanted += [flag for flag in flags.used if flag not in RESUME_FLAGS]
-        if unwanted:
-            raise ConfigError(
-                f"--resume {resume} continues the run as planned, so {', '.join(unwanted)} cannot change it. "
-                "--max-steps, --stop-after, --device, --devices and --corpus can. To train it differently, start from "
-                "it with --init."
-            )
+        _check_resume(resume, [flag for flag, value in new_run.items() if value is not None], flags)
         _resume(resume, flags, runs_dir, stop_after, moved_to, data_dir, as_json)
         return
     if moved_to is not None:
@@ -139,6 +132,17 @@ def command(
     if run is not None:
         _leave_if_interrupted(view.end)
         _print_result(run, runs_dir, as_json)
+
+
+def _check_resume(run: str, new_run: list[str], flags: TrainFlags) -> None:
+    """Refuse flags that cannot change a run that is resumed: those in `new_run`, and most options."""
+    unwanted = [*new_run, *(flag for flag in flags.used if flag not in RESUME_FLAGS)]
+    if unwanted:
+        raise ConfigError(
+            f"--resume {run} continues the run as planned, so {', '.join(unwanted)} cannot change it. "
+            "--max-steps, --stop-after, --device, --devices and --corpus can. To train it differently, start from "
+            "it with --init."
+        )
 
 
 def _initial_run(init: str | None, flags: TrainFlags, runs_dir: Path) -> Run | None:
@@ -177,7 +181,7 @@ def _train(request: TrainRequest) -> Run | None:
 
 def _dry_run(request: TrainRequest, as_json: bool, *, explain: bool) -> None:
     from cli.report import print_memory_estimate
-    from lm.jobs.ensemble_config import member_config
+    from lm.jobs.ensemble_config import one_model
     from lm.jobs.prepare import prepare_job
     from lm.jobs.resolve import resolve
     from lm.profiling.memory_estimate import estimate
@@ -187,7 +191,7 @@ def _dry_run(request: TrainRequest, as_json: bool, *, explain: bool) -> None:
     job = prepare_job(resolved)
     _print_choices(resolved, job, explain=explain)
     # Members of an ensemble are trained one after another.
-    config = member_config(job.config, 0) if job.method == "members" else job.config
+    config = one_model(job.config)
     # Each process trains its own rows of the batch.
     print_memory_estimate(estimate(config_per_process(config, config.training.devices or 1), job.tokens), as_json)
 
@@ -222,7 +226,7 @@ def _print_choices(resolved: ResolvedRequest, job: PreparedJob, *, explain: bool
     if job.tokens.notes:
         say(f"Text: {'; '.join(job.tokens.notes)}.", dim=False)
     has_length = given.max_steps is not None or given.epochs is not None or given.minutes is not None
-    if not has_length and job.method != "counting":
+    if not has_length and not job.method.in_one_pass:
         say("No length given: training for 5 minutes (--minutes changes this).", dim=False)
     if job.choice is not None:
         width = config.model.model_dump().get("hidden_size")
@@ -284,8 +288,8 @@ def _resume(
 ) -> None:
     from cli.output import print_json, reading, say
     from cli.progress import TrainingView
-    from lm.jobs.resolve import training_method
     from lm.jobs.train import resume
+    from lm.models.training_method import training_method
     from lm.runs.run import Run
     from lm.runs.run_folder import find_run
     from lm.training import distributed
@@ -308,7 +312,7 @@ def _resume(
     if went_on:
         _print_result(run, runs_dir, as_json)
         return
-    has_steps = training_method(run.config) in ("gradient", "both")
+    has_steps = training_method(run.config).has_steps
     longer = f" A longer plan: lm train --resume {named(run.name, runs_dir)} --max-steps N" if has_steps else ""
     say(f"{run.name} is finished already.{longer}", dim=False)
     if as_json:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lm.config import Options
+from lm.evaluation import report_fields as shared
 
 FindingKind = Literal[
     "text", "training text", "unknown symbols", "tokenizer", "context", "spelling", "precision", "own text",
@@ -46,11 +47,11 @@ class Candidate(Options):
     )
     token_bits_per_byte: float = Field(description="Bits of the tokens alone per byte, without the spelling cost.")
     spelling_bits_per_byte: float | None = Field(description="The spelling cost in bits per byte.")
-    tokens: int = Field(description="Tokens of the text.")
-    unknown_tokens: int = Field(description="Tokens that are the unknown token.")
+    tokens: shared.Tokens
+    unknown_tokens: shared.UnknownTokens
     bytes_per_token: float = Field(description="Mean bytes of a token; the nats of a token are spread over them.")
     tokenizer: str = Field(description="Type of the tokenizer.")
-    context: str = Field(description="Context rule of the predictions.")
+    context: shared.Context
     parameters: int = Field(description="Parameters of one run.")
     training_overlap: float | None = Field(
         description="About the share of the text that is in the training text; null if unknown."
@@ -116,11 +117,11 @@ class Comparison(Options):
     """Runs compared on one text."""
 
     text: str = Field(description="Name of the text.")
-    split: str = Field(description="Its split; text for a text from elsewhere.")
-    text_sha256: str = Field(description="Hash of its UTF-8 bytes.")
-    bytes: int = Field(description="Its UTF-8 bytes.")
-    characters: int = Field(description="Its characters.")
-    lines: int = Field(description="Its newlines.")
+    split: shared.Split
+    text_sha256: shared.TextHash
+    bytes: shared.Bytes
+    characters: shared.Characters
+    lines: shared.Lines
     verdict: Verdict
     candidates: tuple[Candidate, ...] = Field(description="Ranked by bits per byte, best first.")
     differences: tuple[Difference, ...] = Field(description="Each candidate against one of them.")
@@ -133,6 +134,6 @@ class Comparison(Options):
     )
     resamples: int = Field(description="Resamples of the bootstrap.")
     seed: int = Field(description="Seed of the bootstrap.")
-    precision: str = Field(description="Number format of the matrix products.")
+    precision: shared.Precision
     seconds: float = Field(description="Time of the comparison.")
-    version: str = Field(description="Version of Inkling.")
+    version: shared.Version

@@ -67,11 +67,6 @@ class CopyIndex:
         self._first = (1 + np.concatenate([[0], np.cumsum(counts)[:-1]])).tolist()
         self._counts = _block_counts(before)
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the indexed text in UTF-8."""
-        return len(self._bytes)
-
     def find(self, text: str) -> Copies:
         """The runs of a text that stand in the indexed text; about 1 second a megabyte."""
         data = _utf8(text)
@@ -94,13 +89,6 @@ class CopyIndex:
         # Maximal to the left: it ends later than the run one character before.
         maximal = (ends > starts) & (ends > np.concatenate([[0], ends[:-1]]))
         return Copies(len(first_bytes), starts[maximal], ends[maximal], source[first_bytes[maximal]])
-
-    def text_at(self, source: int, characters: int) -> str:
-        """The text of `characters` characters at a byte offset, such as `CopiedRun.source`."""
-        begins = np.flatnonzero(_begins_character(self._codes[source : source + 4 * characters + 1]))
-        # The padding after the text begins characters too.
-        end = source + int(begins[characters]) if len(begins) > characters else self.size_bytes
-        return self._bytes[source:end].decode("utf-8", "surrogatepass")
 
     def place(self, source: int) -> Place:
         """The place of a byte offset."""

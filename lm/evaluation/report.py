@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from lm.config import Options
+from lm.evaluation import report_fields as shared
 
 if TYPE_CHECKING:
     from lm.corpora import Counts
@@ -93,8 +94,8 @@ class Report(Options):
     state: str = Field(description="Checkpoint: best, last or step-N.")
     step: int | None = Field(description="Optimizer step of the weights.")
     corpus: str = Field(description="Name of the text.")
-    split: str = Field(description="Split of the text.")
-    text_sha256: str = Field(description="Hash of the UTF-8 text that was scored.")
+    split: shared.Split
+    text_sha256: shared.TextHash
 
     loss: float = Field(description="Nats per token: the sum of log-likelihoods over the number of tokens.")
     standard_error: float = Field(description="Standard error of the loss, if tokens are independent samples.")
@@ -137,23 +138,23 @@ class Report(Options):
     accuracy: float = Field(description="Share of tokens that were the model's first prediction.")
     top5_accuracy: float = Field(description="Share of tokens that were among the model's first five predictions.")
 
-    tokens: int = Field(description="Number of scored tokens: all of the split, or those of its answers.")
+    tokens: shared.Tokens
     words: int = Field(description="Number of words: len(text.split()).")
-    lines: int = Field(description="Number of newlines.")
+    lines: shared.Lines
     lm_eval_words: int = Field(description="Number of words of lm-evaluation-harness: len(re.split(r'\\s+', text)).")
-    characters: int = Field(description="Number of Unicode characters of the original text.")
-    bytes: int = Field(description="Number of UTF-8 bytes of the original text.")
-    unknown_tokens: int = Field(description="Number of unknown tokens.")
+    characters: shared.Characters
+    bytes: shared.Bytes
+    unknown_tokens: shared.UnknownTokens
     unknown_nats: float | None = Field(None, description="Nats of the unknown tokens. The loss includes them.")
     unknown_rate: float = Field(description="unknown_tokens / tokens.")
 
-    context: str = Field(description="Which earlier tokens each prediction used.")
+    context: shared.Context
     convention: str = Field(EOS_CONVENTION, description="How words are counted.")
     notes: tuple[str, ...] = Field((), description="Facts that matter when figures are compared.")
     tokens_per_second: float = Field(description="Speed of this evaluation.")
     device: str = Field(description="Device of this evaluation.")
-    precision: str = Field(description="Number format of the matrix products.")
-    version: str = Field(description="Version of Inkling.")
+    precision: shared.Precision
+    version: shared.Version
     context_tokens: int = Field(
         0, description="Tokens of conversations that are context alone. All other figures are of their answers."
     )

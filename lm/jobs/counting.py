@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 
 from lm.errors import ConfigError
 from lm.jobs.prepare import PreparedJob
 from lm.jobs.report import report_run
+from lm.jobs.resolve import ResumeRequest, TrainRequest
 from lm.models.base import build_model
 from lm.runs.record import run_record
 from lm.runs.run import Run
 from lm.runs.run_folder import RunFolder
-from lm.training.callbacks import Callback, End, Start
+from lm.training.callbacks import End, Start
 from lm.training.plan import Plan
 
 
-def train_by_counting(job: PreparedJob, folder: RunFolder, callbacks: Sequence[Callback]) -> Run:
+def train_by_counting(job: PreparedJob, folder: RunFolder, request: TrainRequest | ResumeRequest) -> Run:
     """Count the training text and save the run with its report.
 
     Raises:
         ConfigError: the job starts from another run's weights.
     """
-    config, corpus, init = job.config, job.tokens, job.init
+    config, corpus, init, callbacks = job.config, job.tokens, job.init, request.callbacks
     if init is not None:
         raise ConfigError(f"--init {init.name}: {config.model.type} models are trained by counting and start empty.")
     started_at = time.perf_counter()

@@ -17,7 +17,7 @@ from lm.errors import ConfigError
 from lm.jobs.ensemble_config import member_config, teacher_config
 from lm.jobs.prepare import PreparedJob
 from lm.jobs.report import report_run
-from lm.jobs.resolve import ResumeRequest, TrainRequest, training_method
+from lm.jobs.resolve import ResumeRequest, TrainRequest
 from lm.jobs.resume import reopen
 from lm.models.base import build_model
 from lm.models.ensemble import Ensemble
@@ -138,7 +138,7 @@ def _train_member(
     """Train a member, if it is not trained; its end, or None."""
     folder, done = members.run(number), members.done(number)
     config = member_config(job.config, number)
-    own = replace(job, config=config, method=training_method(config), path=folder.path, overwrite=True, resume=None)
+    own = replace(job, config=config, path=folder.path, overwrite=True, resume=None)
     with contextlib.ExitStack() as locks:
         # Without a saved state it starts again.
         if folder.has_last():
@@ -333,9 +333,7 @@ def train_teacher(
     """
     teacher = RunFolder(folder.path / TEACHER)
     events = _TeacherEvents(folder.name, request.callbacks)
-    own: PreparedJob = replace(
-        job, config=teacher_config(job.config), method="members", path=teacher.path, overwrite=True
-    )
+    own: PreparedJob = replace(job, config=teacher_config(job.config), path=teacher.path, overwrite=True)
     try:
         if job.overwrite or not (folder.path / CONFIG).is_file():
             model = build_model(job.config.model, job.tokens.tokenizer.vocab_size)

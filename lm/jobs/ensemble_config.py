@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm.config import RunConfig, Section, TrainingConfig
 from lm.errors import ConfigError
-from lm.registry import MODELS
+from lm.models.training_method import training_method
 from lm.training.plan import DEFAULT_MINUTES
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ def member_config(config: RunConfig, number: int) -> RunConfig:
     one = with_shared_minutes(unwrapped(config))
     film = one.training.film and number == 0
     return _with(one, {"ensemble": None, "seed": one.training.seed + number, "film": film}, one.model)
+
+
+def one_model(config: RunConfig) -> RunConfig:
+    """The options of one training: those of the first member of an ensemble; others unchanged."""
+    return member_config(config, 0) if training_method(config).of_members else config
 
 
 def with_shared_minutes(config: RunConfig) -> RunConfig:
@@ -91,7 +96,7 @@ def check_ensemble(config: RunConfig, init: Run | None) -> None:
     Raises:
         ConfigError: a plain sentence.
     """
-    if init is not None and MODELS.resolve(init.config.model.type).trained_by == "members":
+    if init is not None and training_method(init.config).of_members:
         raise ConfigError(
             f"--init {init.name} is an ensemble, and training starts from one model: give another run. To train one "
             f"model on its predictions: --distill {init.name}"
@@ -103,10 +108,10 @@ def check_ensemble(config: RunConfig, init: Run | None) -> None:
         if config.training.student:
             raise ConfigError("--student needs a teacher: add --ensemble K, or give a run with --distill RUN instead.")
         return
-    method = MODELS.resolve(kind).trained_by
-    if method == "members":
+    method = training_method(config)
+    if method.of_members:
         raise ConfigError(f"--ensemble {size}: the model is an ensemble already (model.size): leave --ensemble out.")
-    if method == "counting":
+    if method.in_one_pass:
         raise ConfigError(f"--ensemble {size}: {kind} models are counts, the same for every seed: choose a network.")
     if (config.training.devices or 1) > 1:
         raise ConfigError(f"--ensemble {size} trains its models one after another in one process: leave --devices out.")

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lm.errors import ConfigError
-from lm.jobs.ensemble_config import member_config
+from lm.jobs.ensemble_config import one_model
 from lm.jobs.new_run import new_run_folder
 from lm.jobs.prepare import PreparedJob
-from lm.jobs.resolve import ResolvedRequest, TrainRequest, training_method
+from lm.jobs.resolve import ResolvedRequest, TrainRequest
 from lm.jobs.speed import Timings, measure_speed
 from lm.models.base import LanguageModel
+from lm.models.training_method import training_method
 from lm.profiling.memory_estimate import refuse_large_model, refuse_what_cannot_fit
 from lm.training import distributed
 from lm.training.distillation import Teacher
@@ -31,7 +32,7 @@ def refuse_too_large(resolved: ResolvedRequest) -> None:
         DeviceError: the memory is not enough.
     """
     config, init = resolved.config, resolved.request.init
-    if init is None or config.training.shard or training_method(config) not in ("gradient", "both"):
+    if init is None or config.training.shard or not training_method(config).has_steps:
         # The vocabulary, and so the size, is known only after the text is read.
         return
     refuse_large_model(config, init.record["vocab_size"])
@@ -46,15 +47,13 @@ def reserve_run(job: PreparedJob, request: TrainRequest, world: World, locks: co
         RunLockedError: another process trains a run of that name.
     """
     config, corpus = job.config, job.tokens
-    if world.size > 1 and job.method in ("counting", "members"):
+    if world.size > 1 and not job.method.has_steps:
         raise ConfigError(f"{config.model.type} models are trained in one process: leave --devices and torchrun out.")
     distributed.check(config, world.size)
     folder = new_run_folder(request.name, corpus.name, config, request.runs_dir)
     locks.enter_context(folder.lock())
-    memory = None
-    if job.method == "members":
-        config = member_config(config, 0)
-    if training_method(config) != "counting" and not config.training.shard:
+    memory, config = None, one_model(config)
+    if training_method(config).has_steps and not config.training.shard:
         with distributed.single_process():
             memory = refuse_what_cannot_fit(distributed.config_per_process(config, world.size), corpus)
     return replace(job, path=folder.path, overwrite=request.overwrite, memory_bytes=memory)

@@ -17,9 +17,10 @@ from lm.errors import ConfigError, CorpusError
 from lm.jobs.autoconfig import Choice, choose, on_gpu, read_facts, token_kind, with_length
 from lm.jobs.distill import check_teacher
 from lm.jobs.ensemble_config import as_ensemble, with_shared_minutes
-from lm.jobs.resolve import Method, ResolvedRequest, ResumeRequest, TrainRequest, training_method
+from lm.jobs.resolve import ResolvedRequest, ResumeRequest, TrainRequest
 from lm.jobs.speed import reference_speed
 from lm.machine import available_bytes
+from lm.models.training_method import TrainingMethod, training_method
 from lm.runs.run import Run, load
 from lm.tokenizers.base import Tokenizer
 from lm.training import distributed
@@ -46,7 +47,6 @@ class PreparedJob:
     config: RunConfig
     corpus: PreparedCorpus | None
     """None: the run is finished."""
-    method: Method = "gradient"
     init: Run | None = None
     choice: Choice | None = None
     """How the options of the default model came about."""
@@ -61,6 +61,11 @@ class PreparedJob:
     """None: a new run, or a finished one."""
     has_report: bool = True
     """False: a finished run that was killed before its report."""
+
+    @property
+    def method(self) -> TrainingMethod:
+        """How the model is trained."""
+        return training_method(self.config)
 
     @property
     def tokens(self) -> PreparedCorpus:
@@ -130,30 +135,31 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
     sections: dict[str, Any] = {"corpus": config.corpus.model_copy(update={"source": text.source})}
     if text.tokens is not None:
         sections["tokenizer"] = Section(**prepared.tokenizer.options.model_dump(mode="json"))
-    method, training = training_method(config), config.training
+    in_one_pass, training = training_method(config).in_one_pass, config.training
     has_length = training.max_steps is not None or training.epochs is not None or training.minutes is not None
-    if method != "counting" and not has_length:
+    if not in_one_pass and not has_length:
         sections["training"] = training.model_copy(update={"minutes": DEFAULT_MINUTES})
     config = config.model_copy(update=sections)
-    if method != "counting":
+    if not in_one_pass:
         config = _with_batches_that_fit(config, prepared)
     if config.training.ensemble is not None and not config.training.student:
-        config, method = as_ensemble(config), "members"
+        config = as_ensemble(config)
     if prepared.splits["train"].marks is not None:
-        _check_conversations(config, method, prepared.source)
+        _check_conversations(config, prepared.source)
     if (teacher := resolved.teacher) is not None:
         check_teacher(teacher, prepared)
-    return PreparedJob(config=config, corpus=prepared, method=method, init=request.init, teacher=teacher, choice=choice)
+    return PreparedJob(config=config, corpus=prepared, init=request.init, teacher=teacher, choice=choice)
 
 
-def _check_conversations(config: RunConfig, method: Method, source: str) -> None:
+def _check_conversations(config: RunConfig, source: str) -> None:
     """Refuse what learns all tokens of a text alike.
 
     Raises:
         ConfigError: the model counts, or options ask for several models.
     """
-    refused = "a model that counts" if method in ("counting", "both") else None
-    refused = refused or ("an ensemble" if method == "members" or config.training.student else None)
+    method = training_method(config)
+    refused = "a model that counts" if method.counts else None
+    refused = refused or ("an ensemble" if method.of_members or config.training.student else None)
     refused = refused or ("distillation" if config.training.distill else None)
     if refused is not None:
         raise ConfigError(
@@ -174,7 +180,7 @@ def prepare_run(run: Run, request: TrainRequest) -> PreparedJob:
             f"Run {request.source} keeps its text and its tokenizer. To use another text, give it in place of the run."
         )
     tokens = run.own_text(data_dir=request.data_dir, progress=request.progress)
-    return PreparedJob(config=config, corpus=tokens, method=training_method(config))
+    return PreparedJob(config=config, corpus=tokens)
 
 
 def _with_batches_that_fit(config: RunConfig, corpus: PreparedCorpus) -> RunConfig:

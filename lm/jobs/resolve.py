@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from lm.config import DEFAULT_RUNS_DIR, CorpusConfig, RunConfig, TrainingConfig, compose, given_sections, merge
 from lm.corpora import Corpus, Progress
@@ -16,7 +16,7 @@ from lm.jobs.autoconfig import Family, Sections, TokenKind, Wishes, composed, to
 from lm.jobs.distill import find_teacher
 from lm.jobs.ensemble_config import check_ensemble, unwrapped
 from lm.jobs.new_run import check_new_run
-from lm.registry import MODELS, TOKENIZERS
+from lm.registry import TOKENIZERS
 from lm.runs.run import Run
 from lm.training import distributed
 from lm.training.callbacks import Callback
@@ -204,17 +204,3 @@ def init_config(run: Run, corpus: CorpusConfig, overrides: dict[str, Any]) -> Ru
     if config.tokenizer != base.tokenizer:
         raise ConfigError(f"--init {run.name} keeps that run's tokenizer: leave tokenizer options out.")
     return config
-
-
-Method = Literal["gradient", "counting", "both", "members"]
-"""How a model is trained: in steps, by counting, in steps after counting, or each of its members by itself."""
-
-
-def training_method(config: RunConfig) -> Method:
-    """How the model of a configuration is trained."""
-    return MODELS.resolve(config.model.type).trained_by
-
-
-def counts_alone(config: RunConfig) -> bool:
-    """Whether the model is trained by counting alone: in one pass, without steps."""
-    return training_method(config) == "counting"

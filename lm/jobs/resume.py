@@ -13,7 +13,8 @@ from lm.jobs.distill import recorded_teacher
 from lm.jobs.ensemble_config import check_ensemble, unwrapped
 from lm.jobs.new_run import END_REASONS
 from lm.jobs.prepare import PreparedJob, ResumePoint
-from lm.jobs.resolve import ResumeRequest, training_method
+from lm.jobs.resolve import ResumeRequest
+from lm.models.training_method import training_method
 from lm.runs.adapters import find_base
 from lm.runs.run import Run, load
 from lm.runs.run_folder import MEMBERS, MODEL, find_run
@@ -53,12 +54,12 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         folder.write_record(record)
         run = Run(folder)
     method = training_method(config)
-    if method == "counting":
+    if method.in_one_pass:
         if not (folder.path / MODEL).exists():
             raise CorruptRunError(f"Run {folder.name!r} was killed while it counted: train it again (--overwrite).")
         return PreparedJob(config=config, corpus=None, path=folder.path)
     folder.sweep()
-    if method == "members":
+    if method.of_members:
         return reopen_ensemble(run, config, corpus, request)
     has_state = bool(folder.has_last() or folder.read_metrics() or folder.kept_checkpoints())
     state: Any = folder.read_state()["train_state"] if has_state else {"step": 0, "stop_reason": None}
@@ -91,7 +92,6 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
     return PreparedJob(
         config=config,
         corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
-        method=method,
         init=init,
         teacher=recorded_teacher(run),
         path=folder.path,
@@ -116,7 +116,6 @@ def reopen_before_teacher(
     return PreparedJob(
         config=config,
         corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
-        method=training_method(config),
         init=_recorded_init(run),
         path=run.folder.path,
     )
@@ -158,7 +157,6 @@ def reopen_ensemble(run: Run, config: RunConfig, corpus: PreparedCorpus | None, 
     return PreparedJob(
         config=config,
         corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
-        method="members",
         init=_recorded_init(run),
         path=folder.path,
         resume=ResumePoint(Plan.from_json(record["plan"])),

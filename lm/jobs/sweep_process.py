@@ -54,14 +54,16 @@ def train_task(task: RunTask) -> bool:
     Raises:
         LMError: see `lm.train` and `lm.resume`.
     """
-    from lm.jobs.train import counts_alone, resume, train
+    from lm.jobs.train import resume, train
+    from lm.models.training_method import training_method
 
     config = validate(RunConfig, task.config)
     runs_dir, folder = Path(task.runs_dir), RunFolder(Path(task.runs_dir) / task.run)
     data_dir = None if task.data_dir is None else Path(task.data_dir)
     last = _LastEnd()
     # A model that only counts has nothing to resume: it counts again.
-    has_begun = (folder.path / CONFIG).is_file() and (not counts_alone(config) or (folder.path / MODEL).exists())
+    can_resume = not training_method(config).in_one_pass or (folder.path / MODEL).exists()
+    has_begun = (folder.path / CONFIG).is_file() and can_resume
     if task.was_started and has_begun:
         resume(str(folder.path), runs_dir=runs_dir, callbacks=[last], data_dir=data_dir)
     else:

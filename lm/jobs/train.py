@@ -30,10 +30,11 @@ from lm.jobs.measure import fix_plan, measure_times, refuse_too_large, reserve_r
 from lm.jobs.new_run import check_new_run, run_of_this_job
 from lm.jobs.prepare import PreparedJob, open_text, prepare_job, share_job
 from lm.jobs.report import report_run
-from lm.jobs.resolve import ResolvedRequest, ResumeRequest, TrainRequest, counts_alone, init_config, resolve_new_run
+from lm.jobs.resolve import ResolvedRequest, ResumeRequest, TrainRequest, init_config, resolve_new_run
 from lm.jobs.resume import reopen
 from lm.models.base import LanguageModel, build_model
 from lm.models.lora import add_adapters
+from lm.models.training_method import TrainingMethod
 from lm.runs.adapters import read_whole_weights
 from lm.runs.record import run_record
 from lm.runs.run import Run
@@ -48,7 +49,7 @@ from lm.training.tensorboard import TensorBoard
 from lm.training.trackers import check_tracker, tracked
 from lm.training.trainer import Trainer
 
-__all__ = ["check_new_run", "counts_alone", "init_config", "resume", "train", "train_new_run"]
+__all__ = ["check_new_run", "init_config", "resume", "train", "train_new_run"]
 
 
 def train(
@@ -232,34 +233,50 @@ def _train_job(world: World, job: PreparedJob, request: TrainRequest | ResumeReq
 def _train_and_report(
     world: World, job: PreparedJob, request: TrainRequest | ResumeRequest, folder: RunFolder
 ) -> tuple[Run, bool]:
-    callbacks = request.callbacks
-    if job.corpus is None:
-        run = Run(folder)
-        if not job.has_report and world.is_rank0:
-            run.own_text(data_dir=request.data_dir)
-            run = report_run(folder, str(world.pick_device(job.config.training.device)), callbacks)
-            drop_teacher(folder)
-        world.barrier()
-        return run, not job.has_report
-    if job.method == "counting":
-        return train_by_counting(job, folder, callbacks), True
-    if job.method == "members":
-        return train_members(job, folder, request, _train_steps), True
+    if job.corpus is not None:
+        return _TRAIN[job.method](job, folder, request), True
+    run = Run(folder)
+    if not job.has_report and world.is_rank0:
+        run.own_text(data_dir=request.data_dir)
+        run = report_run(folder, str(world.pick_device(job.config.training.device)), request.callbacks)
+        drop_teacher(folder)
+    world.barrier()
+    return run, not job.has_report
+
+
+def _train_in_steps(job: PreparedJob, folder: RunFolder, request: TrainRequest | ResumeRequest) -> Run:
+    """Train one model, after the teacher of `training.student`, and report it."""
+    world = distributed.current()
     if job.config.training.student and job.resume is None:
         taught = train_teacher(job, folder, request, _train_steps)
         if taught is None:
-            return Run(folder), True
+            return Run(folder)
         job = taught
     recorded = request.plan if isinstance(request, TrainRequest) else None
-    end = _train_steps(job, folder, [TensorBoard(folder.path / EVENTS), *callbacks], request.stop_after, recorded)
+    callbacks = [TensorBoard(folder.path / EVENTS), *request.callbacks]
+    end = _train_steps(job, folder, callbacks, request.stop_after, recorded)
     device = str(world.pick_device(job.config.training.device))
     run = Run(folder, device=device)
     # An interrupted run is saved, and `lm eval` can measure it later.
     if world.is_rank0 and end.reason != "interrupted":
-        run = report_run(folder, device, callbacks, base=job.init)
+        run = report_run(folder, device, request.callbacks, base=job.init)
         drop_teacher(folder)
     world.barrier()
-    return run, True
+    return run
+
+
+def _train_each_member(job: PreparedJob, folder: RunFolder, request: TrainRequest | ResumeRequest) -> Run:
+    """Train an ensemble."""
+    return train_members(job, folder, request, _train_steps)
+
+
+_TRAIN: dict[TrainingMethod, Callable[[PreparedJob, RunFolder, TrainRequest | ResumeRequest], Run]] = {
+    TrainingMethod.GRADIENT: _train_in_steps,
+    TrainingMethod.BOTH: _train_in_steps,
+    TrainingMethod.COUNTING: train_by_counting,
+    TrainingMethod.MEMBERS: _train_each_member,
+}
+"""Each trains a new or a resumed job and reports it."""
 
 
 def _train_steps(
@@ -360,12 +377,11 @@ def _model_factory(job: PreparedJob) -> Callable[[], LanguageModel]:
                 raise ConfigError(
                     f"--init {job.init.name}: {error}; leave options that change the model's shape out."
                 ) from None
-        if job.method == "both":
-            if fitted is None:
-                model.fit(np.asarray(job.tokens.splits["train"].ids))
-                fitted = model.fitted()
-            else:
-                model.use_fitted(fitted)
+        if fitted is None:
+            model.fit(np.asarray(job.tokens.splits["train"].ids))
+            fitted = model.fitted()
+        else:
+            model.use_fitted(fitted)
         return add_adapters(model, job.config.training)
 
     return make

@@ -29,9 +29,9 @@ from lm.device import pick_device
 from lm.errors import ConfigError, TrainingError
 from lm.files import Arrays
 from lm.jobs.distill import teacher_name
-from lm.jobs.ensemble_config import member_config
+from lm.jobs.ensemble_config import one_model
 from lm.jobs.prepare import PreparedJob
-from lm.jobs.resolve import TrainRequest, resolve_new_run, training_method
+from lm.jobs.resolve import TrainRequest, resolve_new_run
 from lm.jobs.speed import measure_speed
 from lm.jobs.train import resume, train_new_run
 from lm.runs.run import load
@@ -80,10 +80,8 @@ def verify_resume(job: PreparedJob, request: TrainRequest) -> Verdict:
         TrainingError: a process ended in another way than planned.
     """
     started_at = time.perf_counter()
-    if job.method == "members":
-        config = member_config(job.config, 0)
-        job = replace(job, config=config, method=training_method(config))
-    if job.method == "counting":
+    job = replace(job, config=one_model(job.config))
+    if job.method.in_one_pass:
         raise ConfigError(f"--verify-resume: {job.config.model.type} models count in one pass: nothing can be resumed.")
     step_seconds = measure_speed(job.config, job.tokens, SECONDS / 8).step_seconds
     steps = max(MIN_STEPS, min(MAX_STEPS, int(SECONDS / step_seconds))) // 2 * 2

@@ -47,6 +47,7 @@ from lm.models.huggingface import HuggingFaceModel
 from lm.models.layout import Stage, Symbol
 from lm.models.profiled_parts import LOSS, run_part
 from lm.models.target_scores import TargetScores, scores_of
+from lm.models.training_method import TrainingMethod
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -225,7 +226,7 @@ class LanguageModel(nn.Module, ABC):
 
     Options: ClassVar[type[ModelOptions]]
     trained_by: ClassVar[Literal["gradient", "counting", "both", "members"]] = "gradient"
-    """By steps, by `fit`, by `fit` and then steps, or each of its members by itself."""
+    """A value of `TrainingMethod`."""
 
     kind: str | None = None
     """A label for reports; None for a neural network."""
@@ -261,6 +262,11 @@ class LanguageModel(nn.Module, ABC):
                 "run.score(text) or run.logits(text); for ids (N,), pass torch.tensor(ids, dtype=torch.int64)[None]."
             )
         return super().__call__(ids, *args, **options)
+
+    @classmethod
+    def training_method(cls) -> TrainingMethod:
+        """How models of this class are trained: what `trained_by` means."""
+        return TrainingMethod(cls.trained_by)
 
     @property
     def context_length(self) -> int | None:
@@ -435,12 +441,11 @@ class LanguageModel(nn.Module, ABC):
         )
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
-        """Learn from a whole split at once; only for models that are trained by counting.
+        """Count a whole split, before any step; a network has nothing to count.
 
         Args:
             ids: (N + 1,) the start token, then the N tokens of the training split.
         """
-        raise TypeError(f"{type(self).__name__} is trained by gradient")
 
     def fit_bytes(self, ids: npt.NDArray[Any]) -> int:
         """The memory of the host that `fit` needs for these ids at its peak, estimated in less than a second."""

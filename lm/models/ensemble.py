@@ -162,12 +162,11 @@ class Ensemble(LanguageModel):
             member.load_arrays(arrays)
 
     def fit(self, ids: npt.NDArray[Any]) -> None:
-        """See `LanguageModel.fit`; for members with counts, which share them."""
-        counting = [member for member in self._each() if member.trained_by != "gradient"]
-        for member in counting[:1]:
-            member.fit(ids)
-        for member in counting[1:]:
-            member.use_fitted(counting[0].fitted())
+        """See `LanguageModel.fit`; the members share their counts."""
+        first, *others = self._each()
+        first.fit(ids)
+        for member in others:
+            member.use_fitted(first.fitted())
 
     def num_counts(self) -> int:
         """See `LanguageModel.num_counts`; all members have the same counts."""

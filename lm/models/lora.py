@@ -110,7 +110,7 @@ def _places(model: LanguageModel, training: TrainingConfig) -> list[tuple[nn.Mod
         for name, module in model.named_modules()
         for matrix in getattr(module, "adapts", ())
     ]
-    if not places or model.trained_by != "gradient":
+    if not places or not model.training_method().takes_adapters:
         raise ConfigError(
             f"--lora: a model of type {kind} gets no adapters; transformer, gru, lstm and rnn models do. To train all "
             "weights, leave --lora out."

@@ -18,7 +18,7 @@ from lm.device import deterministic
 from lm.errors import ConfigError
 from lm.models.base import LanguageModel
 from lm.models.lora import trainable_model
-from lm.registry import MODELS
+from lm.models.training_method import training_method
 from lm.torch_private import keep_freed_memory
 from lm.training.distillation import Teacher
 from lm.training.learning_rate import learning_rate_share
@@ -157,13 +157,12 @@ def make_trial(
     refuse_counting(config)
     if model is None:
         model = trainable_model(config, corpus.tokenizer.vocab_size)
-        if model.trained_by == "both":
-            model.fit(np.asarray(corpus.splits["train"].ids))
+        model.fit(np.asarray(corpus.splits["train"].ids))
     training = config.training if learns else config.training.model_copy(update=dict.fromkeys(RATES, 1e-12))
     return Trial(TrainStep(model, training, teacher), corpus)
 
 
 def refuse_counting(config: RunConfig) -> None:
     """Raise ConfigError for a model that is trained by counting."""
-    if MODELS.resolve(config.model.type).trained_by == "counting":
+    if training_method(config).in_one_pass:
         raise ConfigError(f"{config.model.type} models are trained by counting, in one pass without steps to measure.")

@@ -219,7 +219,7 @@ class Run:
         from lm.device import pick_device
 
         # Counts are looked up, not multiplied: a GPU does not help.
-        return pick_device("cpu" if model.trained_by == "counting" else self._device)
+        return pick_device("cpu" if model.training_method().in_one_pass else self._device)
 
     # -- sampling -----------------------------------------------------------------------------------
 

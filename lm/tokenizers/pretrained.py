@@ -14,13 +14,11 @@ import functools
 import itertools
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from lm.config import validate
 from lm.errors import ConfigError, TokenizerError, UnsupportedExportError
@@ -35,28 +33,20 @@ from lm.tokenizers.base import (
     visible,
     without_surrogates,
 )
-from lm.tokenizers.byte import byte_alphabet
 from lm.tokenizers.chat_template import Message, render_chat
 from lm.tokenizers.gguf_vocabulary import SPACE, read_vocabulary, words_name
 from lm.tokenizers.llama_cpp import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, LlamaCppVocabulary
+from lm.tokenizers.tokenizer_json import BYTE_TOKEN, SpecialTokens, TextForm, load_library, read_tokenizer_json
 
 if TYPE_CHECKING:
     import tokenizers as huggingface
 
 REGISTERS = {"pretrained": "PretrainedTokenizer"}
 
-END_NAMES = (
-    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>",
-)  # fmt: skip
-"""Special tokens that end a turn or a text in every vocabulary that has them."""
-TEXT_END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>")
-"""Those of them that end a text."""
 
 _BLOCK = 1 << 16  # characters that the library encodes in one piece, where no token crosses the cuts
 _CUT = re.compile(r"(?<=\S)\n(?=\S)")
 _CROSSES_CUT = re.compile(rb"\n[^\s]")
-_WORD = re.compile(r"\S+")
-_BYTE = re.compile("<0x([0-9A-F]{2})>")
 _ESCAPED = re.compile("[\udc80-\udcff]")
 _MARK = "\ufdd0"  # a code point that is no character: between the characters of what only looks like a special token
 
@@ -65,21 +55,6 @@ class PretrainedOptions(TokenizerOptions):
     """Options of a pretrained tokenizer."""
 
     type: Literal["pretrained"] = "pretrained"
-
-
-class SpecialTokens(BaseModel):
-    """The special tokens with a role, as their texts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    start: str
-    """Stands before the first token of a text."""
-    ends: list[str]
-    """Each ends a text or a turn; the first is the model's own."""
-    names: dict[str, str]
-    """What a chat template calls them, such as "bos_token"."""
-    unused: int = 0
-    """Ids above those of the tokenizer, which the model has and no text uses."""
 
 
 class PretrainedTokenizer(Tokenizer):
@@ -108,7 +83,7 @@ class PretrainedTokenizer(Tokenizer):
         self.special = special
         self.chat_template = chat_template
         self._content = library
-        self._library = _library(library)
+        self._library = load_library(library)
         # Text is text: no special token is looked for in it.
         self._library.encode_special_tokens = True
         vocabulary = self._library.get_vocab(with_added_tokens=True)
@@ -116,7 +91,7 @@ class PretrainedTokenizer(Tokenizer):
         added = self._library.get_added_tokens_decoder()
         self._special = {token.content: index for index, token in added.items() if token.special}
         self._added = frozenset(added)
-        self._form = _Form(library)
+        self._form = TextForm(library)
         self._names = [f"<unused {token}>" for token in range(self.vocab_size)]
         self._table = [b""] * self.vocab_size
         for name, token in vocabulary.items():
@@ -171,24 +146,9 @@ class PretrainedTokenizer(Tokenizer):
         Raises:
             TokenizerError: it is not a tokenizer, is of a kind that is not supported, or does not fit the model.
         """
-        config = config or {}
+        read = read_tokenizer_json(json_text, config or {}, vocab_size=vocab_size)
         try:
-            content = json.loads(json_text)
-            library = _library({**content, "truncation": None, "padding": None})
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise TokenizerError(f"It is not a tokenizer.json of the library tokenizers: {error}") from None
-        content = {**content, "truncation": None, "padding": None}
-        vocabulary = library.get_vocab(with_added_tokens=True)
-        size = max(vocabulary.values(), default=-1) + 1
-        if vocab_size is not None and size > vocab_size:
-            raise TokenizerError(
-                f"The tokenizer has {size:,} tokens, the model {vocab_size:,}: they do not belong together."
-            )
-        special = SpecialTokens(
-            **_roles(library, vocabulary, config), unused=0 if vocab_size is None else vocab_size - size
-        )
-        try:
-            return cls(PretrainedOptions(), content, special, _template(config.get("chat_template")))
+            return cls(PretrainedOptions(), read.content, read.special, read.chat_template)
         except ValueError as error:
             raise TokenizerError(f"The tokenizer cannot be imported: {error}") from None
 
@@ -307,7 +267,7 @@ class PretrainedTokenizer(Tokenizer):
     @functools.cached_property
     def _with_special(self) -> huggingface.Tokenizer:
         """The library's tokenizer that finds special tokens in text."""
-        return _library(self._content)
+        return load_library(self._content)
 
     @functools.cached_property
     def _special_pattern(self) -> re.Pattern[str]:
@@ -344,7 +304,7 @@ class PretrainedTokenizer(Tokenizer):
 
     def to_huggingface(self) -> huggingface.Tokenizer:
         """The library's tokenizer as it was imported: it takes what looks like a special token in text for one."""
-        return _library(self._content)
+        return load_library(self._content)
 
     def huggingface_config(self) -> dict[str, Any]:
         """See `Tokenizer.huggingface_config`."""
@@ -403,7 +363,7 @@ class PretrainedTokenizer(Tokenizer):
             return UNKNOWN
         if name in self._special:
             return CONTROL
-        if not self._form.byte_level and _BYTE.fullmatch(name):
+        if not self._form.byte_level and BYTE_TOKEN.fullmatch(name):
             return BYTE
         if not self._table[token]:
             return UNUSED
@@ -447,188 +407,6 @@ class _FirstSpaceStream(Utf8StreamDecoder):
             self._begins = False
             return text.removeprefix(" ")
         return text
-
-
-# -- the library's JSON -----------------------------------------------------------------------------
-
-
-class _Form:
-    """What the parts of a tokenizer.json mean for text: how tokens are spelled, and what encoding changes."""
-
-    byte_level = False
-    """Whether tokens are spelled in the alphabet of byte-level BPE."""
-    drops_first_space = False
-    """Whether decoding drops a space at the begin of a text."""
-    doubles_first_space = False
-    """Whether encoding adds a space to a text only if it begins with none."""
-    lossless = True
-    """Whether decoding gives back the text, but for the symbols of `altered`."""
-    joins_neighbours = False
-    """Whether a token is made by joining two neighbours, so that no token crosses where none is."""
-
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        """Read a tokenizer.json.
-
-        Raises:
-            ValueError: a part is of a kind that is not supported.
-        """
-        self._replaced: list[tuple[str, str]] = []
-        self._space = False  # whether U+2581 stands for a space
-        self._composes = False  # whether text is brought to the form NFC
-        self._from_bytes = {char: value for value, char in enumerate(byte_alphabet())}
-        self._read_decoder(content.get("decoder"))
-        adds_space = self._read_normalizer(content.get("normalizer"))
-        for part in _parts(content.get("pre_tokenizer"), "pretokenizers"):
-            if part["type"] == "Metaspace" and _prepends(part):
-                self.doubles_first_space = adds_space = True
-            if part["type"] == "ByteLevel" and part.get("add_prefix_space"):
-                self.lossless = False
-        if adds_space != self.drops_first_space:
-            self.lossless = False
-        self.joins_neighbours = content["model"].get("type", "BPE") == "BPE" and not adds_space and self.lossless
-
-    def _read_decoder(self, decoder: Any) -> None:
-        fused = False
-        for part in _parts(decoder, "decoders"):
-            kind = part["type"]
-            if kind == "ByteLevel":
-                self.byte_level = True
-            elif kind == "Metaspace":
-                self._replaced.append((part["replacement"], " "))
-                self._space, self.drops_first_space = True, _prepends(part)
-            elif kind == "Replace" and not fused and "String" in part["pattern"]:
-                # Regular expressions are not supported: one of a stranger may take hours.
-                pattern = part["pattern"]["String"]
-                if pattern == SPACE and part["content"] == " ":
-                    self._space = True
-                self._replaced.append((pattern, part["content"]))
-            elif kind == "Strip" and part["content"] == " " and part["start"] <= 1 and part["stop"] == 0:
-                self.drops_first_space = part["start"] == 1
-            elif kind == "Fuse":
-                fused = True
-            elif kind != "ByteFallback":
-                break
-        else:
-            if self.byte_level or self._replaced or fused:
-                return
-        raise ValueError(
-            "its tokens become text in a way that is not supported; supported are byte-level BPE and SentencePiece."
-        )
-
-    def _read_normalizer(self, normalizer: Any) -> bool:
-        """Returns whether it adds a space before each text."""
-        adds_space = False
-        for part in _parts(normalizer, "normalizers"):
-            kind = part["type"]
-            if kind == "NFC":
-                self._composes = True
-            elif kind == "Prepend" and part["prepend"] == SPACE:
-                adds_space = True
-            elif not (kind == "Replace" and part["pattern"].get("String") == " " and part["content"] == SPACE):
-                self.lossless = False
-        return adds_space
-
-    def bytes_of(self, name: str) -> bytes:
-        """The bytes of the text of a token."""
-        if self.byte_level:
-            try:
-                return bytes([self._from_bytes[char] for char in name])
-            except KeyError:
-                return name.encode("utf-8")
-        if byte := _BYTE.fullmatch(name):
-            return bytes([int(byte[1], 16)])
-        for pattern, text in self._replaced:
-            name = name.replace(pattern, text)
-        return name.encode("utf-8")
-
-    def altered(self, text: str) -> list[tuple[int, str]]:
-        """What encoding changes in a text: position and symbol."""
-        found: list[tuple[int, str]] = []
-        if self._space and SPACE in text:
-            found += [(match.start(), SPACE) for match in re.finditer(SPACE, text)]
-        if self._composes and not unicodedata.is_normalized("NFC", text):
-            found += [
-                (match.start(), match[0])
-                for match in _WORD.finditer(text)
-                if not unicodedata.is_normalized("NFC", match[0])
-            ]
-        return found
-
-
-def _library(content: Mapping[str, Any]) -> huggingface.Tokenizer:
-    """The library's tokenizer of a tokenizer.json.
-
-    Raises:
-        ValueError: the library refuses it.
-    """
-    from tokenizers import Tokenizer as Library
-
-    try:
-        return Library.from_str(json.dumps(content, ensure_ascii=False))
-    except Exception as error:
-        # The library raises Exception itself.
-        raise ValueError(f"{error}.") from None
-
-
-def _parts(part: Mapping[str, Any] | None, key: str) -> Iterator[Mapping[str, Any]]:
-    """The steps of a part of a tokenizer.json, which may be a sequence."""
-    if part is None:
-        return
-    if part["type"] == "Sequence":
-        for each in part[key]:
-            yield from _parts(each, key)
-    else:
-        yield part
-
-
-def _prepends(metaspace: Mapping[str, Any]) -> bool:
-    scheme = metaspace.get("prepend_scheme", "always" if metaspace.get("add_prefix_space", True) else "never")
-    return bool(scheme != "never")
-
-
-def _roles(library: huggingface.Tokenizer, vocabulary: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The special tokens with a role: `start`, `ends` and `names` of `SpecialTokens`.
-
-    A text begins with BOS where the model's own tokenizer puts it; else with the token that ends a text, as texts
-    follow each other in training.
-
-    Raises:
-        TokenizerError: no token can stand before a text.
-    """
-    special = {token.content for token in library.get_added_tokens_decoder().values() if token.special}
-    names = {}
-    for role in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        value = config.get(role)
-        value = value.get("content") if isinstance(value, Mapping) else value
-        if isinstance(value, str) and value in vocabulary:
-            names[role] = value
-    ids = config.get("eos_token_id")
-    own_ends = [library.id_to_token(token) for token in ([ids] if isinstance(ids, int) else ids or [])]
-    candidates = [names.get("eos_token"), *own_ends, *(name for name in END_NAMES if name in special)]
-    ends = [*dict.fromkeys(name for name in candidates if name is not None)]
-    begun = library.encode("a", add_special_tokens=True).ids
-    plain = library.encode("a", add_special_tokens=False).ids
-    first = library.id_to_token(begun[0]) if len(begun) > len(plain) and begun[: len(plain)] != plain else None
-    starts = [
-        first,
-        names.get("bos_token") if config.get("add_bos_token") else None,
-        *(name for name in TEXT_END_NAMES if name in special),
-        *ends,
-        names.get("bos_token"),
-        *(library.id_to_token(token) for token in library.encode("\n", add_special_tokens=False).ids[-1:]),
-    ]
-    start = next((name for name in starts if name is not None), None)
-    if start is None:
-        raise TokenizerError("The tokenizer has no token that can stand before a text: no BOS, end of text or newline.")
-    return {"start": start, "ends": ends, "names": names}
-
-
-def _template(value: Any) -> str | None:
-    """The chat template of tokenizer_config.json: a text, or a list of named ones, of which "default" is used."""
-    if isinstance(value, list):
-        named = (each for each in value if isinstance(each, Mapping) and each.get("name") == "default")
-        value = next((each.get("template") for each in named), None)
-    return value if isinstance(value, str) and value else None
 
 
 def _without(text: str, symbols: Iterable[tuple[int, str]]) -> str:

@@ -18,6 +18,7 @@ import pytest
 from cli import main as entry
 from cli import program
 from lm.runs import run_folder
+from tests import forked
 
 SMALL = (
     "--set", "model.hidden_size=16", "--set", "model.embedding_size=8", "--set", "training.batch_size=4",
@@ -43,10 +44,10 @@ def make_text(characters: int, seed: int = 5) -> str:
 
 
 def spawn(*arguments: str, cwd: Path, text: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "cli.main", *arguments],
-        cwd=cwd, input=text, capture_output=True, text=True, timeout=120, encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": str(Path(program.__file__).parents[1]), **environment},
+    """`lm` in a process of its own; every warning is an error."""
+    return forked.run(
+        arguments, strict=True, cwd=cwd, input=text, capture_output=True, text=True, timeout=120, encoding="utf-8",
+        env={**os.environ, **environment},
     )  # fmt: skip
 
 

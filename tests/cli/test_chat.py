@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from cli import main as program
 from lm.runs.run import load
+from tests import forked
 
 Lm = Callable[..., Any]
 
@@ -123,11 +123,10 @@ def test_unknown_symbols_are_noted_or_refused_and_the_chat_goes_on(lm: Lm) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no pty")
 def test_a_terminal_is_asked_line_by_line(runs: Path) -> None:
-    root = str(Path(program.__file__).parents[1])
     ours, theirs = pty.openpty()
-    chat = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "chat", "a", *FLAGS], cwd=runs.parent, stdin=theirs, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root, "TERM": "dumb"},
+    chat = forked.Popen(
+        ["chat", "a", *FLAGS], cwd=runs.parent, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "TERM": "dumb"},
     )  # fmt: skip
     os.close(theirs)
     os.write(ours, b"the cat\n/quit\n")

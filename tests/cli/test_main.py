@@ -19,6 +19,8 @@ from cli import main as program
 from cli.terminal import Shown
 from lm.corpora.text import FileText
 from lm.version import __version__
+from tests import forked
+from tests.cli.conftest import spawn
 
 pytestmark = pytest.mark.slow
 
@@ -103,9 +105,9 @@ def on_a_terminal(*arguments: str, cwd: Path, **environment: str) -> tuple[int, 
     """The program with a terminal for stdin, stdout and stderr; its exit code and all that it wrote."""
     leader, follower = pty.openpty()
     keep = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "cli.main", *arguments], cwd=cwd, stdin=follower, stdout=follower,
-        stderr=follower, env={**keep, "PYTHONPATH": ROOT, "TERM": "xterm-256color", "COLUMNS": "100", **environment},
+    process = forked.Popen(
+        arguments, strict=True, cwd=cwd, stdin=follower, stdout=follower, stderr=follower,
+        env={**keep, "TERM": "xterm-256color", "COLUMNS": "100", **environment},
     )  # fmt: skip
     os.close(follower)
     parts = []
@@ -273,24 +275,8 @@ def test_the_runs_folder_can_be_named_by_the_environment(lm: Lm, runs: Path, mon
 
 @pytest.mark.slow
 def test_the_demo_trains_reports_and_leaves_a_run_to_sample(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": ROOT}
-    command = [sys.executable, "-W", "error", "-m", "cli.main"]
-    done = subprocess.run(
-        [*command, "demo", "--minutes", "0.05"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = spawn("demo", "--minutes", "0.05", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "bits per byte" in done.stdout and " sample " in done.stdout and "Next: lm sample " in done.stdout
-    done = subprocess.run(
-        [*command, "sample", "--max-tokens", "20"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = spawn("sample", "--max-tokens", "20", cwd=tmp_path)
     assert done.returncode == 0 and len(done.stdout) == 21

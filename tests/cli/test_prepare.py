@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-LM = sys.executable, "-m", "cli.main"
+from tests import forked
 
 
 def lm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*LM, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return forked.run(arguments, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.slow

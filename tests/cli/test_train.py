@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cli import main as program
 from cli.report import ways_to_beat_floor
 from lm.files import digest
 from lm.runs.run import load
 from lm.runs.run_folder import RunFolder
+from tests import forked
+from tests.cli.conftest import spawn
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +159,7 @@ def test_a_resume_in_a_new_process_is_exact_too(lm: Lm, runs: Path, text: Path, 
     kept = ("--set", "training.checkpoint_every=4")
     length = "--preset", "gru-char-small", "--max-steps", "12", "--stop-after", "7"
     assert lm("train", str(text), "--name", "b", *length, *kept, *SMALL).code == 0
-    done = run_program("train", "--resume", "b", cwd=tmp_path)
+    done = spawn("train", "--resume", "b", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "last bits may differ" not in done.stderr
     one, two = RunFolder(runs / "a").read_last()[1], RunFolder(runs / "b").read_last()[1]
@@ -173,23 +173,15 @@ def test_a_resume_in_a_new_process_is_exact_too(lm: Lm, runs: Path, text: Path, 
 def test_a_resume_on_two_threads_is_exact_too(text: Path, tmp_path: Path) -> None:
     flags = ("--max-steps", "8", *SMALL, "--set", "model.hidden_size=96", "--set", "training.batch_size=16")
     for name, stop in (("whole", ()), ("halves", ("--stop-after", "4"))):
-        done = run_program("train", str(text), "--name", name, *stop, *flags, cwd=tmp_path, **TWO_THREADS)
+        done = spawn("train", str(text), "--name", name, *stop, *flags, cwd=tmp_path, **TWO_THREADS)
         assert done.returncode == 0, done.stderr
-    done = run_program("train", "--resume", "halves", cwd=tmp_path, **TWO_THREADS)
+    done = spawn("train", "--resume", "halves", cwd=tmp_path, **TWO_THREADS)
     assert done.returncode == 0, done.stderr
     one, two = (RunFolder(tmp_path / "checkpoints" / name).read_last() for name in ("whole", "halves"))
     assert one[0]["environment"]["threads"] == "2"
     for file, arrays in one[1].items():
         for name, array in arrays.items():
             np.testing.assert_array_equal(array, two[1][file][name], err_msg=f"{file} {name}")
-
-
-def run_program(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    root = str(Path(program.__file__).parents[1])
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "cli.main", *arguments], cwd=cwd, capture_output=True, text=True,
-        encoding="utf-8", timeout=120, env={**os.environ, "PYTHONPATH": root, **environment},
-    )  # fmt: skip
 
 
 def test_resuming_a_finished_run_says_so_and_is_no_failure(lm: Lm, runs: Path) -> None:
@@ -278,15 +270,13 @@ def test_a_start_from_a_run_refuses_what_does_not_fit_it(
 def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
     lm: Lm, tmp_path: Path, text: Path, number: signal.Signals
 ) -> None:
-    root = str(Path(program.__file__).parents[1])
     command = [
-        sys.executable, "-W", "error", "-m", "cli.main", "train", str(text), "--name", "b", "--max-steps", "100000",
-        *SMALL, "--set", "training.evaluate_every=5", "--set", "training.schedule=constant",
+        "train", str(text), "--name", "b", "--max-steps", "100000", *SMALL,
+        "--set", "training.evaluate_every=5", "--set", "training.schedule=constant",
     ]  # fmt: skip
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": root},
-    ) as training:  # fmt: skip
+    with forked.Popen(
+        command, strict=True, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as training:
         assert training.stderr is not None
         for line in training.stderr:
             if "epoch" in line:
@@ -307,15 +297,13 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
 
 @pytest.mark.slow
 def test_kill_9_leaves_a_run_that_resumes_samples_and_is_listed(tmp_path: Path, text: Path) -> None:
-    root = str(Path(program.__file__).parents[1])
     command = [
-        sys.executable, "-m", "cli.main", "train", str(text), "--name", "b", "--max-steps", "100000", *SMALL,
+        "train", str(text), "--name", "b", "--max-steps", "100000", *SMALL,
         "--set", "training.evaluate_every=2", "--set", "training.validation_tokens=20",
     ]  # fmt: skip
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": root},
-    ) as training:  # fmt: skip
+    with forked.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as training:
         assert training.stderr is not None
         for line in training.stderr:
             if "epoch" in line:
@@ -323,7 +311,7 @@ def test_kill_9_leaves_a_run_that_resumes_samples_and_is_listed(tmp_path: Path, 
         time.sleep(0.4)
         training.kill()
     step = RunFolder(tmp_path / "checkpoints" / "b").read_last()[0]["train_state"]["step"]
-    resumed = run_program("train", "--resume", "b", "--stop-after", str(step + 2), cwd=tmp_path)
+    resumed = spawn("train", "--resume", "b", "--stop-after", str(step + 2), cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     steps = [row["step"] for row in RunFolder(tmp_path / "checkpoints" / "b").read_metrics()]
     assert steps == sorted(set(steps)) and steps[-1] == step + 2

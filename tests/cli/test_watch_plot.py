@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from lm.jobs.verify_resume import compare
+from tests import forked
 from tests.cli.conftest import SMALL, spawn
 
 Lm = Callable[..., Any]
@@ -60,9 +60,8 @@ def test_watch_says_how_to_go_on_with_a_run_that_nobody_trains(
 
 @pytest.mark.slow
 def test_a_job_is_watched_from_another_terminal_until_it_ends(tmp_path: Path, text: Path) -> None:
-    training = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "train", str(text), "--name", "b", "--max-steps", "2000", *SMALL],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+    training = forked.Popen(
+        ["train", str(text), "--name", "b", "--max-steps", "600", *SMALL], cwd=tmp_path, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert training.stderr is not None
@@ -73,7 +72,7 @@ def test_a_job_is_watched_from_another_terminal_until_it_ends(tmp_path: Path, te
     events = [json.loads(line) for line in watched.stdout.splitlines()]
     assert said.startswith("b starts") and events[0]["run"] == "b"
     steps = [event["step"] for event in events if event["event"] == "row"]
-    assert steps == [*range(10, 2001, 10)]
+    assert steps == [*range(10, 601, 10)]
     assert events[-1]["event"] == "end" and events[-1]["reason"] == "finished"
 
 

@@ -223,7 +223,8 @@ def test_a_detached_state_carries_values_but_no_gradient(name: str) -> None:
 @pytest.mark.slow
 @by_gradient
 def test_one_batch_can_be_memorised(name: str) -> None:
-    model, ids = small(name), some_ids(4, 17)
+    # The rows begin with different tokens: what follows the same beginning cannot be told apart.
+    model, ids = small(name), some_ids(2, 17, seed=1)
     optimizers = make_optimizers(model, TrainingConfig(learning_rate=1e-2), fused=False)
     # Random tokens that the model does not know have a loss of ln 11 = 2.4 nats.
     assert any(learn(model, optimizers, ids) < 0.1 for _ in range(300))

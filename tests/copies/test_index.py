@@ -38,7 +38,8 @@ def test_runs_are_those_of_a_search_at_every_position(source: str, text: str, ag
         around[start : start + length] = [max(each, length) for each in around[start : start + length]]
     assert copies.around.tolist() == around
     for run in copies.runs():
-        assert index.text_at(run.source, run.length) == text[run.start : run.start + run.length]
+        begin = index.place(run.source).character
+        assert source[begin : begin + run.length] == text[run.start : run.start + run.length]
 
 
 def test_a_planted_copy_is_found_with_its_line_and_its_share() -> None:

@@ -71,7 +71,7 @@ def test_the_plain_kernels_are_right_on_an_arm_processor_without_newer_instructi
     assert_right(emulated(PROCESSORS["plain"], plain))
 
 
-@pytest.mark.parametrize("isa", ["neon_dotprod", "neon_bf16"])
+@pytest.mark.parametrize("isa", [pytest.param("neon_dotprod", marks=pytest.mark.soak), "neon_bf16"])
 def test_the_kernels_of_newer_arm_processors_are_right(isa: str, folder: Path) -> None:
     assert_right(emulated(PROCESSORS[isa], compile_check(CROSS, isa, folder)))
 

@@ -250,7 +250,14 @@ def test_the_tokens_before_a_target_are_greater_or_equal_with_a_lower_id(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"adaptive_cutoffs": CUTS}, {"table_orders": [2, 3]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"table_orders": [2, 3]},
+        pytest.param({"adaptive_cutoffs": CUTS}, marks=pytest.mark.soak),
+        pytest.param({}, marks=pytest.mark.soak),
+    ],
+)
 def test_a_step_of_a_transformer_compiles_to_one_graph(options: dict[str, object]) -> None:
     model, (ids, targets) = model_of("transformer", **options), some_batch()
     host_inputs = model.host_inputs(ids.numpy(), targets.numpy()) or None

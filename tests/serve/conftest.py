@@ -10,7 +10,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import pytest
 
 import lm
 from cli import main as program
+from tests import forked
 
 T = TypeVar("T")
 ROOT = Path(program.__file__).parents[1]
@@ -191,14 +191,12 @@ def serve(tmp_path_factory: pytest.TempPathFactory, runs: Path) -> Serve:
     ) -> Iterator[Server]:
         log = tmp_path_factory.mktemp("server") / "log"
         given = [*(["--api-key", key] if key else []), *([] if page else ["--no-page"]), *arguments]
-        # Gradio is warned of what pandas is about to change, and leaves event loops open.
-        strict = [] if page else ["-W", "error"]
         with log.open("w", encoding="utf-8") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, *strict, "-m", "cli.main", "serve", "--runs-dir", str(runs_dir), "--port", "0",
-                 *given],
-                cwd=runs_dir, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8",
-                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            # Gradio is warned of what pandas is about to change, and leaves event loops open.
+            process = forked.Popen(
+                ["serve", "--runs-dir", str(runs_dir), "--port", "0", *given], strict=not page,
+                imported=("serve.page",) if page else (), cwd=runs_dir,
+                stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8", env={**os.environ, **environment},
             )  # fmt: skip
         assert process.stdout is not None
         said = ""

@@ -100,13 +100,10 @@ def harness(
     return found
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("model", "max_length", "batch"),
-    [
-        ("transformer", CONTEXT + 2, 4),
-        pytest.param("pieces", 4000, 2, marks=pytest.mark.soak),
-        pytest.param("transformer", CONTEXT + 2, 1, marks=pytest.mark.soak),
-    ],
+    [("transformer", CONTEXT + 2, 4), ("pieces", 4000, 2), ("transformer", CONTEXT + 2, 1)],
 )
 def test_perplexities_are_those_of_lm_eval_under_the_same_windows(
     serve: Serve, runs, tmp_path, model, max_length, batch

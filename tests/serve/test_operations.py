@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -25,17 +26,16 @@ from serve.app import make_app
 from serve.connection import connection_class
 from serve.program import listen, run
 from serve.settings import ServeOptions, retry_after
+from tests import forked
 from tests.serve.conftest import ROOT, Serve, until
 
 pytestmark = pytest.mark.slow
 
 
 def lm_serve(*arguments: str, cwd, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "cli.main", "serve", *arguments], cwd=cwd, capture_output=True, text=True,
-        timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    return forked.run(
+        ["serve", *arguments], strict=True, cwd=cwd, capture_output=True, text=True, timeout=60,
+        env={**os.environ, **environment},
     )  # fmt: skip
 
 

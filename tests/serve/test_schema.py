@@ -17,16 +17,18 @@ CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
     "response_headers_conformance", "unsupported_method", "allow_header_conformance",
 )  # fmt: skip
-EXAMPLES = 12
 SEED = 1
 
 
-def test_no_request_makes_the_server_fail_or_answer_otherwise_than_documented(serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [5, pytest.param(30, marks=pytest.mark.soak)])
+def test_no_request_makes_the_server_fail_or_answer_otherwise_than_documented(
+    serve: Serve, tmp_path: Path, examples: int
+) -> None:
     with serve("gru", "--max-completion-tokens", "300", "--log-prompts", key="k") as server:
         done = subprocess.run(
             [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json",
              "--checks", ",".join(CHECKS),
-             "--max-examples", str(EXAMPLES), "--seed", str(SEED), "--continue-on-failure", "--warnings", "off",
+             "--max-examples", str(examples), "--seed", str(SEED), "--continue-on-failure", "--warnings", "off",
              "-H", "Authorization: Bearer k"],
             cwd=tmp_path, capture_output=True, text=True, timeout=300,
         )  # fmt: skip

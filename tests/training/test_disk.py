@@ -18,6 +18,7 @@ import pytest
 
 import lm
 from lm.runs.run_folder import RunFolder
+from tests import forked
 from tests.training.conftest import make_text
 
 pytestmark = [
@@ -34,10 +35,10 @@ CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
 
 
 def train(folder: Path, *arguments: str, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "train", *arguments], cwd=folder, stdout=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-        preexec_fn=before,
+    special = {} if before is None else {"preexec_fn": before}
+    return forked.Popen(
+        ["train", *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        encoding="utf-8", **special,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import lm
-from tests.serve.conftest import CONTEXT, MODELS, Serve, Server
+from tests.serve.conftest import CONTEXT, MODELS, Serve, Server, make_text
 from tests.serve.page.visitors import FOREIGN, Network, listening_proxy
 
 PATIENCE = 20_000
@@ -34,14 +34,17 @@ def site(serve: Serve, runs: Path, network: Network, tmp_path_factory: pytest.Te
     for name in MODELS:
         shutil.copytree(runs / name, folder / name)
     size = {"model.hidden_size": 512, "model.num_heads": 8, "model.num_layers": 4, "model.context_length": CONTEXT}
-    text = str(runs / "text.txt")
     overrides = {
         **size,
         "model.table_orders": [],
         "training.max_steps": 1,
         "training.batch_size": 1,
         "training.bptt": 8,
+        "training.sample_tokens": None,
     }
+    # Short, because its report takes as long as the model is slow.
+    text = str(folder / "short.txt")
+    Path(text).write_text(make_text(40), "utf-8")
     lm.train(text, lm.compose(text, preset="transformer-char", overrides=overrides), name="slow", runs_dir=folder)
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"), network.url)
     with serve("gru", "transformer", "words", "pieces", "slow", runs_dir=folder, page=True, **proxies) as server:
