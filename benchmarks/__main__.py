@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a clone of nanoGPT; it is copied, never changed")
     parser.add_argument("--wlm", type=Path, metavar="PATH", help="word_language_model in a clone of pytorch/examples")
     parser.add_argument("--baseline", type=Path, metavar="PATH", help="a checkout of Inkling; its default is compared")
+    parser.add_argument("--losses", type=Path, metavar="PATH", help="a folder of benchmarks.bf16, for formats")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every contender (default: %(default)s)")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contender (default: 3, with --full 5)")
     parser.add_argument("--data-dir", type=Path, metavar="PATH", help="where named corpora lie (default: INKLING_DATA)")
@@ -59,7 +60,7 @@ def main() -> None:
         hybrid=given.hybrid, floor=given.floor, turns=given.rounds, results=results,
         **{
             name: path.expanduser().resolve()
-            for name in ("nanogpt", "wlm", "baseline")
+            for name in ("nanogpt", "wlm", "baseline", "losses")
             if (path := getattr(given, name))
         },
     )  # fmt: skip

@@ -22,6 +22,7 @@ SUITES = {
     "time-to-loss": "how long until the loss that nanoGPT's CPU recipe reaches",
     "quality": "the loss after equal time",
     "words": "the perplexity by words after equal epochs",
+    "formats": "training in bf16 and in fp32",
     "decoding": "tokens a second of generating",
     "imported": "an imported model beside llama.cpp on the same file",
     "tokenizing": "megabytes a second of encoding",
@@ -71,6 +72,8 @@ class Settings:
     floor: str = FLOOR
     baseline: Path | None = None
     """A checkout whose default is compared."""
+    losses: Path | None = None
+    """A folder of `benchmarks.bf16`."""
     results: Path = RESULTS
     """The folder of the records."""
 

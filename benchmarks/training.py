@@ -1,9 +1,9 @@
 """Training speed in tokens per second, with peers, at equal architecture and batch size.
 
-Ours is the trainer's own step: batch, forward, backward, clipping, update. The Transformer is compared with nanoGPT's
-train.py (its own figures of each iteration, from a separate process) and a Llama of Hugging Face transformers; GRU
-and LSTM with the loop over `nn.GRU` and `nn.LSTM` that one writes by hand; words with PyTorch's example (its own
-figures too), with the 33,278 words of WikiText-2. Contenders take turns.
+Ours is the trainer's own step in fp32: batch, forward, backward, clipping, update. The Transformer is compared with
+nanoGPT's train.py (its own figures of each iteration, from a separate process) and a Llama of Hugging Face
+transformers; GRU and LSTM with the loop over `nn.GRU` and `nn.LSTM` that one writes by hand; words with PyTorch's
+example (its own figures too), with the 33,278 words of WikiText-2. Contenders take turns.
 
 The matmul peak is the fastest fp32 product here, over sizes and libraries; a recurrent step's share of it counts the
 products that it computes, forward and backward, and nothing else (`benchmarks.peak`).
@@ -102,7 +102,7 @@ def run(settings: Settings) -> Record:
 
 
 def _transformer(settings: Settings, folder: Path, corpus: Corpus, prepared: PreparedCorpus, record: Record) -> None:
-    training = TrainingConfig(batch_size=12, bptt=nanogpt.BLOCK, learning_rate=1e-3, device="cpu")
+    training = TrainingConfig(batch_size=12, bptt=nanogpt.BLOCK, learning_rate=1e-3, device="cpu", precision="fp32")
     contenders = {"ours": trainer_turns(Section(**TRANSFORMER), training, prepared)}
     if settings.nanogpt is None:
         record.missing.append(NANOGPT)
@@ -127,7 +127,7 @@ def _transformer(settings: Settings, folder: Path, corpus: Corpus, prepared: Pre
 
 def _recurrent(shape: Shape, settings: Settings, prepared: PreparedCorpus, record: Record) -> None:
     section = Section(type=shape.kind, embedding_size=HIDDEN, hidden_size=HIDDEN, num_layers=shape.layers)
-    training = TrainingConfig(batch_size=BATCH, bptt=BPTT, device="cpu")
+    training = TrainingConfig(batch_size=BATCH, bptt=BPTT, device="cpu", precision="fp32")
     vocab_size = prepared.tokenizer.vocab_size
     module = loops.PlainRecurrent(shape.kind, vocab_size, HIDDEN, HIDDEN, shape.layers)
     step = loops.recurrent_steps(module, prepared.splits["train"].ids, batch_size=BATCH, bptt=BPTT)
@@ -174,7 +174,7 @@ def _words(settings: Settings, folder: Path, record: Record) -> None:
     corpus = open_corpus(CorpusConfig(source=WORDS), data_dir=settings.data_dir)
     options: RunConfig = ours.config(WORD, WORDS)
     prepared = prepare(corpus, options.tokenizer, cache=folder / "cache")
-    training = options.training.model_copy(update={"device": "cpu"})
+    training = options.training.model_copy(update={"device": "cpu", "precision": "fp32"})
     contenders = {"ours": trainer_turns(options.model, training, prepared)}
     if settings.wlm is None:
         record.missing.append(WLM)

@@ -94,20 +94,23 @@ def product(
     *,
     bias: Tensor | None = None,
     into: Tensor | None = None,
+    adds: bool = True,
     way: tuple[str, int] | None = None,
 ) -> Tensor:
     """The product (N, M) of a (N, K) and b (K, M) with a bias (M,), or contiguous `into` (N, M) with it added.
 
     Args:
+        adds: False: the product replaces what is in `into`.
         way: of an earlier `isa_and_threads`; None: as things are now.
     """
     result = a.new_empty(a.shape[0], b.shape[1]) if into is None else into
     (a, a_stride, a_transposed), (b, b_stride, b_transposed) = _row_major(a), _row_major(b)
     bias = None if bias is None else bias.contiguous()
     shape = len(result), a.shape[0 if a_transposed else 1], result.shape[1]
+    adds = adds and into is not None
     compiled().product(
         *(a.data_ptr(), a_stride, a_transposed, b.data_ptr(), b_stride, b_transposed),
-        *(result.data_ptr(), result.shape[1], shape, into is not None, *_pointers(bias), *(way or isa_and_threads())),
+        *(result.data_ptr(), result.shape[1], shape, adds, *_pointers(bias), *(way or isa_and_threads())),
     )
     return result
 

@@ -50,9 +50,9 @@ class Kernel(ABC):
         options: the model's options, as in `config.json`.
         arrays: its weights, by the names of the torch model.
         slots: number of slots.
-        precision: of the weights. bf16 also rounds activations to bf16. int8 has a scale for each row and also rounds a
-            token's activations. int4 has a scale and a minimum for each 32 weights of a row, but int8 for embeddings
-            and the output matrix.
+        precision: of the weights. bf16 also rounds activations, keys and values to bf16. int8 has a scale for each row
+            and also rounds a token's activations. int4 has a scale and a minimum for each 32 weights of a row, but int8
+            for embeddings and the output matrix.
         threads: None: `default_threads`.
         isa: one of `instruction_sets(precision)`; None: the best one of this CPU.
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.kernels.compiled import native
-from lm.kernels.decoding import TABLES, Arrays, DecodePrecision, Parts, as_floats, weights
+from lm.kernels.decoding import TABLES, Arrays, DecodePrecision, Floats, Parts, as_floats, rounded_to_bf16, weights
 from lm.kernels.head_decoding import HeadKernel, context_tables, tails, with_tail_rows
 
 REGISTERS = {"transformer": "TransformerKernel"}
@@ -82,13 +82,21 @@ class TransformerKernel(HeadKernel):
         parts = self._parts(options, kept)
         self.vocab_size, self.context_length = parts.vocab_size, parts.context_length
         self._head_size, self._layers = _head_size(options), int(options["num_layers"])
+        self._in_slot = 2 if precision == "bf16" else 1
         return native().transformer(**parts.arguments, **settings)
 
     @classmethod
     def slot_bytes(cls, options: Mapping[str, Any]) -> int:
-        """See `Kernel.slot_bytes`; of a text that fills the context. Positions that are not used take no memory."""
+        """See `Kernel.slot_bytes`; of a text that fills the context, in bf16 half of it.
+
+        Positions that are not used take no memory.
+        """
         groups = int(options["num_kv_heads"] or options["num_heads"])
         return 8 * int(options["num_layers"]) * int(options["context_length"]) * groups * _head_size(options)
+
+    def _value_rows(self, length: int) -> int:
+        """The rows of slots that the values of so many positions take."""
+        return -(-length // self._in_slot)
 
     def save(self, slot: int) -> tuple[dict[str, npt.NDArray[Any]], tuple[int, ...]]:
         """See `Kernel.save`: "keys.N" and "values.N" (L, G, D) of layer N, "lengths", and the "recent" tokens."""
@@ -96,26 +104,28 @@ class TransformerKernel(HeadKernel):
         arrays: dict[str, npt.NDArray[Any]] = {"lengths": np.array(length)}
         if "recent" in self._views:
             arrays["recent"] = np.array(self._views["recent"][slot])
+        keys, values = self._views["keys"][slot], self._views["values"][slot]
         for layer in range(self._layers):
             # (G, panels, D, 16) → (panels, 16, G, D): the keys of sixteen positions are interleaved.
-            panels = self._views["keys"][slot, layer, :, : -(-length // 16)].transpose(1, 3, 0, 2)
+            panels = _numbers(keys[layer, :, : -(-length // 16)]).transpose(1, 3, 0, 2)
             arrays[f"keys.{layer}"] = panels.reshape(-1, *panels.shape[2:])[:length].copy()
-            values = self._views["values"][slot, layer, :, :length, : self._head_size]
-            arrays[f"values.{layer}"] = np.ascontiguousarray(values.transpose(1, 0, 2))
+            found = _numbers(values[layer, :, : self._value_rows(length)])[:, :length, : self._head_size]
+            arrays[f"values.{layer}"] = np.ascontiguousarray(found.transpose(1, 0, 2))
         return arrays, tuple(self._views["window"][slot, :length].tolist())
 
     def load(self, slot: int, arrays: Arrays, window: tuple[int, ...]) -> None:
         """See `Kernel.load`."""
         length = int(arrays["lengths"])
+        keys, values = self._views["keys"][slot], self._views["values"][slot]
         for layer in range(self._layers):
-            keys = arrays[f"keys.{layer}"]
-            filled = np.zeros((-(-length // 16) * 16, *keys.shape[1:]), np.float32)
-            filled[:length] = keys
-            panels = filled.reshape(-1, 16, *keys.shape[1:]).transpose(2, 0, 3, 1)
-            self._views["keys"][slot, layer, :, : panels.shape[1]] = panels
-            self._views["values"][slot, layer, :, :length, : self._head_size] = arrays[f"values.{layer}"].transpose(
-                1, 0, 2
-            )
+            filled = np.zeros((-(-length // 16) * 16, *arrays[f"keys.{layer}"].shape[1:]), np.float32)
+            filled[:length] = arrays[f"keys.{layer}"]
+            panels = filled.reshape(-1, 16, *filled.shape[1:]).transpose(2, 0, 3, 1)
+            keys[layer, :, : panels.shape[1]] = _slots(panels, keys.dtype)
+            filled[:length] = arrays[f"values.{layer}"]
+            rows = self._value_rows(length)
+            used = filled.transpose(1, 0, 2)[:, : rows * self._in_slot]
+            values[layer, :, :rows, : self._head_size] = _slots(used, values.dtype)
         if "recent" in self._views:
             self._views["recent"][slot] = arrays["recent"]
         self._views["window"][slot, :length] = window
@@ -124,6 +134,25 @@ class TransformerKernel(HeadKernel):
 
 def _head_size(options: Mapping[str, Any]) -> int:
     return int(options.get("head_size") or int(options["hidden_size"]) // int(options["num_heads"]))
+
+
+def _numbers(slots: npt.NDArray[Any]) -> Floats:
+    """A part of the cache (..., N, W) as numbers: slots that hold two bf16 are (..., 2 N, W)."""
+    if slots.dtype == np.float32:
+        return slots
+    halves = np.ascontiguousarray(slots).view(np.uint16).reshape(*slots.shape, 2).swapaxes(-1, -2)
+    floats = (halves.astype(np.uint32) << 16).view(np.float32)
+    return floats.reshape(*slots.shape[:-2], 2 * slots.shape[-2], slots.shape[-1])
+
+
+def _slots(numbers: Floats, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """The inverse of `_numbers`; rounds to bf16."""
+    if dtype == np.float32:
+        return numbers
+    *others, rows, width = numbers.shape
+    halves = (rounded_to_bf16(numbers).view(np.uint32) >> 16).astype(np.uint16)
+    pairs = halves.reshape(*others, rows // 2, 2, width).swapaxes(-1, -2)
+    return np.ascontiguousarray(pairs).view(np.int32)[..., 0]
 
 
 def _as_stored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -310,7 +310,6 @@ class _MeanNats(torch.autograd.Function):
         ctx: Any, hidden: Tensor, targets: Tensor, cutoffs: tuple[int, ...], dtype: torch.dtype, *others: Tensor
     ) -> Tensor:
         weight, bias, tail_weight, tail_bias, *listed = others
-        layers = others[:4]
         device = hidden.device.type
         # Matrix products run in autocast's format, or the weights'; everything else in `dtype`.
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -326,15 +325,17 @@ class _MeanNats(torch.autograd.Function):
             vectors = hidden.to(low)
             # A frozen matrix without tails needs no gradient.
             frozen = not cutoffs and not ctx.needs_input_grad[4]
-            grads = [_zeros(each[:0] if frozen and each is weight else each) for each in (hidden, *layers)]
-            d_hidden, d_weight, d_bias, d_tail_weight, d_tail_bias = grads
+            d_hidden, d_bias, d_tail_weight, d_tail_bias = map(_zeros, (hidden, bias, tail_weight, tail_bias))
+            # `_softmax` fills it.
+            d_weight = torch.empty_like(weight[:0] if frozen else weight, dtype=torch.float32)
+            grads = d_hidden, d_weight, d_bias, d_tail_weight, d_tail_bias
             tail = torch.zeros_like(targets)
             for cut in cutoffs:
                 tail += targets >= cut
             head_targets = torch.where(tail == 0, targets, first - 1 + tail)
             if cutoffs:
                 head = torch.cat([weight[:first], tail_weight]), torch.cat([bias[:first], tail_bias])
-                d_head: tuple[Tensor | None, Tensor] = _zeros(head[0]), _zeros(head[1])
+                d_head: tuple[Tensor | None, Tensor] = torch.empty_like(head[0], dtype=torch.float32), _zeros(head[1])
             else:
                 head, d_head = (weight, bias), (None if frozen else d_weight, d_bias)
             nats = _softmax(vectors, head_targets, head, d_hidden, d_head, dtype, way=way)
@@ -393,23 +394,25 @@ def _softmax(
     is_real: Tensor | None = None,
     way: tuple[str, int] | None = None,
 ) -> Tensor:
-    """The summed nats of one softmax layer, in chunks; adds its gradients to `d_vectors` and `d_layer`.
+    """The summed nats of one softmax layer, in chunks; adds its gradients to `d_vectors` and the bias of `d_layer`.
 
-    Rows where `is_real` is False count for nothing. A frozen weight has None in `d_layer`. `way`: of native products;
-    None: as things are.
+    The gradient of the weight is written, not added; a frozen weight has None in `d_layer`. Rows where `is_real`
+    is False count for nothing. `way`: of native products; None: as things are.
     """
     weight, bias = layer[0].to(vectors.dtype), layer[1]
     d_weight, d_bias = d_layer
     nats = torch.zeros((), device=vectors.device)
     chunk_size = max(1, max_logits(vectors.device) // len(weight))
     native = is_real is None and dtype == torch.float32 and usable("entropy", vectors)
+    if d_weight is not None and not (native and len(vectors)):
+        d_weight.zero_()
     for begin in range(0, len(vectors), chunk_size):
         chunk = slice(begin, begin + chunk_size)
         if native:
             logits = product(vectors[chunk], weight.T, bias=bias, way=way)
             nats += entropies(logits, targets[chunk], into=logits, d_bias=d_bias).sum()
             if d_weight is not None:
-                product(logits.T, vectors[chunk], into=d_weight, way=way)
+                product(logits.T, vectors[chunk], into=d_weight, adds=begin > 0, way=way)
             product(logits, weight, into=d_vectors[chunk], way=way)
             continue
         logits = F.linear(vectors[chunk], weight).to(dtype).add_(bias)

@@ -316,6 +316,12 @@ def test_an_exported_slot_continues_with_the_same_bits(shape: str, precision: st
     expected = steps(decoder, slot, IDS[45:])
     for copy in copies:
         np.testing.assert_array_equal(steps(decoder, copy, IDS[45:]), expected)
+    if precision == "bf16":
+        arrays = decoder.export(slot).arrays
+        cache = [array for name, array in arrays.items() if "keys." in name or "values." in name]
+        assert bool(cache) == ("transformer" in shape)
+        for array in cache:
+            np.testing.assert_array_equal(array, upper_half(array))
 
 
 @pytest.mark.slow

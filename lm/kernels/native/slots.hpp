@@ -21,6 +21,14 @@ inline uvec rounded(vec value) {
     return (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x00400000u : up;
 }
 
+// The first or the second (1) of the two bf16 in each slot.
+inline vec half_of(vec slots, int which) {
+    const uvec bits = which ? bits_of(slots) & 0xffff0000u : bits_of(slots) << 16;
+    vec numbers;
+    std::memcpy(&numbers, &bits, sizeof numbers);
+    return numbers;
+}
+
 // Numbers side by side become bf16 side by side.
 inline void store_rounded(uint16_t* to, vec value) {
 #if defined(__AVX512BF16__)

@@ -1,4 +1,7 @@
 // A Llama-shaped Transformer with its key-value cache: rows are tokens, of one text or of several.
+//
+// The cache is fp32, with weights in bf16 it is bf16. Then a slot of 32 bits holds two numbers, the first one in its low
+// half: of keys two neighbours along the head, of values two positions. Queries, scores and sums stay fp32.
 #pragma once
 
 #include "kernel.hpp"
@@ -15,6 +18,7 @@ static thread_local std::vector<float> attention_shares;
 static thread_local std::vector<float> stored_row, stored_codes;
 
 constexpr int kTileQueries = 6;  // that share one reading of keys and values
+constexpr int kRowsAhead = 4;    // of values, called from memory before they are read
 
 class Transformer final : public Kernel {
 public:
@@ -29,6 +33,7 @@ public:
           format_(settings.format),
           head_format_(settings.format == Format::int4 ? Format::int8 : settings.format),
           tied_(parts.embedding.data == parts.head.data),
+          in_slot_(settings.format == Format::bf16 ? 2 : 1),
           epsilon_(parts.epsilon),
           tables_(parts.tables, parts.embedding.rows, settings.slots, std::max(settings.slots, kRowsAtOnce)),
           pool_(settings.threads) {
@@ -97,17 +102,20 @@ public:
 
         panels_ = padded(context_) / kPanel;
         const size_t L = blocks_.size(), G = groups_;
-        key_slot_ = L * G * panels_ * kPanel * head_size_;
-        value_slot_ = L * G * context_ * head_width_;
+        key_head_ = size_t(panels_) * kPanel * (head_size_ / in_slot_);
+        value_head_ = size_t((context_ + in_slot_ - 1) / in_slot_) * head_width_;
+        key_slot_ = L * G * key_head_;
+        value_slot_ = L * G * value_head_;
         keys_ = Buffer<float>(slots * key_slot_);
         values_ = Buffer<float>(slots * value_slot_);
         keys_.in_small_pages(slots * key_slot_);
         values_.in_small_pages(slots * value_slot_);
         window_ = Buffer<int32_t>(size_t(slots) * context_);
         lengths_ = Buffer<int32_t>(slots);
-        const size_t S = slots, D = head_size_;
-        views["keys"] = {keys_.data(), false, {S, L, G, size_t(panels_), D, size_t(kPanel)}};
-        views["values"] = {values_.data(), false, {S, L, G, size_t(context_), size_t(head_width_)}};
+        const size_t S = slots, W = head_width_;
+        const bool low = in_slot_ == 2;
+        views["keys"] = {keys_.data(), low, {S, L, G, size_t(panels_), size_t(head_size_ / in_slot_), size_t(kPanel)}};
+        views["values"] = {values_.data(), low, {S, L, G, value_head_ / W, W}};
         views["window"] = {window_.data(), true, {S, size_t(context_)}};
         views["lengths"] = {lengths_.data(), true, {S}};
         tables_.show(views, slots);
@@ -146,13 +154,14 @@ public:
     }
 
     void copy(int from, int to) override {
-        const int length = lengths_[from], used = (length + kPanel - 1) / kPanel;
+        const int length = lengths_[from];
+        const size_t keys = key_head_ / panels_ * ((length + kPanel - 1) / kPanel),
+                     values = size_t((length + in_slot_ - 1) / in_slot_) * head_width_;
         for (size_t i = 0; i < blocks_.size() * groups_; ++i) {
-            const size_t keys = i * panels_ * kPanel * head_size_, values = i * context_ * head_width_;
-            std::memcpy(keys_.data() + to * key_slot_ + keys, keys_.data() + from * key_slot_ + keys,
-                        size_t(used) * kPanel * head_size_ * 4);
-            std::memcpy(values_.data() + to * value_slot_ + values, values_.data() + from * value_slot_ + values,
-                        size_t(length) * head_width_ * 4);
+            std::memcpy(keys_.data() + to * key_slot_ + i * key_head_, keys_.data() + from * key_slot_ + i * key_head_,
+                        keys * 4);
+            std::memcpy(values_.data() + to * value_slot_ + i * value_head_,
+                        values_.data() + from * value_slot_ + i * value_head_, values * 4);
         }
         std::memcpy(window_.data() + size_t(to) * context_, window_.data() + size_t(from) * context_, length * 4);
         lengths_[to] = length;
@@ -362,18 +371,34 @@ private:
         for (int group = 0; group < groups_; ++group) {
             float* key = raw + (heads_ + group) * head_size_;
             turn(key, block.key_norm);
-            float* keys = keys_at(slot_[row], index, group) + size_t(position / kPanel) * head_size_ * kPanel;
-            for (int i = 0; i < head_size_; ++i) keys[i * kPanel + position % kPanel] = key[i];
-            std::memcpy(values_at(slot_[row], index, group) + size_t(position) * head_width_,
-                        raw + (heads_ + groups_ + group) * head_size_, head_size_ * 4);
+            const float* value = raw + (heads_ + groups_ + group) * head_size_;
+            float* keys = keys_at(slot_[row], index, group) + key_head_ / panels_ * (position / kPanel) + position % kPanel;
+            float* values = values_at(slot_[row], index, group) + size_t(position / in_slot_) * head_width_;
+            if (in_slot_ == 2) {
+                keep_rounded(key, keys, [](int i) { return i / 2 * 2 * kPanel + i % 2; });
+                keep_rounded(value, values, [&](int i) { return 2 * i + position % 2; });
+                continue;
+            }
+            for (int i = 0; i < head_size_; ++i) keys[i * kPanel] = key[i];
+            std::memcpy(values, value, head_size_ * 4);
+        }
+    }
+
+    // Number i of a head goes to half at(i) of the slots.
+    template <class At>
+    void keep_rounded(const float* from, float* slots, const At& at) const {
+        uint16_t* to = reinterpret_cast<uint16_t*>(slots);
+        for (int i = 0; i < head_size_; i += LANES) {
+            const uvec bits = rounded(load_few(from + i, head_size_ - i));
+            for (int lane = 0; lane < std::min(LANES, head_size_ - i); ++lane) to[at(i + lane)] = uint16_t(bits[lane] >> 16);
         }
     }
 
     float* keys_at(int slot, int layer, int group) const {
-        return keys_.data() + slot * key_slot_ + (size_t(layer) * groups_ + group) * panels_ * kPanel * head_size_;
+        return keys_.data() + slot * key_slot_ + (size_t(layer) * groups_ + group) * key_head_;
     }
     float* values_at(int slot, int layer, int group) const {
-        return values_.data() + slot * value_slot_ + (size_t(layer) * groups_ + group) * context_ * head_width_;
+        return values_.data() + slot * value_slot_ + (size_t(layer) * groups_ + group) * value_head_;
     }
 
     // Queries that read the same keys and values are computed together: heads of a group, and rows of one text.
@@ -400,17 +425,23 @@ private:
     }
 
     void attend(int layer, const Tile& tile) const {
+        in_slot_ == 2 ? attend_in<2>(layer, tile) : attend_in<1>(layer, tile);
+    }
+
+    // With N numbers in a slot of the cache.
+    template <int N>
+    void attend_in(int layer, const Tile& tile) const {
         switch (tile.rows * tile.heads) {
-            case 1: attend<1>(layer, tile); break;
-            case 2: attend<2>(layer, tile); break;
-            case 3: attend<3>(layer, tile); break;
-            case 4: attend<4>(layer, tile); break;
-            case 5: attend<5>(layer, tile); break;
-            case 6: attend<6>(layer, tile); break;
+            case 1: attend<N, 1>(layer, tile); break;
+            case 2: attend<N, 2>(layer, tile); break;
+            case 3: attend<N, 3>(layer, tile); break;
+            case 4: attend<N, 4>(layer, tile); break;
+            case 5: attend<N, 5>(layer, tile); break;
+            case 6: attend<N, 6>(layer, tile); break;
         }
     }
 
-    template <int Q>
+    template <int N, int Q>
     void attend(int layer, const Tile& tile) const {
         const float* queries[Q];
         float* to[Q];
@@ -435,32 +466,43 @@ private:
         constexpr int kWideScore = Q == 1 ? 4 : LANES == 16 ? (Q <= 3 ? 4 : 2) : 1;
         int panel = 0;
         for (; panel + kWideScore <= panels; panel += kWideScore)
-            score<kWideScore, Q>(queries, keys, panel, scale, shares);
-        for (; panel < panels; ++panel) score<1, Q>(queries, keys, panel, scale, shares);
+            score<N, kWideScore, Q>(queries, keys, panel, scale, shares);
+        if constexpr (kWideScore == 4)
+            for (; panel + 2 <= panels; panel += 2) score<N, 2, Q>(queries, keys, panel, scale, shares);
+        for (; panel < panels; ++panel) score<N, 1, Q>(queries, keys, panel, scale, shares);
         float inverse[Q];
         for (int q = 0; q < Q; ++q) inverse[q] = soften(shares[q], counts[q], count);
         constexpr int kWideBlend = Q == 1 ? 4 : LANES == 16 ? 2 : 1;
         int at = 0;
         for (; at + kWideBlend * LANES <= head_width_; at += kWideBlend * LANES)
-            blend<kWideBlend, Q>(values, shares, count, inverse, at, to);
-        for (; at < head_width_; at += LANES) blend<1, Q>(values, shares, count, inverse, at, to);
+            blend<N, kWideBlend, Q>(values, shares, count, inverse, at, to);
+        for (; at < head_width_; at += LANES) blend<N, 1, Q>(values, shares, count, inverse, at, to);
     }
 
-    template <int P, int Q>
+    // The panels after these are called from memory meanwhile.
+    template <int N, int P, int Q>
     void score(const float* const* queries, const float* keys, int panel, float scale, float* const* shares) const {
         vec sums[P * kParts][Q] = {};
-        const float* from = keys + size_t(panel) * head_size_ * kPanel;
-        const size_t next = size_t(head_size_) * kPanel;
-        for (int i = 0; i < head_size_; ++i) {
-            vec key[P * kParts];
+        const size_t next = size_t(head_size_ / N) * kPanel;
+        const float* from = keys + panel * next;
+        for (int i = 0; i < head_size_; i += N) {
+            vec slots[P * kParts];
 #pragma GCC unroll 16
             for (int p = 0; p < P * kParts; ++p)
-                key[p] = load(from + (p / kParts) * next + i * kPanel + (p % kParts) * LANES);
-#pragma GCC unroll 6
-            for (int q = 0; q < Q; ++q) {
-                const vec query = spread(queries[q][i]);
+                slots[p] = load(from + (p / kParts) * next + i / N * kPanel + (p % kParts) * LANES);
 #pragma GCC unroll 16
-                for (int p = 0; p < P * kParts; ++p) sums[p][q] += key[p] * query;
+            for (int p = 0; p < P; ++p) __builtin_prefetch(from + (P + p) * next + i / N * kPanel, 0, 2);
+#pragma GCC unroll 2
+            for (int which = 0; which < N; ++which) {
+                vec key[P * kParts];
+#pragma GCC unroll 16
+                for (int p = 0; p < P * kParts; ++p) key[p] = N == 1 ? slots[p] : half_of(slots[p], which);
+#pragma GCC unroll 6
+                for (int q = 0; q < Q; ++q) {
+                    const vec query = spread(queries[q][i + which]);
+#pragma GCC unroll 16
+                    for (int p = 0; p < P * kParts; ++p) sums[p][q] += key[p] * query;
+                }
             }
         }
 #pragma GCC unroll 6
@@ -472,9 +514,13 @@ private:
     // exp(score - largest) of the first `count` scores, and zeros up to `all`; 1 / their sum.
     static float soften(float* shares, int count, int all) {
         const int end = padded(count);
-        float most = shares[0];
-        for (int t = 1; t < count; ++t) most = std::max(most, shares[t]);
         for (int t = count; t < end; ++t) shares[t] = -1e30f;
+        vec tops = load(shares);
+        for (int t = LANES; t < end; t += LANES) {
+            const vec next = load(shares + t);
+            tops = next > tops ? next : tops;
+        }
+        const float most = most_of(tops);
         vec sums[kParts] = {};
         for (int t = 0; t < end; t += kPanel)
             for (int part = 0; part < kParts; ++part) {
@@ -489,14 +535,19 @@ private:
     }
 
     // Values weighted by their shares, even and odd positions apart.
-    template <int P, int Q>
+    template <int N, int P, int Q>
     void blend(const float* values, const float* const* shares, int count, const float* inverse, int at,
                float* const* to) const {
         vec even[P][Q] = {}, odd[P][Q] = {};
-        const auto add = [&](int t, vec(&sums)[P][Q]) {
+        const auto add = [&](int t, int which, vec(&sums)[P][Q]) {
             vec value[P];
 #pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) value[p] = load(values + size_t(t) * head_width_ + at + p * LANES);
+            for (int p = 0; p < P; ++p) {
+                value[p] = load(values + size_t(t / N) * head_width_ + at + p * LANES);
+                if constexpr (N == 2) value[p] = half_of(value[p], which);
+                if (N == 1 || which == 0)
+                    __builtin_prefetch(values + size_t(t / N + kRowsAhead) * head_width_ + at + p * LANES, 0, 2);
+            }
 #pragma GCC unroll 6
             for (int q = 0; q < Q; ++q) {
                 const vec share = spread(shares[q][t]);
@@ -506,10 +557,10 @@ private:
         };
         int t = 0;
         for (; t + 2 <= count; t += 2) {
-            add(t, even);
-            add(t + 1, odd);
+            add(t, 0, even);
+            add(t + 1, 1, odd);
         }
-        if (t < count) add(t, even);
+        if (t < count) add(t, 0, even);
         alignas(64) float sums[P * LANES];
         for (int q = 0; q < Q; ++q) {
             for (int p = 0; p < P; ++p) store(sums + p * LANES, (even[p][q] + odd[p][q]) * inverse[q]);
@@ -521,9 +572,10 @@ private:
     const int context_, size_, width_, heads_, groups_, head_size_, head_width_;
     const Format format_, head_format_;
     const bool tied_;
+    const int in_slot_;  // numbers in a slot of the cache
     const float epsilon_;
     int inner_ = 0, raw_width_ = 0, panels_ = 0;
-    size_t key_slot_ = 0, value_slot_ = 0;
+    size_t key_head_ = 0, value_head_ = 0, key_slot_ = 0, value_slot_ = 0;  // of the cache, in slots of 32 bits
     Arena arena_;
     std::vector<float> cosines_, sines_, norm_;
     Buffer<float> embedding_, embedding_scales_;
