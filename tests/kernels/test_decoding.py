@@ -254,14 +254,42 @@ def test_a_product_in_bf16_rounds_ties_to_even_and_sums_in_fp32() -> None:
 
 
 def in_int4(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The matrix with every 32 values of a row as one of 16 levels, from their least to their largest."""
-    rounded = np.empty_like(matrix)
+    """The matrix with every 32 values of a row as the nearest of 16 levels.
+
+    They reach from the least to the largest value, or from eight steps on one side of zero to seven on the other.
+    """
+    found = np.empty_like(matrix)
     for begin in range(0, matrix.shape[1], 32):
         part = matrix[:, begin : begin + 32]
-        least = upper_half(part.min(axis=1))[:, None]
-        step = upper_half((part.max(axis=1) - part.min(axis=1)) / np.float32(15))[:, None]
-        rounded[:, begin : begin + 32] = np.clip(np.rint((part - least) / step), 0, 15) * step + least
-    return rounded
+        least, most = part.min(axis=1, keepdims=True), part.max(axis=1, keepdims=True)
+        farthest = np.where(-least > most, least, most)
+        levels = [in_levels(part, least, most), in_levels(part, farthest, -0.875 * farthest)]
+        errors = [((each.astype(float) - part) ** 2).sum(axis=1, keepdims=True) for each in levels]
+        exact = (np.abs(levels[1].astype(float) - part) <= np.abs(part) / 2048).all(axis=1, keepdims=True)
+        found[:, begin : begin + 32] = np.where(exact | (errors[1] < errors[0]), levels[1], levels[0])
+    return found
+
+
+def in_levels(part: np.ndarray[Any, Any], first: Any, last: Any) -> np.ndarray[Any, Any]:
+    """The values as minimum + scale * code, codes 0 to 15; the scale has the least squared error."""
+    minimum = first.astype(np.float16).astype(np.float32)
+    codes = np.clip(np.rint((part - minimum) / ((last - first) / 15)), 0, 15)
+    return fitted_scale(part - minimum, codes) * codes + minimum
+
+
+def in_int8_blocks(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The matrix with every 32 values of a row as whole numbers from -127 to 127, times a scale."""
+    found = np.empty_like(matrix)
+    for begin in range(0, matrix.shape[1], 32):
+        part = matrix[:, begin : begin + 32]
+        codes = np.rint(part * (127 / np.abs(part).max(axis=1, keepdims=True)))
+        found[:, begin : begin + 32] = fitted_scale(part, codes) * codes
+    return found
+
+
+def fitted_scale(part: np.ndarray[Any, Any], codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    scale = (codes * part).sum(axis=1, keepdims=True) / (codes**2).sum(axis=1, keepdims=True)
+    return scale.astype(np.float16).astype(np.float32)
 
 
 def upper_half(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -271,17 +299,44 @@ def upper_half(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
 @pytest.mark.parametrize("shape", TRANSFORMERS)
-def test_int4_has_16_levels_for_32_weights_of_a_row_and_int8_for_what_is_looked_up(shape: str, isa: str) -> None:
+def test_int4_has_16_levels_for_32_weights_of_a_row_and_255_for_what_is_looked_up(shape: str, isa: str) -> None:
     model = model_of(SHAPES[shape])
     decoded = read(decoder_of(model, precision="int4", isa=isa if isa in native().instruction_sets() else "plain"), IDS)
-    arrays = {
-        name: in_int4(array) if "_proj.weight" in name else rounded(array) if array.ndim == 2 else array
-        for name, array in model.arrays().items()
-    }
+    matrices = {"_proj.weight": in_int4, TABLES: rounded, ".weight": in_int8_blocks}
+    arrays = model.arrays()
+    for name, array in arrays.items():
+        if array.ndim == 2:
+            arrays[name] = next(rounding for part, rounding in matrices.items() if part in name)(array)
     model.load_arrays(arrays)
     # The activations are rounded too.
     expected = log_softmax(read(TorchDecoder(model), IDS))
     assert np.abs(log_softmax(decoded) - expected).max() < 0.05
+
+
+@pytest.mark.parametrize("quantisation", ["Q4_0", "Q4_1"])
+def test_int4_gives_back_the_weights_of_a_file_that_had_four_bits(quantisation: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    model = model_of({**SHAPES["transformer"], "tie_weights": True})
+    kinds = {"_proj": gguf.GGMLQuantizationType[quantisation], "embed": gguf.GGMLQuantizationType.Q8_0}
+
+    def of_file(array: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+        for part, kind in kinds.items():
+            if part in name:
+                return gguf.quants.dequantize(gguf.quants.quantize(array, kind), kind)
+        return array
+
+    exact = {name: of_file(array, name) for name, array in model.arrays().items()}
+    for name, array in exact.items():
+        expected = in_int4(array) if "_proj" in name else in_int8_blocks(array) if array.ndim == 2 else array
+        np.testing.assert_allclose(expected, array, rtol=1e-6, atol=1e-9)
+    # A run has them rounded to fp16.
+    imported = {name: array.astype(np.float16) if array.ndim == 2 else array for name, array in exact.items()}
+    options = model.options.model_dump(mode="json")
+    a, b = (
+        KERNELS.resolve("transformer")(options, arrays, slots=1, precision="int4").read(0, IDS, only_last=False)
+        for arrays in (exact, imported)
+    )
+    np.testing.assert_array_equal(a, b)
 
 
 def test_int4_needs_a_transformer() -> None:

@@ -17,6 +17,11 @@ namespace inkling {
 
 #if defined(__x86_64__)
 
+inline bool has_f16c() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);  // F16C
+}
+
 inline bool has_avx512_bf16() {
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vnni"))
         return false;

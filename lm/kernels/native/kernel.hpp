@@ -78,8 +78,8 @@ struct TransformerParts {
     float epsilon = 0;
 };
 
-// Of packed weights. int4 is for a Transformer's blocks; what is looked up, and the last matrix, are int8 then.
-enum class Format { fp32, bf16, int8, int4 };
+// Of packed weights. int4 is for a Transformer's blocks; what is looked up, and the last matrix, are int8 by blocks then.
+enum class Format { fp32, bf16, int8, int4, int8_blocks };
 
 struct Settings {
     int slots = 1, threads = 1;

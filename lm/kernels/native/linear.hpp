@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #if defined(__linux__)
@@ -83,10 +84,12 @@ private:
 };
 
 // int4: blocks of 32 inputs, each with a scale and a minimum an output: weight = code * scale + minimum, codes 0 to 15.
-// [panel][block] of [4 vectors of 64 bytes][16 pairs of a minimum and a scale]. A byte of vector i holds the codes of
-// quads i and i + 4 of the block, for output and input as an int8 panel has them. A pair is 32 bits: the upper half of
-// the minimum's float32 below, of the scale's above.
+// [panel][block] of [4 vectors of 64 bytes][16 minima][16 scales]. A byte of vector i holds the codes of quads i and
+// i + 4 of the block, for output and input as an int8 panel has them. Minima and scales are float16, as in GGUF files.
 constexpr int kBlock = 32, kCodes = 256, kBlockBytes = kCodes + 64;
+// int8 by blocks: bytes of 32 inputs with a scale an output. [panel][block] of [8 vectors of 64 bytes][16 scales]:
+// vector i holds the bytes of quad i, as an int8 panel has them; scales are float16.
+constexpr int kBytes = 512, kByteBlockBytes = kBytes + 32;
 
 inline uint32_t float_bits(float value) {
     uint32_t bits;
@@ -104,6 +107,31 @@ inline float from_half(uint16_t half) {
     // With the exponent in place the value is 2^112 too small, also of a denormal; infinity and NaN come apart.
     const float scaled = bits_float(magnitude << 13) * 5.192296858534828e33f;
     return bits_float(sign | (magnitude >= 0x7c00 ? magnitude << 13 | 0x7f800000 : float_bits(scaled)));
+}
+// The nearest float16, ties to even; beyond them all, the largest.
+inline uint16_t to_half(float value) {
+    const uint32_t bits = float_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7bff);
+    // Denormals are multiples of 2^-24, the step of a float32 at 1/2.
+    if (magnitude < 0x38800000) return uint16_t(sign | (float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000));
+    return uint16_t(sign | (((magnitude + 0xfff + (magnitude >> 13 & 1)) >> 13) - (112 << 10)));
+}
+// LANES of float16 as float32.
+inline vec load_halves(const uint8_t* from) {
+#if LANES == 16
+    // All of them; without the mask GCC 12 warns of its own header.
+    return (vec)_mm512_maskz_cvtph_ps(__mmask16(-1), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif LANES == 8
+    return (vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__ARM_NEON)
+    return (vec)vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(from)));
+#else
+    uint16_t halves[LANES];
+    std::memcpy(halves, from, sizeof halves);
+    vec values;
+    for (int i = 0; i < LANES; ++i) values[i] = from_half(halves[i]);
+    return values;
+#endif
 }
 // The nearest float32 whose lower half is zero.
 inline float upper_half(float value) {
@@ -126,6 +154,13 @@ inline void store_activations(Rounded* to, vec values) {
 }
 #endif
 
+// What is added to the bytes of weights by blocks, for the products that want one of the two unsigned.
+#if LANES == 16
+constexpr int kWeightZero = 128;
+#else
+constexpr int kWeightZero = 0;
+#endif
+
 // What is added to the bytes of a row for int8 weights: the products of x86 want them unsigned, those of ARM signed.
 #if defined(__ARM_FEATURE_DOTPROD)
 constexpr int kByteZero = 0;
@@ -135,16 +170,31 @@ constexpr int kByteZero = 128;
 
 using inkling::Format;
 
+// The bytes of a block, from -127 to 127, and their scale, which has the least squared error. Values that had such bytes
+// before (Q8_0) get them back, with the same scale, though the values were rounded to float16 in between.
+inline uint16_t bytes_of_block(const float* from, int count, int8_t* bytes) {
+    float most = 0;
+    for (int i = 0; i < count; ++i) most = std::max(most, std::fabs(from[i]));
+    const float inverse = most > 0 ? 127.0f / most : 0.0f;
+    double along = 0, square = 0;
+    for (int i = 0; i < count; ++i) {
+        bytes[i] = int8_t(std::nearbyint(from[i] * inverse));
+        along += double(bytes[i]) * from[i];
+        square += double(bytes[i]) * bytes[i];
+    }
+    return to_half(square > 0 ? float(along / square) : 0.0f);
+}
+
 // A matrix (N outputs, K inputs) as panels of 16 outputs: fp32 [panel][k][16]; bf16 [panel][k / 2][16][2]; or int8 with
-// a scale an output, [panel][k / 4][16][4], as the dot-product instructions of two and four want them; or int4, see
-// above.
+// a scale an output, [panel][k / 4][16][4], as the dot-product instructions of two and four want them; or int4, or int8
+// by blocks, see above.
 struct Packed {
     int outputs = 0, inputs = 0, panels = 0;
-    bool bf16 = false, int8 = false, int4 = false;
+    bool bf16 = false, int8 = false, int4 = false, int8_blocks = false;
     Buffer<float> weights;
     Buffer<uint16_t> halves;
     Buffer<int8_t> bytes;
-    Buffer<uint8_t> nibbles;
+    Buffer<uint8_t> codes;   // by blocks
     Buffer<float> scales;    // (panels * 16): weight = byte * scale
     Buffer<int32_t> sums;    // (panels * 16): kByteZero * the sum of an output's bytes
     Buffer<float> bias;      // (panels * 16), zero where there is none
@@ -160,10 +210,11 @@ struct Packed {
     template <class Row, class Offset>
     Packed(int outputs, int inputs, Format format, const Row& row, const Offset& offset, Arena* arena, Pool* pool)
         : outputs(outputs), inputs(inputs), panels(padded(outputs) / kPanel), bf16(format == Format::bf16),
-          int8(format == Format::int8), int4(format == Format::int4), bias(size_t(panels) * kPanel, arena) {
+          int8(format == Format::int8), int4(format == Format::int4), int8_blocks(format == Format::int8_blocks),
+          bias(size_t(panels) * kPanel, arena) {
         const size_t rows = size_t(panels) * kPanel;
-        if (int4) {
-            nibbles = Buffer<uint8_t>(size_t(panels) * blocks() * kBlockBytes, arena);
+        if (by_blocks()) {
+            codes = Buffer<uint8_t>(size_t(panels) * blocks() * block_bytes(), arena);
         } else if (int8) {
             bytes = Buffer<int8_t>(rows * quads() * 4, arena);
             scales = Buffer<float>(rows, arena);
@@ -180,6 +231,8 @@ struct Packed {
                 if (from == nullptr) continue;
                 if (int4)
                     set_nibbles(out, from);
+                else if (int8_blocks)
+                    set_byte_blocks(out, from);
                 else if (int8)
                     set_bytes(out, from);
                 else if (bf16)
@@ -198,18 +251,26 @@ struct Packed {
     size_t pairs() const { return (inputs + 1) / 2; }
     size_t quads() const { return (inputs + 3) / 4; }
     size_t blocks() const { return (inputs + kBlock - 1) / kBlock; }
+    bool by_blocks() const { return int4 || int8_blocks; }
+    size_t block_bytes() const { return int4 ? kBlockBytes : kByteBlockBytes; }
 
     size_t nbytes() const {
-        return int4   ? size_t(panels) * blocks() * kBlockBytes
+        return by_blocks() ? size_t(panels) * blocks() * block_bytes()
                : int8 ? size_t(panels) * kPanel * (quads() * 4 + 8)
                : bf16 ? size_t(panels) * kPanel * pairs() * 4
                       : size_t(panels) * kPanel * inputs * 4;
     }
 
-    // The weight of an output and an input, not in int4; of int8 the byte alone, without its scale.
+    // The weight of an output and an input, not in int4; of int8 by rows the byte alone, without its scale.
     float weight(int out, int k) const {
         if (bf16) return from_bf16(halves[half_at(out, k)]);
         const size_t panel = out / kPanel, lane = out % kPanel;
+        if (int8_blocks) {
+            const uint8_t* block = codes.data() + (panel * blocks() + k / kBlock) * kByteBlockBytes;
+            uint16_t scale;
+            std::memcpy(&scale, block + kBytes + lane * 2, 2);
+            return from_half(scale) * float(int8_t(block[(k % kBlock / 4 * kPanel + lane) * 4 + k % 4] - kWeightZero));
+        }
         return int8 ? float(bytes[((panel * quads() + k / 4) * kPanel + lane) * 4 + k % 4])
                     : weights[(panel * inputs + k) * kPanel + lane];
     }
@@ -233,32 +294,73 @@ private:
         sums[out] = kByteZero * sum;
     }
 
+    // Codes 0 to 15 of a block, their scale and minimum.
+    struct Levels {
+        uint16_t scale = 0, minimum = 0;
+        uint8_t codes[kBlock] = {};
+        double error = 0;    // the sum of squares
+        bool exact = true;   // but for the rounding of values to float16
+    };
+
+    // The levels from `first`, with code 0, to `last`, with code 15; their scale has the least squared error.
+    static Levels levels_between(float first, float last, const float* from, int count) {
+        Levels found;
+        found.minimum = to_half(first);
+        const float minimum = from_half(found.minimum), step = (last - first) / 15.0f;
+        const float inverse = step != 0 ? 1.0f / step : 0.0f;
+        double along = 0, square = 0;
+        for (int i = 0; i < count; ++i) {
+            const float code = std::clamp(std::nearbyint((from[i] - minimum) * inverse), 0.0f, 15.0f);
+            found.codes[i] = uint8_t(code);
+            along += double(code) * (from[i] - minimum);
+            square += double(code) * code;
+        }
+        found.scale = to_half(square > 0 ? float(along / square) : 0.0f);
+        for (int i = 0; i < count; ++i) {
+            const double off = from[i] - (double(from_half(found.scale)) * found.codes[i] + minimum);
+            found.error += off * off;
+            found.exact &= std::fabs(off) <= std::fabs(double(from[i])) / 2048;
+        }
+        return found;
+    }
+
+    // Values that had such codes before (Q4_1, or Q4_0: eight steps from zero to the value farthest from it) get them
+    // back, with the same scale, though the values were rounded to float16 in between.
     void set_nibbles(int out, const float* from) {
         const size_t lane = out % kPanel;
         for (size_t block = 0; block < blocks(); ++block) {
             const int begin = int(block) * kBlock, count = std::min(kBlock, inputs - begin);
-            float least = from[begin], most = from[begin];
-            for (int i = 1; i < count; ++i) {
-                least = std::min(least, from[begin + i]);
-                most = std::max(most, from[begin + i]);
-            }
-            const float minimum = upper_half(least), scale = upper_half((most - least) / 15.0f);
-            const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
-            uint8_t* to = nibbles.data() + (out / kPanel * blocks() + block) * kBlockBytes;
+            const auto [least, most] = std::minmax_element(from + begin, from + begin + count);
+            Levels levels = levels_between(*least, *most, from + begin, count);
+            const float farthest = -*least > *most ? *least : *most;
+            const Levels around_zero = levels_between(farthest, -0.875f * farthest, from + begin, count);
+            if (around_zero.exact || around_zero.error < levels.error) levels = around_zero;
+            uint8_t* to = codes.data() + (out / kPanel * blocks() + block) * kBlockBytes;
             for (int i = 0; i < count; ++i) {
-                const float code = std::nearbyint((from[begin + i] - minimum) * inverse);
                 const int quad = i / 4;
-                to[(quad % 4 * kPanel + lane) * 4 + i % 4] |=
-                    uint8_t(std::clamp(code, 0.0f, 15.0f)) << (quad < 4 ? 0 : 4);
+                to[(quad % 4 * kPanel + lane) * 4 + i % 4] |= uint8_t(levels.codes[i] << (quad < 4 ? 0 : 4));
             }
-            const uint32_t pair = float_bits(scale) | float_bits(minimum) >> 16;
-            std::memcpy(to + kCodes + lane * 4, &pair, 4);
+            std::memcpy(to + kCodes + lane * 2, &levels.minimum, 2);
+            std::memcpy(to + kCodes + kPanel * 2 + lane * 2, &levels.scale, 2);
+        }
+    }
+
+    void set_byte_blocks(int out, const float* from) {
+        const size_t lane = out % kPanel;
+        for (size_t block = 0; block < blocks(); ++block) {
+            const int begin = int(block) * kBlock, count = std::min(kBlock, inputs - begin);
+            uint8_t* to = codes.data() + (out / kPanel * blocks() + block) * kByteBlockBytes;
+            int8_t bytes[kBlock];
+            const uint16_t scale = bytes_of_block(from + begin, count, bytes);
+            for (int i = 0; i < count; ++i)
+                to[(i / 4 * kPanel + lane) * 4 + i % 4] = uint8_t(bytes[i] + kWeightZero);
+            std::memcpy(to + kBytes + lane * 2, &scale, 2);
         }
     }
 };
 
 // Rows of inputs: pointers to K floats each; for bf16 weights the same rows rounded to bf16; for int8 weights as bytes
-// with a scale each, for int4 weights with a scale and a sum for each block.
+// with a scale each, for weights by blocks with a scale and a sum for each block.
 struct Rows {
     int count = 0;
     std::vector<const float*> at;
@@ -267,6 +369,7 @@ struct Rows {
     Buffer<uint8_t> held;
     Buffer<Rounded> halves;  // (rows, stride)
     Buffer<float> block_scales, block_sums;  // (rows, stride / kBlock); sums are scaled
+    Buffer<int32_t> block_starts;            // the same, less kWeightZero * the sum of the bytes
     int stride = 0;
 
     Rows() = default;
@@ -280,13 +383,14 @@ struct Rows {
         if (format != Format::int4) return;
         block_scales = Buffer<float>(size_t(most) * blocks());
         block_sums = Buffer<float>(size_t(most) * blocks());
+        block_starts = Buffer<int32_t>(size_t(most) * blocks());
     }
 
     int blocks() const { return stride / kBlock; }
 
     // As the product with `w` takes them.
     void quantize(int row, const Packed& w) {
-        if (w.int4)
+        if (w.by_blocks())
             quantize_blocks(row, w.inputs);
         else if (w.int8)
             quantize(row, w.inputs);
@@ -315,6 +419,7 @@ struct Rows {
             }
             block_scales[size_t(row) * blocks() + block] = scale;
             block_sums[size_t(row) * blocks() + block] = scale * float(sum);
+            block_starts[size_t(row) * blocks() + block] = -kWeightZero * sum;
         }
     }
 
@@ -545,7 +650,8 @@ inline vec floats(const void* from) {
     return __builtin_convertvector(whole, vec);
 }
 
-// 64 bytes of int4 codes, taken apart, and sums of their products with the bytes of a row, by output.
+// 64 bytes of codes by blocks, int4 ones taken apart, and sums of their products with the bytes of a row, by output. A
+// vector of int4 has two quads, for the bytes at `x` and at `x` + 16.
 #if LANES == 16
 struct Nibbles {
     __m512i low, high;
@@ -555,16 +661,23 @@ struct Nibbles {
         high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
     }
 };
-struct NibbleDots {
+struct Bytes {
+    __m512i all;
+    explicit Bytes(const uint8_t* from) : all(_mm512_loadu_si512(from)) {}
+};
+struct BlockDots {
     __m512i sums;
-    void clear() { sums = _mm512_setzero_si512(); }
-    void add(const Nibbles& w, const uint8_t* low, const uint8_t* high) {
-        int32_t a, b;
-        std::memcpy(&a, low, 4);
-        std::memcpy(&b, high, 4);
-        sums = _mm512_dpbusd_epi32(sums, w.low, _mm512_set1_epi32(a));
-        sums = _mm512_dpbusd_epi32(sums, w.high, _mm512_set1_epi32(b));
+    void start(int32_t sum) { sums = _mm512_set1_epi32(sum); }
+    static __m512i four(const uint8_t* x) {
+        int32_t bytes;
+        std::memcpy(&bytes, x, 4);
+        return _mm512_set1_epi32(bytes);
     }
+    void add(const Nibbles& w, const uint8_t* x) {
+        sums = _mm512_dpbusd_epi32(sums, w.low, four(x));
+        sums = _mm512_dpbusd_epi32(sums, w.high, four(x + 16));
+    }
+    void add(const Bytes& w, const uint8_t* x) { sums = _mm512_dpbusd_epi32(sums, w.all, four(x)); }
     vec part(int) const { return floats(&sums); }
 };
 #elif LANES == 8
@@ -579,19 +692,37 @@ struct Nibbles {
         }
     }
 };
-struct NibbleDots {
-    __m256i sums[2];
-    void clear() { sums[0] = sums[1] = _mm256_setzero_si256(); }
-    // Four products of a code and a byte are below 2^15.
-    void add(const Nibbles& w, const uint8_t* low, const uint8_t* high) {
-        int32_t a, b;
-        std::memcpy(&a, low, 4);
-        std::memcpy(&b, high, 4);
+struct Bytes {
+    __m256i all[2], sizes[2];
+    explicit Bytes(const uint8_t* from) {
         for (int i = 0; i < 2; ++i) {
-            const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w.low[i], _mm256_set1_epi32(a)),
-                                                   _mm256_maddubs_epi16(w.high[i], _mm256_set1_epi32(b)));
-            sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            all[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32 * i));
+            sizes[i] = _mm256_abs_epi8(all[i]);
         }
+    }
+};
+struct BlockDots {
+    __m256i sums[2];
+    void start(int32_t sum) { sums[0] = sums[1] = _mm256_set1_epi32(sum); }
+    static __m256i four(const uint8_t* x) {
+        int32_t bytes;
+        std::memcpy(&bytes, x, 4);
+        return _mm256_set1_epi32(bytes);
+    }
+    void add_pairs(int i, __m256i pairs) {
+        sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    // Four products of a code and a byte are below 2^15.
+    void add(const Nibbles& w, const uint8_t* x) {
+        const __m256i first = four(x), second = four(x + 16);
+        for (int i = 0; i < 2; ++i)
+            add_pairs(i, _mm256_add_epi16(_mm256_maddubs_epi16(w.low[i], first),
+                                          _mm256_maddubs_epi16(w.high[i], second)));
+    }
+    // Two products of bytes up to 127 are below 2^15; the weight's sign is given to the row's byte.
+    void add(const Bytes& w, const uint8_t* x) {
+        const __m256i bytes = four(x);
+        for (int i = 0; i < 2; ++i) add_pairs(i, _mm256_maddubs_epi16(w.sizes[i], _mm256_sign_epi8(bytes, w.all[i])));
     }
     vec part(int i) const { return floats(&sums[i]); }
 };
@@ -607,18 +738,32 @@ struct Nibbles {
         }
     }
 };
-struct NibbleDots {
-    int32x4_t sums[4];
-    void clear() {
-        for (auto& sum : sums) sum = vdupq_n_s32(0);
+struct Bytes {
+    int8x16_t all[4];
+    explicit Bytes(const uint8_t* from) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) all[i] = vreinterpretq_s8_u8(vld1q_u8(from + 16 * i));
     }
-    void add(const Nibbles& w, const uint8_t* low, const uint8_t* high) {
-        uint32_t a, b;
-        std::memcpy(&a, low, 4);
-        std::memcpy(&b, high, 4);
-        const int8x16_t first = vreinterpretq_s8_u32(vdupq_n_u32(a)), second = vreinterpretq_s8_u32(vdupq_n_u32(b));
+};
+struct BlockDots {
+    int32x4_t sums[4];
+    void start(int32_t sum) {
+        for (auto& each : sums) each = vdupq_n_s32(sum);
+    }
+    static int8x16_t four(const uint8_t* x) {
+        uint32_t bytes;
+        std::memcpy(&bytes, x, 4);
+        return vreinterpretq_s8_u32(vdupq_n_u32(bytes));
+    }
+    void add(const Nibbles& w, const uint8_t* x) {
+        const int8x16_t first = four(x), second = four(x + 16);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) sums[i] = vdotq_s32(vdotq_s32(sums[i], w.low[i], first), w.high[i], second);
+    }
+    void add(const Bytes& w, const uint8_t* x) {
+        const int8x16_t bytes = four(x);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) sums[i] = vdotq_s32(sums[i], w.all[i], bytes);
     }
     vec part(int i) const { return floats(&sums[i]); }
 };
@@ -627,73 +772,75 @@ struct Nibbles {
     const uint8_t* from;
     explicit Nibbles(const uint8_t* from) : from(from) {}
 };
-struct NibbleDots {
+struct Bytes {
+    const uint8_t* from;
+    explicit Bytes(const uint8_t* from) : from(from) {}
+};
+struct BlockDots {
     int32_t sums[kPanel];
-    void clear() { std::memset(sums, 0, sizeof sums); }
-    void add(const Nibbles& w, const uint8_t* low, const uint8_t* high) {
+    void start(int32_t sum) { std::fill_n(sums, kPanel, sum); }
+    void add(const Nibbles& w, const uint8_t* x) {
         for (int i = 0; i < kPanel; ++i)
             for (int k = 0; k < 4; ++k) {
                 const int both = w.from[4 * i + k];
-                sums[i] += (both & 15) * int8_t(low[k]) + (both >> 4) * int8_t(high[k]);
+                sums[i] += (both & 15) * int8_t(x[k]) + (both >> 4) * int8_t(x[16 + k]);
             }
+    }
+    void add(const Bytes& w, const uint8_t* x) {
+        for (int i = 0; i < kPanel; ++i)
+            for (int k = 0; k < 4; ++k) sums[i] += int8_t(w.from[4 * i + k]) * int8_t(x[k]);
     }
     vec part(int i) const { return floats(sums + i * LANES); }
 };
 #endif
 
-// Scales and minima of a panel's block.
-inline void load_pairs(const uint8_t* from, vec& scales, vec& minima) {
-    uvec pairs, upper, lower;
-    std::memcpy(&pairs, from, sizeof pairs);
-    upper = pairs & 0xffff0000u;
-    lower = pairs << 16;
-    std::memcpy(&scales, &upper, sizeof upper);
-    std::memcpy(&minima, &lower, sizeof lower);
-}
-
-template <int P, int R>
-inline void tile(const Packed& w, int panel, const Rows& x, int row, float* const* y, int at, unsigned ahead) {
-    const size_t blocks = w.blocks(), next = blocks * kBlockBytes, across = x.blocks();
-    const uint8_t* from = w.nibbles.data() + size_t(panel) * next;
+// Of weights by blocks; Codes is Nibbles or Bytes.
+template <class Codes, int P, int R>
+inline void tile_of_blocks(const Packed& w, int panel, const Rows& x, int row, float* const* y, int at,
+                           unsigned ahead) {
+    constexpr bool kMinima = std::is_same_v<Codes, Nibbles>;
+    constexpr int kVectors = kMinima ? kCodes / 64 : kBytes / 64, kSize = kMinima ? kBlockBytes : kByteBlockBytes;
+    const size_t blocks = w.blocks(), next = blocks * kSize, across = x.blocks();
+    const uint8_t* from = w.codes.data() + size_t(panel) * next;
     const uint8_t* bytes = x.held.data() + size_t(row) * x.stride;
     const float *scales = x.block_scales.data() + row * across, *sums = x.block_sums.data() + row * across;
+    const int32_t* starts = x.block_starts.data() + row * across;
     vec totals[P * kParts][R] = {};
     for (size_t block = 0; block < blocks; ++block) {
-        NibbleDots dots[P][R];
+        BlockDots dots[P][R];
 #pragma GCC unroll 32
         for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
-            for (int r = 0; r < R; ++r) dots[p][r].clear();
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i)
+            for (int r = 0; r < R; ++r) dots[p][r].start(kMinima ? 0 : starts[r * across + block]);
+#pragma GCC unroll 8
+        for (int i = 0; i < kVectors; ++i)
 #pragma GCC unroll 32
             for (int p = 0; p < P; ++p) {
-                const Nibbles codes(from + p * next + i * 64);
+                const Codes codes(from + p * next + i * 64);
 #pragma GCC unroll 32
-                for (int r = 0; r < R; ++r) {
-                    const uint8_t* low = bytes + size_t(r) * x.stride + 4 * i;
-                    dots[p][r].add(codes, low, low + 16);
-                }
+                for (int r = 0; r < R; ++r) dots[p][r].add(codes, bytes + size_t(r) * x.stride + 4 * i);
             }
 #pragma GCC unroll 32
         for (int p = 0; p < P; ++p) {
             if constexpr (R > 1)
                 if (ahead >> p & 1)
-#pragma GCC unroll 5
-                    for (int i = 0; i < kBlockBytes; i += 64) __builtin_prefetch(from + (P + p) * next + i, 0, 2);
+#pragma GCC unroll 9
+                    for (int i = 0; i < kSize; i += 64) __builtin_prefetch(from + (P + p) * next + i, 0, 2);
 #pragma GCC unroll 4
             for (int part = 0; part < kParts; ++part) {
-                vec scale, minimum;
-                load_pairs(from + p * next + kCodes + part * LANES * 4, scale, minimum);
+                const uint8_t* pairs = from + p * next + kVectors * 64 + part * LANES * 2;
+                const vec scale = load_halves(pairs + (kMinima ? kPanel * 2 : 0));
+                vec minimum = {};
+                if constexpr (kMinima) minimum = load_halves(pairs);
 #pragma GCC unroll 32
                 for (int r = 0; r < R; ++r) {
                     vec& total = totals[p * kParts + part][r];
                     total += dots[p][r].part(part) * (scale * spread(scales[r * across + block]));
-                    total += minimum * spread(sums[r * across + block]);
+                    if constexpr (kMinima) total += minimum * spread(sums[r * across + block]);
                 }
             }
         }
-        from += kBlockBytes;
+        from += kSize;
         bytes += kBlock;
     }
     const float* bias = w.bias.data() + size_t(panel) * kPanel;
@@ -707,16 +854,18 @@ inline void tile(const Packed& w, int panel, const Rows& x, int row, float* cons
 // Panels for one row; panels and rows for several. One row reads its weights once: few panels at a time, which lie one
 // after the other in memory, come faster from there than many streams do.
 constexpr int kWide = 2, kTall = 4, kRows = 6;
-constexpr int kTallNibbles = 2;
+constexpr int kTallBlocks = 2;
 #else
 constexpr int kWide = 4, kTall = 1, kRows = 6;
-constexpr int kTallNibbles = 1;
+constexpr int kTallBlocks = 1;
 #endif
 
 template <int P, int R>
 inline void block(const Packed& w, int panel, const Rows& x, int row, float* const* y, int at, unsigned ahead = 0) {
     if (w.int4)
-        tile<P, R>(w, panel, x, row, y + row, at, ahead);
+        tile_of_blocks<Nibbles, P, R>(w, panel, x, row, y + row, at, ahead);
+    else if (w.int8_blocks)
+        tile_of_blocks<Bytes, P, R>(w, panel, x, row, y + row, at, ahead);
     else if (w.int8)
         tile<P, R>(w, panel, x.bytes.data() + row, x.scales.data() + row, y + row, at, ahead);
     else if (w.bf16)
@@ -750,12 +899,12 @@ inline void strip(const Packed& w, int panel, const Rows& x, float* const* y, in
 inline void multiply(const Packed& w, const Rows& x, float* const* y, int begin, int end, int at = 0) {
     int panel = begin;
     auto place = [&] { return at + (panel - begin) * kPanel; };
-    if (x.count == 1 && (w.int8 || w.int4))
+    if (x.count == 1 && (w.int8 || w.by_blocks()))
         for (; panel < end; ++panel) block<1, 1>(w, panel, x, 0, y, place());
     else if (x.count == 1)
         for (; panel + kWide <= end; panel += kWide) block<kWide, 1>(w, panel, x, 0, y, place());
-    if (w.int4)
-        for (; panel + kTallNibbles <= end; panel += kTallNibbles) strip<kTallNibbles>(w, panel, x, y, place());
+    if (w.by_blocks())
+        for (; panel + kTallBlocks <= end; panel += kTallBlocks) strip<kTallBlocks>(w, panel, x, y, place());
     for (; panel + kTall <= end; panel += kTall) strip<kTall>(w, panel, x, y, place());
     for (; panel < end; ++panel) strip<1>(w, panel, x, y, place());
 }

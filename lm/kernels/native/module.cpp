@@ -108,7 +108,8 @@ std::vector<std::string> instruction_sets() {
 #if defined(INKLING_X86)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni"))
         found.push_back("avx512");
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back("avx2");
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && inkling::has_f16c())
+        found.push_back("avx2");
 #elif defined(INKLING_ARM)
     if (inkling::has_neon_dotprod()) found.push_back("neon_dotprod");
 #endif

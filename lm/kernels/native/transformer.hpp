@@ -31,7 +31,7 @@ public:
           head_size_(2 * parts.cosines.columns),
           head_width_(padded(head_size_)),
           format_(settings.format),
-          head_format_(settings.format == Format::int4 ? Format::int8 : settings.format),
+          head_format_(settings.format == Format::int4 ? Format::int8_blocks : settings.format),
           tied_(parts.embedding.data == parts.head.data),
           in_slot_(settings.format == Format::bf16 ? 2 : 1),
           epsilon_(parts.epsilon),
@@ -219,6 +219,15 @@ private:
                 embedding_scales_[id] = scale;
                 if (!tied_) std::copy_n(codes, size_, embedding_codes_.data() + size_t(id) * size_);
             });
+        } else if (!tied_ && head_format_ == Format::int8_blocks) {
+            embedding_codes_ = Buffer<int8_t>(count);
+            embedding_scales_ = Buffer<float>(size_t(vocab_size) * blocks());
+            pool_.run(vocab_size, [&](int id) {
+                const float* row = row_of(from, id);
+                for (int block = 0, i = 0; i < size_; ++block, i += kBlock)
+                    embedding_scales_[size_t(id) * blocks() + block] = from_half(bytes_of_block(
+                        row + i, std::min(kBlock, size_ - i), embedding_codes_.data() + size_t(id) * size_ + i));
+            });
         } else if (!tied_ && head_format_ == Format::bf16) {
             embedding_halves_ = Buffer<uint16_t>(count);
             pool_.run(vocab_size, [&](int id) {
@@ -232,6 +241,8 @@ private:
         }
     }
 
+    int blocks() const { return (size_ + kBlock - 1) / kBlock; }
+
     void embed(int id, float* to) const {
         const size_t begin = size_t(id) * size_;
         if (head_format_ == Format::int8)
@@ -239,6 +250,9 @@ private:
                 to[i] = (tied_ ? head_.weight(id, i) : float(embedding_codes_[begin + i])) * embedding_scales_[id];
         else if (tied_)
             for (int i = 0; i < size_; ++i) to[i] = head_.weight(id, i);
+        else if (head_format_ == Format::int8_blocks)
+            for (int i = 0; i < size_; ++i)
+                to[i] = float(embedding_codes_[begin + i]) * embedding_scales_[size_t(id) * blocks() + i / kBlock];
         else if (head_format_ == Format::bf16)
             std::transform(embedding_halves_.data() + begin, embedding_halves_.data() + begin + size_, to, from_bf16);
         else
