@@ -136,6 +136,10 @@ def command(
     extras.check(measured_in)
     loaded = load(run, runs_dir=runs_dir, device=device)
     extras.check_run(loaded)
+    if copy:
+        from cli.copies import check_training_text
+
+        check_training_text(loaded, "--copy")
     if stride is not None and loaded.model.context_length is None:
         raise ConfigError(
             f"--stride {stride}: {loaded.config.model.type} models carry their state over the whole text, without a "

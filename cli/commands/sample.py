@@ -137,8 +137,9 @@ def command(
     request = loaded.request(prompt, options, unknown=policy, state=begin)
     marker = None
     if mark_copies:
-        from cli.copies import MIN_COPY, CopyMarker
+        from cli.copies import MIN_COPY, CopyMarker, check_training_text
 
+        check_training_text(loaded, "--mark-copies")
         marker = CopyMarker(loaded, min_copy or MIN_COPY)
     screen = _Screen(loaded, prompt if echo else "", options, marker)
     if as_json:
