@@ -32,8 +32,7 @@ def check_training_text(run: Run, flag: str) -> None:
     """
     if not run.record["corpus"]["splits"]:
         raise ConfigError(
-            f"{flag} needs the text that the model learned from, and that of {run.name!r} is unknown, as it was "
-            f"imported: leave {flag} out."
+            f"Run {run.name!r} was imported, so the text that it learned from is unknown: leave {flag} out."
         )
 
 

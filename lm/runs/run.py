@@ -633,7 +633,7 @@ class Run:
 
     def existing_split(self, split: str | None) -> str:
         """The name of a split of this run's corpus; None is test if there is one, else valid."""
-        check_has_corpus(self.folder, self.record, remedy="Give a text: --text FILE.")
+        check_has_corpus(self.folder, self.record)
         known = self.record["corpus"]["splits"]
         split = split or ("test" if "test" in known else "valid")
         if split not in known:

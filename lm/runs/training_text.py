@@ -27,20 +27,16 @@ def cached_text(corpus: dict[str, Any], tokenizer: Tokenizer) -> PreparedCorpus 
     return load_prepared_or_prepare((corpus["key"], prepared_key(hashes, tokenizer)), tokenizer.sha256)
 
 
-def check_has_corpus(folder: RunFolder, record: dict[str, Any], *, remedy: str) -> None:
+def check_has_corpus(folder: RunFolder, record: dict[str, Any]) -> None:
     """Refuse an imported run, whose training text is unknown.
-
-    Args:
-        folder: of the run.
-        record: its `config.json`.
-        remedy: what to do, as a sentence.
 
     Raises:
         CorpusError: the run has no corpus.
     """
     if not record["corpus"]["splits"]:
         raise CorpusError(
-            f"Run {folder.name!r} was imported, so it has no corpus and its training text is unknown. {remedy}"
+            f"Run {folder.name!r} was imported, so it has no corpus: give a text (--text FILE), or leave out what needs "
+            "the text of its training."
         )
 
 
@@ -56,7 +52,7 @@ def training_text(
     progress: Progress | None = None,
 ) -> PreparedCorpus:
     """The training text of a run, once at `where`; arguments and errors are those of `Run.own_text`."""
-    check_has_corpus(folder, record, remedy="What needs that text is not possible for this run.")
+    check_has_corpus(folder, record)
     known, hint = record["corpus"], ""
     if source is not None:
         where = where.model_copy(update={"source": str(source)})

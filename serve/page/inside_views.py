@@ -21,9 +21,10 @@ import numpy.typing as npt
 from lm.corpora.named import BUILTIN
 from lm.errors import LMError
 from lm.html_parts import escape
-from lm.html_parts.line_chart import COLOURS, Line, line_chart_html
+from lm.html_parts.line_chart import COLOURS
 from lm.html_parts.token_marks import Mark, marks_html, percent, scale_html
 from lm.runs.training_text import cached_text
+from serve.page.line_chart import ChartLine, chart
 from serve.page.messages import without_commands
 
 if TYPE_CHECKING:
@@ -177,25 +178,30 @@ _COMPUTE: dict[ViewName, Callable[[Run, str, str | None], tuple[Any, list[tuple[
 # -- gradients -----------------------------------------------------------------------------------------
 
 
-def gradients_html(view: Gradients) -> str:
-    """The norm of the gradient by lag, one line a layer, and how open the gates are."""
-    (model,) = view.models
-    lines: list[Line] = []
-    for norms in model.norms:
-        points = [(lag, math.log10(norm)) for lag, norm in enumerate(norms.median.tolist()) if norm > 0]
+def gradients_chart(view: Gradients) -> dict[str, Any] | None:
+    """The norm of the gradient by lag, one line a layer: the value of a `LineChart`."""
+    lines: list[ChartLine] = []
+    for norms in view.models[0].norms:
+        medians = norms.median.tolist()
+        lags = [lag for lag, norm in enumerate(medians) if norm > 0]
         name = "embeddings" if norms.part == "inputs" else f"{norms.part}, layer {norms.layer}"
-        if len(points) > 1:
-            lines.append(Line(name, points, COLOURS[len(lines) % len(COLOURS)]))
-    chart = line_chart_html(lines, x_title="tokens back", y_title="log10 of the gradient's norm (median)")
+        if len(lags) > 1:
+            heights = [math.log10(medians[lag]) for lag in lags]
+            lines.append(ChartLine(name, lags, heights, COLOURS[len(lines) % len(COLOURS)]))
+    return chart(lines, x_title="tokens back", y_title="log10 of the gradient's norm (median)", file="gradients")
+
+
+def gates_html(view: Gradients) -> str:
+    """How open the gates are; "" if there are none."""
     gates = "".join(
         f"<tr><th scope='row'>layer {gate.layer}, {escape(gate.gate)}</th><td>{gate.mean:.2f}</td></tr>"
-        for gate in model.gates
+        for gate in view.models[0].gates
     )
     table = (
         "<h3>Gates, from 0 (closed) to 1 (open)</h3><div class='scroll'><table><thead><tr><th scope='col'>gate</th>"
         f"<th scope='col'>mean</th></tr></thead><tbody>{gates}</tbody></table></div>"
     )
-    return chart + (table if gates else "")
+    return table if gates else ""
 
 
 def gradients_sentence(view: Gradients) -> str:
