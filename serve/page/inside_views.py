@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from lm.corpora.answers import part_of
 from lm.corpora.named import BUILTIN
 from lm.errors import LMError
 from lm.html_parts import escape
@@ -28,6 +29,7 @@ from serve.page.line_chart import ChartLine, chart
 from serve.page.messages import without_commands
 
 if TYPE_CHECKING:
+    from lm.corpora import TokenSplit
     from lm.inspection.attention import Attention
     from lm.inspection.gradients import Gradients
     from lm.inspection.neurons import Neurons, UnitValues
@@ -87,8 +89,10 @@ class Computed:
 # -- the text ------------------------------------------------------------------------------------------
 
 
-def text_of(run: Run, name: ViewName, given: str) -> tuple[str, str]:
+def text_of(run: Run, name: ViewName, given: str) -> tuple[str, str | TokenSplit]:
     """The name and the text that a view reads: the start of `given`, of the validation text, or of a sample.
+
+    Conversations are tokens: the turns as the model learned them, with the special tokens of its chat template.
 
     Only a text on this machine is read: a visitor cannot make the server load anything from another host.
     """
@@ -104,6 +108,8 @@ def text_of(run: Run, name: ViewName, given: str) -> tuple[str, str]:
         prepared = cached_text(run.record["corpus"], run.tokenizer)
         if prepared is None and (source == BUILTIN or Path(source).is_file()):
             prepared = run.own_text(split="valid")
+        if prepared is not None and prepared.splits["valid"].marks is not None:
+            return "its validation conversations", part_of(prepared.splits["valid"], limit)
         if prepared is not None:
             ids = prepared.splits["valid"].ids[1 : limit + 1]
             return "its validation text", run.tokenizer.decode(ids)
@@ -137,7 +143,7 @@ def compute(run: Run, name: ViewName, given: str, unit: str | None = None) -> Co
     return Computed(name, run.name, where, view, choices)
 
 
-def _gradients(run: Run, text: str, unit: str | None) -> tuple[Gradients, list[tuple[str, str]]]:
+def _gradients(run: Run, text: str | TokenSplit, unit: str | None) -> tuple[Gradients, list[tuple[str, str]]]:
     from lm.inspection.gradients import gradients
     from lm.inspection.subject import subject
 
@@ -147,7 +153,7 @@ def _gradients(run: Run, text: str, unit: str | None) -> tuple[Gradients, list[t
     return gradients([seen], steps=steps, positions=POSITIONS), []
 
 
-def _attention(run: Run, text: str, unit: str | None) -> tuple[Attention, list[tuple[str, str]]]:
+def _attention(run: Run, text: str | TokenSplit, unit: str | None) -> tuple[Attention, list[tuple[str, str]]]:
     from lm.inspection.attention import attention
 
     view = attention(run, text)
@@ -157,20 +163,20 @@ def _attention(run: Run, text: str, unit: str | None) -> tuple[Attention, list[t
     ]
 
 
-def _neurons(run: Run, text: str, unit: str | None) -> tuple[Neurons, list[tuple[str, str]]]:
+def _neurons(run: Run, text: str | TokenSplit, unit: str | None) -> tuple[Neurons, list[tuple[str, str]]]:
     from lm.inspection.neurons import neurons
 
     view = neurons(run, text, unit=unit)
     return view, [(f"{each.name}: {_tracked(each)}", each.name) for each in view.shown]
 
 
-def _why(run: Run, text: str, unit: str | None) -> tuple[Why, list[tuple[str, str]]]:
+def _why(run: Run, text: str | TokenSplit, unit: str | None) -> tuple[Why, list[tuple[str, str]]]:
     from lm.inspection.why import why
 
     return why(run, text), []
 
 
-_COMPUTE: dict[ViewName, Callable[[Run, str, str | None], tuple[Any, list[tuple[str, str]]]]] = {
+_COMPUTE: dict[ViewName, Callable[[Run, str | TokenSplit, str | None], tuple[Any, list[tuple[str, str]]]]] = {
     "gradients": _gradients, "attention": _attention, "neurons": _neurons, "why": _why,
 }  # fmt: skip
 
