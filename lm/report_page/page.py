@@ -297,9 +297,12 @@ def _surprise(report: RunReport) -> str:
         for token in tokens
     )  # fmt: skip
     html = marks_html(marks).replace(' tabindex="-1" role="button"', "").replace(' tabindex="0" role="button"', "")
+    context = ""
+    if any(math.isnan(token.nats) for token in tokens):
+        context = "The answers are measured; what stands around them is context. "
     where = report.main.corpus if report.main.split == "text" else f"the {report.main.split} split"
     return (
-        f"<p>The first {len(tokens):,} tokens of {escape(where)}. Point at a token to see "
+        f"<p>The first {len(tokens):,} tokens of {escape(where)}. {context}Point at a token to see "
         f'its probability. <span class="legend-scale">{SURPRISE_SCALE}</span></p><div class="frame marks">{html}</div>'
     )
 
