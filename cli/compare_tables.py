@@ -12,6 +12,7 @@ from rich.text import Text
 
 from cli.output import NARROW, wide_table
 from cli.terminal import shown
+from lm.comparison.sentences import counted, size_of
 from lm.runs.card import figure
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def print_comparison(screen: Console, found: Comparison, *, passages: int) -> No
     for finding in found.verdict.cautions:
         _wrapped(screen, f"caution: {finding.sentence}", indent="  ", style="yellow")
     split = "" if found.split == "text" else f", split {found.split}"
-    screen.print(f"\n[bold]{escape(found.text)}[/bold]{split}: {found.bytes:,} bytes", soft_wrap=True)
+    screen.print(f"\n[bold]{escape(found.text)}[/bold]{split}: {size_of(found)}", soft_wrap=True)
     _print_ranking(screen, found)
     for difference in found.differences:
         screen.print()
@@ -78,7 +79,8 @@ def _method(found: Comparison, difference: Difference) -> str:
         f"{difference.block_bytes:,.0f} bytes, seed {found.seed}."
     )
     if difference.low is None:
-        method = f"The text has {difference.blocks} blocks of about {difference.block_bytes:,.0f} bytes."
+        blocks = counted(difference.blocks, "block")
+        method = f"The text is {blocks} of about {difference.block_bytes:,.0f} bytes: too few for an interval."
     if difference.seed_standard_error is not None:
         method += f" Standard error across seeds: {difference.seed_standard_error:.4f}."
     return method

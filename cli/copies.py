@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cli.output import facts_table, no_color, reading, say
 from cli.terminal import shown
+from lm.errors import ConfigError
 
 if TYPE_CHECKING:
     from lm.copies import Copies
@@ -21,6 +22,18 @@ MIN_COPY = 20
 _UNDERLINE, _NO_UNDERLINE = "\x1b[4m", "\x1b[24m"
 _LEFT, _RIGHT = "[[", "]]"
 _SHOWN_CHARACTERS = 60
+
+
+def check_training_text(run: Run, flag: str) -> None:
+    """Refuse a flag that needs the training text, for a run whose training text is unknown.
+
+    Raises:
+        ConfigError: the run was imported.
+    """
+    if not run.record["corpus"]["splits"]:
+        raise ConfigError(
+            f"Run {run.name!r} was imported, so the text that it learned from is unknown: leave {flag} out."
+        )
 
 
 class CopyMarker:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.text import Text
 
+from cli.copies import check_training_text
 from cli.options import choice
 from cli.output import facts_table, say, scoring, wide_table
 from cli.terminal import shown
@@ -109,6 +110,9 @@ class Extras:
                 f"--convention {self.convention}: run {run.name!r} leaves unknown symbols out (tokenizer.unknown = "
                 "skip), so unknown words cannot be counted."
             )
+        for flag, given in (("--adapt", self.adapt), ("--cache", self.cache)):
+            if given:
+                check_training_text(run, flag)
         if self.adapt:
             from lm.evaluation.adaptation import check_adaptable
 

@@ -89,6 +89,10 @@ def command(
     from lm.runs.run import load
 
     loaded = load(run, runs_dir=runs_dir, device=device, precision=decode_precision(precision))
+    if learn:
+        from cli.copies import check_training_text
+
+        check_training_text(loaded, "--learn")
     turns = None
     if loaded.tokenizer.chat_template is not None:
         turns = TemplateTurns(loaded.tokenizer, continues=state is not None)

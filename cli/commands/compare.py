@@ -47,7 +47,8 @@ def command(
 ) -> None:
     """Compare runs on one text: is B better than A, and where?
 
-    Runs that differ by their seed alone are one candidate.
+    Runs that differ by their seed alone are one candidate. Of conversations (JSONL with messages, or prompt and
+    completion), the answers alone count.
 
     \b
     lm compare RUN OTHER
@@ -71,7 +72,7 @@ def command(
 
     if html is not None:
         check_place(html)
-    content = None if text is None else "".join(open_text(text).chunks())
+    content = None if text is None else open_text(text)
     with reading() as watch, scoring(f"scoring {len(runs)} runs") as progress:
         found = compare(
             runs, text=content, split=split, name="stdin" if text == "-" else str(text), against=chosen,

@@ -133,6 +133,10 @@ def command(
     extras.check(measured_in)
     loaded = load(run, runs_dir=runs_dir, device=device)
     extras.check_run(loaded)
+    if copy:
+        from cli.copies import check_training_text
+
+        check_training_text(loaded, "--copy")
     how = _settle(loaded, source, stride, measured_in, expected, extras)
     report = _score(loaded, source, how, extras)
     copies = _copies(loaded, sampling, data_dir)

@@ -27,6 +27,7 @@ from cli.options import (
 from lm.errors import ConfigError, CorpusError
 
 if TYPE_CHECKING:
+    from lm.corpora import TokenSplit
     from lm.runs.run import Run
 
 POSITION = 16
@@ -61,10 +62,14 @@ class ViewFlags:
     data_dir: Path | None
     as_json: bool
 
-    def content(self, run: Run | None, tokens: int) -> tuple[str, str]:
-        """The name and the text that a view reads: of --text, else the first tokens of the run's validation text."""
+    def content(self, run: Run | None, tokens: int) -> tuple[str, str | TokenSplit]:
+        """The name and the text that a view reads: of --text, else the first tokens of the run's validation text.
+
+        Conversations are in tokens of the run.
+        """
         from cli.output import reading
         from lm.corpora import open_text
+        from lm.corpora.answers import part_of
 
         column, encoding = self.text_column, self.encoding
         for flag, value in (("--text-column", column), ("--encoding", encoding)):
@@ -74,14 +79,21 @@ class ViewFlags:
             if run is not None:
                 column, encoding = column or run.config.corpus.text_column, encoding or run.config.corpus.encoding
             opened = open_text(self.text, text_column=column or "text", encoding=encoding)
-            return ("stdin" if self.text == "-" else Path(self.text).name), "".join(opened.chunks())
+            name = "stdin" if self.text == "-" else Path(self.text).name
+            if run is not None and opened.conversations is not None:
+                return name, run.encode(name, opened)
+            return name, "".join(opened.chunks())
         assert run is not None, "without a run, a text is given"
         try:
             with reading() as progress:
                 split = run.own_text(split="valid", data_dir=self.data_dir, progress=progress).splits["valid"]
         except CorpusError as error:
-            raise type(error)(f"{str(error).rstrip('.')}. Or give another text: --text FILE") from None
-        return f"the validation text ({run.record['corpus']['name']})", run.tokenizer.decode(split.ids[1 : tokens + 1])
+            other = "" if "--text FILE" in str(error) else " Or give another text: --text FILE"
+            raise type(error)(f"{str(error).rstrip('.')}.{other}") from None
+        name = f"the validation text ({run.record['corpus']['name']})"
+        if split.marks is not None:
+            return name, part_of(split, tokens)
+        return name, run.tokenizer.decode(split.ids[1 : tokens + 1])
 
     def show(self, title: str, drawing: str, view: Any, print_tables: Callable[[], None]) -> None:
         """Write the view to --out with this module of `lm.inspection.drawing`, and print it."""
@@ -200,15 +212,19 @@ def gradients(
 
     names: list[str | None] = [*dict.fromkeys(runs or [])] or ([] if presets else [None])
     loaded = [load(name, runs_dir=flags.runs_dir) for name in names]
-    content = None
+    content: str | TokenSplit | None = None
     if flags.text is not None or loaded:
         _, content = flags.content(loaded[0] if loaded else None, GRADIENT_TOKENS)
+    if not isinstance(content, str | None) and (len(loaded) > 1 or presets):
+        # Others have other tokens.
+        content = loaded[0].tokenizer.decode(content.ids[1:])
     subjects = []
     for given, run in zip(names, loaded, strict=True):
         subjects += [without_training(run, content)] if untrained else []
         # As it was given, so that checkpoints of one run differ: RUN@step-500.
         subjects.append(subject(run, content)._replace(name=given or run.name))
     for preset in presets or []:
+        assert isinstance(content, str | None)
         based_on, overrides = _preset(preset)
         made = fresh(based_on, content, overrides=overrides | parse_assignments(set_ or []))
         subjects.append(made._replace(name=", ".join([preset, *(set_ or []), "untrained"])))
@@ -389,6 +405,7 @@ def shapes(
         based_on, overrides = _preset(preset)
         overrides |= parse_assignments(set_ or [])
         content = None if flags.text is None else flags.content(None, 0)[1]
+        assert isinstance(content, str | None), "conversations are in tokens of a run"
         name, model = ", ".join([preset, *(set_ or [])]), fresh(based_on, content, overrides=overrides).model
         training = compose(BUILTIN, preset=based_on, overrides=overrides).training
     longest = model.context_length

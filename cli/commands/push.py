@@ -12,7 +12,10 @@ POSITION = 11.5
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="Name or path of a run, NAME@last or NAME@step-500.", show_default=False)],
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="Name or path of a run, NAME@last or NAME@step-500.", show_default=False),
+    ],
     repository: Annotated[
         str,
         typer.Argument(metavar="hf:USER/NAME", help="Repository; it is made if there is none.", show_default=False),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.options import DEFAULT_RUNS, DataDir, RunName, RunsDir, path_option
+from lm.errors import ConfigError
 
 POSITION = 10
 
@@ -20,6 +21,9 @@ def command(
     split: Annotated[
         str | None,
         typer.Option(help="train, valid or test. Default: test if there is one, else valid.", show_default=False),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Measure on this text instead; - is stdin.", show_default=False)
     ] = None,
     corpus: Annotated[
         str | None,
@@ -38,8 +42,14 @@ def command(
     \b
     lm report RUN
     lm report RUN --html report.html --seed 7
+    lm report IMPORTED --text FILE
     """
+    if split is not None and text is not None:
+        raise ConfigError("--split and --text are two different texts: give only one.")
+    if corpus is not None and text is not None:
+        raise ConfigError("--corpus is the path of the run's own text, --text is another text: give only one.")
     from cli.output import say, scoring
+    from lm.corpora import open_text
     from lm.files import check_place, write_file
     from lm.report_page.collect import collect
     from lm.report_page.page import page
@@ -48,10 +58,13 @@ def command(
     loaded = load(run, runs_dir=runs_dir)
     path = html or Path(f"{loaded.name}-report.html")
     check_place(path)
+    content = None if text is None else open_text(text)
     with scoring(f"scoring {loaded.name}") as progress:
         report = collect(
             loaded,
             split,
+            text=content,
+            name="stdin" if text == "-" else str(text),
             samples=samples,
             seed=seed,
             temperature=temperature,

@@ -173,8 +173,9 @@ def _served(server: str, run: str | None, api_key: str | None, local: dict[str, 
 
 
 def _marker(run: Any, min_copy: int | None) -> CopyMarker:
-    from cli.copies import MIN_COPY, CopyMarker
+    from cli.copies import MIN_COPY, CopyMarker, check_training_text
 
+    check_training_text(run, "--mark-copies")
     return CopyMarker(run, min_copy or MIN_COPY)
 
 

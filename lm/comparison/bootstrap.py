@@ -83,15 +83,17 @@ class Blocks:
         return Blocks(self.starts[::2], self.size)
 
 
-def text_blocks(data: bytes) -> Blocks:
+def text_blocks(data: bytes, *, ends: npt.NDArray[np.int64] | None = None) -> Blocks:
     """Blocks of whole lines of at least `BLOCK_BYTES`; a line of more than two blocks is cut.
 
-    A long text has larger blocks, so that there are at most `MAX_BLOCKS`; a short one has smaller ones.
+    A long text has larger blocks, so that there are at most `MAX_BLOCKS`; a short one has smaller ones. `ends` are
+    rising ends of parts that take the place of lines, in bytes.
     """
     size = len(data)
     least = max(BLOCK_BYTES, -(-size // MAX_BLOCKS))
     least = max(MIN_BLOCK_BYTES, min(least, size // USUAL_BLOCKS))
-    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
+    if ends is None:
+        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
     starts, start = [0], 0
     while size - start >= 2 * least:
         place = int(np.searchsorted(ends, start + least))

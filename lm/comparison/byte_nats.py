@@ -37,16 +37,16 @@ def byte_nats(tokenizer: Tokenizer, text: str, ids: Ids, token_nats: Floats) -> 
     spans = tokenizer.byte_spans(text, ids)
     data = text.encode("utf-8")
     nats = np.zeros(len(data))
-    _spread(nats, spans, token_nats)
+    spread(nats, spans, token_nats)
     if tokenizer.words is not None:
         _spell_words(nats, tokenizer, data, ids, spans)
     elif tokenizer.unknown_id is not None:
         unknown = spans[np.asarray(ids) == tokenizer.unknown_id]
-        _spread(nats, unknown, BYTE_NATS * (unknown[:, 1] - unknown[:, 0]))
+        spread(nats, unknown, BYTE_NATS * (unknown[:, 1] - unknown[:, 0]))
     return nats
 
 
-def _spread(nats: Floats, spans: Spans, values: Floats) -> None:
+def spread(nats: Floats, spans: Spans, values: Floats) -> None:
     """Add each value evenly to the bytes of its span; that of an empty span to the next byte, or to the last."""
     begins, lengths = spans[:, 0], spans[:, 1] - spans[:, 0]
     covered = lengths > 0
@@ -63,14 +63,14 @@ def _spell_words(nats: Floats, tokenizer: Tokenizer, data: bytes, ids: Ids, span
     spelled = [data[begin:end].decode("utf-8") for begin, end in spans[unknown].tolist()]
     assert tokenizer.words is not None and tokenizer.unknown_id is not None
     literal = [word == tokenizer.words[tokenizer.unknown_id] for word in spelled]
-    _spread(nats, spans[unknown], adaptive_costs(["literal" if each else "word" for each in literal], "word"))
+    spread(nats, spans[unknown], adaptive_costs(["literal" if each else "word" for each in literal], "word"))
     words = [word for word, each in zip(spelled, literal, strict=True) if not each]
     if words:
         costs = dict(zip(distinct := [*dict.fromkeys(words)], characters_of(tokenizer).nats(distinct), strict=True))
-        _spread(nats, spans[unknown[~np.array(literal)]], np.array([costs[word] for word in words]))
+        spread(nats, spans[unknown[~np.array(literal)]], np.array([costs[word] for word in words]))
     starts = np.flatnonzero(ids == tokenizer.start_id)
     marks = ["newline" if data[begin] == ord("\n") else "start" for begin in spans[starts, 0].tolist()]
-    _spread(nats, spans[starts], adaptive_costs(marks, "newline"))
+    spread(nats, spans[starts], adaptive_costs(marks, "newline"))
     _spell_gaps(nats, data, spans)
 
 
@@ -84,7 +84,7 @@ def _spell_gaps(nats: Floats, data: bytes, spans: Spans) -> None:
         own = gaps[kinds == kind]
         spaces = (data[begin:end] for begin, end in own.tolist())
         costs = adaptive_costs(spaces, b"" if kind else b" ", lambda gap: (len(gap) + 1) * BYTE_NATS)
-        _spread(nats, own, costs)
+        spread(nats, own, costs)
 
 
 def bits(nats: float, count: int) -> float:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lm.comparison import places as where
-from lm.comparison.bootstrap import RESAMPLES, Blocks, Floats, Interval, mean_interval, text_blocks, widening
+from lm.comparison.bootstrap import RESAMPLES, Blocks, Floats, Interval, mean_interval, widening
 from lm.comparison.byte_nats import bits
+from lm.comparison.compared_text import ComparedText, of_conversations, of_text
 from lm.comparison.passages import passages
 from lm.comparison.result import Candidate, Comparison, Difference
 from lm.comparison.scored import ScoredRun, score_run
@@ -23,6 +24,7 @@ from lm.comparison.sentences import difference_sentence, notes
 from lm.comparison.texts import split_text, training_start
 from lm.comparison.verdict import judge
 from lm.corpora import PreparedCorpus, Progress
+from lm.corpora.text import Text
 from lm.errors import ConfigError, LMError
 from lm.runs.run import Run, load
 from lm.runs.training_text import cached_text
@@ -32,12 +34,13 @@ if TYPE_CHECKING:
     from lm.device import Precision
 
 Against = Literal["best", "first"]
+FIGURE = "bits per byte with the spelling of unknown words and white space"
 
 
 def compare(
     runs: Sequence[Run | str],
     *,
-    text: str | None = None,
+    text: str | Text | None = None,
     split: str | None = None,
     name: str = "text",
     against: Against | None = None,
@@ -54,11 +57,12 @@ def compare(
     """Compare runs on one text: verdict, ranked table, differences with intervals, places and passages.
 
     All figures are bits per byte with the spelling cost, so runs with different tokenizers are comparable. Runs that
-    differ by their seed alone are one candidate.
+    differ by their seed alone are one candidate. Of conversations, the answers alone count, for every run.
 
     Args:
         runs: at least two: runs, or names as in `lm.load`.
-        text: the text to predict; None: a split of the first run's corpus.
+        text: the text to predict; of conversations (`lm.corpora.open_text` of instruction data) the answers alone
+            count. None: a split of the first run's corpus.
         split: train, valid or test; None is test if the first run has one, else valid.
         name: of `text`.
         against: the candidate that each other one is compared with; None is the first of two, the best of more.
@@ -85,9 +89,12 @@ def compare(
     own = [True] * len(opened)
     if text is None:
         split, sha256 = _split_of(opened[0], split)
-        text = split_text(opened, sha256, split, corpus=corpus, data_dir=data_dir, progress=reading)
+        content = split_text(opened, sha256, split, corpus=corpus, data_dir=data_dir, progress=reading)
         own = [_split_sha256(run, split) == sha256 for run in opened]
         name = str(opened[0].record["corpus"]["name"])
+    else:
+        content = _given(text)
+    is_text = content.conversations is None
     trained_on = [_training(run, corpus, data_dir, reading) for run in opened]
     scored: list[ScoredRun] = []
     for index, run in enumerate(opened):
@@ -96,15 +103,15 @@ def compare(
         follow = None if progress is None else _part_of(progress, index, len(opened))
         scored.append(
             score_run(
-                used, labels[index], text, name=name, prepared=trained_on[index], own_split=own[index],
-                precision=precision, progress=follow,
+                used, labels[index], content, name=name, prepared=trained_on[index], own_split=own[index],
+                reads_answers=_other_kind(trained_on[index], is_text=is_text), precision=precision, progress=follow,
             )
         )  # fmt: skip
     verdict = judge([each.facts for each in scored], split=split)
     ranked, first = _candidates(scored)
     source, counts = _training_words(opened, labels, trained_on, corpus, data_dir)
     work = _Work(
-        text, text_blocks(text.encode("utf-8")), where.divisions(text, counts), ranked, resamples, seed,
+        content, content.blocks(), where.divisions(content.text, counts, sizes=content.sizes), ranked, resamples, seed,
         verdict.comparable,
     )  # fmt: skip
     known = [each for each in ranked if each.nats is not None]
@@ -115,6 +122,7 @@ def compare(
         text=name,
         split=split or "text",
         text_sha256=part.sha256,
+        answers=None if content.conversations is None else sum(len(each.answers) for each in content.conversations),
         bytes=part.counts.bytes,
         characters=part.counts.characters,
         lines=part.counts.lines,
@@ -128,6 +136,7 @@ def compare(
                 seeds_alone=len({each.configuration for each in scored}) == 1,
             )
         ),
+        figure=FIGURE if is_text else f"{FIGURE}; the answers alone count",
         resamples=resamples,
         seed=seed,
         precision=precision,
@@ -154,6 +163,21 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     if again is not None:
         raise ConfigError(f"{again} is given twice: give each run once, or another checkpoint of it, such as RUN@last.")
     return labels
+
+
+def _given(text: str | Text) -> ComparedText:
+    """A text from elsewhere."""
+    if isinstance(text, str):
+        return of_text(text)
+    return of_text("".join(text.chunks())) if text.conversations is None else of_conversations(text.conversations())
+
+
+def _other_kind(trained_on: PreparedCorpus | None, *, is_text: bool) -> bool | None:
+    """See `Facts.reads_answers`; None too if the training text is not here."""
+    if trained_on is None:
+        return None
+    learned_answers = trained_on.splits["train"].marks is not None
+    return learned_answers if learned_answers is is_text else None
 
 
 def _split_of(run: Run, split: str | None) -> tuple[str, str]:
@@ -260,7 +284,7 @@ def _reference(known: Sequence[_Ranked], first: _Ranked, against: Against | None
 class _Work:
     """What all differences of a comparison share."""
 
-    text: str
+    text: ComparedText
     blocks: Blocks
     divided: Sequence[where.Division]
     ranked: Sequence[_Ranked]
@@ -279,7 +303,7 @@ class _Work:
         beyond = None if margin is None else abs(estimate) > margin[1]
         sure = span is not None and span.excludes_zero and beyond is not False and self.comparable
         names = a.candidate.name, b.candidate.name
-        wins_a, wins_b = passages(self.text, a.nats, b.nats, names)
+        wins_a, wins_b = passages(self.text.text, a.nats, b.nats, names, sizes=self.text.sizes)
         nats = [each.nats for each in self.ranked if each.nats is not None]
         return Difference(
             a=names[0],

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from lm.comparison.result import Comparison, Difference, Passage, Place
+from lm.comparison.sentences import counted, size_of
 from lm.html_parts.page import whole_page
 from lm.version import __version__
 
@@ -52,7 +53,7 @@ def page(found: Comparison) -> str:
     names = ", ".join(each.name for each in found.candidates)
     split = "" if found.split == "text" else f", split {escape(found.split)}"
     body = f"""<h1>{escape(names)}</h1>
-<p>Compared on {escape(found.text)}{split}: {found.bytes:,} bytes, sha256 <code>{found.text_sha256[:12]}</code>.
+<p>Compared on {escape(found.text)}{split}: {size_of(found)}, sha256 <code>{found.text_sha256[:12]}</code>.
 Inkling {__version__}.</p>
 {verdict_html(found)}
 <h2>Ranking</h2>
@@ -128,7 +129,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _details(found: Comparison, difference: Difference, known: Sequence[str], *, is_open: bool) -> str:
-    interval = f"The text has {difference.blocks} blocks, too few for an interval."
+    interval = f"The text has {counted(difference.blocks, 'block')}, too few for an interval."
     if difference.low is not None and difference.high is not None:
         interval = (
             f"95 % interval {difference.low:+.4f} to {difference.high:+.4f}: paired block bootstrap, "

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from lm.comparison.bootstrap import Floats
 from lm.comparison.result import Passage, PassageWord
@@ -48,18 +49,21 @@ def _stands_alone(text: str, begin: int, end: int) -> bool:
     return end - begin >= LEAST // 2 and line - begin > MOST
 
 
-def passages(text: str, a: Floats, b: Floats, names: tuple[str, str]) -> tuple[list[Passage], list[Passage]]:
+def passages(
+    text: str, a: Floats, b: Floats, names: tuple[str, str], *, sizes: npt.NDArray[np.int64] | None = None
+) -> tuple[list[Passage], list[Passage]]:
     """Up to ten passages on which `a` needs fewest bits compared with `b`, and ten for `b`; best first.
 
     Args:
         text: the whole text.
         a, b: (B,) nats of each byte.
         names: of the two candidates.
+        sizes: (C,) measured bytes of each character; None: all of them.
     """
     bounds = passage_bounds(text)
     if not bounds:
         return [], []
-    offsets = np.append(0, np.cumsum(utf8_sizes(text)))
+    offsets = np.append(0, np.cumsum(utf8_sizes(text) if sizes is None else sizes))
     begins = offsets[[begin for begin, _ in bounds]]
     gains = np.add.reduceat(b - a, begins)
     order = np.argsort(gains, kind="stable")

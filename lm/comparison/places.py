@@ -47,14 +47,17 @@ class Division:
     """(B,) the part of each byte, or NONE."""
 
 
-def divisions(text: str, training: Counter[str] | None) -> list[Division]:
+def divisions(
+    text: str, training: Counter[str] | None, *, sizes: npt.NDArray[np.int64] | None = None
+) -> list[Division]:
     """All ways to divide a text.
 
     Args:
         text: the whole text.
         training: how often each word is in the training text; None leaves out what needs it.
+        sizes: (C,) measured bytes of each character; None: all of them.
     """
-    sizes = utf8_sizes(text)
+    sizes = utf8_sizes(text) if sizes is None else sizes
     words = [(match.start(), match.end(), match[0]) for match in WORD.finditer(text)]
 
     def division(name: str, parts: tuple[str, ...], labels: Labels) -> Division:

@@ -11,7 +11,7 @@ from lm.evaluation import report_fields as shared
 
 FindingKind = Literal[
     "text", "training text", "unknown symbols", "tokenizer", "context", "spelling", "precision", "own text",
-    "unknown overlap",
+    "unknown overlap", "conversations",
 ]  # fmt: skip
 
 
@@ -47,7 +47,7 @@ class Candidate(Options):
     )
     token_bits_per_byte: float = Field(description="Bits of the tokens alone per byte, without the spelling cost.")
     spelling_bits_per_byte: float | None = Field(description="The spelling cost in bits per byte.")
-    tokens: shared.Tokens
+    tokens: int = Field(description="Tokens that count: of the text, or of the answers.")
     unknown_tokens: shared.UnknownTokens
     bytes_per_token: float = Field(description="Mean bytes of a token; the nats of a token are spread over them.")
     tokenizer: str = Field(description="Type of the tokenizer.")
@@ -119,7 +119,10 @@ class Comparison(Options):
     text: str = Field(description="Name of the text.")
     split: shared.Split
     text_sha256: shared.TextHash
-    bytes: shared.Bytes
+    answers: int | None = Field(
+        None, description="Answers of the conversations that were compared; null for a text. They alone count."
+    )
+    bytes: int = Field(description="Its UTF-8 bytes; of conversations, those of the answers.")
     characters: shared.Characters
     lines: shared.Lines
     verdict: Verdict
@@ -129,9 +132,7 @@ class Comparison(Options):
         description="Run whose training text gave the frequencies of words; null if none is here."
     )
     notes: tuple[str, ...] = Field((), description="What was left out, and other facts.")
-    figure: str = Field(
-        "bits per byte with the spelling of unknown words and white space", description="What is ranked."
-    )
+    figure: str = Field(description="What is ranked.")
     resamples: int = Field(description="Resamples of the bootstrap.")
     seed: int = Field(description="Seed of the bootstrap.")
     precision: shared.Precision

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm.comparison.bootstrap import Floats
-from lm.comparison.byte_nats import bits, byte_nats
+from lm.comparison.byte_nats import bits
+from lm.comparison.compared_text import ComparedText
 from lm.comparison.seeds import configuration
 from lm.comparison.verdict import Facts
-from lm.corpora import PreparedCorpus, TokenSplit, encode_text
+from lm.corpora import PreparedCorpus, TokenSplit
 from lm.device import TO_USE, Precision, enough_memory
 from lm.errors import TokenizerError
 from lm.evaluation.floor import overlap
 from lm.evaluation.perplexity import score
 from lm.runs.run import Run
 from lm.spelling import spelling_rule
+from lm.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +41,12 @@ class ScoredRun:
 def score_run(
     run: Run,
     label: str,
-    text: str,
+    text: ComparedText,
     *,
     name: str,
     prepared: PreparedCorpus | None,
     own_split: bool,
+    reads_answers: bool | None = None,
     precision: Precision = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoredRun:
@@ -52,10 +55,10 @@ def score_run(
     Args:
         run: the run.
         label: its name in the comparison.
-        text: the whole text.
+        text: the whole text, or conversations.
         name: of the text, for errors.
         prepared: the run's training text; None if it is not here.
-        own_split: see `Facts`.
+        own_split, reads_answers: see `Facts`.
         precision: of the matrix products.
         progress: called with tokens done and tokens in all.
 
@@ -63,15 +66,17 @@ def score_run(
         CorpusError: the text has no token.
     """
     tokenizer = run.tokenizer
-    part = encode_text(name, text, tokenizer)
+    part = text.encode(name, tokenizer)
     parts: list[Floats] = []
     with enough_memory(TO_USE):
-        scores = score(run.model, part.ids, precision=precision, progress=progress, each=parts.append)
+        scores = score(
+            run.model, part.ids, marks=part.marks, precision=precision, progress=progress, each=parts.append
+        )  # fmt: skip
     whole = part.counts.whole_nats(scores.nats)
     nats = None
     if whole is not None:
         try:
-            nats = byte_nats(tokenizer, text, part.ids[1:], np.concatenate(parts))
+            nats = text.byte_nats(tokenizer, part, np.concatenate(parts))
         except TokenizerError:
             whole = None
     spelling = None if whole is None else (part.counts.spelling_nats or 0.0)
@@ -85,15 +90,22 @@ def score_run(
         unknown_policy=tokenizer.options.unknown,
         spelling_bits_per_byte=None if spelling is None else bits(spelling, part.counts.bytes),
         spelling_rule=spelling_rule(tokenizer),
-        context=scores.context,
+        context=scores.context if part.marks is None else _turns(tokenizer),
         precision=precision,
         training_overlap=None if prepared is None else _overlap(prepared, part),
         own_split=own_split,
+        reads_answers=reads_answers,
     )
     key = configuration(run.config, run.record, run.checkpoint)
     return ScoredRun(
         facts, nats, part, scores.nats, key, run.config.training.seed, int(run.record["parameters"])
     )  # fmt: skip
+
+
+def _turns(tokenizer: Tokenizer) -> str:
+    """The context rule of conversations; it does not depend on their tokens, which differ between runs."""
+    turns = "as plain turns" if tokenizer.chat_template is None else "by its chat template"
+    return f"each conversation by itself, {turns}"
 
 
 def _overlap(prepared: PreparedCorpus, part: TokenSplit) -> float:

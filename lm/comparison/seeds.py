@@ -29,6 +29,9 @@ def configuration(config: RunConfig, record: Mapping[str, Any], checkpoint: str)
         "options": options,
         "corpus": record["corpus"]["sha256"],
         "init": record.get("init"),
+        # Imported models may have equal options, no corpus, and other weights.
+        "imported": (record.get("imported") or {}).get("sha256"),
+        "tokenizer": record.get("tokenizer_sha256"),
         "teacher": (record.get("teacher") or {}).get("run"),
         "checkpoint": checkpoint,
     }

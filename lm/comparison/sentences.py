@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from lm.comparison.bootstrap import Interval
-from lm.comparison.result import Candidate, Difference
+from lm.comparison.result import Candidate, Comparison, Difference
 from lm.corpora import PreparedCorpus
 
 LONG_TOKEN = 1.5
@@ -17,6 +17,16 @@ LONG_TOKEN = 1.5
 def decimals(margin: float) -> int:
     """Decimals that show a margin: three, or more if it is smaller."""
     return 3 if margin <= 0 else min(7, max(3, -math.floor(math.log10(margin))))
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things, such as "1 block" and "2 blocks"."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def size_of(found: Comparison) -> str:
+    """How long the compared text is: "1,234 bytes", or "1,234 bytes in 12 answers"."""
+    return f"{found.bytes:,} bytes" + ("" if found.answers is None else f" in {counted(found.answers, 'answer')}")
 
 
 def difference_sentence(

@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lm.comparison.compared_text import ComparedText, of_conversations, of_text
 from lm.corpora import Corpus, PreparedCorpus, Progress, open_corpus
+from lm.corpora.answers import AnswerMeasure
 from lm.errors import CorpusError, LMError
 from lm.runs.run import Run
 
@@ -22,8 +24,8 @@ def split_text(
     corpus: Path | str | None = None,
     data_dir: Path | None = None,
     progress: Progress | None = None,
-) -> str:
-    """The whole text of a split with this hash, from the first run that has it.
+) -> ComparedText:
+    """The whole text of a split with this hash, or its conversations, from the first run that has it.
 
     Args:
         runs: the runs.
@@ -45,22 +47,42 @@ def split_text(
         except LMError as error:
             problem = problem or error
             continue
-        text = _decoded(prepared, split)
-        if text is None:
-            # Words do not determine the text: read it again.
-            try:
-                text = "".join(_opened(run, corpus, data_dir, progress).splits[split].chunks())
-            except (LMError, KeyError) as error:
-                problem = problem or CorpusError(f"Run {run.name!r}: its text is needed, not its tokens alone. {error}")
-                continue
-        if hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() == sha256:
-            return text
+        try:
+            found, found_sha256 = _content(run, prepared, split, corpus, data_dir, progress)
+        except (LMError, KeyError) as error:
+            problem = problem or CorpusError(f"Run {run.name!r}: its text is needed, not its tokens alone. {error}")
+            continue
+        if found_sha256 == sha256:
+            return found
         problem = problem or CorpusError(
             f"{run.config.corpus.source} is not the text that run {run.name!r} was trained on: restore that text, or "
             "give another one with --text FILE."
         )
     assert problem is not None, "the first run has this split"
     raise CorpusError(f"{problem} Or compare on another text: --text FILE.")
+
+
+def _content(
+    run: Run,
+    prepared: PreparedCorpus,
+    split: str,
+    corpus: Path | str | None,
+    data_dir: Path | None,
+    progress: Progress | None,
+) -> tuple[ComparedText, str]:
+    """A split and its hash."""
+    if prepared.splits[split].marks is None:
+        text = _decoded(prepared, split)
+        if text is None:
+            # Words do not determine the text: read it again.
+            text = "".join(_opened(run, corpus, data_dir, progress).splits[split].chunks())
+        return of_text(text), hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    # Neither do the tokens of conversations: another run renders the turns in another way.
+    read, measure = _opened(run, corpus, data_dir, progress).splits[split].conversations, AnswerMeasure()
+    found = of_conversations(read() if read else ())
+    for conversation in found.conversations or ():
+        measure.update(conversation)
+    return found, measure.sha256
 
 
 def training_start(

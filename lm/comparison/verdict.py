@@ -35,6 +35,8 @@ class Facts:
     """None if the training text is not here."""
     own_split: bool = True
     """Whether the text is the run's own split of that name, or not a split at all."""
+    reads_answers: bool | None = None
+    """Whether the run learned the answers of conversations, if the text is of the other kind; else None."""
 
 
 def judge(facts: Sequence[Facts], *, split: str | None = None) -> Verdict:
@@ -55,6 +57,13 @@ def judge(facts: Sequence[Facts], *, split: str | None = None) -> Verdict:
     else:
         sentence = "Comparable: the same text, the same tokenizer."
     return Verdict(comparable=not problems, sentence=sentence, problems=problems, cautions=cautions)
+
+
+_OTHER_KIND = {
+    True: "learned the answers of conversations alone. Here all tokens of a text count.",
+    False: "learned text, not conversations. Here the answers alone count.",
+}
+"""A caution, by what a run has learned."""
 
 
 def _problems(facts: Sequence[Facts]) -> Iterator[Finding]:
@@ -110,6 +119,9 @@ def _cautions(facts: Sequence[Facts], split: str | None) -> Iterator[Finding]:
             runs=_names(foreign),
             sentence=f"{_joined(foreign)} {own}, with another {split} split: here all predict that of {facts[0].run}.",
         )
+    for learned_answers, sentence in _OTHER_KIND.items():
+        if others := [fact for fact in facts if fact.reads_answers is learned_answers]:
+            yield Finding(kind="conversations", runs=_names(others), sentence=f"{_joined(others)} {sentence}")
     if len({fact.tokenizer_sha256 for fact in facts}) > 1:
         kinds = _grouped([(fact.tokenizer, fact.run) for fact in facts])
         yield Finding(

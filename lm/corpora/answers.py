@@ -161,7 +161,7 @@ def encode_conversations(name: str, conversations: Iterable[Conversation], token
 
 
 def beginning(split: TokenSplit, tokens: int | None) -> tuple[Ids, Marks | None]:
-    """The first tokens of a split and their marks,; of conversations, whole ones.
+    """The first tokens of a split and their marks; of conversations, whole ones.
 
     Args:
         split: of a corpus.
@@ -175,6 +175,12 @@ def beginning(split: TokenSplit, tokens: int | None) -> tuple[Ids, Marks | None]
     # At least one conversation.
     end = int(begins[max(1, int(np.searchsorted(begins, tokens + 1, side="right")) - 1)])
     return split.ids[:end], split.marks[:end]
+
+
+def part_of(split: TokenSplit, tokens: int) -> TokenSplit:
+    """`beginning` as a split; its counts and hash are those of the whole."""
+    ids, marks = beginning(split, tokens)
+    return replace(split, ids=ids, marks=marks)
 
 
 def answer_notes(split: TokenSplit) -> Iterator[str]:

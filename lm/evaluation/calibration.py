@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch.nn.functional as F
 from torch import Tensor
 
+from lm.corpora.answers import ANSWER
 from lm.evaluation.per_token import Scored
 from lm.evaluation.perplexity import score
 from lm.models.base import LanguageModel
@@ -214,20 +215,21 @@ def fit_temperature(
     ids: npt.NDArray[Any],
     name: str,
     *,
+    marks: npt.NDArray[np.uint8] | None = None,
     stride: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Temperature:
-    """The temperature with the lowest loss on a text, of which the first `MAX_FITTED` tokens are used.
+    """The temperature with the lowest loss on a text.
 
     Args:
         model: in evaluation mode.
-        ids: (N + 1,) the start token, then the N tokens.
+        ids: (N + 1,) the start token, then the N tokens; at most `MAX_FITTED` are useful.
         name: of the text, for the result.
+        marks: (N + 1,) of conversations, of which the answers alone count.
         stride: of a window; default: half the context length.
         progress: called with tokens done and tokens in all, once or several times from the start.
     """
-    ids = ids[: MAX_FITTED + 1]
-    tokens = len(ids) - 1
+    tokens = len(ids) - 1 if marks is None else int(np.count_nonzero(marks == ANSWER))
     stored: list[tuple[Tensor, Tensor]] = []
     fits = tokens * model.vocab_size <= MAX_STORED
 
@@ -241,7 +243,7 @@ def fit_temperature(
                 stored.append((scored.logits.clone(), scored.targets))
             total.__iadd__(_sums([(scored.logits, scored.targets)], inverse))
 
-        score(model, ids, stride=stride, watchers=[add], progress=progress)
+        score(model, ids, marks=marks, stride=stride, watchers=[add], progress=progress)
         loss, first, second = total.tolist()
         return loss, first, second
 

@@ -33,9 +33,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lm.corpora import encode_text
+from lm.corpora import TokenSplit
 from lm.device import TO_USE, enough_memory
 from lm.errors import ConfigError, CorpusError
+from lm.inspection.subject import text_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +109,7 @@ class Attention:
 
 def attention(
     run: Run,
-    text: str,
+    text: str | TokenSplit,
     *,
     layer: int | None = None,
     head: int | None = None,
@@ -132,7 +133,7 @@ def attention(
     """
     model = run.model
     model.require_part(PART)
-    ids = np.asarray(encode_text(name, text, run.tokenizer).ids, dtype=np.int64)
+    ids = text_ids(run, text, name)
     tokens = len(ids) - 1
     if tokens < MIN_TOKENS:
         raise CorpusError(f"{name} has {tokens} token, too few for attention: give at least {MIN_TOKENS} tokens.")

@@ -28,10 +28,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lm.corpora import encode_text
+from lm.corpora import TokenSplit
 from lm.device import TO_USE, enough_memory
 from lm.errors import ConfigError, CorpusError
 from lm.inspection.features import FEATURES, Feature
+from lm.inspection.subject import text_ids
 
 if TYPE_CHECKING:
     from lm.models.base import LanguageModel, State
@@ -167,7 +168,7 @@ class Neurons:
         }  # fmt: skip
 
 
-def neurons(run: Run, text: str, *, unit: str | None = None, name: str = "text") -> Neurons:
+def neurons(run: Run, text: str | TokenSplit, *, unit: str | None = None, name: str = "text") -> Neurons:
     """Find the units of a run that track features of a text.
 
     Args:
@@ -184,7 +185,7 @@ def neurons(run: Run, text: str, *, unit: str | None = None, name: str = "text")
     # Refuses a model without hidden units, and a wrong unit, before the long work.
     sizes = _layer_sizes(model, run.tokenizer.start_id)
     place = None if unit is None else _place(unit, sizes, run.name)
-    ids = encode_text(name, text, run.tokenizer).ids
+    ids = text_ids(run, text, name)
     found, limit = len(ids) - 1, min(MAX_TOKENS, MAX_BYTES // (4 * sum(sizes)))
     if found < MIN_TOKENS:
         raise CorpusError(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.config import compose
-from lm.corpora import encode_text, open_corpus
+from lm.corpora import TokenSplit, encode_text, open_corpus
 from lm.corpora.named import BUILTIN
 from lm.models.base import build_model
 from lm.registry import TOKENIZERS
@@ -37,8 +37,8 @@ class Subject(NamedTuple):
     """(N + 1,) the start token, then the N tokens of the text."""
 
 
-def subject(run: Run, text: str | None = None) -> Subject:
-    """A run with a text; None: the validation split of the run's text.
+def subject(run: Run, text: str | TokenSplit | None = None) -> Subject:
+    """A run with a text, or with tokens of it; None: the validation split of the run's text.
 
     Raises:
         CorpusError: the text has no token, or the run's text is not there.
@@ -46,7 +46,7 @@ def subject(run: Run, text: str | None = None) -> Subject:
     return Subject(run.name, run.model, _ids(run, text))
 
 
-def untrained(run: Run, text: str | None = None, *, seed: int = SEED) -> Subject:
+def untrained(run: Run, text: str | TokenSplit | None = None, *, seed: int = SEED) -> Subject:
     """The same with fresh weights in place of the run's."""
     model = build_model(run.config.model, run.tokenizer.vocab_size, seed=seed)
     return Subject(f"{run.name}, untrained", model, _ids(run, text))
@@ -74,6 +74,17 @@ def fresh(
     return Subject(f"{preset}, untrained", model, encode_text("the text", text, tokenizer).ids.astype(np.int64))
 
 
-def _ids(run: Run, text: str | None) -> npt.NDArray[np.int64]:
-    part = run.own_text().splits["valid"] if text is None else encode_text("the text", text, run.tokenizer)
+def text_ids(run: Run, text: str | TokenSplit, name: str = "the text") -> npt.NDArray[np.int64]:
+    """(N + 1,) the start token, then the N tokens of a text, which may be in tokens of the run already.
+
+    Conversations are in tokens, because a chat template writes special tokens that no text gives.
+
+    Raises:
+        CorpusError: the text has no token.
+    """
+    part = encode_text(name, text, run.tokenizer) if isinstance(text, str) else text
     return np.asarray(part.ids, dtype=np.int64)
+
+
+def _ids(run: Run, text: str | TokenSplit | None) -> npt.NDArray[np.int64]:
+    return text_ids(run, run.own_text().splits["valid"] if text is None else text)

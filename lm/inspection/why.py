@@ -30,9 +30,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lm.corpora import encode_text
+from lm.corpora import TokenSplit
 from lm.device import TO_USE, enough_memory
 from lm.evaluation.perplexity import pieces
+from lm.inspection.subject import text_ids
 from lm.models.contributions import UNIFORM
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Why:
         }
 
 
-def why(run: Run, text: str, *, name: str = "text") -> Why:
+def why(run: Run, text: str | TokenSplit, *, name: str = "text") -> Why:
     """Divide the log-probability of each token of a text among the sources of a run's model.
 
     Args:
@@ -147,7 +148,7 @@ def why(run: Run, text: str, *, name: str = "text") -> Why:
     """
     model = run.model
     model.require_part(PART)
-    ids = np.asarray(encode_text(name, text, run.tokenizer).ids, dtype=np.int64)
+    ids = text_ids(run, text, name)
     found = len(ids) - 1
     ids = ids[: MAX_TOKENS + 1]
     with torch.inference_mode(), enough_memory(TO_USE):

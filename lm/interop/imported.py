@@ -9,6 +9,7 @@ that a GGUF file holds quantised become fp16.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -351,7 +352,8 @@ def _hashes(files: tuple[Path, ...]) -> dict[str, str]:
 def _name_of(source: str) -> str:
     """The name of a run for a source."""
     text = source.removeprefix(PREFIX).partition("@")[0] if source.startswith(PREFIX) else str(expanded(source))
-    path = Path(text) if source.startswith(PREFIX) else Path(text).resolve()
+    # Not resolved: a link has its own name, and may be a loop.
+    path = Path(text) if source.startswith(PREFIX) else Path(os.path.abspath(text))
     base = path.stem if path.suffix == ".gguf" else path.name
     return re.sub(r"[^\w.+-]+", "-", base).lstrip("-.+") or "imported"
 

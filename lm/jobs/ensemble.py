@@ -107,6 +107,11 @@ class _Members:
         """The run folder of a member, from 0."""
         return RunFolder(self.folder.path / MEMBERS / str(number + 1))
 
+    def precision(self, number: int) -> str | None:
+        """The number formats of a member and of those before it, which are one if no resume changed it."""
+        formats = (self.run(each).read_record().get("precision") for each in range(number + 1))
+        return ", ".join(dict.fromkeys(each for each in formats if each)) or None
+
     def rows(self, number: int) -> list[Row]:
         """The lines of a member and of those before it, as lines of the ensemble."""
         before = self.rows(number - 1) if number else []
@@ -212,7 +217,9 @@ class _MemberEvents(_Passing):
         self._plan_steps = self._members.plan_steps(self._number, done, start.plan_steps)
         plan, seconds = self._members.run(self._number).read_record()["plan"], start.plan_seconds
         seconds = None if seconds is None else seconds * size
-        run.write_record({**run.read_record(), "plan": {**plan, "steps": self._plan_steps, "seconds": seconds}})
+        plan = {**plan, "steps": self._plan_steps, "seconds": seconds}
+        precision = self._members.precision(self._number)
+        run.write_record({**run.read_record(), "plan": plan, "precision": precision})
         shifted = replace(
             start, run=run.name, step=done.step + start.step, seconds=done.seconds + start.seconds,
             plan_steps=self._plan_steps, plan_seconds=seconds, validations=start.validations * size,

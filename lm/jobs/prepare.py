@@ -179,6 +179,11 @@ def prepare_run(run: Run, request: TrainRequest) -> PreparedJob:
         raise ConfigError(
             f"Run {request.source} keeps its text and its tokenizer. To use another text, give it in place of the run."
         )
+    if run.record.get("imported"):
+        raise ConfigError(
+            f"Run {run.name!r} was imported, so it has no training to measure: give a text in its place, or a run that "
+            f"was trained from it with: lm train FILE --init {run.folder.argument}"
+        )
     tokens = run.own_text(data_dir=request.data_dir, progress=request.progress)
     return PreparedJob(config=config, corpus=tokens)
 

@@ -14,7 +14,7 @@ from lm.html_parts.line_chart import COLOURS, Line, line_chart_html
 from lm.html_parts.page import whole_page
 from lm.html_parts.token_marks import SURPRISE_SCALE, Mark, marks_html, percent, surprise_strength, visible
 from lm.report_page.collect import FromText, RunReport
-from lm.runs.card import MEANINGS, figure, figures_of, numbers, origin
+from lm.runs.card import MEANINGS, figure, figures_of, numbers, origin, source_rows
 from lm.version import __version__
 
 MAX_CURVE_POINTS = 300
@@ -43,6 +43,7 @@ h2 { font: 600 1.35rem/1.3 Georgia, "Times New Roman", serif; margin: 2.6rem 0 .
 .sample { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem 1.1rem;
   margin: .8rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 1rem/1.6 Georgia, serif; }
 .quote { font-family: Georgia, serif; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--ink); }
+.sample .prompt { color: var(--soft); }
 .sample u { text-decoration: underline 2px #f97316; text-underline-offset: 3px; }
 .frame { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem 1.1rem; }
 .marks .mark { cursor: default; }
@@ -200,11 +201,18 @@ def _is_finite(value: Any) -> bool:
 
 def _samples(report: RunReport) -> str:
     options = report.sampling
-    how = f"Temperature {options['temperature']:g}, seed {options['seed']}, without a prompt."
-    marked, texts = "", [escape(text) for text in report.samples]
-    if report.from_text is not None:
-        texts = [_underlined(text, found) for text, found in zip(report.samples, report.from_text.copies, strict=True)]
+    prompts = [prompt for prompt, _ in report.samples]
+    given = "answers to the first held-out questions" if any(prompts) else "without a prompt"
+    how = f"Temperature {options['temperature']:g}, seed {options['seed']}, {given}."
+    marked, texts = "", [escape(text) for _, text in report.samples]
+    if report.from_text is not None and report.from_text.copies is not None:
+        found = zip(report.samples, report.from_text.copies, strict=True)
+        texts = [_underlined(text, copies) for (_, text), copies in found]
         marked = f" Underlined: {COPIED} characters or more that stand word for word in the training text."
+    texts = [
+        (f'<span class="prompt">{escape(prompt)}</span>' if prompt else "") + text
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
     boxes = "".join(f'<div class="sample">{text}</div>' for text in texts)
     return f"<p>{escape(how)} The same seed gives the same texts.{marked}</p>{boxes}"
 
@@ -219,7 +227,7 @@ def _underlined(text: str, found: Copies) -> str:
 
 
 def _copying(found: FromText | None) -> str:
-    if found is None:
+    if found is None or found.copying is None:
         return ""
     copying = found.copying
     rows = "".join(
@@ -283,13 +291,18 @@ def _surprise(report: RunReport) -> str:
         return "<p>The text was not available when this page was made.</p>"
     tokens = report.from_text.tokens
     marks = (
-        Mark(token.text, surprise_strength(-token.nats),
-             f"“{visible(token.text)}”: {percent(math.exp(-token.nats))} ({token.nats:.2f} nats)")
+        Mark(token.text, 0.0, "context, which is not measured") if math.isnan(token.nats)
+        else Mark(token.text, surprise_strength(-token.nats),
+                  f"“{visible(token.text)}”: {percent(math.exp(-token.nats))} ({token.nats:.2f} nats)")
         for token in tokens
     )  # fmt: skip
     html = marks_html(marks).replace(' tabindex="-1" role="button"', "").replace(' tabindex="0" role="button"', "")
+    context = ""
+    if any(math.isnan(token.nats) for token in tokens):
+        context = "The answers are measured; what stands around them is context. "
+    where = report.main.corpus if report.main.split == "text" else f"the {report.main.split} split"
     return (
-        f"<p>The first {len(tokens):,} tokens of the {escape(report.main.split)} split. Point at a token to see "
+        f"<p>The first {len(tokens):,} tokens of {escape(where)}. {context}Point at a token to see "
         f'its probability. <span class="legend-scale">{SURPRISE_SCALE}</span></p><div class="frame marks">{html}</div>'
     )
 
@@ -298,6 +311,12 @@ def _surprise(report: RunReport) -> str:
 
 
 def _corpus(facts: Mapping[str, Any]) -> str:
+    if facts["imported"] is not None:
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td class='text'>{escape(value)}</td><td class='text'>{escape(note)}</td></tr>"
+            for name, value, note in source_rows(facts["imported"])
+        )
+        return f'<div class="scroll"><table>{rows}</table></div>'
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td>{part['tokens']:,}</td><td>{part['characters']:,}</td>"
         f'<td class="text"><code>{part["sha256"]}</code></td></tr>'

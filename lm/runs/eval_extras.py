@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lm.corpora.answers import beginning
 from lm.device import TO_USE, enough_memory
 from lm.evaluation.adaptation import (
     AdaptationOptions,
@@ -20,7 +21,7 @@ from lm.evaluation.adaptation import (
     tune,
 )
 from lm.evaluation.cache import MAX_TUNED, cached_nats, tune_cache
-from lm.evaluation.calibration import SampledEntropy, Temperature, fit_temperature, sampled_entropy
+from lm.evaluation.calibration import MAX_FITTED, SampledEntropy, Temperature, fit_temperature, sampled_entropy
 from lm.evaluation.perplexity import score
 from lm.evaluation.report import bits_per_byte
 from lm.generation.options import SamplingOptions
@@ -73,9 +74,10 @@ def tuned_on_itself(run: Run, report: Report) -> tuple[str, ...]:
 def run_temperature(
     run: Run, own: PreparedCorpus, *, stride: int | None = None, progress: Progress | None = None
 ) -> Temperature:
-    """The temperature with the lowest loss on the run's validation text, a split of `own`."""
+    """The temperature with the lowest loss on the start of the run's validation text, a split of `own`."""
+    ids, marks = beginning(own.splits["valid"], MAX_FITTED)
     with enough_memory(TO_USE):
-        return fit_temperature(run.model, own.splits["valid"].ids, "valid", stride=stride, progress=progress)
+        return fit_temperature(run.model, ids, "valid", marks=marks, stride=stride, progress=progress)
 
 
 def run_samples(run: Run) -> SampledEntropy:

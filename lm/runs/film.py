@@ -49,6 +49,8 @@ def require_film(folder: RunFolder) -> list[Frame]:
     """
     frames = read_film(folder)
     if not frames:
+        if folder.read_record().get("imported"):
+            raise RunError(f"Run {folder.name!r} has no film: it was imported, so there was no training to film.")
         raise RunError(
             f"Run {folder.name!r} has no film. A training keeps one if it takes about 20 seconds or more and "
             "training.film is true; counting alone has no steps to show."

@@ -43,6 +43,8 @@ def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, 
             "notes": [*corpus.notes, *model.notes],
             "newline": corpus.newline,
             "splits": splits,
+            # As in `lm.corpora.answers`: the model has learned answers alone.
+            **({} if corpus.splits["train"].marks is None else {"conversations": True}),
         },
         "config": config.model_dump(mode="json"),
     }

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from lm.config import RunConfig, runs_folder, validate
 from lm.corpora import PreparedCorpus, Progress, TokenSplit, encode_text
-from lm.corpora.answers import encode_conversations
+from lm.corpora.answers import Marks, encode_conversations
 from lm.corpora.cache import cache_folder
 from lm.corpora.text import Text
 from lm.errors import ConfigError, CorpusError, CorruptRunError, FormatVersionError, LMError, RunError
@@ -439,11 +439,14 @@ class Run:
         """
         return self.score_ids(encode_text("text", text, self.tokenizer).ids)
 
-    def score_ids(self, ids: Ids) -> list[TokenScore]:
-        """The nats of each token: `score` of (N + 1,) ids, the start token first."""
+    def score_ids(self, ids: Ids, marks: Marks | None = None) -> list[TokenScore]:
+        """The nats of each token: `score` of (N + 1,) ids, the start token first.
+
+        With the marks (N + 1,) of conversations, tokens that are context alone have NaN for nats.
+        """
         from lm.runs.scoring import score_tokens
 
-        return [TokenScore(*token) for token in score_tokens(self.model, self.tokenizer, ids)]
+        return [TokenScore(*token) for token in score_tokens(self.model, self.tokenizer, ids, marks)]
 
     def logits(self, text: str, *, unknown: UnknownPolicy | None = None) -> npt.NDArray[np.float32]:
         """The logits (N + 1, V) after the start token and after each of the N tokens of a text.
@@ -505,7 +508,7 @@ class Run:
         from lm.spelling import spelling_rule
 
         if text is not None:
-            part = replace(self._encode(name, text), name="text")
+            part = replace(self.encode(name, text), name="text")
             source = name
         else:
             assert split is not None
@@ -549,7 +552,12 @@ class Run:
         )  # fmt: skip
         return report.model_copy(update={"signature": str(signature)})
 
-    def _encode(self, name: str, text: str | Text) -> TokenSplit:
+    def encode(self, name: str, text: str | Text) -> TokenSplit:
+        """The tokens of a text or of conversations; `name` is for errors.
+
+        Raises:
+            CorpusError: it has no token.
+        """
         if isinstance(text, str):
             return encode_text(name, text, self.tokenizer)
         if text.conversations is None:

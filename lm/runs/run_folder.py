@@ -141,6 +141,10 @@ class RunFolder:
         """
         if not self.taken:
             return
+        if self._holds_foreign_model:
+            raise RunExistsError(
+                f"{self.path} is a model in the format of transformers, not a run: choose another --name."
+            )
         if not (overwrite and ((self.path / CONFIG).is_file() or self._half_made)):
             raise RunExistsError(
                 f"{self.path} exists already: choose another --name, or add --overwrite to replace that run."
@@ -176,8 +180,12 @@ class RunFolder:
             sync_folder(self.path.parent)
             if aside is not None:
                 shutil.rmtree(aside, ignore_errors=True)
-        except OSError as error:
-            raise RunError(f"Cannot write {self.path}: {error.strerror or error}.") from None
+        except (OSError, RunError) as error:
+            # An error of a file names it in the temporary folder.
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError):
+                raise
+            raise RunError(f"Cannot write {self.path}: {cause.strerror or cause}.") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -206,6 +214,15 @@ class RunFolder:
         return self.path.is_dir() and all(
             entry.name == TOKENIZER or entry.name.endswith(".partial") for entry in self._content()
         )
+
+    @property
+    def _holds_foreign_model(self) -> bool:
+        """Whether the folder is a model in the format of transformers, perhaps the only copy that the user has."""
+        try:
+            found = json.loads((self.path / CONFIG).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(found, dict) and "model_type" in found and "format_version" not in found
 
     def _content(self) -> list[Path]:
         return [entry for entry in self.path.iterdir() if entry.name != LOCK]

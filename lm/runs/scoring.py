@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lm.corpora.answers import ANSWER, Marks
 from lm.device import TO_USE, computing, enough_memory
 from lm.errors import ConfigError
 from lm.evaluation.perplexity import score
@@ -15,21 +16,37 @@ from lm.models.base import LanguageModel
 from lm.tokenizers.base import Ids, Tokenizer
 
 
-def score_tokens(model: LanguageModel, tokenizer: Tokenizer, ids: Ids) -> list[tuple[str, int, float]]:
+def score_tokens(
+    model: LanguageModel, tokenizer: Tokenizer, ids: Ids, marks: Marks | None = None
+) -> list[tuple[str, int, float]]:
     """The text, id and nats of each token; see `lm.runs.run.TokenScore`.
 
     Args:
         model: of the run.
         tokenizer: of the run.
         ids: (N + 1,) the start token, then the N tokens.
+        marks: (N + 1,) of conversations; then tokens that are context alone have NaN for nats, and special tokens have
+            their names for texts.
     """
     parts: list[npt.NDArray[np.float64]] = []
     with enough_memory(TO_USE):
-        score(model, ids, each=parts.append)
-    stream, tokens = tokenizer.stream(), ids[1:].tolist()
+        score(model, ids, marks=marks, each=parts.append)
+    nats, tokens = np.concatenate(parts), ids[1:].tolist()
+    if marks is not None:
+        answers, nats = nats, np.full(len(tokens), np.nan)
+        nats[np.asarray(marks[1:]) == ANSWER] = answers
+    return list(zip(token_texts(tokenizer, tokens, names=marks is not None), tokens, nats.tolist(), strict=True))
+
+
+def token_texts(tokenizer: Tokenizer, tokens: Sequence[int], *, names: bool = False) -> list[str]:
+    """The text that each token completes; joined, that of all tokens. With `names`, special tokens have their names."""
+    stream = tokenizer.stream()
     texts = [stream.feed(token) for token in tokens]
     texts[-1] += stream.end()
-    return list(zip(texts, tokens, np.concatenate(parts).tolist(), strict=True))
+    if names:
+        special = {token: tokenizer.pieces([token])[0] for token in {*tokens} if not tokenizer.decode([token])}
+        texts = [special.get(token, text) for token, text in zip(tokens, texts, strict=True)]
+    return texts
 
 
 def logits_of(model: LanguageModel, ids: Sequence[int], device: torch.device) -> npt.NDArray[np.float32]:

@@ -35,8 +35,8 @@ def check_has_corpus(folder: RunFolder, record: dict[str, Any]) -> None:
     """
     if not record["corpus"]["splits"]:
         raise CorpusError(
-            f"Run {folder.name!r} was imported, so it has no corpus: give a text, as in lm eval "
-            f"{folder.argument} --text FILE"
+            f"Run {folder.name!r} was imported, so it has no corpus: give a text (--text FILE), or leave out what "
+            "needs the text of its training."
         )
 
 

@@ -36,6 +36,7 @@ from lm.tokenizers.base import (
 from lm.tokenizers.chat_template import Message, render_chat
 from lm.tokenizers.gguf_vocabulary import SPACE, read_vocabulary, words_name
 from lm.tokenizers.llama_cpp import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, LlamaCppVocabulary
+from lm.tokenizers.safe_patterns import check_patterns
 from lm.tokenizers.tokenizer_json import BYTE_TOKEN, SpecialTokens, TextForm, load_library, read_tokenizer_json
 
 if TYPE_CHECKING:
@@ -77,11 +78,13 @@ class PretrainedTokenizer(Tokenizer):
         """Build from the content of a tokenizer.json.
 
         Raises:
-            ValueError: it is not a tokenizer, is of a kind that is not supported, or lacks a special token.
+            ValueError: it is not a tokenizer, is of a kind that is not supported, has a pattern that may take hours, or
+                lacks a special token.
         """
         self.options = options
         self.special = special
         self.chat_template = chat_template
+        check_patterns(library)
         self._content = library
         self._library = load_library(library)
         # Text is text: no special token is looked for in it.

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import queue
+import shutil
 import sys
 import threading
 import time
@@ -31,6 +32,8 @@ PROJECT = "inkling"
 """The project or experiment, unless the library's own variable names another one."""
 FILE = "tracker.json"
 """In the run folder: tracker and id of the tracked run, which a resume continues."""
+MIN_FREE_BYTES = 1 << 20
+"""Of the disk to which Weights & Biases writes."""
 MAX_WAIT_SECONDS = 60
 """At the end, for values that are not sent yet."""
 
@@ -42,6 +45,8 @@ class Library(ABC):
     """The calls of a tracker's library. Its errors are of any type."""
 
     package: str
+    remedy = "Correct it"
+    """What to do if it cannot start."""
 
     @abstractmethod
     def open(self, run: str, config: Mapping[str, Any], id_: str | None) -> str:
@@ -64,11 +69,16 @@ class WandB(Library):
     """Weights & Biases; WANDB_PROJECT, WANDB_MODE and its other variables count."""
 
     package = "wandb"
+    remedy = "Correct it, set WANDB_MODE=offline to work without an account"
 
     def open(self, run: str, config: Mapping[str, Any], id_: str | None) -> str:
         """See `Library.open`."""
         import wandb
 
+        folder = os.environ.get("WANDB_DIR") or "."
+        if os.path.isdir(folder) and shutil.disk_usage(folder).free < MIN_FREE_BYTES:
+            # It would start, and lose the values without an error.
+            raise OSError(f"{os.path.abspath(folder)} has no space left")
         self._run = wandb.init(
             project=None if "WANDB_PROJECT" in os.environ else PROJECT, name=run, config=dict(config), id=id_,
             resume="allow" if id_ else None,
@@ -140,8 +150,10 @@ class Trackio(Library):
         """See `Library.open`."""
         import trackio
 
+        # A name is all that finds a run again, so each one has its own, also of runs with equal names.
+        name = f"{run}-{time.strftime('%Y%m%d-%H%M%S')}" if id_ is None else id_
         self._run: Any = trackio.init(
-            PROJECT, name=id_ or run, config=dict(config), resume="allow" if id_ else "never", embed=False,
+            PROJECT, name=name, config=dict(config), resume="allow" if id_ else "never", embed=False,
             auto_log_cpu=False, auto_log_gpu=False,
         )  # fmt: skip
         return str(self._run.name)
@@ -193,6 +205,8 @@ def tracked(config: RunConfig, folder: Path, *, continues: bool) -> Iterator[Tra
         yield None
         return
     check_tracker(name)
+    # Libraries log to files: on a full disk, the module logging would print a traceback for each line.
+    logging.raiseExceptions = False
     tracker = Tracker(name, LIBRARIES[name](), config, folder, continues=continues)
     try:
         yield tracker
@@ -233,7 +247,7 @@ class Tracker(Callback):
         except Exception as error:
             self._jobs.put(None)
             raise ConfigError(
-                f"The tracker {name} cannot start: {_sentence(error)} Correct it, or leave --log-to out."
+                f"The tracker {name} cannot start: {_sentence(error)} {library.remedy}, or leave --log-to out."
             ) from None
 
     def on_start(self, start: Start) -> None:

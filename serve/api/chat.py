@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from lm.generation.request import Request as EngineRequest
+from lm.tokenizers.turns import BLANK_LINE
 from serve.api.completions import log_request, sampling_of
 from serve.api.dependencies import STREAMED, LogFieldsDep, ModelsDep, OptionsDep
 from serve.api.request_bodies import BodyRoute
@@ -14,7 +15,7 @@ from serve.api.requests import ChatRequest
 from serve.api.response_formats import ChatFormat
 from serve.api.responses import ChatCompletion
 from serve.api.streaming import Prompt, SessionAnswer
-from serve.engines.codec import TURN_ENDS, chat_text
+from serve.engines.codec import TURN_ENDS, chat_text, plain_chat_text
 from serve.engines.limits import check_sampling
 from serve.engines.session import GenerationSession
 from serve.event_loop import run_in_thread_if_large
@@ -28,9 +29,10 @@ async def chat(
 ) -> Any:
     """Write the next message of a chat.
 
-    A model with a chat template reads the messages by it, and its reply ends at its end token. Any other model reads
-    one line `Role: content` for each message, then `Assistant:`, and its reply ends before a line that starts with
-    another role. It knows a role only if such lines were in its training text.
+    A model with a chat template reads the messages by it, and its reply ends at its end token. A model that learned
+    conversations without a template reads plain turns, and its reply ends at a blank line. Any other model reads one
+    line `Role: content` for each message, then `Assistant:`, and its reply ends before a line that starts with another
+    role. It knows a role only if such lines were in its training text.
     """
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     changed: dict[str, Any] = {"logprobs": logprobs, "stop": (*body.stop, *TURN_ENDS)}
@@ -40,13 +42,16 @@ async def chat(
     check_sampling(sampling, options, 1, stream=body.stream)
     session = await GenerationSession.open(models, options, body.model)
     has_template = session.model.tokenizer.chat_template is not None
-    if has_template:
-        sampling = sampling.model_copy(update={"stop": body.stop})
+    learned_turns = session.model.learned_turns
+    if has_template or learned_turns:
+        own = () if has_template else (BLANK_LINE,)
+        sampling = sampling.model_copy(update={"stop": (*body.stop, *own)})
 
     def read_chat() -> tuple[str, tuple[int, ...]]:
         if has_template:
             return session.encode_chat([(message.role, message.text) for message in body.messages])
-        text = chat_text([(message.role, message.text) for message in body.messages])
+        write = plain_chat_text if learned_turns else chat_text
+        text = write([(message.role, message.text) for message in body.messages])
         return text, session.encode(text, body.unknown)
 
     with session.closed_on_error():

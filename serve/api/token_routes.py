@@ -14,7 +14,7 @@ from serve.api.request_bodies import BodyRoute
 from serve.api.requests import DetokenizeRequest, TokenizeRequest
 from serve.api.responses import Detokenized, Tokenized, TokenizerInfo
 from serve.api.streaming import Body
-from serve.engines.codec import CHAT_TEMPLATE, numbers
+from serve.engines.codec import CHAT_TEMPLATE, PLAIN_TEMPLATE, numbers
 from serve.event_loop import run_in_thread_if_large
 
 router = APIRouter(route_class=BodyRoute, tags=["tokens"], responses=ERRORS)
@@ -69,5 +69,6 @@ async def tokenizer_info(
             "eos_token": model.tokens.end_text,
             "unk_token": model.tokens.unknown_text(),
             "pad_token": None,
-            "chat_template": model.tokenizer.chat_template or CHAT_TEMPLATE,
+            "chat_template": model.tokenizer.chat_template
+            or (PLAIN_TEMPLATE if model.learned_turns else CHAT_TEMPLATE),
         })  # fmt: skip

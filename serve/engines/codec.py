@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from lm.errors import TokenizerError
 from lm.tokenizers.base import REPLACEMENT, Tokenizer, UnknownPolicy
+from lm.tokenizers.turns import Role, Turn, plain_text
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -18,6 +19,12 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 """The chat format of models without their own, in Jinja, for clients that apply it themselves. See `chat_text`."""
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message['content']|trim }}{{ '\n' if message['role'] == 'user' else '\n\n' }}"
+    "{% endfor %}"
+)
+"""That of models that learned conversations without a template, except for blank lines inside a message."""
 TURN_ENDS = ("\nUser:", "\nSystem:", "\nDeveloper:", "\nAssistant:")
 """Stop strings of a reply: the starts of the next message."""
 MAX_PART = 16_384
@@ -27,8 +34,14 @@ MAX_LINE = 250_000
 
 
 def chat_text(turns: Sequence[tuple[str, str]]) -> str:
-    """The text that a model continues: a line "Role: content" for each message, then "Assistant:"."""
+    """The text that a model of plain text continues: a line "Role: content" for each message, then "Assistant:"."""
     return "".join(f"{role.capitalize()}: {content}\n" for role, content in turns) + "Assistant:"
+
+
+def plain_chat_text(turns: Sequence[tuple[str, str]]) -> str:
+    """The text that a model continues which learned conversations without a template: plain turns."""
+    roles: dict[str, Role] = {"user": "user", "assistant": "assistant"}
+    return plain_text([Turn(roles.get(role, "system"), content) for role, content in turns])
 
 
 def numbers(ids: npt.NDArray[np.integer[Any]]) -> Iterator[int]:

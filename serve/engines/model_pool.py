@@ -46,6 +46,8 @@ class Model:
     tokens: TokenCodec
     worker: Worker
     memory_bytes: int
+    learned_turns: bool = False
+    """Whether it learned conversations without a chat template, as plain turns."""
     leases: int = 0
     last_used: int = 0
     """A counter: the larger, the later."""
@@ -243,7 +245,9 @@ class ModelPool:
         tokenizer = loaded.tokenizer
         model = Model(
             run.name, fingerprint, engine.decoder, tokenizer, TokenCodec(tokenizer),
-            Worker(engine, run.name, max_sequences=options.max_sequences), memory_bytes, last_used=next(self._clock),
+            Worker(engine, run.name, max_sequences=options.max_sequences), memory_bytes,
+            learned_turns=tokenizer.chat_template is None and bool(loaded.record["corpus"].get("conversations")),
+            last_used=next(self._clock),
         )  # fmt: skip
         seconds = round(time.monotonic() - started, 3)
         log.info("Loaded %r.", run.name, extra={"fields": {"decoder": engine.decoder.name, "seconds": seconds}})

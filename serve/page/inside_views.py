@@ -18,15 +18,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from lm.corpora.answers import part_of
 from lm.corpora.named import BUILTIN
 from lm.errors import LMError
 from lm.html_parts import escape
-from lm.html_parts.line_chart import COLOURS, Line, line_chart_html
+from lm.html_parts.line_chart import COLOURS
 from lm.html_parts.token_marks import Mark, marks_html, percent, scale_html
 from lm.runs.training_text import cached_text
+from serve.page.line_chart import ChartLine, chart
 from serve.page.messages import without_commands
 
 if TYPE_CHECKING:
+    from lm.corpora import TokenSplit
     from lm.inspection.attention import Attention
     from lm.inspection.gradients import Gradients
     from lm.inspection.neurons import Neurons, UnitValues
@@ -86,8 +89,10 @@ class Computed:
 # -- the text ------------------------------------------------------------------------------------------
 
 
-def text_of(run: Run, name: ViewName, given: str) -> tuple[str, str]:
+def text_of(run: Run, name: ViewName, given: str) -> tuple[str, str | TokenSplit]:
     """The name and the text that a view reads: the start of `given`, of the validation text, or of a sample.
+
+    Conversations are tokens: the turns as the model learned them, with the special tokens of its chat template.
 
     Only a text on this machine is read: a visitor cannot make the server load anything from another host.
     """
@@ -103,6 +108,8 @@ def text_of(run: Run, name: ViewName, given: str) -> tuple[str, str]:
         prepared = cached_text(run.record["corpus"], run.tokenizer)
         if prepared is None and (source == BUILTIN or Path(source).is_file()):
             prepared = run.own_text(split="valid")
+        if prepared is not None and prepared.splits["valid"].marks is not None:
+            return "its validation conversations", part_of(prepared.splits["valid"], limit)
         if prepared is not None:
             ids = prepared.splits["valid"].ids[1 : limit + 1]
             return "its validation text", run.tokenizer.decode(ids)
@@ -136,7 +143,7 @@ def compute(run: Run, name: ViewName, given: str, unit: str | None = None) -> Co
     return Computed(name, run.name, where, view, choices)
 
 
-def _gradients(run: Run, text: str, unit: str | None) -> tuple[Gradients, list[tuple[str, str]]]:
+def _gradients(run: Run, text: str | TokenSplit, unit: str | None) -> tuple[Gradients, list[tuple[str, str]]]:
     from lm.inspection.gradients import gradients
     from lm.inspection.subject import subject
 
@@ -146,7 +153,7 @@ def _gradients(run: Run, text: str, unit: str | None) -> tuple[Gradients, list[t
     return gradients([seen], steps=steps, positions=POSITIONS), []
 
 
-def _attention(run: Run, text: str, unit: str | None) -> tuple[Attention, list[tuple[str, str]]]:
+def _attention(run: Run, text: str | TokenSplit, unit: str | None) -> tuple[Attention, list[tuple[str, str]]]:
     from lm.inspection.attention import attention
 
     view = attention(run, text)
@@ -156,20 +163,20 @@ def _attention(run: Run, text: str, unit: str | None) -> tuple[Attention, list[t
     ]
 
 
-def _neurons(run: Run, text: str, unit: str | None) -> tuple[Neurons, list[tuple[str, str]]]:
+def _neurons(run: Run, text: str | TokenSplit, unit: str | None) -> tuple[Neurons, list[tuple[str, str]]]:
     from lm.inspection.neurons import neurons
 
     view = neurons(run, text, unit=unit)
     return view, [(f"{each.name}: {_tracked(each)}", each.name) for each in view.shown]
 
 
-def _why(run: Run, text: str, unit: str | None) -> tuple[Why, list[tuple[str, str]]]:
+def _why(run: Run, text: str | TokenSplit, unit: str | None) -> tuple[Why, list[tuple[str, str]]]:
     from lm.inspection.why import why
 
     return why(run, text), []
 
 
-_COMPUTE: dict[ViewName, Callable[[Run, str, str | None], tuple[Any, list[tuple[str, str]]]]] = {
+_COMPUTE: dict[ViewName, Callable[[Run, str | TokenSplit, str | None], tuple[Any, list[tuple[str, str]]]]] = {
     "gradients": _gradients, "attention": _attention, "neurons": _neurons, "why": _why,
 }  # fmt: skip
 
@@ -177,25 +184,30 @@ _COMPUTE: dict[ViewName, Callable[[Run, str, str | None], tuple[Any, list[tuple[
 # -- gradients -----------------------------------------------------------------------------------------
 
 
-def gradients_html(view: Gradients) -> str:
-    """The norm of the gradient by lag, one line a layer, and how open the gates are."""
-    (model,) = view.models
-    lines: list[Line] = []
-    for norms in model.norms:
-        points = [(lag, math.log10(norm)) for lag, norm in enumerate(norms.median.tolist()) if norm > 0]
+def gradients_chart(view: Gradients) -> dict[str, Any] | None:
+    """The norm of the gradient by lag, one line a layer: the value of a `LineChart`."""
+    lines: list[ChartLine] = []
+    for norms in view.models[0].norms:
+        medians = norms.median.tolist()
+        lags = [lag for lag, norm in enumerate(medians) if norm > 0]
         name = "embeddings" if norms.part == "inputs" else f"{norms.part}, layer {norms.layer}"
-        if len(points) > 1:
-            lines.append(Line(name, points, COLOURS[len(lines) % len(COLOURS)]))
-    chart = line_chart_html(lines, x_title="tokens back", y_title="log10 of the gradient's norm (median)")
+        if len(lags) > 1:
+            heights = [math.log10(medians[lag]) for lag in lags]
+            lines.append(ChartLine(name, lags, heights, COLOURS[len(lines) % len(COLOURS)]))
+    return chart(lines, x_title="tokens back", y_title="log10 of the gradient's norm (median)", file="gradients")
+
+
+def gates_html(view: Gradients) -> str:
+    """How open the gates are; "" if there are none."""
     gates = "".join(
         f"<tr><th scope='row'>layer {gate.layer}, {escape(gate.gate)}</th><td>{gate.mean:.2f}</td></tr>"
-        for gate in model.gates
+        for gate in view.models[0].gates
     )
     table = (
         "<h3>Gates, from 0 (closed) to 1 (open)</h3><div class='scroll'><table><thead><tr><th scope='col'>gate</th>"
         f"<th scope='col'>mean</th></tr></thead><tbody>{gates}</tbody></table></div>"
     )
-    return chart + (table if gates else "")
+    return table if gates else ""
 
 
 def gradients_sentence(view: Gradients) -> str:

@@ -236,6 +236,11 @@ def test_a_run_is_replaced_only_on_request(folders: Path, tmp_path: Path) -> Non
     run = lm.import_model(folders / "qwen2", name="a", runs_dir=tmp_path, overwrite=True)
     assert run.config.model.model_dump()["qkv_bias"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    # A model that lies among the runs may be the only copy.
+    shutil.copytree(folders / "llama", tmp_path / "b")
+    with pytest.raises(RunExistsError, match="not a run: choose another --name"):
+        lm.import_model(tmp_path / "b", runs_dir=tmp_path, overwrite=True)
+    assert (tmp_path / "b" / "tokenizer_config.json").is_file()
 
 
 def test_the_context_is_at_most_that_of_the_model(folders: Path, tmp_path: Path) -> None:
@@ -259,6 +264,17 @@ def config(**changed: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         content = json.loads((folder / "config.json").read_text("utf-8"))
         write_file(folder / "config.json", json.dumps({**content, **changed}))
+
+    return change
+
+
+def tokenizer_pattern(pattern: str) -> Callable[[Path], None]:
+    """Gives the tokenizer a normalizer with a pattern."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+        content["normalizer"] = {"type": "Replace", "pattern": {"Regex": pattern}, "content": ""}
+        write_file(folder / "tokenizer.json", json.dumps(content))
 
     return change
 
@@ -320,6 +336,7 @@ BAD_FOLDERS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "cut weights": ("llama", cut("model.safetensors", 9000), "model.safetensors is cut short"),
     "cut header": ("llama", cut("model.safetensors", 30), "model.safetensors is cut short"),
     "other vocabulary": ("llama", config(vocab_size=500), "embedding has 328 tokens, and config.json says 500"),
+    "pattern": ("llama", tokenizer_pattern("(a+)+b"), r"normalizer has the pattern '\(a\+\)\+b', .* could take hours"),
     "missing": ("llama", tensors(lambda t: t.pop("model.layers.1.mlp.up_proj.weight")), "lacks .*1.mlp.up_proj"),
     "no embedding": ("llama", tensors(lambda t: t.pop("model.embed_tokens.weight")), "lacks .*embed_tokens"),
     "more": ("llama", tensors(lambda t: t.update(extra=torch.ones(2))), "has the tensor extra, which no Llama"),
@@ -415,13 +432,15 @@ def test_a_gguf_file_cut_anywhere_is_refused(folders: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(("source", "sentence"), [
     ("nowhere", "There is no file or folder nowhere"), ("hf:a b", "not a model of the hub"),
     ("weights.bin", "weights.bin is a pickle"), ("model.safetensors", "has the weights alone"),
+    ("loop", "There is no file or folder loop"),
 ])  # fmt: skip
 def test_other_sources_are_refused(source: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("weights.bin", "model.safetensors"):
         Path(name).write_bytes(b"x")
+    Path("loop").symlink_to("loop")
     with pytest.raises(ModelSourceError, match=sentence):
-        lm.import_model(source, name="x", runs_dir=tmp_path / "runs")
+        lm.import_model(source, name=None if source == "loop" else "x", runs_dir=tmp_path / "runs")
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".", ""])

@@ -12,6 +12,7 @@ from gradio.context import Context
 
 from lm.comparison import comparison_html
 from lm.comparison.result import Comparison
+from lm.comparison.sentences import size_of
 from lm.config import validate
 from lm.generation.options import SamplingOptions
 from lm.html_parts import escape
@@ -179,7 +180,7 @@ def _comparison(found: Comparison) -> str:
     where = "the pasted text" if found.split == "text" else f"the {found.split} split of {found.candidates[0].name}"
     return (
         f"{comparison_html.verdict_html(found)}{comparison_html.results_html(found)}"
-        f"{comparison_html.ranking_html(found)}<p>Measured on {escape(where)}: {found.bytes:,} bytes.</p>"
+        f"{comparison_html.ranking_html(found)}<p>Measured on {escape(where)}: {size_of(found)}.</p>"
         f"{comparison_html.details_html(found)}{comparison_html.notes_html(found)}"
     )
 

@@ -25,6 +25,7 @@ from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.context import Page
 from serve.page.controls import model_picker
 from serve.page.inside_views import VIEWS, Computed, ViewError, ViewName
+from serve.page.line_chart import LineChart
 from serve.page.messages import attach, page_error, without_commands
 from serve.page.tabs import Tab
 
@@ -69,6 +70,7 @@ def build(page: Page) -> None:
     store(page, "inside-text", paper)
     said = gr.HTML("", elem_id="inside-said", html_template=_LIVE, **plain)
     choice = gr.Dropdown([], label="Head", visible=False, allow_custom_value=True, elem_id="inside-choice")
+    plot = LineChart(elem_id="inside-plot")
     drawn = gr.HTML(
         "", elem_id="inside-drawn", css_template=f"{read_asset('inside.css')}{STYLE}"
         ".film { --film-paper: var(--background-fill-secondary); }",
@@ -83,14 +85,14 @@ def build(page: Page) -> None:
     download = gr.Button("Download as HTML", size="sm", visible=False, scale=0, elem_id="inside-download")
     downloaded = gr.JSON(None, visible=False)
     computed_state: gr.State = gr.State(None)
-    results = [said, choice, drawn, scale, text_column, marks, details_column, details, download, computed_state]
+    results = [said, choice, plot, drawn, scale, text_column, marks, details_column, details, download, computed_state]
     turn = asyncio.Lock()
     waiting = [0]
 
     def empty(sentence: str) -> dict[Any, Any]:
         hidden = gr.update(visible=False)
         return {
-            said: sentence, choice: hidden, drawn: "", scale: hidden, text_column: hidden, marks: "",
+            said: sentence, choice: hidden, plot: None, drawn: "", scale: hidden, text_column: hidden, marks: "",
             details_column: hidden, details: "", download: hidden, computed_state: None,
         }  # fmt: skip
 
@@ -151,7 +153,10 @@ def build(page: Page) -> None:
             label = "Head" if computed.name == "attention" else "Unit (LAYER.UNIT)"
             update[choice] = gr.update(choices=computed.choices, value=chosen, label=label, visible=True)
         if computed.name == "gradients":
-            return update | {said: _said(views.gradients_sentence(view) + read), drawn: views.gradients_html(view)}
+            return update | {
+                said: _said(views.gradients_sentence(view) + read), plot: views.gradients_chart(view),
+                drawn: views.gates_html(view),
+            }  # fmt: skip
         if computed.name == "attention":
             sentence = f"Where each head looks: a row is a token, a column a token that it looks at.{read}"
             return update | {said: _said(sentence), drawn: views.attention_html(view, chosen or "")}

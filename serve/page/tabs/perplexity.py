@@ -50,6 +50,12 @@ _START = (
 )
 
 
+_CONVERSATIONS = (
+    "This file holds conversations. Measure takes them as one text: all tokens count, questions and answers alike. The "
+    "figures of a training on conversations are of the answers alone: see Measure side by side in the tab Compare."
+)
+
+
 def build(page: Page) -> None:
     """Add the components and handlers."""
     with gr.Row():
@@ -90,9 +96,10 @@ def build(page: Page) -> None:
             return
         # The next file can be dropped even if this one fails.
         yield {dropped: None}
-        text = await asyncio.to_thread(_read_upload, path, int(options.max_upload))
+        text, has_conversations = await asyncio.to_thread(_read_upload, path, int(options.max_upload))
         check_characters(text)
-        yield {paper: text}
+        said = {note: gr.update(value=f"<p class='hint'>{_CONVERSATIONS}</p>", visible=True)}
+        yield {paper: text, **(said if has_conversations else {})}
 
     def check_characters(text: str) -> None:
         if len(text) > limit:
@@ -167,21 +174,22 @@ def build(page: Page) -> None:
     outputs = [note, results, compared, verdict, which, scale, shown, plot, figures, words, details, maps]
     cut = _CUT_JS.replace("LIMIT", str(limit + 1))
     attach([go.click, paper.submit], on_measure, [paper, first, two, second], outputs, js=cut)
-    attach(dropped.upload, on_drop, dropped, [paper, dropped])
+    attach(dropped.upload, on_drop, dropped, [paper, dropped, note])
     attach(two.change, on_two, two, second)
     attach(which.input, on_map, [maps, which], [scale, shown])
 
 
-def _read_upload(path: str, max_bytes: int) -> str:
-    """The text of an uploaded file."""
+def _read_upload(path: str, max_bytes: int) -> tuple[str, bool]:
+    """The text of an uploaded file, and whether it holds conversations."""
     name = Path(path).name
     with open(path, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise page_error(f"{name} is too long. The limit of this server is {max_bytes:,} bytes.")
     if text_suffix(name) == ".txt":
-        return decode_file(data, name)
-    return "".join(open_text(path, where=name).chunks())
+        return decode_file(data, name), False
+    opened = open_text(path, where=name)
+    return "".join(opened.chunks()), opened.conversations is not None
 
 
 def _too_long(limit: str) -> str:
