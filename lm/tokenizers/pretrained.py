@@ -39,6 +39,7 @@ from lm.tokenizers.byte import byte_alphabet
 from lm.tokenizers.chat_template import Message, render_chat
 from lm.tokenizers.gguf_vocabulary import SPACE, read_vocabulary, words_name
 from lm.tokenizers.llama_cpp import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, LlamaCppVocabulary
+from lm.tokenizers.pretrained_page import page_parts
 
 if TYPE_CHECKING:
     import tokenizers as huggingface
@@ -58,6 +59,7 @@ _CROSSES_CUT = re.compile(rb"\n[^\s]")
 _WORD = re.compile(r"\S+")
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 _ESCAPED = re.compile("[\udc80-\udcff]")
+_PLACE = "\ue000"  # of a message in a rendered conversation; no tokenizer writes it
 _MARK = "\ufdd0"  # a code point that is no character: between the characters of what only looks like a special token
 
 
@@ -351,15 +353,42 @@ class PretrainedTokenizer(Tokenizer):
         return {**self.special.names, **super().huggingface_config()}
 
     def to_page(self) -> dict[str, Any]:
-        """Refused: the page has no such tokenizer.
+        """See `Tokenizer.to_page`: the steps of the library, and the bytes of each token.
 
         Raises:
-            UnsupportedExportError: always.
+            UnsupportedExportError: the page does not have a step.
         """
-        raise UnsupportedExportError(
-            "A pretrained tokenizer does not export to html: export to hf, gguf or onnx, or train a model with a "
-            "tokenizer of its text."
-        )
+        form = self._form
+        return {
+            **page_parts(self._content, self.vocab_size),
+            "bytes": np.frombuffer(b"".join(self._table), np.uint8),
+            "sizes": np.array([*map(len, self._table)], np.uint32),
+            "labels": {token: self._names[token] for token, text in enumerate(self._table) if not text},
+            "doubles_first_space": form.doubles_first_space,
+            "drops_first_space": form.drops_first_space,
+            "alters_space": form.alters_space,
+            "composes": form.composes,
+            "has_all_bytes": self._has_all_bytes,
+            "chat": self._page_chat(),
+        }
+
+    def _page_chat(self) -> dict[str, Any] | None:
+        """A conversation of one message: the ids before and after it, and the text beside it up to special tokens.
+
+        None: there is no chat template, or it does not put the message between two texts that stay the same.
+        """
+        if self.chat_template is None:
+            return None
+        try:
+            before, found, after = self.render_chat([{"role": "user", "content": _PLACE}]).partition(_PLACE)
+        except TokenizerError:
+            return None
+        if not found or _PLACE in after:
+            return None
+        *first, prefix = self._special_pattern.split(before) if self._special else [before]
+        suffix, *last = self._special_pattern.split(after) if self._special else [after]
+        begin, end = (self.encode_rendered("".join(part)).tolist() for part in (first, last))
+        return {"before": begin, "prefix": prefix, "suffix": suffix, "after": end}
 
     def to_gguf(self) -> LlamaCppVocabulary:
         """See `Tokenizer.to_gguf`: byte-level BPE, or BPE of SentencePiece with a score for each merge.
@@ -463,6 +492,10 @@ class _Form:
     """Whether encoding adds a space to a text only if it begins with none."""
     lossless = True
     """Whether decoding gives back the text, but for the symbols of `altered`."""
+    alters_space = False
+    """Whether U+2581 stands for a space."""
+    composes = False
+    """Whether text is brought to the form NFC."""
     joins_neighbours = False
     """Whether a token is made by joining two neighbours, so that no token crosses where none is."""
 
@@ -473,8 +506,6 @@ class _Form:
             ValueError: a part is of a kind that is not supported.
         """
         self._replaced: list[tuple[str, str]] = []
-        self._space = False  # whether U+2581 stands for a space
-        self._composes = False  # whether text is brought to the form NFC
         self._from_bytes = {char: value for value, char in enumerate(byte_alphabet())}
         self._read_decoder(content.get("decoder"))
         adds_space = self._read_normalizer(content.get("normalizer"))
@@ -495,12 +526,12 @@ class _Form:
                 self.byte_level = True
             elif kind == "Metaspace":
                 self._replaced.append((part["replacement"], " "))
-                self._space, self.drops_first_space = True, _prepends(part)
+                self.alters_space, self.drops_first_space = True, _prepends(part)
             elif kind == "Replace" and not fused and "String" in part["pattern"]:
                 # Regular expressions are not supported: one of a stranger may take hours.
                 pattern = part["pattern"]["String"]
                 if pattern == SPACE and part["content"] == " ":
-                    self._space = True
+                    self.alters_space = True
                 self._replaced.append((pattern, part["content"]))
             elif kind == "Strip" and part["content"] == " " and part["start"] <= 1 and part["stop"] == 0:
                 self.drops_first_space = part["start"] == 1
@@ -521,7 +552,7 @@ class _Form:
         for part in _parts(normalizer, "normalizers"):
             kind = part["type"]
             if kind == "NFC":
-                self._composes = True
+                self.composes = True
             elif kind == "Prepend" and part["prepend"] == SPACE:
                 adds_space = True
             elif not (kind == "Replace" and part["pattern"].get("String") == " " and part["content"] == SPACE):
@@ -544,9 +575,9 @@ class _Form:
     def altered(self, text: str) -> list[tuple[int, str]]:
         """What encoding changes in a text: position and symbol."""
         found: list[tuple[int, str]] = []
-        if self._space and SPACE in text:
+        if self.alters_space and SPACE in text:
             found += [(match.start(), SPACE) for match in re.finditer(SPACE, text)]
-        if self._composes and not unicodedata.is_normalized("NFC", text):
+        if self.composes and not unicodedata.is_normalized("NFC", text):
             found += [
                 (match.start(), match[0])
                 for match in _WORD.finditer(text)
