@@ -52,7 +52,7 @@ PROGRAMS = (
 )
 """What runs JavaScript in a proof, best first: label, names of the program, options."""
 PROOF_SECONDS = 300
-PROOF_WEIGHTS = 1 << 35
+PROOF_WEIGHTS = 1 << 36
 """Weights times tokens of a proof, at most: the page reads a text token by token."""
 MIN_PROOF_TOKENS = 200
 ROW_BYTES = 16

@@ -30,6 +30,7 @@ import torch
 
 from lm.errors import MissingExtraError
 from lm.evaluation.perplexity import score
+from lm.interop import onnx_layers
 from lm.interop.exported import (
     MAX_DIFFERENCE,
     Exported,
@@ -180,6 +181,17 @@ def traced(model: LanguageModel, first: State) -> Any:
         model: on the CPU.
         first: its first state.
     """
+    name, shorter = model.alike_layers, model.with_layers(onnx_layers.LAYERS)
+    if name is None or shorter is None:
+        return _traced(model, first, optimize=True)
+    graph = _traced(shorter, shorter.first_state(), optimize=False)
+    weights = {f"model.{name}": tensor.detach().float().numpy() for name, tensor in model.named_parameters()}
+    onnx_layers.add_layers(graph, f"model.{name}.", weights, [*first.tensors], NEXT)
+    return graph
+
+
+def _traced(model: LanguageModel, first: State, *, optimize: bool) -> Any:
+    """`traced` in one piece; `optimize` takes longer than all else, and the runtime optimizes too."""
     ids = torch.zeros((EXAMPLE_ROWS, EXAMPLE_STEPS), dtype=torch.int64)
     with torch.inference_mode():
         _, before = model.eval()(ids[:, :EXAMPLE_EARLIER])
@@ -196,7 +208,7 @@ def traced(model: LanguageModel, first: State) -> Any:
             output_names=["logits", *(NEXT + name for name in first.tensors)],
             opset_version=OPSET,
             verbose=False,
-            optimize=False,
+            optimize=optimize,
         )
     assert program is not None, "the result of dynamo=True"
     graph = program.model_proto
