@@ -17,7 +17,9 @@ def command(
     to: Annotated[
         str,
         typer.Option(
-            metavar="FORMAT", help="Format: hf (transformers), gguf (llama.cpp), onnx (ONNX Runtime) or html (a page)."
+            metavar="FORMAT",
+            help="Format: hf (transformers), peft (an adapter alone), gguf (llama.cpp), onnx (ONNX Runtime) or "
+            "html (a page).",
         ),
     ] = "hf",
     out: Annotated[
@@ -36,12 +38,16 @@ def command(
     """Write a model for another program, and prove it there.
 
     hf: a folder for Hugging Face transformers, of a Transformer without context tables.
+    peft: a folder for peft, of an adapter (lm train --lora) without its base.
     gguf: a folder for llama.cpp and Ollama, of such a Transformer over bytes, characters or subwords.
     onnx: a folder for ONNX Runtime, of any model.
     html: one page that generates text in a browser, without a network.
 
+    RUN+ADAPTER exports both together, except with peft.
+
     \b
     lm export RUN --to hf --out folder
+    lm export RUN+ADAPTER --to peft
     lm export RUN --to gguf --precision q8_0
     lm export RUN --to onnx --out folder
     lm export RUN --to html --out page.html

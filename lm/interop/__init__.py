@@ -5,6 +5,7 @@ Each format of an export is one file, which writes the model and proves it in th
 formats.py        the formats, by name
 exported.py       what every export returns; text and tokens of the proof
 huggingface.py    a folder for transformers
+peft_adapter.py   an adapter alone, for peft
 gguf.py           a folder for llama.cpp and Ollama
 onnx.py           a folder for ONNX Runtime
 html.py           one page that runs the model in a browser

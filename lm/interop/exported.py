@@ -6,6 +6,8 @@ run ──► a format's files ──► loaded by the other program ──► l
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +23,7 @@ from lm.runs.run import Run
 
 ExportPrecision = Literal["fp32", "fp16", "int8", "q8_0"]
 PROOF_TOKENS = 2000
+SAMPLE_TOKENS = 100
 MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 1e-3}
 """Nats per token between the two programs; more is an error."""
 
@@ -54,7 +57,7 @@ class Exported:
 
 
 def proof_text(
-    run: Run, data_dir: Path | None = None, *, readable: Callable[[str], str] = str
+    run: Run, data_dir: Path | None = None, *, readable: Callable[[str], str] = str, most: int = PROOF_TOKENS
 ) -> tuple[str, TokenSplit]:
     """The name and the first PROOF_TOKENS tokens of the run's validation text; without that, of a sample of the run.
 
@@ -62,16 +65,16 @@ def proof_text(
         run: that is exported.
         data_dir: folder of the named corpora.
         readable: gives the text without what the other program reads otherwise.
+        most: tokens, if fewer than PROOF_TOKENS: for a program that is slow.
     """
-    tokenizer = run.tokenizer
+    tokenizer, most = run.tokenizer, min(most, PROOF_TOKENS)
     try:
         split = run.own_text(split="valid", data_dir=data_dir).splits["valid"]
-        name, text = "validation text", tokenizer.decode(split.ids[1 : PROOF_TOKENS + 1])
+        name, text = "validation text", tokenizer.decode(split.ids[1 : most + 1])
     except CorpusError:
-        name, text = (
-            "a sample, as the validation text is not here",
-            run.sample(max_tokens=PROOF_TOKENS, seed=1, ignore_eos=True),
-        )
+        # Short samples, drawn together: a large model reads its weights once for all of them.
+        drawn = run.samples(n=-(-most // SAMPLE_TOKENS), max_tokens=SAMPLE_TOKENS, seed=1, ignore_eos=True)
+        name, text = "samples, as the validation text is not here", "".join(drawn)
     return name, encode_text("proof", readable(text), tokenizer)
 
 
@@ -136,6 +139,22 @@ class OpenedModel(LanguageModel):
     def context_length(self) -> int | None:
         """See `LanguageModel.context_length`."""
         return self._context_length
+
+
+def front_matter(run: Run, library: str, **more: str) -> str:
+    """The begin of a model card on the Hugging Face Hub: what opens the model, and its licence if the source named one.
+
+    Args:
+        run: that is exported.
+        library: as the Hub calls it.
+        **more: other fields.
+    """
+    license_name = (run.record.get("imported") or {}).get("license")
+    fields = {"library_name": library, "pipeline_tag": "text-generation", **more}
+    if license_name:
+        # As a string of JSON, a name with special characters cannot add other fields.
+        fields["license"] = license_name if re.fullmatch(r"[\w.+-]+", license_name) else json.dumps(license_name)
+    return "\n".join(["---", *(f"{name}: {value}" for name, value in fields.items()), "---"])
 
 
 @contextlib.contextmanager

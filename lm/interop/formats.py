@@ -33,6 +33,7 @@ class Format:
 
 FORMATS: Mapping[str, Format] = {
     "hf": Format("lm.interop.huggingface", ("fp32", "fp16")),
+    "peft": Format("lm.interop.peft_adapter", ("fp32",)),
     "gguf": Format("lm.interop.gguf", ("fp32", "fp16", "q8_0")),
     "onnx": Format("lm.interop.onnx", ("fp32", "fp16", "int8")),
     "html": Format("lm.interop.html", ("int8",), ".html"),

@@ -20,7 +20,7 @@ import torch
 
 from lm.errors import RunError, UnsupportedExportError
 from lm.evaluation.perplexity import score
-from lm.interop.exported import Exported, ExportPrecision, OpenedModel, Proof, new_folder, proof_text
+from lm.interop.exported import Exported, ExportPrecision, OpenedModel, Proof, front_matter, new_folder, proof_text
 from lm.models.base import State
 from lm.models.huggingface import HuggingFaceModel
 from lm.runs.run import Run
@@ -256,10 +256,7 @@ PARAMETER temperature 0.8
 
 
 def _card(run: Run, notes: list[str]) -> str:
-    return f"""---
-library_name: gguf
-pipeline_tag: text-generation
----
+    return f"""{front_matter(run, "gguf")}
 
 # {run.name}
 

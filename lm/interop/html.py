@@ -9,6 +9,7 @@ parts of the kernel, tokenizer ──► JSON and one compressed block of arrays
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -31,13 +32,15 @@ from lm.generation.filters import FILTERS
 from lm.generation.options import SamplingOptions
 from lm.interop.exported import MAX_DIFFERENCE, Exported, Proof, proof_text
 from lm.kernels.counts import CountArrays
-from lm.kernels.decoding import Arrays, Kernel, int8_codes, rounded
+from lm.kernels.decoding import Arrays, Kernel, Parts, int8_codes
 from lm.registry import KERNELS
+from lm.runs.card import origin
 from lm.runs.run import Run
+from lm.tokenizers import Tokenizer
 from lm.version import __version__
 
 ASSETS = Path(__file__).parent / "html_assets"
-ENGINE = ("kernels.js", "tokenizers.js", "sampler.js", "engine.js")
+ENGINE = ("product.js", "kernels.js", "tokenizers.js", "sampler.js", "engine.js")
 """The scripts that run without a page, in their order."""
 KERNELS_THERE = frozenset({"recurrent", "transformer", "ngram", "ensemble"})
 """The compiled kernels that kernels.js has."""
@@ -49,6 +52,14 @@ PROGRAMS = (
 )
 """What runs JavaScript in a proof, best first: label, names of the program, options."""
 PROOF_SECONDS = 300
+PROOF_WEIGHTS = 1 << 36
+"""Weights times tokens of a proof, at most: the page reads a text token by token."""
+MIN_PROOF_TOKENS = 200
+ROW_BYTES = 16
+"""A row of int8 begins at a multiple of these bytes in the block of arrays; `ROW` in html_assets/product.js."""
+COMPRESSION = 6
+PART_CHARACTERS = 1 << 22
+"""Of base64 in an element of the page: a browser frees one as it reads the next."""
 EXPORTS = "with a preset of lm train, such as gru-char"
 
 
@@ -69,12 +80,12 @@ def export(run: Run, path: Path, precision: str = "int8", *, data_dir: Path | No
     if path.exists():
         raise RunError(f"{path} exists already: give another --out, or delete it.")
     content, block = page_content(run)
-    text = page_text(run, content, block)
-    proof, notes = _measure(run, content, block, data_dir)
+    parts = packed(block)
+    proof, notes = _measure(run, content, parts, data_dir)
     proof.check(run, MAX_DIFFERENCE["int8"])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, text)
+        write_file(path, page_text(run, content, parts))
     except OSError as error:
         raise RunError(f"Cannot write {path}: {error.strerror or error}.") from None
     return proof.exported(path, "html", "int8", path.stat().st_size, notes)
@@ -89,17 +100,29 @@ def page_content(run: Run) -> tuple[dict[str, Any], bytes]:
     Raises:
         UnsupportedExportError: see `export`.
     """
-    options, tokenizer = run.config.model.model_dump(), run.tokenizer
+    options = run.config.model.model_dump()
     check_model(options)
-    described = {
+    tokenizer = tokenizer_content(run.tokenizer)
+    block = ArrayBlock()
+    model = block.placed(model_parts(options, run.arrays))
+    content = {"model": model, "tokenizer": block.placed(tokenizer), "knobs": _knobs(), "run": run.name}
+    return {**content, "memory": block.memory}, bytes(block.content)
+
+
+def tokenizer_content(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What html_assets/tokenizers.js and engine.js need of a tokenizer: JSON values and arrays.
+
+    Raises:
+        UnsupportedExportError: it has no counterpart there.
+    """
+    return {
         "type": tokenizer.type,
         "unknown": tokenizer.options.unknown,
         "start_id": tokenizer.start_id,
         "unknown_id": tokenizer.unknown_id,
+        "end_ids": tokenizer.end_ids,
         **tokenizer.to_page(),
     }
-    model, block = model_content(options, run.arrays)
-    return {"model": model, "tokenizer": described, "knobs": _knobs(), "run": run.name}, block
 
 
 def check_model(options: Mapping[str, Any]) -> None:
@@ -114,8 +137,8 @@ def check_model(options: Mapping[str, Any]) -> None:
         raise UnsupportedExportError(f"An html page does not have {lacks}: train {EXPORTS}.")
 
 
-def model_content(options: Mapping[str, Any], arrays: Arrays) -> tuple[dict[str, Any], bytes]:
-    """The JSON values of a model, and the block of arrays that they refer to.
+def model_parts(options: Mapping[str, Any], arrays: Arrays) -> Parts:
+    """The parts of a model whose kernel kernels.js has.
 
     Raises:
         UnsupportedExportError: kernels.js lacks the kernel.
@@ -130,8 +153,7 @@ def model_content(options: Mapping[str, Any], arrays: Arrays) -> tuple[dict[str,
         ) from None
     if parts.kernel not in KERNELS_THERE:
         raise UnsupportedExportError(f"An html page does not have the kernel {parts.kernel!r}: train {EXPORTS}.")
-    block = ArrayBlock()
-    return block.placed(parts), bytes(block.content)
+    return parts
 
 
 class ArrayBlock:
@@ -139,7 +161,13 @@ class ArrayBlock:
 
     def __init__(self) -> None:
         self.content = bytearray()
-        self._offsets: dict[bytes, int] = {}
+        self._offsets: dict[tuple[int, bytes], int] = {}
+        self._widest = self._most_rows = 0
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """The bytes that product.js needs for the arrays, and for inputs (int16) and sums (int32) of a product."""
+        return {"arrays": len(self.content), "inputs": 2 * self._widest, "sums": 4 * self._most_rows}
 
     def placed(self, value: Any) -> Any:
         """The value for JSON, with {type, shape, offset} in place of an array.
@@ -159,19 +187,32 @@ class ArrayBlock:
         return value
 
     def _array(self, array: np.ndarray[Any, Any]) -> dict[str, Any]:
-        if array.ndim == 2 and array.dtype == np.float32 and np.array_equal(rounded(array), array):
+        placed: dict[str, Any] = {"shape": array.shape}
+        if array.ndim == 2 and array.dtype == np.float32:
             codes, scales = int8_codes(array)
-            return {**self._array(codes), "scales": self._add(scales)}
-        return {"type": array.dtype.name, "shape": array.shape, "offset": self._add(array)}
+            # Scales that are computed a second time may differ in their last bit.
+            if np.allclose(codes * scales[:, None], array, rtol=1e-6, atol=0):
+                rows, columns = codes.shape
+                stride = -(-columns // ROW_BYTES) * ROW_BYTES
+                self._widest, self._most_rows = max(self._widest, stride), max(self._most_rows, rows)
+                codes = np.pad(codes, ((0, 0), (0, stride - columns)))
+                return {
+                    **placed,
+                    "type": "int8",
+                    "offset": self._add(codes),
+                    "stride": stride,
+                    "scales": self._add(scales),
+                }
+        return {**placed, "type": array.dtype.name, "offset": self._add(array)}
 
     def _add(self, array: np.ndarray[Any, Any]) -> int:
-        raw = array.astype(array.dtype.newbyteorder("<")).tobytes()
-        if raw not in self._offsets:
-            # JavaScript reads arrays of 8-byte numbers at multiples of 8.
-            self.content.extend(bytes(-len(self.content) % 8))
-            self._offsets[raw] = len(self.content)
+        raw = memoryview(np.ascontiguousarray(array, array.dtype.newbyteorder("<"))).cast("B")
+        known = len(raw), hashlib.sha256(raw).digest()
+        if known not in self._offsets:
+            self.content.extend(bytes(-len(self.content) % ROW_BYTES))
+            self._offsets[known] = len(self.content)
             self.content.extend(raw)
-        return self._offsets[raw]
+        return self._offsets[known]
 
 
 def _knobs() -> list[dict[str, Any]]:
@@ -189,10 +230,13 @@ def _knobs() -> list[dict[str, Any]]:
     ]
 
 
-def page_text(run: Run, content: Mapping[str, Any], block: bytes) -> str:
-    """The HTML of the page."""
+def page_text(run: Run, content: Mapping[str, Any], parts: Sequence[str]) -> str:
+    """The HTML of the page; `parts`: a result of `packed`."""
     report = run.reports().get("valid")
-    facts = [f"{run.record['parameters']:,} parameters", f"trained on {run.record['corpus']['name']}"]
+    facts = [
+        f"{run.record['parameters']:,} parameters",
+        origin(run.record.get("imported"), run.record["corpus"]["name"]),
+    ]
     if report:
         facts.append(f"{report['bits_per_byte']:.3f} bits per byte on held-out text")
     values = {
@@ -203,7 +247,7 @@ def page_text(run: Run, content: Mapping[str, Any], block: bytes) -> str:
         "ENGINE": _scripts(*ENGINE, "worker.js"),
         "PAGE": _scripts("page.js"),
         "CONTENT": _json(content),
-        "WEIGHTS": _packed(block),
+        "WEIGHTS": "".join(f'<script class="weights" type="text/plain">{part}</script>\n' for part in parts),
     }
     text = (ASSETS / "page.html").read_text("utf-8")
     before, *parts = text.split("{{")
@@ -220,16 +264,22 @@ def _json(content: Any) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _packed(block: bytes) -> str:
-    return base64.b64encode(zlib.compress(block, 9)).decode("ascii")
+def packed(block: bytes) -> list[str]:
+    """The block of arrays, deflated, in pieces of base64."""
+    whole = zlib.compress(block, COMPRESSION)
+    size = PART_CHARACTERS // 4 * 3
+    return [base64.b64encode(whole[begin : begin + size]).decode("ascii") for begin in range(0, len(whole), size)]
 
 
 # -- the proof --------------------------------------------------------------------------------------------
 
 
-def _measure(run: Run, content: Mapping[str, Any], block: bytes, data_dir: Path | None) -> tuple[Proof, list[str]]:
+def _measure(
+    run: Run, content: Mapping[str, Any], parts: Sequence[str], data_dir: Path | None
+) -> tuple[Proof, list[str]]:
     """The losses there and here, and what was not proved."""
-    name, split = proof_text(run, data_dir)
+    most = max(MIN_PROOF_TOKENS, PROOF_WEIGHTS // max(1, int(run.record["parameters"])))
+    name, split = proof_text(run, data_dir, most=most)
     decoder = run.decoder(precision="int8")
     logits = log_softmax(decoder.prefill(decoder.open(), split.ids[:-1].tolist()).astype(np.float64))
     here = -float(np.take_along_axis(logits, split.ids[1:, None].astype(np.int64), axis=1).mean())
@@ -241,7 +291,7 @@ def _measure(run: Run, content: Mapping[str, Any], block: bytes, data_dir: Path 
     else:
         label, _ = found
         text = run.tokenizer.decode(split.ids[1:])
-        result = prove(found, content, block, {"text": text, "samples": []})
+        result = prove(found, content, parts, {"text": text, "samples": []})
         if result["ids"] != split.ids[1:].tolist():
             raise RunError(f"The page's tokenizer gives other ids than that of run {run.name!r}: report this.")
         there = float(result["loss"])
@@ -263,20 +313,20 @@ def program() -> tuple[str, list[str]] | None:
 
 
 def prove(
-    found: tuple[str, list[str]], content: Mapping[str, Any], block: bytes, task: Mapping[str, Any]
+    found: tuple[str, list[str]], content: Mapping[str, Any], parts: Sequence[str], task: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The result of `prove` in html_assets/prove.js.
 
     Args:
         found: a result of `program`.
         content: of the page.
-        block: of the page.
+        parts: a result of `packed`.
         task: {"text": scored, "samples": a list of {"prompt", "seed", "maxTokens", "temperature", …}}.
 
     Raises:
         RunError: the program fails or takes too long.
     """
-    arguments = f"{_json(content)}, {json.dumps(_packed(block))}, {_json(task)}"
+    arguments = f"{_json(content)}, {json.dumps(parts)}, {_json(task)}"
     result: dict[str, Any] = run_script(found, f"prove({arguments})")
     return result
 

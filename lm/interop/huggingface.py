@@ -20,6 +20,7 @@ from lm.interop.exported import (
     ExportPrecision,
     OpenedModel,
     Proof,
+    front_matter,
     new_folder,
     proof_text,
 )
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 TOKENIZER_CLASSES = {"Qwen2ForCausalLM": "PreTrainedTokenizerFast"}
 """What opens the tokenizer, if that is not AutoTokenizer: with this architecture, it makes the tokenizer of Qwen2."""
+SAMPLING = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200}
+"""What generation_config.json says of a model that was not imported with one."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -66,16 +69,16 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
         )
         ends = list(run.tokenizer.end_ids) or None
         tokens = {"bos_token_id": start, "eos_token_id": ends, "pad_token_id": None}
-        _write(
+        write_json(
             folder / "config.json",
             {"architectures": [model.architecture], **model.config, **tokens, "dtype": str(dtype).split(".")[1]},
         )
-        sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200, "bos_token_id": start}
+        sampling: dict[str, Any] = {**(run.record.get("generation") or SAMPLING), "bos_token_id": start}
         if ends is not None:
             sampling["eos_token_id"] = ends
-        _write(folder / "generation_config.json", sampling)
+        write_json(folder / "generation_config.json", sampling)
         tokenizer.save(str(folder / "tokenizer.json"))
-        _write(
+        write_json(
             folder / "tokenizer_config.json",
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",
@@ -92,7 +95,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
     return proof.exported(path, "hf", precision, size, notes)
 
 
-class _Opened(OpenedModel):
+class Opened(OpenedModel):
     """A model in transformers."""
 
     def __init__(self, model: Any, context_length: int | None) -> None:
@@ -100,6 +103,7 @@ class _Opened(OpenedModel):
         self.model = model
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """See `LanguageModel.forward`."""
         return self.model(ids, use_cache=False).logits, State({})
 
 
@@ -118,7 +122,7 @@ def _measure(run: Run, folder: Path, opener: str, data_dir: Path | None) -> Proo
     ids = split.ids.copy()
     # With their own tokenizer: its ids are a part of the proof.
     ids[1:] = tokenizer.encode(run.tokenizer.decode(split.ids[1:]), add_special_tokens=False)
-    opened: Any = _Opened(there, run.model.context_length)
+    opened: Any = Opened(there, run.model.context_length)
     label = f"transformers {transformers.__version__}"
     return Proof(label, name, split, score(opened, ids).loss, score(run.model, split.ids).loss)
 
@@ -137,16 +141,14 @@ def _notes(run: Run) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _write(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of transformers: JSON, indented."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _card(run: Run, notes: tuple[str, ...], opener: str) -> str:
     start = run.tokenizer.start_id
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
----
+    return f"""{front_matter(run, "transformers")}
 
 # {run.name}
 

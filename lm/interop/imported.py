@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,8 @@ class Source:
     """Makes the tokenizer of a model with so many tokens."""
     files: tuple[Path, ...]
     license: str | None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """How it is sampled by default, as in generation_config.json."""
 
 
 def import_model(
@@ -167,6 +169,7 @@ def _of_folder(path: Path, origin: str) -> Source:
         tokenizer=lambda size: _pretrained().from_json(text, around, vocab_size=size),
         files=tuple(opened.files()),
         license=opened.license,
+        generation=opened.generation(),
     )
 
 
@@ -240,7 +243,7 @@ def _write(
     }
     tensors = {name: _finite(source.origin, name, tensor) for name, tensor in tensors.items()}
     with folder.built(overwrite=overwrite) as partial:
-        partial.create(imported_record(config, model, imported), tokenizer)
+        partial.create(imported_record(config, model, imported, source.generation), tokenizer)
         partial.write_tensors(_watched(tensors, progress), step=None)
         # The card has the name of the finished folder.
         Run(partial).save_card(name=folder.name)

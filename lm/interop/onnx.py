@@ -1,6 +1,6 @@
 """A run as a folder for ONNX Runtime: Python, JavaScript, C++, C#, Java, on servers, phones and in browsers.
 
-    model.onnx        ids and state → logits and the state after them
+    model.onnx        ids and state → logits and the state after them; large weights are in model.onnx.data
     run.json          the state before a text, the start token, the context length
     tokenizer.json    of the library tokenizers
     README.md         how to use them
@@ -30,12 +30,14 @@ import torch
 
 from lm.errors import MissingExtraError
 from lm.evaluation.perplexity import score
+from lm.interop import onnx_layers
 from lm.interop.exported import (
     MAX_DIFFERENCE,
     Exported,
     ExportPrecision,
     OpenedModel,
     Proof,
+    front_matter,
     new_folder,
     proof_text,
 )
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 OPSET = 18
 """The version of the operators: the first with integer operators on bits."""
+MODEL = "model.onnx"
+MAX_FILE_BYTES = 1 << 30
+"""Of weights in model.onnx; more are in model.onnx.data, as no file of protobuf holds 2 GiB."""
 NEXT = "next_"
 """Before the name of a tensor of the state after the ids."""
 MAX_INT8_DIFFERENCE = 0.05
@@ -92,7 +97,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
         RunError: there is something at `path`, or the losses of the two programs differ.
     """
     try:
-        import onnx
+        import onnx  # noqa: F401
         import onnxruntime
         import onnxscript  # noqa: F401
         import tokenizers
@@ -103,7 +108,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
     with new_folder(path) as folder:
         graph = traced(run.model, first)
         round_weights(graph, precision)
-        onnx.save(graph, str(folder / "model.onnx"))
+        save(graph, folder / MODEL)
         (folder / "run.json").write_text(json.dumps(_description(run, first), indent=2) + "\n", "utf-8")
         tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "README.md").write_text(_card(run, notes), "utf-8")
@@ -112,7 +117,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
         # With their own tokenizer: its ids are a part of the proof.
         their = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         ids[1:] = their.encode(run.tokenizer.decode(split.ids[1:]), add_special_tokens=False).ids
-        opened: Any = Opened(folder / "model.onnx", run.model, first)
+        opened: Any = Opened(folder / MODEL, run.model, first)
         loss_there, loss_here = score(opened, ids).loss, score(run.model, split.ids).loss
         proof = Proof(f"onnxruntime {onnxruntime.__version__}", name, split, loss_there, loss_here)
         proof.check(run, MAX_INT8_DIFFERENCE if precision == "int8" else MAX_DIFFERENCE[precision])
@@ -176,6 +181,17 @@ def traced(model: LanguageModel, first: State) -> Any:
         model: on the CPU.
         first: its first state.
     """
+    name, shorter = model.alike_layers, model.with_layers(onnx_layers.LAYERS)
+    if name is None or shorter is None:
+        return _traced(model, first, optimize=True)
+    graph = _traced(shorter, shorter.first_state(), optimize=False)
+    weights = {f"model.{name}": tensor.detach().float().numpy() for name, tensor in model.named_parameters()}
+    onnx_layers.add_layers(graph, f"model.{name}.", weights, [*first.tensors], NEXT)
+    return graph
+
+
+def _traced(model: LanguageModel, first: State, *, optimize: bool) -> Any:
+    """`traced` in one piece; `optimize` takes longer than all else, and the runtime optimizes too."""
     ids = torch.zeros((EXAMPLE_ROWS, EXAMPLE_STEPS), dtype=torch.int64)
     with torch.inference_mode():
         _, before = model.eval()(ids[:, :EXAMPLE_EARLIER])
@@ -192,6 +208,7 @@ def traced(model: LanguageModel, first: State) -> Any:
             output_names=["logits", *(NEXT + name for name in first.tensors)],
             opset_version=OPSET,
             verbose=False,
+            optimize=optimize,
         )
     assert program is not None, "the result of dynamo=True"
     graph = program.model_proto
@@ -213,6 +230,14 @@ def _quiet() -> Iterator[None]:
         finally:
             for log, level in zip(logs, levels, strict=True):
                 log.setLevel(level)
+
+
+def save(graph: Any, path: Path) -> None:
+    """Write a graph (`onnx.ModelProto`); large weights go to a file beside it, which the runtime finds itself."""
+    import onnx
+
+    is_large = sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > MAX_FILE_BYTES
+    onnx.save(graph, str(path), save_as_external_data=is_large, location=f"{path.name}.data")
 
 
 # -- weights in fewer bits ----------------------------------------------------------------------------
@@ -304,10 +329,7 @@ def _notes(run: Run) -> tuple[str, ...]:
 
 
 def _card(run: Run, notes: tuple[str, ...]) -> str:
-    return f"""---
-library_name: onnxruntime
-pipeline_tag: text-generation
----
+    return f"""{front_matter(run, "onnxruntime")}
 
 # {run.name}
 

@@ -26,10 +26,11 @@ What happens inside a model is read by parts (`lm.inspection`):
 from __future__ import annotations
 
 import contextlib
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -295,6 +296,18 @@ class LanguageModel(nn.Module, ABC):
             is_token = not tensor.is_floating_point() and name.rpartition("/")[-1] != "lengths"
             tensors[name] = torch.full_like(empty, -1 if is_token else 0)
         return replace(state, tensors=tensors)
+
+    alike_layers: ClassVar[str | None] = None
+    """Name of the list of modules that compute alike, each with the output of the one before; None: there is none."""
+
+    def with_layers(self, count: int) -> Self | None:
+        """The model with the first `count` of its `alike_layers` alone, its weights shared; None: it has no more."""
+        if self.alike_layers is None or len(getattr(self, self.alike_layers)) <= count:
+            return None
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)
+        setattr(twin, self.alike_layers, getattr(self, self.alike_layers)[:count])
+        return twin
 
     def traceable(self) -> contextlib.AbstractContextManager[None]:
         """Inside, `forward` with a state is made of torch's operations alone if it runs under `only_torch`."""

@@ -276,6 +276,7 @@ class Transformer(LanguageModel):
 
     Options = TransformerOptions
     batching = "random"
+    alike_layers = "layers"
 
     options: TransformerOptions
 

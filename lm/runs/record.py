@@ -36,6 +36,7 @@ def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, 
         **_made(model),
         "init": f"{init.name}@{init.checkpoint}" if init else None,
         **_base(config, model, init),
+        **({"generation": init.record["generation"]} if init and "generation" in init.record else {}),
         "corpus": {
             "name": corpus.name,
             "sha256": corpus.sha256,
@@ -50,15 +51,24 @@ def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, 
     }
 
 
-def imported_record(config: RunConfig, model: LanguageModel, imported: Mapping[str, Any]) -> dict[str, Any]:
+def imported_record(
+    config: RunConfig, model: LanguageModel, imported: Mapping[str, Any], generation: Mapping[str, Any]
+) -> dict[str, Any]:
     """The record of an imported run.
 
     Args:
         config: all options; the corpus has no source.
         model: without weights.
         imported: where it is from: source, format, architecture, sha256, files, license, positions.
+        generation: how it is sampled by default, as in generation_config.json.
     """
-    return {**_made(model), "imported": dict(imported), "corpus": NO_CORPUS, "config": config.model_dump(mode="json")}
+    return {
+        **_made(model),
+        "imported": dict(imported),
+        **({"generation": dict(generation)} if generation else {}),
+        "corpus": NO_CORPUS,
+        "config": config.model_dump(mode="json"),
+    }
 
 
 def _made(model: LanguageModel) -> dict[str, Any]:

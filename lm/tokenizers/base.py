@@ -271,7 +271,9 @@ class Tokenizer(ABC):
         )
 
     def to_page(self) -> dict[str, Any]:
-        """What the JavaScript tokenizer of this type needs: JSON values. See lm/interop/html_assets/tokenizers.js.
+        """What the JavaScript tokenizer of this type needs: JSON values, and arrays (N,).
+
+        See lm/interop/html_assets/tokenizers.js.
 
         Raises:
             UnsupportedExportError: this kind has no counterpart there.

@@ -22,7 +22,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 """Values of `tokenizer.ggml.token_type`."""
 
 _DIGIT = r"\p{N}"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""The words of ByteLevel of the library `tokenizers`."""
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST
@@ -32,7 +33,7 @@ _CASED = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]
 _CASED_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN = "|".join(_CASED) + r"|\p{N}" + _CASED_REST
 _GPT4O = "|".join(f"{word}{_ENDINGS}?" for word in _CASED) + r"|\p{N}{1,3}" + _CASED_REST
-_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
+_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]")
 
 
 class _Words(NamedTuple):
@@ -49,9 +50,9 @@ class _Words(NamedTuple):
 _LLAMA3_WORDS = _Words((_LLAMA3,), whole_words=True, adds_bos=True)
 WORDS: dict[str, _Words] = {
     "default": _Words(_DEFAULT),
-    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "trillion", "exaone4"), _Words((_GPT2,))),
+    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "trillion", "exaone4"), _Words((GPT2_WORDS,))),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
-                    _Words((_DIGIT, _GPT2))),
+                    _Words((_DIGIT, GPT2_WORDS))),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan"), _Words((_QWEN2,))),
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "lfm2"), _LLAMA3_WORDS),
     **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _Words((_LLAMA3,))),
@@ -73,7 +74,7 @@ def words_name(pre_tokenizer: Mapping[str, Any] | None, *, whole_words: bool) ->
         elif step.get("type") != "ByteLevel":
             return None
         elif step.get("use_regex", True):
-            patterns.append(_GPT2)
+            patterns.append(GPT2_WORDS)
     for name, words in WORDS.items():
         if words.patterns == tuple(patterns) and words.whole_words == whole_words:
             return name

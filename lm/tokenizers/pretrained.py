@@ -36,6 +36,7 @@ from lm.tokenizers.base import (
 from lm.tokenizers.chat_template import Message, render_chat
 from lm.tokenizers.gguf_vocabulary import SPACE, read_vocabulary, words_name
 from lm.tokenizers.llama_cpp import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, LlamaCppVocabulary
+from lm.tokenizers.pretrained_page import page_parts
 from lm.tokenizers.safe_patterns import check_patterns
 from lm.tokenizers.tokenizer_json import BYTE_TOKEN, SpecialTokens, TextForm, load_library, read_tokenizer_json
 
@@ -49,6 +50,7 @@ _BLOCK = 1 << 16  # characters that the library encodes in one piece, where no t
 _CUT = re.compile(r"(?<=\S)\n(?=\S)")
 _CROSSES_CUT = re.compile(rb"\n[^\s]")
 _ESCAPED = re.compile("[\udc80-\udcff]")
+_PLACE = "\ue000"  # of a message in a rendered conversation; no tokenizer writes it
 _MARK = "\ufdd0"  # a code point that is no character: between the characters of what only looks like a special token
 
 
@@ -314,15 +316,42 @@ class PretrainedTokenizer(Tokenizer):
         return {**self.special.names, **super().huggingface_config()}
 
     def to_page(self) -> dict[str, Any]:
-        """Refused: the page has no such tokenizer.
+        """See `Tokenizer.to_page`: the steps of the library, and the bytes of each token.
 
         Raises:
-            UnsupportedExportError: always.
+            UnsupportedExportError: the page does not have a step.
         """
-        raise UnsupportedExportError(
-            "A pretrained tokenizer does not export to html: export to hf, gguf or onnx, or train a model with a "
-            "tokenizer of its text."
-        )
+        form = self._form
+        return {
+            **page_parts(self._content, self.vocab_size),
+            "bytes": np.frombuffer(b"".join(self._table), np.uint8),
+            "sizes": np.array([*map(len, self._table)], np.uint32),
+            "labels": {token: self._names[token] for token, text in enumerate(self._table) if not text},
+            "doubles_first_space": form.doubles_first_space,
+            "drops_first_space": form.drops_first_space,
+            "alters_space": form.alters_space,
+            "composes": form.composes,
+            "has_all_bytes": self._has_all_bytes,
+            "chat": self._page_chat(),
+        }
+
+    def _page_chat(self) -> dict[str, Any] | None:
+        """A conversation of one message: the ids before and after it, and the text beside it up to special tokens.
+
+        None: there is no chat template, or it does not put the message between two texts that stay the same.
+        """
+        if self.chat_template is None:
+            return None
+        try:
+            before, found, after = self.render_chat([{"role": "user", "content": _PLACE}]).partition(_PLACE)
+        except TokenizerError:
+            return None
+        if not found or _PLACE in after:
+            return None
+        *first, prefix = self._special_pattern.split(before) if self._special else [before]
+        suffix, *last = self._special_pattern.split(after) if self._special else [after]
+        begin, end = (self.encode_rendered("".join(part)).tolist() for part in (first, last))
+        return {"before": begin, "prefix": prefix, "suffix": suffix, "after": end}
 
     def to_gguf(self) -> LlamaCppVocabulary:
         """See `Tokenizer.to_gguf`: byte-level BPE, or BPE of SentencePiece with a score for each merge.

@@ -102,6 +102,10 @@ class TextForm:
     """Whether encoding adds a space to a text only if it begins with none."""
     lossless = True
     """Whether decoding gives back the text, but for the symbols of `altered`."""
+    alters_space = False
+    """Whether U+2581 stands for a space."""
+    composes = False
+    """Whether text is brought to the form NFC."""
     joins_neighbours = False
     """Whether a token is made by joining two neighbours, so that no token crosses where none is."""
 
@@ -112,8 +116,6 @@ class TextForm:
             ValueError: a part is of a kind that is not supported.
         """
         self._replaced: list[tuple[str, str]] = []
-        self._space = False  # whether U+2581 stands for a space
-        self._composes = False  # whether text is brought to the form NFC
         self._from_bytes = {char: value for value, char in enumerate(byte_alphabet())}
         self._read_decoder(content.get("decoder"))
         adds_space = self._read_normalizer(content.get("normalizer"))
@@ -134,12 +136,12 @@ class TextForm:
                 self.byte_level = True
             elif kind == "Metaspace":
                 self._replaced.append((part["replacement"], " "))
-                self._space, self.drops_first_space = True, _prepends(part)
+                self.alters_space, self.drops_first_space = True, _prepends(part)
             elif kind == "Replace" and not fused and "String" in part["pattern"]:
                 # Regular expressions are not supported: one of a stranger may take hours.
                 pattern = part["pattern"]["String"]
                 if pattern == SPACE and part["content"] == " ":
-                    self._space = True
+                    self.alters_space = True
                 self._replaced.append((pattern, part["content"]))
             elif kind == "Strip" and part["content"] == " " and part["start"] <= 1 and part["stop"] == 0:
                 self.drops_first_space = part["start"] == 1
@@ -160,7 +162,7 @@ class TextForm:
         for part in _parts(normalizer, "normalizers"):
             kind = part["type"]
             if kind == "NFC":
-                self._composes = True
+                self.composes = True
             elif kind == "Prepend" and part["prepend"] == SPACE:
                 adds_space = True
             elif not (kind == "Replace" and part["pattern"].get("String") == " " and part["content"] == SPACE):
@@ -183,9 +185,9 @@ class TextForm:
     def altered(self, text: str) -> list[tuple[int, str]]:
         """What encoding changes in a text: position and symbol."""
         found: list[tuple[int, str]] = []
-        if self._space and SPACE in text:
+        if self.alters_space and SPACE in text:
             found += [(match.start(), SPACE) for match in re.finditer(SPACE, text)]
-        if self._composes and not unicodedata.is_normalized("NFC", text):
+        if self.composes and not unicodedata.is_normalized("NFC", text):
             found += [
                 (match.start(), match[0])
                 for match in _WORD.finditer(text)

@@ -109,7 +109,7 @@ def test_a_missing_run_and_an_unknown_format_of_export_are_one_sentence(program:
     done = program("compare", "gru-s1", "nosuch", *runs)
     assert done.code == 1 and done.err.startswith("error: No run 'nosuch'") and done.err.count("\n") == 1
     done = program("export", "looking", "--to", "pt", *runs)
-    assert done.code == 1 and done.err == "error: --to 'pt': use hf, gguf, onnx or html.\n"
+    assert done.code == 1 and done.err == "error: --to 'pt': use hf, peft, gguf, onnx or html.\n"
 
 
 def test_a_seeded_comparison_repeats(folder: Path) -> None:

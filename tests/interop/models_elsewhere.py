@@ -43,6 +43,8 @@ def save_folder(model: Any, path: Path, **options: Any) -> Path:
     model.save_pretrained(path, **options)
     (path / "tokenizer.json").write_text(byte_level(), "utf-8")
     (path / "tokenizer_config.json").write_text(json.dumps(CONFIG), "utf-8")
+    generation = {"do_sample": True, "temperature": 0.6, "top_p": None, "eos_token_id": [2, 0]}
+    (path / "generation_config.json").write_text(json.dumps(generation), "utf-8")
     (path / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# A model\n", "utf-8")
     return path
 

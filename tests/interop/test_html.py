@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,17 @@ from lm.generation.filters import SamplingContext
 from lm.generation.options import SamplingOptions
 from lm.generation.sampler import Sampler
 from lm.interop import html
+from lm.models.base import LanguageModel
 from lm.tokenizers import Tokenizer
-from tests.contracts.test_tokenizers import HARD, subwords, trained
+from lm.tokenizers.gguf_vocabulary import WORDS
+from lm.tokenizers.javascript_pattern import javascript_pattern
+from lm.tokenizers.pretrained import PretrainedOptions, PretrainedTokenizer
+from tests.contracts.test_tokenizers import subwords, trained
 from tests.kernels.test_decoding import IDS, SHAPES, decoder_of, model_of, read
+from tests.tokenizers.test_pretrained import FORMS as PRETRAINED
+from tests.tokenizers.test_pretrained import TEXTS as PRETRAINED_TEXTS
+from tests.tokenizers.test_pretrained import made
+from tests.tokenizers.tiny_pretrained import CONFIG, byte_level
 
 SHIPPED = "shakespeare-gru"
 NODE = html.program()
@@ -116,16 +125,34 @@ def test_logits_are_those_of_the_native_int8_kernel(shape: str, javascript_logit
 @pytest.fixture(scope="module")
 def javascript_logits() -> dict[str, Any]:
     """The logits of all shapes, from one program."""
-    calls = []
-    for shape in SHAPES.values():
-        model = model_of(shape)
-        content, block = html.model_content(model.options.model_dump(mode="json"), model.arrays())
-        data = f"withArrays({html._json(content)}, await inflated({json.dumps(html._packed(block))}))"
-        calls.append(f"logits(new Model({data}))")
-    script = f"(async () => [{', '.join(calls)}])()"
-    read_all = f"const ids = {IDS[:60]}, logits = (model) => ids.map((id) => [...model.step(id)]);"
-    result = html.run_script(NODE, f"(() => {{ {read_all} return {script}; }})()")
-    return dict(zip(SHAPES, result, strict=True))
+    return dict(zip(SHAPES, logits_there(model_of(shape) for shape in SHAPES.values()), strict=True))
+
+
+def logits_there(models: Iterable[LanguageModel], before: str = "") -> Any:
+    """The logits of the first IDS in JavaScript; `before`: a statement before the models are made."""
+    made = []
+    for model in models:
+        block = html.ArrayBlock()
+        content = block.placed(html.model_parts(model.options.model_dump(mode="json"), model.arrays()))
+        made.append([content, block.memory, html.packed(bytes(block.content))])
+    script = f"""(async () => {{
+      {before}
+      const results = [];
+      for (const [content, sizes, parts] of {html._json(made)}) {{
+        const memory = new Memory(sizes);
+        await inflate(parts, memory.buffer);
+        const model = new Model(withArrays(content, memory));
+        results.push({IDS[:60]}.map((id) => [...model.step(id)]));
+      }}
+      return results;
+    }})()"""
+    return html.run_script(NODE, script)
+
+
+def test_without_webassembly_the_logits_are_the_same(javascript_logits: dict[str, Any]) -> None:
+    shapes = "gru, two layers", "transformer, odd"
+    plain = logits_there((model_of(SHAPES[shape]) for shape in shapes), "delete globalThis.WebAssembly;")
+    assert plain == [javascript_logits[shape] for shape in shapes]
 
 
 def test_random_numbers_and_filters_are_those_of_the_sampler() -> None:
@@ -159,25 +186,69 @@ def test_tokenizers_give_the_same_ids_and_texts() -> None:
         trained(name, unknown) for name in ("byte", "char", "word", "subword") for unknown in ("replace", "skip")
     ]
     kinds += [subwords(algorithm)[0] for algorithm in ("bpe", "unigram")]
-    texts = [*HARD, "a\ud800b", "\ufeffThe", "The  cat   sat on\n\n the mat , <unk> " * 3]
-    described = [
-        {"type": each.type, "unknown": each.options.unknown, "start_id": each.start_id, "unknown_id": each.unknown_id,
-         **each.to_page()}
-        for each in kinds
+    kinds += [PretrainedTokenizer.from_json(form, CONFIG) for form in PRETRAINED.values()]
+    kinds += [words_of(name) for name in ("llama3", "tekken", "gpt-4o", "default")]
+    skips = PretrainedOptions(unknown="skip")
+    kinds += [PretrainedTokenizer.from_payload(skips, made(form).payload()) for form in ("qwen", "pieces")]
+    texts = [
+        *PRETRAINED_TEXTS, "a\ud800b", "\ufeffThe", "The  cat   sat on\n\n the mat , <unk> " * 3,
+        "cafe\u0301 \u2581a <|im_end|>", " <think>I'LL we'\u017f don'T x\x85 \x1d y\ufeff 12345 ²½\u0660",
+        "\u1100\u1161 ſK HTMLParser/x\r\n\r\n  z", "The " * 40 + "cat" * 30,
     ]  # fmt: skip
+    block = html.ArrayBlock()
+    described = block.placed([html.tokenizer_content(each) for each in kinds])
     # ASCII alone, so that lone surrogates arrive.
-    script = f"""{json.dumps(described)}.map((each) => {{
-      const tokenizer = new TOKENIZERS[each.type](each);
-      return {json.dumps(texts)}.map((text) => {{
-        const ids = tokenizer.encode(text), stream = tokenizer.stream();
-        return [ids, ids.map((id) => stream.feed(id)).join("") + stream.end()];
+    script = f"""(async () => {{
+      const memory = new Memory({json.dumps(block.memory)});
+      await inflate({json.dumps(html.packed(bytes(block.content)))}, memory.buffer);
+      return {json.dumps(described)}.map((each) => {{
+        const tokenizer = new TOKENIZERS[each.type](withArrays(each, memory));
+        return {json.dumps(texts)}.map((text) => {{
+          const ids = tokenizer.encode(text), stream = tokenizer.stream();
+          return [ids, ids.map((id) => stream.feed(id)).join("") + stream.end()];
+        }});
       }});
-    }})"""
+    }})()"""
     for tokenizer, results in zip(kinds, html.run_script(NODE, script), strict=True):
         for text, (ids, decoded) in zip(texts, results, strict=True):
             ours = tokenizer.encode(text)
             assert ids == ours.tolist(), (tokenizer.type, text)
             assert decoded == tokenizer.decode(ours), (tokenizer.type, text)
+
+
+def words_of(name: str) -> PretrainedTokenizer:
+    """Byte-level BPE whose words are those of GGUF with this name."""
+    content = json.loads(byte_level())
+    splits = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in WORDS[name].patterns
+    ]
+    byte_level_step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*splits, byte_level_step]}
+    content["model"]["ignore_merges"] = WORDS[name].whole_words
+    return PretrainedTokenizer.from_json(json.dumps(content), CONFIG)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(?i:[^'])k|\x{1F600}|[^\]\S-]+\d{,2}?|.{2,}", r"[\s\--/]\.(?=\p{^Lu}(a|b))", "[k-]"]
+)
+def test_a_pattern_matches_the_same_in_javascript(pattern: str) -> None:
+    import tokenizers
+
+    text = "Hello-World.Ab k'K\u212a9\ufeff \u0660\x85\U0001f600x] - /\n\n--.a 12ſs"
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    there = html.run_script(
+        NODE, f"isolated({json.dumps(text)}, new RegExp({json.dumps(javascript_pattern(pattern))}, 'gu'))"
+    )
+    assert there == [part for part, _ in split.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"\p{L}++", r"\bx", "a|^b", "(?>a)", "[a[b]]", r"\p{Foo}", "[a-z&&x]", "(?i:[a-z])", "a{x"]
+)
+def test_a_pattern_that_a_page_does_not_have_is_refused(pattern: str) -> None:
+    with pytest.raises(UnsupportedExportError, match="by a pattern that no html page has .* export to hf or onnx"):
+        javascript_pattern(pattern)
 
 
 # -- refusals ---------------------------------------------------------------------------------------------

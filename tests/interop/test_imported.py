@@ -171,6 +171,11 @@ def test_an_imported_run_is_sampled_measured_and_exported_like_others(
     assert done.loss_there == pytest.approx(done.loss_here, abs=1e-5)
     again = lm.import_model(tmp_path / "out", name="again", runs_dir=tmp_path)
     np.testing.assert_array_equal(again.logits(TEXT), run.logits(TEXT))
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text("utf-8"))["temperature"] == 0.6
+    assert again.tokenizer.sha256 == run.tokenizer.sha256 and again.record["imported"]["license"] == "apache-2.0"
+    huggingface.export(again, tmp_path / "twice")
+    for path in (tmp_path / "out").glob("*[!d]"):
+        assert (tmp_path / "twice" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.slow
@@ -217,6 +222,16 @@ def test_training_starts_from_a_source_and_keeps_its_tokenizer(folders: Path, tm
     # The same files are not imported twice.
     assert find_or_import(str(folders / "qwen3"), runs_dir=runs).folder.path == base.folder.path
     assert {path.name for path in runs.iterdir()} == {"qwen3", "tuned"}
+    # Its tokenizer, special tokens and chat template leave with it.
+    for name, each in (("base", base), ("tuned", run)):
+        huggingface.export(each, tmp_path / name)
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert (tmp_path / "tuned" / name).read_bytes() == (tmp_path / "base" / name).read_bytes()
+    there, here = (
+        json.loads((tmp_path / each / "tokenizer_config.json").read_text("utf-8")) for each in ("base", "tuned")
+    )
+    assert here == {**there, "model_max_length": 16}
+    assert here["chat_template"] == CONFIG["chat_template"] and here["bos_token"] == CONFIG["bos_token"]
 
 
 def test_a_run_comes_before_a_folder_of_its_name(

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import lm
 from lm.errors import UnsupportedExportError
+from lm.generation.options import SamplingOptions
+from lm.generation.request import Request
 from lm.interop import html, huggingface, onnx
 from lm.runs.run import Run
 from lm.tokenizers.pretrained import PretrainedTokenizer
@@ -52,6 +55,27 @@ def test_onnx_says_which_tokens_end_a_text(tmp_path: Path) -> None:
     assert onnx._description(run, run.model.first_state())["end_ids"] == [2, 0]
 
 
-def test_html_refuses_the_tokenizer_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedExportError, match="A pretrained tokenizer does not export to html: export to hf"):
-        html.export(run_of("bytes", tmp_path), tmp_path / "out.html")
+@pytest.mark.parametrize("form", FORMS)
+def test_html_continues_and_answers_with_the_text_of_the_run(form: str, tmp_path: Path) -> None:
+    run, found = run_of(form, tmp_path), html.program()
+    assert found is not None
+    done = html.export(run, tmp_path / "out.html")
+    assert done.tokens == 2000 and done.loss_there == pytest.approx(done.loss_here, abs=1e-5)
+    content, block = html.page_content(run)
+    options = {"temperature": 0.7, "seed": "3", "maxTokens": 40}
+    samples = [{"prompt": TEXT, "chat": chat, **options} for chat in (False, True)]
+    texts = html.prove(found, content, html.packed(block), {"text": "a", "samples": samples})["texts"]
+    there = lm.load("tiny", runs_dir=tmp_path, precision="int8")
+    sampling = SamplingOptions(temperature=0.7, seed=3, max_tokens=40)
+    assert texts[0] == there.sample(TEXT, **sampling.model_dump(exclude_defaults=True))
+    ids = run.tokenizer.encode_chat([{"role": "user", "content": TEXT}])
+    answer = there.events(Request(tuple(ids.tolist()), sampling))
+    assert texts[1] == "".join(event.text for event in answer)
+
+
+def test_html_refuses_a_step_of_a_tokenizer_in_a_sentence(tmp_path: Path) -> None:
+    content = json.loads(byte_level())
+    content["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Punctuation", "behavior": "Isolated"})
+    run = make_run(tmp_path / "tiny", PretrainedTokenizer.from_json(json.dumps(content), CONFIG))
+    with pytest.raises(UnsupportedExportError, match="has the words of Punctuation, which no html page has: export to"):
+        html.export(run, tmp_path / "out.html")

@@ -75,92 +75,6 @@ function dotted(a, b, count, at = 0) {
   return addLanes(lanes);
 }
 
-// A matrix (rows, columns) of the file: float32 `values`, or int8 `codes` and a scale for each row.
-class Matrix {
-  constructor(rows, columns, codes, scales, values) {
-    Object.assign(this, { rows, columns, codes, scales, values });
-  }
-  // All values, row by row.
-  all() {
-    if (this.values) return this.values;
-    const all = new Float32Array(this.codes.length);
-    for (let row = 0; row < this.rows; row++) all.set(this.row(row), row * this.columns);
-    return all;
-  }
-  row(index) {
-    const begin = index * this.columns, end = begin + this.columns;
-    if (this.values) return this.values.subarray(begin, end);
-    const row = new Float32Array(this.columns), scale = this.scales[index];
-    for (let i = begin; i < end; i++) row[i - begin] = this.codes[i] * scale;
-    return row;
-  }
-}
-
-// Two rows lie in one float64, row a + PAIR * row b: one multiplication serves both, and is exact for CHUNK columns, as
-// each sum stays below PAIR / 2.
-const PAIR = 2 ** 27, CHUNK = 4096;
-
-// An int8 matrix with its bias, ready to multiply: matrices below each other are one.
-class Product {
-  constructor(matrices, bias = null) {
-    this.inputs = matrices[0].columns;
-    this.outputs = matrices.reduce((sum, each) => sum + each.rows, 0);
-    this.scales = new Float32Array(this.outputs);
-    this.bias = bias ?? new Float32Array(this.outputs);
-    this.at = new Float64Array(this.inputs); // the inputs, rounded
-    this.sums = new Float64Array(Math.ceil(this.outputs / 8) * 8);
-    // [8 rows][column][4 pairs of rows]
-    this.pairs = new Float64Array(this.sums.length / 2 * this.inputs);
-    let begin = 0;
-    for (const { rows, columns, codes, scales } of matrices) {
-      for (let i = 0; i < rows; i++) {
-        const row = begin + i, first = (row >> 3) * columns * 4 + ((row & 7) >> 1), worth = row & 1 ? PAIR : 1;
-        for (let k = 0; k < columns; k++) this.pairs[first + 4 * k] += codes[i * columns + k] * worth;
-        this.scales[row] = scales[i];
-      }
-      begin += rows;
-    }
-  }
-
-  // to[i] = row i times the inputs from[begin...], plus the bias.
-  multiply(from, to, begin = 0) {
-    const { inputs, outputs, scales, bias, at, sums } = this;
-    let most = 0;
-    for (let k = 0; k < inputs; k++) most = Math.max(most, Math.abs(from[begin + k]));
-    const inverse = most > 0 ? f32(127 / most) : 0, scale = f32(most / 127);
-    // Rounded to the nearest integer, halves to even, by adding and taking away 1.5 * 2^52.
-    for (let k = 0; k < inputs; k++) at[k] = (from[begin + k] * inverse + 6755399441055744) - 6755399441055744;
-    sums.fill(0);
-    for (let first = 0; first < inputs; first += CHUNK) this.addChunk(first, Math.min(inputs, first + CHUNK));
-    for (let row = 0; row < outputs; row++) to[row] = f32(sums[row]) * f32(scales[row] * scale) + bias[row];
-  }
-
-  addChunk(first, end) {
-    const { inputs, at, sums, pairs } = this;
-    for (let row = 0; row < sums.length; row += 8) {
-      let a = 0, b = 0, c = 0, d = 0, i = (row / 2) * inputs + 4 * first;
-      for (let k = first; k < end; k++) {
-        const x = at[k];
-        a += pairs[i] * x;
-        b += pairs[i + 1] * x;
-        c += pairs[i + 2] * x;
-        d += pairs[i + 3] * x;
-        i += 4;
-      }
-      this.split(row, a);
-      this.split(row + 2, b);
-      this.split(row + 4, c);
-      this.split(row + 6, d);
-    }
-  }
-
-  split(row, pair) {
-    const high = Math.round(pair / PAIR);
-    this.sums[row] += pair - high * PAIR;
-    this.sums[row + 1] += high;
-  }
-}
-
 // Context tables: rows of logits by the last tokens; as tables.hpp.
 class Tables {
   constructor(tables, buckets, vocabulary) {
@@ -447,12 +361,24 @@ class Transformer {
     this.mixed = new Float32Array(heads * this.headSize);
     this.active = new Float32Array(Math.max(...this.blocks.map(({ inner }) => inner)));
     this.scores = new Float32Array(this.context);
+    this.even = new Float32Array(this.headSize);
+    this.odd = new Float32Array(this.headSize);
     this.clear();
   }
 
   clear() {
     this.window = [];
     this.tables.clear();
+  }
+
+  // The keys and values of the first tokens, if the last text began with the same.
+  resume(ids) {
+    let same = 0;
+    if (this.tables.tables.length === 0) while (same + 1 < ids.length && ids[same] === this.window[same]) same++;
+    const kept = this.window.slice(0, same);
+    this.clear();
+    this.window = kept;
+    return same;
   }
 
   step(id, needsLogits = true) {
@@ -511,26 +437,42 @@ class Transformer {
     block.values.set(raw.subarray(keys + width, keys + 2 * width), position * width);
   }
 
+  // One head. Four positions at a time: their sums do not wait for each other.
   attend({ keys, values }, position, head) {
-    const { raw, headSize, scores, mixed } = this, width = this.groups * headSize;
+    const { raw, headSize, scores, mixed, even, odd } = this, width = this.groups * headSize;
     const offset = Math.floor(head / (this.heads / this.groups)) * headSize, begin = head * headSize;
     const scale = f32(1 / f32(Math.sqrt(headSize)));
-    let most = -Infinity;
-    for (let t = 0; t <= position; t++) {
-      let sum = 0;
-      for (let i = 0, at = t * width + offset; i < headSize; i++) sum = f32(keys[at + i] * raw[begin + i] + sum);
-      scores[t] = sum * scale;
-      most = Math.max(most, scores[t]);
-    }
-    const inverse = f32(1 / summed(position + 1, (t) => (scores[t] = exp(f32(scores[t] - most)))));
-    for (let i = 0; i < headSize; i++) {
-      let even = 0, odd = 0;
-      for (let t = 0, at = offset + i; t <= position; t++, at += width) {
-        if (t & 1) odd = f32(values[at] * scores[t] + odd);
-        else even = f32(values[at] * scores[t] + even);
+    const query = raw.subarray(begin, begin + headSize);
+    let t = 0;
+    for (; t + 3 <= position; t += 4) {
+      let a = 0, b = 0, c = 0, d = 0;
+      for (let i = 0, at = t * width + offset; i < headSize; i++, at++) {
+        const x = query[i];
+        a = f32(keys[at] * x + a);
+        b = f32(keys[at + width] * x + b);
+        c = f32(keys[at + 2 * width] * x + c);
+        d = f32(keys[at + 3 * width] * x + d);
       }
-      mixed[begin + i] = f32(even + odd) * inverse;
+      scores[t] = a * scale;
+      scores[t + 1] = b * scale;
+      scores[t + 2] = c * scale;
+      scores[t + 3] = d * scale;
     }
+    for (; t <= position; t++) {
+      let sum = 0;
+      for (let i = 0, at = t * width + offset; i < headSize; i++) sum = f32(keys[at + i] * query[i] + sum);
+      scores[t] = sum * scale;
+    }
+    let most = -Infinity;
+    for (t = 0; t <= position; t++) most = Math.max(most, scores[t]);
+    const inverse = f32(1 / summed(position + 1, (t) => (scores[t] = exp(f32(scores[t] - most)))));
+    even.fill(0);
+    odd.fill(0);
+    for (t = 0; t <= position; t++) {
+      const sums = t & 1 ? odd : even, share = scores[t];
+      for (let i = 0, at = t * width + offset; i < headSize; i++) sums[i] = values[at + i] * share + sums[i];
+    }
+    for (let i = 0; i < headSize; i++) mixed[begin + i] = f32(even[i] + odd[i]) * inverse;
   }
 }
 
@@ -571,6 +513,12 @@ class Model {
     Object.assign(this, { vocabulary: vocab_size, tails, tailBias: tail_bias });
   }
   clear() { this.kernel.clear(); }
+  // Begins a text. Returns how many of its ids are read already; the last is not.
+  resume(ids) {
+    if (this.kernel.resume) return this.kernel.resume(ids);
+    this.clear();
+    return 0;
+  }
   // Reads one more token. Returns the logits after it, valid until the next call; null if they are not needed.
   step(id, needsLogits = true) {
     const outputs = this.kernel.step(id, needsLogits);

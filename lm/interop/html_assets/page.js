@@ -31,18 +31,25 @@ function seed() {
 function options(maxTokens) {
   return {
     seed: seed(), maxTokens, temperature: knob("temperature"), topK: knob("top_k"), topP: knob("top_p"),
-    minP: knob("min_p"),
+    minP: knob("min_p"), chat: isChat(),
   };
+}
+
+function isChat() {
+  return element("chat").checked;
 }
 
 // The command that gives the same text.
 function showCommand() {
-  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-  const parts = ["lm sample", quoted(content.run), "--precision int8", "--seed", seed(), "--max-tokens", length()];
+  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`, prompt = element("prompt").value;
+  const program = isChat() ? `printf '%s\\n' ${quoted(prompt)} | lm chat` : "lm sample";
+  const parts = [program, quoted(content.run), "--precision int8", "--seed", seed(), "--max-tokens", length()];
   for (const { name, value, off } of content.knobs) {
     if (knob(name) !== value && knob(name) !== off) parts.push(`--${name.replace("_", "-")}`, knob(name));
   }
-  if (element("prompt").value) parts.push("--prompt", quoted(element("prompt").value));
+  if (prompt && !isChat()) parts.push("--prompt", quoted(prompt));
+  // A line is a message there.
+  element("same").hidden = isChat() && (prompt.trim() === "" || prompt.includes("\n"));
   element("command").textContent = parts.join(" ");
 }
 
@@ -55,7 +62,8 @@ function start() {
   job += 1;
   whole = "";
   element("text").replaceChildren();
-  element("text").append(Object.assign(document.createElement("b"), { textContent: element("prompt").value }), "");
+  const prompt = element("prompt").value + (isChat() ? "\n\n" : "");
+  element("text").append(Object.assign(document.createElement("b"), { textContent: prompt }), "");
   element("status").textContent = "";
   element("go").textContent = "Stop";
   worker.postMessage({ job, prompt: element("prompt").value, options: options(length()) });
@@ -114,7 +122,9 @@ worker.onmessage = ({ data }) => {
   whole += data.text;
   element("text").lastChild.appendData(data.text);
   const rate = data.tokens ? whole.length / data.seconds : 0;
-  element("status").textContent = `${number.format(data.tokens)} tokens, ${number.format(rate)} characters/s`;
+  const facts = [`${number.format(data.tokens)} tokens`, `${number.format(rate)} characters/s`];
+  if (data.ended) facts.push("the model ended the text");
+  element("status").textContent = facts.join(", ");
   if (data.done) stop();
 };
 worker.onerror = (event) => { element("status").textContent = `This browser cannot run the model: ${event.message}`; };
@@ -129,11 +139,23 @@ element("dice").addEventListener("click", () => {
   element("seed").value = Math.floor(Math.random() * 1e6);
   showCommand();
 });
-element("copy").addEventListener("click", () => navigator.clipboard?.writeText(element("prompt").value + whole));
+element("copy").addEventListener("click", () => navigator.clipboard?.writeText(element("text").textContent));
 element("prompt").addEventListener("input", () => { showCommand(); peekSoon(); });
 element("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !running) start();
 });
+element("chatting").hidden = !content.tokenizer.chat;
+element("chat").checked = Boolean(content.tokenizer.chat);
+const placeholder = () => {
+  element("prompt").placeholder = isChat() ? "A question, or a task." : "Empty: the model begins a text.";
+};
+element("chat").addEventListener("change", () => { placeholder(); showCommand(); peekSoon(); });
+placeholder();
 for (const name of ["seed", "length"]) element(name).addEventListener("input", showCommand);
 showCommand();
-worker.postMessage({ open: content, weights: element("weights").textContent.trim() });
+worker.postMessage({ open: content });
+for (const part of document.querySelectorAll(".weights")) {
+  worker.postMessage({ part: part.textContent });
+  part.remove();
+}
+worker.postMessage({ part: "" });
