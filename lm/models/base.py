@@ -225,6 +225,8 @@ class LanguageModel(nn.Module, ABC):
 
     Options: ClassVar[type[ModelOptions]]
     trained_by: ClassVar[Literal["gradient", "counting", "both", "members"]] = "gradient"
+    blocks_option: ClassVar[str | None] = None
+    """The option with the number of equal blocks, if each needs the same memory; None: the model has no such blocks."""
     """By steps, by `fit`, by `fit` and then steps, or each of its members by itself."""
 
     kind: str | None = None

@@ -276,6 +276,7 @@ class Transformer(LanguageModel):
 
     Options = TransformerOptions
     batching = "random"
+    blocks_option = "num_layers"
 
     options: TransformerOptions
 
