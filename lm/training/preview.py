@@ -11,10 +11,36 @@ from lm.generation.torch_decoder import TorchDecoder
 from lm.models.base import LanguageModel
 from lm.registry import KERNELS
 from lm.tokenizers.base import Tokenizer
+from lm.training.module_needs import module_needs
 from lm.training.train_step import TrainStep
 
 OPTIONS = SamplingOptions(seed=1, temperature=0.8)
 """One seed, so that samples of different steps differ by their weights only."""
+
+NATIVE_RATE, TORCH_RATE = 2e9, 5e8
+"""Parameters that native decoding, and torch, reads in a second on a CPU."""
+MAX_SECONDS = 2.0
+"""Longest expected time of the sample at a validation on a CPU; a large model writes fewer tokens."""
+
+
+def expected_seconds(step: TrainStep, tokens: int) -> float:
+    """The expected time of a `native_preview`; 0 on a GPU."""
+    if step.device.type != "cpu":
+        return 0.0
+    return tokens * _read_per_token(step) / (TORCH_RATE if step.model.has_adapters else NATIVE_RATE)
+
+
+def affordable_tokens(step: TrainStep, tokens: int) -> int:
+    """The tokens of a `preview_step`: so many, or fewer if a large model would need long for them."""
+    if step.device.type != "cpu":
+        return tokens
+    return max(1, min(tokens, int(MAX_SECONDS * TORCH_RATE / _read_per_token(step))))
+
+
+def _read_per_token(step: TrainStep) -> int:
+    """The parameters that a token needs: all but tables, of which it looks up a few rows."""
+    needs = module_needs(step.model)
+    return max(1, sum(each.numel() for each, need in needs.items() if need.optimizer_kind != "row_adagrad"))
 
 
 def preview_sample(model: LanguageModel, tokenizer: Tokenizer, tokens: int, prompt: str = "") -> str:
