@@ -89,6 +89,7 @@ def command(
     from lm.runs.run import load
 
     loaded = load(run, runs_dir=runs_dir, device=device, precision=decode_precision(precision))
+    options = options.with_defaults(loaded.sampling_defaults(chat=True))
     turns = None
     if loaded.tokenizer.chat_template is not None:
         turns = TemplateTurns(loaded.tokenizer, continues=state is not None)

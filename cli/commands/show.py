@@ -17,7 +17,7 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
     from cli.report import print_report
     from lm.config import validate
     from lm.evaluation.report import Report
-    from lm.runs.card import numbers, source_rows
+    from lm.runs.card import numbers, sampling_text, source_rows
     from lm.runs.run import load
 
     loaded = load(run, runs_dir=runs_dir)
@@ -44,6 +44,8 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
                 ("tokenizer", known["tokenizer"], f"{known['vocab_size']:,} tokens"),
                 *([] if known["imported"] else [("corpus", known["corpus"], "; ".join(known["corpus_notes"]))]),
                 *source_rows(known["imported"]),
+                *((("sampling", "", f"{sampling_text(known['sampling'])}: of the source, if no flags are given"),)
+                  if known["sampling"] else ()),
                 *((f"  {name}", f"{part['tokens']:,}",
                    f"tokens, {part['characters']:,} characters, sha256 {part['sha256'][:12]}…")
                   for name, part in known["splits"].items()),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, expanded
 from lm.errors import ConfigError, LMError, ModelSourceError, TokenizerError
 from lm.files import BF16, LazyTensor, digest
 from lm.interop.architectures import architecture_of, model_options
-from lm.interop.gguf_file import GGUFFile, license_of
+from lm.interop.gguf_file import GGUFFile, license_of, sampling_of
 from lm.interop.hub import PREFIX, download
 from lm.interop.model_folder import PICKLES, ModelFolder, is_model_folder
 from lm.registry import TOKENIZERS
@@ -58,6 +58,8 @@ class Source:
     """Makes the tokenizer of a model with so many tokens."""
     files: tuple[Path, ...]
     license: str | None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Sampling options that the source gives."""
 
 
 def import_model(
@@ -166,6 +168,7 @@ def _of_folder(path: Path, origin: str) -> Source:
         tokenizer=lambda size: _pretrained().from_json(text, around, vocab_size=size),
         files=tuple(opened.files()),
         license=opened.license,
+        sampling=opened.sampling,
     )
 
 
@@ -179,6 +182,7 @@ def _of_gguf(path: Path, origin: str) -> Source:
         tokenizer=lambda size: _pretrained().from_gguf(opened.fields, vocab_size=size),
         files=(path,),
         license=license_of(opened.fields),
+        sampling=sampling_of(opened.fields),
     )
 
 
@@ -239,7 +243,7 @@ def _write(
     }
     tensors = {name: _finite(source.origin, name, tensor) for name, tensor in tensors.items()}
     with folder.built(overwrite=overwrite) as partial:
-        partial.create(imported_record(config, model, imported), tokenizer)
+        partial.create(imported_record(config, model, imported, source.sampling), tokenizer)
         partial.write_tensors(_watched(tensors, progress), step=None)
         # The card has the name of the finished folder.
         Run(partial).save_card(name=folder.name)

@@ -16,6 +16,7 @@ import numpy as np
 
 from lm.errors import ModelSourceError
 from lm.files import BF16, LazyTensor, map_tensors, view_tensor
+from lm.generation.options import source_sampling
 from lm.interop.architectures import is_buffer, parameter_name
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG, SPECIAL, GENERATION, TEMPLATE = (
@@ -156,6 +157,11 @@ class ModelFolder:
         if (self.path / TEMPLATE).is_file():
             config["chat_template"] = (self.path / TEMPLATE).read_text("utf-8", errors="replace")
         return text, config
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampling options of generation_config.json."""
+        return source_sampling(self._json(GENERATION)) if (self.path / GENERATION).is_file() else {}
 
     @property
     def license(self) -> str | None:

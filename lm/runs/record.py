@@ -36,6 +36,7 @@ def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, 
         **_made(model),
         "init": f"{init.name}@{init.checkpoint}" if init else None,
         **_base(config, model, init),
+        **({"sampling": init.record["sampling"]} if init and init.record.get("sampling") else {}),
         "corpus": {
             "name": corpus.name,
             "sha256": corpus.sha256,
@@ -48,15 +49,24 @@ def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, 
     }
 
 
-def imported_record(config: RunConfig, model: LanguageModel, imported: Mapping[str, Any]) -> dict[str, Any]:
+def imported_record(
+    config: RunConfig, model: LanguageModel, imported: Mapping[str, Any], sampling: Mapping[str, Any]
+) -> dict[str, Any]:
     """The record of an imported run.
 
     Args:
         config: all options; the corpus has no source.
         model: without weights.
         imported: where it is from: source, format, architecture, sha256, files, license, positions.
+        sampling: options that its source gives.
     """
-    return {**_made(model), "imported": dict(imported), "corpus": NO_CORPUS, "config": config.model_dump(mode="json")}
+    return {
+        **_made(model),
+        "imported": dict(imported),
+        **({"sampling": dict(sampling)} if sampling else {}),
+        "corpus": NO_CORPUS,
+        "config": config.model_dump(mode="json"),
+    }
 
 
 def _made(model: LanguageModel) -> dict[str, Any]:

@@ -40,6 +40,7 @@ async def chat(
     check_sampling(sampling, options, 1, stream=body.stream)
     session = await GenerationSession.open(models, options, body.model)
     has_template = session.model.tokenizer.chat_template is not None
+    sampling = sampling.with_defaults(session.model.chat_sampling)
     if has_template:
         sampling = sampling.model_copy(update={"stop": body.stop})
 

@@ -53,6 +53,8 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     **{name: each.off_in_requests for each in FILTERS if each.off_in_requests for name in each.controls},
 }
 """Values that mean the same as an absent field, or that other servers use for "off"."""
+SWITCHED_OFF = frozenset(name for each in FILTERS if each.off_in_requests for name in each.controls)
+"""Options that such a value switches off; None does it as well."""
 UNSUPPORTED_PARTS = ("image_url", "input_audio", "file", "refusal")
 """Types of message parts that are not text."""
 MAX_PART = 16_384
@@ -124,6 +126,9 @@ class Part(Options):
                 if len(parts) > MAX_ITEMS:
                     raise ValueError(f"{name[:50]} has {len(part):,} entries: the limit is {MAX_ITEMS:,}")
             if _has_no_effect(name, part):
+                if part is not None and name in SWITCHED_OFF:
+                    # Off, whatever the model's own default is.
+                    fields[name] = None
                 continue
             if name in numbers and any(each is True or each is False for each in parts):
                 wrong = PydanticCustomError("bool_as_number", "true and false are not numbers")

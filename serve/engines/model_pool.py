@@ -15,8 +15,9 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from lm.errors import ConfigError, LMError
 from lm.generation.decoder import Decoder
@@ -46,6 +47,10 @@ class Model:
     tokens: TokenCodec
     worker: Worker
     memory_bytes: int
+    sampling: Mapping[str, Any]
+    """Options for what a request does not give."""
+    chat_sampling: Mapping[str, Any]
+    """The same for a chat."""
     leases: int = 0
     last_used: int = 0
     """A counter: the larger, the later."""
@@ -243,7 +248,8 @@ class ModelPool:
         tokenizer = loaded.tokenizer
         model = Model(
             run.name, fingerprint, engine.decoder, tokenizer, TokenCodec(tokenizer),
-            Worker(engine, run.name, max_sequences=options.max_sequences), memory_bytes, last_used=next(self._clock),
+            Worker(engine, run.name, max_sequences=options.max_sequences), memory_bytes,
+            loaded.sampling_defaults(), loaded.sampling_defaults(chat=True), last_used=next(self._clock),
         )  # fmt: skip
         seconds = round(time.monotonic() - started, 3)
         log.info("Loaded %r.", run.name, extra={"fields": {"decoder": engine.decoder.name, "seconds": seconds}})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import lm
-from lm.generation.options import SamplingOptions
+from lm.generation.options import CHAT_SAMPLING, SamplingOptions
 from lm.generation.request import Request
 from lm.tokenizers.pretrained import PretrainedTokenizer
 from tests.serve.conftest import Serve, Server, refusal
@@ -29,12 +29,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, template in (("chatty", CHAT_TEMPLATE), ("strict", STRICT)):
         config = {**CONFIG, "chat_template": template}
         make_run(folder / name, PretrainedTokenizer.from_json(byte_level(), config))
+    tokenizer = PretrainedTokenizer.from_json(byte_level(), CONFIG)
+    make_run(folder / "cold", tokenizer, sampling={"temperature": 0.0, "top_k": 1})
     return folder
 
 
 @pytest.fixture(scope="module")
 def server(serve: Serve, folder: Path) -> Iterator[Server]:
-    with serve("chatty", "strict", runs_dir=folder) as running:
+    with serve("chatty", "strict", "cold", runs_dir=folder) as running:
         yield running
 
 
@@ -74,6 +76,24 @@ def test_a_template_that_refuses_the_messages_is_400(server: Server):
     assert (status, error["message"]) == (400, "The chat template of the model refuses these messages: No system here")
     done = server.post("/v1/chat/completions", **{**ASK, "model": "strict", "messages": MESSAGES[1:]})
     assert done["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_options_that_a_request_leaves_out_are_those_of_the_model_s_source(server: Server):
+    def texts(**body: object) -> tuple[str, str]:
+        common = {"model": "cold", "max_tokens": 12, "seed": 3, "ignore_eos": True, **body}
+        chat = server.post("/v1/chat/completions", messages=MESSAGES, **common)["choices"][0]["message"]["content"]
+        return chat, server.post("/v1/completions", prompt="sat", **common)["choices"][0]["text"]
+
+    greedy = texts(temperature=0, top_k=1)
+    assert texts() == texts(temperature=None) == greedy
+    drawn = texts(model="chatty", temperature=2, top_k=None)
+    # Both have the same weights: a value that is given wins, also one that switches an option off.
+    assert texts(temperature=2, top_k=0) == texts(temperature=2, top_k=-1) == drawn
+    assert drawn != greedy
+    # Without options of a source, a chat by a template has those of the documentation, and a text the general ones.
+    chat, text = texts(model="chatty")
+    assert chat == texts(model="chatty", **CHAT_SAMPLING)[0]
+    assert text == texts(model="chatty", temperature=SamplingOptions().temperature)[1]
 
 
 def test_the_model_s_record_and_tokenizer_say_that_there_is_a_template(server: Server):
