@@ -367,9 +367,11 @@ def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds
     most = min(MAX_FIRST_ROW, max(MIN_FIRST_ROW, FIRST_WORK / model.num_parameters()))
     shortest = _halved(length, most)
     sizes = [*_doubled(shortest, length), *(rows * length for rows in list(_doubled(1, all_rows))[1:])]
-    # The first step makes the moments, which all later ones have.
-    train(sizes[0])
-    lines, tried = _lines(train, sizes, memory, available, seconds)
+    begun = time.perf_counter()
+    # The first step, which is not measured, makes the moments that all later ones have.
+    first = train(sizes[0])
+    token_seconds = (time.perf_counter() - begun) / sizes[0]
+    lines, tried = _lines(train, sizes, memory, available, seconds, first=(first, token_seconds))
     largest = _evaluated_at_once(model, step.device)
     sizes = list(_doubled(_halved(window, most) if window else 8 * VALIDATION_ROWS, largest))
     evaluation, _ = _lines(evaluate, sizes, memory, available, seconds / 2)
@@ -378,11 +380,29 @@ def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds
 
 
 def _lines(
-    measure: Callable[[int], Peaks], sizes: list[int], memory: TensorMemory, available: int | None, seconds: float
+    measure: Callable[[int], Peaks],
+    sizes: list[int],
+    memory: TensorMemory,
+    available: int | None,
+    seconds: float,
+    *,
+    first: tuple[Peaks, float] | None = None,
 ) -> tuple[dict[str, Line], int]:
-    """The bytes of each phase, from the last two sizes that were measured, and the largest size that was."""
+    """The bytes of each phase, from the last two sizes that were measured, and the largest size that was.
+
+    Args:
+        measure: gives the peaks of a number of tokens.
+        sizes: rising numbers of tokens.
+        memory: that is measured.
+        available: bytes.
+        seconds: for more than two sizes.
+        first: the peaks of the first size and the seconds of each of its tokens, if they are measured already.
+    """
     until, held, token_seconds = time.perf_counter() + seconds, memory.now, 0.0
     points: list[tuple[int, Peaks]] = []
+    if first is not None:
+        peaks, token_seconds = first
+        points, sizes = [(sizes[0], peaks)], sizes[1:]
     for size in sizes:
         if points:
             growth = max(points[-1][1].values()) * size / points[-1][0]

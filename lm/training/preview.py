@@ -17,24 +17,26 @@ from lm.training.train_step import TrainStep
 OPTIONS = SamplingOptions(seed=1, temperature=0.8)
 """One seed, so that samples of different steps differ by their weights only."""
 
-NATIVE_RATE, TORCH_RATE = 2e9, 5e8
-"""Parameters that native decoding, and torch, reads in a second on a CPU."""
-MAX_SECONDS = 2.0
-"""Longest expected time of the sample at a validation on a CPU; a large model writes fewer tokens."""
+USUAL_PARAMETERS = 2e6
+"""Of a model whose samples take the usual time on a CPU; a token takes longer with more of them."""
+TORCH_COST = 4.0
+"""Time of a token in torch, in tokens of native decoding."""
+MAX_WORK = 1e9
+"""Tokens of the sample at a validation, times parameters, on a CPU: about two seconds."""
 
 
-def expected_seconds(step: TrainStep, tokens: int) -> float:
-    """The expected time of a `native_preview`; 0 on a GPU."""
+def relative_cost(step: TrainStep) -> float:
+    """The expected time of a `native_preview`, in samples of a usual model: at least 1."""
     if step.device.type != "cpu":
-        return 0.0
-    return tokens * _read_per_token(step) / (TORCH_RATE if step.model.has_adapters else NATIVE_RATE)
+        return 1.0
+    return max(1.0, _read_per_token(step) / USUAL_PARAMETERS * (TORCH_COST if step.model.has_adapters else 1.0))
 
 
 def affordable_tokens(step: TrainStep, tokens: int) -> int:
     """The tokens of a `preview_step`: so many, or fewer if a large model would need long for them."""
     if step.device.type != "cpu":
         return tokens
-    return max(1, min(tokens, int(MAX_SECONDS * TORCH_RATE / _read_per_token(step))))
+    return max(1, min(tokens, int(MAX_WORK / _read_per_token(step))))
 
 
 def _read_per_token(step: TrainStep) -> int:
