@@ -83,8 +83,9 @@ class TrainingView(Callback):
         if start.plan_seconds is not None and not each:
             self._print_limits(start.plan_seconds)
         if start.validation_tokens is not None and start.step == 0:
+            often = "once" if start.validations == 1 else f"{start.validations} times"
             self._print(
-                f"Validation: {start.validations} times on the first {start.validation_tokens:,} of "
+                f"Validation: {often} on the first {start.validation_tokens:,} of "
                 f"{start.valid_tokens:,} tokens; the report uses all."
             )
         if self._screen.is_terminal:

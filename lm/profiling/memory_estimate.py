@@ -296,8 +296,10 @@ def _need(
         return need
 
     option = model.blocks_option
-    blocks = 0 if option is None else config.model.model_dump()[option]
-    if blocks <= 2 or model.num_parameters() < LARGE_MODEL:
+    if option is None or model.num_parameters() < LARGE_MODEL:
+        return measured(config)
+    blocks = config.model.model_dump()[option]
+    if blocks <= 2:
         return measured(config)
     few = (
         config.model_copy(update={"model": config.model.model_copy(update={option: count})}) for count in (1, 2)

@@ -118,7 +118,8 @@ class Part(Options):
             return value
         if len(value) > MAX_FIELDS:
             raise ValueError(f"{len(value):,} fields are too many")
-        fields, numbers = {}, _number_fields(cls)
+        fields: dict[str, Any] = {}
+        numbers = _number_fields(cls)
         for name, part in value.items():
             parts: Collection[Any] = (part,)
             if isinstance(part, list | dict) and name not in LONG_FIELDS:
