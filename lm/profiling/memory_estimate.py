@@ -43,9 +43,9 @@ USABLE_SHARE = 0.9
 """Share of the free memory that tensors may use: allocators round up, and kernels need some."""
 TRIED_SHARE = 0.5
 """Largest share of the free memory that a measurement may use."""
-REPORT_COPIES = 4
-"""Copies of the weights while the report is made: of the training, of the files, of both joined, of the model. It is
-more than the steps need if the weights are frozen."""
+REPORT_COPIES = 5
+"""Copies of the weights while a fine-tuning is reported: of the training, and of the file and the model of the run and
+of its base. It is more than the steps need if the weights are frozen."""
 SECONDS = 1.5
 """Time for measurements of larger batches."""
 MIN_FIRST_ROW, MAX_FIRST_ROW = 64, 512
