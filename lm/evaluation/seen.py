@@ -194,7 +194,7 @@ def _passages(ids: Ids, hits: npt.NDArray[np.bool_], corpus: PreparedCorpus) -> 
         hits: (N,) whether each was the model's first choice.
         corpus: whose text a passage may stand in only once.
     """
-    whole = [np.ascontiguousarray(split.ids, np.uint32).tobytes() for split in corpus.splits.values()]
+    whole = [np.ascontiguousarray(split.ids[:MAX_COUNTED], np.uint32).tobytes() for split in corpus.splits.values()]
     edges = np.flatnonzero(np.diff(np.concatenate([[False], hits, [False]])))
     found = []
     for begin, end in edges.reshape(-1, 2).tolist():
