@@ -18,6 +18,8 @@ from cli.output import Reading, console, say, token_bar
 from lm.runs.card import numbers, perplexity
 from lm.training.callbacks import Callback, End, Row, Start, Tick, TimeLeft
 
+LONG_REPORT = 0.1
+"""A report that takes more than this share of the plan is announced."""
 FEW_STEPS = 100
 """With fewer steps in a plan by time, one step is more than 1 % of its time."""
 PLAIN_SECONDS = 10.0
@@ -78,11 +80,12 @@ class TrainingView(Callback):
                 f"Plan: {length}{self._about}{start.plan_steps:,} steps of {start.tokens_per_step:,} tokens "
                 f"({epochs:.1f} epochs{each}), {start.device}, {start.precision}{memory}"
             )
-        if start.plan_seconds is not None and start.plan_steps < FEW_STEPS and not each:
-            self._print("A step takes long for this plan, so its end may differ by about a step.")
+        if start.plan_seconds is not None and not each:
+            self._print_limits(start.plan_seconds)
         if start.validation_tokens is not None and start.step == 0:
+            often = "once" if start.validations == 1 else f"{start.validations} times"
             self._print(
-                f"Validation: {start.validations} times on the first {start.validation_tokens:,} of "
+                f"Validation: {often} on the first {start.validation_tokens:,} of "
                 f"{start.valid_tokens:,} tokens; the report uses all."
             )
         if self._screen.is_terminal:
@@ -92,6 +95,17 @@ class TrainingView(Callback):
             self._task = self._bar.add_task("", total=1.0)
             self._live = Live(self._bar, console=self._screen, refresh_per_second=8, transient=True)
             self._live.start()
+
+    def _print_limits(self, plan_seconds: float) -> None:
+        """What a plan by time of few long steps holds, and what comes after it."""
+        start = self._start
+        if start.plan_steps < FEW_STEPS and start.step_seconds is not None:
+            self._print(
+                f"About {start.plan_steps:,} steps of {start.step_seconds:.1f} s fit into {duration(plan_seconds)}; no "
+                "step starts that would not fit."
+            )
+        if (report := start.report_seconds) is not None and report > max(1.0, LONG_REPORT * plan_seconds):
+            self._print(f"After it comes the report, which takes about {duration(report)}.")
 
     def on_step(self, tick: Tick) -> None:
         """Move the bar."""

@@ -312,7 +312,10 @@ class TrainingConfig(Options):
     )
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     sample_tokens: int | None = Field(
-        80, ge=1, le=1000, description="Tokens of the sample at each validation; none: no sample."
+        80,
+        ge=1,
+        le=1000,
+        description="Tokens of the sample at each validation, fewer of a large model; none: no sample.",
     )
     film: bool = Field(
         True, description="Keep short samples along the training for lm film; they take about 1 % of its time."

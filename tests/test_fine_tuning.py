@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import lm
 from lm.config import CorpusConfig, Section
 from lm.corpora import PreparedCorpus, open_corpus, prepare
 from lm.errors import ConfigError
-from lm.evaluation.seen import advantage_on_training_text
-from lm.models.base import LanguageModel, build_model
+from lm.evaluation.seen import Signs, signs_of_seen_text
+from lm.models.base import LanguageModel, State, build_model
 from lm.runs.run import Run
 
 SMALL: dict[str, Any] = {
@@ -57,17 +58,58 @@ def counted(corpus: PreparedCorpus) -> LanguageModel:
     return model
 
 
+def signs(model: LanguageModel, corpus: PreparedCorpus) -> Signs:
+    return signs_of_seen_text(model, corpus)
+
+
 def test_a_base_of_unknown_text_is_found_to_have_seen_that_very_text_and_no_other(tmp_path: Path) -> None:
     mine, other = (corpus_of(tmp_path / f"{seed}.txt", words(seed, 60_000)) for seed in (1, 2))
-    seen = advantage_on_training_text(counted(mine), mine)
-    unseen = advantage_on_training_text(counted(other), mine)
-    assert seen is not None
-    assert unseen is not None
-    assert seen.is_seen
-    assert seen.bits_per_byte > 0.3
-    assert not unseen.is_seen
+    seen, unseen = (signs(counted(text), mine) for text in (mine, other))
+    assert seen.advantage is not None and unseen.advantage is not None
+    assert seen.advantage.is_seen and seen.advantage.bits_per_byte > 0.3
+    assert not unseen.advantage.is_seen
+    assert not unseen.has_passages and not unseen.training_passages
     short = corpus_of(tmp_path / "short.txt", words(3, 4_000))
-    assert advantage_on_training_text(counted(mine), short) is None
+    assert signs(counted(mine), short).advantage is None
+
+
+class Knows(LanguageModel):
+    """Gives the next byte of a text that it memorised the highest logit, and else that of a space."""
+
+    options: Any
+
+    def __init__(self, text: str, vocab_size: int) -> None:
+        super().__init__(None, vocab_size)
+        self.text = text.encode()
+
+    def forward(self, ids: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
+        logits = torch.zeros(*ids.shape, self.vocab_size)
+        before = [] if state is None else state.tensors["ids"][0].tolist()
+        read = [*before, *ids[0].tolist()]
+        for place in range(len(before), len(read)):
+            last = bytes(each for each in read[max(0, place - 15) : place + 1] if each < 256)
+            found = self.text.find(last) if len(last) == 16 else -1
+            following = self.text[found + 16 : found + 17] if found >= 0 else b""
+            logits[0, place - len(before), following[0] if following else 32] = 5.0
+        return logits, State({"ids": torch.tensor([read])})
+
+
+def test_passages_that_the_base_writes_word_for_word_are_found_once_each(tmp_path: Path) -> None:
+    text = words(1, 12_000)
+    corpus = corpus_of(tmp_path / "mine.txt", text)
+    held_out = corpus.tokenizer.decode(corpus.splits["valid"].ids[1:].tolist())
+    known = text[200:700] + "\n\n" + text[1000:1150] + "\n\n" + held_out[100:400]
+    found = signs(Knows(known, corpus.tokenizer.vocab_size), corpus)
+    assert found.has_passages
+    assert [len(each) for each in found.training_passages] == pytest.approx([484, 134], abs=2)
+    assert [each in text for each in found.training_passages] == [True, True]
+    assert len(found.held_out_passages) == 1
+    # What the text has twice could be copied from its own beginning, and numbers can be counted on.
+    twice = corpus_of(tmp_path / "twice.txt", text[:4000] + text[:4000] + words(2, 8_000))
+    assert not signs(Knows(text[:700], twice.tokenizer.vocab_size), twice).training_passages
+    numbers = " ".join(map(str, range(100, 3000)))
+    counted_on = corpus_of(tmp_path / "numbers.txt", numbers)
+    assert not signs(Knows(numbers, counted_on.tokenizer.vocab_size), counted_on).has_passages
 
 
 @pytest.mark.slow

@@ -764,3 +764,30 @@ def test_mapped_arrays_are_those_of_the_file_and_a_damaged_file_is_refused(tmp_p
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(CorruptRunError, match="is damaged"):
         map_arrays(path)
+
+
+def test_the_folder_of_a_killed_import_is_removed_by_the_next_and_that_of_a_running_one_is_not(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from lm.runs.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).built() as partial:\n"
+        "    (partial.path / 'model.safetensors').write_bytes(bytes(1000)); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".a.") and (left / "model.safetensors").exists()
+
+    def age() -> None:
+        for path in tmp_path.glob(".*.partial"):
+            os.utime(path, (0, 0))
+
+    with RunFolder(tmp_path / "b").built() as partial:
+        # The one that was left is too young: its process might be about to lock it.
+        assert {left, partial.path} == set(tmp_path.iterdir())
+        partial.create(record(), TOKENIZER)
+        age()
+        make_run(tmp_path / "c")
+        assert {path.name for path in tmp_path.iterdir()} == {"c", partial.path.name}
+        partial.write_best(WEIGHTS, step=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"b", "c"}
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {"config.json", "tokenizer.json", "model.safetensors"}

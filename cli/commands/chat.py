@@ -93,6 +93,7 @@ def command(
         from cli.copies import check_training_text
 
         check_training_text(loaded, "--learn")
+    options = options.with_defaults(loaded.sampling_defaults(chat=True))
     turns = None
     if loaded.tokenizer.chat_template is not None:
         turns = TemplateTurns(loaded.tokenizer, continues=state is not None)

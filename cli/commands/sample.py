@@ -115,6 +115,8 @@ def command(
         loaded = load(run, runs_dir=runs_dir, device=device, precision=weights)
     if detokenize and not hasattr(loaded.tokenizer, "detokenize"):
         raise ConfigError(f"--detokenize is for word models; run {loaded.name!r} uses {loaded.tokenizer.type} tokens.")
+    if server is None:
+        options = options.with_defaults(loaded.sampling_defaults())
     begin = loaded.snapshots.read(state) if state is not None else None
     request = loaded.request(prompt, options, unknown=policy, state=begin)
     marker = _marker(loaded, min_copy) if mark_copies else None

@@ -46,7 +46,7 @@ def _facts(known: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str,
     """The lines of the table of facts, from those of a run and the lines of its metrics."""
     from rich.filesize import decimal
 
-    from lm.runs.card import numbers, source_rows
+    from lm.runs.card import numbers, sampling_text, source_rows
 
     kind, base, imported = known["kind"], known["base"], known["imported"]
     facts = [("model", known["model"], numbers(known) + (f"; {kind}" if kind else ""))]
@@ -55,8 +55,11 @@ def _facts(known: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str,
     facts.append(("tokenizer", known["tokenizer"], f"{known['vocab_size']:,} tokens"))
     if not imported:
         facts.append(("corpus", known["corpus"], "; ".join(known["corpus_notes"])))
+    facts += source_rows(imported)
+    if known["sampling"]:
+        text = f"{sampling_text(known['sampling'])}: of the source, if no flags are given"
+        facts.append(("sampling", "", text))
     facts += [
-        *source_rows(imported),
         *((f"  {name}", f"{part['tokens']:,}",
            f"tokens, {part['characters']:,} characters, sha256 {part['sha256'][:12]}…")
           for name, part in known["splits"].items()),

@@ -105,6 +105,7 @@ def score(
     unknown_id: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     each: Callable[[npt.NDArray[np.float64]], None] | None = None,
+    each_rank: Callable[[npt.NDArray[np.float32]], None] | None = None,
     watchers: Sequence[Watcher] = (),
 ) -> Scores:
     """Score every token of a split, or one share of them.
@@ -124,6 +125,7 @@ def score(
         unknown_id: the token whose nats are also summed separately.
         progress: called with tokens done and tokens in all.
         each: called with the nats of the tokens just scored, in the order of the text if `rows` is 1.
+        each_rank: called with their ranks (`lm.models.target_scores`) in the same order; 0 is the first choice.
         watchers: called with the `Scored` tokens, in the same order.
     """
     count = len(ids) - 1
@@ -150,7 +152,7 @@ def score(
         stride = min(stride or context // 2, context)
         in_order = _in_turn(pieces(ids, context, at_once, stride=stride), share)
         rule = f"sliding window of {context} tokens, stride {stride}"
-    scores, pending = Scores(rule), _PendingNats(unknown_id, each)
+    scores, pending = Scores(rule), _PendingNats(unknown_id, each, each_rank)
     was_training = model.training
     model.eval()
     begun = time.perf_counter()
@@ -197,8 +199,13 @@ class _PendingNats:
     The nats are float32, because Apple's GPUs have no float64. The host adds them up in float64.
     """
 
-    def __init__(self, unknown_id: int | None, each: Callable[[npt.NDArray[np.float64]], None] | None) -> None:
-        self._unknown_id, self._each = unknown_id, each
+    def __init__(
+        self,
+        unknown_id: int | None,
+        each: Callable[[npt.NDArray[np.float64]], None] | None,
+        each_rank: Callable[[npt.NDArray[np.float32]], None] | None,
+    ) -> None:
+        self._unknown_id, self._each, self._each_rank = unknown_id, each, each_rank
         self._parts: list[Tensor] = []
         self._targets: list[Ids] = []
         self.tokens = 0
@@ -226,6 +233,8 @@ class _PendingNats:
                 scores.unknown_nats += float(nats[torch.from_numpy(targets == self._unknown_id)].sum())
             if self._each is not None:
                 self._each(nats.numpy())
+            if self._each_rank is not None:
+                self._each_rank(ranks.numpy())
         self._parts, self._targets, self.tokens = [], [], 0
 
 

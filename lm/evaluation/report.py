@@ -73,8 +73,14 @@ class FineTuning(Options):
         "part of the training text than on the held-out text, beyond n-gram counts of the rest of the training text.",
     )
     base_advantage_error: float | None = Field(None, description="Standard error of base_advantage.")
+    base_passages: int | None = Field(
+        None,
+        description="If the base's training text is unknown: passages of the first part of the training text that the "
+        "base's first choices write word for word.",
+    )
+    base_held_out_passages: int | None = Field(None, description="The same of the held-out text.")
     warning: str | None = Field(None, description="What the base has seen, or has likely seen.")
-    note: str | None = Field(None, description="Why a figure is missing.")
+    note: str | None = Field(None, description="Why a figure is missing, or that no warning does not mean unseen.")
 
     def rows(self) -> list[tuple[str, float | None, str]]:
         """Name, bits per byte and remark of each line of the table."""

@@ -5,15 +5,22 @@ The options of the filters are declared in `lm.generation.filters`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from lm.config import Options
 from lm.generation.filters import FILTERS, Token
 
 MAX_ALTERNATIVES = 20
 """Alternatives of one token in a request."""
+CHAT_SAMPLING: dict[str, Any] = {"temperature": 0.7}
+"""Options of a chat by a chat template, where neither the request nor the model's source gives any."""
+NEUTRAL: dict[str, Any] = {"top_k": 1_000_000, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0}
+"""Values without effect of options that a model's source may give."""
+SOURCE_OPTIONS = ("temperature", *NEUTRAL)
+"""Options that a model's source may give."""
 JoinedDecoding = Literal["auto", "on", "off"]
 """Whether a torch decoder steps all slots in one call of the model; auto: on devices other than the CPU. Without it a
 text has the same bits in any company."""
@@ -74,6 +81,15 @@ class SamplingOptions(_Filtered):
             raise ValueError("a stop text must not be empty")
         return value
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
+        """The same options, with these values for those that were not given.
+
+        Args:
+            defaults: valid options by name, as `Run.sampling_defaults` gives them.
+        """
+        absent = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        return self.model_copy(update=absent) if absent else self
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.best_of is not None and self.best_of < self.n:
@@ -83,3 +99,29 @@ class SamplingOptions(_Filtered):
         if self.num_beams is not None and self.best_of is not None:
             raise ValueError("num_beams and best_of are two ways to search: give one")
         return self
+
+
+def source_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling options that the source of a model gives, without those that have no effect or no sense here.
+
+    Args:
+        given: names and values of generation_config.json of transformers.
+
+    Returns:
+        Options by name; {} if the source says not to sample.
+    """
+    if given.get("do_sample") is False:
+        return {}
+    found = {}
+    for name in SOURCE_OPTIONS:
+        value = given.get(name)
+        # transformers has 0 for "all tokens".
+        off = value is None or isinstance(value, bool) or value == NEUTRAL.get(name) or (name == "top_k" and not value)
+        if off:
+            continue
+        try:
+            SamplingOptions.model_validate({name: value})
+        except ValidationError:
+            continue
+        found[name] = value
+    return found

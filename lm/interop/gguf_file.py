@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from lm.errors import ModelSourceError
 from lm.files import BF16, LazyTensor
+from lm.generation.options import source_sampling
 from lm.interop.architectures import SUPPORTED, parameter_name_of_gguf
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -270,3 +271,15 @@ def license_of(fields: Mapping[str, Any]) -> str | None:
     """The licence that the file names."""
     found = fields.get("general.license") or fields.get("general.license.name")
     return str(found) if found else None
+
+
+def sampling_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling options that the file gives."""
+    names = {
+        "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+        "repetition_penalty": "penalty_repeat",
+    }  # fmt: skip
+    found = {name: fields.get(f"general.sampling.{there}") for name, there in names.items()}
+    # Numbers are stored in 32 bits.
+    rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in found.items()}
+    return source_sampling(rounded)

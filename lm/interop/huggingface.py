@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 TOKENIZER_CLASSES = {"Qwen2ForCausalLM": "PreTrainedTokenizerFast"}
 """What opens the tokenizer, if that is not AutoTokenizer: with this architecture, it makes the tokenizer of Qwen2."""
 SAMPLING = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200}
-"""What generation_config.json says of a model that was not imported with one."""
+"""What generation_config.json says of a model whose source gave no options."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -73,7 +73,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
             folder / "config.json",
             {"architectures": [model.architecture], **model.config, **tokens, "dtype": str(dtype).split(".")[1]},
         )
-        sampling: dict[str, Any] = {**(run.record.get("generation") or SAMPLING), "bos_token_id": start}
+        sampling: dict[str, Any] = {**_generation(run), "bos_token_id": start}
         if ends is not None:
             sampling["eos_token_id"] = ends
         write_json(folder / "generation_config.json", sampling)
@@ -93,6 +93,12 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
         proof.check(run, MAX_DIFFERENCE[precision])
         size = sum(file.stat().st_size for file in folder.iterdir())
     return proof.exported(path, "hf", precision, size, notes)
+
+
+def _generation(run: Run) -> dict[str, Any]:
+    """How the run is sampled by default, in the names of generation_config.json, which are those of our options."""
+    own = run.sampling_defaults()
+    return {"do_sample": True, **own, "max_new_tokens": 200} if own else SAMPLING
 
 
 class Opened(OpenedModel):

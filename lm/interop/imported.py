@@ -22,7 +22,7 @@ from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig, expanded
 from lm.errors import ConfigError, LMError, ModelSourceError, TokenizerError
 from lm.files import BF16, LazyTensor, digest
 from lm.interop.architectures import architecture_of, model_options
-from lm.interop.gguf_file import GGUFFile, license_of
+from lm.interop.gguf_file import GGUFFile, license_of, sampling_of
 from lm.interop.hub import PREFIX, download
 from lm.interop.model_folder import PICKLES, ModelFolder, is_model_folder
 from lm.registry import TOKENIZERS
@@ -59,8 +59,8 @@ class Source:
     """Makes the tokenizer of a model with so many tokens."""
     files: tuple[Path, ...]
     license: str | None
-    generation: Mapping[str, Any] = field(default_factory=dict)
-    """How it is sampled by default, as in generation_config.json."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Sampling options that the source gives."""
 
 
 def import_model(
@@ -169,7 +169,7 @@ def _of_folder(path: Path, origin: str) -> Source:
         tokenizer=lambda size: _pretrained().from_json(text, around, vocab_size=size),
         files=tuple(opened.files()),
         license=opened.license,
-        generation=opened.generation(),
+        sampling=opened.sampling,
     )
 
 
@@ -183,6 +183,7 @@ def _of_gguf(path: Path, origin: str) -> Source:
         tokenizer=lambda size: _pretrained().from_gguf(opened.fields, vocab_size=size),
         files=(path,),
         license=license_of(opened.fields),
+        sampling=sampling_of(opened.fields),
     )
 
 
@@ -243,7 +244,7 @@ def _write(
     }
     tensors = {name: _finite(source.origin, name, tensor) for name, tensor in tensors.items()}
     with folder.built(overwrite=overwrite) as partial:
-        partial.create(imported_record(config, model, imported, source.generation), tokenizer)
+        partial.create(imported_record(config, model, imported, source.sampling), tokenizer)
         partial.write_tensors(_watched(tensors, progress), step=None)
         # The card has the name of the finished folder.
         Run(partial).save_card(name=folder.name)

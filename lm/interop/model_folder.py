@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from lm.errors import ModelSourceError
 from lm.files import BF16, LazyTensor, map_tensors, view_tensor
+from lm.generation.options import source_sampling
 from lm.interop.architectures import is_buffer, parameter_name
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG, SPECIAL, GENERATION, TEMPLATE = (
@@ -29,11 +29,6 @@ PATTERNS = (*SMALL, WEIGHTS, INDEX, "model-*-of-*.safetensors", "README.md")
 """The files that are read, and downloaded."""
 _STORED = ("F32", "F16", BF16)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
-SAMPLING: Mapping[str, type] = {
-    "do_sample": bool, **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), float),
-    **dict.fromkeys(("top_k", "max_new_tokens"), int),
-}  # fmt: skip
-"""The fields of generation_config.json that are kept for an export, and their types."""
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
 
 
@@ -163,14 +158,10 @@ class ModelFolder:
             config["chat_template"] = (self.path / TEMPLATE).read_text("utf-8", errors="replace")
         return text, config
 
-    def generation(self) -> dict[str, Any]:
-        """How the model is sampled by default, as generation_config.json says; a field of another type is left out."""
-        found = self._json(GENERATION) if (self.path / GENERATION).is_file() else {}
-        return {
-            name: kind(found[name])
-            for name, kind in SAMPLING.items()
-            if type(found.get(name)) in ((int, float) if kind is float else (kind,)) and math.isfinite(found[name])
-        }
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampling options of generation_config.json."""
+        return source_sampling(self._json(GENERATION)) if (self.path / GENERATION).is_file() else {}
 
     @property
     def license(self) -> str | None:

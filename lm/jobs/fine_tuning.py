@@ -16,11 +16,13 @@ from lm.errors import LMError
 from lm.evaluation.floor import overlap
 from lm.evaluation.perplexity import score
 from lm.evaluation.report import FineTuning, Report
-from lm.evaluation.seen import advantage_on_training_text
+from lm.evaluation.seen import Signs, signs_of_seen_text
 from lm.runs.run import Run, load
 from lm.runs.run_folder import list_runs
 from lm.runs.training_text import cached_text
 
+QUOTED = 60
+"""Characters of a passage in a warning."""
 Watch = Callable[[int, int], None]
 
 
@@ -45,7 +47,9 @@ def report_fine_tuning(run: Run, report: Report, *, base: Run | None, device: st
     try:
         if base is None:
             base = load(name, runs_dir=run.folder.path.parent, device=device)
-        facts |= _measure_base(base, name, run.own_text(), progress)
+        # Another object, whose weights do not stay in memory.
+        opened = Run(base.folder, base.checkpoint, device=device)
+        facts |= _measure_base(opened, name, run.own_text(), progress)
     except LMError as error:
         facts["note"] = f"The base was not measured: {error}"
     return FineTuning.model_validate(facts)
@@ -78,14 +82,8 @@ def _measure_base(base: Run, name: str, corpus: PreparedCorpus, progress: Watch)
         known = _overlaps(base, corpus)
         if known is not None:
             facts |= known
-        elif (found := advantage_on_training_text(base.model, corpus, progress=progress)) is not None:
-            facts |= {"base_advantage": found.bits_per_byte, "base_advantage_error": found.standard_error}
-            if found.is_seen:
-                facts["warning"] = (
-                    f"{name} has likely seen your training text: there it is {found.bits_per_byte:.2f} "
-                    f"(± {found.standard_error:.2f}) bits per byte better than on the held-out text, beyond what "
-                    "n-gram counts explain. If it has seen the held-out text too, these figures are too good."
-                )
+        else:
+            facts |= _signs(signs_of_seen_text(base.model, corpus, progress=progress), name, part.marks is not None)
     for field, whose in (("base_training_overlap", "training text"), ("base_overlap", "held-out text")):
         share = facts.get(field)
         if share is not None and is_leak(share, math.ceil(part.counts.characters / WINDOW_CHARACTERS)):
@@ -93,6 +91,40 @@ def _measure_base(base: Run, name: str, corpus: PreparedCorpus, progress: Watch)
                 " These figures are too good." if field == "base_overlap" else ""
             )
     return facts
+
+
+def _signs(signs: Signs, name: str, is_conversations: bool) -> dict[str, Any]:
+    """The fields of `FineTuning` about the signs that the base has seen the text."""
+    found = signs.advantage
+    passages = signs.training_passages, signs.held_out_passages
+    facts: dict[str, Any] = {}
+    if not is_conversations:
+        facts |= {"base_passages": len(passages[0]), "base_held_out_passages": len(passages[1])}
+    if found is not None:
+        facts |= {"base_advantage": found.bits_per_byte, "base_advantage_error": found.standard_error}
+    if signs.has_passages:
+        longest = max((*passages[0], *passages[1]), key=len)
+        facts["warning"] = (
+            f"{name} has seen your text: its first choices write {sum(map(len, passages)):,} passages of it word for "
+            f"word, {len(passages[1]):,} of them held out, such as {_quoted(longest)}. These figures are too good."
+        )
+    elif found is not None and found.is_seen:
+        facts["warning"] = (
+            f"{name} has likely seen your training text: there it is {found.bits_per_byte:.2f} "
+            f"(± {found.standard_error:.2f}) bits per byte better than on the held-out text, beyond what "
+            "n-gram counts explain. If it has seen the held-out text too, these figures are too good."
+        )
+    elif facts:
+        facts["note"] = f"No sign that {name} has seen this text. A text that it read once among many leaves none."
+    else:
+        facts["note"] = f"Whether {name} has seen this text was not tested: it is too short."
+    return facts
+
+
+def _quoted(text: str) -> str:
+    """The beginning of a passage in one line."""
+    line = " ".join(text.split())
+    return f"“{line[:QUOTED]}{'…' if len(line) > QUOTED else ''}”"
 
 
 def _overlaps(base: Run, corpus: PreparedCorpus) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lm.errors import ConfigError
+from lm.evaluation.seen import tokens_to_score
 from lm.jobs.ensemble_config import one_model
 from lm.jobs.new_run import new_run_folder
 from lm.jobs.prepare import PreparedJob
@@ -78,4 +79,7 @@ def fix_plan(job: PreparedJob, trainer: Trainer, timings: Timings | None) -> Pla
         plan = fixed_plan(*sizes, trainer.tokens_per_step, valid)
     else:
         plan = timed_plan(*sizes, timings.step_seconds, timings.token_seconds, valid)
+        # The report of a fine-tuning scores the base as well.
+        tokens = valid if job.init is None else 2 * valid + tokens_to_score(trainer.model, job.tokens)
+        plan = replace(plan, report_seconds=round(tokens * timings.token_seconds, 1))
     return replace(plan, expected_bytes=job.memory_bytes)

@@ -228,6 +228,8 @@ class LanguageModel(nn.Module, ABC):
     Options: ClassVar[type[ModelOptions]]
     trained_by: ClassVar[Literal["gradient", "counting", "both", "members"]] = "gradient"
     """A value of `TrainingMethod`."""
+    blocks_option: ClassVar[str | None] = None
+    """The option with the number of equal blocks, if each needs the same memory; None: the model has no such blocks."""
 
     kind: str | None = None
     """A label for reports; None for a neural network."""

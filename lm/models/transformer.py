@@ -277,6 +277,7 @@ class Transformer(LanguageModel):
     Options = TransformerOptions
     batching = "random"
     alike_layers = "layers"
+    blocks_option = "num_layers"
 
     options: TransformerOptions
 

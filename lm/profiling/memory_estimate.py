@@ -8,6 +8,9 @@ and every tensor is tracked. The need of the whole batch is a straight line thro
 memory is the same in each row. If the whole batch was reached, its need is measured. Validation counts if it needs
 more, and so do the copies that are saved during training. Counts of the text are estimated, not made. Allocations
 beyond the free memory are stopped before anything is written to them.
+
+A step of a large model takes long. If it is made of equal blocks, models with one and with two of them are measured,
+and the need of all blocks is a straight line through both.
 """
 
 from __future__ import annotations
@@ -40,15 +43,19 @@ USABLE_SHARE = 0.9
 """Share of the free memory that tensors may use: allocators round up, and kernels need some."""
 TRIED_SHARE = 0.5
 """Largest share of the free memory that a measurement may use."""
-REPORT_COPIES = 4
-"""Copies of the weights while the report is made: of the training, of the files, of both joined, of the model. It is
-more than the steps need if the weights are frozen."""
+REPORT_COPIES = 5
+"""Copies of the weights while a fine-tuning is reported: of the training, and of the file and the model of the run and
+of its base. It is more than the steps need if the weights are frozen."""
 SECONDS = 1.5
 """Time for measurements of larger batches."""
 MIN_FIRST_ROW, MAX_FIRST_ROW = 64, 512
 """Tokens of the first row that is measured; a longer one is cut."""
 FIRST_WORK = 5e9
 """Most tokens of that row, times parameters: with 100 million parameters 512 tokens would take many seconds."""
+
+
+LARGE_MODEL = 1e7
+"""Parameters above which one block and two are measured in place of all."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +148,8 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
             raise TooMuchMemory
         counting = model.fit_bytes(np.asarray(corpus.splits["train"].ids))
         with memory:
-            # Without its counts, a model that counts as well needs the same memory for its steps.
-            fresh = trainable_model(config, corpus.tokenizer.vocab_size)
-            fit = _measured(make_trial(config, corpus, model=fresh), memory, available, seconds, begun)
+            need = _need(config, corpus, model, memory, available, seconds)
+        fit = _fit(need, config, corpus, model, device, available, begun)
         on_cpu = counting if device.type == "cpu" else 0
         return replace(fit, counting_bytes=counting, needed_bytes=fit.needed_bytes + on_cpu)
     except TooMuchMemory:
@@ -230,8 +236,112 @@ class _Peaks(Listener):
         self._phase = name
 
 
-def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds: float, begun: float) -> Fit:
-    """The estimate from steps and validations of rising size."""
+@dataclass(frozen=True)
+class Line:
+    """Bytes as a straight line over tokens."""
+
+    fixed: float
+    """Without any token."""
+    per_token: float
+
+    def at(self, tokens: int) -> float:
+        """Bytes with so many tokens."""
+        return self.fixed + self.per_token * tokens
+
+
+@dataclass(frozen=True)
+class Need:
+    """The measured need of a model."""
+
+    step: dict[str, Line]
+    """Of each phase of a step."""
+    evaluation: Line
+    saved_bytes: float
+    """Weights and moments that are saved during training."""
+    tried: int
+    """Tokens of the largest batch that was measured."""
+
+    def with_blocks(self, two: Need, blocks: int) -> Need:
+        """The need with so many blocks, where this is that with one, and `two` that with two."""
+
+        def along(one: float, other: float) -> float:
+            return one + (other - one) * (blocks - 1)
+
+        def line(one: Line, other: Line) -> Line:
+            return Line(along(one.fixed, other.fixed), along(one.per_token, other.per_token))
+
+        return Need(
+            {phase: line(one, two.step[phase]) for phase, one in self.step.items()},
+            line(self.evaluation, two.evaluation),
+            along(self.saved_bytes, two.saved_bytes),
+            min(self.tried, two.tried),
+        )
+
+
+def _need(
+    config: RunConfig,
+    corpus: PreparedCorpus,
+    model: LanguageModel,
+    memory: TensorMemory,
+    available: int | None,
+    seconds: float,
+) -> Need:
+    """The need of a model that is on the meta device, from steps of that model, or of two with fewer blocks."""
+
+    def measured(options: RunConfig) -> Need:
+        # Without its counts, a model that counts as well needs the same memory for its steps.
+        fresh = trainable_model(options, corpus.tokenizer.vocab_size)
+        need = _measured(make_trial(options, corpus, model=fresh), memory, available, seconds)
+        release_buffers()
+        return need
+
+    option = model.blocks_option
+    if option is None or model.num_parameters() < LARGE_MODEL:
+        return measured(config)
+    blocks = config.model.model_dump()[option]
+    if blocks <= 2:
+        return measured(config)
+    few = (
+        config.model_copy(update={"model": config.model.model_copy(update={option: count})}) for count in (1, 2)
+    )  # fmt: skip
+    one, two = (measured(options) for options in few)
+    return one.with_blocks(two, blocks)
+
+
+def _fit(
+    need: Need,
+    config: RunConfig,
+    corpus: PreparedCorpus,
+    model: LanguageModel,
+    device: torch.device,
+    available: int | None,
+    begun: float,
+) -> Fit:
+    """The estimate from the need of a model, which is on the meta device."""
+    rows, length = config.training.batch_size, bptt_of(config)
+    most = max(need.step.values(), key=lambda line: line.at(rows * length))
+    step_bytes = int(most.at(rows * length))
+    evaluation_bytes = int(need.evaluation.at(_evaluated_at_once(model, device)))
+    saving_bytes = int(2 * need.saved_bytes)
+    scoring_bytes = need.evaluation.per_token * _evaluated_at_once(model, device)
+    reporting_bytes = int(REPORT_COPIES * sum(weight.nbytes for weight in model.parameters()) + scoring_bytes)
+    peak = max(step_bytes, evaluation_bytes)
+    return Fit(
+        device=str(device), batch_size=rows, bptt=length, parameters=model.num_parameters(),
+        state_bytes=int(most.fixed), row_bytes=math.ceil(most.per_token) * length, step_bytes=step_bytes,
+        evaluation_bytes=evaluation_bytes, saving_bytes=saving_bytes,
+        needed_bytes=max(peak + saving_bytes, reporting_bytes) if device.type == "cpu" else peak,
+        available_bytes=available, tried_rows=need.tried // length, seconds=time.perf_counter() - begun,
+    )  # fmt: skip
+
+
+def _evaluated_at_once(model: LanguageModel, device: torch.device) -> int:
+    """Tokens that run through the model together in an evaluation: a window is whole, however many logits it has."""
+    return max(model.context_length or 0, tokens_at_once(model.logits_per_target, device))
+
+
+def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds: float) -> Need:
+    """The need from steps and validations of rising size."""
     step, length, splits = trial.step, trial.batches.bptt, trial.corpus.splits
     model, all_rows = step.model, step.config.batch_size
     window = model.context_length or 0
@@ -259,38 +369,42 @@ def _measured(trial: Trial, memory: TensorMemory, available: int | None, seconds
     most = min(MAX_FIRST_ROW, max(MIN_FIRST_ROW, FIRST_WORK / model.num_parameters()))
     shortest = _halved(length, most)
     sizes = [*_doubled(shortest, length), *(rows * length for rows in list(_doubled(1, all_rows))[1:])]
-    # The first step makes the moments, which all later ones have.
-    train(sizes[0])
-    fixed, token_bytes, tried = _extrapolated(train, sizes, memory, available, seconds)
-    step_bytes = fixed + token_bytes * all_rows * length
-    # A window is read whole, however many logits it has.
-    largest = max(window, tokens_at_once(model.logits_per_target, step.device))
+    begun = time.perf_counter()
+    # The first step, which is not measured, makes the moments that all later ones have.
+    first = train(sizes[0])
+    token_seconds = (time.perf_counter() - begun) / sizes[0]
+    lines, tried = _lines(train, sizes, memory, available, seconds, first=(first, token_seconds))
+    largest = _evaluated_at_once(model, step.device)
     sizes = list(_doubled(_halved(window, most) if window else 8 * VALIDATION_ROWS, largest))
-    base, scored_bytes, _ = _extrapolated(evaluate, sizes, memory, available, seconds / 2)
-    evaluation_bytes = base + scored_bytes * sizes[-1]
+    evaluation, _ = _lines(evaluate, sizes, memory, available, seconds / 2)
     saved = memory.blocks_of([*model.saved_tensors().values(), *state_tensors(step.optimizers)])
-    saving_bytes = 2 * sum(block.size for block in saved)
-    reporting_bytes = REPORT_COPIES * sum(weight.nbytes for weight in model.parameters())
-    peak = max(step_bytes, evaluation_bytes)
-    on_cpu = step.device.type == "cpu"
-    return Fit(
-        device=str(step.device), batch_size=all_rows, bptt=length, parameters=model.num_parameters(),
-        state_bytes=fixed, row_bytes=token_bytes * length, step_bytes=step_bytes, evaluation_bytes=evaluation_bytes,
-        saving_bytes=saving_bytes,
-        needed_bytes=max(peak + saving_bytes, reporting_bytes) if on_cpu else peak,
-        available_bytes=available, tried_rows=tried // length, seconds=time.perf_counter() - begun,
-    )  # fmt: skip
+    return Need(lines, evaluation["evaluation"], sum(block.size for block in saved), tried)
 
 
-def _extrapolated(
-    measure: Callable[[int], Peaks], sizes: list[int], memory: TensorMemory, available: int | None, seconds: float
-) -> tuple[int, int, int]:
-    """Bytes without any token, bytes for each token, and the largest size that was measured.
+def _lines(
+    measure: Callable[[int], Peaks],
+    sizes: list[int],
+    memory: TensorMemory,
+    available: int | None,
+    seconds: float,
+    *,
+    first: tuple[Peaks, float] | None = None,
+) -> tuple[dict[str, Line], int]:
+    """The bytes of each phase, from the last two sizes that were measured, and the largest size that was.
 
-    The first two are of the phase that needs most at the last size.
+    Args:
+        measure: gives the peaks of a number of tokens.
+        sizes: rising numbers of tokens.
+        memory: that is measured.
+        available: bytes.
+        seconds: for more than two sizes.
+        first: the peaks of the first size and the seconds of each of its tokens, if they are measured already.
     """
     until, held, token_seconds = time.perf_counter() + seconds, memory.now, 0.0
     points: list[tuple[int, Peaks]] = []
+    if first is not None:
+        peaks, token_seconds = first
+        points, sizes = [(sizes[0], peaks)], sizes[1:]
     for size in sizes:
         if points:
             growth = max(points[-1][1].values()) * size / points[-1][0]
@@ -301,13 +415,11 @@ def _extrapolated(
         points.append((size, measure(size)))
         token_seconds = (time.perf_counter() - started) / size
     (last, peaks), (before, others) = points[-1], points[-2] if len(points) > 1 else (0, {})
-    lines = []
+    lines = {}
     for phase, peak in peaks.items():
-        growth = (peak - others.get(phase, held)) / (last - before)
-        lines.append((peak + growth * (sizes[-1] - last), growth))
-    most, growth = max(lines)
-    growth = max(growth, 0.0)
-    return int(most - growth * sizes[-1]), math.ceil(growth), last
+        growth = max(0.0, (peak - others.get(phase, held)) / (last - before))
+        lines[phase] = Line(peak - growth * last, growth)
+    return lines, last
 
 
 def _halved(size: int, most: float) -> int:

@@ -31,7 +31,7 @@ ENDLESS_STEPS = 10**9
 WARM_UP_STEPS = 2
 """First steps, which are slower and not timed."""
 LONGEST = 4.0
-"""A measurement ends after this many times its seconds, with the steps that it has: at least one."""
+"""A measurement ends after this many times its seconds, with the steps that it has: at least two."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Trial:
         with deterministic(step.device), keep_freed_memory():
             begun = time.perf_counter()
             while (spent := self._since(begun)) < seconds * 0.75 or (
-                len(times) < WARM_UP_STEPS + 2 and (not times or spent < seconds * LONGEST)
+                len(times) < WARM_UP_STEPS + 2 and (len(times) < 2 or spent < seconds * LONGEST)
             ):
                 before = time.perf_counter()
                 self.run_ahead(with_metrics=len(times) % step.config.log_every == step.config.log_every - 1)

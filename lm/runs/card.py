@@ -102,6 +102,7 @@ def run_facts(
         "corpus_notes": corpus["notes"],
         "splits": corpus["splits"],
         "imported": record.get("imported"),
+        "sampling": record.get("sampling") or {},
         "preset": config.preset,
         "initialised_from": record.get("init"),
         "base": _base(record),
@@ -165,10 +166,15 @@ def model_card(facts: dict[str, Any]) -> str:
         "",
         *_about_base(facts["base"]),
         "```",
-        f'lm sample {facts["name"]} --prompt "…" --temperature 0.8 --seed 1',
+        f'lm sample {facts["name"]} --prompt "…"{"" if facts["sampling"] else " --temperature 0.8"} --seed 1',
         f"lm eval {facts['name']}{' --text FILE' if facts['imported'] else ''}",
         "```",
         "",
+        *(
+            [f"Sampling options, if a request gives no others: {sampling_text(facts['sampling'])}.", ""]
+            if facts["sampling"]
+            else []
+        ),
         "## Scores",
         "",
     ]
@@ -248,6 +254,11 @@ def source_rows(imported: Mapping[str, Any] | None) -> list[tuple[str, str, str]
         ("licence", imported["license"] or "–", "" if imported["license"] else "not named by the source"),
         ("sha256", f"{imported['sha256'][:12]}…", imported["sha256"]),
     ]
+
+
+def sampling_text(sampling: Mapping[str, Any]) -> str:
+    """Sampling options in a line: temperature 0.7, top_p 0.8."""
+    return ", ".join(f"{name} {value:g}" for name, value in sampling.items())
 
 
 def run_summary(facts: dict[str, Any], weights: Path) -> dict[str, Any]:

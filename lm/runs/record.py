@@ -36,7 +36,7 @@ def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, 
         **_made(model),
         "init": f"{init.name}@{init.checkpoint}" if init else None,
         **_base(config, model, init),
-        **({"generation": init.record["generation"]} if init and "generation" in init.record else {}),
+        **({"sampling": init.record["sampling"]} if init and init.record.get("sampling") else {}),
         "corpus": {
             "name": corpus.name,
             "sha256": corpus.sha256,
@@ -52,7 +52,7 @@ def run_record(config: RunConfig, corpus: PreparedCorpus, model: LanguageModel, 
 
 
 def imported_record(
-    config: RunConfig, model: LanguageModel, imported: Mapping[str, Any], generation: Mapping[str, Any]
+    config: RunConfig, model: LanguageModel, imported: Mapping[str, Any], sampling: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The record of an imported run.
 
@@ -60,12 +60,12 @@ def imported_record(
         config: all options; the corpus has no source.
         model: without weights.
         imported: where it is from: source, format, architecture, sha256, files, license, positions.
-        generation: how it is sampled by default, as in generation_config.json.
+        sampling: options that its source gives.
     """
     return {
         **_made(model),
         "imported": dict(imported),
-        **({"generation": dict(generation)} if generation else {}),
+        **({"sampling": dict(sampling)} if sampling else {}),
         "corpus": NO_CORPUS,
         "config": config.model_dump(mode="json"),
     }

@@ -31,7 +31,7 @@ from lm.corpora.text import Text
 from lm.errors import ConfigError, CorpusError, CorruptRunError, FormatVersionError, LMError, RunError
 from lm.files import read_facts, write_file
 from lm.generation.open_decoder import STATE_BYTES, open_decoder
-from lm.generation.options import JoinedDecoding, SamplingOptions
+from lm.generation.options import CHAT_SAMPLING, JoinedDecoding, SamplingOptions
 from lm.runs.adapters import find_base, read_whole_weights
 from lm.runs.card import model_card, origin, run_facts, run_summary
 from lm.runs.film import Frame, read_film
@@ -223,6 +223,17 @@ class Run:
 
     # -- sampling -----------------------------------------------------------------------------------
 
+    def sampling_defaults(self, *, chat: bool = False) -> dict[str, Any]:
+        """The sampling options for what a request does not give; {}: those of `SamplingOptions`.
+
+        An imported model has those that its source gives, and so has a model that was trained from it.
+
+        Args:
+            chat: for a reply by the chat template, which has `CHAT_SAMPLING` if the source gives none.
+        """
+        given: dict[str, Any] = self.record.get("sampling") or {}
+        return given or (dict(CHAT_SAMPLING) if chat and self.tokenizer.chat_template is not None else {})
+
     def decoder(
         self,
         *,
@@ -311,7 +322,7 @@ class Run:
         Raises:
             ConfigError: an option is unknown or out of bounds, or gives more than one text.
         """
-        checked = validate(SamplingOptions, options, where="sampling")
+        checked = validate(SamplingOptions, {**self.sampling_defaults(), **options}, where="sampling")
         if checked.n > 1:
             raise ConfigError(
                 f"sample gives one text, and n is {checked.n}: run.samples(prompt, n={checked.n}) gives all."
@@ -330,7 +341,7 @@ class Run:
         Raises:
             ConfigError: as `sample`.
         """
-        checked = validate(SamplingOptions, {"n": n, **options}, where="sampling")
+        checked = validate(SamplingOptions, {"n": n, **self.sampling_defaults(), **options}, where="sampling")
         _refuse_logprobs("samples", checked)
         texts = [""] * checked.n
         for event in self.events(self.request(prompt, checked)):

@@ -25,6 +25,7 @@ import re
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,10 @@ SNAPSHOTS = "states"
 """The folder of saved snapshots."""
 DELETED = ".deleted-"
 """Prefix of the name of a run's folder while it is removed."""
+PARTIAL = ".partial"
+"""Suffix of the name of a run's folder while it is built."""
+YOUNG_SECONDS = 2.0
+"""A younger partial folder may not have its lock yet."""
 LOCK_SECONDS = 0.5
 """How long a trainer waits for the lock; `is_training` of another process holds it for a moment."""
 _RECORD: dict[str, Any] = {
@@ -126,6 +131,7 @@ class RunFolder:
             RunExistsError: the folder is not empty, and `overwrite` is False or it is not a run.
         """
         self.check_replaceable(overwrite=overwrite)
+        sweep_partial_runs(self.path.parent)
         if self.taken:
             # config.json last: after a kill the folder is still a run, which --overwrite may replace.
             for old in sorted(self._content(), key=lambda entry: entry.name == CONFIG):
@@ -162,15 +168,20 @@ class RunFolder:
             RunError: the folder cannot be written.
         """
         self.check_replaceable(overwrite=overwrite)
+        sweep_partial_runs(self.path.parent)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # No run has such a name, so that no other process lists it.
-            partial = Path(tempfile.mkdtemp(prefix=f".{self.name}.", suffix=".partial", dir=self.path.parent))
+            partial = Path(tempfile.mkdtemp(prefix=f".{self.name}.", suffix=PARTIAL, dir=self.path.parent))
         except OSError as error:
             raise RunError(f"Cannot write {self.path}: {error.strerror or error}.") from None
+        # The lock ends with the process, so that another one can see that the folder was left.
+        building = filelock.FileLock(partial / LOCK, timeout=0)
         try:
+            building.acquire()
             yield RunFolder(partial)
             sync_folder(partial)
+            (partial / LOCK).unlink(missing_ok=True)
             partial.chmod(0o777 & ~umask())
             aside = None
             if self.taken:
@@ -188,6 +199,7 @@ class RunFolder:
             raise RunError(f"Cannot write {self.path}: {cause.strerror or cause}.") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            building.release()
 
     def check_new(self, *, overwrite: bool = False) -> None:
         """Check, before long work, that a new run can be made here.
@@ -631,6 +643,16 @@ class RunFolder:
     def read_film(self) -> list[dict[str, Any]]:
         """The lines of film.jsonl, without a line that a kill cut short."""
         return _read_rows(self.path / FILM)
+
+
+def sweep_partial_runs(runs_dir: Path) -> None:
+    """Remove the partial folders whose process is gone: a kill left them. Those in use are locked."""
+    for left in runs_dir.glob(f".*{PARTIAL}"):
+        # OSError: it is gone, not ours, or on a file system without locks. Then it stays.
+        with contextlib.suppress(OSError, filelock.Timeout):
+            if left.is_dir() and time.time() - left.stat().st_mtime > YOUNG_SECONDS:
+                with filelock.FileLock(left / LOCK, timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 # -- files of lines -----------------------------------------------------------------------------------

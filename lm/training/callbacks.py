@@ -39,6 +39,10 @@ class Start:
     """Expected peak of tensors in each process."""
     plan_seconds: float | None = None
     """Training time of a plan by time; None: a plan in steps."""
+    step_seconds: float | None = None
+    """Measured time of a step, of a plan by time."""
+    report_seconds: float | None = None
+    """Expected time of the report after a plan by time."""
     max_steps: int | None = None
     """Most steps of a plan by time; None: no limit."""
     validations: int = 0

@@ -22,7 +22,7 @@ from lm.errors import LMError
 from lm.runs.run_folder import RunFolder
 from lm.tokenizers.base import Tokenizer
 from lm.training.callbacks import Callback, End, Row, Start, Tick
-from lm.training.preview import native_preview
+from lm.training.preview import native_preview, relative_cost
 from lm.training.train_step import TrainStep
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ SHARE = 0.01
 POWER = 3
 """Frame k of n is at the share (k / (n - 1)) ** POWER of the plan."""
 SAMPLE_SECONDS = 0.1
-"""Expected time of a sample before the first one."""
+"""Expected time of a usual model's sample, before the first one."""
 TOKENS_PER_SECOND = 200_000
 """Expected speed of a plan in steps before the first step: that of a small model."""
 
@@ -63,7 +63,7 @@ class Film(Callback):
     ) -> None:
         self._folder, self._step, self._tokenizer, self._prompt, self._clock = folder, step, tokenizer, prompt, clock
         self._last_step = -1
-        self._sample_seconds = SAMPLE_SECONDS
+        self._sample_seconds = SAMPLE_SECONDS * relative_cost(step)
         """Mean of the samples so far."""
         self._samples: list[float] = []
         self._plan_seconds: float | None = None

@@ -23,6 +23,8 @@ LANDING = 0.99
 """Share of the minutes at which a plan by time ends: the middle of what is allowed, -3 % to +1 %."""
 FEWEST_VALIDATIONS = 3
 """Validations in a plan, on a part of the split if need be."""
+STEPS_PER_VALIDATION = 10
+"""Steps between the fewest validations of a plan by time: one of few long steps has fewer validations."""
 MAX_VALIDATION_SHARE = 0.15
 """Share of the plan's time for validation."""
 VALIDATION_COST = 1 / 3
@@ -75,6 +77,8 @@ class Plan:
     expected_bytes: int | None = None
     """Peak of tensors in each process; None: unknown."""
     measured_validation_seconds: float | None = None
+    report_seconds: float | None = None
+    """Expected time of the report, which comes after a plan by time; None: unknown."""
     validations: int | None = None
     """Validations of a plan by time; None: one every `evaluate_every` steps."""
     max_steps: int | None = None
@@ -142,7 +146,8 @@ def timed_plan(
     seconds = config.minutes * 60
     budget = seconds * LANDING
     affordable = max(1, int(budget * MAX_VALIDATION_SHARE / token_seconds))
-    validations, scored = _validations(config, valid_tokens, affordable)
+    fewest = min(FEWEST_VALIDATIONS, max(1, int(budget / step_seconds) // STEPS_PER_VALIDATION))
+    validations, scored = _validations(config, valid_tokens, affordable, fewest)
     if config.evaluate_every is None:
         steps = max(1, int((budget - validations * scored * token_seconds) / step_seconds))
     else:
@@ -168,20 +173,23 @@ def _limits(config: TrainingConfig, steps_per_epoch: float) -> list[int]:
     return steps if config.epochs is None else [*steps, max(1, round(config.epochs * steps_per_epoch))]
 
 
-def _validations(config: TrainingConfig, valid_tokens: int, affordable: int) -> tuple[int, int]:
+def _validations(
+    config: TrainingConfig, valid_tokens: int, affordable: int, fewest: int = FEWEST_VALIDATIONS
+) -> tuple[int, int]:
     """The number of validations in a plan, and the tokens of each; options have priority.
 
     Args:
         config: with `evaluate_every` and `validation_tokens`.
         valid_tokens: tokens of the validation split.
         affordable: tokens that all validations together may score.
+        fewest: validations, on a part of the split if need be.
     """
     scored = min(config.validation_tokens or valid_tokens, valid_tokens)
     if config.evaluate_every is not None:
         return VALIDATIONS, scored
     validations = max(1, min(VALIDATIONS, affordable // scored))
-    if validations < FEWEST_VALIDATIONS and config.validation_tokens is None:
-        validations, scored = FEWEST_VALIDATIONS, max(1, min(scored, affordable // FEWEST_VALIDATIONS))
+    if validations <= fewest and config.validation_tokens is None:
+        validations, scored = fewest, max(1, min(scored, affordable // fewest))
     return validations, scored
 
 

@@ -11,10 +11,38 @@ from lm.generation.torch_decoder import TorchDecoder
 from lm.models.base import LanguageModel
 from lm.registry import KERNELS
 from lm.tokenizers.base import Tokenizer
+from lm.training.module_needs import module_needs
 from lm.training.train_step import TrainStep
 
 OPTIONS = SamplingOptions(seed=1, temperature=0.8)
 """One seed, so that samples of different steps differ by their weights only."""
+
+USUAL_PARAMETERS = 2e6
+"""Of a model whose samples take the usual time on a CPU; a token takes longer with more of them."""
+TORCH_COST = 4.0
+"""Time of a token in torch, in tokens of native decoding."""
+MAX_WORK = 1e9
+"""Tokens of the sample at a validation, times parameters, on a CPU: about two seconds."""
+
+
+def relative_cost(step: TrainStep) -> float:
+    """The expected time of a `native_preview`, in samples of a usual model: at least 1."""
+    if step.device.type != "cpu":
+        return 1.0
+    return max(1.0, _read_per_token(step) / USUAL_PARAMETERS * (TORCH_COST if step.model.has_adapters else 1.0))
+
+
+def affordable_tokens(step: TrainStep, tokens: int) -> int:
+    """The tokens of a `preview_step`: so many, or fewer if a large model would need long for them."""
+    if step.device.type != "cpu":
+        return tokens
+    return max(1, min(tokens, int(MAX_WORK / _read_per_token(step))))
+
+
+def _read_per_token(step: TrainStep) -> int:
+    """The parameters that a token needs: all but tables, of which it looks up a few rows."""
+    needs = module_needs(step.model)
+    return max(1, sum(each.numel() for each, need in needs.items() if need.optimizer_kind != "row_adagrad"))
 
 
 def preview_sample(model: LanguageModel, tokenizer: Tokenizer, tokens: int, prompt: str = "") -> str:

@@ -116,6 +116,9 @@ class Schedule:
     def add_validation(self, seconds: float) -> None:
         """Note the time of a validation, with its saves."""
 
+    def end_if_late(self, step: int, seconds: float) -> None:
+        """End the plan after `step` steps and `seconds`, if another step would end too late."""
+
     def look(self, step: int, seconds: float) -> None:
         """Plan the rest again, if that is due after `step` steps and `seconds`."""
 
@@ -153,6 +156,9 @@ class TimedSchedule(Schedule):
 
     def progress(self, step: int) -> float:
         """The share of the plan that is done after `step` steps, 0 to 1."""
+        last = self.segments[-1]
+        if last.progress == 1 and last.step == step:
+            return 1.0
         segment = self._segment(step)
         progress = segment.progress + (step - segment.step) * segment.per_step
         return 1.0 if progress > 1 - ROUNDING else progress
@@ -179,7 +185,8 @@ class TimedSchedule(Schedule):
         """Training starts or continues after `step` steps and `seconds`."""
         self._begun = self._looked = seconds
         self._first_look = step + FIRST_LOOK
-        self._times = []
+        # The first of few long steps may be slower than the others.
+        self._times = [self.pace.step_seconds] if self._is_long(self.pace.step_seconds) else []
 
     def add_step(self, seconds: float) -> None:
         """Note the time of a step."""
@@ -188,6 +195,25 @@ class TimedSchedule(Schedule):
     def add_validation(self, seconds: float) -> None:
         """Note the time of a validation, with its saves."""
         self.pace.validations = [*self.pace.validations, seconds / self.pace.step_seconds][-VALIDATIONS_TIMED:]
+
+    def end_if_late(self, step: int, seconds: float) -> None:
+        """End the plan here if another step would end too late: a segment without progress records it.
+
+        A short step is always done: it ends the plan with the final learning rate.
+        """
+        if self.plan.segments is not None or self.is_done(step):
+            return
+        step_seconds = typical_seconds(self._times)
+        if not self._is_long(step_seconds):
+            return
+        validations = 1 + self.validates_at(step)
+        spent = seconds + validations * self.pace.validation_seconds + self.pace.save_seconds
+        if spent + step_seconds > self.seconds * LATEST:
+            self.segments.append(Segment(step, 1.0, 1.0, self.segments[-1].validation_every))
+
+    def _is_long(self, step_seconds: float) -> bool:
+        """Whether a step takes more of the plan's time than the plan may end too late."""
+        return step_seconds > self.seconds * (LATEST - 1)
 
     def look(self, step: int, seconds: float) -> None:
         """Plan the rest again, if that is due after `step` steps and `seconds`."""

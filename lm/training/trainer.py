@@ -40,7 +40,7 @@ from lm.training.distillation import Teacher
 from lm.training.last_checkpoint import TrainProgress
 from lm.training.metrics import MetricsInterval
 from lm.training.plan import HARM, Plan
-from lm.training.preview import preview_step
+from lm.training.preview import affordable_tokens, preview_step
 from lm.training.schedule import TimedSchedule, make_schedule
 from lm.training.train_step import StepBatches, StepResult, TrainStep
 from lm.training.validation import validate
@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 UNTRAINED_MARGIN = 1.0
 """Nats per token. A training loss this far above that of equal probabilities means that training diverged."""
+WITH_MOMENTS = 2.0
+"""Time of a save with the two moments of each weight, in saves without them."""
 SAVE_SECONDS = 120.0
 """Longest training time between two saves."""
 
@@ -132,7 +134,8 @@ class Trainer:
             corpus=self.corpus.name, step=progress.step, plan_steps=schedule.steps,
             tokens_per_step=self.tokens_per_step, steps_per_epoch=self.steps_per_epoch, device=str(self.device),
             precision=str(self.step.mixed.format), seconds=progress.seconds, memory_bytes=plan.expected_bytes,
-            plan_seconds=plan.seconds, max_steps=plan.max_steps, validations=plan.validation_count,
+            plan_seconds=plan.seconds, step_seconds=plan.measured_step_seconds, report_seconds=plan.report_seconds,
+            max_steps=plan.max_steps, validations=plan.validation_count,
             validation_tokens=plan.validation_tokens, valid_tokens=len(self.corpus.splits["valid"].ids) - 1,
         )  # fmt: skip
         begun = self._clock()
@@ -142,7 +145,8 @@ class Trainer:
             self.save()
             # Before the first line of metrics.jsonl; and an unwritable disk is an error before training.
             self._writer.finish()
-            self._note_save(begun)
+            # The last save has the moments of the optimizer as well.
+            self._note_save(begun, factor=WITH_MOMENTS)
         for callback in self.callbacks:
             callback.on_start(start)
         self._save_is_timed = False
@@ -186,6 +190,7 @@ class Trainer:
             progress.seconds, self._signal = self.world.sync_clock(self._seconds(), self._received)
             stepped = progress.seconds
             schedule.add_step(stepped - since)
+            schedule.end_if_late(progress.step, stepped)
             tick = Tick(progress.step, loss, stepped, schedule.progress(progress.step), schedule.steps)
             for callback in self.callbacks:
                 callback.on_step(tick)
@@ -256,9 +261,9 @@ class Trainer:
         self.schedule.add_validation(now - stepped)
         return now
 
-    def _note_save(self, begun: float) -> None:
+    def _note_save(self, begun: float, *, factor: float = 1.0) -> None:
         """Give a plan by time the time of a save that began at `begun` by the clock, if it is the longest so far."""
-        seconds, _ = self.world.sync_clock(self._clock() - begun)
+        seconds, _ = self.world.sync_clock((self._clock() - begun) * factor)
         if self.progress.pace is not None:
             self.progress.pace.save_seconds = max(seconds, self.progress.pace.save_seconds)
 
@@ -420,7 +425,7 @@ class Trainer:
         tokens = self.config.sample_tokens
         if tokens is None or not self.world.is_rank0:
             return None
-        return preview_step(self.step, self.corpus.tokenizer, tokens)
+        return preview_step(self.step, self.corpus.tokenizer, affordable_tokens(self.step, tokens))
 
     # -- saving ---------------------------------------------------------------------------------------
     # The training thread only copies; `Writer` does the rest, in this order: best weights, kept checkpoints, `last/`.

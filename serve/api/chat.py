@@ -42,6 +42,7 @@ async def chat(
     check_sampling(sampling, options, 1, stream=body.stream)
     session = await GenerationSession.open(models, options, body.model)
     has_template = session.model.tokenizer.chat_template is not None
+    sampling = sampling.with_defaults(session.model.chat_sampling)
     learned_turns = session.model.learned_turns
     if has_template or learned_turns:
         own = () if has_template else (BLANK_LINE,)

@@ -34,6 +34,7 @@ async def complete(
     check_sampling(sampling, options, len(body.prompts), stream=body.stream)
     scored = body.echo and sampling.logprobs is not None
     session = await GenerationSession.open(models, options, body.model)
+    sampling = sampling.with_defaults(session.model.sampling)
     with session.closed_on_error():
         requests, shown = await run_in_thread_if_large(
             sum(map(len, body.prompts)), lambda: _prepare(session, body, sampling, scored=scored)

@@ -53,6 +53,8 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     **{name: each.off_in_requests for each in FILTERS if each.off_in_requests for name in each.controls},
 }
 """Values that mean the same as an absent field, or that other servers use for "off"."""
+SWITCHED_OFF = frozenset(name for each in FILTERS if each.off_in_requests for name in each.controls)
+"""Options that such a value switches off; None does it as well."""
 UNSUPPORTED_PARTS = ("image_url", "input_audio", "file", "refusal")
 """Types of message parts that are not text."""
 MAX_PART = 16_384
@@ -116,7 +118,8 @@ class Part(Options):
             return value
         if len(value) > MAX_FIELDS:
             raise ValueError(f"{len(value):,} fields are too many")
-        fields, numbers = {}, _number_fields(cls)
+        fields: dict[str, Any] = {}
+        numbers = _number_fields(cls)
         for name, part in value.items():
             parts: Collection[Any] = (part,)
             if isinstance(part, list | dict) and name not in LONG_FIELDS:
@@ -124,6 +127,9 @@ class Part(Options):
                 if len(parts) > MAX_ITEMS:
                     raise ValueError(f"{name[:50]} has {len(part):,} entries: the limit is {MAX_ITEMS:,}")
             if _has_no_effect(name, part):
+                if part is not None and name in SWITCHED_OFF:
+                    # Off, whatever the model's own default is.
+                    fields[name] = None
                 continue
             if name in numbers and any(each is True or each is False for each in parts):
                 wrong = PydanticCustomError("bool_as_number", "true and false are not numbers")

@@ -15,8 +15,9 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from lm.errors import ConfigError, LMError
 from lm.generation.decoder import Decoder
@@ -46,6 +47,10 @@ class Model:
     tokens: TokenCodec
     worker: Worker
     memory_bytes: int
+    sampling: Mapping[str, Any]
+    """Options for what a request does not give."""
+    chat_sampling: Mapping[str, Any]
+    """The same for a chat."""
     learned_turns: bool = False
     """Whether it learned conversations without a chat template, as plain turns."""
     leases: int = 0
@@ -246,6 +251,7 @@ class ModelPool:
         model = Model(
             run.name, fingerprint, engine.decoder, tokenizer, TokenCodec(tokenizer),
             Worker(engine, run.name, max_sequences=options.max_sequences), memory_bytes,
+            sampling=loaded.sampling_defaults(), chat_sampling=loaded.sampling_defaults(chat=True),
             learned_turns=tokenizer.chat_template is None and bool(loaded.record["corpus"].get("conversations")),
             last_used=next(self._clock),
         )  # fmt: skip

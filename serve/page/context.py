@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import gradio as gr
 
+from lm.errors import LMError
 from lm.runs.run import Run
 from serve.engines.model_pool import ModelPool
 from serve.security.hosts import host_name, is_loopback
@@ -85,6 +88,13 @@ class Page:
             sort_keys[offer.name] = (score is None, bool(known.get("shipped")), score or 0.0)
         ranked = list(sort_keys) if self.options.runs else sorted(sort_keys, key=lambda name: sort_keys[name])
         return ModelChoices(choices, ranked)
+
+    def sampling_of(self, name: str | None) -> Mapping[str, Any]:
+        """The sampling options of a model's source. Reads a file: do not call it on the event loop."""
+        offer = self.models.available_runs.get(name or "")
+        with contextlib.suppress(LMError):
+            return {} if offer is None else Run(offer.folder, offer.checkpoint).sampling_defaults()
+        return {}
 
     async def refresh_models(self) -> list[Any]:
         """The offered names with the default of each picker, then an update for each picker."""

@@ -8,7 +8,7 @@ options = controls.options(values)                     # in the handler
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -45,7 +45,15 @@ _SLIDERS: dict[str, Slider] = {
 class SamplingControls:
     """The sampling options of one tab."""
 
-    def __init__(self, page: Page, *, first: Sequence[str], folded: Sequence[str], presets: bool = True) -> None:
+    def __init__(
+        self,
+        page: Page,
+        *,
+        first: Sequence[str],
+        folded: Sequence[str],
+        presets: bool = True,
+        own: Mapping[str, Any] | None = None,
+    ) -> None:
         """Add the components.
 
         Args:
@@ -53,7 +61,9 @@ class SamplingControls:
             first: options that are always visible.
             folded: options under "More".
             presets: adds the preset buttons, and a slider under "More" for every other filter.
+            own: options of the first model's source, where the sliders start.
         """
+        self._own = own or {}
         self._limits = {"max_tokens": page.options.max_completion_tokens, "n": page.options.max_n}
         self._components: dict[str, Any] = {}
         buttons: dict[str, gr.Button] = {}
@@ -67,9 +77,7 @@ class SamplingControls:
                 if name not in self._components:
                     self._components[name] = self._component(name)
         for preset, button in buttons.items():
-            values = [
-                _slider_value(name, PRESETS[preset].get(name, getattr(DEFAULTS, name))) for name in self.filters
-            ]  # fmt: skip
+            values = self.filter_values(PRESETS[preset])
             outputs = list(self.filters.values())
             button.click(None, outputs=outputs, js=f"() => {json.dumps(values)}", api_visibility="private")
 
@@ -87,6 +95,10 @@ class SamplingControls:
     def filters(self) -> dict[str, Any]:
         """The component of each option of a filter."""
         return {name: component for name, component in self._components.items() if name in FILTER_SLIDERS}
+
+    def filter_values(self, given: Mapping[str, Any]) -> list[Any]:
+        """The values of the filters' sliders: these options, and the default of every other one."""
+        return [_slider_value(name, given.get(name, getattr(DEFAULTS, name))) for name in self.filters]
 
     def options(self, values: Sequence[Any], **more: Any) -> SamplingOptions:
         """The options from the components' values.
@@ -115,8 +127,9 @@ class SamplingControls:
             return _seed()
         slider = _SLIDERS[name]
         maximum = min(slider.maximum, self._limits.get(name, slider.maximum))
+        first = self._own.get(name, getattr(DEFAULTS, name))
         return gr.Slider(
-            slider.minimum, maximum, value=min(_slider_value(name, getattr(DEFAULTS, name)), maximum),
+            slider.minimum, maximum, value=min(_slider_value(name, first), maximum),
             step=slider.step, label=slider.label, info=slider.info or SamplingOptions.model_fields[name].description,
         )  # fmt: skip
 

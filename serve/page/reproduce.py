@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lm.generation.options import SamplingOptions
+from lm.generation.options import NEUTRAL, SamplingOptions
 from serve.settings import ServeOptions
 
 FORMS = ("Command line", "curl", "Python")
@@ -24,6 +24,8 @@ class TextRequest:
     """Its name on the server, which is the name of the run."""
     prompt: str
     options: SamplingOptions
+    own: tuple[str, ...] = ()
+    """Options of which the model has own defaults."""
 
     def with_max_tokens(self, tokens: int) -> TextRequest:
         """The same request, limited to this number of tokens."""
@@ -43,7 +45,10 @@ def reproduce(form: str, request: TextRequest, *, server: ServeOptions, url: str
     has_key = bool(server.keys(os.environ.get("INKLING_API_KEY")))
     given, defaults = request.options.model_dump(mode="json"), SamplingOptions().model_dump(mode="json")
     del given["logprobs"]
-    options = {name: value for name, value in given.items() if value != defaults[name] or name == "seed"}
+    # Without them the model's own options would count.
+    given |= {name: NEUTRAL[name] for name in request.own if given[name] is None and name in NEUTRAL}
+    always = {"seed", *request.own}
+    options = {name: value for name, value in given.items() if value != defaults[name] or name in always}
     if form == "Command line":
         flags = " ".join([*(_flag(name, value) for name, value in options.items()), *_server_flags(server)])
         # One word with its flag: a prompt may begin with a dash.

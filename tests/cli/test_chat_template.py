@@ -34,6 +34,18 @@ def test_a_line_is_answered_by_the_template(lm: Lm, tmp_path: Path) -> None:
     assert sampled.out != f"{first}\n"
 
 
+def test_sampling_options_of_the_source_count_where_no_flag_is_given(lm: Lm, tmp_path: Path) -> None:
+    tokenizer = PretrainedTokenizer.from_json(byte_level(), CONFIG)
+    made = make_run(tmp_path / "checkpoints" / "cold", tokenizer, sampling={"temperature": 0.0})
+    rest = ("--max-tokens", "8", "--ignore-eos", "--seed", "5")
+    chat = [lm("chat", "cold", *rest, *flags, text="The cat\n").out for flags in ((), FLAGS, ("--temperature", "9"))]
+    text = [lm("sample", "cold", *rest, *flags).out for flags in ((), FLAGS, ("--temperature", "9"))]
+    assert chat[0] == chat[1] != chat[2] and text[0] == text[1] != text[2]
+    assert made.sample(max_tokens=8, ignore_eos=True) == made.sample(max_tokens=8, ignore_eos=True, temperature=0)
+    assert "temperature 0: of the source, if no flags are given" in " ".join(lm("show", "cold").out.split())
+    assert "Sampling options, if a request gives no others: temperature 0." in made.card()
+
+
 def test_a_snapshot_of_a_chat_is_continued(lm: Lm, tmp_path: Path) -> None:
     run(tmp_path)
     assert "Saved snapshot 'x'" in lm("chat", "tiny", *FLAGS, text="The cat\n/state x\n").err

@@ -19,9 +19,10 @@ from lm.corpora.answers import ANSWER, encode_conversations
 from lm.corpora.conversations import read_turns
 from lm.errors import ConfigError, CorpusError, ModelSourceError, RunError, RunExistsError
 from lm.files import write_file
+from lm.generation.options import CHAT_SAMPLING
 from lm.interop import gguf as to_gguf
 from lm.interop import huggingface
-from lm.interop.gguf_file import GGUFFile
+from lm.interop.gguf_file import GGUFFile, sampling_of
 from lm.interop.imported import find_or_import, is_source
 from lm.runs.run_folder import RunFolder
 from lm.tokenizers.pretrained import PretrainedTokenizer
@@ -104,6 +105,21 @@ def test_weights_keep_their_width(models: dict[str, Any], tmp_path: Path) -> Non
         # Opened anew, because the model above has its rotary frequencies in few bits too.
         there = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         np.testing.assert_allclose(run.logits(TEXT), logits_there(there, ids_of(run)), atol=1e-4)
+
+
+def test_sampling_options_of_the_source_are_kept(folders: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(folders / "llama", tmp_path / "from" / "chatty")
+    given = {"temperature": 0.3, "top_p": 1.0, "top_k": 5, "repetition_penalty": "much", "eos_token_id": 2}
+    (folder / "generation_config.json").write_text(json.dumps({**given, "do_sample": True}))
+    run = lm.import_model(folder, runs_dir=tmp_path)
+    assert run.sampling_defaults() == run.sampling_defaults(chat=True) == {"temperature": 0.3, "top_k": 5}
+    assert run.sample("The", seed=2) == run.sample("The", seed=2, temperature=0.3, top_k=5)
+    (folder / "generation_config.json").write_text(json.dumps({**given, "do_sample": False}))
+    greedy = lm.import_model(folder, name="greedy", runs_dir=tmp_path)
+    assert greedy.sampling_defaults() == {} and greedy.sampling_defaults(chat=True) == CHAT_SAMPLING
+    assert sampling_of({"general.sampling.temp": 0.699999988079071, "general.sampling.top_k": 40}) == {
+        "temperature": 0.7, "top_k": 40,
+    }  # fmt: skip
 
 
 def test_sharded_weights_are_read(models: dict[str, Any], tmp_path: Path) -> None:
@@ -210,8 +226,11 @@ def test_training_starts_from_a_source_and_keeps_its_tokenizer(folders: Path, tm
     text.write_text(TEXT * 120, "utf-8")
     runs = tmp_path / "runs"
     steps = {"training.max_steps": 8, "training.learning_rate": 0.01, "model.context_length": 16}
-    run = lm.train(text, init=str(folders / "qwen3"), overrides=steps, name="tuned", runs_dir=runs, stop_after=4)
+    source = shutil.copytree(folders / "qwen3", tmp_path / "from" / "qwen3")
+    (source / "generation_config.json").write_text('{"temperature": 0.5}')
+    run = lm.train(text, init=str(source), overrides=steps, name="tuned", runs_dir=runs, stop_after=4)
     base = lm.load("qwen3", runs_dir=runs)
+    assert run.sampling_defaults() == base.sampling_defaults() == {"temperature": 0.5}
     assert run.tokenizer.sha256 == base.tokenizer.sha256
     run, more = lm.resume("tuned", runs_dir=runs)
     assert more and run.step in (4, 8)
@@ -220,7 +239,7 @@ def test_training_starts_from_a_source_and_keeps_its_tokenizer(folders: Path, tm
     assert before is not None and after is not None and after < before - 1
     assert isinstance(run.sample("The", max_tokens=5), str)
     # The same files are not imported twice.
-    assert find_or_import(str(folders / "qwen3"), runs_dir=runs).folder.path == base.folder.path
+    assert find_or_import(str(source), runs_dir=runs).folder.path == base.folder.path
     assert {path.name for path in runs.iterdir()} == {"qwen3", "tuned"}
     # Its tokenizer, special tokens and chat template leave with it.
     for name, each in (("base", base), ("tuned", run)):

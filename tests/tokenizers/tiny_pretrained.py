@@ -77,7 +77,9 @@ def sentencepiece_like(*, prefix: bool = True, metaspace: bool = False) -> str:
     return made.to_str()
 
 
-def make_run(folder: Path, tokenizer: PretrainedTokenizer, *, seed: int = 4) -> Run:
+def make_run(
+    folder: Path, tokenizer: PretrainedTokenizer, *, seed: int = 4, sampling: dict[str, float] | None = None
+) -> Run:
     """A run as an import makes it, with random weights and without a corpus."""
     section = Section(type="transformer", hidden_size=32, num_heads=2, num_layers=2, context_length=512)
     model = build_model(section, tokenizer.vocab_size, seed=seed)
@@ -89,6 +91,7 @@ def make_run(folder: Path, tokenizer: PretrainedTokenizer, *, seed: int = 4) -> 
         "inkling": __version__, "created": "2026-01-01T00:00:00+00:00", "parameters": model.num_parameters(),
         "counts": 0, "kind": model.kind, "config": config.model_dump(mode="json"),
         "corpus": {"name": "imported", "sha256": "", "key": "", "notes": [], "newline": "\n", "splits": {}},
+        **({"sampling": sampling} if sampling else {}),
     }  # fmt: skip
     run.create(record, tokenizer)
     run.write_best(model.arrays(), step=0)

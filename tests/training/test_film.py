@@ -14,6 +14,7 @@ import pytest
 import lm
 from lm.config import compose
 from lm.training import film as film_module
+from lm.training import preview
 from lm.training.callbacks import Tick
 from lm.training.film import FRAMES, SHARE, Film
 from lm.training.plan import Plan
@@ -111,6 +112,19 @@ def test_a_short_training_has_no_film_and_a_prompt_begins_every_frame(
     trainer.train(Plan(3, 3))
     assert [row["step"] for row in trainer.folder.read_film()] == [0, 1, 2, 3]
     assert all(row["text"].startswith("the ☃ cat") for row in trainer.folder.read_film())
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_large_model_writes_short_samples_and_a_film_only_in_a_long_training(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview, "USUAL_PARAMETERS", 1e-6)
+    monkeypatch.setattr(preview, "MAX_WORK", 1)
+    trainer = filmed(make_trainer("gru", sample_tokens=20))
+    trainer.train(Plan(3, 3))
+    assert trainer.folder.read_film() == []
+    (sample,) = [row["sample"] for row in trainer.folder.read_metrics() if row["valid_loss"] is not None]
+    assert len(sample) == 1
 
 
 def test_a_film_that_cannot_be_written_ends_and_training_goes_on(

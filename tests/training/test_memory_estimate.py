@@ -15,6 +15,7 @@ from lm.corpora import PreparedCorpus
 from lm.errors import DeviceError
 from lm.jobs.train import train
 from lm.kernels.dispatch import release_buffers
+from lm.models.lora import trainable_model
 from lm.models.ngram import NGram
 from lm.profiling import memory_estimate
 from lm.profiling.memory_estimate import estimate, refuse_what_cannot_fit
@@ -54,6 +55,25 @@ def test_two_rows_tell_what_a_step_of_the_whole_batch_takes(
     fit = estimate(config, prepared, seconds=0)
     assert fit.tried_rows == 2
     assert fit.step_bytes == pytest.approx(measured_peak(config, prepared), rel=TOLERANCE)
+
+
+def test_one_block_and_two_tell_what_all_blocks_take(
+    options: Options, prepared: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_estimate, "LARGE_MODEL", 0)
+    for changes in ({}, {"lora": 4}):
+        config = options(
+            "transformer", batch_size=8, bptt=64, **{"model.hidden_size": 64, "model.num_layers": 7, **changes}
+        )
+        fit = estimate(config, prepared, seconds=0)
+        whole = measured_peak(config, prepared)
+        assert fit.step_bytes == pytest.approx(whole, rel=TOLERANCE)
+        assert fit.parameters == trainable_model(config, prepared.tokenizer.vocab_size).num_parameters()
+        monkeypatch.setattr(memory_estimate, "LARGE_MODEL", 1e12)
+        direct = estimate(config, prepared, seconds=0)
+        monkeypatch.setattr(memory_estimate, "LARGE_MODEL", 0)
+        for field in ("saving_bytes", "evaluation_bytes", "state_bytes", "row_bytes"):
+            assert getattr(fit, field) == pytest.approx(getattr(direct, field), rel=TOLERANCE), field
 
 
 def test_with_time_the_whole_batch_is_tried_and_the_figure_is_exact(options: Options, prepared: PreparedCorpus) -> None:

@@ -213,6 +213,39 @@ def test_skipped_steps_take_time_and_no_warm_up(on_machine: Callable[..., Traine
     assert trainer.schedule.progress(40) == pytest.approx(40 / 59, abs=0.01)
 
 
+LONG: dict[str, tuple[Machine, float]] = {
+    "steady": (Machine(constant(4.5), constant(6.0), constant(3.0)), 4.5),
+    "a slow first step": (Machine(lambda now: 15.0 if now < 1 else 4.5, constant(6.0), constant(3.0)), 4.5),
+    "slower than measured": (Machine(constant(9.0), constant(6.0), constant(3.0)), 4.5),
+    "slower at the end": (Machine(lambda now: 4.5 if now < 35 else 9.0, constant(6.0), constant(3.0)), 4.5),
+    "a pause": (Machine(constant(4.5), constant(6.0), constant(3.0), pauses={20.0: 12.0}), 4.5),
+    "a pause that leaves no time": (Machine(constant(4.5), constant(6.0), constant(3.0), pauses={30.0: 40.0}), 4.5),
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_few_long_steps_never_begin_one_that_would_end_too_late(on_machine: Callable[..., Trainer], case: str) -> None:
+    machine, measured = LONG[case]
+    machine = replace(machine, pauses=dict(machine.pauses))
+    trainer = on_machine(machine)
+    machine.now -= machine.save(0.0)
+    plan = plan_of(trainer, 60.0, step=measured, validation=6.0)
+    assert plan.validations == 1
+    end = trainer.train(plan)
+    assert end.reason == "finished" and end.step == end.plan_steps
+    rows = [row for row in trainer.folder.read_metrics() if row["valid_loss"] is not None]
+    assert [row["step"] for row in rows] == [end.step] and rows[-1]["progress"] == 1
+    step = machine.step(59.0)
+    if case == "a pause that leaves no time":
+        assert machine.now <= 30 + 40 + 2 * step + 6 + 3
+    else:
+        assert 60 - 2 * step <= machine.now <= 60.6
+    saved = TrainProgress.from_json(trainer.folder.read_state()["train_state"])
+    # Repeated, it ends at the same step.
+    again = on_machine(Machine(constant(0.1)))
+    assert again.train(replace(plan, segments=tuple(saved.segments))).step == end.step
+
+
 def test_less_time_than_a_step_takes_is_one_step_at_the_peak(on_machine: Callable[..., Trainer]) -> None:
     trainer = on_machine(Machine(constant(10.0)))
     end = trainer.train(plan_of(trainer, 1.0, step=10.0))

@@ -95,6 +95,7 @@ def build(page: Page) -> None:
                 controls = SamplingControls(
                     page, first=("temperature", "top_k", "seed"),
                     folded=("max_tokens", "n", "stop", "top_p", "min_p", "typical_p"),
+                    own=page.sampling_of(picker.value),
                 )  # fmt: skip
     store(page, "paper", paper)
     store(page, "write-view", view)
@@ -121,6 +122,8 @@ def build(page: Page) -> None:
     sent = gr.JSON(None, visible=False)
     editor: gr.State = gr.State(EditorSession())
     tokens_state: gr.State = gr.State(None)
+    # The model whose own options the sliders had last.
+    followed: gr.State = gr.State(picker.value)
 
     def recipe_of(editor: EditorSession, command: EditorCommand, form: str, request: gr.Request) -> str:
         """How to make the last piece of a text, and that of a command that starts one."""
@@ -140,7 +143,9 @@ def build(page: Page) -> None:
         async with editor.acquire() as stop:
             seed = secrets.randbelow(2**31) if command.is_retry else unused_seed(options.seed, command.seeds)
             options = options.model_copy(update={"seed": seed})
-            made_by = TextRequest(page.models.resolve(model), command.text, options)
+            name = page.models.resolve(model)
+            own = await asyncio.to_thread(page.sampling_of, name)
+            made_by = TextRequest(name, command.text, options, tuple(own))
             several, slow = options.n > 1, slow and options.n == 1
             marks = await _LiveMarks.begin(page, views, made_by.model, command) if live and not several else None
             result = None
@@ -251,6 +256,13 @@ def build(page: Page) -> None:
         if view == NEURON:
             yield {unit_box: gr.update(choices=[*await views.units(tokens), (unit or FIRST_UNIT,) * 2])}
 
+    async def on_model(model: str | None, before: str | None, *values: Any) -> list[Any]:
+        """Sliders that nobody moved take the options of the new model's source."""
+        own, old = await asyncio.to_thread(lambda: (page.sampling_of(model), page.sampling_of(before)))
+        if own == old or list(values) != controls.filter_values(old):
+            return [model, *(gr.skip() for _ in values)]
+        return [model, *controls.filter_values(own)]
+
     async def on_mark(tokens: SheetTokens | None, event: gr.EventData) -> Any:
         index = int(event.index)
         if tokens is None or not 0 <= index < len(tokens.ends):
@@ -295,6 +307,7 @@ def build(page: Page) -> None:
     )
     paper.change(None, None, None, js="() => { window.inklingEditor?.sync(); }", api_visibility="private")
     filters = list(controls.filters.values())
+    attach(picker.change, on_model, [picker, followed, *filters], [followed, *filters])
     gr.on(
         [component.change for component in filters], None, filters, None, js=settings_js(list(controls.filters)),
         api_visibility="private",
