@@ -156,8 +156,8 @@ def _moved(nats: Floats, spelled: str, answers: str) -> Floats:
         targets = np.minimum(begins + places - np.append(0, there)[last], np.maximum(ends - 1, begins))
     else:
         targets = places * size // len(nats)
-    at_bytes: Any = np.bincount(np.minimum(targets, size - 1), nats, minlength=size)
-    return np.asarray(at_bytes, np.float64)
+    at_bytes = np.bincount(np.minimum(targets, size - 1), nats, minlength=size)
+    return at_bytes.astype(np.float64, copy=False)
 
 
 def _solid(text: str) -> npt.NDArray[np.int64]:
