@@ -46,6 +46,8 @@ from lm.models.target_scores import MAX_RANK, TargetScores, scores_of, tokens_be
 MAX_LOGITS, MAX_GPU_LOGITS = 1 << 23, 1 << 28
 """Logits that a training step may hold at a time; a step with fewer computes them all at once. A CPU is fast with few;
 a GPU needs large products."""
+SCORED_LOGITS = 1 << 22
+"""Logits of a tail that an evaluation on a CPU computes at once: the C library gives larger memory back each time."""
 POSITION_SIZES = 32
 """A list of positions is padded to a multiple of this share of the batch."""
 
@@ -252,7 +254,7 @@ class OutputHead:
         for number, (begin, end) in enumerate(pairwise((*tails.cutoffs, len(self.weight))), start=1):
             of_tail = head[:, first - 1 + number, None]
             for rows in _chunks(tail_of == number, end - begin):
-                logs = of_tail[rows] + self._logits_between(vectors[rows], begin, end).log_softmax(dim=1)
+                logs = self._logits_between(vectors[rows], begin, end).log_softmax(dim=1).add_(of_tail[rows])
                 own[rows] = logs.gather(1, targets[rows, None] - begin)
                 ranks[rows] += tokens_before(logs, own[rows], targets[rows] - begin)
         ranks += tokens_before(head[:, :first], own, targets)
@@ -261,7 +263,7 @@ class OutputHead:
             of_tail = head[:, first - 1 + number, None]
             may_be = (tail_of != number) & (ranks < MAX_RANK) & (of_tail >= own)[:, 0]
             for rows in _chunks(may_be, end - begin):
-                logs = of_tail[rows] + self._logits_between(vectors[rows], begin, end).log_softmax(dim=1)
+                logs = self._logits_between(vectors[rows], begin, end).log_softmax(dim=1).add_(of_tail[rows])
                 ranks[rows] += tokens_before(logs, own[rows], targets[rows] - begin)
         return TargetScores(-own[:, 0], ranks.clamp_(max=MAX_RANK))
 
@@ -367,9 +369,9 @@ class _MeanNats(torch.autograd.Function):
 
 
 def _chunks(chosen: Tensor, columns: int) -> Iterator[Tensor]:
-    """The positions of True in (N,), in chunks whose logits of so many columns may be in memory."""
+    """The positions of True in (N,), in chunks of at most `SCORED_LOGITS` in so many columns."""
     rows = chosen.nonzero()[:, 0]
-    return (chunk for chunk in rows.split(max(1, MAX_LOGITS // columns)) if len(chunk))
+    return (chunk for chunk in rows.split(max(1, SCORED_LOGITS // columns)) if len(chunk))
 
 
 def _zeros(like: Tensor) -> Tensor:
