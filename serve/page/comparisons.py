@@ -137,7 +137,7 @@ def _check_text(run: Run) -> None:
     """Refuse a text that would be downloaded, as a visitor makes the server fetch nothing, or that there is none of."""
     if not run.record["corpus"]["splits"]:
         raise CorpusError(
-            f"{run.name} was imported, so it has no text of its own. Choose “a text”, or select another model first."
+            f"{run.name} was imported, so it has no text here. Choose “a text”, or select another model first."
         )
     if cached_text(run.record["corpus"], run.tokenizer) is not None:
         return
