@@ -98,6 +98,7 @@ def test_a_finished_ensemble_is_one_run_with_report_card_and_sample(trained: Pat
     assert report["kind"] == "ensemble of 2 gru models"
     assert report["loss"] == pytest.approx(run.evaluate("valid").loss)
     assert run.record["plan"]["steps"] == run.step == 12
+    assert run.record["precision"] and f"It was trained in {run.record['precision']}." in run.card()
     assert len(run.sample("the cat", max_tokens=20, seed=1)) == 20
     assert run.decoder().name.startswith("native")
     assert "ensemble of 2 gru models" in run.card()

@@ -64,7 +64,8 @@ def push(
         data_dir: folder of the named corpora, for the text of the proof.
 
     Raises:
-        ConfigError: the name is none of a repository, or there is no token.
+        ConfigError: the name is none of a repository, there is no token, or `private` is asked of a repository that is
+            there and public.
         ServerError: the hub cannot be reached, or refuses. A repository that was made for this is deleted again.
         LMError: see `lm.interop.formats.export`.
     """
@@ -84,6 +85,11 @@ def push(
         card.write_text(_card(card.read_text("utf-8"), name), "utf-8")
         with _hub_errors(api.endpoint, name):
             is_new = not api.repo_exists(name)
+            if private and not is_new and not api.model_info(name).private:
+                raise ConfigError(
+                    f"{name} exists and is public, so nothing was uploaded: make it private on the hub, or leave "
+                    "--private out."
+                )
             url = api.create_repo(name, private=private, exist_ok=True)
             try:
                 commit = api.upload_folder(

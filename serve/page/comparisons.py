@@ -134,7 +134,11 @@ class _Work:
 
 
 def _check_text(run: Run) -> None:
-    """Refuse a text that would be downloaded: a visitor makes the server fetch nothing."""
+    """Refuse a text that would be downloaded, as a visitor makes the server fetch nothing, or that there is none of."""
+    if not run.record["corpus"]["splits"]:
+        raise CorpusError(
+            f"{run.name} was imported, so it has no text here. Choose “a text”, or select another model first."
+        )
     if cached_text(run.record["corpus"], run.tokenizer) is not None:
         return
     if not Path(run.config.corpus.source).expanduser().exists():

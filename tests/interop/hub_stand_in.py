@@ -71,7 +71,7 @@ class Hub:
             self._commit(self.repositories[name], lines)
             oid = hashlib.sha1(body, usedforsecurity=False).hexdigest()
             return 200, {"commitUrl": f"{self.url}/{name}/commit/{oid}", "commitOid": oid, "success": True}
-        return 200, {"id": name, "sha": "0" * 40, "siblings": []}
+        return 200, {"id": name, "sha": "0" * 40, "siblings": [], "private": self.repositories[name].private}
 
     def _mode(self, path: str) -> dict[str, Any]:
         is_large = path.endswith((".safetensors", ".gguf", ".onnx"))

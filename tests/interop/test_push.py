@@ -81,6 +81,9 @@ def test_a_second_upload_is_a_commit_of_the_same_repository(runs: Path, server: 
     second = push(run, "hf:me/tiny", "gguf", "fp16")
     assert second.url == first.url and second.commit != first.commit
     assert len(server.repositories["me/tiny"].files["model.gguf"]) < 0.7 * size
+    # Who asks for a private repository must not fill a public one.
+    with pytest.raises(ConfigError, match="me/tiny exists and is public, so nothing was uploaded"):
+        push(run, "hf:me/tiny", "gguf", private=True)
 
 
 @pytest.mark.parametrize(

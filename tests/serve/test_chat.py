@@ -5,7 +5,7 @@ from __future__ import annotations
 import jinja2
 import pytest
 
-from serve.engines.codec import CHAT_TEMPLATE, chat_text
+from serve.engines.codec import CHAT_TEMPLATE, PLAIN_TEMPLATE, chat_text, plain_chat_text
 from tests.serve.conftest import Server, refusal
 
 MESSAGES = [{"role": "system", "content": "the cat"}, {"role": "user", "content": "sat on"}]
@@ -16,6 +16,11 @@ def test_a_chat_is_written_down_as_lines_and_the_template_says_the_same():
     assert chat_text([(message["role"], message["content"]) for message in MESSAGES]) == WRITTEN
     template = jinja2.Environment().from_string(CHAT_TEMPLATE)
     assert template.render(messages=MESSAGES, add_generation_prompt=True) == WRITTEN
+    # A model that learned conversations reads plain turns.
+    template = jinja2.Environment().from_string(PLAIN_TEMPLATE)
+    told = [*MESSAGES, {"role": "assistant", "content": " the mat\n"}]
+    plain = plain_chat_text([(message["role"], message["content"]) for message in told])
+    assert plain == template.render(messages=told, add_generation_prompt=True) == "the cat\n\nsat on\nthe mat\n\n"
 
 
 @pytest.mark.slow

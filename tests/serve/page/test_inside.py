@@ -48,7 +48,8 @@ def test_a_visitor_sees_a_model_learn_and_looks_inside_it(open_page: OpenPage, s
     # The views, each computed when it is opened.
     page.get_by_label("Gradients").check()
     expect(said).to_contain_text("by a factor of")
-    expect(drawn.locator("path.line")).to_have_count(2)
+    expect(page.locator("#inside-plot canvas")).to_be_visible()
+    expect(page.locator("#inside-plot li")).to_have_count(2)
     page.get_by_label("Attention").check()
     expect(said).to_have_text("gru has no attention.")
     page.locator("#inside-text textarea").fill("the cat sat on a mat and saw one red hen")

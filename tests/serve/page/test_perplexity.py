@@ -277,7 +277,7 @@ def test_a_files_bytes_are_read_as_the_library_reads_files(tmp_path: Path) -> No
     with pytest.raises(CorpusError, match=r"f looks like a binary file: byte 2 \(line 1\) is zero"):
         decode_file(b"ab\0", "f")
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    assert _read_upload(str(tmp_path / "rows.jsonl"), 100) == "one\ntwo"
+    assert _read_upload(str(tmp_path / "rows.jsonl"), 100) == ("one\ntwo", False)
 
 
 def test_a_line_has_few_points_for_any_text_and_ends_with_it() -> None:
