@@ -31,6 +31,7 @@ from lm.generation.distribution import log_softmax
 from lm.generation.filters import FILTERS
 from lm.generation.options import SamplingOptions
 from lm.interop.exported import MAX_DIFFERENCE, Exported, Proof, proof_text
+from lm.interop.hub import PREFIX as HUB
 from lm.kernels.counts import CountArrays
 from lm.kernels.decoding import Arrays, Kernel, Parts, int8_codes
 from lm.registry import KERNELS
@@ -235,7 +236,7 @@ def page_text(run: Run, content: Mapping[str, Any], parts: Sequence[str]) -> str
     report = run.reports().get("valid")
     facts = [
         f"{run.record['parameters']:,} parameters",
-        origin(run.record.get("imported"), run.record["corpus"]["name"]),
+        _origin(run),
     ]
     if report:
         facts.append(f"{report['bits_per_byte']:.3f} bits per byte on held-out text")
@@ -253,6 +254,14 @@ def page_text(run: Run, content: Mapping[str, Any], parts: Sequence[str]) -> str
     before, *parts = text.split("{{")
     # In one pass: what is inserted is not searched.
     return before + "".join(values[name] + rest for name, rest in (part.split("}}", 1) for part in parts))
+
+
+def _origin(run: Run) -> str:
+    """How the model came to be, for others: without the folders of this machine."""
+    imported = run.record.get("imported")
+    if imported and not str(imported["source"]).startswith(HUB):
+        imported = {**imported, "source": Path(imported["source"]).name}
+    return origin(imported, run.record["corpus"]["name"])
 
 
 def _scripts(*names: str) -> str:

@@ -183,10 +183,15 @@ def traced(model: LanguageModel, first: State) -> Any:
     """
     name, shorter = model.alike_layers, model.with_layers(onnx_layers.LAYERS)
     if name is None or shorter is None:
-        return _traced(model, first, optimize=True)
-    graph = _traced(shorter, shorter.first_state(), optimize=False)
-    weights = {f"model.{name}": tensor.detach().float().numpy() for name, tensor in model.named_parameters()}
-    onnx_layers.add_layers(graph, f"model.{name}.", weights, [*first.tensors], NEXT)
+        graph = _traced(model, first, optimize=True)
+    else:
+        graph = _traced(shorter, shorter.first_state(), optimize=False)
+        weights = {f"model.{name}": tensor.detach().float().numpy() for name, tensor in model.named_parameters()}
+        onnx_layers.add_layers(graph, f"model.{name}.", weights, [*first.tensors], NEXT)
+    for node in graph.graph.node:
+        # Notes of the exporter, with lines of code and paths of this machine.
+        del node.metadata_props[:]
+    del graph.graph.value_info[:]
     return graph
 
 

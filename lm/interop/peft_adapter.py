@@ -5,6 +5,7 @@ adapter_config.json, adapter_model.safetensors, README.md
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,10 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
         )
         (folder / "README.md").write_text(_card(run, source, notes), "utf-8")
         name, split = proof_text(run, data_dir)
-        opened: Any = Opened(peft.PeftModel.from_pretrained(_base_there(model), folder), run.model.context_length)
+        with warnings.catch_warnings():
+            # peft uses names that transformers will remove.
+            warnings.simplefilter("ignore", FutureWarning)
+            opened: Any = Opened(peft.PeftModel.from_pretrained(_base_there(model), folder), run.model.context_length)
         losses = score(opened, split.ids).loss, score(run.model, split.ids).loss
         proof = Proof(f"peft {peft.__version__}", name, split, *losses)
         proof.check(run, MAX_DIFFERENCE[precision])

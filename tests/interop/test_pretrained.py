@@ -60,7 +60,7 @@ def test_html_continues_and_answers_with_the_text_of_the_run(form: str, tmp_path
     run, found = run_of(form, tmp_path), html.program()
     assert found is not None
     done = html.export(run, tmp_path / "out.html")
-    assert done.tokens == 2000 and done.loss_there == pytest.approx(done.loss_here, abs=1e-5)
+    assert done.loss_there == pytest.approx(done.loss_here, abs=1e-5)
     content, block = html.page_content(run)
     options = {"temperature": 0.7, "seed": "3", "maxTokens": 40}
     samples = [{"prompt": TEXT, "chat": chat, **options} for chat in (False, True)]
