@@ -143,7 +143,7 @@ class TrainingView(Callback):
         step = f"at step {end.step:,} of {self._about}{end.plan_steps:,}"
         match end.reason:
             case "finished":
-                steps = f": {end.step:,} steps" if self._about else ""
+                steps = f": {end.step:,} step{'' if end.step == 1 else 's'}" if self._about else ""
                 self._print(f"Finished the plan{after}{steps}.")
             case "stop_after":
                 self._print(f"Stopped early {step}{after}.")
