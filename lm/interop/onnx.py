@@ -238,7 +238,7 @@ def _quiet() -> Iterator[None]:
 
 
 def save(graph: Any, path: Path) -> None:
-    """Write a graph (`onnx.ModelProto`); large weights go to a file beside it, which the runtime finds itself."""
+    """Write a graph (`onnx.ModelProto`); large weights go to a second file, which the runtime finds itself."""
     import onnx
 
     is_large = sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > MAX_FILE_BYTES

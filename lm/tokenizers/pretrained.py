@@ -336,7 +336,7 @@ class PretrainedTokenizer(Tokenizer):
         }
 
     def _page_chat(self) -> dict[str, Any] | None:
-        """A conversation of one message: the ids before and after it, and the text beside it up to special tokens.
+        """A conversation of one message: the ids before and after it, and the text around it up to special tokens.
 
         None: there is no chat template, or it does not put the message between two texts that stay the same.
         """
