@@ -15,6 +15,8 @@ from lm.generation.options import FILTER_FIELDS, SamplingOptions
 from lm.generation.sampler import Sampler
 from tests.generation.test_filters import TOKENIZER
 
+# A process with the page.
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 # The options are made when they are imported, so the filter is added in a process of its own, before that.
