@@ -156,7 +156,7 @@ def _moved(nats: Floats, spelled: str, answers: str) -> Floats:
         targets = np.minimum(begins + places - np.append(0, there)[last], np.maximum(ends - 1, begins))
     else:
         targets = places * size // len(nats)
-    return np.bincount(np.minimum(targets, size - 1), nats, minlength=size)
+    return np.bincount(np.minimum(targets, size - 1), nats, minlength=size).astype(np.float64)
 
 
 def _solid(text: str) -> npt.NDArray[np.int64]:
