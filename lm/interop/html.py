@@ -207,7 +207,7 @@ class ArrayBlock:
         return {**placed, "type": array.dtype.name, "offset": self._add(array)}
 
     def _add(self, array: np.ndarray[Any, Any]) -> int:
-        raw = memoryview(np.ascontiguousarray(array, array.dtype.newbyteorder("<"))).cast("B")
+        raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
         known = len(raw), hashlib.sha256(raw).digest()
         if known not in self._offsets:
             self.content.extend(bytes(-len(self.content) % ROW_BYTES))
