@@ -207,7 +207,7 @@ class ArrayBlock:
         return {**placed, "type": array.dtype.name, "offset": self._add(array)}
 
     def _add(self, array: np.ndarray[Any, Any]) -> int:
-        raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
+        raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
         known = len(raw), hashlib.sha256(raw).digest()
         if known not in self._offsets:
             self.content.extend(bytes(-len(self.content) % ROW_BYTES))
