@@ -98,8 +98,9 @@ def curves(runs: Sequence[RunFolder], metric: str = "loss", by: str = "step") ->
     for run in runs:
         rows = [_with_perplexity(row) for row in run.read_metrics()]
         if not rows:
-            why = "it was imported" if run.read_record().get("imported") else "its metrics.jsonl is missing or empty"
-            raise RunError(f"Run {run.name!r} has no learning curve: {why}.")
+            raise RunError(
+                f"Run {run.name!r} has no learning curve: its metrics.jsonl is missing or empty, as that of an imported run."
+            )
         known |= {name.removeprefix("train_").removeprefix("valid_") for row in rows for name in row if name != "step"}
         for split in ("train", "valid", ""):
             curve = _curve(run.name, split, rows, metric, AXES[by][0])  # type: ignore[index]

@@ -127,9 +127,9 @@ static void check_products() {
 
 #if !defined(INKLING_BF16)
 
-// Packed weights with 1 to 13 rows, in the three formats.
+// Packed weights with 1 to 13 rows, in the formats.
 static void check_packed() {
-    for (const Format format : {Format::fp32, Format::int8, Format::int4}) {
+    for (const Format format : {Format::fp32, Format::int8, Format::int4, Format::int8_blocks}) {
         double worst = 0;
         bool equal = true;
         const int shapes[][2] = {{1, 1}, {16, 32}, {37, 45}, {100, 131}};
@@ -143,7 +143,9 @@ static void check_packed() {
                 const size_t wide = size_t(packed.panels) * kPanel;
                 Numbers y(rows * wide), alone(rows * wide);
                 Pool pool(2);
-                Rows all(rows, inputs, format), one(1, inputs, format);
+                // Rows for weights by blocks are those of int4.
+                const Format of_rows = format == Format::int8_blocks ? Format::int4 : format;
+                Rows all(rows, inputs, of_rows), one(1, inputs, of_rows);
                 all.count = rows, one.count = 1;
                 std::vector<float*> to(rows);
                 for (int row = 0; row < rows; ++row) {
@@ -170,14 +172,19 @@ static void check_packed() {
                                 value = double(kByteZero ? int(byte) - kByteZero : int(int8_t(byte))) * all.scales[row];
                             } else {
                                 const int block = k / kBlock, i = k % kBlock, quad = i / 4;
-                                const uint8_t* from =
-                                    packed.nibbles.data() + (panel * packed.blocks() + block) * kBlockBytes;
-                                const int both = from[(quad % 4 * kPanel + lane) * 4 + i % 4];
-                                uint32_t pair;
-                                std::memcpy(&pair, from + kCodes + lane * 4, 4);
-                                w = double(quad < 4 ? both & 15 : both >> 4) * bits_float(pair & 0xffff0000u) +
-                                    bits_float(pair << 16);
                                 value = double(int8_t(byte)) * all.block_scales[size_t(row) * all.blocks() + block];
+                                if (format == Format::int8_blocks) {
+                                    w = packed.weight(out, k);
+                                    sum += w * value, size += std::fabs(w * value);
+                                    continue;
+                                }
+                                const uint8_t* from =
+                                    packed.codes.data() + (panel * packed.blocks() + block) * kBlockBytes;
+                                const int both = from[(quad % 4 * kPanel + lane) * 4 + i % 4];
+                                uint16_t minimum, scale;
+                                std::memcpy(&minimum, from + kCodes + lane * 2, 2);
+                                std::memcpy(&scale, from + kCodes + (kPanel + lane) * 2, 2);
+                                w = double(quad < 4 ? both & 15 : both >> 4) * from_half(scale) + from_half(minimum);
                             }
                             sum += w * value, size += std::fabs(w * value);
                         }
@@ -186,7 +193,10 @@ static void check_packed() {
                     }
             }
         }
-        const char* name = format == Format::fp32 ? "fp32" : format == Format::int8 ? "int8" : "int4";
+        const char* name = format == Format::fp32   ? "fp32"
+                           : format == Format::int8 ? "int8"
+                           : format == Format::int4 ? "int4"
+                                                    : "int8 by blocks";
         std::string line = std::string("packed weights in ") + name;
         report(line.c_str(), worst, 1e-6);
         report((line + ", a row alone and among others: whether bits differ").c_str(), !equal, 0);
