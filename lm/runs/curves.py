@@ -99,7 +99,7 @@ def curves(runs: Sequence[RunFolder], metric: str = "loss", by: str = "step") ->
         rows = [_with_perplexity(row) for row in run.read_metrics()]
         if not rows:
             raise RunError(
-                f"Run {run.name!r} has no learning curve: its metrics.jsonl is missing or empty, as that of an imported run."
+                f"Run {run.name!r} has no learning curve: its metrics.jsonl is missing or empty, as of an imported run."
             )
         known |= {name.removeprefix("train_").removeprefix("valid_") for row in rows for name in row if name != "step"}
         for split in ("train", "valid", ""):

@@ -15,6 +15,7 @@ import lm
 from lm.errors import RunError, UnsupportedExportError
 from lm.interop.exported import MAX_DIFFERENCE, new_folder
 from lm.interop.huggingface import TOKENIZER_CLASSES, export
+from tests.serve.test_harness import PERPLEXITY, run_harness
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +78,19 @@ def test_logits_and_ids_in_transformers_are_those_of_the_run(name: str, architec
     assert run.tokenizer.decode(text[0].numpy())[len(run.tokenizer.decode(ids)) :] == run.sample(
         prompt, temperature=0, max_tokens=more
     )
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["byte", "subword"])
+def test_the_harness_finds_in_transformers_what_lm_eval_finds(name: str, runs: Path, tmp_path: Path):
+    run = lm.load(name, runs_dir=runs)
+    export(run, tmp_path / "out")
+    texts = ["the cat sat on a mat . " * 5, "a café and ☕ on the mat"]
+    given = {"pretrained": tmp_path / "out", "prefix_token_id": run.tokenizer.start_id, "dtype": "float32"}
+    found = run_harness(tmp_path, "perplexity", [{"text": text} for text in texts], PERPLEXITY, "hf", given)
+    reports = [run.evaluate(text=text, stride=24) for text in texts]
+    bits = sum(report.bits_per_byte * report.bytes for report in reports) / sum(report.bytes for report in reports)
+    assert found["bits_per_byte"] == pytest.approx(bits, rel=5e-5)
 
 
 def test_half_precision_halves_the_file(runs: Path, tmp_path: Path):

@@ -76,17 +76,24 @@ metadata:
 def harness(
     server: Server, folder: Path, task: str, rows: list[dict], template: str, *, batch: int = 1, **arguments: object
 ) -> dict:
-    """What the harness finds; it needs no network but the server."""
-    data = folder / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    (folder / f"{task}.yaml").write_text(template.format(task=task, data=data), "utf-8")
+    """What the harness finds of a served model; it needs no network but the server."""
     given = {
         "model": "transformer", "base_url": f"{server.url}/v1/completions", "tokenizer_backend": "remote",
         "num_concurrent": 1, "max_retries": 1, **arguments,
     }  # fmt: skip
+    return run_harness(folder, task, rows, template, "local-completions", given, batch)
+
+
+def run_harness(
+    folder: Path, task: str, rows: list[dict], template: str, kind: str, arguments: dict, batch: int = 1
+) -> dict:
+    """What the harness finds of a model of one of its kinds."""
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / f"{task}.yaml").write_text(template.format(task=task, data=data), "utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "lm_eval", "run", "--model", "local-completions",
-         "--model_args", ",".join(f"{name}={value}" for name, value in given.items()),
+        [sys.executable, "-m", "lm_eval", "run", "--model", kind,
+         "--model_args", ",".join(f"{name}={value}" for name, value in arguments.items()),
          "--batch_size", str(batch),
          "--tasks", task, "--include_path", str(folder), "--output_path", str(folder / "out"), "--log_samples"],
         cwd=folder, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
