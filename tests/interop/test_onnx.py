@@ -122,6 +122,28 @@ def test_the_python_script_of_the_folder_writes_the_greedy_text_of_the_run(folde
     assert done == "The " + lm.load("book", runs_dir=runs).sample("The ", temperature=0, max_tokens=500) + "\n"
 
 
+@pytest.mark.parametrize(
+    "kind", ["default", *(pytest.param(name, marks=pytest.mark.soak) for name in ("lstm-word", "shakespeare-gru"))]
+)
+def test_the_default_model_and_other_families_write_their_greedy_text_there(kind: str, runs: Path, tmp_path: Path):
+    small = {"training.max_steps": 20, "training.batch_size": 4}
+    if kind == "default":
+        run = lm.train(runs / "text.txt", overrides=small, name="default", runs_dir=runs, overwrite=True)
+        assert run.config.model.type == "hybrid"
+    elif kind == "lstm-word":
+        small |= {"model.hidden_size": 16, "model.embedding_size": 16, "model.adaptive_cutoffs": [6, 9]}
+        small |= {"training.max_steps": 100, "training.learning_rate": 0.02, "training.warmup_steps": 5}
+        run = lm.train(runs / "text.txt", preset=kind, overrides=small, name=kind, runs_dir=runs, overwrite=True)
+    else:
+        run = lm.load(kind)
+    export(run, tmp_path / "out", data_dir=None)
+    script = PYTHON.replace("PATH", "out").replace("range(200)", "range(500)")
+    done = _run([sys.executable, "-c", script], tmp_path)
+    # Words are written without the space at the end.
+    prompt = run.tokenizer.decode(run.tokenizer.encode("The "))
+    assert done == prompt + run.sample("The ", temperature=0, max_tokens=500) + "\n"
+
+
 @pytest.mark.soak
 def test_the_javascript_of_the_docs_writes_the_greedy_text_of_the_run(folder: Path, runs: Path, tmp_path: Path):
     (tmp_path / "package.json").write_text("{}")
