@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lm.kernels.autograd import product
 from lm.kernels.compiled import native
+from lm.kernels.dispatch import bf16_instruction_set
 
 SIZES = (512, 512, 512), (512, 2048, 512), (1024, 1024, 1024), (4096, 512, 1536), (2048, 2048, 2048)
 """Rows, depth and columns of the products that are tried."""
@@ -75,8 +76,11 @@ def _rates(dtype: torch.dtype) -> Iterator[float]:
         # B with contiguous columns, as weights have it.
         turned: Tensor = right.T.contiguous().T
         yield _rate(partial(torch.mm, left, turned, out=out), operations)
-        if dtype == torch.float32 and native() is not None:
-            yield _rate(partial(product, left, right), operations)
+        if native() is None or (dtype == torch.bfloat16 and bf16_instruction_set() is None):
+            continue
+        # Ours take fp32 operands, and round them to bf16 under autocast.
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            yield _rate(partial(product, left.float(), right.float()), operations)
 
 
 def _rate(multiply: Callable[[], Any], operations: int) -> float:
