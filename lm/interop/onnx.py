@@ -181,13 +181,14 @@ def traced(model: LanguageModel, first: State) -> Any:
         model: on the CPU.
         first: its first state.
     """
-    name, shorter = model.alike_layers, model.with_layers(onnx_layers.LAYERS)
-    if name is None or shorter is None:
+    shorter = model.with_layers(onnx_layers.LAYERS)
+    if model.equal_blocks is None or shorter is None:
         graph = _traced(model, first, optimize=True)
     else:
+        _, blocks = model.equal_blocks
         graph = _traced(shorter, shorter.first_state(), optimize=False)
         weights = {f"model.{name}": tensor.detach().float().numpy() for name, tensor in model.named_parameters()}
-        onnx_layers.add_layers(graph, f"model.{name}.", weights, [*first.tensors], NEXT)
+        onnx_layers.add_layers(graph, f"model.{blocks}.", weights, [*first.tensors], NEXT)
     for node in graph.graph.node:
         # Notes of the exporter, with lines of code and paths of this machine.
         del node.metadata_props[:]
