@@ -232,6 +232,8 @@ def test_training_starts_from_a_source_and_keeps_its_tokenizer(folders: Path, tm
     run = lm.train(text, init=str(source), overrides=steps, name="tuned", runs_dir=runs, stop_after=4)
     base = lm.load("qwen3", runs_dir=runs)
     assert run.sampling_defaults() == base.sampling_defaults() == {"temperature": 0.5}
+    copied = run.copy_report(samples=2, max_tokens=5)
+    assert copied.options == {"temperature": 0.5, "max_tokens": 5, "n": 2, "seed": 1}
     assert run.tokenizer.sha256 == base.tokenizer.sha256
     run, more = lm.resume("tuned", runs_dir=runs)
     assert more and run.step in (4, 8)
