@@ -62,7 +62,7 @@ def passages(
         sizes: (C,) measured bytes of each character; None: all of them.
     """
     offsets = np.append(0, np.cumsum(utf8_sizes(text) if sizes is None else sizes))
-    # The end of an answer has no bytes, and may be a passage of its own.
+    # The end of an answer has no bytes, and may be a whole passage.
     bounds = [(begin, end) for begin, end in passage_bounds(text) if offsets[begin] < offsets[end]]
     if not bounds:
         return [], []
