@@ -17,6 +17,7 @@ from lm.config import CorpusConfig, Section
 from lm.corpora import PreparedCorpus, open_corpus, prepare
 from lm.errors import ConfigError
 from lm.evaluation.seen import Signs, signs_of_seen_text
+from lm.jobs.fine_tuning import _signs
 from lm.models.base import LanguageModel, State, build_model
 from lm.runs.run import Run
 
@@ -69,8 +70,12 @@ def test_a_base_of_unknown_text_is_found_to_have_seen_that_very_text_and_no_othe
     assert seen.advantage.is_seen and seen.advantage.bits_per_byte > 0.3
     assert not unseen.advantage.is_seen
     assert not unseen.has_passages and not unseen.training_passages
-    short = corpus_of(tmp_path / "short.txt", words(3, 4_000))
-    assert signs(counted(mine), short).advantage is None
+    assert _signs(unseen, "base", False)["note"].startswith("No sign that base has seen this text.")
+    short = signs(counted(mine), corpus_of(tmp_path / "short.txt", words(3, 4_000)))
+    assert short.advantage is None
+    for is_conversations in (False, True):
+        note = _signs(short, "base", is_conversations)["note"]
+        assert note == "Whether base has seen this text was not tested: too few of its tokens were scored."
 
 
 class Knows(LanguageModel):

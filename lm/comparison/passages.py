@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -60,14 +61,15 @@ def passages(
         names: of the two candidates.
         sizes: (C,) measured bytes of each character; None: all of them.
     """
-    bounds = passage_bounds(text)
+    offsets = np.append(0, np.cumsum(utf8_sizes(text) if sizes is None else sizes))
+    # The end of an answer has no bytes, and may be a whole passage.
+    bounds = [(begin, end) for begin, end in passage_bounds(text) if offsets[begin] < offsets[end]]
     if not bounds:
         return [], []
-    offsets = np.append(0, np.cumsum(utf8_sizes(text) if sizes is None else sizes))
-    begins = offsets[[begin for begin, _ in bounds]]
-    gains = np.add.reduceat(b - a, begins)
+    begins = [begin for begin, _ in bounds]
+    gains = np.add.reduceat(b - a, offsets[begins])
     order = np.argsort(gains, kind="stable")
-    lines = np.cumsum([1, *(text.count("\n", begin, end) for begin, end in bounds[:-1])])
+    lines = 1 + np.cumsum([text.count("\n", *part) for part in pairwise([0, *begins])])
 
     def passage(index: int, winner: str) -> Passage:
         begin, end = bounds[index]

@@ -78,8 +78,11 @@ def _content(
             text = "".join(_opened(run, corpus, data_dir, progress).splits[split].chunks())
         return of_text(text), hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     # Neither do the tokens of conversations: another run renders the turns in another way.
-    read, measure = _opened(run, corpus, data_dir, progress).splits[split].conversations, AnswerMeasure()
-    found = of_conversations(read() if read else ())
+    opened, measure = _opened(run, corpus, data_dir, progress), AnswerMeasure()
+    read = opened.splits[split].conversations
+    if read is None:
+        raise CorpusError(f"It learned conversations, and {opened.source} is plain text now: restore them.")
+    found = of_conversations(read())
     for conversation in found.conversations or ():
         measure.update(conversation)
     return found, measure.sha256

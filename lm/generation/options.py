@@ -116,12 +116,11 @@ def source_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in SOURCE_OPTIONS:
         value = given.get(name)
         # transformers has 0 for "all tokens".
-        off = value is None or isinstance(value, bool) or value == NEUTRAL.get(name) or (name == "top_k" and not value)
-        if off:
+        off = value == NEUTRAL.get(name) or (name == "top_k" and not value)
+        if off or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         try:
-            SamplingOptions.model_validate({name: value})
+            found[name] = getattr(SamplingOptions.model_validate({name: value}), name)
         except ValidationError:
             continue
-        found[name] = value
     return found

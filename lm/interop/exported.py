@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from lm.errors import CorpusError, RunError
 from lm.files import umask
 from lm.models.base import LanguageModel
 from lm.runs.run import Run
+from lm.tokenizers.base import Ids
 
 ExportPrecision = Literal["fp32", "fp16", "int8", "q8_0"]
 PROOF_TOKENS = 2000
@@ -76,6 +77,28 @@ def proof_text(
         drawn = run.samples(n=-(-most // SAMPLE_TOKENS), max_tokens=SAMPLE_TOKENS, seed=1, ignore_eos=True)
         name, text = "samples, as the validation text is not here", "".join(drawn)
     return name, encode_text("proof", readable(text), tokenizer)
+
+
+def ids_there(run: Run, split: TokenSplit, encoded: Sequence[int], program: str) -> Ids:
+    """The tokens of another program for the text of the proof, after the start token of `split`.
+
+    Args:
+        run: that is exported.
+        split: the text of the proof.
+        encoded: its tokens in the other program.
+        program: its name.
+
+    Raises:
+        RunError: the other program gives another number of tokens.
+    """
+    if len(encoded) != len(split.ids) - 1:
+        raise RunError(
+            f"The export does not read a text as run {run.name!r} does: {len(encoded):,} tokens in {program}, "
+            f"{len(split.ids) - 1:,} here. It was not kept: report this."
+        )
+    ids = split.ids.copy()
+    ids[1:] = encoded
+    return ids
 
 
 @dataclass(frozen=True)

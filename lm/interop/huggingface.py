@@ -21,6 +21,7 @@ from lm.interop.exported import (
     OpenedModel,
     Proof,
     front_matter,
+    ids_there,
     new_folder,
     proof_text,
 )
@@ -98,6 +99,9 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
 def _generation(run: Run) -> dict[str, Any]:
     """How the run is sampled by default, in the names of generation_config.json, which are those of our options."""
     own = run.sampling_defaults()
+    if own.get("temperature") == 0:
+        # transformers refuses to sample at 0.
+        return {"do_sample": False, "max_new_tokens": 200}
     return {"do_sample": True, **own, "max_new_tokens": 200} if own else SAMPLING
 
 
@@ -125,11 +129,11 @@ def _measure(run: Run, folder: Path, opener: str, data_dir: Path | None) -> Proo
     name, split = proof_text(run, data_dir)
     there = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     tokenizer = getattr(transformers, opener).from_pretrained(folder, local_files_only=True)
-    ids = split.ids.copy()
-    # With their own tokenizer: its ids are a part of the proof.
-    ids[1:] = tokenizer.encode(run.tokenizer.decode(split.ids[1:]), add_special_tokens=False)
-    opened: Any = Opened(there, run.model.context_length)
     label = f"transformers {transformers.__version__}"
+    # With their own tokenizer: its ids are a part of the proof.
+    encoded = tokenizer.encode(run.tokenizer.decode(split.ids[1:]), add_special_tokens=False)
+    ids = ids_there(run, split, encoded, label)
+    opened: Any = Opened(there, run.model.context_length)
     return Proof(label, name, split, score(opened, ids).loss, score(run.model, split.ids).loss)
 
 

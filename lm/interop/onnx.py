@@ -38,6 +38,7 @@ from lm.interop.exported import (
     OpenedModel,
     Proof,
     front_matter,
+    ids_there,
     new_folder,
     proof_text,
 )
@@ -106,17 +107,17 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
     tokenizer, notes = run.tokenizer.to_huggingface(), _notes(run)
     first = run.model.first_state()
     with new_folder(path) as folder:
+        tokenizer.save(str(folder / "tokenizer.json"))
+        name, split = proof_text(run, data_dir)
+        # With their own tokenizer: its ids are a part of the proof.
+        their = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        encoded = their.encode(run.tokenizer.decode(split.ids[1:]), add_special_tokens=False).ids
+        ids = ids_there(run, split, encoded, f"tokenizers {tokenizers.__version__}")
         graph = traced(run.model, first)
         round_weights(graph, precision)
         save(graph, folder / MODEL)
         (folder / "run.json").write_text(json.dumps(_description(run, first), indent=2) + "\n", "utf-8")
-        tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "README.md").write_text(_card(run, notes), "utf-8")
-        name, split = proof_text(run, data_dir)
-        ids = split.ids.copy()
-        # With their own tokenizer: its ids are a part of the proof.
-        their = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        ids[1:] = their.encode(run.tokenizer.decode(split.ids[1:]), add_special_tokens=False).ids
         opened: Any = Opened(folder / MODEL, run.model, first)
         loss_there, loss_here = score(opened, ids).loss, score(run.model, split.ids).loss
         proof = Proof(f"onnxruntime {onnxruntime.__version__}", name, split, loss_there, loss_here)
@@ -181,13 +182,14 @@ def traced(model: LanguageModel, first: State) -> Any:
         model: on the CPU.
         first: its first state.
     """
-    name, shorter = model.alike_layers, model.with_layers(onnx_layers.LAYERS)
-    if name is None or shorter is None:
+    shorter = model.with_layers(onnx_layers.LAYERS)
+    if model.equal_blocks is None or shorter is None:
         graph = _traced(model, first, optimize=True)
     else:
+        _, blocks = model.equal_blocks
         graph = _traced(shorter, shorter.first_state(), optimize=False)
         weights = {f"model.{name}": tensor.detach().float().numpy() for name, tensor in model.named_parameters()}
-        onnx_layers.add_layers(graph, f"model.{name}.", weights, [*first.tensors], NEXT)
+        onnx_layers.add_layers(graph, f"model.{blocks}.", weights, [*first.tensors], NEXT)
     for node in graph.graph.node:
         # Notes of the exporter, with lines of code and paths of this machine.
         del node.metadata_props[:]

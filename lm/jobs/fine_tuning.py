@@ -114,10 +114,10 @@ def _signs(signs: Signs, name: str, is_conversations: bool) -> dict[str, Any]:
             f"(± {found.standard_error:.2f}) bits per byte better than on the held-out text, beyond what "
             "n-gram counts explain. If it has seen the held-out text too, these figures are too good."
         )
-    elif facts:
+    elif found is not None:
         facts["note"] = f"No sign that {name} has seen this text. A text that it read once among many leaves none."
     else:
-        facts["note"] = f"Whether {name} has seen this text was not tested: it is too short."
+        facts["note"] = f"Whether {name} has seen this text was not tested: too few of its tokens were scored."
     return facts
 
 

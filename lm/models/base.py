@@ -228,8 +228,9 @@ class LanguageModel(nn.Module, ABC):
     Options: ClassVar[type[ModelOptions]]
     trained_by: ClassVar[Literal["gradient", "counting", "both", "members"]] = "gradient"
     """A value of `TrainingMethod`."""
-    blocks_option: ClassVar[str | None] = None
-    """The option with the number of equal blocks, if each needs the same memory; None: the model has no such blocks."""
+    equal_blocks: ClassVar[tuple[str, str] | None] = None
+    """Of equal blocks, each with the output of the one before: the option with their number, and the name of the list
+    of modules. They compute alike and need the same memory. None: the model has no such blocks."""
 
     kind: str | None = None
     """A label for reports; None for a neural network."""
@@ -299,16 +300,16 @@ class LanguageModel(nn.Module, ABC):
             tensors[name] = torch.full_like(empty, -1 if is_token else 0)
         return replace(state, tensors=tensors)
 
-    alike_layers: ClassVar[str | None] = None
-    """Name of the list of modules that compute alike, each with the output of the one before; None: there is none."""
-
     def with_layers(self, count: int) -> Self | None:
-        """The model with the first `count` of its `alike_layers` alone, its weights shared; None: it has no more."""
-        if self.alike_layers is None or len(getattr(self, self.alike_layers)) <= count:
+        """The model with the first `count` of its `equal_blocks` alone, its weights shared; None: it has no more."""
+        if self.equal_blocks is None:
+            return None
+        _, name = self.equal_blocks
+        if len(getattr(self, name)) <= count:
             return None
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
-        setattr(twin, self.alike_layers, getattr(self, self.alike_layers)[:count])
+        setattr(twin, name, getattr(self, name)[:count])
         return twin
 
     def traceable(self) -> contextlib.AbstractContextManager[None]:

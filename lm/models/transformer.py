@@ -276,8 +276,7 @@ class Transformer(LanguageModel):
 
     Options = TransformerOptions
     batching = "random"
-    alike_layers = "layers"
-    blocks_option = "num_layers"
+    equal_blocks = "num_layers", "layers"
 
     options: TransformerOptions
 

@@ -15,6 +15,7 @@ and the need of all blocks is a straight line through both.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -292,14 +293,20 @@ def _need(
         # Without its counts, a model that counts as well needs the same memory for its steps.
         fresh = trainable_model(options, corpus.tokenizer.vocab_size)
         need = _measured(make_trial(options, corpus, model=fresh), memory, available, seconds)
+        # A module with another `forward` is a cycle of references: it must not count in the next measurement.
+        del fresh
+        gc.collect()
         release_buffers()
         return need
 
-    option = model.blocks_option
-    if option is None or model.num_parameters() < LARGE_MODEL:
+    if model.equal_blocks is None or model.num_parameters() < LARGE_MODEL:
         return measured(config)
+    option, _ = model.equal_blocks
     blocks = config.model.model_dump()[option]
-    if blocks <= 2:
+    names = (*config.training.fp32_modules, *config.training.lora_modules)
+    # A block that is named may not be among the first two, and differs from the others.
+    by_block = any(part.isdigit() for name in names for part in name.split("."))
+    if by_block or blocks <= 2:
         return measured(config)
     few = (
         config.model_copy(update={"model": config.model.model_copy(update={option: count})}) for count in (1, 2)

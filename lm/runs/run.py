@@ -633,7 +633,8 @@ class Run:
         from lm.evaluation.copying import copy_report
         from lm.runs.copying import split_text
 
-        checked = validate(SamplingOptions, {**options, "n": samples}, where="sampling")
+        # With the defaults of the model's source, which are recorded with the others.
+        checked = validate(SamplingOptions, {**self.sampling_defaults(), **options, "n": samples}, where="sampling")
         if samples < 2:
             raise ConfigError("A comparison with held-out text needs at least 2 samples.")
         index = self.copy_index(data_dir=data_dir, progress=progress)

@@ -15,6 +15,7 @@ from lm.errors import UnsupportedExportError
 from lm.tokenizers.byte import byte_alphabet
 from lm.tokenizers.gguf_vocabulary import GPT2_WORDS
 from lm.tokenizers.javascript_pattern import javascript_pattern
+from lm.tokenizers.tokenizer_json import prepend_scheme, steps_of
 
 Step = dict[str, Any]
 
@@ -90,19 +91,8 @@ def _added_tokens(tokens: Any, *, changes: bool) -> tuple[list[tuple[str, int]],
     return added, [token["content"] for token in tokens if token["special"]]
 
 
-def _flat(part: Mapping[str, Any] | None, key: str) -> Iterator[Mapping[str, Any]]:
-    """The steps of a part of tokenizer.json, which may be a sequence."""
-    if part is None:
-        return
-    if part["type"] == "Sequence":
-        for each in part[key]:
-            yield from _flat(each, key)
-    else:
-        yield part
-
-
 def _normal_forms(normalizer: Mapping[str, Any] | None) -> Iterator[Step]:
-    for part in _flat(normalizer, "normalizers"):
+    for part in steps_of(normalizer, "normalizers"):
         kind = part["type"]
         if kind == "NFC":
             yield {"form": "nfc"}
@@ -117,7 +107,7 @@ def _normal_forms(normalizer: Mapping[str, Any] | None) -> Iterator[Step]:
 def _words(pre_tokenizer: Mapping[str, Any] | None) -> Iterator[Step]:
     """How text is cut into words; the step {"form": "bytes"} is the alphabet of bytes, the last of byte-level BPE."""
     is_bytes = False
-    for part in _flat(pre_tokenizer, "pretokenizers"):
+    for part in steps_of(pre_tokenizer, "pretokenizers"):
         kind = part["type"]
         if is_bytes:
             raise _refused(f"the step {kind} after its bytes")
@@ -138,8 +128,7 @@ def _words(pre_tokenizer: Mapping[str, Any] | None) -> Iterator[Step]:
             is_bytes = True
             yield {"form": "bytes"}
         elif kind == "Metaspace":
-            old = "always" if part.get("add_prefix_space", True) else "never"
-            prepends = part.get("prepend_scheme", old)
-            yield {"space": part["replacement"], "prepends": prepends, "splits": bool(part.get("split", True))}
+            splits = bool(part.get("split", True))
+            yield {"space": part["replacement"], "prepends": prepend_scheme(part), "splits": splits}
         else:
             raise _refused(f"the words of {kind}")

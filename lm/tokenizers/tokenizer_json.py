@@ -119,8 +119,8 @@ class TextForm:
         self._from_bytes = {char: value for value, char in enumerate(byte_alphabet())}
         self._read_decoder(content.get("decoder"))
         adds_space = self._read_normalizer(content.get("normalizer"))
-        for part in _parts(content.get("pre_tokenizer"), "pretokenizers"):
-            if part["type"] == "Metaspace" and _prepends(part):
+        for part in steps_of(content.get("pre_tokenizer"), "pretokenizers"):
+            if part["type"] == "Metaspace" and prepend_scheme(part) != "never":
                 self.doubles_first_space = adds_space = True
             if part["type"] == "ByteLevel" and part.get("add_prefix_space"):
                 self.lossless = False
@@ -130,13 +130,13 @@ class TextForm:
 
     def _read_decoder(self, decoder: Any) -> None:
         fused = False
-        for part in _parts(decoder, "decoders"):
+        for part in steps_of(decoder, "decoders"):
             kind = part["type"]
             if kind == "ByteLevel":
                 self.byte_level = True
             elif kind == "Metaspace":
                 self._replaced.append((part["replacement"], " "))
-                self.alters_space, self.drops_first_space = True, _prepends(part)
+                self.alters_space, self.drops_first_space = True, prepend_scheme(part) != "never"
             elif kind == "Replace" and not fused and "String" in part["pattern"]:
                 # Regular expressions are not supported: one of a stranger may take hours.
                 pattern = part["pattern"]["String"]
@@ -159,7 +159,7 @@ class TextForm:
     def _read_normalizer(self, normalizer: Any) -> bool:
         """Returns whether it adds a space before each text."""
         adds_space = False
-        for part in _parts(normalizer, "normalizers"):
+        for part in steps_of(normalizer, "normalizers"):
             kind = part["type"]
             if kind == "NFC":
                 self.composes = True
@@ -196,20 +196,27 @@ class TextForm:
         return found
 
 
-def _parts(part: Mapping[str, Any] | None, key: str) -> Iterator[Mapping[str, Any]]:
-    """The steps of a part of a tokenizer.json, which may be a sequence."""
+def steps_of(part: Mapping[str, Any] | None, key: str) -> Iterator[Mapping[str, Any]]:
+    """The steps of a part of a tokenizer.json, which may be a sequence.
+
+    Args:
+        part: such as the normalizer.
+        key: of its steps, if it is a sequence.
+    """
     if part is None:
         return
     if part["type"] == "Sequence":
         for each in part[key]:
-            yield from _parts(each, key)
+            yield from steps_of(each, key)
     else:
         yield part
 
 
-def _prepends(metaspace: Mapping[str, Any]) -> bool:
-    scheme = metaspace.get("prepend_scheme", "always" if metaspace.get("add_prefix_space", True) else "never")
-    return bool(scheme != "never")
+def prepend_scheme(metaspace: Mapping[str, Any]) -> str:
+    """Where a step "Metaspace" puts its symbol before a text: "always", "first" or "never"."""
+    old = "always" if metaspace.get("add_prefix_space", True) else "never"
+    scheme: str = metaspace.get("prepend_scheme", old)
+    return scheme
 
 
 def _roles(library: huggingface.Tokenizer, vocabulary: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, Any]:

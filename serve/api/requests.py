@@ -127,7 +127,7 @@ class Part(Options):
                 if len(parts) > MAX_ITEMS:
                     raise ValueError(f"{name[:50]} has {len(part):,} entries: the limit is {MAX_ITEMS:,}")
             if _has_no_effect(name, part):
-                if part is not None and name in SWITCHED_OFF:
+                if part is not None and name in SWITCHED_OFF and name in cls.model_fields:
                     # Off, whatever the model's own default is.
                     fields[name] = None
                 continue

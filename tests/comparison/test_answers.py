@@ -10,7 +10,9 @@ import pytest
 
 import lm
 from lm.comparison.compared_text import _moved, of_conversations
+from lm.comparison.texts import split_text
 from lm.corpora import open_text
+from lm.errors import CorpusError
 from lm.runs.run import Run
 from lm.tokenizers.pretrained import PretrainedTokenizer
 from tests.cli import conftest as cli_conftest
@@ -75,6 +77,20 @@ def test_a_split_of_conversations_is_read_again_and_other_text_is_a_caution(fold
     (folder / "short.txt").write_text("one line\n", "utf-8")
     done = program("compare", "gru-char", "prose", "--text", str(folder / "short.txt"), *runs)
     assert "1 block of about 9 bytes" in done.out.replace("\n", " ")
+
+
+def test_conversations_whose_source_is_plain_text_now_are_asked_for(folder: Path) -> None:
+    run = lm.load("gru-char", runs_dir=folder / "checkpoints")
+    sha256 = run.record["corpus"]["splits"]["valid"]["sha256"]
+    source = folder / "chats.jsonl"
+    chats = source.read_text("utf-8")
+    source.write_text(json.dumps({"text": make_text(6_000)}) + "\n", "utf-8")
+    try:
+        # Its tokens are in the cache.
+        with pytest.raises(CorpusError, match="It learned conversations, and .* is plain text now: restore them"):
+            split_text([run], sha256, "valid")
+    finally:
+        source.write_text(chats, "utf-8")
 
 
 def test_a_report_of_conversations_answers_their_questions(folder: Path, program: Lm) -> None:

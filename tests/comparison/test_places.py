@@ -101,3 +101,15 @@ def test_the_passages_are_those_on_which_each_side_wins_most() -> None:
     assert wins_a[0].bits_b - wins_a[0].bits_a == pytest.approx(16 / np.log(2))
     assert wins_a[0].words[0].text == "line" and wins_a[0].words[0].bits == pytest.approx(8 / np.log(2))
     assert "".join(word.text for word in wins_a[0].words) == lines[7]
+
+
+def test_a_passage_without_bytes_is_left_out() -> None:
+    text, sizes = "漢" * MOST + "\n", np.array([3] * MOST + [0])
+    assert passage_bounds(text) == [(0, MOST), (MOST, MOST + 1)]
+    a = np.ones(3 * MOST)
+    wins_a, wins_b = passages(text, a, a + 1, ("A", "B"), sizes=sizes)
+    assert [each.bytes for each in wins_a] == [3 * MOST] and wins_b == []
+    # After empty answers the lines are counted on.
+    text, sizes = "\n" * 100 + text, np.append(np.zeros(100, np.int64), sizes)
+    assert passages(text, a, a + 1, ("A", "B"), sizes=sizes)[0][0].line == 81
+    assert passages("\n", np.empty(0), np.empty(0), ("A", "B"), sizes=np.array([0])) == ([], [])

@@ -19,7 +19,7 @@ from lm.corpora.answers import ANSWER, encode_conversations
 from lm.corpora.conversations import read_turns
 from lm.errors import ConfigError, CorpusError, ModelSourceError, RunError, RunExistsError
 from lm.files import write_file
-from lm.generation.options import CHAT_SAMPLING
+from lm.generation.options import CHAT_SAMPLING, source_sampling
 from lm.interop import gguf as to_gguf
 from lm.interop import huggingface
 from lm.interop.gguf_file import GGUFFile, sampling_of
@@ -117,6 +117,12 @@ def test_sampling_options_of_the_source_are_kept(folders: Path, tmp_path: Path) 
     (folder / "generation_config.json").write_text(json.dumps({**given, "do_sample": False}))
     greedy = lm.import_model(folder, name="greedy", runs_dir=tmp_path)
     assert greedy.sampling_defaults() == {} and greedy.sampling_defaults(chat=True) == CHAT_SAMPLING
+    (folder / "generation_config.json").write_text('{"temperature": 0, "top_k": 5, "do_sample": true}')
+    coldest = lm.import_model(folder, name="coldest", runs_dir=tmp_path)
+    # transformers refuses to sample at 0.
+    assert huggingface._generation(coldest) == {"do_sample": False, "max_new_tokens": 200}
+    assert source_sampling({"temperature": "0.7", "top_p": [0.7], "min_p": True, "top_k": 50.0}) == {"top_k": 50}
+    assert isinstance(source_sampling({"top_k": 50.0})["top_k"], int)
     assert sampling_of({"general.sampling.temp": 0.699999988079071, "general.sampling.top_k": 40}) == {
         "temperature": 0.7, "top_k": 40,
     }  # fmt: skip
@@ -226,6 +232,8 @@ def test_training_starts_from_a_source_and_keeps_its_tokenizer(folders: Path, tm
     run = lm.train(text, init=str(source), overrides=steps, name="tuned", runs_dir=runs, stop_after=4)
     base = lm.load("qwen3", runs_dir=runs)
     assert run.sampling_defaults() == base.sampling_defaults() == {"temperature": 0.5}
+    copied = run.copy_report(samples=2, max_tokens=5)
+    assert copied.options == {"temperature": 0.5, "max_tokens": 5, "n": 2, "seed": 1}
     assert run.tokenizer.sha256 == base.tokenizer.sha256
     run, more = lm.resume("tuned", runs_dir=runs)
     assert more and run.step in (4, 8)
@@ -397,6 +405,11 @@ BAD_FOLDERS: dict[str, tuple[str, Callable[[Path], None], str]] = {
 }  # fmt: skip
 
 
+def assert_no_runs(folder: Path) -> None:
+    """Not even a part of one."""
+    assert not folder.exists() or not [*folder.iterdir()]
+
+
 @pytest.mark.parametrize("name", BAD_FOLDERS)
 def test_a_folder_that_cannot_be_imported_is_refused_in_a_sentence_and_leaves_nothing(
     name: str, folders: Path, tmp_path: Path
@@ -407,7 +420,7 @@ def test_a_folder_that_cannot_be_imported_is_refused_in_a_sentence_and_leaves_no
     with pytest.raises(ModelSourceError, match=sentence) as caught:
         lm.import_model(tmp_path / "source", runs_dir=tmp_path / "runs")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "runs").exists() or not [*(tmp_path / "runs").iterdir()]
+    assert_no_runs(tmp_path / "runs")
 
 
 BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
@@ -435,15 +448,17 @@ def test_a_gguf_file_of_another_architecture_or_quantisation_is_refused(folders:
     content = (folders / "llama.gguf").read_bytes()
     other = tmp_path / "other.gguf"
     other.write_bytes(content.replace(b"llama", b"gemma"))
+    runs = tmp_path / "runs"
     with pytest.raises(ModelSourceError, match="architecture gemma cannot be imported; supported are"):
-        lm.import_model(other, runs_dir=tmp_path)
+        lm.import_model(other, runs_dir=runs)
     name = b"blk.0.attn_q.weight"
     # After the name: the number of dimensions, two sizes, the type.
     place = content.index(name) + len(name) + 4 + 16
     for number, sentence in ((999, "unknown quantisation 999"), (24, "quantisation I8, which cannot be read")):
         other.write_bytes(content[:place] + number.to_bytes(4, "little") + content[place + 4 :])
         with pytest.raises(ModelSourceError, match=sentence):
-            lm.import_model(other, runs_dir=tmp_path)
+            lm.import_model(other, runs_dir=runs)
+    assert_no_runs(runs)
 
 
 def test_a_gguf_file_cut_anywhere_is_refused(folders: Path, tmp_path: Path) -> None:
@@ -456,6 +471,7 @@ def test_a_gguf_file_cut_anywhere_is_refused(folders: Path, tmp_path: Path) -> N
         path.write_bytes(other)
         with pytest.raises(ModelSourceError, match=sentence):
             lm.import_model(path, runs_dir=tmp_path / "runs")
+    assert_no_runs(tmp_path / "runs")
 
 
 @pytest.mark.parametrize(("source", "sentence"), [

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lm
-from lm.errors import UnsupportedExportError
+from lm.errors import RunError, UnsupportedExportError
 from lm.generation.options import SamplingOptions
 from lm.generation.request import Request
 from lm.interop import html, huggingface, onnx
@@ -25,6 +26,11 @@ TEXT = "The café – ☕ 🙂 12\n\n  sat ."
 def run_of(form: str, folder: Path) -> Run:
     config = CONFIG if form != "pieces" else {**CONFIG, "bos_token": "<s>", "eos_token": "</s>"}
     return make_run(folder / "tiny", PretrainedTokenizer.from_json(FORMS[form], config))
+
+
+def without_merges() -> str:
+    content = json.loads(byte_level())
+    return json.dumps({**content, "model": {**content["model"], "merges": []}})
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -48,6 +54,17 @@ def test_transformers_has_the_same_ids_prompts_and_end_tokens(form: str, tmp_pat
         ).sha256
         == ours.sha256
     )
+
+
+@pytest.mark.parametrize("program", [huggingface, onnx], ids=["hf", "onnx"])
+def test_a_tokenizer_that_gives_another_number_of_ids_there_is_refused_in_a_sentence(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, other = run_of("bytes", tmp_path), PretrainedTokenizer.from_json(without_merges(), CONFIG)
+    monkeypatch.setattr(run.tokenizer, "to_huggingface", other.to_huggingface)
+    with pytest.raises(RunError, match=r"does not read a text as run 'tiny' does: .* tokens in .* here\. It was not"):
+        program.export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_onnx_says_which_tokens_end_a_text(tmp_path: Path) -> None:

@@ -17,7 +17,14 @@ from openai.types.chat import (
 from openai.types.chat import completion_create_params as chat_params
 from pydantic import ValidationError
 
-from serve.api.requests import ChatRequest, CompletionRequest, Sampled
+from serve.api.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Sampled,
+    ScoreRequest,
+    TokenizeRequest,
+)
 from serve.http_errors import error_response_for
 
 USER = {"role": "user", "content": "x"}
@@ -149,6 +156,16 @@ def test_an_unsupported_value_is_refused_by_name_with_the_terms_of_json(cls, bod
 def test_none_of_the_probability_is_the_likeliest_token_alone():
     request = ask(CompletionRequest, {"top_p": 0})
     assert isinstance(request, CompletionRequest) and 0 < request.sampling().top_p < 1e-300
+
+
+@pytest.mark.parametrize(("cls", "body"), [
+    (TokenizeRequest, {"prompt": "x"}), (DetokenizeRequest, {"tokens": [1]}), (ScoreRequest, {"text": "x"}),
+])  # fmt: skip
+def test_options_that_are_off_are_accepted_where_nothing_is_sampled(cls, body):
+    for value in (0, -1, None):
+        assert cls.model_validate({**body, "top_k": value}) == cls.model_validate(body)
+    with pytest.raises(ValidationError, match="top_k"):
+        cls.model_validate({**body, "top_k": 5})
 
 
 def test_two_names_of_one_thing_may_agree():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from lm.corpora import PreparedCorpus
 from lm.errors import DeviceError
 from lm.jobs.train import train
 from lm.kernels.dispatch import release_buffers
+from lm.models.base import LanguageModel
 from lm.models.lora import trainable_model
 from lm.models.ngram import NGram
 from lm.profiling import memory_estimate
@@ -74,6 +77,42 @@ def test_one_block_and_two_tell_what_all_blocks_take(
         monkeypatch.setattr(memory_estimate, "LARGE_MODEL", 0)
         for field in ("saving_bytes", "evaluation_bytes", "state_bytes", "row_bytes"):
             assert getattr(fit, field) == pytest.approx(getattr(direct, field), rel=TOLERANCE), field
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "bf16", "amp": "O2", "fp32_modules": "layers.2"}, {"lora": 4, "lora_modules": ["2"]}],
+)
+def test_a_model_with_a_block_that_is_named_is_measured_whole(
+    changes: dict[str, Any], options: Options, prepared: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = options("transformer", **{"model.num_layers": 3, **changes})
+    direct = estimate(config, prepared, seconds=0)
+    monkeypatch.setattr(memory_estimate, "LARGE_MODEL", 0)
+    assert estimate(config, prepared, seconds=0).step_bytes == pytest.approx(direct.step_bytes, rel=TOLERANCE)
+
+
+def test_the_model_of_one_block_is_freed_before_that_of_two(
+    options: Options, prepared: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_estimate, "LARGE_MODEL", 0)
+    made: list[weakref.ref[torch.nn.Module]] = []
+
+    def make(*given: Any) -> LanguageModel:
+        assert [each() for each in made] == [None] * len(made)
+        model = trainable_model(*given)
+        made.append(weakref.ref(model.get_submodule("embed_tokens")))
+        return model
+
+    monkeypatch.setattr(memory_estimate, "trainable_model", make)
+    # At O2 the embedding is a cycle of references.
+    config = options("transformer", **{"precision": "bf16", "amp": "O2", "model.num_layers": 3})
+    gc.disable()
+    try:
+        estimate(config, prepared, seconds=0)
+    finally:
+        gc.enable()
+    assert len(made) == 2
 
 
 def test_with_time_the_whole_batch_is_tried_and_the_figure_is_exact(options: Options, prepared: PreparedCorpus) -> None:
