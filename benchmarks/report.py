@@ -23,7 +23,8 @@ HEAD = """# Results
 
 Written by `python -m benchmarks.report` from the newest record of each suite under `results/`; how to run them, and
 what each compares, is in [README.md](README.md). Compare only figures of one table: they were measured in turn, on one
-machine, on the same data, with as many threads. A ratio under 1.3 shows nothing.
+machine, on the same data, with as many threads. A ratio under 1.3 shows nothing. Where a share of the matmul peak is
+above 1, the peak was measured otherwise than `benchmarks/peak.py` measures it now.
 """
 
 Json = Mapping[str, Any]

@@ -61,8 +61,8 @@ Device = Annotated[
 Precision = Annotated[
     str,
     typer.Option(
-        help="Weights for decoding: fp32, bf16 (half the bytes), int8 (faster, slightly less exact), or int4 "
-        "(Transformers; less exact again)."
+        help="Weights for decoding: fp32, bf16 (half the bytes), int8 (faster, less exact), or int4 (Transformers; "
+        "fewer bytes; the quality depends on the model)."
     ),
 ]
 Unknown = Annotated[

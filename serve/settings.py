@@ -36,8 +36,8 @@ class ServeOptions(Options):
     device: str | None = Field(None, description="Device for the models. Default: a GPU if there is one.")
     precision: Literal["fp32", "bf16", "int8", "int4"] = Field(
         "fp32",
-        description="Weights of native decoding: fp32, bf16 (half the bytes), int8 (faster, slightly less exact), "
-        "or int4 (Transformers; less exact again).",
+        description="Weights of native decoding: fp32, bf16 (half the bytes), int8 (faster, less exact), or int4 "
+        "(Transformers; fewer bytes; the quality depends on the model).",
     )
     joined_decoding: JoinedDecoding = Field(
         "auto",

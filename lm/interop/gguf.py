@@ -11,6 +11,7 @@ import ctypes
 import functools
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import torch
 
 from lm.errors import RunError, UnsupportedExportError
 from lm.evaluation.perplexity import score
+from lm.generation.options import SamplingOptions
 from lm.interop.exported import Exported, ExportPrecision, OpenedModel, Proof, front_matter, new_folder, proof_text
 from lm.models.base import State
 from lm.models.huggingface import HuggingFaceModel
@@ -110,6 +112,7 @@ def write(
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     add_vocabulary(writer, vocabulary, run.tokenizer.start_id)
+    add_sampling(writer, run.sampling_defaults())
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[name.upper()], config["num_hidden_layers"])
     rounded_less = 0
     for theirs, tensor in model.tensors.items():
@@ -161,6 +164,21 @@ def add_vocabulary(writer: Any, vocabulary: LlamaCppVocabulary, start_id: int) -
     writer.add_remove_extra_whitespaces(False)
     if vocabulary.chat_template is not None:
         writer.add_chat_template(vocabulary.chat_template)
+
+
+def add_sampling(writer: Any, options: Mapping[str, Any]) -> None:
+    """Write sampling options into the metadata of a `gguf.GGUFWriter`; `sampling_of` reads them."""
+    adders = {
+        "temperature": writer.add_sampling_temp,
+        "top_k": writer.add_sampling_top_k,
+        "top_p": writer.add_sampling_top_p,
+        "min_p": writer.add_sampling_min_p,
+        "repetition_penalty": writer.add_sampling_penalty_repeat,
+    }
+    for name, value in options.items():
+        # There is no field for typical_p.
+        if name in adders:
+            adders[name](value)
 
 
 # -- the proof --------------------------------------------------------------------------------------------
@@ -251,11 +269,17 @@ def _modelfile(run: Run, vocabulary: LlamaCppVocabulary) -> str:
     return f"""FROM ./{MODEL}
 {template}PARAMETER num_ctx {run.model.context_length}
 PARAMETER num_predict 200
-PARAMETER temperature 0.8
-"""
+{"".join(f"PARAMETER {name} {value}{chr(10)}" for name, value in sampling(run).items())}"""
+
+
+def sampling(run: Run) -> dict[str, Any]:
+    """How the run is sampled by default, in the names of Ollama, which are those of llama-cpp-python."""
+    own = {"temperature": SamplingOptions.model_fields["temperature"].default, **run.sampling_defaults(chat=True)}
+    return {"repeat_penalty" if name == "repetition_penalty" else name: value for name, value in own.items()}
 
 
 def _card(run: Run, notes: list[str]) -> str:
+    options = ", ".join(f"{name}={value}" for name, value in sampling(run).items())
     return f"""{front_matter(run, "gguf")}
 
 # {run.name}
@@ -266,7 +290,7 @@ Trained with Inkling {__version__}.
 from llama_cpp import Llama
 
 model = Llama("{MODEL}", n_ctx={run.model.context_length})
-print(model.create_completion("The ", max_tokens=100, temperature=0.8)["choices"][0]["text"])
+print(model.create_completion("The ", max_tokens=100, {options})["choices"][0]["text"])
 ```
 
 With Ollama: `ollama create NAME -f {MODELFILE}`, then `ollama run NAME "The "`.

@@ -29,7 +29,7 @@ from lm.errors import CorruptRunError, RunError, UnsupportedExportError
 from lm.files import write_file
 from lm.generation.distribution import log_softmax
 from lm.generation.filters import FILTERS
-from lm.generation.options import SamplingOptions
+from lm.generation.options import NEUTRAL, SamplingOptions
 from lm.interop.exported import MAX_DIFFERENCE, Exported, Proof, proof_text
 from lm.interop.hub import PREFIX as HUB
 from lm.kernels.counts import CountArrays
@@ -106,7 +106,7 @@ def page_content(run: Run) -> tuple[dict[str, Any], bytes]:
     tokenizer = tokenizer_content(run.tokenizer)
     block = ArrayBlock()
     model = block.placed(model_parts(options, run.arrays))
-    content = {"model": model, "tokenizer": block.placed(tokenizer), "knobs": _knobs(), "run": run.name}
+    content = {"model": model, "tokenizer": block.placed(tokenizer), **sampling_content(run), "run": run.name}
     return {**content, "memory": block.memory}, bytes(block.content)
 
 
@@ -216,19 +216,31 @@ class ArrayBlock:
         return self._offsets[known]
 
 
-def _knobs() -> list[dict[str, Any]]:
-    """The sliders of the page."""
+def sampling_content(run: Run) -> dict[str, Any]:
+    """The sliders of the page, and what the command that gives the same text must say.
+
+    Returns:
+        knobs: a slider each. defaults: where it stands first, and what the command has without the flag, for a text
+        and for a message. neutral: the value of the flag that switches the filter off.
+        others: flags with values that switch off the run's own options that the page does not have.
+    """
     sliders = {name: slider for each in FILTERS for name, slider in each.controls.items() if slider is not None}
     fields = SamplingOptions.model_fields
-    return [
-        {
-            **asdict(sliders[name]),
-            "name": name,
-            "value": sliders[name].off if fields[name].default is None else fields[name].default,
-            "help": sliders[name].info or fields[name].description,
-        }
-        for name in KNOBS
-    ]
+    of_text, of_chat = run.sampling_defaults(), run.sampling_defaults(chat=True)
+    knobs = []
+    for name in KNOBS:
+        slider, field = sliders[name], fields[name]
+        default = slider.off if field.default is None else field.default
+        knobs.append(
+            {
+                **asdict(slider),
+                "name": name,
+                "defaults": {"text": of_text.get(name, default), "chat": of_chat.get(name, default)},
+                "neutral": NEUTRAL.get(name),
+                "help": slider.info or field.description,
+            }
+        )
+    return {"knobs": knobs, "others": {name: NEUTRAL[name] for name in of_text if name not in KNOBS}}
 
 
 def page_text(run: Run, content: Mapping[str, Any], parts: Sequence[str]) -> str:

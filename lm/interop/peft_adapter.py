@@ -23,6 +23,7 @@ from lm.interop.exported import (
     new_folder,
     proof_text,
 )
+from lm.interop.hub import PREFIX as HUB
 from lm.interop.huggingface import Opened, write_json
 from lm.models.adapter_weights import DOWN, adapted_matrix, is_adapter
 from lm.models.huggingface import HuggingFaceModel
@@ -61,9 +62,10 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
     arrays, _ = run.folder.read_weights(run.checkpoint)
     tensors = {_their_name(name): torch.from_numpy(array.copy()) for name, array in arrays.items() if is_adapter(name)}
     imported = str((whole.record.get("imported") or {}).get("source", ""))
-    source = imported.removeprefix("hf:") if imported.startswith("hf:") else whole.name
+    named = imported.removeprefix(HUB) if imported.startswith(HUB) else whole.name
+    source, _, revision = named.partition("@")
     notes = (
-        f"The base is run {whole.name!r}: give peft the model {source}."
+        f"The base is run {whole.name!r}: give peft the model {source}{f' of revision {revision}' if revision else ''}."
         if source != whole.name
         else f"The base is run {whole.name!r}: give peft the folder of lm export {whole.name} --to hf.",
     )
@@ -77,6 +79,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
                 "peft_type": "LORA",
                 "task_type": "CAUSAL_LM",
                 "base_model_name_or_path": source,
+                "revision": revision or None,
                 "r": training.lora,
                 "lora_alpha": training.lora_scale * (training.lora or 1),
                 "lora_dropout": training.lora_dropout,
@@ -86,7 +89,7 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
                 "inference_mode": True,
             },
         )
-        (folder / "README.md").write_text(_card(run, source, notes), "utf-8")
+        (folder / "README.md").write_text(_card(run, source, revision, notes), "utf-8")
         name, split = proof_text(run, data_dir)
         with warnings.catch_warnings():
             # peft uses names that transformers will remove.
@@ -126,7 +129,8 @@ def _base_there(model: HuggingFaceModel) -> Any:
     return there.eval()
 
 
-def _card(run: Run, source: str, notes: tuple[str, ...]) -> str:
+def _card(run: Run, source: str, revision: str, notes: tuple[str, ...]) -> str:
+    base = f'"{source}", revision="{revision}"' if revision else f'"{source}"'
     return f"""{front_matter(run, "peft", base_model=source)}
 
 # {run.name}
@@ -137,7 +141,7 @@ Trained with Inkling {__version__}.
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{source}"), "PATH")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), "PATH")
 ```
 
 {"".join(f"- {note}{chr(10)}" for note in notes)}

@@ -258,6 +258,24 @@ class Update:
 class MixedPrecision:
     """Casts a model to a level, and runs its passes in it; make the optimizers afterwards, with `masters`.
 
+    A loop of your own:
+
+        mixed = MixedPrecision(model, config.training, device)  # casts the model, which is on its device
+        optimizers = make_optimizers(model, config.training, fused=True, masters=mixed.masters)
+        for inputs, targets in batches:
+            with mixed.computing():
+                loss = model.training_loss(inputs, targets)
+            mixed.backward(loss.objective)  # × the loss scale
+            mixed.collect()  # gradients of low weights to their masters
+            norm = mixed.clip(1.0)  # ÷ the loss scale
+            if math.isfinite(norm):
+                mixed.step(optimizers)
+            else:
+                mixed.scale.note_overflow()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+        arrays = mixed.arrays()  # fp32, for model.safetensors
+
     Args:
         model: in fp32, on its device.
         config: precision, amp, fp32_modules and the options of the loss scale.

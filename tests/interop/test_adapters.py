@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 import lm
 from lm.errors import UnsupportedExportError
+from lm.files import digest
 from lm.interop.formats import export
 from tests.interop.models_elsewhere import make_model, save_folder
 
@@ -69,6 +71,20 @@ def test_peft_opens_an_adapter_over_the_exported_base(
     assert config["target_modules"] == targets
     assert (config["r"], config["lora_alpha"]) == (4, 8)
     assert "lm export base --to hf" in done.notes[0]
+
+
+def test_the_base_of_an_adapter_is_named_as_the_hub_names_it(runs: Path, tmp_path: Path) -> None:
+    copies = shutil.copytree(runs, tmp_path / "runs")
+    written = copies / "base" / "config.json"
+    record = {**json.loads(written.read_text("utf-8")), "imported": {"source": "hf:org/name@abc"}}
+    del record["sha256"]
+    written.write_text(json.dumps({**record, "sha256": digest(record)}), "utf-8")
+    done = export(lm.load("few", runs_dir=copies), tmp_path / "adapter", "peft")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/name", "abc")
+    card = (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    assert "base_model: org/name\n" in card and 'from_pretrained("org/name", revision="abc")' in card
+    assert done.notes[0].endswith("give peft the model org/name of revision abc.")
 
 
 def test_a_run_without_an_adapter_is_refused(runs: Path, tmp_path: Path) -> None:

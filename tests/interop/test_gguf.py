@@ -16,6 +16,7 @@ import lm
 from lm.errors import RunError, UnsupportedExportError
 from lm.interop import gguf as exporting
 from lm.interop.gguf import MAX_DIFFERENCE, add_vocabulary, export, permuted
+from lm.interop.gguf_file import GGUFFile, sampling_of
 from lm.tokenizers import Tokenizer
 from lm.tokenizers.pretrained import PretrainedTokenizer
 from tests.contracts.test_tokenizers import HARD, TEXT, subwords, trained
@@ -198,11 +199,17 @@ def test_words_that_llama_cpp_cannot_name_are_refused():
 @pytest.mark.slow
 def test_an_imported_run_exports_with_its_chat_template(tmp_path: Path):
     tokenizer = PretrainedTokenizer.from_json(tiny_pretrained.byte_level(), tiny_pretrained.CONFIG)
-    done = export(tiny_pretrained.make_run(tmp_path / "imported", tokenizer), tmp_path / "out")
+    sampling = {"temperature": 0.3, "top_k": 20, "repetition_penalty": 1.1}
+    done = export(tiny_pretrained.make_run(tmp_path / "imported", tokenizer, sampling=sampling), tmp_path / "out")
     assert done.loss_there == pytest.approx(done.loss_here, abs=1e-4)
     model = llama_cpp.Llama(str(tmp_path / "out" / "model.gguf"), n_ctx=64, verbose=False)
     assert model.metadata["tokenizer.chat_template"] == tiny_pretrained.CHAT_TEMPLATE
-    assert "TEMPLATE" not in (tmp_path / "out" / "Modelfile").read_text("utf-8")
+    assert sampling_of(GGUFFile(tmp_path / "out" / "model.gguf").fields) == sampling
+    modelfile = (tmp_path / "out" / "Modelfile").read_text("utf-8")
+    assert "TEMPLATE" not in modelfile
+    assert modelfile.endswith("PARAMETER temperature 0.3\nPARAMETER top_k 20\nPARAMETER repeat_penalty 1.1\n")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "max_tokens=100, temperature=0.3, top_k=20, repeat_penalty=1.1)" in card
 
 
 @pytest.mark.parametrize(("kind", "text", "options", "sentence"), [

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
-from collections.abc import Iterable
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 import lm
 from lm.config import Section
@@ -31,10 +34,12 @@ from tests.kernels.test_decoding import IDS, SHAPES, decoder_of, model_of, read
 from tests.tokenizers.test_pretrained import FORMS as PRETRAINED
 from tests.tokenizers.test_pretrained import TEXTS as PRETRAINED_TEXTS
 from tests.tokenizers.test_pretrained import made
-from tests.tokenizers.tiny_pretrained import CONFIG, byte_level
+from tests.tokenizers.tiny_pretrained import CONFIG, byte_level, make_run
 
 SHIPPED = "shakespeare-gru"
 NODE = html.program()
+MIN_RATE = 1000
+"""Characters per second of the shipped page in Chromium, at least; a machine at rest has several times as many."""
 
 
 def test_node_is_here() -> None:
@@ -60,38 +65,81 @@ def test_an_export_proves_the_page_and_is_small(page_file: tuple[Path, Any]) -> 
     assert done.size_bytes == path.stat().st_size < 1.5 * lm.load(SHIPPED).record["parameters"]
 
 
-@pytest.mark.slow
-def test_the_page_gives_the_text_of_lm_sample_without_a_network(page_file: tuple[Path, Any]) -> None:
-    run = lm.load(SHIPPED, precision="int8")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium is not None, "The page is tested in Chromium: apt-get install chromium"
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert path is not None, "The page is tested in Chromium: apt-get install chromium"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_context(offline=True, viewport={"width": 390, "height": 844}).new_page()
-        requests: list[str] = []
-        errors: list[str] = []
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(page_file[0].as_uri())
-        for prompt, seed, temperature, top_k in (("ROMEO:", 7, 0.8, 0), ("", 2**60 + 1, 1, 20)):
-            page.locator("#go:enabled").wait_for()
-            page.fill("#prompt", prompt)
-            page.fill("#seed", str(seed))
-            page.fill("#temperature", str(temperature))
-            page.fill("#top_k", str(top_k))
-            page.click("#go")
-            page.get_by_text(re.compile("300 tokens, .* characters/s")).wait_for()
-            page.get_by_role("button", name="Generate").wait_for()
-            text = page.locator("#text").text_content()
-            options = {"seed": seed, "temperature": temperature, "top_k": top_k or None, "max_tokens": 300}
-            assert text == prompt + run.sample(prompt, **options)
-            assert page.locator("#bars li").count() == 8
-            assert f"--seed {seed}" in (page.locator("#command").text_content() or "")
-        # It fits the width of a phone.
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
         browser.close()
+
+
+def generated(page: Page, tokens: int) -> str:
+    """The text after a click on Generate, without the prompt."""
+    page.locator("#go:enabled").wait_for()
+    page.click("#go")
+    page.get_by_text(re.compile(f"{tokens:,} tokens, .* characters/s")).wait_for()
+    page.get_by_role("button", name="Generate").wait_for()
+    prompt, text = (page.locator(which).text_content() or "" for which in ("#text b", "#text"))
+    return text.removeprefix(prompt)
+
+
+@pytest.mark.slow
+def test_the_page_gives_the_text_of_lm_sample_without_a_network(page_file: tuple[Path, Any], chromium: Browser) -> None:
+    run = lm.load(SHIPPED, precision="int8")
+    page = chromium.new_context(offline=True, viewport={"width": 390, "height": 844}).new_page()
+    requests: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(page_file[0].as_uri())
+    for prompt, seed, temperature, top_k in (("ROMEO:", 7, 0.8, 0), ("", 2**60 + 1, 1, 20)):
+        page.fill("#prompt", prompt)
+        page.fill("#seed", str(seed))
+        page.fill("#temperature", str(temperature))
+        page.fill("#top_k", str(top_k))
+        options = {"seed": seed, "temperature": temperature, "top_k": top_k or None, "max_tokens": 300}
+        assert generated(page, 300) == run.sample(prompt, **options)
+        assert page.locator("#bars li").count() == 8
+        assert f"--seed {seed}" in (page.locator("#command").text_content() or "")
+    page.fill("#length", "3000")
+    generated(page, 3000)
+    rate = re.search(r"([\d,]+) characters/s", page.locator("#status").text_content() or "")
+    assert rate is not None and int(rate[1].replace(",", "")) >= MIN_RATE
+    # It fits the width of a phone.
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert not errors
     assert all(url.startswith(("file:", "blob:", "data:")) for url in requests)
+
+
+@pytest.mark.slow
+def test_the_command_of_the_page_gives_its_text(chromium: Browser, tmp_path: Path) -> None:
+    tokenizer = PretrainedTokenizer.from_json(byte_level(), CONFIG)
+    make_run(tmp_path / "own", tokenizer, sampling={"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.3})
+    make_run(tmp_path / "plain", tokenizer)
+    for name, chat, knobs, flags in (
+        ("own", True, {}, "--repetition-penalty 1"),
+        ("own", False, {"top_k": 0, "min_p": 0.1}, "--top-k 1000000 --min-p 0.1 --repetition-penalty 1"),
+        ("plain", True, {}, ""),
+        ("plain", False, {"temperature": 0.7}, "--temperature 0.7"),
+    ):
+        path = tmp_path / f"{name}.html"
+        if not path.exists():
+            html.export(lm.load(name, runs_dir=tmp_path), path)
+        page = chromium.new_page()
+        page.goto(path.as_uri())
+        page.fill("#length", "20")
+        page.fill("#prompt", "The cat")
+        page.set_checked("#chat", chat)
+        for knob, value in knobs.items():
+            page.fill(f"#{knob}", str(value))
+        text, command = generated(page, 20), page.locator("#command").text_content() or ""
+        assert command.partition("--max-tokens 20")[2].partition("--prompt")[0].strip() == flags
+        program = f"{shlex.quote(sys.executable)} -m cli.main"
+        here = re.sub(r"\blm (chat|sample)\b", rf"{program} \1 --runs-dir {shlex.quote(str(tmp_path))}", command)
+        done = subprocess.run(here, shell=True, capture_output=True, encoding="utf-8", check=True)
+        assert text and done.stdout.rstrip("\n").endswith(text.rstrip("\n")), command
 
 
 @pytest.mark.slow

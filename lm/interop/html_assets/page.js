@@ -7,14 +7,15 @@ const worker = new Worker(URL.createObjectURL(new Blob([element("engine").textCo
 const PEEK_MS = 250;
 let job = 0, running = false, whole = "", waiting = null;
 
-for (const { name, label, minimum, maximum, step, value, off, help } of content.knobs) {
+for (const { name, label, minimum, maximum, step, off, help } of content.knobs) {
   const knob = document.createElement("label");
   const slider = Object.assign(document.createElement("input"), { type: "range", id: name, min: minimum, max: maximum, step });
   const shown = document.createElement("output");
-  slider.value = value;
-  const show = () => { shown.textContent = Number(slider.value) === off ? "off" : slider.value; };
-  slider.addEventListener("input", () => { show(); showCommand(); peekSoon(); });
-  show();
+  slider.addEventListener("input", () => {
+    shown.textContent = Number(slider.value) === off ? "off" : slider.value;
+    showCommand();
+    peekSoon();
+  });
   knob.title = help;
   knob.append(Object.assign(document.createElement("span"), { textContent: label }), shown, slider);
   element("knobs").append(knob);
@@ -22,6 +23,17 @@ for (const { name, label, minimum, maximum, step, value, off, help } of content.
 
 function knob(name) {
   return Number(element(name).value);
+}
+
+// The command's own value of an option.
+function ownValue({ defaults }) {
+  return isChat() ? defaults.chat : defaults.text;
+}
+
+// Puts a slider where the command has the option by itself.
+function resetKnob(each) {
+  element(each.name).value = ownValue(each);
+  element(each.name).dispatchEvent(new Event("input"));
 }
 
 function seed() {
@@ -44,9 +56,12 @@ function showCommand() {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`, prompt = element("prompt").value;
   const program = isChat() ? `printf '%s\\n' ${quoted(prompt)} | lm chat` : "lm sample";
   const parts = [program, quoted(content.run), "--precision int8", "--seed", seed(), "--max-tokens", length()];
-  for (const { name, value, off } of content.knobs) {
-    if (knob(name) !== value && knob(name) !== off) parts.push(`--${name.replace("_", "-")}`, knob(name));
+  const flag = (name, value) => parts.push(`--${name.replaceAll("_", "-")}`, value);
+  for (const each of content.knobs) {
+    const { name, off, neutral } = each, value = knob(name);
+    if (value !== ownValue(each)) flag(name, value === off ? neutral : value);
   }
+  for (const [name, value] of Object.entries(content.others)) flag(name, value);
   if (prompt && !isChat()) parts.push("--prompt", quoted(prompt));
   // A line is a message there.
   element("same").hidden = isChat() && (prompt.trim() === "" || prompt.includes("\n"));
@@ -77,7 +92,8 @@ function stop() {
 
 // Shows what may follow the prompt: one token is drawn and not shown.
 function peek() {
-  if (running) return;
+  // The button is off until the model is open.
+  if (running || element("go").disabled) return;
   job += 1;
   worker.postMessage({ job, prompt: element("prompt").value, options: options(1) });
 }
@@ -149,10 +165,17 @@ element("chat").checked = Boolean(content.tokenizer.chat);
 const placeholder = () => {
   element("prompt").placeholder = isChat() ? "A question, or a task." : "Empty: the model begins a text.";
 };
-element("chat").addEventListener("change", () => { placeholder(); showCommand(); peekSoon(); });
+element("chat").addEventListener("change", () => {
+  placeholder();
+  // A slider that was not moved follows.
+  const still = ({ name, defaults }) => knob(name) === (isChat() ? defaults.text : defaults.chat);
+  content.knobs.filter(still).forEach(resetKnob);
+  showCommand();
+  peekSoon();
+});
 placeholder();
+content.knobs.forEach(resetKnob);
 for (const name of ["seed", "length"]) element(name).addEventListener("input", showCommand);
-showCommand();
 worker.postMessage({ open: content });
 for (const part of document.querySelectorAll(".weights")) {
   worker.postMessage({ part: part.textContent });
