@@ -31,7 +31,7 @@ from lm.kernels.dispatch import bf16_instruction_set
 FORMATS = bf16.FORMATS
 TURN_SECONDS = 2.0
 PRESETS = "gru-char", "gru-char-large", "lstm-char", "transformer-char", "gru-word", "lstm-word"
-PEER_ITERATIONS = 100
+PEER_ITERATIONS = 150
 """In a turn of nanoGPT."""
 AMX = "amx_bf16"
 

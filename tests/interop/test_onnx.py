@@ -117,6 +117,7 @@ def test_the_python_script_of_the_folder_writes_the_greedy_text_of_the_run(folde
     card = (folder / "book-onnx" / "README.md").read_text("utf-8")
     assert PYTHON in card
     script = PYTHON.replace("PATH", "book-onnx")
+    assert script in (JAVASCRIPT.parent / "export.md").read_text("utf-8")
     # More than a window: it slides as in `lm sample`.
     done = _run([sys.executable, "-c", script.replace("range(200)", "range(500)")], folder)
     assert done == "The " + lm.load("book", runs_dir=runs).sample("The ", temperature=0, max_tokens=500) + "\n"
