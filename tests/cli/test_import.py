@@ -11,6 +11,8 @@ import pytest
 
 from tests.interop.models_elsewhere import make_model, save_gguf
 
+pytestmark = pytest.mark.slow
+
 Lm = Callable[..., Any]
 
 

@@ -18,6 +18,8 @@ import lm as lm_package
 from cli.inspect_tables import print_colored
 from tests.cli.conftest import make_text
 
+pytestmark = pytest.mark.slow
+
 Lm = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
 

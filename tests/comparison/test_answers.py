@@ -20,6 +20,8 @@ from tests.cli.conftest import Lm
 from tests.test_jobs import SMALL, make_text
 from tests.tokenizers.tiny_pretrained import CONFIG, byte_level, make_run, sentencepiece_like
 
+pytestmark = pytest.mark.slow
+
 program = cli_conftest.lm
 """The fixture, under a name that leaves `lm` to the library."""
 

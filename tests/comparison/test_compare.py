@@ -16,6 +16,8 @@ from tests.cli import conftest as cli_conftest
 from tests.cli.conftest import Lm
 from tests.test_jobs import SMALL, make_text
 
+pytestmark = pytest.mark.slow
+
 program = cli_conftest.lm
 """The fixture, under a name that leaves `lm` to the library."""
 

@@ -234,6 +234,7 @@ def test_more_samples_than_slots_take_turns(house: House) -> None:
     assert engine.stats().slots == 0
 
 
+@pytest.mark.slow
 def test_best_of_is_what_sorting_all_samples_gives(house: House) -> None:
     every = house.ask(n=6, logprobs=0)
     ranked = sorted(every, key=lambda sample: -sum(score.logprob for score in sample.scores) / len(sample.scores))
@@ -297,6 +298,7 @@ def test_the_scores_of_a_prompt_are_those_of_its_evaluation(length: int) -> None
         assert -sum(scored.logprob for scored in scores) == pytest.approx(nats, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_prompt_scores_do_not_depend_on_company_nor_on_what_was_read_before(house: House) -> None:
     prompts = [(TEXT * 6)[:length] for length in (70, 130, 199, 200)]
     requests = [house.request(prompt, max_tokens=0, more={"score_prompt": True}, logprobs=1) for prompt in prompts]
@@ -375,6 +377,7 @@ def alone(house: House, request: Request) -> Any:
     return [sample.facts for sample in samples], generation.prompt_scores
 
 
+@pytest.mark.slow
 def test_requests_that_come_and_go_get_the_text_they_get_alone(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUANTUM", 5)
     source = random.Random(3)

@@ -17,6 +17,8 @@ from lm.inspection.drawing.why import colors_of, figure, page
 from lm.inspection.why import Why, why
 from tests.cli.conftest import make_text
 
+pytestmark = pytest.mark.slow
+
 room = sys.modules["lm.inspection.why"]
 """The module: its package has the function under this name."""
 TEXT = make_text(300)

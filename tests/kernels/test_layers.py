@@ -121,6 +121,7 @@ def test_a_gradient_equals_the_finite_difference_of_the_loss(kind: str) -> None:
         assert float(above - below) / 2e-2 == pytest.approx(float(grad[place]), rel=0.01, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CELLS)
 def test_any_number_of_threads_gives_the_same_bits(kind: str, threads: None) -> None:
     results = []
@@ -139,6 +140,7 @@ def test_any_number_of_threads_gives_the_same_bits(kind: str, threads: None) -> 
             assert one is not None and other is not None and torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_transformer_has_the_same_bits_on_any_number_of_threads(threads: None) -> None:
     model = build_model(Section(type="transformer", hidden_size=128, num_layers=1, num_heads=4, dropout=0.1), V, seed=1)
     ids = torch.randint(V, (16, 65))
@@ -152,6 +154,7 @@ def test_a_transformer_has_the_same_bits_on_any_number_of_threads(threads: None)
         assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
 
 
+@pytest.mark.slow
 def test_a_state_that_is_cut_from_the_graph_gets_no_gradient() -> None:
     cell, inputs = nn.GRU(3, 16, batch_first=True), torch.randn(2, 8, 3)
     before = torch.zeros(2, 16, requires_grad=True)

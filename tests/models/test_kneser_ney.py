@@ -157,6 +157,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
     assert np.array_equal(counts.probabilities(histories[700:701])[0], together[700])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocab_size", [9, 70_000])
 @pytest.mark.parametrize("order", [1, 2, 7])
 def test_native_distributions_are_those_of_numpy_with_any_number_of_threads(

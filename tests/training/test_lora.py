@@ -31,6 +31,8 @@ from lm.runs.adapters import read_whole_weights
 from lm.runs.run_folder import RunFolder
 from tests.training.conftest import MODELS, SMALL, make_text
 
+pytestmark = pytest.mark.slow
+
 Options = Callable[..., RunConfig]
 FAMILIES = ("gru", "lstm", "rnn", "transformer")
 LENGTH = {

@@ -25,6 +25,8 @@ from lm.profiling.memory_estimate import estimate, refuse_what_cannot_fit
 from lm.profiling.tensor_memory import TensorMemory
 from lm.profiling.trial import make_trial
 
+pytestmark = pytest.mark.slow
+
 Options = Callable[..., RunConfig]
 TOLERANCE = 0.1
 """Of an estimate from two rows, against the peak of a whole step."""

@@ -19,6 +19,8 @@ from lm.training.schedule import Pace, TimedSchedule, typical_seconds
 from lm.training.train_step import StepResult
 from lm.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Trainer]
 Seconds = Callable[[float], float]
 """The time of something that begins at a time of the plan."""

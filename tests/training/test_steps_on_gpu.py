@@ -15,6 +15,8 @@ from lm.corpora import PreparedCorpus
 from lm.corpora.batches import make_batches
 from lm.training.prefetch import Prefetch
 
+pytestmark = pytest.mark.slow
+
 LOG_EVERY = 4
 TABLES = {"model.table_orders": [2, 3], "model.table_dropout": 0, "training.precision": "fp32"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -15,6 +15,8 @@ from serve.page.inside_views import ViewError
 from tests.serve.conftest import Server
 from tests.serve.page.conftest import OpenPage, folder_of
 
+pytestmark = pytest.mark.slow
+
 TEXTS = "zqj<b>", "the cat", "the cat sat on"
 
 
