@@ -18,9 +18,9 @@ def test_a_chat_is_written_down_as_lines_and_the_template_says_the_same():
     assert template.render(messages=MESSAGES, add_generation_prompt=True) == WRITTEN
     # A model that learned conversations reads plain turns.
     template = jinja2.Environment().from_string(PLAIN_TEMPLATE)
-    told = [*MESSAGES, {"role": "assistant", "content": " the mat\n"}]
-    plain = plain_chat_text([(message["role"], message["content"]) for message in told])
-    assert plain == template.render(messages=told, add_generation_prompt=True) == "the cat\n\nsat on\nthe mat\n\n"
+    turns = [*MESSAGES, {"role": "assistant", "content": " the mat\n"}]
+    plain = plain_chat_text([(message["role"], message["content"]) for message in turns])
+    assert plain == template.render(messages=turns, add_generation_prompt=True) == "the cat\n\nsat on\nthe mat\n\n"
 
 
 @pytest.mark.slow
