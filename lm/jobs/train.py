@@ -29,10 +29,12 @@ from lm.jobs.ensemble import drop_teacher, train_members, train_teacher
 from lm.jobs.ensemble_config import student_config
 from lm.jobs.measure import fix_plan, measure_times, refuse_too_large, reserve_run
 from lm.jobs.new_run import check_new_run, run_of_this_job
-from lm.jobs.prepare import PreparedJob, open_text, prepare_job, share_job
+from lm.jobs.prepare import open_text, prepare_job
+from lm.jobs.prepared_job import PreparedJob
 from lm.jobs.report import report_run
 from lm.jobs.resolve import ResolvedRequest, ResumeRequest, TrainRequest, init_config, resolve_new_run
 from lm.jobs.resume import reopen
+from lm.jobs.share import share_job
 from lm.models.base import LanguageModel, build_model
 from lm.models.lora import add_adapters
 from lm.models.training_method import TrainingMethod, training_method
