@@ -198,7 +198,7 @@ def _dry_run(request: TrainRequest, as_json: bool, *, explain: bool) -> None:
 
 def _verify_resume(request: TrainRequest, as_json: bool) -> None:
     """Exit code 1 where a number differs."""
-    from cli.output import console, print_json
+    from cli.output import console, print_json, print_sentence
     from lm.jobs.prepare import prepare_job
     from lm.jobs.resolve import resolve
     from lm.jobs.verify_resume import verify_resume
@@ -212,7 +212,7 @@ def _verify_resume(request: TrainRequest, as_json: bool) -> None:
     if as_json:
         print_json(asdict(verdict))
     else:
-        console().print(verdict.sentence, markup=False, soft_wrap=True)
+        print_sentence(console(), verdict.sentence)
     if not verdict.same:
         raise typer.Exit(1)
 
@@ -271,7 +271,7 @@ def _result(run: Run) -> dict[str, Any]:
 
 def _print_result(run: Run, runs_dir: Path, as_json: bool) -> None:
     """The report, a sample, and the commands to type next."""
-    from cli.output import console, print_json
+    from cli.output import console, print_json, print_sentence
     from cli.report import print_report, ways_to_beat_floor
     from lm.evaluation.report import Report
 
@@ -294,7 +294,7 @@ def _print_result(run: Run, runs_dir: Path, as_json: bool) -> None:
     if report.misses_floor:
         screen.print("To beat the floor:")
         for way in ways_to_beat_floor(run):
-            screen.print(f"- {way}", markup=False, soft_wrap=True)
+            print_sentence(screen, f"- {way}")
     there = named(run.name, runs_dir)
     test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
     screen.print(f'Next: lm sample {there} --prompt "…"', markup=False, soft_wrap=True)
