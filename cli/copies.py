@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from cli.output import facts_table, no_color, reading, say
+from cli.output import facts_table, no_color, print_sentence, reading, say
 from cli.terminal import shown
 from lm.errors import ConfigError
 
@@ -97,7 +97,7 @@ def print_copies(screen: Console, report: CopyReport) -> None:
     screen.print()
     screen.print("[bold]Copies from the training text[/bold]")
     screen.print(facts_table(rows))
-    screen.print(report.sentence, style="yellow" if report.copies_more else "", markup=False, soft_wrap=True)
+    print_sentence(screen, report.sentence, "yellow" if report.copies_more else "")
 
 
 def _quoted(copied: CopiedText) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from cli.copies import check_training_text
 from cli.options import choice
-from cli.output import facts_table, say, scoring, wide_table
+from cli.output import facts_table, print_sentence, say, scoring, wide_table
 from cli.terminal import shown
 from lm.errors import ConfigError, CorpusError
 
@@ -384,4 +384,4 @@ def _print_changing(screen: Console, found: ChangingFigures) -> None:
 
 
 def _note(screen: Console, sentence: str) -> None:
-    screen.print(f"note: {sentence}", style="yellow", markup=False, soft_wrap=True)
+    print_sentence(screen, f"note: {sentence}", "yellow")

@@ -73,6 +73,11 @@ def wide_table(first: str, *others: str, left: Collection[str] = ()) -> Table:
     return table
 
 
+def print_sentence(screen: Console, sentence: str, style: str = "") -> None:
+    """Print a sentence; a terminal breaks it between words, and a pipe gets one line."""
+    screen.print(sentence, style=style, markup=False, soft_wrap=not screen.is_terminal)
+
+
 def say(sentence: str, *, dim: bool = True) -> None:
     """Print a remark on stderr, dimmed where there is colour."""
     sentence = shown(sentence, sys.stderr)

@@ -190,7 +190,7 @@ class TrainingView(Callback):
         return "" if self._start.plan_seconds is None else "about "
 
     def _print(self, line: str) -> None:
-        self._screen.print(line, soft_wrap=True)
+        self._screen.print(line, soft_wrap=not self._screen.is_terminal)
 
     def _speed(self, loss: float, step: int, seconds: float) -> str:
         parts = [f"loss {loss:.4f}", f"perplexity {perplexity(loss)}"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from cli.output import console, facts_table, print_json
+from cli.output import console, facts_table, print_json, print_sentence
 from lm.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def print_report(screen: Console, report: Report) -> None:
         where += f", split {report.split}"
     if report.kind is not None:
         where += f" – {report.kind}"
-    screen.print(f"[bold]{escape(report.run)}[/bold] {escape(where)}", soft_wrap=True)
+    screen.print(f"[bold]{escape(report.run)}[/bold] {escape(where)}", soft_wrap=not screen.is_terminal)
     known = figures_of([report.model_dump()])
     rows = [
         ("loss", f"{report.loss:.4f}", f"± {report.standard_error:.4f} nats per token, over {report.tokens:,} tokens"),
@@ -72,7 +72,7 @@ def print_report(screen: Console, report: Report) -> None:
     ]
     screen.print(facts_table(rows))
     for note in report.notes:
-        screen.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+        print_sentence(screen, f"note: {note}", "yellow")
     if report.fine_tuning is not None:
         _print_fine_tuning(screen, report.fine_tuning)
 
@@ -84,9 +84,9 @@ def _print_fine_tuning(screen: Console, found: FineTuning) -> None:
     screen.print("[bold]fine-tuning[/bold], bits per byte of the same text")
     screen.print(facts_table([(name, figure(bits, ".4f"), remark) for name, bits, remark in found.rows()]))
     if found.warning is not None:
-        screen.print(f"warning: {found.warning}", style="yellow", markup=False, soft_wrap=True)
+        print_sentence(screen, f"warning: {found.warning}", "yellow")
     if found.note is not None:
-        screen.print(f"note: {found.note}", style="yellow", markup=False, soft_wrap=True)
+        print_sentence(screen, f"note: {found.note}", "yellow")
 
 
 def ways_to_beat_floor(run: Run) -> list[str]:

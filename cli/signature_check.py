@@ -43,13 +43,13 @@ def checked(expected: Signature, measured: Signature, *, quiet: bool) -> dict[st
     """Compare a figure with a signature and print the result; its facts for JSON."""
     found = check(expected, measured)
     if not quiet:
-        from cli.output import console
+        from cli.output import console, print_sentence
 
         screen = console()
         style = "bold green" if found.reproduces else "bold red"
-        screen.print(found.sentence, style=style, markup=False, soft_wrap=True)
+        print_sentence(screen, found.sentence, style)
         for note in found.notes:
-            screen.print(f"note: {note}", style="dim", markup=False, soft_wrap=True)
+            print_sentence(screen, f"note: {note}", "dim")
     return {
         "reproduces": found.reproduces,
         "sentence": found.sentence,

@@ -17,7 +17,7 @@ from lm.errors import ConfigError, RunNotFoundError
 
 if TYPE_CHECKING:
     from lm.corpora import Progress
-    from lm.jobs.prepare import PreparedJob
+    from lm.jobs.prepared_job import PreparedJob
 
 TRAINING_FLAGS = (
     "minutes", "max_steps", "epochs", "ensemble", "student", "distill", "lora", "seed", "device", "precision", "amp",

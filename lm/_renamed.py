@@ -1,6 +1,6 @@
-"""Old names of modules, kept for one version: importing one warns and gives the module under its new name.
+"""Old names, kept for one version: using one warns and gives what has the new name.
 
-To remove in 0.3, with the line in `lm/__init__.py` that installs it.
+To remove in 0.3, with the line in `lm/__init__.py` that installs it and each `__getattr__` made by `old_names`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import pkgutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 # Several new names: the old module was split, and a name that is in several of them is that of the last.
 NEW_NAMES = {
@@ -20,7 +22,7 @@ NEW_NAMES = {
     "lm.checkpoint": "lm.runs.run_folder",
     "lm.corpora.reading": "lm.corpora.file_list",
     "lm.corpora.tables": "lm.corpora.table_files",
-    "lm.corpora.tokens": "lm.corpora.prepared",
+    "lm.corpora.tokens": "lm.corpora.prepared and lm.corpora.encode and lm.corpora.token_folder",
     "lm.evaluation.curves": "lm.runs.curves",
     "lm.evaluation.scores": "lm.evaluation.score_sums",
     "lm.generation.decoded": "lm.generation.decoder_model",
@@ -57,6 +59,73 @@ NEW_NAMES = {
     "lm.training.writing": "lm.training.async_writer",
 }
 
+NEW_ATTRIBUTES = {
+    "lm.card": {
+        "card": "lm.runs.run.Run.card",
+        "facts": "lm.runs.run.Run.facts",
+        "summary": "lm.runs.run.Run.summary",
+    },
+    "lm.corpora.reading": {
+        "Stored": "lm.corpora.file_list.InputFile",
+        "say_left_out": "lm.corpora.file_list.warn_of_skipped",
+        "stored": "lm.corpora.file_list.input_files",
+        "usable": "lm.corpora.file_list.readable_files",
+    },
+    "lm.corpora.tokens": {"Met": "lm.corpora.encode.UnknownSymbolCounter"},
+    "lm.device": {"kept_memory": "lm.torch_private.keep_freed_memory"},
+    "lm.generation.decoded": {"Decoded": "lm.generation.decoder_model.DecoderModel"},
+    "lm.generation.filters": {
+        "draw": "lm.generation.distribution.draw",
+        "greatest": "lm.generation.distribution.row_max",
+        "log_softmax": "lm.generation.distribution.log_softmax",
+        "revive": "lm.generation.filters.ensure_finite_row",
+        "uniforms": "lm.generation.distribution.uniforms",
+    },
+    "lm.generation.reading": {"Reading": "lm.generation.prefill.PromptJob"},
+    "lm.generation.sampler": {
+        "Counts": "lm.generation.filters.Counts",
+        "Place": "lm.generation.filters.SamplingContext",
+    },
+    "lm.generation.sequence": {"Sequence": "lm.generation.sequence.Sample"},
+    "lm.generation.states": {
+        "NamedState": "lm.generation.snapshots.NamedSnapshot",
+        "States": "lm.generation.snapshots.Snapshots",
+    },
+    "lm.machine": {
+        "INSTRUCTION_SETS": "lm.host.INSTRUCTION_SETS",
+        "memory": "lm.host.memory",
+        "peak_resident_bytes": "lm.host.peak_resident_bytes",
+        "reset_peak_resident": "lm.host.reset_peak_resident",
+        "usable_threads": "lm.host.usable_threads",
+    },
+    "lm.models.parts": {
+        "part": "lm.models.profiled_parts.run_part",
+        "watched_by": "lm.models.profiled_parts.observe_parts",
+    },
+    "lm.training.distributed": {
+        "Reader": "lm.training.distributed.ReadOnlyRunFolder",
+        "alone": "lm.training.distributed.single_process",
+        "cores": "lm.host.usable_threads",
+        "own_part": "lm.training.distributed.config_per_process",
+    },
+    "lm.training.looking": {"look": "lm.training.preview.preview_sample"},
+    "lm.training.resuming": {"TrainState": "lm.training.last_checkpoint.TrainProgress"},
+}
+"""Names of modules, under the module's name of 0.1, with their new paths."""
+
+
+def old_names(module: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module: an old name warns and gives what has the new one."""
+
+    def find(name: str) -> Any:
+        new = NEW_ATTRIBUTES.get(module, {}).get(name)
+        if new is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{module}.{name} is now {new}; the old name goes in 0.3.", DeprecationWarning, stacklevel=2)
+        return pkgutil.resolve_name(new)
+
+    return find
+
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds a module under its old name."""
@@ -72,6 +141,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module = ModuleType(spec.name)
         for part in new.split(" and "):
             module.__dict__.update(vars(importlib.import_module(part)))
+        module.__dict__["__getattr__"] = old_names(spec.name)
         return module
 
     def exec_module(self, module: ModuleType) -> None:

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -423,6 +424,14 @@ def read_preset(name: str) -> dict[str, Any]:
             f"Unknown preset {name!r}.{did_you_mean(name, preset_names())} Presets: {', '.join(preset_names())}."
         )
     return tomllib.loads((resources.files("lm") / "presets" / f"{name}.toml").read_text("utf-8"))
+
+
+def preset_summary(name: str) -> str:
+    """The first comment line of a preset's file. To remove in 0.3."""
+    warnings.warn("lm.config.preset_summary goes in 0.3: read the preset's file.", DeprecationWarning, stacklevel=2)
+    read_preset(name)
+    text = (resources.files("lm") / "presets" / f"{name}.toml").read_text("utf-8")
+    return text.splitlines()[0].lstrip("# ").strip()
 
 
 # -- composing a configuration ----------------------------------------------------------------------

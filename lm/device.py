@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
 import torch
 
+from lm._renamed import old_names
 from lm.errors import DeviceError
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -167,3 +168,7 @@ def memory_in_use(device: torch.device) -> int | None:
     except (OSError, ValueError, IndexError):
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(__name__)

@@ -10,11 +10,12 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lm import host
+from lm._renamed import old_names
 from lm.device import DTYPES, Precision, computing
 from lm.kernels.autograd import product
 from lm.kernels.compiled import native
@@ -164,3 +165,7 @@ def _driver() -> str | None:
     except OSError:
         return None
     return found[1] if found else None
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(__name__)

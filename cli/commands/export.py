@@ -52,7 +52,7 @@ def command(
     lm export RUN --to onnx --out folder
     lm export RUN --to html --out page.html
     """
-    from cli.output import console, facts_table, print_json
+    from cli.output import console, facts_table, print_json, print_sentence
     from lm.interop.formats import FORMATS, export
     from lm.runs.run import load
 
@@ -80,4 +80,4 @@ def command(
         ]
     console().print(facts_table(rows))
     for note in done.notes:
-        console(stderr=True).print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+        print_sentence(console(stderr=True), f"note: {note}", "yellow")

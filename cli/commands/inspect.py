@@ -187,7 +187,12 @@ def gradients(
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Also each run with fresh weights, as before its training.")
     ] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Look back this many steps.")] = 64,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Look back this many steps. Default: 64, or what the context allows.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Measure how gradients fall with distance in time: vanishing gradients.
 

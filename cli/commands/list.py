@@ -61,10 +61,10 @@ def _print_table(rows: list[dict[str, Any]], *, both: bool) -> None:
         scores = [figure(row["bits_per_byte"], ".4f")]
         if both:
             scores.append(figure(row["token_bits_per_byte"], ".4f"))
-        model = row["model_name"] if row["base"] is None else f"{row['model_name']}, adapter of {row['base']}"
+        model = row["model_name"] if row["base"] is None else f"adapter of {row['base']}"
         table.add_row(
             escape(row["name"]), escape(model), escape(row["corpus"]), step, *scores,
-            decimal(row["size_bytes"]), row["created"][:10] + (" shipped" if row["shipped"] else ""),
+            decimal(row["size_bytes"]), "shipped" if row["shipped"] else row["created"][:10],
         )  # fmt: skip
     screen = console()
     screen.print(table)

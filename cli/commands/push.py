@@ -37,7 +37,7 @@ def command(
     lm push RUN hf:USER/NAME
     lm push RUN hf:USER/NAME --to gguf --precision q8_0 --private
     """
-    from cli.output import console, facts_table, print_json
+    from cli.output import console, facts_table, print_json, print_sentence
     from lm.interop.push import FORMATS, push, repository_name
     from lm.runs.run import load
 
@@ -54,4 +54,4 @@ def command(
     rows = [("uploaded", done.url, decimal(done.exported.size_bytes)), ("commit", done.commit, "")]
     console().print(facts_table(rows))
     for note in done.exported.notes:
-        console(stderr=True).print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+        print_sentence(console(stderr=True), f"note: {note}", "yellow")

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import DEFAULT_RUNS, DataDir, Json, RunsDir, named
+from cli.processes import started_processes
 from cli.terminal import shown
+from cli.train_choices import print_choices
 from cli.train_flags import TrainFlags, with_train_flags
 from lm.config import CorpusConfig
 from lm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lm.config import RunConfig
-    from lm.jobs.prepare import PreparedJob
-    from lm.jobs.resolve import ResolvedRequest, TrainRequest
+    from lm.jobs.resolve import TrainRequest
     from lm.runs.run import Run
     from lm.training.callbacks import End
 
@@ -120,7 +120,7 @@ def command(
             corpus=corpus, preset=flags.preset, family=flags.family, tokens=flags.tokens, neural=flags.neural,
             file=flags.file, overrides=flags.overrides, init=_initial_run(init, flags, runs_dir), name=name,
             runs_dir=runs_dir, overwrite=overwrite, stop_after=stop_after, data_dir=data_dir,
-            callbacks=[view], progress=progress, on_prepared=functools.partial(_print_choices, explain=explain),
+            callbacks=[view], progress=progress, on_prepared=functools.partial(print_choices, explain=explain),
         )  # fmt: skip
         if dry_run:
             _dry_run(request, as_json, explain=explain)
@@ -173,7 +173,7 @@ def _train(request: TrainRequest) -> Run | None:
     resolved = resolve_new_run(request)
     training = resolved.config.training
     known = resolved.config if resolved.over_default is None else None
-    if _started_processes(training.devices, training.device, known):
+    if started_processes(training.devices, training.device, known):
         return None
     run = train_new_run(resolved)
     return run if distributed.rank() == 0 else None
@@ -189,7 +189,7 @@ def _dry_run(request: TrainRequest, as_json: bool, *, explain: bool) -> None:
 
     resolved = resolve(request)
     job = prepare_job(resolved)
-    _print_choices(resolved, job, explain=explain)
+    print_choices(resolved, job, explain=explain)
     # Members of an ensemble are trained one after another.
     config = one_model(job.config)
     # Each process trains its own rows of the batch.
@@ -198,7 +198,7 @@ def _dry_run(request: TrainRequest, as_json: bool, *, explain: bool) -> None:
 
 def _verify_resume(request: TrainRequest, as_json: bool) -> None:
     """Exit code 1 where a number differs."""
-    from cli.output import console, print_json
+    from cli.output import console, print_json, print_sentence
     from lm.jobs.prepare import prepare_job
     from lm.jobs.resolve import resolve
     from lm.jobs.verify_resume import verify_resume
@@ -212,69 +212,9 @@ def _verify_resume(request: TrainRequest, as_json: bool) -> None:
     if as_json:
         print_json(asdict(verdict))
     else:
-        console().print(verdict.sentence, markup=False, soft_wrap=True)
+        print_sentence(console(), verdict.sentence)
     if not verdict.same:
         raise typer.Exit(1)
-
-
-def _print_choices(resolved: ResolvedRequest, job: PreparedJob, *, explain: bool) -> None:
-    """Report the text, and what was chosen because no option gave it."""
-    from cli.output import say
-    from lm.runs.card import model_name
-
-    given, config = resolved.config.training, job.config
-    if job.tokens.notes:
-        say(f"Text: {'; '.join(job.tokens.notes)}.", dim=False)
-    has_length = given.max_steps is not None or given.epochs is not None or given.minutes is not None
-    if not has_length and not job.method.in_one_pass:
-        say("No length given: training for 5 minutes (--minutes changes this).", dim=False)
-    if job.choice is not None:
-        width = config.model.model_dump().get("hidden_size")
-        size = "" if width is None else f" of width {width:,}"
-        say(f"Model for this text, time and machine: {model_name(config)}{size}.", dim=False)
-        if config.training.epochs != given.epochs:
-            say(f"Short text: training stops after {config.training.epochs:g} epochs to avoid overfitting", dim=False)
-            say("(--epochs changes this).", dim=False)
-    if explain:
-        _print_explanation(job)
-
-
-def _print_explanation(job: PreparedJob) -> None:
-    """The inputs and outputs of the rule for the default model, on stderr."""
-    from rich.table import Table
-
-    from cli.output import console, say
-
-    if job.choice is None:
-        say("--explain: the options were given by a preset or a run; there was nothing to choose.", dim=False)
-        return
-    table = Table("what", "value", "why", box=None, pad_edge=False)
-    for row in job.choice.explain():
-        table.add_row(*row)
-    console(stderr=True).print(table)
-
-
-def _started_processes(devices: int | None, device: str | None, config: RunConfig | None) -> bool:
-    """Start this command in several processes where --devices requests it; whether it did.
-
-    Args:
-        devices: number of processes.
-        device: where they compute.
-        config: all options, checked before the start, where they are final.
-
-    Raises:
-        Exit: a process failed.
-    """
-    from lm.training import distributed
-
-    if devices is None or devices == 1 or distributed.started():
-        return False
-    distributed.check_devices(devices, device)
-    if config is not None:
-        distributed.check(config, devices)
-    if code := distributed.launch(devices, [sys.executable, "-m", "cli.main", *sys.argv[1:]]):
-        raise typer.Exit(code)
-    return True
 
 
 def _resume(
@@ -298,7 +238,7 @@ def _resume(
         flags.overrides.get(f"training.{field}") for field in ("max_steps", "device", "devices")
     )
     before = Run(find_run(name, runs_dir)[0]).config
-    if _started_processes(devices or before.training.devices, device or before.training.device, before):
+    if started_processes(devices or before.training.devices, device or before.training.device, before):
         return
     with reading() as progress:
         view = TrainingView(runs_dir, progress)
@@ -331,7 +271,7 @@ def _result(run: Run) -> dict[str, Any]:
 
 def _print_result(run: Run, runs_dir: Path, as_json: bool) -> None:
     """The report, a sample, and the commands to type next."""
-    from cli.output import console, print_json
+    from cli.output import console, print_json, print_sentence
     from cli.report import print_report, ways_to_beat_floor
     from lm.evaluation.report import Report
 
@@ -354,7 +294,7 @@ def _print_result(run: Run, runs_dir: Path, as_json: bool) -> None:
     if report.misses_floor:
         screen.print("To beat the floor:")
         for way in ways_to_beat_floor(run):
-            screen.print(f"- {way}", markup=False, soft_wrap=True)
+            print_sentence(screen, f"- {way}")
     there = named(run.name, runs_dir)
     test = " --split test" if "test" in run.record["corpus"]["splits"] else ""
     screen.print(f'Next: lm sample {there} --prompt "…"', markup=False, soft_wrap=True)

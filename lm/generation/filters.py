@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
+from lm._renamed import old_names
 from lm.config import Options
 from lm.generation.distribution import Logits, row_max, softmax
 from lm.late_numpy import np
@@ -379,3 +380,7 @@ FILTERS: list[Filter] = [
     Filter({"typical_p": Slider(0.05, 1, 0.05, "Typical-p", off=1)}, keep_typical_p),
 ]  # fmt: skip
 """All filters, in the order in which they act."""
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(__name__)

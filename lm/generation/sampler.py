@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from lm._renamed import old_names
 from lm.errors import ConfigError
 from lm.generation.decoder import DrawPlan
 from lm.generation.distribution import Logits, draw, row_max, softmax
@@ -175,3 +177,7 @@ def _step(each: Filter, options: SamplingOptions) -> Step:
         return function(logits, np.stack(rows), *values)
 
     return step
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(__name__)

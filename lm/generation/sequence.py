@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from lm._renamed import old_names
 from lm.generation.decoder import Decoder, Snapshot
 from lm.generation.distribution import uniforms
 from lm.generation.filters import SamplingContext
@@ -176,3 +178,7 @@ class Sample:
         self._held.clear()
         self.is_done = True
         self.records.append((self.index, "", None, None, 0, reason))
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(__name__)

@@ -42,6 +42,8 @@ Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 POSITIONS = 256
+STEPS = 64
+"""The largest lag by default, if the contexts of the models allow it."""
 JACOBIAN_POSITIONS = 16
 """Fewer for wide layers: see `MAX_JACOBIAN_WORK`."""
 MAX_JACOBIAN_WORK = 2e9
@@ -163,12 +165,12 @@ class Gradients:
         return plain | {"quantiles": list(QUANTILES), "saturated_above": SATURATED}
 
 
-def gradients(subjects: Sequence[Subject], *, steps: int = 64, positions: int = POSITIONS) -> Gradients:
+def gradients(subjects: Sequence[Subject], *, steps: int | None = None, positions: int = POSITIONS) -> Gradients:
     """Measure models, each on its own tokens.
 
     Args:
         subjects: models with texts (`lm.inspection.subject`).
-        steps: the largest lag K.
+        steps: the largest lag K; None: `STEPS`, or as many as the shortest context allows.
         positions: at most this many positions t, evenly over the text.
 
     Raises:
@@ -177,6 +179,9 @@ def gradients(subjects: Sequence[Subject], *, steps: int = 64, positions: int = 
         CorpusError: a text is too short.
         DeviceError: the memory is not enough.
     """
+    if steps is None:
+        contexts = [each.model.context_length for each in subjects if each.model.context_length is not None]
+        steps = max(1, min([STEPS, *(context - 1 for context in contexts)]))
     if not 1 <= steps <= MAX_STEPS:
         raise ConfigError(f"steps {steps}: give a number from 1 to {MAX_STEPS:,}.")
     if positions < 1:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from lm.corpora import TokenSplit, encode_text
 from lm.errors import CorpusError, RunError
 from lm.files import umask
+from lm.generation.options import SamplingOptions
 from lm.models.base import LanguageModel
 from lm.runs.run import Run
 from lm.tokenizers.base import Ids
@@ -55,6 +56,11 @@ class Exported:
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values."""
         return asdict(self)
+
+
+def sampling(run: Run) -> dict[str, Any]:
+    """How another program samples the run by default: as the run itself does, a chat if it has a chat template."""
+    return {"temperature": SamplingOptions.model_fields["temperature"].default, **run.sampling_defaults(chat=True)}
 
 
 def proof_text(

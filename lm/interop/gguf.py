@@ -21,8 +21,16 @@ import torch
 
 from lm.errors import RunError, UnsupportedExportError
 from lm.evaluation.perplexity import score
-from lm.generation.options import SamplingOptions
-from lm.interop.exported import Exported, ExportPrecision, OpenedModel, Proof, front_matter, new_folder, proof_text
+from lm.interop.exported import (
+    Exported,
+    ExportPrecision,
+    OpenedModel,
+    Proof,
+    front_matter,
+    new_folder,
+    proof_text,
+    sampling,
+)
 from lm.models.base import State
 from lm.models.huggingface import HuggingFaceModel
 from lm.runs.run import Run
@@ -269,17 +277,16 @@ def _modelfile(run: Run, vocabulary: LlamaCppVocabulary) -> str:
     return f"""FROM ./{MODEL}
 {template}PARAMETER num_ctx {run.model.context_length}
 PARAMETER num_predict 200
-{"".join(f"PARAMETER {name} {value}{chr(10)}" for name, value in sampling(run).items())}"""
+{"".join(f"PARAMETER {name} {value}{chr(10)}" for name, value in _sampling(run).items())}"""
 
 
-def sampling(run: Run) -> dict[str, Any]:
-    """How the run is sampled by default, in the names of Ollama, which are those of llama-cpp-python."""
-    own = {"temperature": SamplingOptions.model_fields["temperature"].default, **run.sampling_defaults(chat=True)}
-    return {"repeat_penalty" if name == "repetition_penalty" else name: value for name, value in own.items()}
+def _sampling(run: Run) -> dict[str, Any]:
+    """As `sampling`, in the names of Ollama, which are those of llama-cpp-python."""
+    return {"repeat_penalty" if name == "repetition_penalty" else name: value for name, value in sampling(run).items()}
 
 
 def _card(run: Run, notes: list[str]) -> str:
-    options = ", ".join(f"{name}={value}" for name, value in sampling(run).items())
+    options = ", ".join(f"{name}={value}" for name, value in _sampling(run).items())
     return f"""{front_matter(run, "gguf")}
 
 # {run.name}

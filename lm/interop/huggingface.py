@@ -24,6 +24,7 @@ from lm.interop.exported import (
     ids_there,
     new_folder,
     proof_text,
+    sampling,
 )
 from lm.models.base import State
 from lm.runs.run import Run
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 TOKENIZER_CLASSES = {"Qwen2ForCausalLM": "PreTrainedTokenizerFast"}
 """What opens the tokenizer, if that is not AutoTokenizer: with this architecture, it makes the tokenizer of Qwen2."""
-SAMPLING = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200}
-"""What generation_config.json says of a model whose source gave no options."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -98,11 +97,10 @@ def export(run: Run, path: Path, precision: ExportPrecision = "fp32", *, data_di
 
 def _generation(run: Run) -> dict[str, Any]:
     """How the run is sampled by default, in the names of generation_config.json, which are those of our options."""
-    own = run.sampling_defaults()
-    if own.get("temperature") == 0:
-        # transformers refuses to sample at 0.
-        return {"do_sample": False, "max_new_tokens": 200}
-    return {"do_sample": True, **own, "max_new_tokens": 200} if own else SAMPLING
+    own = sampling(run)
+    # transformers refuses to sample at 0.
+    how = {"do_sample": True, **own} if own["temperature"] else {"do_sample": False}
+    return {**how, "max_new_tokens": 200}
 
 
 class Opened(OpenedModel):
@@ -171,7 +169,7 @@ from transformers import AutoModelForCausalLM, {opener}
 tokenizer = {opener}.from_pretrained("PATH")
 model = AutoModelForCausalLM.from_pretrained("PATH")
 prompt = tokenizer.encode("The ", add_special_tokens=False)
-ids = model.generate(torch.tensor([[{start}, *prompt]]), do_sample=True, temperature=0.8, max_new_tokens=100)
+ids = model.generate(torch.tensor([[{start}, *prompt]]), max_new_tokens=100)
 print(tokenizer.decode(ids[0, 1:], skip_special_tokens=False))
 ```
 

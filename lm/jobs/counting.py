@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from lm.errors import ConfigError
-from lm.jobs.prepare import PreparedJob
+from lm.jobs.prepared_job import PreparedJob
 from lm.jobs.report import report_run
 from lm.jobs.resolve import ResumeRequest, TrainRequest
 from lm.models.base import build_model

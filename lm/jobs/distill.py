@@ -16,7 +16,7 @@ from lm.runs.run_folder import MEMBERS, TEACHER
 from lm.training.distillation import Teacher
 
 if TYPE_CHECKING:
-    from lm.jobs.prepare import PreparedJob
+    from lm.jobs.prepared_job import PreparedJob
 
 
 def find_teacher(config: RunConfig, runs_dir: Path) -> Run | None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from lm.errors import ConfigError
 from lm.jobs.ensemble_config import member_config, teacher_config
-from lm.jobs.prepare import PreparedJob
+from lm.jobs.prepared_job import PreparedJob
 from lm.jobs.report import report_run
 from lm.jobs.resolve import ResumeRequest, TrainRequest
 from lm.jobs.resume import reopen

@@ -10,7 +10,7 @@ from lm.errors import ConfigError
 from lm.evaluation.seen import tokens_to_score
 from lm.jobs.ensemble_config import one_model
 from lm.jobs.new_run import new_run_folder
-from lm.jobs.prepare import PreparedJob
+from lm.jobs.prepared_job import PreparedJob
 from lm.jobs.resolve import ResolvedRequest, TrainRequest
 from lm.jobs.speed import Timings, measure_speed
 from lm.models.base import LanguageModel

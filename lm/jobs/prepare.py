@@ -2,76 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import platform
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from lm.config import CorpusConfig, RunConfig, Section, merge
-from lm.corpora import Corpus, PreparedCorpus, load_prepared_or_prepare, open_corpus
+from lm.config import RunConfig, Section, merge
+from lm.corpora import Corpus, PreparedCorpus, open_corpus
 from lm.corpora import prepare as encode
 from lm.device import pick_device
 from lm.errors import ConfigError, CorpusError
-from lm.jobs.autoconfig import Choice, choose, on_gpu, read_facts, token_kind, with_length
+from lm.jobs.autoconfig import choose, on_gpu, read_facts, token_kind, with_length
 from lm.jobs.distill import check_teacher
 from lm.jobs.ensemble_config import as_ensemble, with_shared_minutes
-from lm.jobs.resolve import ResolvedRequest, ResumeRequest, TrainRequest
+from lm.jobs.prepared_job import PreparedJob
+from lm.jobs.resolve import ResolvedRequest, TrainRequest
 from lm.jobs.speed import reference_speed
 from lm.machine import available_bytes
-from lm.models.training_method import TrainingMethod, training_method
-from lm.runs.run import Run, load
+from lm.models.training_method import training_method
+from lm.runs.run import Run
 from lm.tokenizers.base import Tokenizer
 from lm.training import distributed
-from lm.training.distributed import ReadOnlyRunFolder, World
-from lm.training.plan import DEFAULT_MINUTES, Plan, bptt_of, fit_to_text
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ResumePoint:
-    """Where a resumed run continues."""
-
-    plan: Plan
-    has_state: bool = True
-    """False: the run was killed before anything was saved."""
-    resets_patience: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedJob:
-    """A job on its way through the steps: each step returns it with what the step decided."""
-
-    config: RunConfig
-    corpus: PreparedCorpus | None
-    """None: the run is finished."""
-    init: Run | None = None
-    choice: Choice | None = None
-    """How the options of the default model came about."""
-    teacher: Run | None = None
-    """The run of `training.distill`."""
-    path: Path | None = None
-    """The run folder; None: nothing is to be trained."""
-    overwrite: bool = False
-    memory_bytes: int | None = None
-    """Tensors of each process at most, estimated; None: unknown."""
-    resume: ResumePoint | None = None
-    """None: a new run, or a finished one."""
-    has_report: bool = True
-    """False: a finished run that was killed before its report."""
-
-    @property
-    def method(self) -> TrainingMethod:
-        """How the model is trained."""
-        return training_method(self.config)
-
-    @property
-    def tokens(self) -> PreparedCorpus:
-        """The corpus of a job that is not finished."""
-        assert self.corpus is not None
-        return self.corpus
+from lm.training.plan import DEFAULT_MINUTES, fit_to_text
 
 
 def open_text(resolved: ResolvedRequest) -> Corpus:
@@ -141,7 +91,7 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
         sections["training"] = training.model_copy(update={"minutes": DEFAULT_MINUTES})
     config = config.model_copy(update=sections)
     if not in_one_pass:
-        config = _with_batches_that_fit(config, prepared)
+        config = fit_to_text(config, prepared.splits["train"].counts.all_tokens)
     if config.training.ensemble is not None and not config.training.student:
         config = as_ensemble(config)
     if prepared.splits["train"].marks is not None:
@@ -186,88 +136,3 @@ def prepare_run(run: Run, request: TrainRequest) -> PreparedJob:
         )
     tokens = run.own_text(data_dir=request.data_dir, progress=request.progress)
     return PreparedJob(config=config, corpus=tokens)
-
-
-def _with_batches_that_fit(config: RunConfig, corpus: PreparedCorpus) -> RunConfig:
-    """The options with batches that fit the text; a notice reports a change."""
-    tokens = corpus.splits["train"].counts.all_tokens
-    fitted = fit_to_text(config, tokens)
-    if fitted is not config:
-        log.warning(
-            "The training text has %s tokens: a batch has %d rows of %d tokens instead of %d rows of %d.",
-            f"{tokens:,}",
-            fitted.training.batch_size,
-            bptt_of(fitted),
-            config.training.batch_size,
-            bptt_of(config),
-        )
-    return fitted
-
-
-# -- the same job in several processes ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PreparedCorpusRef:
-    """Names a prepared corpus; its tokens are in the cache of each machine."""
-
-    key: str
-    sha256: str
-    tokenizer_sha256: str
-    name: str
-    source: str
-    notes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, corpus: PreparedCorpus) -> PreparedCorpusRef:
-        """The reference to a corpus."""
-        return cls(corpus.key, corpus.sha256, corpus.tokenizer.sha256, corpus.name, corpus.source, corpus.notes)
-
-    def load(self, tokenizer: Tokenizer | Section, config: CorpusConfig, data_dir: Path | None) -> PreparedCorpus:
-        """The corpus from this machine's cache, or encoded here.
-
-        Raises:
-            CorpusError: this machine has another text.
-        """
-        found = load_prepared_or_prepare(
-            [self.key], self.tokenizer_sha256, corpus=config, tokenizer=tokenizer, data_dir=data_dir
-        )
-        assert found is not None
-        if (found.sha256, found.tokenizer.sha256) != (self.sha256, self.tokenizer_sha256):
-            raise CorpusError(
-                f"{self.source} on {platform.node()} is not the text that the first process has. Give all machines the "
-                "same file, or let them share INKLING_CACHE."
-            )
-        return replace(found, name=self.name, source=self.source, notes=self.notes)
-
-
-def share_job(world: World, request: TrainRequest | ResumeRequest, make: Callable[[], PreparedJob]) -> PreparedJob:
-    """The job that `make` returns in the first process, in all processes. Its tokens are not sent.
-
-    Raises:
-        LMError: `make` raised it in the first process, or this machine has another text.
-    """
-    own: list[PreparedJob] = []
-
-    def decide() -> tuple[PreparedJob, PreparedCorpusRef | None, list[str | None]]:
-        own.append(job := make())
-        ref = None if job.corpus is None else PreparedCorpusRef.of(job.corpus)
-        runs = [f"{run.folder.path}@{run.checkpoint}" if run else None for run in (job.init, job.teacher)]
-        return replace(job, corpus=None, init=None, teacher=None), ref, runs
-
-    job, ref, names = world.broadcast_from_rank0(decide)
-    if ref is None:
-        return job
-    init, teacher = (own[0].init, own[0].teacher) if own else (load(name) if name else None for name in names)
-
-    def tokens() -> PreparedCorpus:
-        if own:
-            return own[0].tokens
-        assert job.path is not None
-        if job.resume is not None:
-            folder = ReadOnlyRunFolder(job.path)
-            folder.await_record()
-            return ref.load(folder.read_tokenizer(), job.config.corpus, request.data_dir)
-        return ref.load(init.tokenizer if init else job.config.tokenizer, job.config.corpus, request.data_dir)
-
-    return replace(job, corpus=world.local_rank0_first(tokens), init=init, teacher=teacher)

@@ -24,7 +24,7 @@ from lm.training.plan import Plan
 from lm.training.precision import choose_format
 
 if TYPE_CHECKING:
-    from lm.jobs.prepare import PreparedJob
+    from lm.jobs.prepared_job import PreparedJob
 
 
 ADAPTER_LEARNING_RATE = 5e-4

@@ -12,7 +12,7 @@ from lm.errors import ConfigError, CorruptRunError, RunError
 from lm.jobs.distill import recorded_teacher
 from lm.jobs.ensemble_config import check_ensemble, unwrapped
 from lm.jobs.new_run import END_REASONS
-from lm.jobs.prepare import PreparedJob, ResumePoint
+from lm.jobs.prepared_job import PreparedJob, ResumePoint
 from lm.jobs.resolve import ResumeRequest
 from lm.models.training_method import training_method
 from lm.runs.adapters import find_base

@@ -9,6 +9,7 @@ each machine has in its cache. All processes measure the speed and train.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +29,15 @@ from lm.jobs.ensemble import drop_teacher, train_members, train_teacher
 from lm.jobs.ensemble_config import student_config
 from lm.jobs.measure import fix_plan, measure_times, refuse_too_large, reserve_run
 from lm.jobs.new_run import check_new_run, run_of_this_job
-from lm.jobs.prepare import PreparedJob, open_text, prepare_job, share_job
+from lm.jobs.prepare import open_text, prepare_job
+from lm.jobs.prepared_job import PreparedJob
 from lm.jobs.report import report_run
 from lm.jobs.resolve import ResolvedRequest, ResumeRequest, TrainRequest, init_config, resolve_new_run
 from lm.jobs.resume import reopen
+from lm.jobs.share import share_job
 from lm.models.base import LanguageModel, build_model
 from lm.models.lora import add_adapters
-from lm.models.training_method import TrainingMethod
+from lm.models.training_method import TrainingMethod, training_method
 from lm.runs.adapters import read_whole_weights
 from lm.runs.record import run_record
 from lm.runs.run import Run
@@ -168,6 +171,16 @@ def resume(
     with _joined(TrainingConfig(device=device)) as (world, locks):
         job = share_job(world, request, lambda: reopen(request, world, locks))
         return _train_job(world, job, request)
+
+
+def counts_alone(config: RunConfig) -> bool:
+    """Old name of `training_method(config).in_one_pass`. To remove in 0.3."""
+    warnings.warn(
+        "counts_alone is now lm.models.training_method.training_method(config).in_one_pass; the old name goes in 0.3.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return training_method(config).in_one_pass
 
 
 def train_new_run(resolved: ResolvedRequest) -> Run:

@@ -30,7 +30,7 @@ from lm.errors import ConfigError, TrainingError
 from lm.files import Arrays
 from lm.jobs.distill import teacher_name
 from lm.jobs.ensemble_config import one_model
-from lm.jobs.prepare import PreparedJob
+from lm.jobs.prepared_job import PreparedJob
 from lm.jobs.resolve import TrainRequest, resolve_new_run
 from lm.jobs.speed import measure_speed
 from lm.jobs.train import resume, train_new_run

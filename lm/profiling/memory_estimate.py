@@ -150,7 +150,7 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
         counting = model.fit_bytes(np.asarray(corpus.splits["train"].ids))
         with memory:
             need = _need(config, corpus, model, memory, available, seconds)
-        fit = _fit(need, config, corpus, model, device, available, begun)
+        fit = _fit(need, config, model, device, available, begun)
         on_cpu = counting if device.type == "cpu" else 0
         return replace(fit, counting_bytes=counting, needed_bytes=fit.needed_bytes + on_cpu)
     except TooMuchMemory:
@@ -318,7 +318,6 @@ def _need(
 def _fit(
     need: Need,
     config: RunConfig,
-    corpus: PreparedCorpus,
     model: LanguageModel,
     device: torch.device,
     available: int | None,

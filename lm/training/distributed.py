@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from lm._renamed import old_names
 from lm.config import RunConfig, TrainingConfig
 from lm.device import pick_device
 from lm.errors import ConfigError, DeviceError, LMError, RunError, TrainingError
@@ -615,3 +616,7 @@ def _shard(model: LanguageModel, world: World) -> Any:
     # It warns of outputs that are views, in case they are changed in place; none is.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     return model
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(__name__)

@@ -9,10 +9,13 @@ gives an estimate of the steps. `lm.training.schedule` plans the rest again duri
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lm.config import RunConfig, TrainingConfig
+
+log = logging.getLogger(__name__)
 
 DEFAULT_BPTT = 64
 """Tokens of a row in one step, without an option or a context length."""
@@ -203,7 +206,7 @@ def bptt_of(config: RunConfig) -> int:
 
 
 def fit_to_text(config: RunConfig, train_tokens: int) -> RunConfig:
-    """The same options if the text has at least one batch; else with fewer and shorter rows.
+    """The same options if the text has at least one batch; else with fewer and shorter rows, which a notice reports.
 
     Args:
         config: of the run.
@@ -214,5 +217,13 @@ def fit_to_text(config: RunConfig, train_tokens: int) -> RunConfig:
         return config
     shorter = max(1, min(bptt, max(8, train_tokens // 16), train_tokens))
     rows = max(1, min(training.batch_size, train_tokens // (MIN_BATCHES * shorter)))
+    log.warning(
+        "The training text has %s tokens: a batch has %d rows of %d tokens instead of %d rows of %d.",
+        f"{train_tokens:,}",
+        rows,
+        shorter,
+        training.batch_size,
+        bptt,
+    )
     fitted = training.model_copy(update={"batch_size": rows, "bptt": shorter})
     return config.model_copy(update={"training": fitted})

@@ -16,8 +16,6 @@ Lm = Callable[..., Any]
 
 pytestmark = pytest.mark.usefixtures("runs")
 
-REPORT_KEYS = {"loss", "tokens", "convention", "notes"}
-
 
 def fingerprint(folder: Path) -> dict[str, str]:
     return {

@@ -179,6 +179,13 @@ def test_the_picture_has_a_line_and_a_band_a_model_on_a_logarithmic_axis() -> No
     assert labels[1].startswith("lstm, cell state of layer 0: ×")
 
 
+def test_the_default_number_of_steps_fits_the_shortest_context() -> None:
+    options = {"model.context_length": 16, "model.num_layers": 1}
+    models = [fresh("gru-char", TEXT), fresh("transformer-char", TEXT, overrides=options)]
+    assert gradients(models[:1], positions=2).steps == 64
+    assert gradients(models, positions=2).steps == 15
+
+
 def test_bad_requests_are_refused_in_a_sentence() -> None:
     short = fresh("lstm-char", "abc" * 5)
     with pytest.raises(CorpusError, match="15 tokens.*16 steps need 17 or more"):

@@ -117,6 +117,7 @@ def test_sampling_options_of_the_source_are_kept(folders: Path, tmp_path: Path) 
     (folder / "generation_config.json").write_text(json.dumps({**given, "do_sample": False}))
     greedy = lm.import_model(folder, name="greedy", runs_dir=tmp_path)
     assert greedy.sampling_defaults() == {} and greedy.sampling_defaults(chat=True) == CHAT_SAMPLING
+    assert huggingface._generation(greedy) == {"do_sample": True, **CHAT_SAMPLING, "max_new_tokens": 200}
     (folder / "generation_config.json").write_text('{"temperature": 0, "top_k": 5, "do_sample": true}')
     coldest = lm.import_model(folder, name="coldest", runs_dir=tmp_path)
     # transformers refuses to sample at 0.

@@ -89,3 +89,9 @@ def test_the_pages_stay_short():
 def test_the_index_of_decisions_names_every_record():
     index = (DOCS / "decisions" / "index.md").read_text("utf-8")
     assert re.findall(r"\]\((0.+?\.md)\)", index) == [path.name for path in RECORDS]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/how-to/extend.md"])
+def test_the_files_of_the_code_that_a_page_names_exist(page: str) -> None:
+    named = re.findall(r"`((?:tests|lm|cli|serve)/[\w/.-]+)`", (ROOT / page).read_text("utf-8"))
+    assert not [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
