@@ -404,8 +404,8 @@ class _Regularisation:
     def of(cls, width: int, length: float, epochs: float) -> _Regularisation:
         doublings = math.log2(max(1.0, epochs))
         excess = math.log2(4.0 * width * width / length)
-        dropout = min(0.5, max(0.0, 0.1 * doublings + 0.03 * excess)) if epochs > 1 else 0.0
-        return cls(round(dropout, 2), round(min(0.8, 0.3 + 0.1 * doublings), 2))
+        dropout = min(0.5, max(0.0, 0.05 * doublings + 0.03 * excess)) if epochs > 1 else 0.0
+        return cls(round(dropout, 2), round(min(0.9, 0.2 + 0.14 * doublings), 2))
 
 
 def _tables(kind: TokenKind, vocabulary: int, dropout: float, hybrid: bool) -> dict[str, Any]:
