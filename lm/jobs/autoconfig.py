@@ -286,7 +286,7 @@ def choose(facts: Facts, wishes: Wishes = Wishes()) -> Choice:
     # Counts of words would need a row of the whole vocabulary for each position.
     hybrid = not wishes.neural and kind != "word" and family != "transformer"
     make = _transformer if family == "transformer" else _recurrent
-    model, training = make(kind, vocabulary, width, _Regularisation.of(width, length, epochs), hybrid)
+    model, training = make(kind, vocabulary, width, _Regularisation.of(kind, width, length, epochs), hybrid)
     window = model.get("context_length") or training["bptt"]
     training["batch_size"] = _rows(facts, tokens, window, vocabulary, model)
     least, most_decay = (0.05, 0.3) if family == "transformer" else (0.01, 0.1 if kind == "word" else 2.0)
@@ -401,10 +401,12 @@ class _Regularisation:
     table_dropout: float
 
     @classmethod
-    def of(cls, width: int, length: float, epochs: float) -> _Regularisation:
+    def of(cls, kind: TokenKind, width: int, length: float, epochs: float) -> _Regularisation:
         doublings = math.log2(max(1.0, epochs))
         excess = math.log2(4.0 * width * width / length)
-        dropout = min(0.5, max(0.0, 0.05 * doublings + 0.03 * excess)) if epochs > 1 else 0.0
+        # The large embedding of words memorises from the first epoch on.
+        by_epochs = 0.1 * doublings if kind == "word" else 0.09 * (doublings - 2)
+        dropout = min(0.5, max(0.0, by_epochs + 0.03 * excess)) if epochs > 1 else 0.0
         return cls(round(dropout, 2), round(min(0.9, 0.2 + 0.14 * doublings), 2))
 
 
@@ -450,7 +452,7 @@ def _transformer(
     model: dict[str, Any] = {
         "context_length": 64 if kind == "word" else 128, "hidden_size": width,
         "num_layers": max(2, min(8, round(width / 40))), "num_heads": width // 32,
-        "dropout": round(regularisation.dropout / 2, 2),
+        "dropout": regularisation.dropout,
         **_tables(kind, vocabulary, round(max(0.2, regularisation.table_dropout - 0.1), 2), hybrid),
     }  # fmt: skip
     training: dict[str, Any] = {

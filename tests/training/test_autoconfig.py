@@ -72,7 +72,7 @@ def test_a_little_more_time_or_text_changes_little(family: Any, on: Callable[[Fa
             there = numbers(choose(on(other), wishes))
             assert abs(there["hidden_size"] - here["hidden_size"]) <= max(WIDTH_STEP * 2, 0.3 * here["hidden_size"])
             for name in ("dropout", "table_dropout"):
-                assert abs(there[name] - here[name]) <= 0.11
+                assert abs(there[name] - here[name]) <= 0.13
             assert 0.4 <= there["learning_rate"] / here["learning_rate"] <= 2.5
 
 
