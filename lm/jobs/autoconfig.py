@@ -4,10 +4,11 @@
     plan (minutes, epochs or steps)              ├─► work ─► width ─► epochs ─► dropout, decay, batch, learning rate
     machine (device, speed, memory of a GPU)     ┘
 
-Work is the number of tokens that a reference network, a GRU of width 128 over characters, would train on in the time
-of the plan. All formulas are smooth in work and in the length of the text: twice the time or the text changes a width
-or a rate by some percent, and no threshold exchanges one model for another. Characters give way to subwords where both
-are equally good.
+Work is the number of tokens that a reference network, a GRU of width 128 over characters, would train on in the time of
+the plan. The network that the formulas choose is timed as well, and its true price replaces the one that they expected
+(`with_measured_price`): machines and number formats differ in what a wide network costs. All formulas are smooth in
+work and in the length of the text: twice the time or the text changes a width or a rate by some percent, and no
+threshold exchanges one model for another. Characters give way to subwords where both are equally good.
 
 The constants come from trials on texts that no report uses (benchmarks/TRIALS.md). What differs on a GPU is `GPU`: its
 speed is measured in large batches, which fill it, so more tokens fit into the same time, and width and batch follow.
@@ -52,6 +53,12 @@ TABLE_NUMBERS = 3_000_000, 12_000_000
 """Of a hybrid and of a network alone, in all context tables together: counts remember what tables forget."""
 STEPS = 1000
 """Optimizer steps of a plan, if the bounds of a batch allow it."""
+STEPS_SHARE = 0.88
+"""Of the time of a plan; the rest is for counts, validation and saving."""
+PRICE_FACTORS = 0.2, 5.0
+"""Least and most of a measured price, in the expected one: a measurement of half a second may be wrong."""
+FORGET_EPOCHS = 3.0
+"""Epochs after which weight decay has left 1 / e of an update."""
 MEMORY_SHARE = 0.6
 """Of a GPU's free memory for a batch."""
 
@@ -133,6 +140,8 @@ class Facts:
     """Training time of the plan; None: steps or epochs alone limit it."""
     speed: float | None = None
     """Tokens per second of the reference network on this machine; None where `seconds` is None."""
+    price_factor: float = 1.0
+    """Price of a network on this machine, in that of `Scale`."""
     epochs: float | None = None
     steps: int | None = None
     scale: Scale = CPU
@@ -152,6 +161,10 @@ class Choice:
     tokens: int
     """Tokens that the plan trains on, as estimated."""
     epochs: float
+    vocabulary: int
+    """Tokens of the vocabulary, as estimated."""
+    price: float
+    """Time of a token, in that of the reference network."""
     limited: bool = False
     """Whether the plan ends before its minutes, because of `max_epochs`."""
 
@@ -163,6 +176,8 @@ class Choice:
         ]
         if facts.seconds is not None:
             rows.append(("time", f"{facts.seconds:,.0f} s", f"{facts.speed:,.0f} reference tokens/s on this machine"))
+        if facts.price_factor != 1:
+            rows.append(("price", f"{facts.price_factor:.2f}", "time of a token as measured, in that as expected"))
         if facts.scale is GPU:
             memory = "" if facts.memory_bytes is None else f", {facts.memory_bytes / 1e9:,.1f} GB free"
             rows.append(("device", "GPU", f"{GPU.rows[0]} to {GPU.rows[1]:,} rows a batch{memory}"))
@@ -175,7 +190,7 @@ class Choice:
         reasons = {
             "order": "length of counted n-grams", "dropout": "by epochs and width", "table_dropout": "by epochs",
             "table_buckets": "rows of a context table, by vocabulary", "batch_size": f"about {STEPS:,} steps",
-            "learning_rate": "by width", "weight_decay": "by epochs",
+            "learning_rate": "by width", "weight_decay": f"an update is forgotten in {FORGET_EPOCHS:g} epochs",
         }  # fmt: skip
         values = {**model, **training}
         rows += [(name, f"{values[name]:g}", reason) for name, reason in reasons.items() if name in values]
@@ -225,6 +240,20 @@ def with_length(facts: Facts, training: TrainingConfig, measure: Callable[[], fl
     )
 
 
+def with_measured_price(choice: Choice, speed: float) -> Facts:
+    """The facts of a choice, with the price of its network as measured.
+
+    Args:
+        choice: the first one, for a plan by time.
+        speed: training tokens per second of its network.
+    """
+    facts = choice.facts
+    assert facts.speed is not None
+    factor = facts.speed / (STEPS_SHARE * speed) / choice.price
+    least, most = PRICE_FACTORS
+    return replace(facts, price_factor=facts.price_factor * min(most, max(least, factor)))
+
+
 def on_gpu(facts: Facts, memory_bytes: int | None) -> Facts:
     """The facts for a training on a GPU with this much free memory."""
     return replace(facts, scale=GPU, memory_bytes=memory_bytes)
@@ -240,7 +269,11 @@ def choose(facts: Facts, wishes: Wishes = Wishes()) -> Choice:
     per_token = {"char": 1.0, "subword": CHARACTERS_PER_SUBWORD, "word": CHARACTERS_PER_WORD}[kind]
     length = max(1.0, facts.encoded or facts.characters / per_token)
     family = wishes.family or "gru"
-    price = facts.scale.transformer if family == "transformer" else facts.scale.recurrent
+    expected = facts.scale.transformer if family == "transformer" else facts.scale.recurrent
+
+    def price(width: float, vocabulary: int) -> float:
+        return facts.price_factor * expected(width, vocabulary)
+
     width, work, tokens = _width(facts, length, vocabulary, price)
     epochs = tokens / length
     most = round(max_epochs(length), 1)
@@ -253,14 +286,18 @@ def choose(facts: Facts, wishes: Wishes = Wishes()) -> Choice:
     # Counts of words would need a row of the whole vocabulary for each position.
     hybrid = not wishes.neural and kind != "word" and family != "transformer"
     make = _transformer if family == "transformer" else _recurrent
-    model, training = make(kind, vocabulary, width, _Regularisation.of(width, length, epochs), hybrid)
-    training["batch_size"] = _rows(facts, tokens, model.get("context_length") or training["bptt"], vocabulary, model)
+    model, training = make(kind, vocabulary, width, _Regularisation.of(kind, width, length, epochs), hybrid)
+    window = model.get("context_length") or training["bptt"]
+    training["batch_size"] = _rows(facts, tokens, window, vocabulary, model)
+    least, most_decay = (0.05, 0.3) if family == "transformer" else (0.01, 0.1 if kind == "word" else 2.0)
+    decay = _weight_decay(training["learning_rate"], length / (training["batch_size"] * window))
+    training["weight_decay"] = round(min(most_decay, max(least, decay)), 3)
     own = {"type": "hybrid", "cell": family, "order": _order(kind)} if hybrid else {"type": family}
     model = {**own, **model}
     if limited:
         training["epochs"] = most
     sections = {"tokenizer": tokenizer, "model": model, "training": training}
-    return Choice(sections, facts, work, int(tokens), epochs, limited)
+    return Choice(sections, facts, work, int(tokens), epochs, vocabulary, price(width, vocabulary), limited)
 
 
 # -- formulas -------------------------------------------------------------------------------------------
@@ -347,21 +384,30 @@ def _token_bytes(model: Mapping[str, Any], vocabulary: int) -> float:
     return 4.0 * float(activations + logits)
 
 
+def _weight_decay(learning_rate: float, steps_per_epoch: float) -> float:
+    """The weight decay that forgets an update in `FORGET_EPOCHS`, whatever rate and batch a text has.
+
+    A step takes learning_rate · weight_decay of a weight away (Wang and Aitchison, "How to set AdamW's weight decay as
+    you scale model and dataset size", 2024).
+    """
+    return 1 / (FORGET_EPOCHS * learning_rate * steps_per_epoch)
+
+
 @dataclass(frozen=True)
 class _Regularisation:
     """More for more epochs, and for more weights per token."""
 
     dropout: float
     table_dropout: float
-    weight_decay: float
 
     @classmethod
-    def of(cls, width: int, length: float, epochs: float) -> _Regularisation:
+    def of(cls, kind: TokenKind, width: int, length: float, epochs: float) -> _Regularisation:
         doublings = math.log2(max(1.0, epochs))
         excess = math.log2(4.0 * width * width / length)
-        dropout = min(0.5, max(0.0, 0.1 * doublings + 0.03 * excess)) if epochs > 1 else 0.0
-        decay = min(1.0, max(0.01, 0.04 * epochs * 2.0 ** (0.15 * excess)))
-        return cls(round(dropout, 2), round(min(0.8, 0.3 + 0.1 * doublings), 2), round(decay, 3))
+        # The large embedding of words memorises from the first epoch on.
+        by_epochs = 0.1 * doublings if kind == "word" else 0.09 * (doublings - 2)
+        dropout = min(0.5, max(0.0, by_epochs + 0.03 * excess)) if epochs > 1 else 0.0
+        return cls(round(dropout, 2), round(min(0.9, 0.2 + 0.14 * doublings), 2))
 
 
 def _tables(kind: TokenKind, vocabulary: int, dropout: float, hybrid: bool) -> dict[str, Any]:
@@ -377,14 +423,13 @@ def _tables(kind: TokenKind, vocabulary: int, dropout: float, hybrid: bool) -> d
 def _recurrent(
     kind: TokenKind, vocabulary: int, width: int, regularisation: _Regularisation, hybrid: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    small, dropout, decay = vocabulary <= 256, regularisation.dropout, regularisation.weight_decay
+    small, dropout = vocabulary <= 256, regularisation.dropout
     model: dict[str, Any] = {
         "embedding_size": 64 if small else 128, "hidden_size": width, "dropout": dropout,
         **_tables(kind, vocabulary, regularisation.table_dropout, hybrid),
     }  # fmt: skip
     training: dict[str, Any] = {
         "bptt": 64 if kind == "char" else 48, "learning_rate": round(8e-3 * (128 / width) ** 0.45, 5),
-        "weight_decay": decay,
     }  # fmt: skip
     if not small:
         model["tie_weights"] = True
@@ -393,7 +438,7 @@ def _recurrent(
             "embedding_size": 256, "adaptive_cutoffs": [2000, 10_000], "locked_dropout": True,
             "embedding_dropout": round(dropout / 4, 3), "weight_dropout": round(dropout / 2, 3),
         }  # fmt: skip
-        training |= {"learning_rate": 3e-3, "betas": [0.9, 0.999], "weight_decay": min(decay, 0.1)}
+        training |= {"learning_rate": 3e-3, "betas": [0.9, 0.999]}
     if "table_orders" in model:
         training["table_learning_rate"] = 1.0 if kind == "char" else 2.0
     return model, training
@@ -407,12 +452,12 @@ def _transformer(
     model: dict[str, Any] = {
         "context_length": 64 if kind == "word" else 128, "hidden_size": width,
         "num_layers": max(2, min(8, round(width / 40))), "num_heads": width // 32,
-        "dropout": round(regularisation.dropout / 2, 2),
+        "dropout": regularisation.dropout,
         **_tables(kind, vocabulary, round(max(0.2, regularisation.table_dropout - 0.1), 2), hybrid),
     }  # fmt: skip
     training: dict[str, Any] = {
         "batching": "shuffled", "optimizer": "muon", "muon_learning_rate": 0.01 if kind == "char" else 0.02,
-        "learning_rate": 3e-3, "weight_decay": max(0.05, min(regularisation.weight_decay, 0.3)),
+        "learning_rate": 3e-3,
     }  # fmt: skip
     if "table_orders" in model:
         training["table_learning_rate"] = 1.0

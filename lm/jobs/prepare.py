@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,18 +11,32 @@ from lm.corpora import Corpus, PreparedCorpus, open_corpus
 from lm.corpora import prepare as encode
 from lm.device import pick_device
 from lm.errors import ConfigError, CorpusError
-from lm.jobs.autoconfig import choose, on_gpu, read_facts, token_kind, with_length
+from lm.jobs.autoconfig import (
+    Choice,
+    Facts,
+    Sections,
+    Wishes,
+    choose,
+    on_gpu,
+    read_facts,
+    token_kind,
+    with_length,
+    with_measured_price,
+)
 from lm.jobs.distill import check_teacher
 from lm.jobs.ensemble_config import as_ensemble, with_shared_minutes
 from lm.jobs.prepared_job import PreparedJob
 from lm.jobs.resolve import ResolvedRequest, TrainRequest
-from lm.jobs.speed import reference_speed
+from lm.jobs.speed import network_speed, reference_speed
 from lm.machine import available_bytes
 from lm.models.training_method import training_method
 from lm.runs.run import Run
 from lm.tokenizers.base import Tokenizer
 from lm.training import distributed
-from lm.training.plan import DEFAULT_MINUTES, fit_to_text
+from lm.training.plan import DEFAULT_MINUTES, bptt_of, fit_to_text
+
+NETWORK_SECONDS, NETWORK_SHARE = 0.6, 0.01
+"""Time to measure the network that the rule chooses, and the most as a share of the plan."""
 
 
 def open_text(resolved: ResolvedRequest) -> Corpus:
@@ -76,7 +91,7 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
             wishes = replace(wishes, neural=True)
         if teacher is not None:
             wishes = replace(wishes, tokens=token_kind(teacher.config.tokenizer.type))
-        choice = choose(facts, wishes)
+        choice = _choose_by_measurement(facts, wishes, resolved.over_default)
         if teacher is not None:
             # A student has its teacher's tokens.
             choice.sections["tokenizer"] = teacher.config.tokenizer.model_dump(mode="json")
@@ -99,6 +114,21 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
     if (teacher := resolved.teacher) is not None:
         check_teacher(teacher, prepared)
     return PreparedJob(config=config, corpus=prepared, init=request.init, teacher=teacher, choice=choice)
+
+
+def _choose_by_measurement(facts: Facts, wishes: Wishes, over: Callable[[Sections], RunConfig]) -> Choice:
+    """The options of the default model; for a plan by time, with the measured price of its network."""
+    choice = choose(facts, wishes)
+    if facts.seconds is None:
+        return choice
+    config = over(choice.sections)
+    if not training_method(config).has_steps:
+        return choice
+    batch = config.training.batch_size, bptt_of(config)
+    seconds = min(NETWORK_SECONDS, NETWORK_SHARE * facts.seconds)
+    with distributed.single_process():
+        speed = network_speed(config.model, choice.vocabulary, config.training, batch, seconds)
+    return choose(with_measured_price(choice, speed), wishes)
 
 
 def _check_conversations(config: RunConfig, source: str) -> None:

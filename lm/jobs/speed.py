@@ -11,7 +11,7 @@ import numpy as np
 from lm.config import RunConfig, Section, TrainingConfig
 from lm.corpora import PreparedCorpus
 from lm.corpora.batches import Batch
-from lm.device import deterministic, enough_memory
+from lm.device import deterministic, enough_memory, pick_device
 from lm.models.base import LanguageModel, build_model
 from lm.models.lora import trainable_model
 from lm.profiling.trial import make_trial
@@ -26,7 +26,7 @@ REFERENCE_BATCH = 32, 64
 """Rows and tokens of a row."""
 GPU_ROWS = 1024
 """Rows of the same on a GPU, which fewer do not fill."""
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,37 @@ def reference_speed(config: TrainingConfig, seconds: float = REFERENCE_SECONDS) 
         config: device, precision and optimizer.
         seconds: how long to measure.
     """
+    rows, length = REFERENCE_BATCH
+    rows = GPU_ROWS if pick_device(config.device).type == "cuda" else rows
+    return network_speed(REFERENCE, REFERENCE_VOCABULARY, config, (rows, length), seconds)
+
+
+def network_speed(
+    section: Section, vocabulary: int, config: TrainingConfig, batch: tuple[int, int], seconds: float
+) -> float:
+    """Training tokens per second of a network on random tokens on this machine, in one process; without its counts.
+
+    Args:
+        section: the `model` section of a configuration.
+        vocabulary: number of different tokens.
+        config: device, precision and optimizer.
+        batch: rows, and tokens of a row.
+        seconds: how long to measure, at least a few steps.
+
+    Raises:
+        DeviceError: the memory is not enough.
+    """
     with enough_memory():
-        model = build_model(REFERENCE, REFERENCE_VOCABULARY, seed=1)
-        step = TrainStep(model, config.model_copy(update={"gradient_accumulation": 1, "shard": False}))
-        rows, length = REFERENCE_BATCH
-        shape = 2, GPU_ROWS if step.device.type == "cuda" else rows, length
-        ids = np.random.default_rng(1).integers(0, REFERENCE_VOCABULARY, size=shape)
-        batch, times = Batch(ids[0], ids[1], fresh=True), list[float]()
+        model = build_model(section, vocabulary, seed=1)
+        own = {"gradient_accumulation": 1, "shard": False, "distill": None}
+        step = TrainStep(model, config.model_copy(update=own))
+        ids = np.random.default_rng(1).integers(0, vocabulary, size=(2, *batch))
+        tokens, times = Batch(ids[0], ids[1], fresh=True), list[float]()
         with deterministic(step.device), keep_freed_memory():
             begun = time.perf_counter()
-            while len(times) < WARM_UP_STEPS + 3 or time.perf_counter() - begun < seconds:
+            while len(times) < WARM_UP_STEPS + 2 or time.perf_counter() - begun < seconds:
                 before = time.perf_counter()
-                step.run([batch], 1e-3)
+                step.run([tokens], 1e-3)
                 times.append(time.perf_counter() - before)
     # The median, because another program may use the processor for a moment.
     return float(ids[0].size / statistics.median(times[WARM_UP_STEPS:]))
