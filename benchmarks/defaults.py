@@ -3,6 +3,7 @@
     python -m benchmarks.defaults                            # the whole grid: hours; what is measured is kept
     python -m benchmarks.defaults --texts chat,verse --minutes 0.5 --what default,presets
     python -m benchmarks.defaults --summary                  # the table, and what is met and missed
+    python -m benchmarks.defaults --summary --report         # the same, and RESULTS.md with it
 
 A cell is a text, a time and a contender:
 
@@ -588,19 +589,25 @@ def run(settings: Settings) -> Record:
     """The default and the floor of two texts; with --full the whole grid, from its records."""
     if settings.full:
         asked = Asked(records=settings.results / "defaults", threads=settings.threads, baseline=settings.baseline)
-        return _suite_record(asked, settings)
+        return suite_record(asked, settings.options(), measure_grid(asked))
     with tempfile.TemporaryDirectory(prefix="inkling-benchmark-") as folder:
         asked = Asked(SLICE, MINUTES[:1], ("default", "floor"), records=Path(folder), threads=settings.threads)
-        return _suite_record(asked, settings)
+        return suite_record(asked, settings.options(), measure_grid(asked))
 
 
-def _suite_record(asked: Asked, settings: Settings) -> Record:
-    failures = measure_grid(asked)
+def suite_record(asked: Asked, options: Json, failures: Sequence[str] = ()) -> Record:
+    """The suite's record, from the records of the cells.
+
+    Args:
+        asked: the part of the grid.
+        options: how it was measured.
+        failures: what could not be measured.
+    """
     records = read_records(asked.records)
     rows = make_rows(records, asked)
-    record = Record(options={**settings.options(), "texts": sorted({row.text for row in rows})})
+    record = Record(options={**options, "texts": sorted({row.text for row in rows})})
     record.versions = versions("numpy", "torch", "pyppmd")
-    record.missing = failures
+    record.missing = list(failures)
     contexts = sorted({str(each["context"]) for each in records.values() if "context" in each})
     record.notes = [f"Context rules: {', '.join(contexts)}."] if contexts else []
     table = [
@@ -654,6 +661,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--baseline", type=Path, metavar="CHECKOUT", help="the code of the old default")
     parser.add_argument("--again", action="store_true", help="measure cells again that have a record")
     parser.add_argument("--summary", action="store_true", help="print what the records say; measure nothing")
+    parser.add_argument("--report", action="store_true", help="write the figures of the cells into RESULTS.md")
     given = parser.parse_args(arguments)
     if unknown := [name for name in given.texts if name not in TEXTS]:
         parser.error(f"there is no text {unknown[0]!r}: {', '.join(TEXTS)}")
@@ -671,6 +679,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except KeyboardInterrupt:
             sys.exit("\nInterrupted: the same command continues with the cells that are left.")
     print(summary(asked))
+    if given.report:
+        record = suite_record(asked, {"threads": given.threads}, failures)
+        print(save("defaults", asdict(record)), report.write())
     if failures:
         sys.exit("\n".join(["", "Not measured:", *failures]))
 
