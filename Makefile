@@ -33,8 +33,8 @@ test: $(VENV)/.installed-dev ## Run all tests, two files at a time
 coverage: $(VENV)/.installed-dev ## Run all tests and report the lines they reach: a third slower
 	$(PYTEST) --cov --cov-report=term $(PYTEST_ARGS)
 
-test-fast: $(VENV)/.installed-test ## Run the fast tests: less than a minute
-	$(PYTEST) $(TWO) -m "not slow and not soak" $(PYTEST_ARGS)
+test-fast: $(VENV)/.installed-test ## Run the fast tests, without the page: about a minute
+	$(PYTEST) $(TWO) -m "not slow and not soak" --ignore tests/serve/page $(PYTEST_ARGS)
 
 soak: $(VENV)/.installed-test ## Run the tests that take minutes
 	$(PYTEST) -m soak --durations=0 $(PYTEST_ARGS)

@@ -14,7 +14,6 @@ import lm
 from lm.generation.options import CHAT_SAMPLING, SamplingOptions
 from lm.generation.request import Request
 from lm.tokenizers.pretrained import PretrainedTokenizer
-from serve.page.reproduce import TextRequest, reproduce
 from serve.settings import ServeOptions
 from tests.serve.conftest import Serve, Server, refusal
 from tests.tokenizers.tiny_pretrained import CHAT_TEMPLATE, CONFIG, byte_level, make_run
@@ -136,6 +135,9 @@ def test_the_sliders_of_the_page_take_the_options_of_the_model_s_source(folder: 
     assert (first["Temperature"], first["Top-k"], first["Top-p"]) == (0, 1, 1)
     assert (other["Temperature"], other["Top-k"], other["Top-p"]) == (SamplingOptions().temperature, 0, 1)
     assert {*moved.values()} == {"stays"}
+    # Gradio takes seconds to import, which the fast tests do not have.
+    from serve.page.reproduce import TextRequest, reproduce
+
     request = TextRequest("cold", "sat", SamplingOptions(temperature=0.8, seed=3), ("temperature", "top_k"))
     command = reproduce("Command line", request, server=ServeOptions(), url="")
     assert "--temperature=0.8 --top-k=1000000 --seed=3" in command
