@@ -177,7 +177,7 @@ class Choice:
         if facts.seconds is not None:
             rows.append(("time", f"{facts.seconds:,.0f} s", f"{facts.speed:,.0f} reference tokens/s on this machine"))
         if facts.price_factor != 1:
-            rows.append(("price", f"{facts.price_factor:.2f}", "time of a token as measured, in that as expected"))
+            rows.append(("price", f"{facts.price_factor:.2f}", "measured over expected time of a token"))
         if facts.scale is GPU:
             memory = "" if facts.memory_bytes is None else f", {facts.memory_bytes / 1e9:,.1f} GB free"
             rows.append(("device", "GPU", f"{GPU.rows[0]} to {GPU.rows[1]:,} rows a batch{memory}"))
