@@ -168,6 +168,12 @@ class Choice:
     limited: bool = False
     """Whether the plan ends before its minutes, because of `max_epochs`."""
 
+    @property
+    def batch(self) -> tuple[int, int]:
+        """Rows of a batch, and tokens of a row."""
+        model, training = self.sections["model"], self.sections["training"]
+        return training["batch_size"], _row_length(model, training)
+
     def explain(self) -> list[tuple[str, str, str]]:
         """The rule's inputs and outputs as rows: what, value, reason."""
         facts, model, training = self.facts, self.sections["model"], self.sections["training"]
@@ -287,11 +293,10 @@ def choose(facts: Facts, wishes: Wishes = Wishes()) -> Choice:
     hybrid = not wishes.neural and kind != "word" and family != "transformer"
     make = _transformer if family == "transformer" else _recurrent
     model, training = make(kind, vocabulary, width, _Regularisation.of(kind, width, length, epochs), hybrid)
-    window = model.get("context_length") or training["bptt"]
-    training["batch_size"] = _rows(facts, tokens, window, vocabulary, model)
-    least, most_decay = (0.05, 0.3) if family == "transformer" else (0.01, 0.1 if kind == "word" else 2.0)
-    decay = _weight_decay(training["learning_rate"], length / (training["batch_size"] * window))
-    training["weight_decay"] = round(min(most_decay, max(least, decay)), 3)
+    row_length = _row_length(model, training)
+    training["batch_size"] = _rows(facts, tokens, row_length, vocabulary, model)
+    steps_per_epoch = length / (training["batch_size"] * row_length)
+    training["weight_decay"] = _weight_decay(family, kind, training["learning_rate"], steps_per_epoch)
     own = {"type": "hybrid", "cell": family, "order": _order(kind)} if hybrid else {"type": family}
     model = {**own, **model}
     if limited:
@@ -384,13 +389,18 @@ def _token_bytes(model: Mapping[str, Any], vocabulary: int) -> float:
     return 4.0 * float(activations + logits)
 
 
-def _weight_decay(learning_rate: float, steps_per_epoch: float) -> float:
-    """The weight decay that forgets an update in `FORGET_EPOCHS`, whatever rate and batch a text has.
+def _row_length(model: Mapping[str, Any], training: Mapping[str, Any]) -> int:
+    return int(model.get("context_length") or training["bptt"])
+
+
+def _weight_decay(family: Family, kind: TokenKind, learning_rate: float, steps_per_epoch: float) -> float:
+    """The weight decay that forgets an update in `FORGET_EPOCHS`, whatever rate and batch a text has; within bounds.
 
     A step takes learning_rate · weight_decay of a weight away (Wang and Aitchison, "How to set AdamW's weight decay as
     you scale model and dataset size", 2024).
     """
-    return 1 / (FORGET_EPOCHS * learning_rate * steps_per_epoch)
+    least, most = (0.05, 0.3) if family == "transformer" else (0.01, 0.1 if kind == "word" else 2.0)
+    return round(min(most, max(least, 1 / (FORGET_EPOCHS * learning_rate * steps_per_epoch))), 3)
 
 
 @dataclass(frozen=True)

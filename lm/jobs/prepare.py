@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,6 @@ from lm.errors import ConfigError, CorpusError
 from lm.jobs.autoconfig import (
     Choice,
     Facts,
-    Sections,
     Wishes,
     choose,
     on_gpu,
@@ -33,7 +31,7 @@ from lm.models.training_method import training_method
 from lm.runs.run import Run
 from lm.tokenizers.base import Tokenizer
 from lm.training import distributed
-from lm.training.plan import DEFAULT_MINUTES, bptt_of, fit_to_text
+from lm.training.plan import DEFAULT_MINUTES, fit_to_text
 
 NETWORK_SECONDS, NETWORK_SHARE = 0.6, 0.01
 """Time to measure the network that the rule chooses, and the most as a share of the plan."""
@@ -91,7 +89,7 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
             wishes = replace(wishes, neural=True)
         if teacher is not None:
             wishes = replace(wishes, tokens=token_kind(teacher.config.tokenizer.type))
-        choice = _choose_by_measurement(facts, wishes, resolved.over_default)
+        choice = _choose_by_measurement(facts, wishes, config)
         if teacher is not None:
             # A student has its teacher's tokens.
             choice.sections["tokenizer"] = teacher.config.tokenizer.model_dump(mode="json")
@@ -116,18 +114,18 @@ def prepare_job(resolved: ResolvedRequest, corpus: Corpus | None = None) -> Prep
     return PreparedJob(config=config, corpus=prepared, init=request.init, teacher=teacher, choice=choice)
 
 
-def _choose_by_measurement(facts: Facts, wishes: Wishes, over: Callable[[Sections], RunConfig]) -> Choice:
-    """The options of the default model; for a plan by time, with the measured price of its network."""
+def _choose_by_measurement(facts: Facts, wishes: Wishes, config: RunConfig) -> Choice:
+    """The options of the default model; for a plan by time, with the measured price of its network.
+
+    It is the rule's own network. One with a caller's options may not fit, and the memory is checked later.
+    """
     choice = choose(facts, wishes)
-    if facts.seconds is None:
+    if facts.seconds is None or not training_method(config).has_steps:
         return choice
-    config = over(choice.sections)
-    if not training_method(config).has_steps:
-        return choice
-    batch = config.training.batch_size, bptt_of(config)
+    network = Section.model_validate(choice.sections["model"])
     seconds = min(NETWORK_SECONDS, NETWORK_SHARE * facts.seconds)
     with distributed.single_process():
-        speed = network_speed(config.model, choice.vocabulary, config.training, batch, seconds)
+        speed = network_speed(network, choice.vocabulary, config.training, choice.batch, seconds)
     return choose(with_measured_price(choice, speed), wishes)
 
 

@@ -35,7 +35,7 @@ from lm.jobs.autoconfig import (
 )
 from lm.jobs.prepare import prepare_job
 from lm.jobs.resolve import TrainRequest, resolve
-from lm.jobs.speed import reference_speed
+from lm.jobs.speed import network_speed, reference_speed
 
 SPEED = 100_000.0
 LENGTHS = [int(5_000 * 1.3**k) for k in range(34)]
@@ -210,6 +210,21 @@ def test_the_network_of_a_plan_by_time_is_timed(tmp_path: Path) -> None:
         request = TrainRequest(corpus=str(tmp_path / "text.txt"), overrides={**overrides, **SMALL})
         choice = prepare_job(resolve(request)).choice
         assert choice is not None and (choice.facts.price_factor != 1) == timed
+
+
+def test_a_network_that_a_caller_made_too_large_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text("the hens sat down in the yard. \n" * 400, "utf-8")
+    timed: list[Section] = []
+
+    def record(section: Section, *args: Any) -> float:
+        timed.append(section)
+        return network_speed(section, *args)
+
+    monkeypatch.setattr("lm.jobs.prepare.network_speed", record)
+    overrides = {"training.minutes": 0.1, "model.hidden_size": 1_000_000}
+    job = prepare_job(resolve(TrainRequest(corpus=str(tmp_path / "text.txt"), overrides=overrides)))
+    assert job.config.model.model_dump()["hidden_size"] == 1_000_000
+    assert [section.model_dump()["hidden_size"] <= CPU.max_width for section in timed] == [True]
 
 
 def test_weight_decay_forgets_in_the_same_number_of_epochs() -> None:
