@@ -206,11 +206,11 @@ class TrainingConfig(Options):
     bptt: int | None = Field(
         None, ge=1, description="Tokens of each row in one step. Default: the model's context length, else 64."
     )
-    batching: Literal["streams", "random", "shuffled"] | None = Field(
+    batching: Literal["streams", "rotated", "random", "shuffled"] | None = Field(
         None,
-        description="streams: contiguous text, with the state carried over if the model has no context limit; random: "
-        "windows at random positions; shuffled: each window once an epoch. Default: streams for recurrent models, "
-        "random for Transformers.",
+        description="streams: contiguous text, with the state carried over if the model has no context limit; rotated: "
+        "streams that begin elsewhere in each epoch; random: windows at random positions; shuffled: each window once "
+        "an epoch. Default: streams for recurrent models, random for Transformers.",
     )
     gradient_accumulation: int = Field(
         1, ge=1, description="Batches whose gradients are averaged for one optimizer step."

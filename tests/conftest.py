@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -63,6 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     # Models as small as these wait for a second thread longer than it helps them; torch is not loaded yet.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Hundreds of tests start a program: each would compile all modules again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     os.environ["INKLING_CACHE"] = str(folder / "cache")
     os.environ["HF_HOME"] = str(folder / "huggingface")
     os.environ.pop("INKLING_RUNS", None)

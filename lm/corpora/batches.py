@@ -26,7 +26,9 @@ from lm.tokenizers.base import Ids
 if TYPE_CHECKING:
     from torch import Tensor
 
-BatchingKind = Literal["streams", "random", "shuffled"]
+BatchingKind = Literal["streams", "rotated", "random", "shuffled"]
+STREAMS = "streams", "rotated"
+"""Kinds of contiguous text, through which a state can be carried."""
 
 START_TOKEN_SHARE = 1 / 16
 """Share of windows whose first input is the start token, so that the model learns it as a context."""
@@ -34,7 +36,7 @@ START_TOKEN_SHARE = 1 / 16
 SAME_LENGTH = 1.25
 """Conversations in one batch: the longest is at most this many times as long as the shortest."""
 
-_WINDOWS, _ORDER, _STARTS = 0, 1, 2
+_WINDOWS, _ORDER, _STARTS, _ROTATION = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,43 @@ class StreamBatches(Batches):
         if number == 0:
             inputs[:, 0] = self._start_id
         return Batch(inputs, targets, number == 0, weight, place=number)
+
+
+class RotatedStreams(StreamBatches):
+    """Streams whose rows begin at other tokens in each epoch; the first epoch is that of `StreamBatches`.
+
+    A row is a ring: its first token follows its last one, and each target comes once an epoch. So windows have other
+    ends, and a batch other combinations of tokens, in each epoch.
+
+    Source: Press 2019, "Partially shuffling the training data to improve language models".
+    """
+
+    def batch(self, index: int) -> Batch:
+        """See `Batches.batch`."""
+        epoch, number = divmod(index, self.per_epoch)
+        if epoch == 0:
+            return super().batch(index)
+        begin = number * self._bptt
+        rows, weight = self._own(self._batch_size)
+        shifts = _generator(self._seed, _ROTATION, epoch).integers(0, self._length, size=self._batch_size)
+        first = (begin + shifts[rows]) % self._length
+        starts = self._length * np.arange(self._batch_size)[rows]
+        inputs, targets = self._ring(starts, first, min(self._bptt, self._length - begin))
+        if number == 0:
+            inputs[:, 0] = self._start_id
+        return Batch(inputs, targets, number == 0, weight)
+
+    def _ring(
+        self, starts: npt.NDArray[np.int64], first: npt.NDArray[np.int64], length: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Inputs and targets (R, length) of rows from `starts`, each from its token number `first` on."""
+        before_end = np.minimum(length, self._length - first)
+        inputs, targets = np.empty((2, len(starts), length), np.int64)
+        for row, (start, at, part) in enumerate(zip(starts.tolist(), first.tolist(), before_end.tolist(), strict=True)):
+            for begin, places in ((start + at, slice(0, part)), (start, slice(part, length))):
+                tokens = self._ids[begin : begin + places.stop - places.start + 1]
+                inputs[row, places], targets[row, places] = tokens[:-1], tokens[1:]
+        return inputs, targets
 
 
 class RandomWindows(Batches):
@@ -306,7 +345,7 @@ def _of_like_length(lengths: npt.NDArray[np.int64], tokens: int) -> list[tuple[n
 
 
 _KINDS: dict[BatchingKind, type[Batches]] = {
-    "streams": StreamBatches, "random": RandomWindows, "shuffled": ShuffledWindows,
+    "streams": StreamBatches, "rotated": RotatedStreams, "random": RandomWindows, "shuffled": ShuffledWindows,
 }  # fmt: skip
 
 

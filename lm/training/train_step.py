@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lm.config import TrainingConfig
 from lm.corpora import TokenSplit
-from lm.corpora.batches import Batch, make_batches
+from lm.corpora.batches import STREAMS, Batch, make_batches
 from lm.errors import NonFiniteLossError
 from lm.files import Arrays
 from lm.kernels.compiled import native
@@ -110,7 +110,7 @@ class TrainStep:
         self.updates = 0
         """Steps that changed the weights."""
         # The state of a limited window is not carried: it would grow with every batch.
-        self.carries_state = (config.batching or model.batching) == "streams" and model.context_length is None
+        self.carries_state = (config.batching or model.batching) in STREAMS and model.context_length is None
         self.carried_state: State | None = None
         self._input_state: State | None = None
         self.compile_kind = kind_for(model)

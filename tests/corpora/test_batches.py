@@ -12,7 +12,7 @@ from lm.corpora import Counts, TokenSplit
 from lm.corpora.batches import Batches, make_batches
 from lm.errors import CorpusError
 
-KINDS = ["streams", "random", "shuffled"]
+KINDS = ["streams", "rotated", "random", "shuffled"]
 START = 200
 
 
@@ -48,6 +48,28 @@ def test_an_epoch_of_streams_has_every_target_once_but_the_last_few():
 def test_streams_whose_rows_divide_evenly_end_with_a_full_batch():
     batches = made("streams", 24, batch_size=2, bptt=4)
     assert batches.per_epoch == 3 and batches.batch(2).inputs.shape == (2, 4)
+
+
+@pytest.mark.parametrize("bptt", [4, 7, 20])
+def test_rotated_streams_have_every_target_once_in_each_epoch_and_start_elsewhere(bptt):
+    batches, streams = (made(kind, 103, batch_size=5, bptt=bptt) for kind in ("rotated", "streams"))
+    first_targets = []
+    for epoch in range(4):
+        got = [batches.batch(epoch * batches.per_epoch + number) for number in range(batches.per_epoch)]
+        assert sorted(np.concatenate([batch.targets.ravel() for batch in got])) == list(range(100))
+        assert [batch.fresh for batch in got] == [True] + [False] * (len(got) - 1)
+        rows = np.concatenate([batch.targets for batch in got], axis=1)
+        inputs = np.concatenate([batch.inputs for batch in got], axis=1)
+        assert inputs[:, 0].tolist() == [START] * 5
+        # Each target follows its input, also where a row goes on from its end to its beginning.
+        assert (inputs[:, 1:] == np.where(rows[:, 1:] == 0, START, rows[:, 1:] - 1)).all()
+        assert (np.sort(rows) == np.arange(100).reshape(5, 20)).all()
+        first_targets.append(rows[:, 0].tolist())
+        if epoch == 0:
+            expected = [streams.batch(number).inputs.tolist() for number in range(len(got))]
+            assert [batch.inputs.tolist() for batch in got] == expected
+    shifts = [[target % 20 for target in targets] for targets in first_targets]
+    assert len({tuple(shift) for shift in shifts}) == 4 and len(set(shifts[1])) > 1
 
 
 # -- windows --------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_what_a_shard_cannot_read_is_left_out_as_in_training(texts: Path, tmp_pa
     assert before == after
 
 
-@pytest.mark.parametrize("kind", ["streams", "random", "shuffled"])
+@pytest.mark.parametrize("kind", ["streams", "rotated", "random", "shuffled"])
 def test_batches_of_shards_are_those_of_one_file(texts: Path, tmp_path: Path, kind: str) -> None:
     train = prepare(shards_of(texts, tmp_path / "out", 3), CHAR).splits["train"]
     assert isinstance(train.ids, JoinedIds)

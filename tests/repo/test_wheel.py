@@ -88,7 +88,8 @@ def test_the_wheel_holds_packages_presets_and_the_shipped_runs_and_nothing_else(
     sources = {
         str(path.relative_to(ROOT)) for folder in ("lm", "cli", "serve") for path in (ROOT / folder).rglob("*.py")
     }
-    assets = {str(path.relative_to(ROOT)) for path in (ROOT / "serve" / "page" / "assets").iterdir()}
+    folder = ROOT / "serve" / "page" / "assets"
+    assets = {str(path.relative_to(ROOT)) for path in folder.iterdir() if path.is_file()}
     assets |= {str(path.relative_to(ROOT)) for path in (ROOT / "lm" / "html_parts").glob("*.css")}
     assets |= {str(path.relative_to(ROOT)) for path in (ROOT / "lm" / "interop" / "html_assets").iterdir()}
     assets.add("serve/security/login.html")

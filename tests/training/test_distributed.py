@@ -136,7 +136,7 @@ def test_each_process_drops_units_of_its_own(both: Path) -> None:
 
 
 @pytest.mark.parametrize("shares", [2, 3, 6])
-@pytest.mark.parametrize("kind", ["streams", "random", "shuffled"])
+@pytest.mark.parametrize("kind", ["streams", "rotated", "random", "shuffled"])
 def test_the_shares_of_a_batch_are_its_rows_in_order(prepared: Any, kind: Any, shares: int) -> None:
     train = prepared.splits["train"]
     whole = make_batches(kind, train, 6, 16, 1)

@@ -89,7 +89,7 @@ WAYS = [
     # Each family and batching once; the other precision in `make soak`.
     pytest.param(model, batching, precision, marks=() if (i + j + k) % 2 == 0 else pytest.mark.soak)
     for i, model in enumerate(("gru", "lstm", "transformer"))
-    for j, batching in enumerate(("streams", "random", "shuffled"))
+    for j, batching in enumerate(("streams", "rotated", "random", "shuffled"))
     for k, precision in enumerate(("fp32", "fp16"))
 ]
 

@@ -80,7 +80,7 @@ class Recorder:
         return {}
 
 
-@pytest.mark.parametrize("kind", ["streams", "random", "shuffled"])
+@pytest.mark.parametrize("kind", ["streams", "rotated", "random", "shuffled"])
 def test_batches_made_ahead_are_those_of_their_number_from_any_number_on(
     prepared: PreparedCorpus, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:

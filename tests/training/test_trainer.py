@@ -109,7 +109,7 @@ def test_a_window_of_limited_length_carries_nothing_however_it_is_batched(make_t
     assert trial.step.carried_state is None
 
 
-@pytest.mark.parametrize("batching", ["streams", "random", "shuffled"])
+@pytest.mark.parametrize("batching", ["streams", "rotated", "random", "shuffled"])
 def test_a_corpus_shorter_than_one_batch_is_refused_with_its_numbers(make_trainer: Make, batching: str) -> None:
     with pytest.raises(CorpusError, match=r"5,402 tokens.*fewer than one batch of 400 rows of 16"):
         make_trainer("gru", batch_size=400, batching=batching)
