@@ -4,7 +4,7 @@
     score(model, ids, watchers=[words.add])
     srilm(words.end())["ppl"]
 
-Each program counts words, line ends and unknown words in another way; docs/reference/evaluation.md has the table. A
+Each program counts words, line ends and unknown words in another way; docs/reference/evaluation.md has the rules. A
 word's nats are those of all its tokens, with the white space before it; a line end's those of its newline, with the
 white space before that. So the figures are defined for every tokenizer: for a word tokenizer, one token is one word or
 one line end.

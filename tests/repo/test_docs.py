@@ -13,7 +13,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if path != DOCS / "reference" / "options.md")
 RECORDS = sorted((DOCS / "decisions").glob("0*.md"))
 COLUMNS = 100
-MAX_WORDS = 21_500
+MAX_WORDS = 14_300
 """Of all pages but the decisions, the lessons and the generated options."""
 
 
