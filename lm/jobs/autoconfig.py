@@ -57,6 +57,8 @@ STEPS_SHARE = 0.88
 """Of the time of a plan; the rest is for counts, validation and saving."""
 PRICE_FACTORS = 0.2, 5.0
 """Least and most of a measured price, in the expected one: a measurement of half a second may be wrong."""
+AVERAGE_SHARE = 0.2, 0.4
+"""Of the steps, whose weights a recurrent model of words averages: for each doubling of the epochs, and at most."""
 FORGET_EPOCHS = 3.0
 """Epochs after which weight decay has left 1 / e of an update."""
 MEMORY_SHARE = 0.6
@@ -196,7 +198,7 @@ class Choice:
         reasons = {
             "order": "length of counted n-grams", "dropout": "by epochs and width", "table_dropout": "by epochs",
             "table_buckets": "rows of a context table, by vocabulary", "batch_size": f"about {STEPS:,} steps",
-            "learning_rate": "by width", "weight_decay": f"an update is forgotten in {FORGET_EPOCHS:g} epochs",
+            "average_share": "by epochs", "learning_rate": "by width", "weight_decay": f"an update is forgotten in {FORGET_EPOCHS:g} epochs",
         }  # fmt: skip
         values = {**model, **training}
         rows += [(name, f"{values[name]:g}", reason) for name, reason in reasons.items() if name in values]
@@ -409,6 +411,7 @@ class _Regularisation:
 
     dropout: float
     table_dropout: float
+    average_share: float
 
     @classmethod
     def of(cls, kind: TokenKind, width: int, length: float, epochs: float) -> _Regularisation:
@@ -417,7 +420,9 @@ class _Regularisation:
         # The large embedding of words memorises from the first epoch on.
         by_epochs = 0.1 * doublings if kind == "word" else 0.09 * (doublings - 2)
         dropout = min(0.5, max(0.0, by_epochs + 0.03 * excess)) if epochs > 1 else 0.0
-        return cls(round(dropout, 2), round(min(0.9, 0.2 + 0.14 * doublings), 2))
+        by_doubling, most = AVERAGE_SHARE
+        share = min(most, by_doubling * doublings)
+        return cls(round(dropout, 2), round(min(0.9, 0.2 + 0.14 * doublings), 2), round(share, 2))
 
 
 def _tables(kind: TokenKind, vocabulary: int, dropout: float, hybrid: bool) -> dict[str, Any]:
@@ -448,7 +453,9 @@ def _recurrent(
             "embedding_size": 256, "adaptive_cutoffs": [2000, 10_000], "locked_dropout": True,
             "embedding_dropout": round(dropout / 4, 3), "weight_dropout": round(dropout / 2, 3),
         }  # fmt: skip
-        training |= {"learning_rate": 3e-3, "betas": [0.9, 0.999]}
+        training |= {"learning_rate": 3e-3, "betas": [0.9, 0.999], "batching": "rotated"}
+        if regularisation.average_share > 0:
+            training["average_share"] = regularisation.average_share
     if "table_orders" in model:
         training["table_learning_rate"] = 1.0 if kind == "char" else 2.0
     return model, training

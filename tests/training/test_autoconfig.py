@@ -236,6 +236,16 @@ def test_weight_decay_forgets_in_the_same_number_of_epochs() -> None:
         assert epochs == pytest.approx(FORGET_EPOCHS, rel=0.02)
 
 
+def test_a_recurrent_model_of_words_averages_its_weights_if_it_reads_the_text_often() -> None:
+    shares = []
+    for epochs in (0.5, 1.0, 2.0, 4.0, 40.0):
+        training = choose(facts(1_000_000, None, epochs=epochs), Wishes(tokens="word")).sections["training"]
+        assert training["batching"] == "rotated"
+        shares.append(training.get("average_share"))
+    assert shares == [None, None, 0.2, 0.4, 0.4]
+    assert "average_share" not in choose(facts(1_000_000, None, epochs=4.0), Wishes()).sections["training"]
+
+
 def test_inputs_and_outputs_of_the_rule_are_explained() -> None:
     rows = choose(facts(300_000, 30)).explain()
     assert all(len(row) == 3 for row in rows)
