@@ -198,7 +198,8 @@ class Choice:
         reasons = {
             "order": "length of counted n-grams", "dropout": "by epochs and width", "table_dropout": "by epochs",
             "table_buckets": "rows of a context table, by vocabulary", "batch_size": f"about {STEPS:,} steps",
-            "average_share": "by epochs", "learning_rate": "by width", "weight_decay": f"an update is forgotten in {FORGET_EPOCHS:g} epochs",
+            "average_share": "of the steps, by epochs", "learning_rate": "by width",
+            "weight_decay": f"an update is forgotten in {FORGET_EPOCHS:g} epochs",
         }  # fmt: skip
         values = {**model, **training}
         rows += [(name, f"{values[name]:g}", reason) for name, reason in reasons.items() if name in values]
