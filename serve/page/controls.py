@@ -112,11 +112,8 @@ class SamplingControls:
                 given[name] = tuple(part for part in str(value or "").split("\n") if part)
             elif name == "seed":
                 given[name] = 1 if value is None else int(value)
-            elif value is not None:
-                slider = _SLIDERS[name]
-                number = int(value) if slider.step == 1 else float(value)
-                if number != slider.off:
-                    given[name] = number
+            elif (number := option_of(name, value)) is not None:
+                given[name] = number
         return validate(SamplingOptions, {**given, **more}, where="sampling")
 
     def _component(self, name: str) -> Any:
@@ -125,13 +122,34 @@ class SamplingControls:
             return gr.Textbox(label="Stop before", info=info, lines=1)
         if name == "seed":
             return _seed()
-        slider = _SLIDERS[name]
-        maximum = min(slider.maximum, self._limits.get(name, slider.maximum))
-        first = self._own.get(name, getattr(DEFAULTS, name))
-        return gr.Slider(
-            slider.minimum, maximum, value=min(_slider_value(name, first), maximum),
-            step=slider.step, label=slider.label, info=slider.info or SamplingOptions.model_fields[name].description,
-        )  # fmt: skip
+        return slider_of(name, self._own.get(name, getattr(DEFAULTS, name)), self._limits.get(name))
+
+
+def slider_of(name: str, value: Any, limit: float | None = None, *, info: bool = True) -> gr.Slider:
+    """The slider of a sampling option.
+
+    Args:
+        name: of the option.
+        value: where it stands first.
+        limit: its largest value on this server.
+        info: adds the explanation.
+    """
+    slider = _SLIDERS[name]
+    maximum = slider.maximum if limit is None else min(slider.maximum, limit)
+    explanation = slider.info or SamplingOptions.model_fields[name].description
+    return gr.Slider(
+        slider.minimum, maximum, value=min(_slider_value(name, value), maximum), step=slider.step, label=slider.label,
+        info=explanation if info else None,
+    )  # fmt: skip
+
+
+def option_of(name: str, value: float | None) -> float | None:
+    """The option of a slider's value; None where the slider switches it off."""
+    if value is None:
+        return None
+    slider = _SLIDERS[name]
+    number = int(value) if slider.step == 1 else float(value)
+    return None if number == slider.off else number
 
 
 def _slider_value(name: str, value: Any) -> Any:

@@ -19,12 +19,14 @@ from lm.html_parts import escape
 from serve.page.browser_storage import STORED_CLASS, store
 from serve.page.comparisons import MAX_COMPARED, ComparisonPart, compare_runs
 from serve.page.context import Page
-from serve.page.controls import MAX_SAMPLES, SamplingControls, model_picker
+from serve.page.controls import MAX_SAMPLES, SamplingControls, model_picker, option_of, slider_of
 from serve.page.messages import attach, page_error
 from serve.page.tabs import Tab
 from serve.page.text_generation import GeneratedText, generate, longest_text
 
 MIN_COLUMNS = 2
+_OF_COLUMN = "temperature", "top_k"
+"""Options that each column has."""
 _TEMPERATURES = (0.4, 0.8, 1.2, 0.0)
 """Default of each column."""
 SPLITS = {"a split of the first model: test, else validation": "split", "a text": "text"}
@@ -67,14 +69,15 @@ def _build_writing(page: Page) -> None:
         for number, default in enumerate(_TEMPERATURES[:MAX_SAMPLES], 1):
             with gr.Column(min_width=250, visible=number <= MIN_COLUMNS) as column:
                 model = model_picker(page, f"compare-model-{number}", label=f"Model {number}")
-                temperature = gr.Slider(0, 2, value=default, step=0.05, label="Temperature")
-                top_k = gr.Slider(0, 100, value=0, step=1, label="Top-k (0: all)")
+                sliders = [
+                    slider_of(name, first, info=False) for name, first in zip(_OF_COLUMN, (default, None), strict=True)
+                ]
                 texts.append(gr.Textbox(
                     label=f"Text {number}", lines=12, max_lines=20, interactive=False, elem_classes="paper",
                     elem_id=f"compare-{number}", placeholder="Press Write side by side.",
                 ))  # fmt: skip
                 notes.append(gr.Markdown("", elem_classes="note"))
-                settings += [model, temperature, top_k]
+                settings += [model, *sliders]
             columns.append(column)
 
     async def on_count(wanted: int) -> list[Any]:
@@ -83,9 +86,10 @@ def _build_writing(page: Page) -> None:
     async def on_write(text: str, wanted: int, *values: Any) -> AsyncIterator[dict[Any, Any]]:
         shared = controls.options(values[len(settings) :]).model_dump()
         results = []
-        for start in range(0, 3 * wanted, 3):
-            model, temperature, top_k = values[start : start + 3]
-            options = {**shared, "temperature": temperature, "top_k": int(top_k) or None}
+        size = 1 + len(_OF_COLUMN)
+        for start in range(0, size * wanted, size):
+            model, *own = values[start : start + size]
+            options = shared | {name: option_of(name, value) for name, value in zip(_OF_COLUMN, own, strict=True)}
             results.append(generate(page, model, text, validate(SamplingOptions, options, where="sampling")))
         idle = {stop: gr.update(interactive=False)}
         yield {stop: gr.update(interactive=True)}
