@@ -16,7 +16,7 @@ from lm.errors import LMError
 from lm.jobs.ensemble_config import unwrapped
 from lm.runs.run_folder import METRICS, RunFolder
 from lm.training.callbacks import Callback, End, Row, Start, Tick
-from lm.training.plan import Plan, bptt_of
+from lm.training.plan import Plan
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 5.0
@@ -101,7 +101,7 @@ class Follower:
             run=self.folder.name, model=config.model.type, parameters=record["parameters"],
             counts=record.get("counts", 0), corpus=record["corpus"]["name"], step=since["step"] if since else 0,
             seconds=since["seconds"] if since else 0.0, plan_steps=self._plan_steps,
-            tokens_per_step=training.batch_size * bptt_of(config) * training.gradient_accumulation,
+            tokens_per_step=training.batch_size * config.row_length * training.gradient_accumulation,
             steps_per_epoch=row["step"] / (row["epoch"] or 1), device=environment.get("device", "cpu"),
             precision=environment.get("precision", "fp32") + ("" if level == "O0" else f" {level}"),
             plan_seconds=plan.seconds, step_seconds=plan.measured_step_seconds, report_seconds=plan.report_seconds,
