@@ -92,7 +92,7 @@ class Follower:
 
     def _start(self, row: Row, since: Row | None) -> None:
         """Call `on_start`; `row` is any line of the run, `since` the last one before the start."""
-        record, environment = self.folder.read_record(), self._state().get("environment", {})
+        record, environment = self.folder.read_record(), self._last_checkpoint().get("environment", {})
         level, plan = environment.get("amp", "O0"), Plan.from_json(record["plan"])
         config = unwrapped(validate(RunConfig, record["config"], where="config.json: config"))
         self._plan_steps = (since or {}).get("plan_steps") or plan.steps
@@ -112,7 +112,7 @@ class Follower:
         )  # fmt: skip
         self.callback.on_start(start)
 
-    def _state(self) -> dict[str, Any]:
+    def _last_checkpoint(self) -> dict[str, Any]:
         """The content of `state.json`; empty where there is none, as for models of counts."""
         try:
             return self.folder.read_state()
@@ -130,12 +130,12 @@ class Follower:
         steps = last.get("plan_steps") or self.folder.read_record()["plan"]["steps"]
         if not self.folder.has_last():
             return End("finished", last["step"], steps, last["seconds"], last.get("valid_loss"), last["step"])
-        state = self._state().get("train_state", {})
-        if state.get("stop_reason") is None:
+        progress = self._last_checkpoint().get("train_state", {})
+        if progress.get("stop_reason") is None:
             return None
         return End(
-            state["stop_reason"], state["step"], steps, state["seconds"], state["best_loss"], state["best_step"],
-            learning_rate_share=state.get("learning_rate_share"),
+            progress["stop_reason"], progress["step"], steps, progress["seconds"], progress["best_loss"],
+            progress["best_step"], learning_rate_share=progress.get("learning_rate_share"),
         )  # fmt: skip
 
 
