@@ -52,8 +52,8 @@ class Remote:
         with self._open("GET", "/v1/models" + (f"/{model}" if model else "")) as response:
             answer = json.loads(response.read())
             self.model = str((answer if model else answer["data"][0])["id"])
-        self.name, _, state = self.model.partition("@")
-        self.checkpoint = state or "best"
+        self.name, _, checkpoint = self.model.partition("@")
+        self.checkpoint = checkpoint or "best"
 
     @functools.cached_property
     def tokenizer(self) -> SimpleNamespace:

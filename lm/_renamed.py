@@ -23,6 +23,7 @@ NEW_NAMES = {
     "lm.corpora.reading": "lm.corpora.file_list",
     "lm.corpora.tables": "lm.corpora.table_files",
     "lm.corpora.tokens": "lm.corpora.prepared and lm.corpora.encode and lm.corpora.token_folder",
+    "lm.evaluation.cache": "lm.evaluation.cache_model",
     "lm.evaluation.curves": "lm.runs.curves",
     "lm.evaluation.scores": "lm.evaluation.score_sums",
     "lm.generation.decoded": "lm.generation.decoder_model",

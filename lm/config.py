@@ -30,6 +30,8 @@ M = TypeVar("M", bound=BaseModel)
 
 DEFAULT_RUNS_DIR = Path("checkpoints")
 """Default folder of the runs."""
+DEFAULT_ROW_LENGTH = 64
+"""Tokens of a row in one step, without an option or a context length."""
 
 
 def expanded(path: Path | str) -> Path:
@@ -204,7 +206,9 @@ class TrainingConfig(Options):
     # -- batches ----------------------------------------------------------------------------------
     batch_size: int = Field(64, ge=1, description="Rows in a batch, in all processes together.")
     bptt: int | None = Field(
-        None, ge=1, description="Tokens of each row in one step. Default: the model's context length, else 64."
+        None,
+        ge=1,
+        description=f"Tokens of each row in one step. Default: the model's context length, else {DEFAULT_ROW_LENGTH}.",
     )
     batching: Literal["streams", "rotated", "random", "shuffled"] | None = Field(
         None,
@@ -402,6 +406,21 @@ class RunConfig(Options):
             for kind in ("tokenizer", "model")
         }
         return self.model_copy(update=sections)
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row in one training step; see `row_length`."""
+        return row_length(self.training.bptt, self.model.model_dump().get("context_length"))
+
+
+def row_length(bptt: int | None, context_length: int | None) -> int:
+    """Tokens of a row in one training step.
+
+    Args:
+        bptt: the option of training; None: the context length.
+        context_length: of the model; None: it has no limit, and the default is `DEFAULT_ROW_LENGTH`.
+    """
+    return bptt or context_length or DEFAULT_ROW_LENGTH
 
 
 # -- presets --------------------------------------------------------------------------------------

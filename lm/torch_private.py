@@ -12,13 +12,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.autograd.graph import Node
     from torch.optim import Optimizer
+
+Module = TypeVar("Module", bound="nn.Module")
 
 ENVIRONMENT = {
     # By default torch's OpenMP threads spin for milliseconds before they sleep, on cores that the kernels need.
@@ -171,6 +173,15 @@ def register_tree(kind: type) -> None:
 
 
 # -- modules ------------------------------------------------------------------------------------------
+
+
+def shallow_copy(module: Module) -> Module:
+    """A module with the same parameters and submodules; to replace a submodule of one leaves the other (`_modules`)."""
+    import copy
+
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
 
 
 def has_hooks(module: nn.Module) -> bool:

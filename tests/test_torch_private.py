@@ -170,6 +170,14 @@ def test_python_dispatch_mode_and_should_skip_dynamo() -> None:
     assert hasattr(TorchDispatchMode, "_should_skip_dynamo")
 
 
+def test_modules_of_a_shallow_copy() -> None:
+    module = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    twin = torch_private.shallow_copy(module)
+    assert twin[0] is module[0] and twin[1] is module[1]
+    twin[1] = nn.Identity()
+    assert isinstance(twin[1], nn.Identity) and isinstance(module[1], nn.Linear)
+
+
 @pytest.mark.parametrize(
     "register",
     ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"],

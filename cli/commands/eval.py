@@ -260,7 +260,7 @@ def _copies(run: Run, sampling: dict[str, Any] | None, data_dir: Path | None) ->
 
 def _print_tables(report: Report, extras: Extras, copies: CopyReport | None) -> None:
     from cli.output import console
-    from cli.report import print_report
+    from cli.report_tables import print_report
 
     print_report(console(), report)
     extras.print(console())

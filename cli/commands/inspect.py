@@ -37,8 +37,6 @@ NEURON_TOKENS = 10_000
 ATTENTION_TOKENS = 10_000
 WHY_TOKENS = 2_000
 """Tokens of the validation text that a view reads."""
-DEFAULT_LENGTH = 64
-"""Of a row, for a model without training steps."""
 
 command = typer.Typer(
     help="Look inside a model: gradients, attention, neurons, contributions, shapes.",
@@ -396,6 +394,7 @@ def shapes(
             raise ConfigError(f"{flag} is for the model of --preset: a run has its own options and tokenizer.")
     from cli import inspect_tables as tables
     from cli.output import console
+    from lm.config import row_length
     from lm.inspection.shapes import shapes as measure
     from lm.runs.run import load
 
@@ -414,7 +413,7 @@ def shapes(
         name, model = ", ".join([preset, *(set_ or [])]), fresh(based_on, content, overrides=overrides).model
         training = compose(BUILTIN, preset=based_on, overrides=overrides).training
     longest = model.context_length
-    trained = training.bptt or longest or DEFAULT_LENGTH
+    trained = row_length(training.bptt, longest)
     view = measure(
         model,
         batch=training.batch_size if batch is None else batch,

@@ -15,7 +15,7 @@ def command(run: RunName = None, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json
     from rich.markup import escape
 
     from cli.output import console, facts_table, print_json
-    from cli.report import print_report
+    from cli.report_tables import print_report
     from lm.config import validate
     from lm.evaluation.report import Report
     from lm.runs.run import load

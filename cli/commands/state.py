@@ -66,9 +66,9 @@ def save(
         if error.kind != EMPTY:
             raise
         content = ""
-    state = loaded.read_text(content, unknown=policy)
-    path = loaded.snapshots.save(name, state, text=text.name)
-    say(f"Wrote {path}: {state.tokens:,} tokens, {path.stat().st_size:,} bytes.")
+    snapshot = loaded.read_text(content, unknown=policy)
+    path = loaded.snapshots.save(name, snapshot, text=text.name)
+    say(f"Wrote {path}: {snapshot.tokens:,} tokens, {path.stat().st_size:,} bytes.")
     say(f"Next: lm sample {named(run, runs_dir)} --state {name}")
 
 
@@ -82,8 +82,8 @@ def list_(run: Run, runs_dir: RunsDir = DEFAULT_RUNS, as_json: Json = False) -> 
     from cli.output import console, print_json
     from lm.runs.run import load
 
-    states = load(run, runs_dir=runs_dir).snapshots
-    rows = [{"name": name, **states.facts(name)} for name in states.names()]
+    snapshots = load(run, runs_dir=runs_dir).snapshots
+    rows = [{"name": name, **snapshots.facts(name)} for name in snapshots.names()]
     if as_json:
         shown = ("name", "tokens", "bytes", "text", "usable")
         print_json([{key: row.get(key) for key in shown} for row in rows])

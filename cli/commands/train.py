@@ -180,7 +180,7 @@ def _train(request: TrainRequest) -> Run | None:
 
 
 def _dry_run(request: TrainRequest, as_json: bool, *, explain: bool) -> None:
-    from cli.report import print_memory_estimate
+    from cli.report_tables import print_memory_estimate
     from lm.jobs.ensemble_config import one_model
     from lm.jobs.prepare import prepare_job
     from lm.jobs.resolve import resolve
@@ -272,7 +272,7 @@ def _result(run: Run) -> dict[str, Any]:
 def _print_result(run: Run, runs_dir: Path, as_json: bool) -> None:
     """The report, a sample, and the commands to type next."""
     from cli.output import console, print_json, print_sentence
-    from cli.report import print_report, ways_to_beat_floor
+    from cli.report_tables import print_report, ways_to_beat_floor
     from lm.evaluation.report import Report
 
     if as_json:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from lm.config import RunConfig, TrainingConfig
+from lm.config import RunConfig, TrainingConfig, row_length
 from lm.corpora import Corpus
 from lm.corpora.shards import read_shards, shards_tokenizer
 from lm.errors import ConfigError
@@ -174,7 +174,7 @@ class Choice:
     def batch(self) -> tuple[int, int]:
         """Rows of a batch, and tokens of a row."""
         model, training = self.sections["model"], self.sections["training"]
-        return training["batch_size"], _row_length(model, training)
+        return training["batch_size"], row_length(training.get("bptt"), model.get("context_length"))
 
     def explain(self) -> list[tuple[str, str, str]]:
         """The rule's inputs and outputs as rows: what, value, reason."""
@@ -296,9 +296,9 @@ def choose(facts: Facts, wishes: Wishes = Wishes()) -> Choice:
     hybrid = not wishes.neural and kind != "word" and family != "transformer"
     make = _transformer if family == "transformer" else _recurrent
     model, training = make(kind, vocabulary, width, _Regularisation.of(kind, width, length, epochs), hybrid)
-    row_length = _row_length(model, training)
-    training["batch_size"] = _rows(facts, tokens, row_length, vocabulary, model)
-    steps_per_epoch = length / (training["batch_size"] * row_length)
+    bptt = row_length(training.get("bptt"), model.get("context_length"))
+    training["batch_size"] = _rows(facts, tokens, bptt, vocabulary, model)
+    steps_per_epoch = length / (training["batch_size"] * bptt)
     training["weight_decay"] = _weight_decay(family, kind, training["learning_rate"], steps_per_epoch)
     own = {"type": "hybrid", "cell": family, "order": _order(kind)} if hybrid else {"type": family}
     model = {**own, **model}
@@ -390,10 +390,6 @@ def _token_bytes(model: Mapping[str, Any], vocabulary: int) -> float:
     activations = (28 if "context_length" in model else 10) * model["hidden_size"] * model.get("num_layers", 1)
     logits = 3 * (min(model["adaptive_cutoffs"]) if "adaptive_cutoffs" in model else vocabulary)
     return 4.0 * float(activations + logits)
-
-
-def _row_length(model: Mapping[str, Any], training: Mapping[str, Any]) -> int:
-    return int(model.get("context_length") or training["bptt"])
 
 
 def _weight_decay(family: Family, kind: TokenKind, learning_rate: float, steps_per_epoch: float) -> float:

@@ -145,7 +145,7 @@ def _train_member(
     config = member_config(job.config, number)
     own = replace(job, config=config, path=folder.path, overwrite=True, resume=None)
     with contextlib.ExitStack() as locks:
-        # Without a saved state it starts again.
+        # Without a checkpoint it starts again.
         if folder.has_last():
             changes = request.changes if isinstance(request, ResumeRequest) else {}
             again = ResumeRequest(run=str(folder.path), changes=changes, data_dir=request.data_dir, is_restart=True)

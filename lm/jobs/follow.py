@@ -16,7 +16,7 @@ from lm.errors import LMError
 from lm.jobs.ensemble_config import unwrapped
 from lm.runs.run_folder import METRICS, RunFolder
 from lm.training.callbacks import Callback, End, Row, Start, Tick
-from lm.training.plan import Plan, bptt_of
+from lm.training.plan import Plan
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 5.0
@@ -92,7 +92,7 @@ class Follower:
 
     def _start(self, row: Row, since: Row | None) -> None:
         """Call `on_start`; `row` is any line of the run, `since` the last one before the start."""
-        record, environment = self.folder.read_record(), self._state().get("environment", {})
+        record, environment = self.folder.read_record(), self._last_checkpoint().get("environment", {})
         level, plan = environment.get("amp", "O0"), Plan.from_json(record["plan"])
         config = unwrapped(validate(RunConfig, record["config"], where="config.json: config"))
         self._plan_steps = (since or {}).get("plan_steps") or plan.steps
@@ -101,7 +101,7 @@ class Follower:
             run=self.folder.name, model=config.model.type, parameters=record["parameters"],
             counts=record.get("counts", 0), corpus=record["corpus"]["name"], step=since["step"] if since else 0,
             seconds=since["seconds"] if since else 0.0, plan_steps=self._plan_steps,
-            tokens_per_step=training.batch_size * bptt_of(config) * training.gradient_accumulation,
+            tokens_per_step=training.batch_size * config.row_length * training.gradient_accumulation,
             steps_per_epoch=row["step"] / (row["epoch"] or 1), device=environment.get("device", "cpu"),
             precision=environment.get("precision", "fp32") + ("" if level == "O0" else f" {level}"),
             plan_seconds=plan.seconds, step_seconds=plan.measured_step_seconds, report_seconds=plan.report_seconds,
@@ -112,7 +112,7 @@ class Follower:
         )  # fmt: skip
         self.callback.on_start(start)
 
-    def _state(self) -> dict[str, Any]:
+    def _last_checkpoint(self) -> dict[str, Any]:
         """The content of `state.json`; empty where there is none, as for models of counts."""
         try:
             return self.folder.read_state()
@@ -130,12 +130,12 @@ class Follower:
         steps = last.get("plan_steps") or self.folder.read_record()["plan"]["steps"]
         if not self.folder.has_last():
             return End("finished", last["step"], steps, last["seconds"], last.get("valid_loss"), last["step"])
-        state = self._state().get("train_state", {})
-        if state.get("stop_reason") is None:
+        progress = self._last_checkpoint().get("train_state", {})
+        if progress.get("stop_reason") is None:
             return None
         return End(
-            state["stop_reason"], state["step"], steps, state["seconds"], state["best_loss"], state["best_step"],
-            learning_rate_share=state.get("learning_rate_share"),
+            progress["stop_reason"], progress["step"], steps, progress["seconds"], progress["best_loss"],
+            progress["best_step"], learning_rate_share=progress.get("learning_rate_share"),
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ class ResumePoint:
     """Where a resumed run continues."""
 
     plan: Plan
-    has_state: bool = True
+    has_checkpoint: bool = True
     """False: the run was killed before anything was saved."""
     resets_patience: bool = False
 

@@ -61,12 +61,12 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
     folder.sweep()
     if method.of_members:
         return reopen_ensemble(run, config, corpus, request)
-    has_state = bool(folder.has_last() or folder.read_metrics() or folder.kept_checkpoints())
-    state: Any = folder.read_state()["train_state"] if has_state else {"step": 0, "stop_reason": None}
-    if config.training.student and not has_state:
+    has_checkpoint = bool(folder.has_last() or folder.read_metrics() or folder.kept_checkpoints())
+    progress: Any = folder.read_state()["train_state"] if has_checkpoint else {"step": 0, "stop_reason": None}
+    if config.training.student and not has_checkpoint:
         return reopen_before_teacher(run, config, corpus, request)
     try:
-        plan, step, stopped = Plan.from_json(record["plan"]), int(state["step"]), state["stop_reason"]
+        plan, step, stopped = Plan.from_json(record["plan"]), int(progress["step"]), progress["stop_reason"]
     except (KeyError, TypeError, ValueError):
         raise CorruptRunError(f"{folder.path} has no readable plan or step: restore it from a copy.") from None
     resets_patience = False
@@ -88,14 +88,14 @@ def reopen(request: ResumeRequest, world: World, locks: contextlib.ExitStack) ->
         # The recorded model section stays as it is: the weights carry its hash.
         config = config.model_copy(update={"training": merge(config, request.changes).training})
     distributed.check(config, world.size)
-    init = recorded_base(run) or (None if has_state else _recorded_init(run))
+    init = recorded_base(run) or (None if has_checkpoint else _recorded_init(run))
     return PreparedJob(
         config=config,
         corpus=corpus or run.own_text(data_dir=request.data_dir, progress=request.progress),
         init=init,
         teacher=recorded_teacher(run),
         path=folder.path,
-        resume=ResumePoint(plan, has_state, resets_patience),
+        resume=ResumePoint(plan, has_checkpoint, resets_patience),
     )
 
 

@@ -36,7 +36,7 @@ from lm.jobs.sweep_choice import (
 )
 from lm.jobs.sweep_queue import OnUpdate, run_queue, threads_of
 from lm.jobs.sweep_record import Configuration, SweepFolder, TestScore, find_same, new_sweep, open_sweep
-from lm.training.plan import DEFAULT_MINUTES, bptt_of
+from lm.training.plan import DEFAULT_MINUTES
 
 MAX_SEEDS = 100
 _LONG: Any = {"differences": {"__all__": {"places", "passages_a", "passages_b"}}}
@@ -266,7 +266,7 @@ def notes(folder: SweepFolder, jobs: int) -> list[str]:
                 f"{jobs} runs at the same time have {threads} {'thread' if threads == 1 else 'threads'} each: compare "
                 "their minutes with each other only, not with runs that had the machine for themselves."
             )
-    sizes = {each.training.batch_size * bptt_of(each) * each.training.gradient_accumulation for each in configs}
+    sizes = {each.training.batch_size * each.row_length * each.training.gradient_accumulation for each in configs}
     if len(sizes) > 1 and all(config.training.max_steps is not None for config in configs):
         found.append(
             f"A step has {min(sizes):,} to {max(sizes):,} tokens, so equal steps are not equal text: --epochs gives "

@@ -351,10 +351,10 @@ def _resumed_trainer(job: PreparedJob, folder: RunFolder) -> tuple[Trainer, Plan
     assert job.resume is not None
     plan = job.resume.plan
     training = job.config.training
-    if job.resume.has_state:
+    if job.resume.has_checkpoint:
         training = with_saved_format(training, folder)
     trainer = Trainer(folder, training, _model_factory(job)(), job.tokens, teacher=make_teacher(job))
-    if job.resume.has_state:
+    if job.resume.has_checkpoint:
         trainer.load()
     record = folder.read_record()
     changed = {
@@ -373,7 +373,7 @@ def _model_factory(job: PreparedJob) -> Callable[[], LanguageModel]:
 
     With `training.lora` these are frozen, and the model has fresh adapters.
 
-    A model that counts as well counts the training text once, also when the job continues from a saved state: that has
+    A model that counts as well counts the training text once, also when the job continues from a checkpoint: that has
     only what evaluation needs of the counts.
     """
     fitted: Any = None

@@ -205,7 +205,7 @@ class _Kill(Callback):
     def on_step(self, tick: Tick) -> None:
         if tick.step != self._step:
             return
-        # The state of the step before is written in another thread.
+        # The checkpoint of the step before is written in another thread.
         while self._run.read_state()["train_state"]["step"] < self._step - 1:
             time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -17,9 +17,6 @@ Floats = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
 DecodePrecision = Literal["fp32", "bf16", "int8", "int4"]
 
-TABLES = "tables."
-"""Prefix of the names of context tables."""
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -31,10 +28,6 @@ class Parts:
     """Its arguments by name, apart from slots, threads, precision and instruction set."""
     vocab_size: int
     context_length: int | None = None
-    tails: tuple[tuple[int, int], ...] = ()
-    """The first and the last + 1 token of each tail of an adaptive softmax."""
-    tail_bias: Floats | None = None
-    """A number for each tail, added to its logit."""
 
 
 def instruction_sets(precision: DecodePrecision) -> list[str]:
@@ -157,22 +150,6 @@ class Kernel(ABC):
     @abstractmethod
     def load(self, slot: int, arrays: Arrays, window: tuple[int, ...]) -> None:
         """Set a slot to a result of `save`."""
-
-
-def weights(arrays: Arrays, precision: DecodePrecision) -> dict[str, npt.NDArray[Any]]:
-    """The arrays, floats as contiguous float32, in bf16 and int8 with rounded matrices.
-
-    Those of integers are unchanged, and context tables in bf16: they are added, not multiplied.
-    """
-    floats = {name: array if array.dtype.kind in "iu" else as_floats(array) for name, array in arrays.items()}
-    if precision == "fp32":
-        return floats
-    if precision == "bf16":
-        return {
-            name: rounded_to_bf16(array) if is_matrix(array) and not name.startswith(TABLES) else array
-            for name, array in floats.items()
-        }
-    return {name: rounded(array) if is_matrix(array) else array for name, array in floats.items()}
 
 
 def is_matrix(array: npt.NDArray[Any]) -> bool:

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from lm.kernels.decoding import Arrays, Floats, Kernel, as_floats
+from lm.kernels.decoding import (
+    Arrays,
+    DecodePrecision,
+    Floats,
+    Kernel,
+    Parts,
+    as_floats,
+    is_matrix,
+    rounded,
+    rounded_to_bf16,
+)
+
+TABLES = "tables."
+"""Prefix of the names of context tables."""
+
+
+@dataclass(frozen=True)
+class HeadParts(Parts):
+    """The parts of a `HeadKernel`."""
+
+    tails: tuple[tuple[int, int], ...] = ()
+    """The first and the last + 1 token of each tail of an adaptive softmax."""
+    tail_bias: Floats | None = None
+    """A number for each tail, added to its logit."""
 
 
 class HeadKernel(Kernel):
@@ -42,8 +67,24 @@ class HeadKernel(Kernel):
         return logits
 
 
+def weights(arrays: Arrays, precision: DecodePrecision) -> dict[str, npt.NDArray[Any]]:
+    """The arrays, floats as contiguous float32, in bf16 and int8 with rounded matrices.
+
+    Those of integers are unchanged, and context tables in bf16: they are added, not multiplied.
+    """
+    floats = {name: array if array.dtype.kind in "iu" else as_floats(array) for name, array in arrays.items()}
+    if precision == "fp32":
+        return floats
+    if precision == "bf16":
+        return {
+            name: rounded_to_bf16(array) if is_matrix(array) and not name.startswith(TABLES) else array
+            for name, array in floats.items()
+        }
+    return {name: rounded(array) if is_matrix(array) else array for name, array in floats.items()}
+
+
 def tails(options: Mapping[str, Any], arrays: Arrays, vocab_size: int) -> dict[str, Any]:
-    """The fields of `Parts` about an adaptive softmax; empty for runs older than the option."""
+    """The fields of `HeadParts` about an adaptive softmax; empty for runs older than the option."""
     cutoffs = [cut for cut in options.get("adaptive_cutoffs", ()) if cut < vocab_size]
     found = tuple(pairwise((*cutoffs, vocab_size)))
     return {"tails": found, "tail_bias": as_floats(arrays["tails.bias"]) if found else None}
@@ -51,7 +92,7 @@ def tails(options: Mapping[str, Any], arrays: Arrays, vocab_size: int) -> dict[s
 
 def context_tables(options: Mapping[str, Any], arrays: Mapping[str, Floats]) -> dict[str, Any]:
     """A model's context tables as the compiled kernels take them; empty for runs older than the option."""
-    tables = [(order, arrays[f"tables.{order}.weight"]) for order in options.get("table_orders", ())]
+    tables = [(order, arrays[f"{TABLES}{order}.weight"]) for order in options.get("table_orders", ())]
     return {"tables": tables, "buckets": int(options.get("table_buckets", 0))}
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.kernels.counts import CountArrays
-from lm.kernels.decoding import Arrays, DecodePrecision, Parts, as_floats
+from lm.kernels.decoding import Arrays, DecodePrecision, as_floats
+from lm.kernels.head_decoding import HeadParts
 from lm.kernels.recurrent_decoding import RecurrentKernel
 
 REGISTERS = {"hybrid": "HybridKernel"}
@@ -23,7 +24,7 @@ class HybridKernel(RecurrentKernel):
     """The network in any precision; the counts and the gate are fp32."""
 
     @classmethod
-    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> HeadParts:
         """See `Kernel.parts`."""
         network = {name.removeprefix(NETWORK): array for name, array in arrays.items() if name.startswith(NETWORK)}
         counts = {name.removeprefix(COUNTS): array for name, array in arrays.items() if name.startswith(COUNTS)}

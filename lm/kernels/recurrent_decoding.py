@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lm.kernels.decoding import Arrays, DecodePrecision, Floats, Parts, weights
-from lm.kernels.head_decoding import HeadKernel, context_tables, tails, with_tail_rows
+from lm.kernels.decoding import Arrays, DecodePrecision, Floats
+from lm.kernels.head_decoding import HeadKernel, HeadParts, context_tables, tails, weights, with_tail_rows
 
 REGISTERS = {"rnn": "RecurrentKernel", "gru": "RecurrentKernel", "lstm": "RecurrentKernel"}
 
@@ -21,7 +21,7 @@ class RecurrentKernel(HeadKernel):
     """All cells and layers of the recurrent family, and the output layer."""
 
     @classmethod
-    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> HeadParts:
         """See `Kernel.parts`."""
         arrays = weights(arrays, precision)
         cell = f"rnn-{options['nonlinearity']}" if options["type"] == "rnn" else options["type"]
@@ -39,10 +39,9 @@ class RecurrentKernel(HeadKernel):
         vocab_size = len(embedding)
         embedding, weight = with_tail_rows(arrays, embedding, weight)
         heads.append((weight, np.pad(bias, (0, len(weight) - vocab_size))))
-        arguments = {"cell": cell, "embedding": embedding, "layers": layers, "heads": heads}
-        return Parts(
-            "recurrent", arguments | context_tables(options, arrays), vocab_size, **tails(options, arrays, vocab_size)
-        )
+        arguments: dict[str, Any] = {"cell": cell, "embedding": embedding, "layers": layers, "heads": heads}
+        arguments |= context_tables(options, arrays)
+        return HeadParts("recurrent", arguments, vocab_size, **tails(options, arrays, vocab_size))
 
     def _build(
         self, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision, settings: dict[str, Any]

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.kernels.compiled import native
-from lm.kernels.decoding import TABLES, Arrays, DecodePrecision, Floats, Parts, as_floats, rounded_to_bf16, weights
-from lm.kernels.head_decoding import HeadKernel, context_tables, tails, with_tail_rows
+from lm.kernels.decoding import Arrays, DecodePrecision, Floats, as_floats, rounded_to_bf16
+from lm.kernels.head_decoding import TABLES, HeadKernel, HeadParts, context_tables, tails, weights, with_tail_rows
 
 REGISTERS = {"transformer": "TransformerKernel"}
 
@@ -27,12 +27,12 @@ class TransformerKernel(HeadKernel):
     precisions = ("fp32", "bf16", "int8", "int4")
 
     @classmethod
-    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> Parts:
+    def parts(cls, options: Mapping[str, Any], arrays: Arrays, precision: DecodePrecision) -> HeadParts:
         """See `Kernel.parts`."""
         return cls._parts(options, weights(arrays, precision))
 
     @classmethod
-    def _parts(cls, options: Mapping[str, Any], arrays: Arrays) -> Parts:
+    def _parts(cls, options: Mapping[str, Any], arrays: Arrays) -> HeadParts:
         """`parts` of these arrays as they are."""
         embedding = arrays["embed_tokens.weight"]
         vocab_size, context = len(embedding), int(options["context_length"])
@@ -63,7 +63,7 @@ class TransformerKernel(HeadKernel):
             "kv_heads": int(options["num_kv_heads"] or heads),
             "epsilon": float(options["norm_epsilon"]),
         }
-        return Parts(
+        return HeadParts(
             "transformer",
             arguments | context_tables(options, arrays),
             vocab_size,

@@ -26,7 +26,6 @@ What happens inside a model is read by parts (`lm.inspection`):
 from __future__ import annotations
 
 import contextlib
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,6 +48,7 @@ from lm.models.layout import Stage, Symbol
 from lm.models.profiled_parts import LOSS, run_part
 from lm.models.target_scores import TargetScores, scores_of
 from lm.models.training_method import TrainingMethod
+from lm.torch_private import shallow_copy
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -307,8 +307,7 @@ class LanguageModel(nn.Module, ABC):
         _, name = self.equal_blocks
         if len(getattr(self, name)) <= count:
             return None
-        twin = copy.copy(self)
-        twin._modules = dict(self._modules)
+        twin = shallow_copy(self)
         setattr(twin, name, getattr(self, name)[:count])
         return twin
 

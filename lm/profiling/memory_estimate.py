@@ -37,7 +37,6 @@ from lm.profiling.phases import Listener, Watch
 from lm.profiling.tensor_memory import TensorMemory, TooMuchMemory, state_tensors
 from lm.profiling.trial import Trial, make_trial
 from lm.training.module_needs import module_needs, trainable_on_meta
-from lm.training.plan import bptt_of
 from lm.training.validation import VALIDATION_ROWS, validate
 
 USABLE_SHARE = 0.9
@@ -156,7 +155,7 @@ def estimate(config: RunConfig, corpus: PreparedCorpus, *, seconds: float = SECO
     except TooMuchMemory:
         # Not even one row of the batch fits.
         return Fit(
-            device=str(device), batch_size=config.training.batch_size, bptt=bptt_of(config),
+            device=str(device), batch_size=config.training.batch_size, bptt=config.row_length,
             parameters=model.num_parameters(), state_bytes=least, row_bytes=None, step_bytes=None,
             evaluation_bytes=None, saving_bytes=None, needed_bytes=max(least, memory.peak),
             available_bytes=available, tried_rows=0, seconds=time.perf_counter() - begun,
@@ -324,7 +323,7 @@ def _fit(
     begun: float,
 ) -> Fit:
     """The estimate from the need of a model, which is on the meta device."""
-    rows, length = config.training.batch_size, bptt_of(config)
+    rows, length = config.training.batch_size, config.row_length
     most = max(need.step.values(), key=lambda line: line.at(rows * length))
     step_bytes = int(most.at(rows * length))
     evaluation_bytes = int(need.evaluation.at(_evaluated_at_once(model, device)))

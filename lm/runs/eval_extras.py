@@ -20,7 +20,7 @@ from lm.evaluation.adaptation import (
     static_nats,
     tune,
 )
-from lm.evaluation.cache import MAX_TUNED, cached_nats, tune_cache
+from lm.evaluation.cache_model import MAX_TUNED, cached_nats, tune_cache
 from lm.evaluation.calibration import MAX_FITTED, SampledEntropy, Temperature, fit_temperature, sampled_entropy
 from lm.evaluation.perplexity import score
 from lm.evaluation.report import bits_per_byte

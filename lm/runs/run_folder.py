@@ -575,11 +575,11 @@ class RunFolder:
             RunNotFoundError: the run has nothing to resume from.
             CorruptRunError: a file is damaged.
         """
-        state = self.read_state()
+        values = self.read_state()
         tensors = {}
-        for name in state["files"]:
+        for name in values["files"]:
             tensors[name], _ = self._read_own(self._last() / f"{name}.safetensors", mapped=mapped)
-        return state, tensors
+        return values, tensors
 
     def read_state(self) -> dict[str, Any]:
         """`state.json` of `last/`, checked.
@@ -592,15 +592,15 @@ class RunFolder:
             raise RunNotFoundError(
                 f"Run {self.name!r} has no last/ folder, so it cannot be resumed; --init can start from it."
             )
-        state: dict[str, Any] = read_json(folder / "state.json")
-        stored = state.pop("sha256", None) if isinstance(state, dict) else None
-        if stored is None or stored != digest(state):
+        values: dict[str, Any] = read_json(folder / "state.json")
+        stored = values.pop("sha256", None) if isinstance(values, dict) else None
+        if stored is None or stored != digest(values):
             raise CorruptRunError(f"{folder / 'state.json'} fails its hash, so it was edited or damaged: restore it.")
-        return state
+        return values
 
-    def pack_state(self, state: dict[str, Any]) -> bytes:
+    def pack_state(self, values: dict[str, Any]) -> bytes:
         """The bytes of `state.json`, with its own hash."""
-        return (json.dumps({**state, "sha256": digest(state)}, indent=1) + "\n").encode()
+        return (json.dumps({**values, "sha256": digest(values)}, indent=1) + "\n").encode()
 
     # -- metrics and film -----------------------------------------------------------------------------
 

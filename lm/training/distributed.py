@@ -317,7 +317,7 @@ def _lost_errors() -> Iterator[None]:
         reason = str(error).strip().splitlines()[0][:200]
         raise LostError(
             f"Another process of this job ended, or did not answer in training.timeout_seconds ({reason}). Its error "
-            "is above, or in its own log. The saved state is intact: continue with lm train --resume."
+            "is above, or in its own log. The last checkpoint is intact: continue with lm train --resume."
         ) from error
 
 
@@ -427,8 +427,8 @@ def launch(devices: int, program: Sequence[str]) -> int:
             return int(failure.exitcode)
         name = signal.Signals(-failure.exitcode).name
         raise TrainingError(
-            f"Process {number + 1} of {devices} was ended by {name}, so the others were ended too. The saved state is "
-            "intact: continue with lm train --resume."
+            f"Process {number + 1} of {devices} was ended by {name}, so the others were ended too. The last checkpoint "
+            "is intact: continue with lm train --resume."
         ) from None
     return 0
 

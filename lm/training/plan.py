@@ -17,8 +17,6 @@ from lm.config import RunConfig, TrainingConfig
 
 log = logging.getLogger(__name__)
 
-DEFAULT_BPTT = 64
-"""Tokens of a row in one step, without an option or a context length."""
 DEFAULT_MINUTES = 5.0
 VALIDATIONS = 10
 """Validations in a plan, if they are fast enough."""
@@ -199,12 +197,6 @@ def _validations(
 # -- batches that fit a short text -----------------------------------------------------------------------
 
 
-def bptt_of(config: RunConfig) -> int:
-    """Tokens of a row in one step."""
-    context: int | None = config.model.model_dump().get("context_length")
-    return config.training.bptt or context or DEFAULT_BPTT
-
-
 def fit_to_text(config: RunConfig, train_tokens: int) -> RunConfig:
     """The same options if the text has at least one batch; else with fewer and shorter rows, which a notice reports.
 
@@ -212,7 +204,7 @@ def fit_to_text(config: RunConfig, train_tokens: int) -> RunConfig:
         config: of the run.
         train_tokens: tokens of the training split.
     """
-    training, bptt = config.training, bptt_of(config)
+    training, bptt = config.training, config.row_length
     if training.batch_size * bptt <= train_tokens:
         return config
     shorter = max(1, min(bptt, max(8, train_tokens // 16), train_tokens))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm.config import TrainingConfig
+from lm.config import TrainingConfig, row_length
 from lm.corpora import TokenSplit
 from lm.corpora.batches import STREAMS, Batch, make_batches
 from lm.errors import NonFiniteLossError
@@ -33,7 +33,6 @@ from lm.training.compiling import MAX_GRAPHS, CompiledLoss, compiled, compiling,
 from lm.training.distillation import Teacher
 from lm.training.nonfinite import activations, first_nonfinite
 from lm.training.optimizers import load_optimizer_arrays, make_optimizers, optimizer_arrays
-from lm.training.plan import DEFAULT_BPTT
 from lm.training.precision import MixedPrecision
 from lm.training.prefetch import Prefetch
 from lm.training.weight_average import WeightAverage
@@ -471,7 +470,7 @@ class StepBatches:
 
     def __init__(self, split: TokenSplit, step: TrainStep) -> None:
         config, model = step.config, step.model
-        self.bptt = config.bptt or model.context_length or DEFAULT_BPTT
+        self.bptt = row_length(config.bptt, model.context_length)
         kind, rows = config.batching or model.batching, config.batch_size
         if split.marks is not None:
             step.reads_conversations, step.carries_state = True, False

@@ -4,7 +4,7 @@ The nats of a token are divided evenly among its characters. Thus words, and mod
 compared; the sum is unchanged.
 
     analysis = analyze(
-        await score(page, "shakespeare-gru", text, top=5), run=run, state="best", precision="fp32", seconds=0.1
+        await score(page, "shakespeare-gru", text, top=5), run=run, checkpoint="best", precision="fp32", seconds=0.1
     )
     analysis.report.bits_per_byte
 """
@@ -63,13 +63,13 @@ class TextAnalysis:
         return [self.scored.text[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
-def analyze(scored: ScoredText, *, run: Run | None, state: str, precision: str, seconds: float) -> TextAnalysis:
+def analyze(scored: ScoredText, *, run: Run | None, checkpoint: str, precision: str, seconds: float) -> TextAnalysis:
     """Make the report; takes a moment for a long text.
 
     Args:
         scored: the whole text with TOP alternatives.
         run: the run of the model, for the n-gram floor and the kind of model; None if it is no longer offered.
-        state: the checkpoint of the run.
+        checkpoint: of the run.
         precision: of the weights.
         seconds: how long the scoring took.
 
@@ -92,7 +92,7 @@ def analyze(scored: ScoredText, *, run: Run | None, state: str, precision: str, 
         kind = run.record.get("kind")
     report = make_report(
         sums, counts, floor, spelling=spelling_rule(tokenizer), run=scored.model.name,
-        kind=kind, state=state, step=None, corpus="text", split="text",
+        kind=kind, state=checkpoint, step=None, corpus="text", split="text",
         text_sha256=sha256, device=scored.model.decoder.name, precision=precision, version=__version__,
     )  # fmt: skip
     ends = np.array(token_ends(scored.text, tokenizer, ids), dtype=np.int64)

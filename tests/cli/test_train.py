@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cli.report import ways_to_beat_floor
+from cli.report_tables import ways_to_beat_floor
 from lm.files import digest
 from lm.runs.run import load
 from lm.runs.run_folder import RunFolder

@@ -22,7 +22,7 @@ from lm.evaluation.adaptation import (
     static_nats,
     tune,
 )
-from lm.evaluation.cache import CacheOptions, best_weight, cache_probabilities, cached_nats, tune_cache
+from lm.evaluation.cache_model import CacheOptions, best_weight, cache_probabilities, cached_nats, tune_cache
 from lm.evaluation.perplexity import score
 from lm.models.base import LanguageModel, build_model
 

@@ -15,7 +15,8 @@ from lm.generation.decoder import Decoder, Logits
 from lm.generation.open_decoder import has_kernel, open_decoder
 from lm.generation.torch_decoder import TorchDecoder
 from lm.kernels.compiled import native
-from lm.kernels.decoding import TABLES, instruction_sets, rounded
+from lm.kernels.decoding import instruction_sets, rounded
+from lm.kernels.head_decoding import TABLES
 from lm.models.base import LanguageModel, build_model
 from lm.registry import KERNELS, MODELS
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lm.config import CorpusConfig, RunConfig, Section, TrainingConfig
-from lm.training.plan import Plan, Segment, bptt_of, fit_to_text, fixed_plan, timed_plan
+from lm.training.plan import Plan, Segment, fit_to_text, fixed_plan, timed_plan
 
 
 def fixed(*, epoch: float = 10.0, tokens: int = 10_000, valid: int = 1000, **options: Any) -> Plan:
@@ -132,6 +132,6 @@ def test_batches_fit_a_short_text(tokens: int, rows: int, bptt: int) -> None:
         training=TrainingConfig(batch_size=64),
     )  # fmt: skip
     fitted = fit_to_text(config, tokens)
-    assert (fitted.training.batch_size, bptt_of(fitted)) == (rows, bptt)
+    assert (fitted.training.batch_size, fitted.row_length) == (rows, bptt)
     assert rows * bptt <= tokens
     assert (fitted is config) == (tokens == 4096)

@@ -508,7 +508,7 @@ const KERNELS = { recurrent: Recurrent, transformer: Transformer, ngram: NGram, 
 
 // A model of the file: its kernel, and what Python adds to the kernel's logits.
 class Model {
-  constructor({ kernel, arguments: parts, vocab_size, tails, tail_bias }) {
+  constructor({ kernel, arguments: parts, vocab_size, tails = [], tail_bias = null }) {
     this.kernel = new KERNELS[kernel](parts);
     Object.assign(this, { vocabulary: vocab_size, tails, tailBias: tail_bias });
   }

@@ -1,7 +1,7 @@
 // Products of bf16 on the tiles of Intel's AMX: 16 rows by 16 columns of sums, 16 slots along k at a time.
 //
-// With INKLING_AMX_EMULATED the same code runs on plain arrays, for tests on any processor. The real instructions were
-// never run: no such processor was at hand.
+// With INKLING_AMX_EMULATED the same code runs on plain arrays, for tests on any processor. The real instructions
+// have not been run: no such processor was available.
 #pragma once
 
 #include "slots.hpp"
@@ -46,7 +46,7 @@ static thread_local EmulatedTile emulated_tiles[8];
 #define INKLING_TILE_SAVE(t, to) emulated_tiles[t].save(to)
 #define INKLING_TILE_ADD(t, a, b) emulated_tiles[t].add(emulated_tiles[a], emulated_tiles[b])
 
-// While it lives, this thread may use the tiles.
+// Lets this thread use the tiles until it is destroyed.
 struct Tiles {
     ~Tiles() {}
 };

@@ -1,6 +1,6 @@
-// What an optimizer's step does with many arrays, element by element: their norm, scaling, AdamW.
+// The element-wise parts of an optimizer's step over many arrays: their norm, scaling, AdamW.
 //
-// All arrays are cut into blocks, which are shared out among threads whatever array they are of; sums have one order.
+// Arrays are split into blocks, which are divided among threads. The order of sums does not depend on the threads.
 #pragma once
 
 #include "elementwise.hpp"
@@ -49,9 +49,9 @@ inline void adamw_all(Pool& pool, const std::vector<inkling::Adam>& arrays, floa
     by_blocks(pool, arrays, [&](const inkling::Adam& a, int64_t begin, int64_t end, int64_t) {
         for (int64_t i = begin; i < end; i += LANES) {
             const int few = int(std::min<int64_t>(LANES, end - i));
-            const vec slope = load_few(a.slopes + i, few);
-            const vec mean = load_few(a.means + i, few) * beta1 + slope * (1.0f - beta1);
-            const vec square = load_few(a.squares + i, few) * beta2 + slope * slope * (1.0f - beta2);
+            const vec grad = load_few(a.grads + i, few);
+            const vec mean = load_few(a.means + i, few) * beta1 + grad * (1.0f - beta1);
+            const vec square = load_few(a.squares + i, few) * beta2 + grad * grad * (1.0f - beta2);
             vec root;
             for (int lane = 0; lane < LANES; ++lane) root[lane] = std::sqrt(square[lane]);
             store_few(a.means + i, mean, few);

@@ -22,7 +22,7 @@ inline void bfmmla_tile(const float* b, int depth, const float* const* a, float*
         bfloat16x8_t rows[kTwos];
 #pragma GCC unroll 32
         for (int i = 0; i < kTwos; ++i)
-            // A row that is alone stands in for the one after it.
+            // A last row without a partner is used twice.
             rows[i] = bf16(vcombine_f32(vld1_f32(a[2 * i] + k), vld1_f32(a[2 * i + 1 < R ? 2 * i + 1 : 2 * i] + k)));
 #pragma GCC unroll 32
         for (int j = 0; j < kPanel / 2; j += 2) {

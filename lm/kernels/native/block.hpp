@@ -1,6 +1,6 @@
 // A block of a Transformer over whole texts, forward and backward, each in one call.
 //
-//     x -> norm -> queries, keys, values -> (norm), turned by position -> attention -> product -> + x = between
+//     x -> norm -> queries, keys, values -> (norm), rotated by position -> attention -> product -> + x = between
 //     between -> norm -> gate, up -> SwiGLU -> product -> + between = y
 #pragma once
 
@@ -14,9 +14,9 @@ namespace INKLING_ISA {
 
 using inkling::BlockPass;
 
-constexpr int kChunk = 128;  // at most; fewer where there are more threads than that gives work
-constexpr int kSummed = 32;  // rows whose slopes of a norm's weight are added up by themselves
-constexpr int kPiece = 64;   // rows of a weight's slopes that are one thread's work
+constexpr int kChunk = 128;  // at most; fewer if there would be fewer chunks than threads
+constexpr int kSummed = 32;  // rows whose gradients of a norm's weight have a partial sum
+constexpr int kPiece = 64;   // rows of a weight's gradient in one thread's task
 
 class BlockRun {
 public:
@@ -24,14 +24,14 @@ public:
         : b_(b), space_(space), pool_(space.pool(threads)), rows_(b.batch * b.time), mixed_(b.heads * b.width),
           shared_(b.kv_heads * b.width) {
         float* at = b.memory;
-        const auto place = [&](float*& part, int64_t width) {
+        const auto take = [&](float*& part, int64_t width) {
             part = at ? at + memory_ : nullptr;
             memory_ += (rows_ * width + kPanel - 1) / kPanel * kPanel;
         };
-        place(input_scales_, 1), place(mlp_scales_, 1);
-        place(query_scales_, b.heads), place(key_scales_, b.kv_heads), place(log_sums_, b.heads);
-        place(between_, b.size), place(raw_queries_, mixed_), place(raw_keys_, b.key_norm ? shared_ : 0);
-        place(attended_, mixed_), place(gates_, b.inner), place(ups_, b.inner);
+        take(input_scales_, 1), take(mlp_scales_, 1);
+        take(query_scales_, b.heads), take(key_scales_, b.kv_heads), take(log_sums_, b.heads);
+        take(between_, b.size), take(raw_queries_, mixed_), take(raw_keys_, b.key_norm ? shared_ : 0);
+        take(attended_, mixed_), take(gates_, b.inner), take(ups_, b.inner);
     }
 
     // How many floats `memory` is to hold.
@@ -47,8 +47,8 @@ public:
             run(c.count, normed, query_, c.of(raw_queries_, mixed_));
             run(c.count, normed, key_, c.of(raw_keys, shared_));
             run(c.count, normed, value_, c.of(b_.values, shared_));
-            each_norm(c, turned(c, b_.heads, raw_queries_, b_.query_norm, queries, query_scales_));
-            each_norm(c, turned(c, b_.kv_heads, raw_keys, b_.key_norm, b_.keys, key_scales_));
+            each_norm(c, rotated(c, b_.heads, raw_queries_, b_.query_norm, queries, query_scales_));
+            each_norm(c, rotated(c, b_.kv_heads, raw_keys, b_.key_norm, b_.keys, key_scales_));
         });
         AttentionRun(attention(queries), pool_, space_.products).run();
         in_chunks([&](const Chunk& c) {
@@ -67,16 +67,16 @@ public:
         pack_weights(false);
         const int64_t branches = b_.drop > 0 ? 2 * b_.size : 0, mixed = (b_.query_norm ? 3 : 2) * mixed_;
         float* at = space_.rows(rows_ * (3 * b_.size + branches + mixed + shared_ + b_.inner));
-        const auto room = [&](int64_t width) { return std::exchange(at, at + rows_ * width); };
-        float* queries = b_.query_norm ? room(mixed_) : raw_queries_;
-        // Made again, since it takes less time to compute them than to keep them.
-        float *normed = room(b_.size), *normed_between = room(b_.size), *gated = room(b_.inner);
-        // Slopes: of the sum between the branches, of both branches after their dropout, of the attention's outputs and
+        const auto take = [&](int64_t width) { return std::exchange(at, at + rows_ * width); };
+        float* queries = b_.query_norm ? take(mixed_) : raw_queries_;
+        // Computed again: that takes less time than storing them.
+        float *normed = take(b_.size), *normed_between = take(b_.size), *gated = take(b_.inner);
+        // Gradients: of the sum between the branches, of both branches after their dropout, of the attention's outputs,
         // of the queries, of the keys before their norm.
-        float* between = room(b_.size);
-        float* mlp_branch = branches ? room(b_.size) : const_cast<float*>(b_.dy);
-        float* mixed_branch = branches ? room(b_.size) : between;
-        float *attended = room(mixed_), *d_queries = room(mixed_), *d_raw_keys = room(shared_);
+        float* between = take(b_.size);
+        float* mlp_branch = branches ? take(b_.size) : const_cast<float*>(b_.dy);
+        float* mixed_branch = branches ? take(b_.size) : between;
+        float *attended = take(mixed_), *d_queries = take(mixed_), *d_raw_keys = take(shared_);
         std::vector<float> mlp_sums(sums(b_.size)), input_sums(sums(b_.size)), query_sums(sums(b_.width)),
             key_sums(sums(b_.width));
 
@@ -94,19 +94,19 @@ public:
             drop(c, between, b_.mixed_seed, mixed_branch);
             run(c.count, c.of(mixed_branch, b_.size), output_, c.of(attended, mixed_));
             if (b_.query_norm)
-                each_norm(c, turned(c, b_.heads, raw_queries_, b_.query_norm, queries, query_scales_));
+                each_norm(c, rotated(c, b_.heads, raw_queries_, b_.query_norm, queries, query_scales_));
         });
         Attention of = attention(queries);
         of.d_outputs = attended, of.d_queries = d_queries, of.d_keys = b_.d_keys, of.d_values = b_.d_values;
         of.adds = b_.adds;
         AttentionRun(of, pool_, space_.products).run();
-        // The slopes of the outputs are done with: their place takes those of the queries before the norm.
+        // The gradient of the outputs is used up: its memory takes that of the queries before the norm.
         float* d_raw_queries = attended;
         in_chunks([&](const Chunk& c) {
             float* d_normed = sequence_space().chunk(c.count * b_.size);
-            turn_back(c, turned(c, b_.heads, raw_queries_, b_.query_norm, nullptr, query_scales_), d_queries,
+            rotate_back(c, rotated(c, b_.heads, raw_queries_, b_.query_norm, nullptr, query_scales_), d_queries,
                       d_raw_queries, query_sums.data());
-            turn_back(c, turned(c, b_.kv_heads, raw_keys_, b_.key_norm, nullptr, key_scales_), b_.d_keys, d_raw_keys,
+            rotate_back(c, rotated(c, b_.kv_heads, raw_keys_, b_.key_norm, nullptr, key_scales_), b_.d_keys, d_raw_keys,
                       key_sums.data());
             run(c.count, c.of(d_raw_queries, mixed_), query_, d_normed);
             run(c.count, c.of(d_raw_keys, shared_), key_, d_normed, true);
@@ -117,7 +117,7 @@ public:
         });
         add_up(mlp_sums, b_.size, b_.d_mlp_norm), add_up(input_sums, b_.size, b_.d_input_norm);
         add_up(query_sums, b_.width, b_.d_query_norm), add_up(key_sums, b_.width, b_.d_key_norm);
-        weight_slopes({
+        weight_grads({
             {gated, b_.inner, {{mlp_branch, b_.size, b_.d_down}}},
             {normed_between, b_.size, {{gates_, b_.inner, b_.d_gate}, {ups_, b_.inner, b_.d_up}}},
             {attended_, mixed_, {{mixed_branch, b_.size, b_.d_output}}},
@@ -127,7 +127,7 @@ public:
     }
 
 private:
-    // Rows that pass through all products and what lies between them while the caches hold them; one thread's work.
+    // Rows that pass through all products and element-wise steps while they are in the caches; one thread's task.
     struct Chunk {
         int64_t begin;
         int count;
@@ -193,8 +193,8 @@ private:
         product.run(0, count, nullptr);
     }
 
-    // The slopes of weights that share their inputs x: dy^T x over all rows.
-    struct Slopes {
+    // The gradients of weights that share their inputs x: dy^T x over all rows.
+    struct Grads {
         const float* x;
         int inputs;
         struct Of {
@@ -204,7 +204,7 @@ private:
         };
         std::vector<Of> weights;
     };
-    void weight_slopes(const std::vector<Slopes>& all) {
+    void weight_grads(const std::vector<Grads>& all) {
         struct Piece {
             Product product;
             int begin, end;
@@ -256,18 +256,18 @@ private:
 
     // -- norms and attention -----------------------------------------------------------------------------------------
 
-    // Room for the slopes of a norm's weight, of so many rows by themselves, and their sum: one order for any chunks.
+    // Memory for partial sums of a norm weight's gradient, kSummed rows each: their order is the same for any chunks.
     size_t sums(int width) const { return size_t((rows_ + kSummed - 1) / kSummed) * width; }
     static void add_up(const std::vector<float>& sums, int width, float* to) {
         if (to)
             for (size_t i = 0; i < sums.size(); ++i) to[i % width] += sums[i];
     }
 
-    // All rows of a chunk, whose places `n` holds; back, `sums` gains the slopes of its weight.
+    // All rows of a chunk, to which `n` points; backward adds the gradient of the weight to `sums`.
     static void each_norm(const Chunk& c, const inkling::Norms& n, float* sums = nullptr) {
         std::vector<float> between(n.width);
         for (int64_t row = 0; row < int64_t(c.count) * n.heads; ++row)
-            norm_and_turn(n, row, between.data(),
+            rms_norm_rope(n, row, between.data(),
                           sums ? sums + (c.begin + row / n.heads) / kSummed * n.width : nullptr);
     }
     // `y` and `dy` hold the chunk's rows alone.
@@ -280,18 +280,18 @@ private:
         each_norm(c, {c.count, 1, b_.size, b_.epsilon, c.of(x, b_.size), weight, nullptr, nullptr, nullptr,
                       scales + c.begin, dy, c.of(dx, b_.size)}, sums);
     }
-    inkling::Norms turned(const Chunk& c, int heads, const float* raw, const float* weight, float* y,
+    inkling::Norms rotated(const Chunk& c, int heads, const float* raw, const float* weight, float* y,
                           float* scales) const {
         const int64_t width = int64_t(heads) * b_.width;
         return {c.count, heads, b_.width, b_.epsilon, c.of(raw, width), weight, c.of(b_.cosines, b_.width / 2),
                 c.of(b_.sines, b_.width / 2), y ? c.of(y, width) : nullptr, c.of(scales, heads)};
     }
-    void turn_back(const Chunk& c, inkling::Norms of, const float* dy, float* dx, float* sums) const {
+    void rotate_back(const Chunk& c, inkling::Norms of, const float* dy, float* dx, float* sums) const {
         const int64_t width = int64_t(of.heads) * of.width;
         of.dy = c.of(dy, width), of.dx = c.of(dx, width);
         each_norm(c, of, sums);
     }
-    // `queries`: after their norm and turn; without a norm they are turned in their place.
+    // `queries`: after their norm and rotation; without a norm they are rotated in place.
     Attention attention(const float* queries) const {
         Attention of{b_.batch, b_.time, b_.heads, b_.kv_heads, b_.width, queries, b_.keys, b_.values, attended_,
                      log_sums_};

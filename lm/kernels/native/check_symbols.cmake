@@ -1,5 +1,5 @@
 # Fails if two objects for different instruction sets define one weak symbol: the linker keeps the first definition for
-# all, and a processor may then meet instructions that it does not have.
+# all, and a processor may then run instructions that it does not have.
 #
 #   cmake -DNM=nm -DOBJECTS=isa_plain.o,isa_avx2.o -P check_symbols.cmake
 cmake_minimum_required(VERSION 3.18)

@@ -1,4 +1,4 @@
-// Compiled once, for all instruction sets: looking up counts waits for memory.
+// Compiled once, for all instruction sets: looking up counts is limited by memory latency.
 #include "counts.hpp"
 
 #include <algorithm>
@@ -34,7 +34,8 @@ Counts::Counts(const std::vector<CountLevel>& levels, int vocab_size)
         }
         level.nodes.back().first_pair = uint32_t(from.pairs);
         for (int64_t i = 0; i < from.pairs; ++i) {
-            if (from.tokens[i] >= uint32_t(vocab_size)) throw std::invalid_argument("a counted token is not known");
+            if (from.tokens[i] >= uint32_t(vocab_size))
+                throw std::invalid_argument("a counted token lies outside the vocabulary");
             level.pairs[i] = {from.tokens[i] * 8 + (from.counts ? std::min(from.counts[i], kMany) : kMany),
                               from.shares[i]};
         }
@@ -147,8 +148,8 @@ void Counts::distribution(const int32_t* history, float* out) const {
 
 void Counts::distributions(const int64_t* histories, const int64_t* left_out, int64_t begin, int64_t end,
                            float* out) const {
-    // Contexts lie anywhere in memory. The nodes of several rows are found together, level by level, so that the waits
-    // for them overlap; their pairs come from memory meanwhile.
+    // Contexts are scattered in memory. The nodes of several rows are found together, level by level, so that their
+    // cache misses overlap; their pairs are prefetched.
     constexpr int kTogether = 16;
     const int most = context_size();
     uint32_t nodes[kTogether][kLongestContext + 1];

@@ -10,7 +10,7 @@
 
 namespace inkling {
 
-// All contexts of one length, as Python gives them.
+// All contexts of one length, as Python passes them.
 struct CountLevel {
     int64_t contexts = 0, pairs = 0;
     const int64_t* keys = nullptr;      // (contexts) sorted: index of the parent * vocab_size + oldest token

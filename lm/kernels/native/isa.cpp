@@ -31,8 +31,8 @@ inkling::Kernel* transformer(const inkling::TransformerParts& parts, const inkli
 void product(const inkling::Operands& o, int threads) {
     SequenceSpace& space = sequence_space();
     multiply(space.pool(threads), space.products,
-             {{o.a, o.a_step}, o.a_turned, {o.b, o.b_step}, o.b_turned, {o.c, o.c_step}, o.rows, o.depth, o.columns,
-              o.add, o.bias});
+             {{o.a, o.a_step}, o.a_transposed, {o.b, o.b_step}, o.b_transposed, {o.c, o.c_step}, o.rows, o.depth,
+              o.columns, o.add, o.bias});
 }
 void drop(const float* from, float* to, int64_t count, uint64_t seed, float rate, int threads) {
     drop_all(sequence_space().pool(threads), from, to, count, seed, rate);

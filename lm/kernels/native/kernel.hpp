@@ -1,4 +1,4 @@
-// What the Python side sees of a kernel, whichever instruction set it was compiled for.
+// The interface of a kernel to Python, the same for all instruction sets.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace inkling {
 
-// A row-major float matrix that somebody else owns; rows == 0 where there is none.
+// A row-major float matrix, not owned; rows == 0 if there is none.
 struct Matrix {
     const float* data = nullptr;
     int rows = 0, columns = 0;
@@ -25,7 +25,7 @@ struct StoredMatrix {
     int rows = 0, columns = 0;
 };
 
-// Memory of the kernel that Python may look into and change: (slots, ...) float32 or int32.
+// Memory of the kernel that Python may read and write: (slots, ...) float32 or int32.
 struct View {
     void* data;
     bool integer;
@@ -41,7 +41,7 @@ struct Head {
     const float* bias = nullptr;
 };
 
-struct Table {  // a context table: the last row is for contexts that are not whole
+struct Table {  // a context table: the last row is for incomplete contexts
     int order = 0;
     bool hashed = false;
     Matrix weight;
@@ -78,7 +78,7 @@ struct TransformerParts {
     float epsilon = 0;
 };
 
-// Of packed weights. int4 is for a Transformer's blocks; what is looked up, and the last matrix, are int8 by blocks then.
+// Of packed weights. With int4 the blocks of a Transformer are int4, its embedding and output matrix int8 by blocks.
 enum class Format { fp32, bf16, int8, int4, int8_blocks };
 
 struct Settings {
@@ -86,7 +86,7 @@ struct Settings {
     Format format = Format::fp32;
 };
 
-// One recurrent layer over whole texts, (batch, time, ...), forward and backward: what is read and where to write.
+// One recurrent layer over whole texts, (batch, time, ...), forward and backward: inputs and outputs.
 // A pointer may be null where the comment says "or none". Matrices and vectors are those of torch.nn.GRU and LSTM.
 struct Sequence {
     bool lstm = false;
@@ -107,19 +107,19 @@ struct Sequence {
     const float* d_outputs = nullptr;  // or none; with its strides
     int64_t d_row = 0, d_step = 0;
     const float *d_last_hidden = nullptr, *d_last_cell = nullptr;                             // or none
-    float *d_x = nullptr, *d_first_hidden = nullptr, *d_first_cell = nullptr;                 // or none: not wanted
+    float *d_x = nullptr, *d_first_hidden = nullptr, *d_first_cell = nullptr;                 // or none: not computed
     float *d_weight_ih = nullptr, *d_weight_hh = nullptr, *d_bias_ih = nullptr, *d_bias_hh = nullptr;
 };
 
-// C = A B; all row-major with so many numbers from row to row. A is (rows, depth), or stored
-// (depth, rows) where `a_turned`; B is (depth, columns), or stored (columns, depth) where `b_turned`.
+// C = A B; all row-major; a step is the distance from row to row. A is (rows, depth), or stored
+// (depth, rows) where `a_transposed`; B is (depth, columns), or stored (columns, depth) where `b_transposed`.
 struct Operands {
     const float* a = nullptr;
     int64_t a_step = 0;
-    bool a_turned = false;
+    bool a_transposed = false;
     const float* b = nullptr;
     int64_t b_step = 0;
-    bool b_turned = false;
+    bool b_transposed = false;
     float* c = nullptr;
     int64_t c_step = 0;
     int rows = 0, depth = 0, columns = 0;
@@ -136,7 +136,7 @@ struct Norms {
     const float* weight = nullptr;                          // (width), or none: no norm
     const float *cosines = nullptr, *sines = nullptr;       // (rows, width / 2), or none: no rotation
     float* y = nullptr;
-    float* scales = nullptr;                                // (rows, heads) kept for the way back; with a norm
+    float* scales = nullptr;                                // (rows, heads) kept for backward; with a norm
     const float* dy = nullptr;
     float *dx = nullptr, *d_weight = nullptr;
 };
@@ -149,26 +149,26 @@ struct Floats {
 // Weights that AdamW updates.
 struct Adam {
     float* weights = nullptr;
-    const float* slopes = nullptr;
-    float *means = nullptr, *squares = nullptr;  // of the slopes so far
+    const float* grads = nullptr;
+    float *means = nullptr, *squares = nullptr;  // running means of the gradient and its square
     int64_t count = 0;
     float decay = 1;       // 1 - learning rate * weight decay
     float rate = 0;        // learning rate / (1 - beta1^steps)
     float root_scale = 1;  // 1 / sqrt(1 - beta2^steps)
 };
 
-// Rows of logits, and the slopes of their cross-entropies: the distribution, less one at the target.
+// Rows of logits, and the gradients of their cross-entropies: softmax(logits) - one_hot(target).
 struct Entropies {
     const float* logits = nullptr;  // (rows, columns)
     const int64_t* targets = nullptr;
     int rows = 0, columns = 0;
-    float weight = 1;          // that the slopes are multiplied by
-    float* slopes = nullptr;   // (rows, columns); may be the logits
+    float weight = 1;          // factor of the gradients
+    float* grads = nullptr;   // (rows, columns); may be the logits
     float* nats = nullptr;     // (rows)
-    float* d_bias = nullptr;   // (columns), to which the slopes of all rows are added; or none
+    float* d_bias = nullptr;   // (columns), to which the gradients of all rows are added; or none
 };
 
-// Rows of a matrix (?, width), looked up; or, back, the slopes of what was found, added to the rows of `to`.
+// Embedding: rows of a matrix (?, width), looked up; `back`: the gradients of such rows, added to the rows of `to`.
 struct LookUp {
     const int64_t* ids = nullptr;
     int64_t count = 0;
@@ -183,10 +183,10 @@ struct Attention {
     int batch = 0, time = 0, heads = 0, kv_heads = 0, width = 0;
     const float *queries = nullptr, *keys = nullptr, *values = nullptr;
     float* outputs = nullptr;
-    float* log_sums = nullptr;  // (batch, heads, time), kept for the way back
+    float* log_sums = nullptr;  // (batch, heads, time), kept for backward
     const float* d_outputs = nullptr;
     float *d_queries = nullptr, *d_keys = nullptr, *d_values = nullptr;
-    bool adds = false;  // to the slopes of keys and values
+    bool adds = false;  // to the gradients of keys and values
     uint64_t seed = 0;  // dropout of the probabilities
     float drop = 0;
 };
@@ -208,7 +208,7 @@ struct BlockPass {
     float *d_keys = nullptr, *d_values = nullptr;  // changed; of keys and values as such, where `adds`
     bool adds = false;
     float *dx = nullptr, *d_input_norm = nullptr, *d_query = nullptr, *d_key = nullptr, *d_value = nullptr;
-    float *d_query_norm = nullptr, *d_key_norm = nullptr;  // slopes of norms are added to
+    float *d_query_norm = nullptr, *d_key_norm = nullptr;  // gradients of norms are added to
     float *d_output = nullptr, *d_mlp_norm = nullptr, *d_gate = nullptr, *d_up = nullptr, *d_down = nullptr;
 };
 
@@ -224,12 +224,12 @@ public:
     // Several tokens of one text; logits after the last in row 0, or after each in `all` (count, vocab_size).
     virtual void read(int slot, const int* ids, int count, float* all) = 0;
 
-    // Forget a slot's text; make a slot hold another's.
+    // Clear a slot; copy one slot to another.
     virtual void clear(int slot) = 0;
     virtual void copy(int from, int to) = 0;
 
     std::map<std::string, View> views;  // the state of the slots, by name
-    float* logits = nullptr;            // (rows, stride), good until the next call
+    float* logits = nullptr;            // (rows, stride), valid until the next call
     int vocab_size = 0, stride = 0, rows = 0, slots = 0;
     size_t weight_bytes = 0;  // read for one token
     std::string name;

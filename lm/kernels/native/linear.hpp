@@ -58,7 +58,7 @@ private:
     size_t left_ = 0;
 };
 
-// Memory that vectors can be loaded from, zero at first; its own, or from an arena that lives longer.
+// Memory that vectors can be loaded from, zero at first; its own, or from an arena that outlives it.
 template <class T>
 class Buffer {
 public:
@@ -104,7 +104,7 @@ inline float bits_float(uint32_t bits) {
 // The float32 with the value of a float16.
 inline float from_half(uint16_t half) {
     const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7fff;
-    // With the exponent in place the value is 2^112 too small, also of a denormal; infinity and NaN come apart.
+    // With the exponent in place the value is 2^112 too small, also of a denormal; infinity and NaN are separate.
     const float scaled = bits_float(magnitude << 13) * 5.192296858534828e33f;
     return bits_float(sign | (magnitude >= 0x7c00 ? magnitude << 13 | 0x7f800000 : float_bits(scaled)));
 }
@@ -154,14 +154,14 @@ inline void store_activations(Rounded* to, vec values) {
 }
 #endif
 
-// What is added to the bytes of weights by blocks, for the products that want one of the two unsigned.
+// What is added to the bytes of weights by blocks, for the products that need one operand unsigned.
 #if LANES == 16
 constexpr int kWeightZero = 128;
 #else
 constexpr int kWeightZero = 0;
 #endif
 
-// What is added to the bytes of a row for int8 weights: the products of x86 want them unsigned, those of ARM signed.
+// What is added to the bytes of a row for int8 weights: the products of x86 need them unsigned, those of ARM signed.
 #if defined(__ARM_FEATURE_DOTPROD)
 constexpr int kByteZero = 0;
 #else
@@ -186,7 +186,7 @@ inline uint16_t bytes_of_block(const float* from, int count, int8_t* bytes) {
 }
 
 // A matrix (N outputs, K inputs) as panels of 16 outputs: fp32 [panel][k][16]; bf16 [panel][k / 2][16][2]; or int8 with
-// a scale an output, [panel][k / 4][16][4], as the dot-product instructions of two and four want them; or int4, or int8
+// a scale an output, [panel][k / 4][16][4], the order of the dot-product instructions of two and four; or int4, or int8
 // by blocks, see above.
 struct Packed {
     int outputs = 0, inputs = 0, panels = 0;
@@ -438,7 +438,7 @@ struct Rows {
         const float inverse = most > 0 ? 127.0f / most : 0.0f;
         uint8_t* to = held.data() + size_t(row) * stride;
         for (k = 0; k < inputs; ++k) {
-            // Rounded by the same trick as in `exp`, which every compiler turns into vectors.
+            // Rounded by the same trick as in `exp`, which every compiler vectorizes.
             const float rounded = (from[k] * inverse + 12582912.0f) - 12582912.0f;
             to[k] = uint8_t(int32_t(rounded) + kByteZero);
         }
@@ -449,7 +449,7 @@ struct Rows {
 
 // -- the innermost loops: P panels times R rows, sums held in registers --------------------------------------------
 
-// `ahead` says which of the P panels after these to call from memory meanwhile, one bit each.
+// `ahead`: which of the P panels after these to prefetch, one bit each.
 
 template <int P, int R>
 inline void tile(const Packed& w, int panel, const float* const* x, float* const* y, int at, unsigned ahead) {
@@ -467,7 +467,7 @@ inline void tile(const Packed& w, int panel, const float* const* x, float* const
                 if (ahead >> p & 1) __builtin_prefetch(from + (P + p) * next, 0, 2);
 #pragma GCC unroll 32
         for (int r = 0; r < R; ++r) {
-            const vec value = spread(x[r][k]);
+            const vec value = broadcast(x[r][k]);
 #pragma GCC unroll 32
             for (int p = 0; p < P * kParts; ++p) sums[p][r] += part[p] * value;
         }
@@ -518,7 +518,7 @@ inline void tile_of_pairs(const Packed& w, int panel, const Rows& x, int row, fl
             }
 #pragma GCC unroll 32
             for (int r = 0; r < R; ++r) {
-                const vec value = spread(values[size_t(r) * x.stride + half]);
+                const vec value = broadcast(values[size_t(r) * x.stride + half]);
 #pragma GCC unroll 32
                 for (int p = 0; p < P * kParts; ++p) sums[p][r] += part[p] * value;
             }
@@ -835,8 +835,8 @@ inline void tile_of_blocks(const Packed& w, int panel, const Rows& x, int row, f
 #pragma GCC unroll 32
                 for (int r = 0; r < R; ++r) {
                     vec& total = totals[p * kParts + part][r];
-                    total += dots[p][r].part(part) * (scale * spread(scales[r * across + block]));
-                    if constexpr (kMinima) total += minimum * spread(sums[r * across + block]);
+                    total += dots[p][r].part(part) * (scale * broadcast(scales[r * across + block]));
+                    if constexpr (kMinima) total += minimum * broadcast(sums[r * across + block]);
                 }
             }
         }
@@ -876,8 +876,8 @@ inline void block(const Packed& w, int panel, const Rows& x, int row, float* con
 
 template <int P>
 inline void strip(const Packed& w, int panel, const Rows& x, float* const* y, int at) {
-    // The next panels come from memory while these are computed: a share of them during each pass over the rows, so
-    // that the passes do not wait for them.
+    // Prefetches the next panels while these are computed, some of them during each pass over the rows, so that the
+    // passes do not wait for memory.
     const int passes = (x.count + kRows - 1) / kRows;
     int row = 0;
     for (int pass = 0; pass < passes; ++pass, row += kRows) {
@@ -898,24 +898,24 @@ inline void strip(const Packed& w, int panel, const Rows& x, float* const* y, in
 // y[row][16 * (panel - begin) ...] for the panels from begin to end.
 inline void multiply(const Packed& w, const Rows& x, float* const* y, int begin, int end, int at = 0) {
     int panel = begin;
-    auto place = [&] { return at + (panel - begin) * kPanel; };
+    auto column = [&] { return at + (panel - begin) * kPanel; };
     if (x.count == 1 && (w.int8 || w.by_blocks()))
-        for (; panel < end; ++panel) block<1, 1>(w, panel, x, 0, y, place());
+        for (; panel < end; ++panel) block<1, 1>(w, panel, x, 0, y, column());
     else if (x.count == 1)
-        for (; panel + kWide <= end; panel += kWide) block<kWide, 1>(w, panel, x, 0, y, place());
+        for (; panel + kWide <= end; panel += kWide) block<kWide, 1>(w, panel, x, 0, y, column());
     if (w.by_blocks())
-        for (; panel + kTallBlocks <= end; panel += kTallBlocks) strip<kTallBlocks>(w, panel, x, y, place());
-    for (; panel + kTall <= end; panel += kTall) strip<kTall>(w, panel, x, y, place());
-    for (; panel < end; ++panel) strip<1>(w, panel, x, y, place());
+        for (; panel + kTallBlocks <= end; panel += kTallBlocks) strip<kTallBlocks>(w, panel, x, y, column());
+    for (; panel + kTall <= end; panel += kTall) strip<kTall>(w, panel, x, y, column());
+    for (; panel < end; ++panel) strip<1>(w, panel, x, y, column());
 }
 
-// The whole product, shared out among threads in groups of `unit` panels; finish(begin, end) is called by the thread
-// that has just computed those panels, for what goes on element by element.
+// The whole product, divided among threads in groups of `unit` panels; finish(begin, end) is called by the thread that
+// has just computed those panels, for the element-wise part.
 template <class Finish>
 inline void multiply(Pool& pool, const Packed& w, const Rows& x, float* const* y, int unit, const Finish& finish) {
     const int units = w.panels / unit;
     const size_t work = w.nbytes() * size_t(1 + x.count / 4);
-    // A part below some 32 KB of weights takes less time than handing it over.
+    // A part below some 32 KB of weights takes less time than starting it on another thread.
     const int most = std::max<size_t>(1, work >> 15);
     const int parts = std::min({units, most, pool.threads() * 4});
     pool.run(pool.threads() == 1 ? 1 : parts, [&](int part) {

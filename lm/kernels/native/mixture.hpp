@@ -21,15 +21,15 @@ public:
         for (int slot = 0; slot < slots; ++slot) clear(slot);
     }
 
-    // Adds one more token to a slot's history, and keeps it for row `row` of the logits.
-    void place(int row, int slot, int id) {
+    // Appends a token to a slot's history, and keeps the history for row `row` of the logits.
+    void append(int row, int slot, int id) {
         if (held_ == 0) return;
         int32_t* history = at(slot);
         std::memmove(history, history + 1, size_t(held_ - 1) * 4);
         history[held_ - 1] = id;
         std::memcpy(found_.data() + size_t(row) * held_, history, size_t(held_) * 4);
     }
-    // What `place` kept for a row.
+    // The history that `append` kept for a row.
     const int32_t* row(int row) const { return found_.data() + size_t(row) * held_; }
 
     void clear(int slot) { std::fill_n(at(slot), held_, -1); }
@@ -56,7 +56,7 @@ public:
         shares_ = Buffer<float>(padded(counts_->vocab_size()));
     }
 
-    // Turns the network's logits of a row into log-probabilities of the mixture; `hidden` is the cell's output.
+    // Converts the network's logits of a row to log-probabilities of the mixture; `hidden` is the cell's output.
     void mix(int row, const float* hidden, float* logits) {
         if (!counts_) return;
         const int width = counts_->vocab_size();
@@ -66,21 +66,21 @@ public:
             const vec p = load_few(shares + i, few);
             return kept(p * log(p), few, 0.0f);
         });
-        const float open = bias_ + entropy * entropy_gate_ + summed(hidden_, [&](int i, int few) {
+        const float gate = bias_ + entropy * entropy_gate_ + summed(hidden_, [&](int i, int few) {
             return load_few(hidden + i, few) * load_few(gate_.data() + i, few);
         });
-        vec tops = spread(-INFINITY);
+        vec tops = broadcast(-INFINITY);
         for (int i = 0; i < width; i += LANES) {
             const vec next = kept(load_few(logits + i, width - i), width - i, -INFINITY);
             tops = next > tops ? next : tops;
         }
-        const float most = most_of(tops);
+        const float most = max_of(tops);
         const float sum = summed(width, [&](int i, int few) {
             const vec e = kept(exp(load_few(logits + i, few) - most), few, 0.0f);
             store_few(logits + i, e, few);
             return e;
         });
-        const float of_counts = sigmoid(spread(open))[0], of_network = sigmoid(spread(-open))[0] / sum;
+        const float of_counts = sigmoid(broadcast(gate))[0], of_network = sigmoid(broadcast(-gate))[0] / sum;
         for (int i = 0; i < width; i += LANES) {
             const int few = width - i;
             store_few(logits + i, log(load_few(logits + i, few) * of_network + load_few(shares + i, few) * of_counts),
@@ -113,14 +113,14 @@ public:
 
     void step(const int* which, const int* ids, int count) override {
         for (int row = 0; row < count; ++row) {
-            histories_.place(row, which[row], ids[row]);
+            histories_.append(row, which[row], ids[row]);
             predict(row);
         }
     }
 
     void read(int slot, const int* ids, int count, float* all) override {
         for (int i = 0; i < count; ++i) {
-            histories_.place(0, slot, ids[i]);
+            histories_.append(0, slot, ids[i]);
             if (!all && i + 1 < count) continue;
             predict(0);
             if (all) std::memcpy(all + size_t(i) * vocab_size, logits, size_t(vocab_size) * 4);

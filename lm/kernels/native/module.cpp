@@ -155,7 +155,7 @@ inkling::StoredMatrix stored(const Stored& from) {
     return {from.data(), half, int(from.shape(0)), int(from.shape(1))};
 }
 
-// Shapes are checked here once: the kernels read what these promise.
+// Shapes are checked here once: the kernels rely on them.
 template <class AnyMatrix>
 void expect(const AnyMatrix& found, int rows, int columns, const char* name) {
     if (found.rows != rows || found.columns != columns)
@@ -174,10 +174,10 @@ inkling::Format format_of(const std::string& precision) {
 
 template <class Parts>
 Kernel* make(const Parts& parts, const inkling::Settings& settings, const std::string& isa) {
-    const auto known = instruction_sets(), more = bf16_instruction_sets();
-    const bool in_bf16 = isa == "avx512_bf16" && std::find(more.begin(), more.end(), isa) != more.end();
-    if (!in_bf16 && std::find(known.begin(), known.end(), isa) == known.end())
-        throw std::invalid_argument(isa + " is not here");
+    const auto available = instruction_sets(), in_bf16 = bf16_instruction_sets();
+    const bool has_bf16 = isa == "avx512_bf16" && std::find(in_bf16.begin(), in_bf16.end(), isa) != in_bf16.end();
+    if (!has_bf16 && std::find(available.begin(), available.end(), isa) == available.end())
+        throw std::invalid_argument(isa + " is not available");
     if constexpr (std::is_same_v<Parts, inkling::RecurrentParts>)
         return CALL_DECODING(isa, recurrent, parts, settings);
     else if constexpr (std::is_same_v<Parts, inkling::Counts>)
@@ -258,9 +258,9 @@ Kernel* transformer(const Stored& embedding, const Stored& head, const Floats& n
     for (const auto& [matrices, norms, bias] : blocks) {
         if (matrices.size() != 7 || norms.size() != 4) throw std::invalid_argument("a block has 7 matrices, 4 norms");
         inkling::Block block;
-        inkling::StoredMatrix* places[] = {&block.query,  &block.key, &block.value, &block.output,
+        inkling::StoredMatrix* targets[] = {&block.query,  &block.key, &block.value, &block.output,
                                      &block.gate,   &block.up,  &block.down};
-        for (int i = 0; i < 7; ++i) *places[i] = stored(matrices[i]);
+        for (int i = 0; i < 7; ++i) *targets[i] = stored(matrices[i]);
         const size_t head_size = 2 * cosines.shape(1);
         const int size = parts.embedding.columns, mixed = heads * int(head_size), kept = kv_heads * int(head_size);
         expect(block.query, mixed, size, "q_proj");
@@ -311,7 +311,7 @@ void check_different(const Kernel& kernel, const std::vector<int>& slots) {
     }
 }
 
-// Below this much work giving up Python's lock, and asking for it back, costs more than it brings others.
+// Below this much work releasing the GIL costs more than it gains.
 constexpr size_t kShort = 400'000;
 
 void step_slots(Kernel& kernel, const std::vector<int>& slots, const std::vector<int>& ids) {
@@ -354,9 +354,9 @@ nb::dict views(nb::handle self) {
 using inkling::Sequence;
 
 // Refuses numbers that are negative or not below `bound`.
-void all_below(const int64_t* numbers, int64_t count, int64_t bound, const char* complaint) {
+void all_below(const int64_t* numbers, int64_t count, int64_t bound, const char* message) {
     for (int64_t i = 0; i < count; ++i)
-        if (uint64_t(numbers[i]) >= uint64_t(bound)) throw std::out_of_range(complaint);
+        if (uint64_t(numbers[i]) >= uint64_t(bound)) throw std::out_of_range(message);
 }
 constexpr const char* kNoSuchId = "an id lies outside the embedding";
 
@@ -372,15 +372,15 @@ void run_backward(const Sequence& sequence, const std::string& isa, int threads)
     CALL(isa, backward, sequence, threads);
 }
 
-void product(uintptr_t a, int64_t a_step, bool a_turned, uintptr_t b, int64_t b_step, bool b_turned, uintptr_t c,
-             int64_t c_step, std::tuple<int, int, int> shape, bool add, uintptr_t bias, const std::string& isa,
-             int threads) {
+void product(uintptr_t a, int64_t a_step, bool a_transposed, uintptr_t b, int64_t b_step, bool b_transposed,
+             uintptr_t c, int64_t c_step, std::tuple<int, int, int> shape, bool add, uintptr_t bias,
+             const std::string& isa, int threads) {
     const auto [rows, depth, columns] = shape;
     const auto at = [](uintptr_t address) { return reinterpret_cast<const float*>(address); };
     nb::gil_scoped_release release;
     CALL(isa, product,
-         {at(a), a_step, a_turned, at(b), b_step, b_turned, reinterpret_cast<float*>(c), c_step, rows, depth, columns,
-          add, at(bias)},
+         {at(a), a_step, a_transposed, at(b), b_step, b_transposed, reinterpret_cast<float*>(c), c_step, rows, depth,
+          columns, add, at(bias)},
          threads);
 }
 
@@ -392,14 +392,14 @@ void drop(uintptr_t from, uintptr_t to, int64_t count, uint64_t seed, float rate
 
 
 void row_adagrad(const Array<float, 2>& weights, const Array<float, 2>& squares, const Array<const int64_t, 1>& rows,
-                 const Array<const float, 2>& slopes, float rate) {
+                 const Array<const float, 2>& grads, float rate) {
     const size_t count = rows.shape(0), width = weights.shape(1);
-    if (slopes.shape(0) != count || slopes.shape(1) != width || squares.shape(0) != weights.shape(0) ||
+    if (grads.shape(0) != count || grads.shape(1) != width || squares.shape(0) != weights.shape(0) ||
         squares.shape(1) != 1)
-        throw std::invalid_argument("slopes or squares do not fit the weights");
+        throw std::invalid_argument("gradients or squares do not fit the weights");
     all_below(rows.data(), int64_t(count), int64_t(weights.shape(0)), "no such row");
     nb::gil_scoped_release release;
-    inkling::row_adagrad(weights.data(), squares.data(), rows.data(), slopes.data(), int(count), int(width), rate);
+    inkling::row_adagrad(weights.data(), squares.data(), rows.data(), grads.data(), int(count), int(width), rate);
 }
 
 // Keys, starts, tokens, shares and backoff weights of a level of counts; then counts, totals and discounts, or none.
@@ -437,7 +437,7 @@ void make_counts(inkling::Counts* at, const std::vector<Level>& levels, int voca
 
 constexpr const char* kNoSuchToken = "a token lies outside the counts' vocabulary";
 
-// work(begin, end) for rows that take about as long as reading `width` numbers, shared out among threads.
+// work(begin, end) for rows that take about as long as reading `width` numbers, divided among threads.
 template <class Work>
 void share_rows(int64_t rows, int64_t width, const std::string& isa, int threads, const Work& work) {
     CALL(isa, share_rows, rows, width, threads,
@@ -495,22 +495,23 @@ void gated(uintptr_t gate, uintptr_t up, uintptr_t dy, int64_t count, uintptr_t 
          threads);
 }
 
-void entropies(uintptr_t logits, uintptr_t targets, int rows, int columns, float weight, uintptr_t slopes,
+void entropies(uintptr_t logits, uintptr_t targets, int rows, int columns, float weight, uintptr_t grads,
                uintptr_t nats, uintptr_t d_bias, const std::string& isa, int threads) {
     const auto write = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
-    const auto* wanted = reinterpret_cast<const int64_t*>(targets);
-    all_below(wanted, rows, columns, "a target lies outside the logits");
+    const auto* target_ids = reinterpret_cast<const int64_t*>(targets);
+    all_below(target_ids, rows, columns, "a target lies outside the logits");
     nb::gil_scoped_release release;
-    CALL(isa, entropies, {write(logits), wanted, rows, columns, weight, write(slopes), write(nats), write(d_bias)},
+    CALL(isa, entropies, {write(logits), target_ids, rows, columns, weight, write(grads), write(nats), write(d_bias)},
          threads);
 }
 
 void look_up(uintptr_t ids, int64_t count, int64_t rows, int width, uintptr_t from, uintptr_t to, bool back,
              const std::string& isa, int threads) {
-    const auto* known = reinterpret_cast<const int64_t*>(ids);
-    all_below(known, count, rows, kNoSuchId);
+    const auto* indices = reinterpret_cast<const int64_t*>(ids);
+    all_below(indices, count, rows, kNoSuchId);
     nb::gil_scoped_release release;
-    CALL(isa, look_up, {known, count, width, reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to), back},
+    CALL(isa, look_up, {indices, count, width, reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to),
+                        back},
          threads);
 }
 
@@ -533,15 +534,15 @@ void scale(const Arrays& arrays, float factor, const std::string& isa, int threa
     CALL(isa, scale, floats(arrays), factor, threads);
 }
 
-// Each array: addresses of weights, slopes, means, squares and of the number of its steps, which is raised; its length.
+// Each array: addresses of weights, gradients, means, squares and of its number of steps, which is raised; its length.
 void adamw(const std::vector<std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t>>& arrays,
            double rate, double beta1, double beta2, double epsilon, double decay, const std::string& isa, int threads) {
     nb::gil_scoped_release release;
     std::vector<inkling::Adam> found;
     const auto write = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
-    for (const auto& [weights, slopes, means, squares, at_steps, count] : arrays) {
+    for (const auto& [weights, grads, means, squares, at_steps, count] : arrays) {
         const double steps = *write(at_steps) += 1;
-        found.push_back({write(weights), write(slopes), write(means), write(squares), count, float(1 - rate * decay),
+        found.push_back({write(weights), write(grads), write(means), write(squares), count, float(1 - rate * decay),
                          float(rate / (1 - std::pow(beta1, steps))), float(1 / std::sqrt(1 - std::pow(beta2, steps)))});
     }
     CALL(isa, adamw, found, float(beta1), float(beta2), float(epsilon), threads);

@@ -1,7 +1,7 @@
-// Threads that stay, and share out the parts of one piece of work after another.
+// A pool of persistent threads that run the parts of one task after another.
 //
-// A part is claimed, never assigned: where a helper sleeps or the machine is busy, the caller does the parts itself
-// and waits for nobody but those who are in the middle of one.
+// A part is claimed, never assigned: if a worker sleeps or the machine is busy, the caller runs the parts itself. It
+// waits only for parts that another thread has begun.
 #pragma once
 
 #include <atomic>
@@ -22,22 +22,22 @@ constexpr int kSpins = 4000;  // some tens of microseconds: about the time betwe
 
 class Pool {
 public:
-    // `patience`: how often a helper without work lets others run before it sleeps; waking it takes longer than many a
-    // piece of work.
+    // `patience`: how often an idle worker yields the processor before it sleeps; waking it takes longer than many a
+    // task.
     explicit Pool(int threads, int patience = 0) : patience_(patience) {
-        for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work_until_stopped(); });
     }
     ~Pool() {
         stop_.store(true);
         wake();
-        for (auto& helper : helpers_) helper.join();
+        for (auto& worker : workers_) worker.join();
     }
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
-    int threads() const { return 1 + int(helpers_.size()); }
+    int threads() const { return 1 + int(workers_.size()); }
 
-    // To be called before a row of `run`s: helpers that went to sleep get up meanwhile.
+    // To be called before several `run`s: sleeping workers wake up meanwhile.
     void wake() {
         if (sleeping_.load() > 0) {
             epoch_.fetch_add(1);
@@ -48,7 +48,7 @@ public:
     // work(part) for every part below `parts`, each on one thread; returns when all are done.
     template <class Work>
     void run(int parts, const Work& work) {
-        if (helpers_.empty() || parts < 2) {
+        if (workers_.empty() || parts < 2) {
             for (int part = 0; part < parts; ++part) call<Work>(&work, part);
             return;
         }
@@ -66,7 +66,7 @@ public:
     }
 
 private:
-    // One copy of the work, whoever does it: a compiler may join multiplications and additions otherwise in another.
+    // One compiled copy for all threads: in another the compiler may fuse multiplications and additions differently.
     template <class Work>
     __attribute__((noinline)) static void call(const void* work, int part) {
         (*static_cast<const Work*>(work))(part);
@@ -83,7 +83,7 @@ private:
         return true;
     }
 
-    void help() {
+    void work_until_stopped() {
         while (!stop_.load(std::memory_order_relaxed)) {
             const uint32_t epoch = epoch_.load();
             bool worked = false;
@@ -103,7 +103,7 @@ private:
     }
 
     const int patience_;
-    std::vector<std::thread> helpers_;
+    std::vector<std::thread> workers_;
     void (*call_)(const void*, int) = nullptr;
     const void* context_ = nullptr;
     alignas(64) std::atomic<uint64_t> ticket_{0};

@@ -1,7 +1,7 @@
 // Products of large matrices, C = A B or C += A B, for training: blocked, packed on the way, any layout. Operands and
 // sums are fp32; an object with INKLING_BF16 rounds both operands to bf16 where it packs them.
 //
-// An element's sum goes along k in blocks of kDeep, whatever the rows beside it or the number of threads.
+// An element's sum goes along k in blocks of kDeep; other rows and the number of threads do not change it.
 #pragma once
 
 #include <algorithm>
@@ -108,7 +108,7 @@ inline void tile_of(const float* b, int depth, const float* const* a, int64_t st
         for (int p = 0; p < P * kParts; ++p) part[p] = load(b + p * LANES);
 #pragma GCC unroll 32
         for (int r = 0; r < R; ++r) {
-            const vec value = spread_slot(a[r][k * step]);
+            const vec value = broadcast_slot(a[r][k * step]);
 #pragma GCC unroll 32
             for (int p = 0; p < P * kParts; ++p) add_products(sums[p][r], part[p], value);
         }
@@ -155,7 +155,7 @@ inline void tile_of(int panels, int rows, const float* b, int depth, const float
 
 #endif
 
-// How many of `left` rows the next tile takes: evenly shared out among tiles of at most `most`.
+// How many of `left` rows the next tile takes: divided evenly among tiles of at most `most`.
 inline int next_rows(int left, int most) { return (left + (left + most - 1) / most - 1) / ((left + most - 1) / most); }
 
 #if defined(INKLING_BF16)
@@ -176,7 +176,7 @@ inline void pack_straight(const ConstRows& b, int64_t first, int depth, int begi
 }
 
 // The same where B's columns are the rows of `b` (weights: outputs, inputs).
-inline void pack_turned(const ConstRows& b, int64_t first, int depth, int begin, int end, float* to) {
+inline void pack_transposed(const ConstRows& b, int64_t first, int depth, int begin, int end, float* to) {
     for (int column = begin; column < end; column += kAcross * kPanel) {
         const int wide = std::min(kAcross * kPanel, padded(end - column));
         for (int i = 0; i < wide; i += LANES) {
@@ -216,13 +216,13 @@ inline void pack_straight(const ConstRows& b, int64_t first, int depth, int begi
 }
 
 // The same where B's columns are the rows of `b` (weights: outputs, inputs).
-inline void pack_turned(const ConstRows& b, int64_t first, int depth, int begin, int end, float* to) {
+inline void pack_transposed(const ConstRows& b, int64_t first, int depth, int begin, int end, float* to) {
     for (int column = begin; column < end; column += kAcross * kPanel) {
         const int wide = std::min(kAcross * kPanel, padded(end - column)), real = std::min(wide, end - column);
         if (real < wide) std::memset(to, 0, int64_t(depth) * wide * 4);
         for (int i = 0; i < real; i += LANES)
             for (int k = 0; k < depth; k += LANES) {
-                float* place = to + int64_t(k) * wide + i;
+                float* corner = to + int64_t(k) * wide + i;
                 const int down = std::min(LANES, depth - k), across = std::min(LANES, real - i);
                 if (down == LANES && across == LANES) {
                     vec square[LANES];
@@ -230,10 +230,11 @@ inline void pack_turned(const ConstRows& b, int64_t first, int depth, int begin,
                     for (int row = 0; row < LANES; ++row) square[row] = load(b[column + i + row] + first + k);
                     transpose(square);
 #pragma GCC unroll 32
-                    for (int row = 0; row < LANES; ++row) store(place + int64_t(row) * wide, square[row]);
+                    for (int row = 0; row < LANES; ++row) store(corner + int64_t(row) * wide, square[row]);
                 } else {
                     for (int row = 0; row < across; ++row)
-                        for (int j = 0; j < down; ++j) place[int64_t(j) * wide + row] = b[column + i + row][first + k + j];
+                        for (int j = 0; j < down; ++j)
+                            corner[int64_t(j) * wide + row] = b[column + i + row][first + k + j];
                 }
             }
         to += int64_t(depth) * wide;
@@ -242,13 +243,13 @@ inline void pack_turned(const ConstRows& b, int64_t first, int depth, int begin,
 
 #endif
 
-// A product's operands. A is (rows, depth), or stored as (depth, rows) where `a_turned`; B is (depth, columns), or
-// stored as (columns, depth) where `b_turned`.
+// A product's operands. A is (rows, depth), or stored as (depth, rows) where `a_transposed`; B is (depth, columns), or
+// stored as (columns, depth) where `b_transposed`.
 struct Product {
     ConstRows a;
-    bool a_turned;
+    bool a_transposed;
     ConstRows b;
-    bool b_turned;
+    bool b_transposed;
     MutableRows c;
     int rows, depth, columns;
     bool add = false;             // C += A B
@@ -257,7 +258,7 @@ struct Product {
 
     // How many floats all of B comes to.
     static size_t packed_size(int depth, int columns) { return size_t(slots(depth)) * padded(columns); }
-    // All of B, for products with these operands; block after block, as `run` wants them.
+    // All of B, for products with these operands; block after block, in the order in which `run` reads them.
     void pack(float* to) const {
         for (int left = 0; left < columns; left += broad())
             for (int deep = 0; deep < depth; deep += kDeep) pack_block(left, deep, to + block_at(left, deep));
@@ -266,7 +267,7 @@ struct Product {
     // The same for columns [begin, end) alone.
     Product between(int begin, int end) const {
         Product part = *this;
-        part.b = b_turned ? b.below(begin) : b.shifted(begin);
+        part.b = b_transposed ? b.below(begin) : b.shifted(begin);
         part.c = c.shifted(begin);
         part.columns = end - begin;
         if (bias) part.bias = bias + begin;
@@ -288,7 +289,7 @@ struct Product {
                 const float* block = whole ? whole + block_at(left, deep) : packed;
                 if (!whole) pack_block(left, deep, packed);
                 const bool adds = add || deep > 0;
-                if (a_turned)
+                if (a_transposed)
                     for (int k = 0; k < many; ++k) deeper[k] = a[deep + k];
                 for (int group = begin, rows_in; group < end; group += rows_in) {
                     rows_in = next_rows(end - group, kGroup);
@@ -301,9 +302,9 @@ struct Product {
                             const int wide = std::min(kAcross * kPanel, padded(right - column));
                             const int real = std::min(wide, right - column);
                             for (int r = 0; r < count; ++r) {
-                                float* place = rows_of_c[r] + column;
-                                to[r] = real == wide ? place : spare[r];
-                                if (real < wide && adds) std::memcpy(spare[r], place, real * 4);
+                                float* direct = rows_of_c[r] + column;
+                                to[r] = real == wide ? direct : spare[r];
+                                if (real < wide && adds) std::memcpy(spare[r], direct, real * 4);
                             }
                             tile_of(wide / kPanel, count, weights, slots(many), from + first, step, to, adds);
                             for (int r = 0; r < count; ++r) {
@@ -320,17 +321,17 @@ struct Product {
     }
 
 private:
-    // Where the block of B from a column and a row on lies among all of them.
+    // The offset of the packed block of B that begins at a column and a row.
     int64_t block_at(int left, int deep) const {
         return int64_t(left) * slots(depth) + int64_t(slots(deep)) * padded(std::min(broad(), columns - left));
     }
 
     // Where a tile reads `count` rows of A from `row` on, their slots at [deep, deep + many): from[r], and how far it is
-    // from slot to slot. `deeper`: the rows of a turned A; `held`: room for rows that cannot be read where they lie.
+    // from slot to slot. `deeper`: the rows of a transposed A; `held`: memory for rows that have to be copied.
 #if !defined(INKLING_BF16)
     int64_t hold(int row, int count, int end, int deep, int many, const float* const* deeper, float* held,
                  const float** from) const {
-        if (!a_turned) {
+        if (!a_transposed) {
             for (int r = 0; r < count; ++r) from[r] = a[row + r] + deep;
             return 1;
         }
@@ -344,7 +345,7 @@ private:
 #else
     int64_t hold(int row, int count, int, int deep, int many, const float* const* deeper, float* held,
                  const float** from) const {
-        if (!a_turned) {
+        if (!a_transposed) {
             for (int r = 0; r < count; ++r) {
                 const float* numbers = a[row + r] + deep;
                 from[r] = held + r * kRowStep;
@@ -380,14 +381,14 @@ private:
 
     void pack_block(int left, int deep, float* to) const {
         const int right = std::min(columns, left + broad()), many = std::min(kDeep, depth - deep);
-        if (b_turned)
-            pack_turned(b, deep, many, left, right, to);
+        if (b_transposed)
+            pack_transposed(b, deep, many, left, right, to);
         else
             pack_straight(b, deep, many, left, right, to);
     }
 };
 
-// Memory for products, kept from call to call; one part's share each.
+// Memory for products, kept from call to call; one buffer a part.
 class ProductSpace {
 public:
     float* packed(int part) { return held_[part].data(); }
@@ -400,11 +401,11 @@ private:
 };
 
 inline void multiply(Pool& pool, ProductSpace& space, const Product& product) {
-    // Each part packs all of B's rows for its columns: of a wide product every part takes columns, of another one rows.
+    // Each part packs all of B's rows for its columns: a wide product is divided by columns, another one by rows.
     const bool across = product.columns >= 2 * broad() || product.rows < 4 * kDown * pool.threads();
     const int unit = across ? kAcross * kPanel : kDown, size = across ? product.columns : product.rows;
     const double work = double(product.rows) * product.depth * product.columns;
-    // Below some 2 million multiplications handing over costs more than it brings.
+    // Below some 2 million multiplications a second thread costs more than it gains.
     const int parts = std::max(1, std::min({pool.threads(), size / ((across ? 1 : 4) * unit), int(work / 2e6)}));
     space.reserve(parts);
     if (parts > 1) pool.wake();

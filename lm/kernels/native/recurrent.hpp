@@ -36,7 +36,7 @@ public:
         vocab_size = parts.embedding.rows;
         layers_ = int(parts.layers.size());
         for (const auto& layer : parts.layers) {
-            // Layer 0's own: whole precision where it is folded into the table below.
+            // Layer 0: full precision if it is folded into the table below.
             const bool folds = inputs_.empty() && size_t(vocab_size) * gates_ * width_ * 4 <= kMostTableBytes;
             inputs_.push_back(gate_matrix(layer.input, layer.input_bias, folds ? Format::fp32 : settings.format));
             hiddens_.push_back(gate_matrix(layer.hidden, layer.hidden_bias, settings.format));
@@ -68,7 +68,7 @@ public:
             views["cell"] = {cells_.data(), false, {size_t(slots), size_t(layers_), size_t(width_)}};
         }
         x_ = Rows(rows, std::max(hidden_, std::max(widest, embedded_)), settings.format);
-        wave_ = Rows(rows, hidden_, settings.format);
+        step_inputs_ = Rows(rows, hidden_, settings.format);
         embedding_ = Buffer<float>(size_t(vocab_size) * embedded_);
         std::memcpy(embedding_.data(), parts.embedding.data, size_t(vocab_size) * embedded_ * 4);
         if (fold_) fold_embedding();
@@ -111,7 +111,7 @@ public:
     }
 
 private:
-    // Rows in the order [16 units][gate][unit], so that who computes a unit has all its gates.
+    // Rows in the order [16 units][gate][unit], so that one thread has all gates of a unit.
     Packed gate_matrix(const Matrix& from, const float* bias, Format format) const {
         auto source = [&](int out) {
             const int unit = out / (gates_ * kPanel) * kPanel + out % kPanel, gate = out / kPanel % gates_;
@@ -141,11 +141,11 @@ private:
         return of.data() + (size_t(slot) * layers_ + layer) * width_;
     }
 
-    // Through all layers: `count` tokens of one slot one after the other, or of as many slots side by side.
+    // Through all layers: `count` tokens of one slot one after the other, or one token of each of several slots.
     void run(const int* which, const int* ids, int count, bool sequence) {
         for (int row = 0; row < count; ++row) {
-            tables_.place(row, which[sequence ? 0 : row], ids[row]);
-            mixture_.histories.place(row, which[sequence ? 0 : row], ids[row]);
+            tables_.append(row, which[sequence ? 0 : row], ids[row]);
+            mixture_.histories.append(row, which[sequence ? 0 : row], ids[row]);
         }
         const int gate_width = gates_ * width_;
         std::vector<const float*>& gate_inputs = gate_rows_;
@@ -168,16 +168,17 @@ private:
                 multiply(pool_, inputs_[layer], x_, targets_.data());
             }
             for (int first = 0; first < count; first += sequence ? 1 : count) {
-                wave_.count = sequence ? 1 : count;
-                for (int row = 0; row < wave_.count; ++row) {
-                    const bool fresh = !sequence || first == 0;
-                    wave_.set(row, fresh ? state(state_, which[row], layer) : output + size_t(first - 1) * width_);
-                    wave_.quantize(row, hiddens_[layer]);
+                step_inputs_.count = sequence ? 1 : count;
+                for (int row = 0; row < step_inputs_.count; ++row) {
+                    const bool from_state = !sequence || first == 0;
+                    step_inputs_.set(row, from_state ? state(state_, which[row], layer)
+                                                     : output + size_t(first - 1) * width_);
+                    step_inputs_.quantize(row, hiddens_[layer]);
                     targets_[row] = gate_sums_.data() + size_t(row) * gate_width;
                 }
-                multiply(pool_, hiddens_[layer], wave_, targets_.data(), gates_, [&](int begin, int end) {
-                    for (int row = 0; row < wave_.count; ++row)
-                        cell(gate_inputs[first + row], targets_[row], wave_.at[row],
+                multiply(pool_, hiddens_[layer], step_inputs_, targets_.data(), gates_, [&](int begin, int end) {
+                    for (int row = 0; row < step_inputs_.count; ++row)
+                        cell(gate_inputs[first + row], targets_[row], step_inputs_.at[row],
                              cell_ == Cell::lstm ? state(cells_, which[row], layer) : nullptr,
                              output + size_t(first + row) * width_, begin / gates_, end / gates_);
                 });
@@ -197,14 +198,14 @@ private:
             switch (cell_) {
                 case Cell::gru: {
                     const vec reset = sigmoid(both(0)), update = sigmoid(both(1));
-                    const vec fresh = tanh(load(gi + at + 2 * kPanel) + reset * load(gh + at + 2 * kPanel));
-                    store(after + unit, (load(before + unit) - fresh) * update + fresh);
+                    const vec candidate = tanh(load(gi + at + 2 * kPanel) + reset * load(gh + at + 2 * kPanel));
+                    store(after + unit, (load(before + unit) - candidate) * update + candidate);
                     break;
                 }
                 case Cell::lstm: {
-                    const vec kept = sigmoid(both(1)) * load(memory + unit) + sigmoid(both(0)) * tanh(both(2));
-                    store(memory + unit, kept);
-                    store(after + unit, sigmoid(both(3)) * tanh(kept));
+                    const vec next = sigmoid(both(1)) * load(memory + unit) + sigmoid(both(0)) * tanh(both(2));
+                    store(memory + unit, next);
+                    store(after + unit, sigmoid(both(3)) * tanh(next));
                     break;
                 }
                 case Cell::tanh: store(after + unit, tanh(both(0))); break;
@@ -243,7 +244,7 @@ private:
     bool fold_ = false;
     std::vector<Packed> inputs_, hiddens_, heads_;
     Buffer<float> embedding_, table_, state_, cells_, gate_inputs_, gate_sums_, outputs_[2], projected_, out_;
-    Rows x_, wave_;
+    Rows x_, step_inputs_;
     Tables tables_;
     Mixture mixture_;
     std::vector<const float*> gate_rows_;

@@ -8,11 +8,11 @@
 
 namespace inkling {
 
-// Entry i of `count` is `width` slopes of row rows[i] of `weights`; a row named several times takes their sum, in the
-// order of the entries. Each row's step is rate * slopes / sqrt(squares), with their square added to squares first.
-inline void row_adagrad(float* weights, float* squares, const int64_t* rows, const float* slopes, int count, int width,
+// Entry i of `count` is the gradient (width) of row rows[i] of `weights`; a row named several times takes their sum, in
+// the order of the entries. Each row's step is rate * grads / sqrt(squares), with the square added to squares first.
+inline void row_adagrad(float* weights, float* squares, const int64_t* rows, const float* grads, int count, int width,
                         float rate) {
-    // Row and entry in one number, so that sorting needs no look at the rows.
+    // Row and entry in one number, so that sorting does not read the rows.
     std::vector<uint64_t> order(count);
     for (int i = 0; i < count; ++i) order[i] = uint64_t(rows[i]) << 32 | uint32_t(i);
     std::sort(order.begin(), order.end());
@@ -23,10 +23,10 @@ inline void row_adagrad(float* weights, float* squares, const int64_t* rows, con
         const int64_t row = int64_t(order[begin] >> 32);
         std::fill(sum.begin(), sum.end(), 0.0f);
         for (end = begin; end < count && int64_t(order[end] >> 32) == row; ++end) {
-            // Rows lie anywhere: those of the next entries come from memory meanwhile.
+            // Rows are scattered in memory: those of the next entries are prefetched.
             const float* next = weights + int64_t(order[std::min(end + kAhead, count - 1)] >> 32) * width;
             for (int k = 0; k < width; k += kLanes) __builtin_prefetch(next + k, 1);
-            const float* from = slopes + int64_t(uint32_t(order[end])) * width;
+            const float* from = grads + int64_t(uint32_t(order[end])) * width;
             for (int k = 0; k < width; ++k) sum[k] += from[k];
         }
         float lanes[kLanes] = {}, square = 0;

@@ -1,6 +1,6 @@
 // Vectors of floats in portable GCC/Clang notation; compiled once for each instruction set (see CMakeLists.txt).
 //
-// Every sum has one order, whatever the instruction set, the number of threads or the rows computed together:
+// The order of a sum does not depend on the instruction set, the number of threads or the rows computed together:
 // matrix products add along k one by one in each output's own lane, reductions use 16 lanes that are added at the end.
 #pragma once
 
@@ -26,7 +26,7 @@
 
 namespace INKLING_ISA {
 
-constexpr int kPanel = 16;                // outputs that lie side by side in a packed matrix
+constexpr int kPanel = 16;                // adjacent outputs in a packed matrix
 constexpr int kParts = kPanel / LANES;    // vectors in a panel's row
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
@@ -38,23 +38,23 @@ inline vec load(const float* from) {
     return v;
 }
 inline void store(float* to, vec v) { std::memcpy(to, &v, sizeof v); }
-inline vec spread(float value) { return value - vec{}; }
+inline vec broadcast(float value) { return value - vec{}; }
 
 inline int padded(int n) { return (n + kPanel - 1) / kPanel * kPanel; }
 
 // exp(x) to about one unit in the last place between -87 and 88, and clamped to that range.
 // Source: Cephes expf (Moshier), the usual range reduction by ln 2 in two parts and a polynomial of degree 5.
 inline vec exp(vec x) {
-    const vec most = spread(88.0f), least = spread(-87.0f);
+    const vec most = broadcast(88.0f), least = broadcast(-87.0f);
     x = x > most ? most : x;
     x = x < least ? least : x;
     const vec scaled = x * 1.44269504088896341f;
     // Rounded to the nearest integer by adding and taking away 1.5 * 2^23.
-    const vec magic = spread(12582912.0f);
+    const vec magic = broadcast(12582912.0f);
     const vec n = (scaled + magic) - magic;
     vec r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
-    vec p = spread(1.9875691500e-4f);
+    vec p = broadcast(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
@@ -78,7 +78,7 @@ inline vec log(vec x) {
     m = m - 1.0f;
     const vec n = __builtin_convertvector(half, vec);
     const vec square = m * m;
-    vec p = spread(7.0376836292e-2f);
+    vec p = broadcast(7.0376836292e-2f);
     p = p * m - 1.1514610310e-1f;
     p = p * m + 1.1676998740e-1f;
     p = p * m - 1.2420140846e-1f;
@@ -101,7 +101,7 @@ inline vec relu(vec x) {
 
 // 32 random bits for each number, others for each seed. Source: Wellons 2018, "lowbias32", applied twice.
 typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
-inline uvec scrambled(uvec x, uint64_t seed) {
+inline uvec random_bits(uvec x, uint64_t seed) {
     x ^= uint32_t(seed);
     for (int round = 0; round < 2; ++round) {
         x ^= x >> 16;
@@ -114,16 +114,16 @@ inline uvec scrambled(uvec x, uint64_t seed) {
     return x;
 }
 
-// Dropout: a number at place i stays, scaled by 1 / (1 - rate), or becomes zero with probability `rate`.
-class Dropping {
+// Dropout: a number at index i stays, scaled by 1 / (1 - rate), or becomes zero with probability `rate`.
+class Dropout {
 public:
-    Dropping(uint64_t seed, float rate)
-        : seed_(seed), least_(uint32_t(double(rate) * 4294967296.0)), scale_(spread(1.0f / (1.0f - rate))) {
+    Dropout(uint64_t seed, float rate)
+        : seed_(seed), least_(uint32_t(double(rate) * 4294967296.0)), scale_(broadcast(1.0f / (1.0f - rate))) {
         for (int i = 0; i < LANES; ++i) lanes_[i] = uint32_t(i);
     }
-    vec operator()(vec x, int64_t place) const {
+    vec operator()(vec x, int64_t index) const {
         const vec zero = {};
-        return scrambled(lanes_ + uint32_t(place), seed_) >= least_ ? x * scale_ : zero;
+        return random_bits(lanes_ + uint32_t(index), seed_) >= least_ ? x * scale_ : zero;
     }
 
 private:
@@ -154,8 +154,8 @@ inline vec interleaved_high(vec a, vec b) { return __builtin_shuffle(a, b, ivec{
 #undef INKLING_LOW
 #undef INKLING_HIGH
 
-// A square of numbers becomes its transpose. Interleaving row i with row i + LANES / 2 turns the bits of a number's
-// place (row, lane) round by one; after log2(LANES) times rows and lanes have changed places.
+// A square of numbers becomes its transpose. Interleaving row i with row i + LANES / 2 rotates the bits of a number's
+// index (row, lane) by one; after log2(LANES) times rows and lanes are exchanged.
 inline void transpose(vec (&square)[LANES]) {
     for (int width = 1; width < LANES; width *= 2) {
         vec next[LANES];
@@ -181,11 +181,11 @@ inline float add_lanes(const float* lanes) {
 inline vec kept(vec value, int count, float other) {
     ivec lanes;
     for (int i = 0; i < LANES; ++i) lanes[i] = i;
-    return lanes < count ? value : spread(other);
+    return lanes < count ? value : broadcast(other);
 }
 
 // The largest of a vector's numbers.
-inline float most_of(vec values) {
+inline float max_of(vec values) {
     float lanes[16], half[8], quarter[4];
     for (int i = 0; i < 16; i += LANES) store(lanes + i, values);
     for (int i = 0; i < 8; ++i) half[i] = lanes[i] > lanes[i + 8] ? lanes[i] : lanes[i + 8];

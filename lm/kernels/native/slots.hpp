@@ -1,8 +1,8 @@
-// What a packed operand of a product is made of: slots, and sums over pairs of slots.
+// The elements of a packed operand of a product: slots, and sums over pairs of slots.
 //
 // In fp32 a slot is a number. In an object that multiplies in bf16 (INKLING_BF16) a slot holds two neighbours along k,
-// rounded to bf16 (to nearest, ties to even), the first in the low half; their products are summed in fp32. Slots are
-// floats to the rest of the code, which moves them and never computes with them.
+// rounded to bf16 (to nearest, ties to even), the first in the low half; their products are summed in fp32. The
+// rest of the code handles slots as floats: it copies them and never computes with them.
 #pragma once
 
 #include "simd.hpp"
@@ -14,7 +14,7 @@ inline uvec bits_of(vec value) {
     std::memcpy(&bits, &value, sizeof bits);
     return bits;
 }
-// The bits of numbers rounded to bf16, in the high halves; what is no number stays none.
+// The bits of numbers rounded to bf16, in the high halves; NaN stays NaN.
 inline uvec rounded(vec value) {
     const uvec bits = bits_of(value);
     const uvec up = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
@@ -29,7 +29,7 @@ inline vec half_of(vec slots, int which) {
     return numbers;
 }
 
-// Numbers side by side become bf16 side by side.
+// Contiguous numbers become contiguous bf16.
 inline void store_rounded(uint16_t* to, vec value) {
 #if defined(__AVX512BF16__)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)value));
@@ -104,7 +104,7 @@ inline void add_products(vec& sums, vec a, vec b) {
 }
 
 // A slot in all lanes.
-inline vec spread_slot(float slot) {
+inline vec broadcast_slot(float slot) {
 #if defined(INKLING_BF16)
     int32_t bits;
     std::memcpy(&bits, &slot, sizeof bits);
@@ -113,7 +113,7 @@ inline vec spread_slot(float slot) {
     std::memcpy(&lanes, &all, sizeof lanes);
     return lanes;
 #else
-    return spread(slot);
+    return broadcast(slot);
 #endif
 }
 

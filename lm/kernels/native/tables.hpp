@@ -29,27 +29,27 @@ public:
         for (int slot = 0; slot < slots; ++slot) clear(slot);
     }
 
-    // Finds the rows of one more token of a slot, for row `row` of the logits.
-    void place(int row, int slot, int id) {
+    // Appends a token to a slot, and finds the rows of its context for row `row` of the logits.
+    void append(int row, int slot, int id) {
         if (tables_.empty()) return;
         int32_t* recent = recent_.data() + size_t(slot) * held_;  // oldest first, -1 before the text's beginning
         uint32_t hash = 0;
-        uint64_t digits = 0, worth = 1;
+        uint64_t digits = 0, place_value = 1;
         size_t next = 0;
         for (int back = 0; back <= held_; ++back) {
             const int token = back == 0 ? id : recent[held_ - back];
-            const bool whole = token >= 0;
+            const bool complete = token >= 0;
             hash = hash * kFactor + uint32_t(token) + 1u;
-            digits += whole ? uint64_t(token) * worth : 0;
-            // Past the exact tables nobody reads the digits, and their worth must not run over.
-            worth = worth > UINT32_MAX ? worth : worth * uint64_t(vocab_size_);
+            digits += complete ? uint64_t(token) * place_value : 0;
+            // Past the exact tables the digits are not used; their place value must not overflow.
+            place_value = place_value > UINT32_MAX ? place_value : place_value * uint64_t(vocab_size_);
             if (next < tables_.size() && tables_[next].order == back + 2) {
                 Found& table = tables_[next++];
-                table.found[row] = !whole         ? table.buckets
+                table.found[row] = !complete      ? table.buckets
                                    : table.hashed ? bucket(hash) % table.buckets
                                                   : uint32_t(digits);
             }
-            if (!whole) break;
+            if (!complete) break;
         }
         for (; next < tables_.size(); ++next) tables_[next].found[row] = tables_[next].buckets;
         if (held_ > 0) {
@@ -58,7 +58,7 @@ public:
         }
     }
 
-    // Adds to the logits of one row what `place` found for it.
+    // Adds to the logits of one row what `append` found for it.
     void add(int row, float* logits) const {
         for (const auto& table : tables_) {
             const float* from = table.weight.data() + size_t(table.found[row]) * vocab_size_;
@@ -73,7 +73,7 @@ public:
         std::memcpy(recent_.data() + size_t(to) * held_, recent_.data() + size_t(from) * held_, size_t(held_) * 4);
     }
 
-    // The earlier tokens of each slot; none where no table looks further than the current one.
+    // The earlier tokens of each slot; none if all tables use only the current one.
     void show(std::map<std::string, View>& views, int slots) {
         if (held_ > 0) views["recent"] = {recent_.data(), true, {size_t(slots), size_t(held_)}};
     }

@@ -1,8 +1,8 @@
 // GRU and LSTM for training: a layer over whole texts, forward and backward.
 //
 // Only what depends on the step before runs step by step: the product with the hidden state and the element-wise part,
-// 16 units of a few rows at a time while their sums are in the cache. Products over all steps are made in one go. Every
-// sum has one order, whatever the number of threads.
+// 16 units of a few rows at a time while their sums are in the cache. Products over all steps are computed at once. The
+// order of a sum does not depend on the number of threads.
 #pragma once
 
 #include <memory>
@@ -15,12 +15,12 @@ namespace INKLING_ISA {
 using inkling::Sequence;
 
 // Numbers kept for a unit of one row and step. GRU: what is added to the new gate before the reset, reset, update, new;
-// LSTM: input, forget, new, output, then the cell and its tanh. Gradients of the first four take their place.
+// LSTM: input, forget, new, output, then the cell and its tanh. Gradients overwrite the first four.
 constexpr int kGates = 4, kKeptLstm = 6;
 // Panels of hidden units that backward takes at a time: even shares for two threads at the usual sizes.
 constexpr int kBackAcross = kAcross > 1 ? 2 : 1;
 
-// Of helpers between two calls: about the time that Python takes from one to the next.
+// Of workers between two calls: about the time that Python takes from one to the next.
 constexpr int kPatience = 4000;
 
 class SequenceSpace {
@@ -34,7 +34,7 @@ public:
     float* rows(size_t count) { return grown(rows_, count); }
     float* bias(size_t count) { return grown(bias_, count); }
     float* slots(size_t count) { return grown(slots_, count); }
-    // Of each thread for itself, a helper's too.
+    // Of one thread, a worker's too.
     float* chunk(size_t count) { return grown(chunk_, count); }
     ProductSpace products;
 
@@ -87,17 +87,17 @@ public:
         pack_backward();
         make_slots(recurrent_gates());
         const int64_t all = int64_t(s_.batch) * width_;
-        // The gradient of the last hidden state, in the end of the first; and what skips the product: the GRU's share
-        // of the hidden state, or the LSTM's cell.
-        float* arriving = space_.rows(3 * all);
-        carried_ = arriving + all;
+        // The gradient of the last hidden state, in the end of the first; and what bypasses the product: the GRU's
+        // share of the hidden state, or the LSTM's cell.
+        float* d_hidden = space_.rows(3 * all);
+        carried_ = d_hidden + all;
         sums_ = space_.bias(2 * kGates * width_);
         std::memset(sums_, 0, kGates * width_ * 4);
         if (s_.ids) {
             table_ = space_.table(int64_t(s_.vocab_size) * gates_ * width_);
             std::memset(table_, 0, int64_t(s_.vocab_size) * gates_ * width_ * 4);
         }
-        copy_padded(s_.d_last_hidden, arriving);
+        copy_padded(s_.d_last_hidden, d_hidden);
         copy_padded(s_.lstm ? s_.d_last_cell : nullptr, carried_);
         share(groups(), [&](int begin, int end) {
             for (int group = begin; group < end; ++group)
@@ -105,7 +105,7 @@ public:
                     count = next_rows(s_.batch - row, kDown);
                     const float* from[kDown];
                     for (int r = 0; r < count; ++r)
-                        from[r] = arriving + int64_t(row + r) * width_ + group * kBackAcross * kPanel;
+                        from[r] = d_hidden + int64_t(row + r) * width_ + group * kBackAcross * kPanel;
                     backward_units(s_.time - 1, row, count, group, from);
                 }
         });
@@ -117,21 +117,21 @@ public:
         if (s_.d_first_hidden) {
             share(groups(), [&](int begin, int end) {
                 const Tiles tiles;
-                for (int group = begin; group < end; ++group) backward_group(0, group, arriving);
+                for (int group = begin; group < end; ++group) backward_group(0, group, d_hidden);
             });
-            copy_real(arriving, s_.d_first_hidden);
+            copy_real(d_hidden, s_.d_first_hidden);
         }
         if (s_.lstm && s_.d_first_cell) copy_real(carried_, s_.d_first_cell);
         weight_gradients();
     }
 
 private:
-    // -- where things lie --------------------------------------------------------------------------------------------
+    // -- memory layout -----------------------------------------------------------------------------------------------
 
     float* kept(int step, int row) const { return s_.memory + (int64_t(step) * s_.batch + row) * row_; }
     float* output(int step, int row) const { return s_.outputs + (int64_t(row) * s_.time + step) * s_.hidden; }
-    // torch's gate in a place of `kept`: the GRU's first belongs to its new gate, as the last does.
-    int gate_of(int place) const { return s_.lstm ? place : (place + 2) % 3; }
+    // torch's gate of an index in `kept`: the GRU's first belongs to its new gate, as the last does.
+    int gate_of(int index) const { return s_.lstm ? index : (index + 2) % 3; }
 
     void copy_padded(const float* from, float* to) const {
         std::memset(to, 0, int64_t(s_.batch) * width_ * 4);
@@ -156,7 +156,7 @@ private:
 
     // -- what the products of one step read: (batch, columns) in slots, of a step and of the next ----------------------
 
-    // In fp32 they read what they need where it lies.
+    // In fp32 they read the numbers in place.
     void make_slots(int columns) {
         if (kPair == 1) return;
         slots_step_ = slots(columns) + kPanel;
@@ -199,7 +199,7 @@ private:
             }
     }
 
-    // Gates lie side by side, and so may be computed as one, only where units need no padding.
+    // Gates are contiguous, and can be computed in one product, only if units need no padding.
     template <class Work>
     void by_gates(int gates, const Work& work) const {
         if (width_ == s_.hidden) return work(0, gates * s_.hidden);
@@ -211,7 +211,7 @@ private:
         const int64_t rows = s_.ids ? s_.vocab_size : int64_t(s_.time) * s_.batch;
         if (s_.ids) table_ = space_.table(rows * gates_ * width_);
         if (width_ != s_.hidden) {
-            // Units that only fill up must not hold what is no number: they are multiplied by zero later on.
+            // Padding units must not be NaN: they are multiplied by zero later on.
             std::memset(s_.memory, 0, int64_t(s_.time) * s_.batch * row_ * 4);
             if (s_.ids) std::memset(table_, 0, rows * gates_ * width_ * 4);
         }
@@ -292,29 +292,29 @@ private:
         float* keep = kept(step, row) + unit;
         const vec reset = sigmoid(load(in) + load(sums)), update = sigmoid(load(in + width_) + load(sums + kPanel));
         const vec inner = load(sums + 2 * kPanel) + load(bias_ + kGates * width_ + unit);
-        const vec fresh = tanh(load(in + 2 * width_) + reset * inner);
+        const vec candidate = tanh(load(in + 2 * width_) + reset * inner);
         store(keep, inner);
         store(keep + width_, reset);
         store(keep + 2 * width_, update);
-        store(keep + 3 * width_, fresh);
-        return (before - fresh) * update + fresh;
+        store(keep + 3 * width_, candidate);
+        return (before - candidate) * update + candidate;
     }
 
     vec lstm(int step, int row, int unit, const float* sums, float* cell) const {
         const float* in = gate_inputs(step, row) + unit;
         float* keep = kept(step, row) + unit;
         const vec input = sigmoid(load(in) + load(sums)), forget = sigmoid(load(in + width_) + load(sums + kPanel));
-        const vec fresh = tanh(load(in + 2 * width_) + load(sums + 2 * kPanel));
+        const vec candidate = tanh(load(in + 2 * width_) + load(sums + 2 * kPanel));
         const vec output = sigmoid(load(in + 3 * width_) + load(sums + 3 * kPanel));
-        const vec memory = forget * load(cell) + input * fresh, bent = tanh(memory);
+        const vec memory = forget * load(cell) + input * candidate, tanh_cell = tanh(memory);
         store(cell, memory);
         store(keep, input);
         store(keep + width_, forget);
-        store(keep + 2 * width_, fresh);
+        store(keep + 2 * width_, candidate);
         store(keep + 3 * width_, output);
         store(keep + 4 * width_, memory);
-        store(keep + 5 * width_, bent);
-        return output * bent;
+        store(keep + 5 * width_, tanh_cell);
+        return output * tanh_cell;
     }
 
     // -- backward ----------------------------------------------------------------------------------------------------
@@ -330,11 +330,11 @@ private:
                  column += kBackAcross * kPanel) {
                 const int wide = std::min(kBackAcross * kPanel, width_ - column), real = std::min(wide, s_.hidden - column);
                 float* to = weights_ + int64_t(column) * depth;
-                // The weights of a place and a unit, from the column on; none for a unit that only fills up.
+                // The weights of an index in `kept` and a unit, from the column on; none for a padding unit.
                 const auto row = [&](int k) -> const float* {
-                    const int place = k / width_, unit = k % width_;
-                    if (place >= gates_ || unit >= s_.hidden) return nullptr;
-                    return s_.weight_hh + (int64_t(gate_of(place)) * s_.hidden + unit) * s_.hidden + column;
+                    const int index = k / width_, unit = k % width_;
+                    if (index >= gates_ || unit >= s_.hidden) return nullptr;
+                    return s_.weight_hh + (int64_t(gate_of(index)) * s_.hidden + unit) * s_.hidden + column;
                 };
                 for (int slot = 0; slot < depth; ++slot, to += wide) {
 #if defined(INKLING_BF16)
@@ -382,15 +382,15 @@ private:
         }
     }
 
-    // Gradients of the gates of `count` rows at one step; `arriving`: of their hidden state, from later steps.
-    void backward_units(int step, int row, int count, int group, const float* const* arriving) const {
+    // Gradients of the gates of `count` rows at one step; `d_hidden`: of their hidden state, from later steps.
+    void backward_units(int step, int row, int count, int group, const float* const* d_hidden) const {
         const int column = group * kBackAcross * kPanel, wide = std::min(kBackAcross * kPanel, width_ - column);
         for (int lane = 0; lane < wide; lane += LANES) {
             const int unit = column + lane;
             vec totals[kGates] = {};
             for (int r = 0; r < count; ++r) {
                 const int64_t one = row + r;
-                vec found = load(arriving[r] + lane), gates[kGates];
+                vec found = load(d_hidden[r] + lane), gates[kGates];
                 if (s_.d_outputs) found += load_units(s_.d_outputs + one * s_.d_row + step * s_.d_step, unit);
                 float* carried = carried_ + one * width_ + unit;
                 if (s_.lstm)
@@ -428,25 +428,25 @@ private:
     void gru_back(int step, int row, int unit, vec found, float* carried, vec* gates) const {
         const float* keep = kept(step, row) + unit;
         const vec inner = load(keep), reset = load(keep + width_), update = load(keep + 2 * width_);
-        const vec fresh = load(keep + 3 * width_), before = hidden_before(step, row, unit);
+        const vec candidate = load(keep + 3 * width_), before = hidden_before(step, row, unit);
         found += load(carried);
         store(carried, found * update);
-        gates[3] = found * (1.0f - update) * (1.0f - fresh * fresh);
-        gates[2] = found * (before - fresh) * update * (1.0f - update);
+        gates[3] = found * (1.0f - update) * (1.0f - candidate * candidate);
+        gates[2] = found * (before - candidate) * update * (1.0f - update);
         gates[1] = gates[3] * inner * reset * (1.0f - reset);
         gates[0] = gates[3] * reset;
     }
 
     void lstm_back(int step, int row, int unit, vec found, float* carried, vec* gates) const {
         const float* keep = kept(step, row) + unit;
-        const vec input = load(keep), forget = load(keep + width_), fresh = load(keep + 2 * width_);
-        const vec output = load(keep + 3 * width_), bent = load(keep + 5 * width_);
-        const vec memory = load(carried) + found * output * (1.0f - bent * bent);
+        const vec input = load(keep), forget = load(keep + width_), candidate = load(keep + 2 * width_);
+        const vec output = load(keep + 3 * width_), tanh_cell = load(keep + 5 * width_);
+        const vec memory = load(carried) + found * output * (1.0f - tanh_cell * tanh_cell);
         store(carried, memory * forget);
-        gates[0] = memory * fresh * input * (1.0f - input);
+        gates[0] = memory * candidate * input * (1.0f - input);
         gates[1] = memory * cell_before(step, row, unit) * forget * (1.0f - forget);
-        gates[2] = memory * input * (1.0f - fresh * fresh);
-        gates[3] = found * bent * output * (1.0f - output);
+        gates[2] = memory * input * (1.0f - candidate * candidate);
+        gates[3] = found * tanh_cell * output * (1.0f - output);
     }
 
     void weight_gradients() {
@@ -458,21 +458,21 @@ private:
         }
         // Of the hidden state's matrix: the first states with the first gates, then each output with the next gates.
         const ConstRows outputs{s_.outputs, int64_t(s_.time) * s_.hidden, s_.batch, s_.hidden};
-        for (int place = 0; place < gates_;) {
-            const bool joined = width_ == s_.hidden && (s_.lstm || place == 1);
+        for (int index = 0; index < gates_;) {
+            const bool joined = width_ == s_.hidden && (s_.lstm || index == 1);
             const int gates = !joined ? 1 : s_.lstm ? 4 : 2;
-            Product product{{kept(0, 0) + place * width_, row_}, true, {s_.first_hidden, s_.hidden}, false,
-                            {s_.d_weight_hh + int64_t(gate_of(place)) * s_.hidden * s_.hidden, s_.hidden},
+            Product product{{kept(0, 0) + index * width_, row_}, true, {s_.first_hidden, s_.hidden}, false,
+                            {s_.d_weight_hh + int64_t(gate_of(index)) * s_.hidden * s_.hidden, s_.hidden},
                             gates * s_.hidden, s_.first_hidden ? s_.batch : 0, s_.hidden};
             if (s_.first_hidden || s_.time == 1) multiply(pool_, space_.products, product);
             if (s_.time > 1) {
                 product.add = s_.first_hidden != nullptr;
-                product.a = {kept(1, 0) + place * width_, row_};
+                product.a = {kept(1, 0) + index * width_, row_};
                 product.b = outputs;
                 product.depth = (s_.time - 1) * s_.batch;
                 multiply(pool_, space_.products, product);
             }
-            place += gates;
+            index += gates;
         }
         // Of the inputs and their matrix.
         ConstRows gates{kept(0, 0) + first_ * width_, row_};
@@ -502,7 +502,7 @@ private:
     float *weights_ = nullptr, *table_ = nullptr, *bias_ = nullptr, *sums_ = nullptr, *carried_ = nullptr;
 };
 
-// Each thread of Python's keeps its own: two trainings at a time do not meet.
+// One for each Python thread: concurrent trainings share no memory.
 static SequenceSpace& sequence_space() {
     thread_local SequenceSpace space;
     return space;

@@ -13,12 +13,12 @@ namespace INKLING_ISA {
 using namespace inkling;
 
 // Of the queries of one tile over all positions, computed by this thread.
-static thread_local std::vector<float> attention_shares;
+static thread_local std::vector<float> attention_weights;
 // Of one row of a matrix, converted by this thread.
 static thread_local std::vector<float> stored_row, stored_codes;
 
-constexpr int kTileQueries = 6;  // that share one reading of keys and values
-constexpr int kRowsAhead = 4;    // of values, called from memory before they are read
+constexpr int kTileQueries = 6;  // that share one pass over keys and values
+constexpr int kRowsAhead = 4;    // of values, prefetched
 
 class Transformer final : public Kernel {
 public:
@@ -45,10 +45,10 @@ public:
         sines_ = copied(parts.sines.data, size_t(context_) * head_size_ / 2);
         norm_ = copied(parts.norm, size_);
         const auto plain = [](int) { return 0.0f; };
-        // One matrix, or several below each other: `place(i)` is the matrix and the row of output i.
-        const auto packed = [&](int outputs, int inputs, Format format, const auto& place, const auto& offset) {
+        // One matrix, or several concatenated by rows: `source(i)` is the matrix and the row of output i.
+        const auto packed = [&](int outputs, int inputs, Format format, const auto& source, const auto& offset) {
             const auto row = [&](int i) -> const float* {
-                const auto [matrix, index] = place(i);
+                const auto [matrix, index] = source(i);
                 if (!matrix) return nullptr;
                 return format == Format::int8 ? rounded_row_of(*matrix, index) : row_of(*matrix, index);
             };
@@ -67,7 +67,7 @@ public:
                                     : std::pair(&from.value, i - q - kv);
             }, [&](int i) { return from.bias ? from.bias[i] : 0.0f; });
             block.output = packed(size_, q, format_, alone(from.output), plain);
-            // [16 of gate][16 of up], so that who computes the one has the other.
+            // [16 of gate][16 of up], so that the same thread computes both.
             block.expand = packed(2 * padded(inner), size_, format_, [&](int i) {
                 const int unit = i / (2 * kPanel) * kPanel + i % kPanel;
                 return std::pair(unit >= inner ? nullptr : i / kPanel % 2 ? &from.up : &from.gate, unit);
@@ -84,7 +84,7 @@ public:
             weight_bytes += block.mix.nbytes() + block.output.nbytes() + block.expand.nbytes() + block.down.nbytes();
         }
         head_ = packed(vocab_size, size_, head_format_, alone(parts.head), plain);
-        keep_embedding(parts.embedding);
+        store_embedding(parts.embedding);
         weight_bytes += head_.nbytes() + tables_.nbytes();
         stride = head_.panels * kPanel;
         out_ = Buffer<float>(size_t(rows) * stride);
@@ -125,7 +125,7 @@ public:
         pool_.wake();
         for (int row = 0; row < count; ++row)
             if (lengths_[which[row]] == context_) slide(which[row]);
-        for (int row = 0; row < count; ++row) place(row, which[row], ids[row]);
+        for (int row = 0; row < count; ++row) append(row, which[row], ids[row]);
         run(count);
         head(0, count);
     }
@@ -135,7 +135,7 @@ public:
         for (int begin = 0; begin < count;) {
             if (lengths_[slot] == context_) slide(slot);
             const int many = std::min({kRowsAtOnce, count - begin, context_ - lengths_[slot]});
-            for (int row = 0; row < many; ++row) place(row, slot, ids[begin + row]);
+            for (int row = 0; row < many; ++row) append(row, slot, ids[begin + row]);
             run(many);
             if (all) {
                 head(0, many);
@@ -174,15 +174,15 @@ private:
         std::vector<float> input_norm, mlp_norm, query_norm, key_norm;
     };
 
-    void place(int row, int slot, int id) {
+    void append(int row, int slot, int id) {
         slot_[row] = slot;
         position_[row] = lengths_[slot]++;
-        tables_.place(row, slot, id);
+        tables_.append(row, slot, id);
         window_[size_t(slot) * context_ + position_[row]] = id;
         embed(id, residual_.data() + size_t(row) * width_);
     }
 
-    // A row of a matrix as float32; good until this thread's next call.
+    // A row of a matrix as float32; valid until this thread's next call.
     static const float* row_of(const StoredMatrix& matrix, int index) {
         std::vector<float>& row = stored_row;
         const size_t begin = size_t(index) * matrix.columns;
@@ -209,7 +209,7 @@ private:
     }
 
     // Tied embeddings are looked up in the packed output matrix.
-    void keep_embedding(const StoredMatrix& from) {
+    void store_embedding(const StoredMatrix& from) {
         const size_t count = size_t(vocab_size) * size_;
         if (head_format_ == Format::int8) {
             embedding_scales_ = Buffer<float>(vocab_size);
@@ -259,7 +259,7 @@ private:
             std::memcpy(to, embedding_.data() + begin, size_t(size_) * 4);
     }
 
-    // The older half is forgotten, the newer half read again from position 0 on.
+    // Drops the older half of the window and reads the newer half again, from position 0 on.
     void slide(int slot) {
         const int kept = context_ / 2;
         int32_t* window = window_.data() + size_t(slot) * context_;
@@ -267,7 +267,7 @@ private:
         clear(slot);
         for (int begin = 0; begin < kept; begin += kRowsAtOnce) {
             const int many = std::min(kRowsAtOnce, kept - begin);
-            for (int row = 0; row < many; ++row) place(row, slot, ids[begin + row]);
+            for (int row = 0; row < many; ++row) append(row, slot, ids[begin + row]);
             run(many);
         }
     }
@@ -279,11 +279,11 @@ private:
             x_.count = count;
             for (int row = 0; row < count; ++row) targets_[row] = raw_.data() + size_t(row) * raw_width_;
             multiply(pool_, block.mix, x_, targets_.data());
-            for_rows(count, [&](int row) { keep(block, int(index), row); });
-            // All rows' keys are in the cache now; a row looks at those up to its own position.
+            for_rows(count, [&](int row) { cache_keys_values(block, int(index), row); });
+            // All rows' keys are in the cache now; a row attends to those up to its own position.
             attend_all(int(index), count);
             const int width = padded(heads_ * head_size_);
-            give(block.output, mixed_.data(), width, count);
+            set_inputs(block.output, mixed_.data(), width, count);
             add_to_residual(block.output, count);
 
             norm_rows(block.mlp_norm, block.expand, count);
@@ -299,7 +299,7 @@ private:
                         }
                 }
             });
-            give(block.down, active_.data(), inner_, count);
+            set_inputs(block.down, active_.data(), inner_, count);
             add_to_residual(block.down, count);
         }
     }
@@ -323,8 +323,8 @@ private:
         });
     }
 
-    // Hands rows to the next product.
-    void give(const Packed& w, const float* from, int stride, int count) {
+    // Sets the inputs of the next product.
+    void set_inputs(const Packed& w, const float* from, int stride, int count) {
         x_.count = count;
         for (int row = 0; row < count; ++row) x_.set(row, from + size_t(row) * stride);
         if (format_ != Format::fp32) for_rows(count, [&](int row) { x_.quantize(row, w); });
@@ -368,12 +368,12 @@ private:
     }
 
     // Norm and rotation of a row's queries and keys; keys and values go to the cache.
-    void keep(const Weights& block, int index, int row) {
+    void cache_keys_values(const Weights& block, int index, int row) {
         float* raw = targets_[row];
         const int position = position_[row];
         const float *cos = cosines_.data() + size_t(position) * head_size_ / 2,
                     *sin = sines_.data() + size_t(position) * head_size_ / 2;
-        auto turn = [&](float* head, const std::vector<float>& gain) {
+        auto rotate = [&](float* head, const std::vector<float>& gain) {
             if (!gain.empty()) norm(head, head, gain.data(), head_size_);
             for (int i = 0; i < head_size_ / 2; ++i) {
                 const float first = head[i], second = head[i + head_size_ / 2];
@@ -381,16 +381,16 @@ private:
                 head[i + head_size_ / 2] = second * cos[i] + first * sin[i];
             }
         };
-        for (int head = 0; head < heads_; ++head) turn(raw + head * head_size_, block.query_norm);
+        for (int head = 0; head < heads_; ++head) rotate(raw + head * head_size_, block.query_norm);
         for (int group = 0; group < groups_; ++group) {
             float* key = raw + (heads_ + group) * head_size_;
-            turn(key, block.key_norm);
+            rotate(key, block.key_norm);
             const float* value = raw + (heads_ + groups_ + group) * head_size_;
             float* keys = keys_at(slot_[row], index, group) + key_head_ / panels_ * (position / kPanel) + position % kPanel;
             float* values = values_at(slot_[row], index, group) + size_t(position / in_slot_) * head_width_;
             if (in_slot_ == 2) {
-                keep_rounded(key, keys, [](int i) { return i / 2 * 2 * kPanel + i % 2; });
-                keep_rounded(value, values, [&](int i) { return 2 * i + position % 2; });
+                cache_rounded(key, keys, [](int i) { return i / 2 * 2 * kPanel + i % 2; });
+                cache_rounded(value, values, [&](int i) { return 2 * i + position % 2; });
                 continue;
             }
             for (int i = 0; i < head_size_; ++i) keys[i * kPanel] = key[i];
@@ -400,7 +400,7 @@ private:
 
     // Number i of a head goes to half at(i) of the slots.
     template <class At>
-    void keep_rounded(const float* from, float* slots, const At& at) const {
+    void cache_rounded(const float* from, float* slots, const At& at) const {
         uint16_t* to = reinterpret_cast<uint16_t*>(slots);
         for (int i = 0; i < head_size_; i += LANES) {
             const uvec bits = rounded(load_few(from + i, head_size_ - i));
@@ -426,7 +426,7 @@ private:
         for (int row = 0, many; row < count; row += many) {
             many = 1;
             while (row + many < count && slot_[row + many] == slot_[row] && (many + 1) * shared <= kTileQueries) ++many;
-            // One row alone is cut into its heads, of which all threads get some.
+            // A single row is divided by heads among all threads.
             const int heads = count == 1 && pool_.threads() > 1 ? 1 : std::min(shared, kTileQueries);
             for (int group = 0; group < groups_; ++group)
                 for (int head = 0; head < shared; head += heads)
@@ -459,7 +459,7 @@ private:
     void attend(int layer, const Tile& tile) const {
         const float* queries[Q];
         float* to[Q];
-        float* shares[Q];
+        float* weights[Q];
         int counts[Q], count = 0;
         const int width = padded(heads_ * head_size_);
         for (int q = 0; q < Q; ++q) {
@@ -473,29 +473,29 @@ private:
         const float *keys = keys_at(slot, layer, group), *values = values_at(slot, layer, group);
         const int panels = (count + kPanel - 1) / kPanel;
         const size_t held = size_t(panels) * kPanel;
-        if (attention_shares.size() < held * kTileQueries) attention_shares.resize(held * kTileQueries);
-        for (int q = 0; q < Q; ++q) shares[q] = attention_shares.data() + q * held;
+        if (attention_weights.size() < held * kTileQueries) attention_weights.resize(held * kTileQueries);
+        for (int q = 0; q < Q; ++q) weights[q] = attention_weights.data() + q * held;
 
         const float scale = 1.0f / std::sqrt(float(head_size_));
         constexpr int kWideScore = Q == 1 ? 4 : LANES == 16 ? (Q <= 3 ? 4 : 2) : 1;
         int panel = 0;
         for (; panel + kWideScore <= panels; panel += kWideScore)
-            score<N, kWideScore, Q>(queries, keys, panel, scale, shares);
+            score<N, kWideScore, Q>(queries, keys, panel, scale, weights);
         if constexpr (kWideScore == 4)
-            for (; panel + 2 <= panels; panel += 2) score<N, 2, Q>(queries, keys, panel, scale, shares);
-        for (; panel < panels; ++panel) score<N, 1, Q>(queries, keys, panel, scale, shares);
+            for (; panel + 2 <= panels; panel += 2) score<N, 2, Q>(queries, keys, panel, scale, weights);
+        for (; panel < panels; ++panel) score<N, 1, Q>(queries, keys, panel, scale, weights);
         float inverse[Q];
-        for (int q = 0; q < Q; ++q) inverse[q] = soften(shares[q], counts[q], count);
-        constexpr int kWideBlend = Q == 1 ? 4 : LANES == 16 ? 2 : 1;
+        for (int q = 0; q < Q; ++q) inverse[q] = softmax(weights[q], counts[q], count);
+        constexpr int kWideSum = Q == 1 ? 4 : LANES == 16 ? 2 : 1;
         int at = 0;
-        for (; at + kWideBlend * LANES <= head_width_; at += kWideBlend * LANES)
-            blend<N, kWideBlend, Q>(values, shares, count, inverse, at, to);
-        for (; at < head_width_; at += LANES) blend<N, 1, Q>(values, shares, count, inverse, at, to);
+        for (; at + kWideSum * LANES <= head_width_; at += kWideSum * LANES)
+            weighted_sum<N, kWideSum, Q>(values, weights, count, inverse, at, to);
+        for (; at < head_width_; at += LANES) weighted_sum<N, 1, Q>(values, weights, count, inverse, at, to);
     }
 
-    // The panels after these are called from memory meanwhile.
+    // The panels after these are prefetched.
     template <int N, int P, int Q>
-    void score(const float* const* queries, const float* keys, int panel, float scale, float* const* shares) const {
+    void score(const float* const* queries, const float* keys, int panel, float scale, float* const* weights) const {
         vec sums[P * kParts][Q] = {};
         const size_t next = size_t(head_size_ / N) * kPanel;
         const float* from = keys + panel * next;
@@ -513,7 +513,7 @@ private:
                 for (int p = 0; p < P * kParts; ++p) key[p] = N == 1 ? slots[p] : half_of(slots[p], which);
 #pragma GCC unroll 6
                 for (int q = 0; q < Q; ++q) {
-                    const vec query = spread(queries[q][i + which]);
+                    const vec query = broadcast(queries[q][i + which]);
 #pragma GCC unroll 16
                     for (int p = 0; p < P * kParts; ++p) sums[p][q] += key[p] * query;
                 }
@@ -522,35 +522,35 @@ private:
 #pragma GCC unroll 6
         for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 16
-            for (int p = 0; p < P * kParts; ++p) store(shares[q] + panel * kPanel + p * LANES, sums[p][q] * scale);
+            for (int p = 0; p < P * kParts; ++p) store(weights[q] + panel * kPanel + p * LANES, sums[p][q] * scale);
     }
 
     // exp(score - largest) of the first `count` scores, and zeros up to `all`; 1 / their sum.
-    static float soften(float* shares, int count, int all) {
+    static float softmax(float* weights, int count, int all) {
         const int end = padded(count);
-        for (int t = count; t < end; ++t) shares[t] = -1e30f;
-        vec tops = load(shares);
+        for (int t = count; t < end; ++t) weights[t] = -1e30f;
+        vec tops = load(weights);
         for (int t = LANES; t < end; t += LANES) {
-            const vec next = load(shares + t);
+            const vec next = load(weights + t);
             tops = next > tops ? next : tops;
         }
-        const float most = most_of(tops);
+        const float most = max_of(tops);
         vec sums[kParts] = {};
         for (int t = 0; t < end; t += kPanel)
             for (int part = 0; part < kParts; ++part) {
-                const vec share = exp(load(shares + t + part * LANES) - most);
-                store(shares + t + part * LANES, share);
-                sums[part] += share;
+                const vec weight = exp(load(weights + t + part * LANES) - most);
+                store(weights + t + part * LANES, weight);
+                sums[part] += weight;
             }
-        for (int t = count; t < all; ++t) shares[t] = 0;
+        for (int t = count; t < all; ++t) weights[t] = 0;
         alignas(64) float lanes[kPanel];
         for (int part = 0; part < kParts; ++part) store(lanes + part * LANES, sums[part]);
         return 1.0f / add_lanes(lanes);
     }
 
-    // Values weighted by their shares, even and odd positions apart.
+    // The weighted sum of the values; even and odd positions have sums of their own.
     template <int N, int P, int Q>
-    void blend(const float* values, const float* const* shares, int count, const float* inverse, int at,
+    void weighted_sum(const float* values, const float* const* weights, int count, const float* inverse, int at,
                float* const* to) const {
         vec even[P][Q] = {}, odd[P][Q] = {};
         const auto add = [&](int t, int which, vec(&sums)[P][Q]) {
@@ -564,9 +564,9 @@ private:
             }
 #pragma GCC unroll 6
             for (int q = 0; q < Q; ++q) {
-                const vec share = spread(shares[q][t]);
+                const vec weight = broadcast(weights[q][t]);
 #pragma GCC unroll 8
-                for (int p = 0; p < P; ++p) sums[p][q] += value[p] * share;
+                for (int p = 0; p < P; ++p) sums[p][q] += value[p] * weight;
             }
         };
         int t = 0;

@@ -117,7 +117,7 @@ def build(page: Page) -> None:
         offer = page.models.available_runs.get(scored.model.name)
         run, checkpoint = (Run(offer.folder, offer.checkpoint), offer.checkpoint) if offer else (None, "best")
         return await asyncio.to_thread(
-            analyze, scored, run=run, state=checkpoint, precision=options.precision, seconds=seconds
+            analyze, scored, run=run, checkpoint=checkpoint, precision=options.precision, seconds=seconds
         )
 
     async def on_measure(text: str, name: str | None, both: bool, other: str | None) -> AsyncIterator[dict[Any, Any]]:

@@ -85,27 +85,28 @@ static void check_products() {
             // Of large products two ways, and some of the numbers.
             if (work > 1000000 && way != 1 && way != 6) continue;
             const int every = 1 + int(work / 100000);
-            const bool a_turned = way & 1, b_turned = way & 2, add = way & 4;
+            const bool a_transposed = way & 1, b_transposed = way & 2, add = way & 4;
             const Numbers a = random_numbers(size_t(rows) * depth), b = random_numbers(size_t(depth) * columns);
             const Numbers bias = random_numbers(columns), before = random_numbers(size_t(rows) * columns);
             Numbers c = before, alone = before;
-            inkling::Operands o{a.data(), a_turned ? rows : depth, a_turned, b.data(), b_turned ? depth : columns,
-                                b_turned, c.data(), columns, rows, depth, columns, add, add ? nullptr : bias.data()};
+            inkling::Operands o{a.data(), a_transposed ? rows : depth, a_transposed, b.data(),
+                                b_transposed ? depth : columns, b_transposed, c.data(), columns, rows, depth, columns,
+                                add, add ? nullptr : bias.data()};
             product(o, 2);
             if (work > 4000000) {
                 o.c = alone.data();
                 product(o, 1);
                 equal &= same_bits(c, alone);
             }
-            for (int place = 0; place < rows * columns; place += every) {
-                const int i = place / columns, j = place % columns;
-                double sum = add ? before[place] : bias[j], size = std::fabs(sum);
+            for (int index = 0; index < rows * columns; index += every) {
+                const int i = index / columns, j = index % columns;
+                double sum = add ? before[index] : bias[j], size = std::fabs(sum);
                 for (int k = 0; k < depth; ++k) {
-                    const double each = operand(a[a_turned ? k * rows + i : i * depth + k]) *
-                                        operand(b[b_turned ? j * depth + k : k * columns + j]);
+                    const double each = operand(a[a_transposed ? k * rows + i : i * depth + k]) *
+                                        operand(b[b_transposed ? j * depth + k : k * columns + j]);
                     sum += each, size += std::fabs(each);
                 }
-                const double found = std::fabs(c[place] - sum) / (size + 1e-3);
+                const double found = std::fabs(c[index] - sum) / (size + 1e-3);
                 if (!(found <= worst)) worst = found;
             }
         }
@@ -122,7 +123,7 @@ static void check_products() {
             const bool is_nan = i == 3 || (i == 4 && j == 8);
             wrong += is_nan ? !std::isnan(found) : i == 4 ? found != INFINITY : j == 8 ? found != -INFINITY : found != 40;
         }
-    report("products of what is no number", wrong, 0);
+    report("products of NaN and infinity", wrong, 0);
 }
 
 #if !defined(INKLING_BF16)
@@ -153,8 +154,8 @@ static void check_packed() {
                     all.set(row, from), all.quantize(row, packed);
                     to[row] = y.data() + row * wide;
                     one.set(0, from), one.quantize(0, packed);
-                    float* place = alone.data() + row * wide;
-                    multiply(pool, packed, one, &place);
+                    float* target = alone.data() + row * wide;
+                    multiply(pool, packed, one, &target);
                 }
                 multiply(pool, packed, all, to.data());
                 equal &= same_bits(y, alone);
@@ -199,7 +200,7 @@ static void check_packed() {
                                                     : "int8 by blocks";
         std::string line = std::string("packed weights in ") + name;
         report(line.c_str(), worst, 1e-6);
-        report((line + ", a row alone and among others: whether bits differ").c_str(), !equal, 0);
+        report((line + ", a single row and several rows: whether bits differ").c_str(), !equal, 0);
     }
 }
 
@@ -213,7 +214,8 @@ static void check_functions() {
         const float x = step / 25.0f, positive = std::exp(x / 2);
         const double wanted[] = {std::exp(double(x)), std::log(double(positive)), 1 / (1 + std::exp(-double(x))),
                                  std::tanh(double(x))};
-        const float found[] = {exp(spread(x))[0], log(spread(positive))[0], sigmoid(spread(x))[0], tanh(spread(x))[0]};
+        const float found[] = {exp(broadcast(x))[0], log(broadcast(positive))[0], sigmoid(broadcast(x))[0],
+                               tanh(broadcast(x))[0]};
         for (int i = 0; i < 4; ++i) {
             const double size = i == 0 ? wanted[i] : std::max(1.0, std::fabs(wanted[i]));
             worst[i] = std::max(worst[i], std::fabs(found[i] - wanted[i]) / size);
@@ -390,7 +392,7 @@ static Exact block_of(const Shape& s, const Arguments& p) {
     const Exact from = normed(p[0], p[1], s.epsilon);
     Exact q = linear(from, p[2], s.size), k = linear(from, p[3], s.size);
     const Exact v = linear(from, p[4], s.size);
-    const auto turn = [&](Exact& x, const Exact& weight, int heads) {
+    const auto rotate = [&](Exact& x, const Exact& weight, int heads) {
         x = normed(x, weight, s.epsilon);
         for (int row = 0; row < time * heads; ++row)
             for (int i = 0; i < half; ++i) {
@@ -399,7 +401,7 @@ static Exact block_of(const Shape& s, const Arguments& p) {
                 a = first * std::cos(by) - b * std::sin(by), b = b * std::cos(by) + first * std::sin(by);
             }
     };
-    turn(q, p[5], s.heads), turn(k, p[6], s.kv_heads);
+    rotate(q, p[5], s.heads), rotate(k, p[6], s.kv_heads);
     Exact mixed(q.size());
     for (int t = 0; t < time; ++t)
         for (int head = 0; head < s.heads; ++head) {
@@ -480,9 +482,9 @@ static void check_block() {
     const Numbers r = random_numbers(y.size());
     std::vector<Numbers> grads{Numbers(x.size())};
     for (const Numbers& each : w) grads.emplace_back(each.size());
-    float** places[] = {&b.dx, &b.d_input_norm, &b.d_query, &b.d_key, &b.d_value, &b.d_query_norm, &b.d_key_norm,
+    float** targets[] = {&b.dx, &b.d_input_norm, &b.d_query, &b.d_key, &b.d_value, &b.d_query_norm, &b.d_key_norm,
                         &b.d_output, &b.d_mlp_norm, &b.d_gate, &b.d_up, &b.d_down};
-    for (size_t i = 0; i < grads.size(); ++i) *places[i] = grads[i].data();
+    for (size_t i = 0; i < grads.size(); ++i) *targets[i] = grads[i].data();
     b.dy = r.data(), b.d_keys = d_keys.data(), b.d_values = d_values.data();
     block(b, 2);
     Arguments by;
@@ -605,7 +607,7 @@ int main(int count, char** words) {
 #endif
         return 0;
     }
-    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what was right is seen also where the program dies
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // so that the lines so far are printed if the program crashes
     check_products();
     check_functions();
     check_entropies();

@@ -1,4 +1,4 @@
-"""A cache: the tokens that followed the same context earlier in this text become more likely.
+"""The cache model: tokens that followed the same context earlier in this text become more likely.
 
     p = (1 - weight) · p(model) + weight · count(context, token) / count(context)
 
