@@ -4,7 +4,7 @@
     python -m benchmarks --full --nanogpt PATH --wlm PATH   # whole recipes
     python -m benchmarks training startup                   # some of the suites
 
-Each suite writes a record under benchmarks/results/; then benchmarks/RESULTS.md is written anew from the newest record
+Each suite writes a record under benchmarks/results/; then benchmarks/RESULTS.md is written again from the newest record
 of each. A peer that is not here is left out, and named with how to get it.
 
 suites:

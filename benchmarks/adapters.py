@@ -108,7 +108,7 @@ def _hidden(tensors: Mapping[str, Tensor]) -> Any:
 def _theirs(ids: Tensor, ours_to_theirs: Tensor) -> Tensor:
     theirs = ours_to_theirs[ids]
     if bool((theirs < 0).any()):
-        raise ValueError("The text has a symbol that the peer does not know.")
+        raise ValueError("The text has a symbol that the peer does not have.")
     return theirs
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.bf16 FOLDER                                  # three presets, three seeds, two formats
     python -m benchmarks.bf16 FOLDER --presets gru-char-large --steps 1000 --seeds 1,2
 
-Each training is a process of its own, and both formats of a preset and a seed run one after the other. A finished one
-is a line of FOLDER/results.jsonl and is not run again, so that an interrupted measurement goes on where it was. The
+Each training is a separate process, and both formats of a preset and a seed run one after the other. A finished one
+is a line of FOLDER/results.jsonl and is not run again, so that an interrupted measurement continues. The
 losses are exact and in fp32, in nats per token of the whole validation split.
 """
 

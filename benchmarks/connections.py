@@ -5,7 +5,7 @@
 One `lm serve shakespeare-gru`, and against it at once, all on this machine:
 
     clients     keep their connection and stream one completion after the other
-    rate        new connections a second, each of which asks for /health once and ends: a balancer's look, or a visitor
+    rate        new connections a second, each of which asks for /health once and ends: a balancer's check, or a visitor
     busy        other processes that only compute
 
     health      from opening the connection to the whole answer; one that fails or lasts 20 s ends the measurement
@@ -41,7 +41,7 @@ WARM_SECONDS = 3.0
 """At full load, before anything counts."""
 GIVE_UP_SECONDS = 20.0
 QUEUE_SECONDS = 0.05
-"""Between two looks at the queue."""
+"""Between two checks of the queue."""
 HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
 
@@ -110,11 +110,11 @@ async def _measure(port: int, load: Load, model: str) -> Figures:
     counted, end = begun + WARM_SECONDS, begun + WARM_SECONDS + load.seconds
     streaming = [asyncio.create_task(_stream(port, model, number, end)) for number in range(load.clients)]
     queue = asyncio.create_task(_watch_queue(port, end))
-    looks = []
+    checks = []
     for number in range(int((end - begun) * load.rate)):
         await asyncio.sleep(begun + number / load.rate - time.perf_counter())
-        looks.append(asyncio.create_task(_look(port)))
-    waits = [seconds for when, seconds in await asyncio.gather(*looks) if when >= counted]
+        checks.append(asyncio.create_task(_check(port)))
+    waits = [seconds for when, seconds in await asyncio.gather(*checks) if when >= counted]
     streams = [stream for each in await asyncio.gather(*streaming) for stream in each]
     events = [stream.events() for stream in streams]
     first = [
@@ -152,7 +152,7 @@ async def _stream(port: int, model: str, number: int, end: float) -> list[Stream
     return streams
 
 
-async def _look(port: int) -> tuple[float, float]:
+async def _check(port: int) -> tuple[float, float]:
     """One new connection: when it was opened, and how long it took until /health was answered."""
     begun = time.perf_counter()
     async with asyncio.timeout(GIVE_UP_SECONDS):

@@ -285,7 +285,7 @@ def write_gguf(model: LanguageModel, kind: str, path: Path, vocabulary: Sequence
     """The model's weights as llama.cpp reads them; norms and embedding stay in fp32.
 
     Args:
-        vocabulary: the text of each token; without one llama.cpp knows ids alone.
+        vocabulary: the text of each token; without one llama.cpp has ids alone.
     """
     from gguf import GGMLQuantizationType, GGUFWriter, quants
 
@@ -305,7 +305,7 @@ def write_gguf(model: LanguageModel, kind: str, path: Path, vocabulary: Sequence
         writer.add_vocab_size(V)
         writer.add_tokenizer_model("no_vocab")
     else:
-        # RWKV's takes the longest token that fits, and knows no token that would end a text.
+        # RWKV's takes the longest token that fits, and has no token that would end a text.
         writer.add_tokenizer_model("rwkv")
         writer.add_token_list(list(vocabulary))
     names = {

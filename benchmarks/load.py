@@ -1,9 +1,9 @@
-"""Training beside a busy process: tokens per second as a share of the quiet speed.
+"""Training next to a busy process: tokens per second as a share of the quiet speed.
 
     python -m benchmarks.load                    # the presets below, about a minute on 2 cores
     python -m benchmarks.load gru-char lstm-word
 
-Each turn is trained twice, alone and beside one process that computes without end, in a session of its own and bound to
+Each turn is trained twice, alone and next to one process that computes without end, in another session and bound to
 one core. A turn that other programs disturbed is repeated; a share of 45 % or more is the target.
 """
 
@@ -56,9 +56,9 @@ def main() -> None:
             turn()
             shares, others = [], 0.0
             for _ in range(given.rounds):
-                quiet, beside = undisturbed(turn), undisturbed(partial(beside_busy, turn))
-                shares.append(beside[1] / quiet[1])
-                others = max(others, quiet[0], beside[0])
+                quiet, loaded = undisturbed(turn), undisturbed(partial(with_load, turn))
+                shares.append(loaded[1] / quiet[1])
+                others = max(others, quiet[0], loaded[0])
             share = statistics.median(shares)
             note = "" if others < MAX_OTHERS else f"; of no use: other programs used {others:.1f} CPUs"
             say(f"{preset}: {share:.0%} ({min(shares):.0%} to {max(shares):.0%}), target {TARGET:.0%}{note}")
@@ -77,8 +77,8 @@ def undisturbed(turn: Callable[[], float]) -> tuple[float, float]:
     return min(found)
 
 
-def beside_busy(turn: Callable[[], float]) -> float:
-    """The figure of a turn beside a busy process."""
+def with_load(turn: Callable[[], float]) -> float:
+    """The figure of a turn next to a busy process."""
     with busy_process():
         return turn()
 

@@ -42,11 +42,11 @@ _WATCH = """() => {
   window.pressed = performance.now();
   const buttons = [...document.querySelectorAll('[role=tabpanel] button')];
   buttons.find((button) => button.textContent.trim() === 'Write').click();
-  const look = () => {
+  const check = () => {
     if (paper.value.length > before) window.first = performance.now() - window.pressed;
-    else requestAnimationFrame(look);
+    else requestAnimationFrame(check);
   };
-  look();
+  check();
 }"""
 
 

@@ -179,7 +179,7 @@ def _ours(arguments: str, name: str, settings: Settings, folder: Path) -> Conten
 
 def _nanogpt(peer: NanoGPT, iterations: int) -> Contender:
     def contend(seed: int) -> Found:
-        # Its train.py knows one seed.
+        # Its train.py has one seed.
         trained = peer.train(f"equal-{seed}", iterations, points=POINTS if seed == 1 else 1)
         scores = [(point.seconds, peer.score(point.path)) for point in trained.points]
         return Found(
@@ -219,7 +219,7 @@ def _llama(prepared: PreparedCorpus, seconds: float) -> Contender:
 
 
 def _timed(step: loops.TrainStep, scored: Callable[[int], Any], seconds: float, *, rate: float) -> Found:
-    """Train by a loop for so many seconds, with a look now and then that does not count."""
+    """Train by a loop for so many seconds, with a validation now and then that does not count."""
     curve: list[tuple[float, float]] = []
     spent = 0.0
     for part in range(1, POINTS + 1):

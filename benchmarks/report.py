@@ -2,7 +2,7 @@
 
     python -m benchmarks.report
 
-A record knows its own tables, plots and claims (`benchmarks.suite`); here they are only set. Plots need matplotlib
+A record has its own tables, plots and claims (`benchmarks.suite`); here they are only set. Plots need matplotlib
 (pip install '.[bench]'); without it the report names those that it could not draw.
 """
 

@@ -24,7 +24,7 @@ SUITES = {
     "words": "the perplexity by words after equal epochs",
     "formats": "training in bf16 and in fp32",
     "decoding": "tokens a second of generating",
-    "imported": "an imported model beside llama.cpp on the same file",
+    "imported": "an imported model and llama.cpp on the same file",
     "tokenizing": "megabytes a second of encoding",
     "startup": "from pressing Enter to the first text",
     "defaults": "the default after equal time, on texts of many kinds",
@@ -117,7 +117,7 @@ class Claim:
     bound: Literal["at least", "at most"]
     unit: str = ""
     why: str = ""
-    """Why there is no value, or what to know of it."""
+    """Why there is no value, or a remark on it."""
     other: Mapping[str, Any] | None = None
     """A second claim, as a dict; the target is met where either holds."""
 

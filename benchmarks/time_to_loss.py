@@ -3,7 +3,7 @@
 nanoGPT's recipe (4 layers, 128 wide, block 64, batch 12, 2,000 iterations) is trained by its own train.py, and its last
 checkpoint scored on the whole validation split: that loss is L, and the time of its training T. Ours is `lm train` as a
 whole process, five seeds; weights are kept on the way, and the first from which on the loss on the whole validation
-split stays within L say the time. Evaluation is no part of the training time and, where a program evaluates by itself,
+split stays within L say the time. Evaluation is no part of the training time and, where a program evaluates on its own,
 a part of the whole-process time. Without --full only the first iterations of nanoGPT are run: T is then extrapolated,
 and L is the figure of the project's target.
 """

@@ -77,7 +77,7 @@ def run(settings: Settings) -> Record:
 
 
 def _corpus(settings: Settings) -> Corpus:
-    """WikiText-2 where it is at hand, else the built-in corpus; nothing is downloaded for this."""
+    """WikiText-2 where it is available, else the built-in corpus; nothing is downloaded for this."""
     data = settings.data_dir or Path(os.environ.get("INKLING_DATA") or "missing")
     name = WORDS if (data / WORDS / "train.txt").is_file() else BUILTIN
     return open_corpus(CorpusConfig(source=name), data_dir=settings.data_dir)

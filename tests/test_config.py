@@ -269,7 +269,7 @@ def test_a_missing_file_of_options_is_refused(tmp_path: Path) -> None:
         make(file=tmp_path / "none.toml")
 
 
-def test_merge_changes_what_it_is_told_and_nothing_else() -> None:
+def test_merge_changes_the_given_options_and_nothing_else() -> None:
     config = make(**{"model.dropout": "0.3", "training.seed": "5"})
     merged = merge(config, {"training.seed": 6, "training.max_steps": None})
     assert merged.training.seed == 6

@@ -30,7 +30,7 @@ for precision, format, allowed in (("fp32", "ieee", False), ("tf32", "tf32", Tru
 
 
 @pytest.mark.slow
-def test_products_have_the_format_asked_for_whichever_interface_the_host_program_used() -> None:
+def test_products_have_the_requested_format_whichever_interface_the_host_program_used() -> None:
     hosts = {
         "nothing": "",
         "the older one": "cuda.allow_tf32 = True; cudnn.allow_tf32 = False",

@@ -361,7 +361,7 @@ def test_resuming_a_finished_run_changes_nothing(runs: Path) -> None:
     assert content(runs) == before
 
 
-def test_a_finished_run_goes_on_with_a_longer_plan(runs: Path) -> None:
+def test_a_finished_run_continues_with_a_longer_plan(runs: Path) -> None:
     heard = Heard()
     run, went_on = lm.resume("a", runs_dir=runs, max_steps=9, callbacks=[heard])
     assert went_on and heard.start is not None and heard.end is not None
@@ -385,7 +385,7 @@ def test_a_kept_state_is_not_what_a_run_is_resumed_from(runs: Path) -> None:
     assert lm.resume("a@last", runs_dir=runs)[1] is False
 
 
-def test_whoever_extends_a_run_out_of_patience_gets_as_much_patience_again(text: Path, tmp_path: Path) -> None:
+def test_a_longer_plan_resets_the_patience_of_a_run_that_ran_out_of_it(text: Path, tmp_path: Path) -> None:
     heard = Heard()
     stuck = {
         "training.learning_rate": 1e-30,
@@ -574,7 +574,7 @@ def test_a_report_of_weights_that_training_replaced_is_not_shown(runs: Path, mon
     assert lm.load("a", runs_dir=runs).summary()["bits_per_byte"] is None
 
 
-def test_reports_of_other_states_lie_beside_the_best(runs: Path) -> None:
+def test_reports_of_other_checkpoints_are_stored_next_to_the_best(runs: Path) -> None:
     kept = lm.load("a@step-2", runs_dir=runs)
     kept.save_report(kept.evaluate("valid"))
     reports = lm.load("a", runs_dir=runs).reports()
@@ -633,7 +633,7 @@ def test_the_newest_run_is_loaded_without_a_name(runs: Path) -> None:
     assert lm.load(runs_dir=runs).name == "b"
 
 
-def test_states_of_a_run_are_told_apart(trained: Path) -> None:
+def test_checkpoints_of_a_run_are_distinguished(trained: Path) -> None:
     losses = {
         state: lm.load(f"a@{state}", runs_dir=trained).evaluate("valid").loss for state in ("step-2", "step-4", "last")
     }
@@ -641,7 +641,7 @@ def test_states_of_a_run_are_told_apart(trained: Path) -> None:
     assert lm.load("a@last", runs_dir=trained).step == 6
 
 
-def test_an_unknown_state_is_refused_when_it_is_asked_for(trained: Path) -> None:
+def test_an_unknown_checkpoint_is_refused_at_its_request(trained: Path) -> None:
     with pytest.raises(RunNotFoundError, match=r"has no checkpoint 'step-3'\. Did you mean 'step-"):
         lm.load("a@step-3", runs_dir=trained)
 
@@ -651,7 +651,7 @@ def test_a_split_that_is_not_there_is_refused(trained: Path) -> None:
         lm.load("a", runs_dir=trained).evaluate("final")
 
 
-def test_unknown_characters_in_a_prompt_are_told_and_read(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_characters_in_a_prompt_are_reported_and_read(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="lm"):
         lm.load("a", runs_dir=trained).sample("Привет \udcff ☃", max_tokens=3)
     assert "'П'" in caplog.text and "read as unknown" in caplog.text

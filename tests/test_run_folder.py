@@ -136,7 +136,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 # -- making a run -------------------------------------------------------------------------------------
 
 
-def test_a_run_is_not_overwritten_unless_told(run: RunFolder) -> None:
+def test_a_run_is_not_overwritten_by_default(run: RunFolder) -> None:
     before = content(run.path)
     with pytest.raises(RunExistsError, match="exists already.*--overwrite"):
         run.create(record(), TOKENIZER)
@@ -702,7 +702,7 @@ def test_an_unknown_run_is_answered_with_the_nearest(runs: Path) -> None:
         find_run("poett@last", runs)
 
 
-def test_an_unknown_state_is_answered_with_those_there_are(runs: Path) -> None:
+def test_an_unknown_checkpoint_is_an_error_that_lists_the_others(runs: Path) -> None:
     with pytest.raises(RunNotFoundError, match=r"has no checkpoint 'step-3'.*Checkpoints: best, last, step-2"):
         RunFolder(runs / "a").weights_path("step-3")
 

@@ -140,7 +140,7 @@ def test_one_command_trains_the_ensemble_and_the_student_that_becomes_the_run(
 
 
 @pytest.mark.parametrize("killed_at", [8, 15])
-def test_a_kill_during_the_teacher_or_the_student_is_mended_by_a_resume(
+def test_a_resume_continues_after_a_kill_during_the_teacher_or_the_student(
     text: Path, trained: Path, tmp_path: Path, killed_at: int
 ) -> None:
     ticks: list[Tick] = []

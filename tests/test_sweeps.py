@@ -116,7 +116,7 @@ def test_the_same_request_finds_the_sweep_and_trains_nothing(copied: SweepFolder
 
 
 @pytest.mark.slow
-def test_failed_runs_are_trained_again_only_where_asked(copied: SweepFolder) -> None:
+def test_failed_runs_are_trained_again_only_on_request(copied: SweepFolder) -> None:
     assert [run.status for run in resume_sweep("s", copied.runs_dir).record.runs].count("failed") == 2
     retried = resume_sweep("s", copied.runs_dir, retry=True).record
     assert [run.status for run in retried.runs] == ["finished", "stopped", "finished", "stopped"]

@@ -24,7 +24,7 @@ from serve.page.assets import read_asset
 
 MAX_BARS = 7
 MAX_TEXTS = 512
-"""Tokens of which the browser knows the text: the most likely ones."""
+"""Tokens whose text the browser gets: the most likely ones."""
 _CONTEXT_CHARACTERS = 24
 """Characters before the place, in the sentence above the chart."""
 

@@ -165,7 +165,7 @@ def test_a_training_is_recorded_with_its_choice_its_course_and_its_floor(tiny):
 # -- summary -----------------------------------------------------------------------------------------
 
 
-def test_all_targets_are_met_just_within_their_bounds(tmp_path):
+def test_all_targets_are_reached_just_within_their_bounds(tmp_path):
     # 2.019 is less than 1 % over 2.0, and more than 2 % under 2.1.
     wanted = write_all(tmp_path, "verse", "dna", default=2.019, rate_end=0.05, best_at=0.8)
     assert verdicts(wanted) == ["met"] * 5
@@ -212,7 +212,7 @@ def test_a_model_without_steps_has_no_learning_rate_to_reduce(tmp_path):
     assert verdicts(write_all(tmp_path, "verse", **counting)) == ["met"] * 5
 
 
-def test_a_course_that_is_not_known_meets_no_target(tmp_path):
+def test_an_unknown_course_reaches_no_target(tmp_path):
     wanted = write_all(tmp_path, "verse", rate_end=None, best_at=None)
     assert verdicts(wanted)[3:] == ["not measured"] * 2
 
@@ -229,7 +229,7 @@ def test_partial_records_are_summarised_and_what_is_missing_is_counted(tmp_path)
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_each_half_has_verdicts_of_its_own(tmp_path):
+def test_each_half_has_separate_verdicts(tmp_path):
     wanted = write_all(tmp_path, "verse", "chat")
     write(tmp_path, Cell("chat", 0.5, "default"), 2.0, rate_end=0.3)
     shown = " ".join(summary(wanted).split())

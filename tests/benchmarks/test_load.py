@@ -1,4 +1,4 @@
-"""A turn beside a busy process, and turns that other programs disturbed."""
+"""A turn next to a busy process, and turns that other programs disturbed."""
 
 import time
 
@@ -7,7 +7,7 @@ from benchmarks import load
 
 def test_a_busy_process_computes_while_the_turn_runs_and_ends_with_it():
     begun = load._used_by_us()
-    assert load.beside_busy(lambda: time.sleep(0.3) or 7.0) == 7.0
+    assert load.with_load(lambda: time.sleep(0.3) or 7.0) == 7.0
     # It computed, and it ended: only an ended child's time is counted.
     assert load._used_by_us() - begun > 0.05
 

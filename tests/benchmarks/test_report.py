@@ -26,7 +26,7 @@ def line(text: str, beginning: str) -> list[str]:
     return [cell.strip() for cell in row.strip("|").split("|")]
 
 
-def test_a_target_is_met_at_its_bound_and_missed_just_beside_it(tmp_path):
+def test_a_target_is_reached_at_its_bound_and_missed_just_outside(tmp_path):
     claims = [
         Claim("speed", 2.0, 2.0, "at least", "×"),
         Claim("slow", 1.9999, 2.0, "at least", "×"),
@@ -42,7 +42,7 @@ def test_a_target_is_met_at_its_bound_and_missed_just_beside_it(tmp_path):
     assert line(text, "| training | gone")[-1] == "nanoGPT is not here"
 
 
-def test_a_target_with_an_alternative_is_met_by_either(tmp_path):
+def test_a_target_with_an_alternative_is_reached_by_either(tmp_path):
     share = {"what": "share of the matmul peak", "value": 0.71, "target": 0.7}
     claims = [
         Claim("by share", 1.2, 1.8, "at least", "×", "", share),
@@ -86,7 +86,7 @@ def test_tables_missing_peers_and_notes_are_shown(tmp_path):
     assert "| ours | 12,346 | 0.5123 |\n| peer | – | 0.01000 |\n" in text
 
 
-def test_a_plot_is_drawn_beside_the_records_and_the_same_each_time(tmp_path):
+def test_a_plot_is_drawn_next_to_the_records_and_the_same_each_time(tmp_path):
     lines = {"ours": [(1.0, 2.0), (10.0, 1.5)], "nothing yet": []}
     each = record(plots=[Plot("quality", "loss against time", "seconds", "nats", lines, ("floor", 1.69))])
     text = written(tmp_path, quality=each)

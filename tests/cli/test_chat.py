@@ -32,7 +32,7 @@ def replies(lm: Lm, *lines: str, flags: tuple[str, ...] = FLAGS) -> list[str]:
     return [str(reply) for reply in done.out[:-2].split("\n\n")]
 
 
-def test_a_reply_goes_on_from_the_line(lm: Lm) -> None:
+def test_a_reply_continues_the_line(lm: Lm) -> None:
     (reply,) = replies(lm, "the cat sat")
     assert lm("sample", "a", "--prompt", "the cat sat\n", "--no-echo", *FLAGS).out == f"{reply}\n"
 
@@ -106,13 +106,13 @@ def test_a_state_saved_in_a_chat_is_gone_on_from(lm: Lm, runs: Path) -> None:
     assert onward.out == f"{second}\n"
 
 
-def test_help_and_slips_are_told_and_nothing_is_said_to_the_model(lm: Lm) -> None:
+def test_help_and_slips_are_answered_without_the_model(lm: Lm) -> None:
     done = lm("chat", "a", text="/help\n/prob\n/quit\nthe cat\n")
     assert (done.code, done.out) == (0, "")
     assert "/undo         remove your" in done.err and "Unknown command /prob. Did you mean '/probs'?" in done.err
 
 
-def test_unknown_symbols_are_noted_or_refused_and_the_chat_goes_on(lm: Lm) -> None:
+def test_unknown_symbols_are_noted_or_refused_and_the_chat_continues(lm: Lm) -> None:
     done = lm("chat", "a", *FLAGS, text="the ☃\nthe cat\n")
     assert done.code == 0 and "symbols that the model never saw" in done.err
     strict = lm("chat", "a", *FLAGS, "--unknown", "error", text="the ☃\nthe cat\n".encode() + b"\xff\n")
@@ -122,7 +122,7 @@ def test_unknown_symbols_are_noted_or_refused_and_the_chat_goes_on(lm: Lm) -> No
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no pty")
-def test_a_terminal_is_asked_line_by_line(runs: Path) -> None:
+def test_a_terminal_is_read_line_by_line(runs: Path) -> None:
     ours, theirs = pty.openpty()
     chat = forked.Popen(
         ["chat", "a", *FLAGS], cwd=runs.parent, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

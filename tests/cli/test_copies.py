@@ -18,7 +18,7 @@ Lm = Callable[..., Any]
 pytestmark = pytest.mark.usefixtures("runs")
 
 
-def test_eval_copy_prints_samples_beside_held_out_text_and_a_sentence(lm: Lm) -> None:
+def test_eval_copy_prints_samples_next_to_held_out_text_and_a_sentence(lm: Lm) -> None:
     done = lm("eval", "a", "--copy", "--samples", "3", "--max-tokens", "40", "--seed", "2")
     assert done.code == 0
     table = done.out.partition("Copies from the training text")[2].partition("bpb:")[0]

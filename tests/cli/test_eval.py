@@ -44,7 +44,7 @@ def test_the_table_names_run_split_context_and_denominators(lm: Lm) -> None:
     assert "\x1b" not in done.out + done.err
 
 
-def test_what_counting_reaches_stands_beside_the_score(lm: Lm) -> None:
+def test_the_floor_of_counting_is_shown_with_the_score(lm: Lm) -> None:
     report = json.loads(lm("eval", "a", "--json").out)
     assert report["floor"] == "7-gram counts of the training text, without a network"
     bits = report["floor_loss"] * report["tokens"] / math.log(2) / report["bytes"]

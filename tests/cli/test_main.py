@@ -178,7 +178,7 @@ def test_a_carriage_return_is_kept_before_a_newline_alone_wherever_the_pieces_ar
     assert Shown(io.StringIO()).feed(text) == text
 
 
-def test_a_terminal_that_knows_ascii_alone_is_no_trouble(runs: Path) -> None:
+def test_a_terminal_of_ascii_alone_is_no_trouble(runs: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "cli.main",
         "sample", "a", "--prompt", "☃", "--seed", "1", "--max-tokens", "3"],

@@ -116,7 +116,7 @@ def test_a_row_of_two_processes_makes_the_same_steps_as_one(runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_bench_measures_each_setting_in_a_process_of_its_own(lm: Lm, runs: Path) -> None:
+def test_bench_measures_each_setting_in_a_separate_process(lm: Lm, runs: Path) -> None:
     done = lm("bench", "a", "--device", "cpu", "--precision", "fp32", "--json")
     assert done.code == 0, done.err
     rows = json.loads(done.out)

@@ -95,7 +95,7 @@ def test_who_has_no_run_gets_a_page_on_the_next_free_port_and_the_browser_goes_t
         assert (tmp_path / "browser.log").read_text() == f"{url[0]}/page/\n"
 
 
-def test_a_port_that_was_asked_for_is_taken_or_refused(lm: Lm, runs: Path) -> None:
+def test_a_requested_port_is_taken_or_refused(lm: Lm, runs: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = lm("page", "a", "--port", port, "--no-browser")

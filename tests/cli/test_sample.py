@@ -34,7 +34,7 @@ def test_the_same_seed_gives_the_same_text_and_another_another(lm: Lm) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_a_seed_that_was_not_given_is_told_and_repeats_the_text(lm: Lm) -> None:
+def test_a_seed_that_was_not_given_is_printed_and_repeats_the_text(lm: Lm) -> None:
     done = lm("sample", "a", "--max-tokens", "40")
     seed = re.search(r"seed (\d+)", done.err)
     assert seed is not None
@@ -249,7 +249,7 @@ def test_samples_of_one_call_are_printed_one_after_the_other(lm: Lm) -> None:
     assert re.findall(r"sample \d of 3", done.err) == [f"sample {number} of 3" for number in (1, 2, 3)]
 
 
-def test_logprobs_are_told_beside_the_text(lm: Lm) -> None:
+def test_logprobs_are_printed_with_the_text(lm: Lm) -> None:
     flags = ("--seed", "3", "--max-tokens", "5", "--temperature", "0", "--allow-unknown", "--logprobs", "2")
     done = lm("sample", "a", *flags)
     plain = lm("sample", "a", *flags[:-2])

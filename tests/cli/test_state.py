@@ -25,7 +25,7 @@ def chapter(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_text_goes_on_from_a_named_state(lm: Lm, chapter: Path) -> None:
+def test_a_text_continues_from_a_named_snapshot(lm: Lm, chapter: Path) -> None:
     saved = lm("state", "save", "a", "--text", "chapter.txt", "one")
     assert saved.code == 0 and "127 tokens" in saved.err and "lm sample a --state one" in saved.err
     whole = chapter.read_text("utf-8")

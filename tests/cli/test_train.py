@@ -139,7 +139,7 @@ def test_every_flag_reaches_the_configuration(lm: Lm, tmp_path: Path, text: Path
 # -- stopping and resuming --------------------------------------------------------------------------------
 
 
-def test_a_run_stopped_early_says_how_to_go_on_and_does(lm: Lm, tmp_path: Path, runs: Path, text: Path) -> None:
+def test_a_run_stopped_early_says_how_to_continue_and_does(lm: Lm, tmp_path: Path, runs: Path, text: Path) -> None:
     kept = ("--set", "training.checkpoint_every=4")
     preset = "--preset", "gru-char-small"
     done = lm("train", str(text), "--name", "b", "--max-steps", "12", "--stop-after", "5", *preset, *kept, *SMALL)
@@ -212,7 +212,7 @@ def test_a_resume_refuses_what_it_could_not_keep(lm: Lm, runs: Path, flags: list
     assert content(runs) == before
 
 
-def test_the_level_is_told_goes_on_with_a_resume_and_the_view_shows_the_diary(
+def test_the_level_is_reported_and_stays_after_a_resume_and_the_view_shows_the_diary(
     lm: Lm, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cli.progress.PLAIN_SECONDS", 0.0)
@@ -232,7 +232,7 @@ def test_the_level_is_told_goes_on_with_a_resume_and_the_view_shows_the_diary(
     assert rows[-1]["loss_scale"] == rows[-2]["loss_scale"] and 3 < rows[-1]["skipped_steps"] < 24
 
 
-def test_training_goes_on_from_a_run_on_other_text(lm: Lm, runs: Path, tmp_path: Path) -> None:
+def test_training_continues_from_a_run_on_other_text(lm: Lm, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "new.txt").write_text("The hen sat in the fog and saw the cat by its den.\n" * 60)
     done = lm("train", "new.txt", "--init", "a@last", "--max-steps", "2", "--set", "model.dropout=0.1")
     assert done.code == 0, done.err
@@ -394,7 +394,7 @@ def test_a_slip_in_the_usage_is_exit_code_2(lm: Lm, arguments: list[str]) -> Non
     assert done.code == 2 and done.out == "" and ("Usage" in done.err or "requires an arg" in done.err)
 
 
-def test_a_taken_name_is_refused_and_overwritten_when_told(lm: Lm, runs: Path, text: Path) -> None:
+def test_a_taken_name_is_refused_and_overwritten_on_request(lm: Lm, runs: Path, text: Path) -> None:
     before = content(runs)
     refused(lm("train", str(text), "--name", "a", "--max-steps", "2", *SMALL), "exists already")
     assert content(runs) == before
@@ -420,7 +420,7 @@ def test_a_run_that_diverges_says_where_and_what_to_do(lm: Lm, runs: Path, text:
     assert len(re.findall(r"note: Step \d+: the .* the step was skipped\.", done.err)) >= 6
 
 
-def test_a_full_disk_is_a_sentence_and_the_run_goes_on_later(
+def test_a_full_disk_is_a_sentence_and_the_run_continues_later(
     lm: Lm, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:

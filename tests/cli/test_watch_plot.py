@@ -41,7 +41,7 @@ def test_watch_of_what_is_no_run_is_a_sentence(lm: Lm, runs: Path) -> None:
     assert re.search(r"^error: No run 'ghost'", lm("watch", "ghost").err, re.MULTILINE)
 
 
-def test_watch_says_how_to_go_on_with_a_run_that_nobody_trains(
+def test_watch_says_how_to_continue_a_run_that_no_process_trains(
     lm: Lm, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lm.jobs.follow.GRACE_SECONDS", 0.0)
@@ -79,7 +79,7 @@ def test_a_job_is_watched_from_another_terminal_until_it_ends(tmp_path: Path, te
 # -- plot -----------------------------------------------------------------------------------------------
 
 
-def test_curves_of_runs_become_a_picture_where_one_is_asked_for_or_curves_png(lm: Lm, runs: Path) -> None:
+def test_curves_of_runs_become_the_requested_picture_or_curves_png(lm: Lm, runs: Path) -> None:
     done = lm("plot", "a", "--by", "tokens", "-o", "x.svg")
     assert done.code == 0 and done.out == "" and "Wrote x.svg." in done.err
     assert "tokens of training" in Path("x.svg").read_text()
@@ -145,7 +145,7 @@ if sys.argv[0] == "-m":
 
 
 @pytest.mark.soak
-def test_a_resume_that_loses_something_is_told_with_exit_code_1(
+def test_a_resume_that_loses_something_is_reported_with_exit_code_1(
     lm: Lm, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken").mkdir()

@@ -81,7 +81,7 @@ def test_a_split_of_conversations_is_read_again_and_other_text_is_a_caution(fold
     assert "1 block of about 9 bytes" in done.out.replace("\n", " ")
 
 
-def test_conversations_whose_source_is_plain_text_now_are_asked_for(folder: Path) -> None:
+def test_conversations_whose_source_is_plain_text_now_have_to_be_given(folder: Path) -> None:
     run = lm.load("gru-char", runs_dir=folder / "checkpoints")
     sha256 = run.record["corpus"]["splits"]["valid"]["sha256"]
     source = folder / "chats.jsonl"

@@ -59,7 +59,7 @@ def test_windows_are_found_where_a_search_finds_them(monkeypatch: pytest.MonkeyP
         assert finder.result().tolist() == ["".join(map(chr, row)) in text for row in wanted.tolist()]
 
 
-def test_windows_with_equal_hashes_are_still_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_with_equal_hashes_are_still_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     # Under the multiplier 1 a window and its permutations have one hash; the next multiplier separates them.
     monkeypatch.setattr(windows_module, "_MULTIPLIERS", (1, windows_module._MULTIPLIERS[0]))
     finder = WindowFinder(cut_windows(code_points("abcdbadc"), 4))

@@ -121,7 +121,7 @@ def test_ids_are_the_start_token_and_then_every_token_in_the_smallest_type():
 @pytest.mark.parametrize(
     ("train", "newline"), [("a\r\nb\r\nc\n", "\r\n"), ("a\r\nb\n", "\n"), ("a\rb\n", "\n"), ("ab", "\n")]
 )
-def test_a_prepared_corpus_knows_what_most_of_its_lines_end_with(train, newline):
+def test_a_prepared_corpus_records_what_most_of_its_lines_end_with(train, newline):
     assert prepare(corpus_of(train=train, valid="a\r\n"), CHAR).newline == newline
 
 
@@ -430,7 +430,7 @@ def test_a_text_is_encoded_in_memory_with_its_counts(caplog):
 
 
 @pytest.mark.parametrize(("kind", "valid", "known"), [("char", "ab", 0.0), ("char", "a?", None), ("word", "ab", None)])
-def test_what_an_older_inkling_prepared_is_measured_where_the_text_is_at_hand(kind, valid, known):
+def test_what_an_older_inkling_prepared_is_measured_where_the_text_is_available(kind, valid, known):
     corpus = corpus_of(train="a b a b\n", valid=valid)
     now = prepare(corpus, Section(type=kind))
     path = cache_folder() / "tokens" / now.key / "meta.json"

@@ -127,7 +127,7 @@ def test_a_cut_by_position_moves_forward_to_the_next_word(tmp_path, content, fra
     assert len(exact["train"]) == int(len(content) * fractions[0])
 
 
-def test_a_cut_does_not_look_further_than_a_thousand_characters(tmp_path):
+def test_a_cut_does_not_search_further_than_a_thousand_characters(tmp_path):
     for reach, train in ((1000, 3000), (1001, 2000)):
         content = "x" * 2000 + "y" * (reach - 1) + " " + "z" * (3000 - reach)
         (tmp_path / "a.txt").write_text(content)
@@ -180,7 +180,7 @@ def test_tables_are_read_in_an_encoding_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nonsense", "base64", "undefined"])
-def test_an_encoding_that_python_does_not_know_is_one_sentence(name):
+def test_an_encoding_that_python_does_not_have_is_one_sentence(name):
     with pytest.raises(ConfigError, match=rf"^corpus\.encoding = '{name}': unknown text encoding"):
         validate(CorpusConfig, {"source": "a.txt", "encoding": name}, where="corpus")
 

@@ -148,7 +148,7 @@ def test_the_probabilities_of_a_cache_are_those_worked_out_by_hand() -> None:
     assert np.isnan(cache_probabilities(ids, 2, 1)).all()
 
 
-def test_a_cache_is_mixed_with_the_model_where_it_knows_the_context() -> None:
+def test_a_cache_is_mixed_with_the_model_where_it_has_the_context() -> None:
     ids, nats = np.array([9, 1, 2, 1, 2]), np.full(4, math.log(4))
     found = np.exp(-cached_nats(ids, nats, CacheOptions(order=1, window=None, weight=0.5)))
     assert found == pytest.approx([1 / 4, 1 / 8, 1 / 8 + 1 / 4, 1 / 8 + 1 / 6])

@@ -89,7 +89,7 @@ def test_rounding_and_another_version_do_not_matter() -> None:
     assert check(short, replace(parse(EXAMPLE), value=1.6244, precision="bf16")).reproduces
 
 
-def test_the_figure_of_a_convention_has_a_signature_of_its_own() -> None:
+def test_the_figure_of_a_convention_has_another_signature() -> None:
     static = parse(EXAMPLE)
     kenlm = convention_signature(static, "kenlm", {"perplexity_including_oovs": 21992.664})
     assert str(kenlm) == (

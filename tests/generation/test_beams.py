@@ -109,7 +109,7 @@ def test_more_beams_never_find_a_less_likely_text_here(tiny: House) -> None:
     assert sums == sorted(sums)
 
 
-def test_a_search_tells_only_at_its_end(tiny: House) -> None:
+def test_a_search_gives_events_only_at_its_end(tiny: House) -> None:
     engine = tiny.engine()
     calls: list[int] = []
     generation = engine.submit(
@@ -121,7 +121,7 @@ def test_a_search_tells_only_at_its_end(tiny: House) -> None:
     assert engine.stats().slots == 0
 
 
-def test_where_fewer_texts_exist_than_were_asked_for_the_rest_is_empty(tiny: House) -> None:
+def test_where_fewer_texts_exist_than_requested_the_rest_is_empty(tiny: House) -> None:
     a, b = (int(token) for token in tiny.tokenizer.encode("ab"))
     samples = tiny.ask("", num_beams=4, n=3, max_tokens=2, banned_tokens=[a, b])
     assert [sample.text for sample in samples] == ["\n\n", "", ""]

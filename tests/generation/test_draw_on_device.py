@@ -126,7 +126,7 @@ def test_an_engine_gives_the_same_texts_and_scores_wherever_tokens_are_drawn(nam
     ]
 
 
-def test_logits_stay_on_the_device_unless_somebody_needs_them() -> None:
+def test_logits_stay_on_the_device_unless_they_are_needed() -> None:
     decoder = TorchDecoder(House().model, joined=True, draws=True)
     slots = [decoder.open() for _ in range(5)]
     for slot in slots:

@@ -89,7 +89,7 @@ def test_a_streamed_byte_model_never_emits_half_a_character() -> None:
     assert all(event.text.encode("utf-8").decode("utf-8") == event.text for event in events)
 
 
-def test_a_word_goes_on_from_the_prompt_with_its_space() -> None:
+def test_a_word_follows_the_prompt_with_its_space() -> None:
     house = House("gru", WordTokenizer.train([TEXT], WordTokenizer.Options()))
     (sample,) = house.ask("the quick", max_tokens=12)
     assert house.tokenizer.decode([*house.tokenizer.encode("the quick"), *sample.tokens]) == "the quick" + sample.text
@@ -202,7 +202,7 @@ def test_the_presence_penalty_forgets_what_leaves_its_window(gru: House) -> None
     assert len(set(tokens)) < 30
 
 
-def test_the_repetition_penalty_looks_at_the_prompt_and_the_others_do_not(gru: House) -> None:
+def test_the_repetition_penalty_counts_the_prompt_and_the_others_do_not(gru: House) -> None:
     first = gru.ask("a", temperature=0, max_tokens=1)[0].tokens
     prompt = gru.tokenizer.decode(first)
     assert gru.ask(prompt, temperature=0, max_tokens=1, presence_penalty=100.0)[0].tokens == (
@@ -318,7 +318,7 @@ def test_prompt_scores_do_not_depend_on_company_nor_on_what_was_read_before(hous
 # -- named states -----------------------------------------------------------------------------------------
 
 
-def test_a_request_goes_on_from_the_state_of_another(house: House) -> None:
+def test_a_request_continues_from_the_state_of_another(house: House) -> None:
     engine = house.engine()
     generation = engine.submit(house.request(TEXT, max_tokens=0, more={"keep_state": True}))
     finish(engine, generation)
@@ -545,7 +545,7 @@ def test_a_paused_request_can_be_cancelled(gru: House) -> None:
     assert (engine.stats().slots, engine.stats().waiting) == (0, 0)
 
 
-def test_nobody_makes_room_where_nobody_waits(gru: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_preempted_where_no_job_waits(gru: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUANTUM", 3)
     monkeypatch.setattr(TorchDecoder, "export", None)
     engine = gru.engine(max_batch=2)
@@ -648,7 +648,7 @@ def test_who_waits_for_a_reader_reads_by_itself_when_that_one_goes(gru: House) -
     assert whole.text == gru.text(prompt, seed=2)
 
 
-def test_states_of_equal_prompts_are_told_apart(gru: House) -> None:
+def test_states_of_equal_prompts_are_distinguished(gru: House) -> None:
     engine = gru.engine()
     prompt = (TEXT * 5)[:150]
     kept = engine.submit(gru.request("zzz", max_tokens=0, more={"keep_state": True}))
@@ -788,9 +788,7 @@ def test_no_more_slots_are_used_than_the_decoder_has(gru: House) -> None:
     ],
     ids=["plain", "greedy", "turns", "nucleus", "penalties"],
 )
-def test_the_probabilities_told_of_a_place_are_those_that_tokens_are_drawn_with(
-    gru: House, options: dict[str, Any]
-) -> None:
+def test_the_reported_probabilities_are_those_that_tokens_are_drawn_with(gru: House, options: dict[str, Any]) -> None:
     settings = SamplingOptions.model_validate(options)
     sampler = Sampler(settings, gru.tokenizer)
     size = gru.tokenizer.vocab_size
@@ -803,7 +801,7 @@ def test_the_probabilities_told_of_a_place_are_those_that_tokens_are_drawn_with(
         assert sampler.draw(logits, [context], [number]) == [int(borders.searchsorted(number, "right"))]
 
 
-def test_the_logits_after_a_prompt_are_left_where_that_is_asked_for(house: House) -> None:
+def test_the_logits_after_a_prompt_are_kept_on_request(house: House) -> None:
     request = house.request("the quick ", max_tokens=0, more={"keep_logits": True})
     engine = house.engine()
     generation = engine.submit(request)

@@ -73,7 +73,7 @@ def test_counts_forget_what_leaves_the_window() -> None:
     assert Counts(3, None, (0, 0, 1)).counts.tolist() == [2, 1, 0]
 
 
-def test_a_row_without_any_probability_lives_by_an_allowed_token() -> None:
+def test_a_row_without_any_probability_gets_an_allowed_token() -> None:
     rows = np.array([[-math.inf, -math.inf], [math.nan, 1.0], [math.inf, 0.0]])
     assert softmax(ensure_finite_row(rows, 1)).tolist() == [[0, 1], [0, 1], [1, 0]]
 
@@ -86,7 +86,7 @@ def test_temperature_two_takes_square_roots() -> None:
     assert softmax(apply_temperature(HALVES, 2.0))[0].tolist() == pytest.approx((roots / roots.sum()).tolist())
 
 
-def test_each_row_may_have_a_temperature_of_its_own() -> None:
+def test_each_row_may_have_another_temperature() -> None:
     rows = apply_temperature(HALVES.repeat(2, axis=0), np.array([[2.0], [0.5]]))
     assert rows[0].tolist() == apply_temperature(HALVES, 2.0)[0].tolist()
     assert rows[1].tolist() == apply_temperature(HALVES, 0.5)[0].tolist()
@@ -104,7 +104,7 @@ def test_top_k_keeps_k_and_the_lower_ids_among_equals() -> None:
     assert softmax(keep_top_k(HALVES, 2))[0].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0])
 
 
-def test_top_k_beyond_the_vocabulary_or_what_lives_changes_nothing() -> None:
+def test_top_k_beyond_the_vocabulary_or_the_unmasked_tokens_changes_nothing() -> None:
     assert keep_top_k(HALVES, 9).tolist() == HALVES.tolist()
     masked = ban(HALVES, (0, 1))
     assert keep_top_k(masked, 3).tolist() == masked.tolist()

@@ -65,7 +65,7 @@ def test_a_state_of_other_weights_is_refused(gru: House, tmp_path: Path) -> None
         states.read("a")
 
 
-def test_a_state_that_is_not_there_is_told_with_those_that_are(gru: House, tmp_path: Path) -> None:
+def test_a_missing_snapshot_is_an_error_that_lists_the_others(gru: House, tmp_path: Path) -> None:
     states = Snapshots(tmp_path / "states", "a")
     with pytest.raises(RunNotFoundError, match="has no snapshot 'chapter'. It has none yet"):
         states.read("chapter")
@@ -120,7 +120,7 @@ def say(house: House, talk: Conversation, line: str) -> str:
     return "".join(event.text for event in talk.say(house.tokenizer.encode(line).tolist()))
 
 
-def test_a_reply_goes_on_from_all_that_was_said(house: House) -> None:
+def test_a_reply_continues_from_the_whole_conversation(house: House) -> None:
     talk = conversation(house, temperature=0)
     first = say(house, talk, "the quick ")
     second = say(house, talk, "brown ")
@@ -140,7 +140,7 @@ def test_undoing_goes_back_to_the_state_before(house: House) -> None:
     assert talk.undo() and talk.undo() and not talk.undo()
 
 
-def test_replies_have_randomness_of_their_own(gru: House) -> None:
+def test_replies_have_different_randomness(gru: House) -> None:
     talk = conversation(gru, max_tokens=30, seed=5)
     replies = [say(gru, talk, "the ") for _ in range(3)]
     assert len(set(replies)) == 3

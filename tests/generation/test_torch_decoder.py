@@ -61,7 +61,7 @@ def test_a_full_window_slides_by_half() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_fork_goes_on_by_itself(name: str) -> None:
+def test_a_fork_continues_independently(name: str) -> None:
     decoder = TorchDecoder(model_of(name, 9))
     slot = decoder.open()
     decoder.prefill(slot, [1, 2, 3])

@@ -153,7 +153,7 @@ def test_statistics_are_means_over_all_windows_of_the_text(run: lm.Run) -> None:
     assert head.first == pytest.approx(np.mean(firsts), abs=1e-5)
 
 
-def test_a_head_with_equal_scores_looks_at_all_tokens_alike(run: lm.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_with_equal_scores_attends_to_all_tokens_alike(run: lm.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = run.model.layers[0].self_attn.q_proj.weight
     monkeypatch.setattr(weight, "data", torch.zeros_like(weight))
     found = attention(run, TEXT, layer=0)

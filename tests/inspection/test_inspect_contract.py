@@ -58,7 +58,7 @@ def test_inspect_gives_the_logits_and_the_state_of_forward(name: str) -> None:
 
 
 @every_variant
-def test_a_part_is_given_if_it_is_asked_for_and_the_model_has_it(name: str) -> None:
+def test_a_part_is_given_on_request_if_the_model_has_it(name: str) -> None:
     model, ids = small(name), some_ids(2, 5)
     for part in model.inspectable():
         seen = model.inspect(ids, parts=[part])

@@ -53,7 +53,7 @@ def assert_no_pickle(path, tree):
         assert not found, f"{path}, line {node.lineno}"
 
 
-def test_how_a_model_is_trained_is_asked_of_its_method_alone():
+def test_how_a_model_is_trained_depends_on_its_method_alone():
     readers = [path for path in SOURCES if re.search(r"\.trained_by\b(?!`)", path.read_text("utf-8"))]
     assert readers == [ROOT / "lm" / "models" / "base.py"]
 
@@ -83,7 +83,7 @@ def test_a_preset_is_valid_and_is_what_its_name_says(name):
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_a_preset_knows_no_corpus(name):
+def test_a_preset_names_no_corpus(name):
     assert "corpus" not in read_preset(name)
 
 

@@ -152,7 +152,7 @@ def test_an_address_that_guesses_waits_twice_as_long_each_time(monkeypatch):
     assert not keys.accept(b"y", "192.0.2.1")
 
 
-def test_one_wrong_key_that_is_sent_without_end_shuts_out_nobody_else():
+def test_one_wrong_key_that_is_sent_without_end_blocks_no_other_client():
     keys = Keys(KEYS)
     for _ in range(10):
         assert not keys.accept(b"old", "192.0.2.1")

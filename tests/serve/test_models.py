@@ -36,7 +36,7 @@ def loaded(server) -> list[str]:
     return [card["id"] for card in server.request("GET", "/v1/models")[2]["data"] if card["loaded"]]
 
 
-def test_without_names_every_run_is_offered_and_loaded_when_first_asked_for(serve: Serve):
+def test_without_names_every_run_is_offered_and_loaded_at_its_first_request(serve: Serve):
     with serve() as server:
         names = [card.id for card in server.openai.models.list()]
         assert set(names) == {*MODELS, *SHIPPED} and names[-len(SHIPPED) :] == list(SHIPPED)
@@ -424,7 +424,7 @@ def test_weights_that_are_not_finite_are_refused_until_they_are_whole_again(runs
 
 
 @pytest.mark.parametrize("way", ["signal", "request"])
-def test_a_retrained_run_is_swapped_in_and_streams_go_on(serve: Serve, runs, tmp_path, way):
+def test_a_retrained_run_is_swapped_in_and_streams_continue(serve: Serve, runs, tmp_path, way):
     shutil.copytree(runs / "gru", tmp_path / "gru")
     shutil.copy(runs / "text.txt", tmp_path / "text.txt")
     ask = {"model": "gru", "prompt": "the", "max_tokens": 30_000, "seed": 5}

@@ -240,14 +240,14 @@ def test_the_log_has_a_json_line_a_request_with_its_id_and_no_prompt(serve: Serv
         assert "secret" not in server.log_path.read_text("utf-8")
 
 
-def test_the_log_has_prompts_where_that_was_asked_for(serve: Serve):
+def test_the_log_has_prompts_on_request(serve: Serve):
     with serve("gru", "--log-prompts") as server:
         server.post("/v1/completions", prompt="secret words", max_tokens=1)
         server.post("/v1/score", text="other words")
         assert [line["prompt"] for line in server.log() if "prompt" in line] == ["secret words", "other words"]
 
 
-def test_browsers_of_other_origins_are_let_in_only_where_asked(serve: Serve, server):
+def test_browsers_of_other_origins_are_accepted_only_on_request(serve: Serve, server):
     asked = {"Origin": "https://a.example"}
     preflight = {**asked, "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in server.request("GET", "/health", headers=asked)[1]

@@ -124,7 +124,7 @@ def test_a_client_that_closes_its_sending_side_gets_its_answer(plain: Server, te
     assert talk(plain, post(version=version)[:-1], half_close=True) == ("", "", b"")
 
 
-def test_an_answer_that_takes_long_is_announced_so_that_it_shows_when_nobody_is_left(plain: Server):
+def test_a_slow_answer_is_announced_so_that_a_lost_client_is_noticed(plain: Server):
     status, _, rest = talk(plain, post(max_tokens=16_000, n=16), half_close=True)
     assert status == "HTTP/1.1 100 Continue" and rest.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b'"completion_tokens":256000,' in rest
@@ -240,7 +240,7 @@ def test_names_of_the_machine_are_answered(plain: Server, host):
 # -- what is noted ------------------------------------------------------------------------------------
 
 
-def test_whatever_is_asked_the_figures_have_few_names(plain: Server):
+def test_for_all_requests_the_figures_have_few_names(plain: Server):
     for number in range(20):
         plain.request("GET", f"/nowhere/{number}")
         plain.request("GET", f"/v1/models/{number}")

@@ -190,7 +190,7 @@ def through_proxy(*answers: list[dict[str, Any]], body: list[dict[str, Any]] = B
     return bodies, sent
 
 
-def test_a_request_without_an_answer_is_asked_again_with_its_whole_body():
+def test_a_request_without_an_answer_is_sent_again_with_its_whole_body():
     start = {"type": "http.response.start", "status": 200, "headers": []}
     end = {"type": "http.response.body", "body": b"text"}
     assert through_proxy([], [], [start, end]) == ([b"ab"] * 3, [start, end])

@@ -248,7 +248,7 @@ def test_a_long_training_keeps_a_curve_of_bounded_length_with_every_validation()
     assert [row["step"] for row in job.rows if row["valid_loss"]] == list(range(1000, 20 * MAX_ROWS, 1000))
 
 
-def test_the_default_and_every_family_that_has_a_preset_can_be_asked_for():
+def test_the_default_and_every_family_that_has_a_preset_can_be_requested():
     assert families() == {
         "Default": "default", "GRU": "gru", "Hybrid": "hybrid", "LSTM": "lstm", "Ngram": "ngram",
         "Transformer": "transformer",

@@ -34,7 +34,7 @@ def test_an_unknown_character_decodes_to_the_replacement_character():
     assert tokenizer.pieces(tokenizer.encode("a€\n")) == ["a", "<unk>", "\\n"]
 
 
-def test_skip_drops_unknown_characters_and_met_counts_them():
+def test_skip_drops_unknown_characters_and_counts_them():
     tokenizer, unknown_counts = train("ab\n"), Counter()
     assert tokenizer.decode(tokenizer.encode("xaxyb", unknown="skip", unknown_counts=unknown_counts)) == "ab"
     assert unknown_counts == {"x": 2, "y": 1}

@@ -107,7 +107,7 @@ def test_ids_have_two_bytes_for_49_thousand_tokens_and_four_for_150_thousand():
     assert made("bytes", vocab_size=151_936).encode("a").dtype == np.uint32
 
 
-def test_what_looks_like_a_special_token_in_text_is_text():
+def test_the_spelling_of_a_special_token_in_text_is_text():
     ours = made("bytes")
     for name in SPECIAL:
         ids = ours.encode(f"a {name}")

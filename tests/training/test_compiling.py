@@ -83,7 +83,7 @@ def test_inductor_compiles_the_step_on_this_machine(make_trial: MakeTrial) -> No
         assert compiled.run_step().loss == pytest.approx(plain.run_step().loss, rel=1e-3)
 
 
-def test_where_compiling_fails_one_sentence_says_so_and_the_run_goes_on(
+def test_where_compiling_fails_one_sentence_says_so_and_the_run_continues(
     make_trainer: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(graph: Any, examples: Any) -> Any:
@@ -101,7 +101,7 @@ def test_where_compiling_fails_one_sentence_says_so_and_the_run_goes_on(
     assert failing.folder.read_last()[0]["environment"]["compile"] == "off"
 
 
-def test_on_a_cpu_nothing_is_compiled_unless_it_is_asked_for(make_trainer: Make) -> None:
+def test_on_a_cpu_nothing_is_compiled_by_default(make_trainer: Make) -> None:
     trainer = make_trainer("transformer")
     trainer.train(Plan(2, 2))
     assert (trainer.config.compile, trainer.step.compiled) == ("auto", "off")

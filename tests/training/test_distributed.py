@@ -114,7 +114,7 @@ def test_two_processes_follow_the_clock_of_the_first(both: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["gru-half", "gru-end", "transformer-shard-half"])
-def test_another_number_of_processes_goes_on_at_the_same_token(both: Path, case: str) -> None:
+def test_another_number_of_processes_continues_at_the_same_token(both: Path, case: str) -> None:
     # gru-half: begun by two, ended by one; gru-end: begun by one, ended by two. The carried state is split and joined.
     straight = RunFolder(both / f"{case.rpartition('-')[0]}-1")
     assert_equal_losses(straight, RunFolder(both / case))
@@ -127,7 +127,7 @@ def test_two_processes_resume_bit_for_bit(both: Path, case: str) -> None:
 
 
 @pytest.mark.slow
-def test_each_process_drops_units_of_its_own(both: Path) -> None:
+def test_each_process_drops_other_units(both: Path) -> None:
     _, tensors = RunFolder(both / "gru-dropout-2").read_last()
     assert not np.array_equal(tensors["random"]["cpu"], tensors["random"]["cpu.1"])
 
@@ -273,7 +273,7 @@ def test_a_killed_process_costs_what_was_not_saved_and_the_job_completes_under_t
 
 
 @pytest.mark.soak
-def test_a_killed_process_ends_the_job_that_devices_started_and_another_number_goes_on(
+def test_a_killed_process_ends_the_job_that_devices_started_and_another_number_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "runs" / "a"
@@ -292,7 +292,7 @@ def test_a_killed_process_ends_the_job_that_devices_started_and_another_number_g
 
 
 @pytest.mark.soak
-def test_a_lost_machine_leaves_the_others_to_go_on(tmp_path: Path) -> None:
+def test_after_a_lost_machine_the_others_continue(tmp_path: Path) -> None:
     # Two launchers, as on two machines, of which the second dies with all that it started.
     port = free_port()
     launcher = [

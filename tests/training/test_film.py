@@ -127,7 +127,7 @@ def test_a_large_model_writes_short_samples_and_a_film_only_in_a_long_training(
     assert len(sample) == 1
 
 
-def test_a_film_that_cannot_be_written_ends_and_training_goes_on(
+def test_a_film_that_cannot_be_written_ends_and_training_continues(
     make_trainer: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(film_module, "SAMPLE_SECONDS", 1e-6)

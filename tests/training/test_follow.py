@@ -57,7 +57,7 @@ def without_wait(seconds: float) -> None:
     """Nobody waits for what is there already."""
 
 
-def test_a_finished_run_is_told_from_its_start_to_its_end(make_trainer: Make) -> None:
+def test_a_finished_run_is_reported_from_its_start_to_its_end(make_trainer: Make) -> None:
     trainer, told, live = make_trainer("gru", log_every=2), Told(), Told()
     trainer.callbacks = [live]
     end = finish(trainer)
@@ -143,7 +143,7 @@ def test_another_run_of_the_same_name_is_followed_from_its_start(make_trainer: M
     assert [event.model for event in told.events if isinstance(event, Start)] == ["gru", "lstm"]
 
 
-def test_who_looks_whether_a_run_is_trained_does_not_keep_a_trainer_out(tmp_path: Path) -> None:
+def test_a_check_whether_a_run_is_trained_does_not_block_a_trainer(tmp_path: Path) -> None:
     run, done = RunFolder(tmp_path / "a"), threading.Event()
     (run.path / "last").mkdir(parents=True)
     with run.lock():
@@ -164,7 +164,7 @@ def test_who_looks_whether_a_run_is_trained_does_not_keep_a_trainer_out(tmp_path
         watcher.join()
 
 
-def test_a_plan_by_time_is_told_with_the_steps_that_it_came_to(make_trainer: Make) -> None:
+def test_a_plan_by_time_is_reported_with_the_steps_that_it_came_to(make_trainer: Make) -> None:
     plan = Plan(8, 4, seconds=80.0, measured_step_seconds=10.0, validations=2)
     # Each look at the clock is a second later, so steps take less time than was measured.
     trainer, told, live = make_trainer("gru", log_every=2, clock=itertools.count().__next__), Told(), Told()

@@ -109,7 +109,7 @@ def test_a_run_that_is_read_late_resumes_bit_for_bit(make_trainer: Make) -> None
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
-def test_an_overflow_changes_nothing_before_the_host_knows_of_it(
+def test_an_overflow_changes_nothing_before_the_host_reads_it(
     make_trial: MakeTrial, level: str, optimizer: str
 ) -> None:
     options = {"optimizer": optimizer, "average_share": 0.5, "model.table_orders": (2,), "amp": level}

@@ -87,7 +87,7 @@ def test_the_step_that_ends_a_plan_by_time_is_at_the_floor_however_long_it_is() 
     assert timed(0, 0.0, 1.0) == 1.0
 
 
-def test_a_new_slope_never_raises_the_rate() -> None:
+def test_a_new_gradient_of_the_schedule_never_raises_the_rate() -> None:
     options = {"warmup_steps": 0, "schedule": "linear"}
     for progress in (0.1, 0.5, 0.9):
         before = timed(50, progress - 0.02, 0.02, **options)

@@ -52,9 +52,7 @@ def measured_peak(config: RunConfig, corpus: PreparedCorpus) -> int:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_two_rows_tell_what_a_step_of_the_whole_batch_takes(
-    variant: str, options: Options, prepared: PreparedCorpus
-) -> None:
+def test_two_rows_give_the_memory_of_the_whole_batch(variant: str, options: Options, prepared: PreparedCorpus) -> None:
     model, changes = VARIANTS[variant]
     config = options(model, batch_size=32, bptt=64, **changes)
     fit = estimate(config, prepared, seconds=0)
@@ -62,7 +60,7 @@ def test_two_rows_tell_what_a_step_of_the_whole_batch_takes(
     assert fit.step_bytes == pytest.approx(measured_peak(config, prepared), rel=TOLERANCE)
 
 
-def test_one_block_and_two_tell_what_all_blocks_take(
+def test_one_block_and_two_give_the_memory_of_all_blocks(
     options: Options, prepared: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_estimate, "LARGE_MODEL", 0)

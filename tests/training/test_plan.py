@@ -81,7 +81,7 @@ def test_a_plan_comes_back_from_json() -> None:
     assert "segments" not in plan.to_json()
 
 
-def test_a_segment_knows_where_the_plan_ends() -> None:
+def test_a_segment_has_the_end_of_the_plan() -> None:
     assert Segment(4, 0.4, 0.2).end_step == 7
 
 

@@ -125,7 +125,7 @@ def test_a_run_resumes_in_the_format_that_auto_began_in(make_trainer: Make, monk
     assert str(choose_format(with_saved_format(auto, low.folder), CPU)) == "bf16 O1"
 
 
-def test_a_run_in_bf16_goes_on_in_fp32_on_a_cpu_without_it_and_says_so(
+def test_a_run_in_bf16_continues_in_fp32_on_a_cpu_without_it_with_a_warning(
     make_trainer: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(dispatch, "bf16_isa", "amx_emulated")
@@ -285,7 +285,7 @@ def test_the_models_weights_are_the_rounded_masters_after_every_step(make_trial:
         ("transformer", ["layers.0.self_attn.q_proj", "norm"], {"model.dropout": 0.1}),
     ],
 )
-def test_named_modules_stay_in_fp32_and_the_rest_goes_on_in_its_level(
+def test_named_modules_stay_in_fp32_and_the_rest_keeps_its_level(
     make_trial: MakeTrial, model: str, names: list[str], settings: dict[str, Any], level: str
 ) -> None:
     trainer = make_trial(model, precision="bf16", amp=level, fp32_modules=names, **settings)
@@ -585,7 +585,7 @@ def rows(trainer: Trainer, steps: int) -> list[Row]:
     return trainer.folder.read_metrics()
 
 
-def test_the_diary_tells_scale_skips_and_where_a_gradient_overflowed(make_trainer: Make) -> None:
+def test_the_diary_has_scale_skips_and_where_a_gradient_overflowed(make_trainer: Make) -> None:
     trainer = make_trainer("gru", precision="fp16", loss_scale_init=2.0**22, loss_scale_window=100)
     found = rows(trainer, 6)
     assert found[0]["loss_scale"] == 2.0**21 and found[0]["skipped_steps"] == 1
@@ -615,7 +615,7 @@ def test_fp32_has_no_loss_scale_in_its_diary(make_trainer: Make) -> None:
 
 @pytest.mark.parametrize("model", ["gru", "transformer"])
 @pytest.mark.parametrize("amp", ["O0", "O1", "O2"])
-def test_the_largest_activation_is_told_on_request_and_looking_changes_nothing(
+def test_the_largest_activation_is_reported_on_request_and_changes_nothing(
     make_trainer: Make, model: str, amp: str
 ) -> None:
     options = {"amp": amp, "model.dropout": 0.2, "log_every": 2}

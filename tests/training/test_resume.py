@@ -181,7 +181,7 @@ def test_a_plateau_is_remembered_wherever_the_run_was_stopped(
     assert halves.folder.read_metrics()[-1]["learning_rate"] == pytest.approx(0.025)
 
 
-def test_a_run_stopped_where_its_patience_ends_does_not_go_on(
+def test_a_run_stopped_where_its_patience_ends_does_not_continue(
     make_trainer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**RICH, "patience": 1, "learning_rate": 1e-30}

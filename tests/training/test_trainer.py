@@ -234,7 +234,7 @@ def test_tensorboard_has_every_number_and_forgets_what_a_resume_repeats(make_tra
 
 
 @pytest.mark.parametrize("model", ["gru", "transformer"])
-def test_a_look_at_the_text_changes_no_bit_of_training(make_trainer: Make, model: str) -> None:
+def test_a_preview_of_the_text_changes_no_bit_of_training(make_trainer: Make, model: str) -> None:
     trainers = []
     for tokens in (30, None):
         trainers.append(make_trainer(model, **{"model.dropout": 0.3}, sample_tokens=tokens))
@@ -423,7 +423,7 @@ def test_a_module_whose_output_overflows_is_named(make_trial: MakeTrial) -> None
         trainer.run_step()
 
 
-def test_a_skipped_step_is_told_takes_its_batch_and_changes_nothing(
+def test_a_skipped_step_is_reported_takes_its_batch_and_changes_nothing(
     make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = make_trainer("gru", on_nonfinite="skip", schedule="linear", learning_rate=0.01)
@@ -458,7 +458,7 @@ def test_a_skipped_step_is_told_takes_its_batch_and_changes_nothing(
     assert (progress.step, progress.skipped_steps, progress.updates) == (3, 1, 2)
 
 
-def test_a_validation_loss_that_is_not_finite_is_told_and_never_the_best(
+def test_a_validation_loss_that_is_not_finite_is_reported_and_never_the_best(
     make_trainer: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = make_trainer("gru")

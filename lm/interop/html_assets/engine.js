@@ -31,7 +31,7 @@ const NUMBERS = {
   float32: Float32Array, float64: Float64Array,
 };
 
-// The content of the file, its arrays in their places in the memory.
+// The content of the file, with its arrays as views of the memory.
 function withArrays(content, memory) {
   const { buffer } = memory;
   const array = ({ type, shape, offset, stride, scales }) => {

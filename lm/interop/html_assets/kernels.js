@@ -87,7 +87,7 @@ class Tables {
     this.recent = new Array(this.held).fill(-1);
     this.rows = [];
   }
-  place(id) {
+  append(id) {
     let hash = 0, digits = 0, worth = 1, next = 0, back = 0;
     for (; back <= this.held; back++) {
       const token = back === 0 ? id : this.recent[this.held - back], whole = token >= 0;
@@ -168,8 +168,8 @@ class Recurrent {
 
   // Reads one more token. Returns the logits after it, valid until the next call; null if they are not needed.
   step(id, needsLogits = true) {
-    this.tables.place(id);
-    this.mixture?.place(id);
+    this.tables.append(id);
+    this.mixture?.append(id);
     let below = null;
     this.layers.forEach(({ input, hidden }, layer) => {
       let inputs = this.inputs;
@@ -279,11 +279,11 @@ function decoded(codes, backoffCodes, pairs, shareValues, backoffValues) {
   return { shares, backoffs };
 }
 
-// The last tokens that counts look at.
+// The last tokens, which the counts use.
 class History {
   constructor(counts) { this.size = counts.levels.length; this.clear(); }
   clear() { this.tokens = new Array(this.size).fill(-1); }
-  place(id) { if (this.size) this.tokens = [...this.tokens.slice(1), id]; }
+  append(id) { if (this.size) this.tokens = [...this.tokens.slice(1), id]; }
 }
 
 // The gated mixture of a network with counts; as mixture.hpp.
@@ -295,7 +295,7 @@ class Mixture {
     this.shares = new Float32Array(this.counts.unigrams.length);
   }
   clear() { this.history.clear(); }
-  place(id) { this.history.place(id); }
+  append(id) { this.history.append(id); }
   // Logits become log-probabilities of the mixture.
   mix(hidden, logits) {
     const { shares, gate } = this, width = shares.length;
@@ -319,7 +319,7 @@ class NGram {
   }
   clear() { this.history.clear(); }
   step(id, needsLogits = true) {
-    this.history.place(id);
+    this.history.append(id);
     if (!needsLogits) return null;
     this.counts.distribution(this.history.tokens, this.logits);
     for (let i = 0; i < this.logits.length; i++) this.logits[i] = log(this.logits[i]);
@@ -398,7 +398,7 @@ class Transformer {
   read(id) {
     const position = this.window.length, { residual, normed, raw, mixed, active, epsilon } = this;
     this.window.push(id);
-    this.tables.place(id);
+    this.tables.append(id);
     residual.set(this.embedding.row(id));
     for (const block of this.blocks) {
       norm(residual, normed, block.inputNorm, epsilon);

@@ -119,7 +119,7 @@ inline uint16_t to_half(float value) {
 // LANES of float16 as float32.
 inline vec load_halves(const uint8_t* from) {
 #if LANES == 16
-    // All of them; without the mask GCC 12 warns of its own header.
+    // All of them; without the mask GCC 12 warns about its header.
     return (vec)_mm512_maskz_cvtph_ps(__mmask16(-1), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif LANES == 8
     return (vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));

@@ -20,16 +20,16 @@ window.inklingStorage = (() => {
     value: (name) => shown[name],
     chooseModels: (keys, offered, picked) => {
       // At first the choice of the link or the stored one; then what the picker shows, whatever other windows store.
-      const wanted = opened ? picked : keys.map((key) => atOpening(key, read(key)));
-      const chosen = wanted.map((name, index) => (offered.names.includes(name) ? name : offered.defaults[index]));
+      const requested = opened ? picked : keys.map((key) => atOpening(key, read(key)));
+      const selected = requested.map((name, index) => (offered.names.includes(name) ? name : offered.defaults[index]));
       keys.forEach((key, index) => {
-        shown[key] = chosen[index];
-        if (!opened && atOpening(key, null) && wanted[index] !== chosen[index]) {
-          window.inklingShell.missingModel(wanted[index]);
+        shown[key] = selected[index];
+        if (!opened && atOpening(key, null) && requested[index] !== selected[index]) {
+          window.inklingShell.missingModel(requested[index]);
         }
       });
       opened = true;
-      return chosen;
+      return selected;
     },
     store: (name, value) => { if (restored) write(name, (shown[name] = value)); },
     restore: (names, values) => {

@@ -2,7 +2,7 @@
 
 const KEY = 'inkling.drafts', MOST_GROUPS = 20, TITLE = 32;
 // {current: id, list: [{id, text, parts, groups, seeds, changed}]}; a group has {base, versions: [{text, parts}], at}: texts
-// that begin with the same base and go on differently.
+// that begin with the same base and continue differently.
 let drafts = { current: 1, list: [] }, opened = false, saving;
 const stored = (key) => { try { return JSON.parse(localStorage.getItem(key)); } catch { return null; } };
 const draft = () => drafts.list.find((each) => each.id === drafts.current);
@@ -14,8 +14,8 @@ const write = () => {
   Object.assign(draft(), snapshot(), { seeds });
   // Another window may have changed the other drafts.
   const others = (stored(KEY)?.list ?? []).filter((each) => each.id !== drafts.current && !removed.has(each.id));
-  const known = new Set(others.map((each) => each.id));
-  const mine = drafts.list.filter((each) => each.id === drafts.current || !known.has(each.id));
+  const otherIds = new Set(others.map((each) => each.id));
+  const mine = drafts.list.filter((each) => each.id === drafts.current || !otherIds.has(each.id));
   drafts.list = [...others, ...mine].sort((a, b) => a.id - b.id);
   try {
     localStorage.setItem(KEY, JSON.stringify(drafts));
@@ -62,7 +62,7 @@ const deleteDraft = () => {
 // -- versions ----------------------------------------------------------------------------------------------------------
 
 const groupOf = (base) => draft().groups.find((group) => group.base === base);
-// The deepest place at which the text has other versions.
+// The longest beginning of the text that has other versions.
 const group = () => draft()?.groups.filter(({ base, versions }) => versions.length > 1 && text.startsWith(base))
   .sort((a, b) => b.base.length - a.base.length)[0];
 const keep = (found) => {
@@ -81,7 +81,7 @@ const keepVersion = (base) => {
   return found;
 };
 const newVersion = (found) => { found.at = found.versions.push({ text: found.base, parts: [] }) - 1; };
-const turn = (step) => {
+const switchVersion = (step) => {
   readEdits();
   const found = group();
   if (!found?.versions[found.at + step]) return;
@@ -115,7 +115,7 @@ const showBar = () => {
 };
 document.addEventListener('click', ({ target }) => {
   const act = target.closest?.('#sheet-bar button')?.dataset.act;
-  if (act) ({ new: newDraft, delete: deleteDraft, back: () => turn(-1), forth: () => turn(1) })[act]();
+  if (act) ({ new: newDraft, delete: deleteDraft, back: () => switchVersion(-1), forth: () => switchVersion(1) })[act]();
 });
 document.addEventListener('change', ({ target }) => {
   if (!target.matches?.('#sheet-bar select')) return;

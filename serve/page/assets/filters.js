@@ -1,5 +1,5 @@
-// The filters of lm/generation/filters.py, in their order, for one row of logits. The same rules for ties: among equals
-// at the border the lower ids stay.
+// The filters of lm/generation/filters.py, in their order, for one row of logits. Ties have the same rule: of equal
+// values at the border, the lower ids stay.
 const inklingFilters = (() => {
   const MASKED = -Infinity, HUGE = 1e300;
   const largest = (logits) => logits.reduce((most, value) => (value > most ? value : most), MASKED);

@@ -13,8 +13,8 @@ let data = null, plot = null, shape = '', at = null;
 const holder = make('div', { className: 'plot', tabIndex: 0 });
 holder.setAttribute('role', 'group');
 const keys = make('ul');
-const said = make('p', { className: 'said' });
-said.setAttribute('aria-live', 'polite');
+const readout = make('p', { className: 'said' });
+readout.setAttribute('aria-live', 'polite');
 const title = make('span', { className: 'title' });
 const below = make('div', { className: 'title below' });
 const toggle = (name, label) => {
@@ -33,7 +33,7 @@ const tools = make(
   'div', { className: 'tools' }, title, toggle('logY', 'Log scale'), toggle('logX', 'Log x'),
   make('label', {}, 'Smoothing', slider), button('PNG', savePicture), button('CSV', saveTable),
 );
-const root = make('div', { className: 'curves' }, tools, holder, below, keys, said);
+const root = make('div', { className: 'curves' }, tools, holder, below, keys, readout);
 
 // -- numbers ------------------------------------------------------------------------------------------
 
@@ -173,8 +173,8 @@ function heights(chart) {
   shown.forEach((line, index) => {
     if (hidden.has(data.lines[index].name)) return;
     const from = data.lines[index].thin ? begin : -Infinity;
-    const inside = line.x.map((_, place) => place).filter((place) => line.x[place] >= Math.max(min, from) && line.x[place] <= max);
-    const values = inside.flatMap((place) => [line.y[place], line.low[place], line.high[place]]).filter(Number.isFinite);
+    const inside = line.x.map((_, point) => point).filter((point) => line.x[point] >= Math.max(min, from) && line.x[point] <= max);
+    const values = inside.flatMap((point) => [line.y[point], line.low[point], line.high[point]]).filter(Number.isFinite);
     [low, high] = span(values, [low, high]);
   });
   if (low > high) return settings.logY ? [1, 10] : [0, 1];
@@ -183,7 +183,7 @@ function heights(chart) {
   return [low - margin, high + margin];
 }
 
-// Curves have their points at different places: each shows the one that is nearest to the pointer.
+// Curves have their points at different x: each shows the one that is nearest to the pointer.
 function nearest(chart, index, hovered) {
   const xs = chart.data[0], ys = chart.data[index];
   let before = hovered, after = hovered;
@@ -213,20 +213,20 @@ function drawBest(chart) {
 
 function showKeys() {
   if (!plot?.main) return;
-  const seen = [];
+  const values = [];
   const items = data.lines.map((line, index) => {
-    const place = plot.cursor.left >= 0 ? plot.cursor.idxs?.[plot.main[index]] : null;
+    const point = plot.cursor.left >= 0 ? plot.cursor.idxs?.[plot.main[index]] : null;
     const facts = [];
-    if (place != null && plot.data[plot.main[index]][place] != null) {
-      const value = number(plot.data[plot.main[index]][place], 5);
-      facts.push(`${value} at ${number(plot.data[0][place], 6)}`);
-      if (!hidden.has(line.name)) seen.push(`${line.name} ${value} at ${data.x_title} ${number(plot.data[0][place], 6)}`);
+    if (point != null && plot.data[plot.main[index]][point] != null) {
+      const value = number(plot.data[plot.main[index]][point], 5);
+      facts.push(`${value} at ${number(plot.data[0][point], 6)}`);
+      if (!hidden.has(line.name)) values.push(`${line.name} ${value} at ${data.x_title} ${number(plot.data[0][point], 6)}`);
     } else if (line.best != null) {
       facts.push(`best ${number(line.y[line.best], 5)} at ${number(line.x[line.best], 6)}`);
     }
     return [line, facts.join('')];
   });
-  // The buttons stay, so that the keyboard keeps its place.
+  // The buttons stay, so that the focus stays.
   while (keys.children.length > items.length) keys.lastChild.remove();
   items.forEach(([line, facts], index) => {
     let item = keys.children[index];
@@ -244,7 +244,7 @@ function showKeys() {
     press.setAttribute('aria-pressed', String(!hidden.has(line.name)));
     press.title = 'Show or hide this curve';
   });
-  said.textContent = document.activeElement === holder ? seen.join('; ') : '';
+  readout.textContent = document.activeElement === holder ? values.join('; ') : '';
 }
 
 function switchLine(name) {
@@ -252,7 +252,7 @@ function switchLine(name) {
   plot.batch(() => {
     data.lines.forEach((line, index) => {
       const end = plot.main[index + 1] ?? plot.series.length;
-      for (let place = plot.main[index]; place < end; place += 1) plot.setSeries(place, { show: !hidden.has(line.name) });
+      for (let series = plot.main[index]; series < end; series += 1) plot.setSeries(series, { show: !hidden.has(line.name) });
     });
   });
   // The heights of the others may differ.

@@ -15,24 +15,24 @@ const floats = (encoded) => {
   return Float64Array.from(new Float32Array(bytes.buffer));
 };
 
-const sentence = (place, before, after, best, name) => {
-  const where = place.before ? `After ${bold(place.before)}` : 'At the start of a text';
+const sentence = (position, before, after, best, name) => {
+  const where = position.before ? `After ${bold(position.before)}` : 'At the start of a text';
   const top = before.indexOf(Math.max(...before)), kept = after.filter((share) => share > 0).length;
   const parts = [`${where}, the model gives ${escaped(percent(before[top]))} to ${bold(visible(name(top)))}.`];
   if (kept === 1) parts.push(`Your settings keep only ${bold(visible(name(best)))}.`);
   else parts.push(`Your settings keep ${count(kept)} of ${count(before.length)} tokens and give it ${escaped(percent(after[top]))}.`);
-  if (place.actual !== null) {
-    const share = after[place.actual];
+  if (position.actual !== null) {
+    const share = after[position.actual];
     const settings = share ? `${escaped(percent(share))} with your settings` : 'excluded by your settings';
-    parts.push(`The text has ${bold(visible(name(place.actual)))}: ${escaped(percent(before[place.actual]))} in the model, ${settings}.`);
+    parts.push(`The text has ${bold(visible(name(position.actual)))}: ${escaped(percent(before[position.actual]))} in the model, ${settings}.`);
   }
-  if (place.unknown) parts.push('The text has a symbol outside the vocabulary: the model reads it as unknown.');
+  if (position.unknown) parts.push('The text has a symbol outside the vocabulary: the model reads it as unknown.');
   return `<p class="said" aria-live="polite">${parts.join(' ')}</p>`;
 };
 const shares = (before, after) =>
   `<span class="share">${escaped(percent(before))}</span><b class="share">${after ? escaped(percent(after)) : '–'}</b>`;
-const bar = (token, before, after, scale, name, place) => {
-  const kinds = `${token === place.actual ? ' chosen' : ''}${after === 0 ? ' out' : ''}`;
+const bar = (token, before, after, scale, name, position) => {
+  const kinds = `${token === position.actual ? ' chosen' : ''}${after === 0 ? ' out' : ''}`;
   const width = (share) => Math.min(100, (100 * share) / scale).toFixed(2);
   return `<button type="button" class="bar${kinds}" data-token="${token}" title="Continue with this token">`
     + `<span class="token">${escaped(visible(name(token)))}</span><span class="lanes">`
@@ -41,7 +41,7 @@ const bar = (token, before, after, scale, name, place) => {
     + `${shares(before, after)}</button>`;
 };
 // All tokens side by side, as wide as their probabilities, in the order of their ids: the number falls on one.
-const line = (after, place, name) => {
+const line = (after, position, name) => {
   const parts = [];
   let small = 0, odd = false;
   const gap = () => { if (small > 0) parts.push(`<i class="small" style="flex-grow:${small}"></i>`); small = 0; };
@@ -49,33 +49,33 @@ const line = (after, place, name) => {
     if (share < 0.01) { small += share; return; }
     gap();
     odd = !odd;
-    const drawn = place.number !== null && token === place.actual ? ' drawn' : '';
+    const drawn = position.number !== null && token === position.actual ? ' drawn' : '';
     parts.push(`<i class="${odd ? 'odd' : 'even'}${drawn}" style="flex-grow:${share}" title="${escaped(visible(name(token)))} ${escaped(percent(share))}">`
       + `${share >= 0.06 ? escaped(visible(name(token))) : ''}</i>`);
   });
   gap();
-  const mark = place.number === null ? '' : `<span class="drop" style="left:${100 * place.number}%"></span>`;
-  const drawn = place.number === null ? 'The draw: a random number from 0 to 1 falls on one token.'
-    : `The number ${place.number.toFixed(3)} falls on ${visible(name(place.actual))}.`;
+  const mark = position.number === null ? '' : `<span class="drop" style="left:${100 * position.number}%"></span>`;
+  const drawn = position.number === null ? 'The draw: a random number from 0 to 1 falls on one token.'
+    : `The number ${position.number.toFixed(3)} falls on ${visible(name(position.actual))}.`;
   return `<div class="line" role="img" aria-label="${escaped(drawn)}"><div class="parts">${parts.join('')}</div>${mark}</div>`
     + `<p class="number">${escaped(drawn)}</p>`;
 };
-const chart = (place) => {
-  const { logits } = place, name = (token) => place.texts[token] ?? `#${token}`;
-  const before = inklingFilters.softmax(logits), after = inklingFilters.probabilities(logits, options, place);
+const chart = (position) => {
+  const { logits } = position, name = (token) => position.texts[token] ?? `#${token}`;
+  const before = inklingFilters.softmax(logits), after = inklingFilters.probabilities(logits, options, position);
   const order = [...before.keys()].sort((a, b) => before[b] - before[a] || a - b);
   const best = after.reduce((most, share, token) => (share > after[most] ? token : most), 0);
   // No bar moves when a setting changes: the order is the model's, and so is the scale.
-  const wanted = new Set([...order.slice(0, MOST_BARS), best, ...(place.actual === null ? [] : [place.actual])]);
-  const ranked = order.filter((token) => wanted.has(token));
+  const listed = new Set([...order.slice(0, MOST_BARS), best, ...(position.actual === null ? [] : [position.actual])]);
+  const ranked = order.filter((token) => listed.has(token));
   const scale = Math.min(1, 2 * before[order[0]]) || 1;
-  const others = order.filter((token) => !wanted.has(token));
+  const others = order.filter((token) => !listed.has(token));
   const sum = (values) => others.reduce((total, token) => total + values[token], 0);
   const rest = others.length ? `<div class="rest"><span>${count(others.length)} other${others.length > 1 ? 's' : ''}</span>${shares(sum(before), sum(after))}</div>` : '';
-  return `${sentence(place, before, after, best, name)}<div class="legend"><span class="key before"></span>the model`
+  return `${sentence(position, before, after, best, name)}<div class="legend"><span class="key before"></span>the model`
     + '<span class="key after"></span><b>with your settings</b></div>'
-    + `<div class="rows">${ranked.map((token) => bar(token, before[token], after[token], scale, name, place)).join('')}${rest}</div>`
-    + line(after, place, name);
+    + `<div class="rows">${ranked.map((token) => bar(token, before[token], after[token], scale, name, position)).join('')}${rest}</div>`
+    + line(after, position, name);
 };
 const render = () => {
   const box = element.querySelector('.bars');

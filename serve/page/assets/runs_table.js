@@ -2,7 +2,7 @@
 let selected = new Set();
 let sorted = { column: null, rising: true };
 const boxes = () => [...element.querySelectorAll('input')];
-const remember = () => { selected = new Set(boxes().filter((box) => box.checked).map((box) => box.value)); };
+const storeSelection = () => { selected = new Set(boxes().filter((box) => box.checked).map((box) => box.value)); };
 const key = (row, column) => {
   const cell = row.children[column];
   const text = cell?.dataset.key ?? cell?.firstChild?.textContent ?? '';
@@ -22,9 +22,9 @@ const sort = () => {
   const body = element.querySelector('tbody');
   // Runs without a value come last in both orders.
   const rows = [...body.rows].map((row) => [key(row, sorted.column), row]);
-  const known = rows.filter(([value]) => value !== null && value !== '');
-  known.sort(([one], [other]) => (sorted.rising ? 1 : -1) * compare(one, other));
-  body.append(...known.map(([, row]) => row), ...rows.filter(([value]) => value === null || value === '').map(([, row]) => row));
+  const withValue = rows.filter(([value]) => value !== null && value !== '');
+  withValue.sort(([one], [other]) => (sorted.rising ? 1 : -1) * compare(one, other));
+  body.append(...withValue.map(([, row]) => row), ...rows.filter(([value]) => value === null || value === '').map(([, row]) => row));
 };
 element.addEventListener('click', ({ target }) => {
   const head = target.closest?.('thead th');
@@ -33,9 +33,9 @@ element.addEventListener('click', ({ target }) => {
   sorted = { column, rising: sorted.column === column ? !sorted.rising : true };
   sort();
 });
-element.addEventListener('change', () => { remember(); trigger('choose'); });
+element.addEventListener('change', () => { storeSelection(); trigger('choose'); });
 watch('value', () => {
   boxes().forEach((box) => { box.checked = selected.has(box.value); });
-  remember();
+  storeSelection();
   sort();
 });

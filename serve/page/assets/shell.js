@@ -13,7 +13,7 @@ window.inklingShell = (() => {
   paint();
   system.addEventListener('change', paint);
   const PROJECTOR = 'inkling.projector';
-  const remembered = () => { try { return localStorage.getItem(PROJECTOR) === 'true'; } catch { return false; } };
+  const storedProjector = () => { try { return localStorage.getItem(PROJECTOR) === 'true'; } catch { return false; } };
   const project = (on) => {
     root.classList.toggle('projector', on);
     byId('projector')?.setAttribute('aria-pressed', String(on));
@@ -21,7 +21,7 @@ window.inklingShell = (() => {
     // Charts that measure their text draw again.
     dispatchEvent(new Event('resize'));
   };
-  root.classList.toggle('projector', remembered());
+  root.classList.toggle('projector', storedProjector());
 
   // -- links: the part after # never reaches the server
   const parse = () => new URLSearchParams(location.hash.slice(1));
@@ -33,29 +33,29 @@ window.inklingShell = (() => {
     linked[name] = what === 'seed' ? Number(value) : value;
   }
   const notice = (text, label, act) => {
-    const place = document.createElement('p');
-    place.append(text);
+    const line = document.createElement('p');
+    line.append(text);
     const button = (name, then) => {
       const made = Object.assign(document.createElement('button'), { type: 'button', textContent: name });
-      made.addEventListener('click', () => { place.remove(); then?.(); });
-      place.append(' ', made);
+      made.addEventListener('click', () => { line.remove(); then?.(); });
+      line.append(' ', made);
     };
     if (label) button(label, act);
     button('Close');
-    byId('notice').append(place);
+    byId('notice').append(line);
   };
   const type = (name, text) => {
     const area = document.querySelector(`#${name} textarea`);
     area.value = text;
     area.dispatchEvent(new Event('input', { bubbles: true }));
   };
-  // The value of a component at the opening of the page. A link never replaces a visitor's own text by itself.
+  // The value of a component at the opening of the page. A link never replaces a visitor's text without a click.
   const atOpening = (name, stored) => {
     const value = linked[name];
     if (value === undefined) return stored;
     const isText = Object.values(links).some(({ prompt }) => prompt === name);
     if (!isText || !stored || stored === value) return value;
-    notice('This link has a text of its own.', 'Replace my text', () => type(name, value));
+    notice('This link has its own text.', 'Replace my text', () => type(name, value));
     return stored;
   };
   const missingModel = (name) => notice(`The link names the model “${name}”, which this server does not have.`);
@@ -92,8 +92,8 @@ window.inklingShell = (() => {
   let arrived = false;
   let following = false;
   const follow = () => {
-    const wanted = parse().get('tab');
-    const tab = tabs().find(({ dataset }) => dataset.tabId === wanted) ?? tabs()[0];
+    const linkedTab = parse().get('tab');
+    const tab = tabs().find(({ dataset }) => dataset.tabId === linkedTab) ?? tabs()[0];
     following = true;
     tab?.click();
     following = false;
@@ -121,15 +121,15 @@ window.inklingShell = (() => {
   });
 
   // -- what Gradio's components lack
-  const spoken = new WeakMap();
+  const announced = new WeakMap();
   let timer;
-  let spokenTab;
+  let announcedTab;
   const newTexts = () => {
     const found = [];
-    for (const place of document.querySelectorAll('[id$="-status"], [id$="-note"], .note')) {
-      const text = place.checkVisibility() ? place.innerText.trim() : '';
-      if (text && spoken.get(place) !== text) found.push(text);
-      spoken.set(place, text);
+    for (const region of document.querySelectorAll('[id$="-status"], [id$="-note"], .note')) {
+      const text = region.checkVisibility() ? region.innerText.trim() : '';
+      if (text && announced.get(region) !== text) found.push(text);
+      announced.set(region, text);
     }
     return found;
   };
@@ -137,7 +137,7 @@ window.inklingShell = (() => {
     const found = newTexts();
     if (found.length) byId('announcer').textContent = found.join('. ');
   };
-  const mend = () => {
+  const repair = () => {
     const all = tabs();
     if (!all.length) return;
     byId('skeleton')?.remove();
@@ -155,28 +155,28 @@ window.inklingShell = (() => {
       arrived = true;
       if (opened.has('tab')) {
         follow();
-        // What the link brought is in the components now: a reload must not bring it back.
+        // The components have the values of the link now: a reload must not set them again.
         history.replaceState(null, '', `${location.pathname}${location.search}#tab=${selected()}`);
       }
     }
-    if (selected() !== spokenTab) {
-      // What was there before is not news.
-      spokenTab = selected();
+    if (selected() !== announcedTab) {
+      // Texts of an opened tab are not announced.
+      announcedTab = selected();
       newTexts();
     }
-    // A status may change many times a second: screen readers get it when it rests.
+    // A status may change many times a second: screen readers get it when it no longer changes.
     clearTimeout(timer);
     timer = setTimeout(announce, QUIET_MS);
   };
   document.addEventListener('DOMContentLoaded', () => {
-    project(remembered());
+    project(storedProjector());
     byId('projector').addEventListener('click', () => project(!root.classList.contains('projector')));
     byId('copy-link').addEventListener('click', copyLink);
     let waiting = false;
     const later = () => {
       if (waiting) return;
       waiting = true;
-      setTimeout(() => { waiting = false; mend(); }, 50);
+      setTimeout(() => { waiting = false; repair(); }, 50);
     };
     new MutationObserver(later).observe(document.querySelector('gradio-app'), {
       childList: true, subtree: true, characterData: true, attributeFilter: ['aria-selected'],

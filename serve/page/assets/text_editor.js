@@ -1,12 +1,12 @@
 const area = () => document.querySelector('TEXT');
 const samplesOpen = () => Boolean(document.querySelector('SAMPLES')?.offsetParent);
-// The last known text, and its parts in order: [length, piece], where piece 0 is what the visitor typed.
+// The text when it was last read, and its parts in order: [length, piece], where piece 0 is what the visitor typed.
 let text = '', parts = [];
 // The newest number; the piece that is being added (or null), and how many of its characters are added.
 let count = 0, writing = null, added = 0;
 let isOwnInput = false;
 // The seed of each piece, and the text that a picked token replaces: [offset, token].
-let seeds = {}, chosen = null;
+let seeds = {}, picked = null;
 
 // Replace `removed` characters at `from` by `length` characters of a piece.
 const replace = (from, removed, length, piece) => {
@@ -27,7 +27,7 @@ const replace = (from, removed, length, piece) => {
     else parts.push(part);
   }
 };
-// What differs from the last known text was typed.
+// What differs from the text when it was last read was typed.
 const readEdits = () => {
   const now = area().value, limit = Math.min(now.length, text.length);
   if (now === text) return;
@@ -74,10 +74,10 @@ const end = () => {
   refresh(0);
 };
 // Where the text of a piece begins; the end of the text if nothing is left of it.
-const startOf = (wanted) => {
+const startOf = (number) => {
   let at = 0;
   for (const [size, piece] of parts) {
-    if (piece === wanted) return at;
+    if (piece === number) return at;
     at += size;
   }
   return at;
@@ -117,12 +117,12 @@ const take = (sample) => {
   show();
   return command();
 };
-const choose = (offset, token) => { chosen = [offset, token]; };
-// Replace all from a place on by a token that the visitor picked, and continue.
+const choose = (offset, token) => { picked = [offset, token]; };
+// Replace all text from an offset on by a token that the visitor picked, and continue.
 const pick = () => {
   writing = null;
   readEdits();
-  const [offset, token] = chosen;
+  const [offset, token] = picked;
   if (offset < text.length) newVersion(keepVersion(text.slice(0, offset)));
   replace(offset, text.length - offset, token.length, 0);
   area().value = text.slice(0, offset) + token;
@@ -141,7 +141,7 @@ const refresh = (delay = 350) => {
 };
 const button = (id) => document.querySelector(`#${id}`);
 const enable = (id, isEnabled) => { const found = button(id); if (found) found.disabled = !isEnabled; };
-// What the buttons say, and which of them can act.
+// The labels of the buttons, and which of them are enabled.
 const show = () => {
   const isWriting = writing !== null, root = document.documentElement, hasPiece = parts.some(([, piece]) => piece);
   const focused = document.activeElement;
@@ -161,7 +161,7 @@ const show = () => {
   save();
   showBar();
 };
-// The text area shows no text of its own: a copy behind it has the typed and the written parts in two colours.
+// The text in the text area is invisible: a copy behind it has the typed and the written parts in two colours.
 const paint = () => {
   const box = area();
   if (!box) return;

@@ -26,7 +26,7 @@ def choose(page: Page, box: str, option: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_visitor_sees_a_model_learn_and_looks_inside_it(open_page: OpenPage, site: Server) -> None:
+def test_a_visitor_sees_a_model_learn_and_the_views_of_it(open_page: OpenPage, site: Server) -> None:
     folder = RunFolder(folder_of(site, "gru"))
     for number, text in enumerate(TEXTS):
         folder.append_film({"step": 30 * number, "valid_loss": 2.0, "progress": number / 2, "text": text})
