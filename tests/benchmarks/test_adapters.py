@@ -110,7 +110,7 @@ def test_a_symbol_that_the_peer_lacks_has_no_probability_and_cannot_be_read():
     logits, _ = adapted(torch.tensor([[start]]))
     assert logits[0, 0, int(tokenizer.encode("m")[0])] == -math.inf
     assert F.softmax(logits, dim=-1).sum().item() == pytest.approx(1)
-    with pytest.raises(ValueError, match="does not know"):
+    with pytest.raises(ValueError, match="the peer does not have"):
         score(adapted, ids)
 
 
