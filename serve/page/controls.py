@@ -125,21 +125,19 @@ class SamplingControls:
         return slider_of(name, self._own.get(name, getattr(DEFAULTS, name)), self._limits.get(name))
 
 
-def slider_of(name: str, value: Any, limit: float | None = None, *, info: bool = True) -> gr.Slider:
+def slider_of(name: str, value: Any, limit: float | None = None) -> gr.Slider:
     """The slider of a sampling option.
 
     Args:
         name: of the option.
         value: where it stands first.
         limit: its largest value on this server.
-        info: adds the explanation.
     """
     slider = _SLIDERS[name]
     maximum = slider.maximum if limit is None else min(slider.maximum, limit)
-    explanation = slider.info or SamplingOptions.model_fields[name].description
     return gr.Slider(
         slider.minimum, maximum, value=min(_slider_value(name, value), maximum), step=slider.step, label=slider.label,
-        info=explanation if info else None,
+        info=slider.info or SamplingOptions.model_fields[name].description,
     )  # fmt: skip
 
 

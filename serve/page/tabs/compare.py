@@ -69,9 +69,7 @@ def _build_writing(page: Page) -> None:
         for number, default in enumerate(_TEMPERATURES[:MAX_SAMPLES], 1):
             with gr.Column(min_width=250, visible=number <= MIN_COLUMNS) as column:
                 model = model_picker(page, f"compare-model-{number}", label=f"Model {number}")
-                sliders = [
-                    slider_of(name, first, info=False) for name, first in zip(_OF_COLUMN, (default, None), strict=True)
-                ]
+                sliders = [slider_of(name, first) for name, first in zip(_OF_COLUMN, (default, None), strict=True)]
                 texts.append(gr.Textbox(
                     label=f"Text {number}", lines=12, max_lines=20, interactive=False, elem_classes="paper",
                     elem_id=f"compare-{number}", placeholder="Press Write side by side.",
