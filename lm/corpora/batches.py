@@ -119,6 +119,9 @@ class StreamBatches(Batches):
     The N - B·S tokens at the end, fewer than B, are left out.
     """
 
+    repeats = True
+    """Whether all epochs have the same batches."""
+
     def __init__(
         self, split: TokenSplit, batch_size: int, bptt: int, seed: int, *, share: tuple[int, int] = (0, 1)
     ) -> None:
@@ -128,15 +131,21 @@ class StreamBatches(Batches):
 
     def batch(self, index: int) -> Batch:
         """See `Batches.batch`."""
-        number = index % self.per_epoch
+        epoch, number = divmod(index, self.per_epoch)
         begin = number * self._bptt
         rows, weight = self._own(self._batch_size)
-        starts = begin + self._length * np.arange(self._batch_size)[rows]
-        windows = take(self._ids, starts, min(self._bptt, self._length - begin) + 1)
-        inputs, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
+        inputs, targets = self._read(epoch, rows, begin, min(self._bptt, self._length - begin))
         if number == 0:
             inputs[:, 0] = self._start_id
-        return Batch(inputs, targets, number == 0, weight, place=number)
+        return Batch(inputs, targets, number == 0, weight, place=number if self.repeats else None)
+
+    def _read(
+        self, epoch: int, rows: slice, begin: int, length: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Inputs and targets (R, length) of these rows, from column `begin` of the epoch on."""
+        starts = begin + self._length * np.arange(self._batch_size)[rows]
+        windows = take(self._ids, starts, length + 1)
+        return windows[:, :-1].copy(), windows[:, 1:].copy()
 
 
 class RotatedStreams(StreamBatches):
@@ -148,30 +157,22 @@ class RotatedStreams(StreamBatches):
     Source: Press 2019, "Partially shuffling the training data to improve language models".
     """
 
-    def batch(self, index: int) -> Batch:
-        """See `Batches.batch`."""
-        epoch, number = divmod(index, self.per_epoch)
+    repeats = False
+
+    def _read(
+        self, epoch: int, rows: slice, begin: int, length: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """See `StreamBatches._read`."""
         if epoch == 0:
-            return super().batch(index)
-        begin = number * self._bptt
-        rows, weight = self._own(self._batch_size)
+            return super()._read(epoch, rows, begin, length)
         shifts = _generator(self._seed, _ROTATION, epoch).integers(0, self._length, size=self._batch_size)
         first = (begin + shifts[rows]) % self._length
         starts = self._length * np.arange(self._batch_size)[rows]
-        inputs, targets = self._ring(starts, first, min(self._bptt, self._length - begin))
-        if number == 0:
-            inputs[:, 0] = self._start_id
-        return Batch(inputs, targets, number == 0, weight)
-
-    def _ring(
-        self, starts: npt.NDArray[np.int64], first: npt.NDArray[np.int64], length: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Inputs and targets (R, length) of rows from `starts`, each from its token number `first` on."""
         before_end = np.minimum(length, self._length - first)
         inputs, targets = np.empty((2, len(starts), length), np.int64)
         for row, (start, at, part) in enumerate(zip(starts.tolist(), first.tolist(), before_end.tolist(), strict=True)):
-            for begin, places in ((start + at, slice(0, part)), (start, slice(part, length))):
-                tokens = self._ids[begin : begin + places.stop - places.start + 1]
+            for offset, places in ((start + at, slice(0, part)), (start, slice(part, length))):
+                tokens = self._ids[offset : offset + places.stop - places.start + 1]
                 inputs[row, places], targets[row, places] = tokens[:-1], tokens[1:]
         return inputs, targets
 

@@ -58,10 +58,11 @@ def test_rotated_streams_have_every_target_once_in_each_epoch_and_start_elsewher
         got = [batches.batch(epoch * batches.per_epoch + number) for number in range(batches.per_epoch)]
         assert sorted(np.concatenate([batch.targets.ravel() for batch in got])) == list(range(100))
         assert [batch.fresh for batch in got] == [True] + [False] * (len(got) - 1)
+        assert {batch.place for batch in got} == {None}
         rows = np.concatenate([batch.targets for batch in got], axis=1)
         inputs = np.concatenate([batch.inputs for batch in got], axis=1)
         assert inputs[:, 0].tolist() == [START] * 5
-        # Each target follows its input, also where a row goes on from its end to its beginning.
+        # Each target follows its input, also where a row continues from its end at its beginning.
         assert (inputs[:, 1:] == np.where(rows[:, 1:] == 0, START, rows[:, 1:] - 1)).all()
         assert (np.sort(rows) == np.arange(100).reshape(5, 20)).all()
         first_targets.append(rows[:, 0].tolist())
